@@ -1,0 +1,32 @@
+# Every target does its own set-up in .venv: from a fresh clone, `make demo` is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint
+
+demo: $(VENV)/.demo
+	$(BIN)/python experiments/demo.py
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q tests
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check --line-length 110 --target-version py310 --select E,F,W,I --ignore E731,E741 .
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is touched after an install that succeeded; a change of what is installed makes it stale.
+$(VENV)/.demo: setup.py constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: setup.py constraints.txt | $(BIN)/python
+	$(PIP) -e '.[test]'
+	touch $(VENV)/.demo $@
+
+$(VENV)/.lint: constraints.txt | $(BIN)/python
+	$(PIP) ruff
+	touch $@

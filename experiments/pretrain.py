@@ -1,0 +1,204 @@
+"""Pre-train the tiny base on the synthetic Countdown corpus: next-token prediction, nothing else.
+
+    python experiments/pretrain.py --out runs/base
+    python experiments/pretrain.py --out runs/base-dense --dense
+
+Muon moves the matrices, AdamW the rest; after every step each expert's selection bias moves against its load
+(auxiliary-loss-free balancing, DeepSeek-V3, section 2.1.2), beside V3's small sequence-wise balance loss. The run ends by
+measuring the skills that reinforcement learning will build on: sums, and verdicts on tries.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import tyro
+
+from minir1 import checkpoint
+from minir1.data import batches, by_tokens, pad_rows
+from minir1.log import open_run, peak_memory_gib, progress, progress_line
+from minir1.losses import nll
+from minir1.model import hf
+from minir1.model.config import ModelConfig, dense
+from minir1.model.moe import MoE, balance_step, expert_load, maximal_violation, sequence_balance_loss
+from minir1.model.transformer import Transformer
+from minir1.optim import Muon, split_parameters, warmup_stable_decay
+from minir1.seed import seed_everything
+from minir1.tasks import countdown, countdown_corpus
+from minir1.tasks.countdown_corpus import Mix
+from minir1.tokenizer import EOS, Tokenizer, word_level
+from minir1.weights import token_mean
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pre-training. The defaults are those of the ten-minute demonstration."""
+
+    level: str = "default"  # of Countdown: default | wide | four
+    dense: bool = False  # grouped-query attention and SwiGLU instead of MLA and experts
+    model: ModelConfig = field(default_factory=ModelConfig)  # shape of the MLA + MoE model
+    mix: Mix = field(default_factory=Mix)  # of the corpus
+    steps: int = 750
+    batch: int = 4096  # tokens a step
+    muon_lr: float = 0.005  # matrices inside the blocks
+    adam_lr: float = 0.01  # embedding, head, router, gains
+    warmup: int = 30  # steps
+    clip: float = 1.0  # largest norm of the gradient
+    balance_speed: float = 0.003  # γ, step of the experts' selection bias
+    balance_loss: float = 1e-4  # α, weight of the sequence-wise balance loss
+    seed: int = 0
+    out: Path = Path("runs/base")
+    resume: bool = False
+    microbatch: int = 4096  # most tokens of one forward pass; no result depends on it
+    checkpoint_every: int = 250  # steps
+    wandb: str = "off"
+
+
+def build_tokenizer(level: str) -> Tokenizer:
+    """A token for every number that the level can show, every sign, and every word of the corpus."""
+    limit = countdown.level_of(level)
+    return word_level(countdown_corpus.WORDS, largest_number=max(100, limit.value, limit.high))
+
+
+def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
+    """The model of this run with the tokenizer's vocabulary, rounded up to a multiple of 16."""
+    from dataclasses import replace
+
+    shape = dense() if config.dense else config.model
+    return Transformer(
+        replace(shape, vocab=-(-tokenizer.size // 16) * 16, eos=tokenizer.eos, pad=tokenizer.pad)
+    )
+
+
+def token_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
+    """The endless corpus as batches of tokenised documents, a function of the seed alone."""
+    texts = countdown_corpus.documents(config.level, config.seed, config.mix)
+    chunks = iter(lambda: tokenizer.encode_batch([text + EOS for text in itertools.islice(texts, 512)]), None)
+    documents = itertools.chain.from_iterable(chunks)
+    return batches(documents, config.batch, pool=16, rng=random.Random(f"batches {config.seed}"))
+
+
+def loss_backward(model: Transformer, rows: list[list[int]], config: Config) -> tuple[float, list[torch.Tensor]]:
+    """Gradients of the mean negative log-likelihood of a token; returns it in nats, and the load of each MoE layer."""
+    total = sum(len(row) - 1 for row in rows)
+    value, loads = 0.0, []
+    for part in by_tokens([len(row) for row in rows], config.microbatch):
+        tokens, lengths = pad_rows([rows[i] for i in part])
+        record = []
+        logp = model.logprob(tokens, lengths=lengths, record=record)
+        columns = torch.arange(tokens.shape[1])
+        mask = (columns > 0) & (columns < lengths.unsqueeze(1))
+        loss = (token_mean(mask, total) * nll(logp)).sum()
+        value += loss.item()
+        if config.balance_loss:
+            share = len(part) / len(rows)
+            loss = loss + share * config.balance_loss * sum(sequence_balance_loss(r, lengths) for r in record)
+        loss.backward()
+        loads.append([expert_load(r) for r in record])
+    return value, [sum(layer) for layer in zip(*loads)]
+
+
+@torch.no_grad()
+def skills(model: Transformer, tokenizer: Tokenizer, level: str, problems: int = 100) -> dict[str, float]:
+    """What reinforcement learning will build on, on held-out problems: how often the most likely token is right.
+
+    `sums`: the result of each step of a legal try; `verdicts`: the yes or no behind a right try of a problem, where
+    right and wrong count half each.
+    """
+    held_out = [p for p in countdown.problems(level) if countdown.split(p) == "validation"][:problems]
+    rng = random.Random(0)
+    rows, results, verdicts = [], [], []
+    equals, ends = tokenizer.id("="), {tokenizer.id(" yes\n"): True, tokenizer.id(" no\n"): False}
+    for problem in held_out:
+        numbers, target = countdown.parse(problem)
+        everything = countdown.tries(numbers, problem.level)
+        chosen = rng.sample(everything, min(4, len(everything))) + [rng.choice(countdown.solutions(problem))]
+        words = [" yes\n" if countdown.value_of(t) == target else " no\n" for t in chosen]
+        lines = "".join(f"{countdown.try_text(t)}:{target}{word}" for t, word in zip(chosen, words))
+        rows.append(tokenizer.encode(tokenizer.chat(problem.prompt) + "<think>" + lines))
+    tokens, lengths = pad_rows(rows)
+    guess = model(tokens, lengths).argmax(-1)
+    for row, best in zip(rows, guess.tolist()):
+        results += [best[i] == row[i + 1] for i, token in enumerate(row[:-1]) if token == equals]
+        verdicts += [(ends[row[i + 1]], best[i] == row[i + 1]) for i in range(len(row) - 1) if row[i + 1] in ends]
+    yes, no = ([right for truth, right in verdicts if truth == wanted] for wanted in (True, False))
+    share = {"sums": results, "yes": yes, "no": no}
+    return {f"skill/{name}": sum(hits) / len(hits) for name, hits in share.items()}
+
+
+def main(config: Config) -> dict[str, float]:
+    """Train, save the base under out/checkpoint, return the skills."""
+    seed_everything(config.seed)
+    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
+    folder = config.out / "checkpoint"
+    tokenizer = build_tokenizer(config.level)
+    model = build_model(config, tokenizer)
+    matrices, rest = split_parameters(model)
+    muon = Muon(matrices, lr=config.muon_lr)
+    adam = torch.optim.AdamW(rest, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    layers = [module for module in model.modules() if isinstance(module, MoE)]
+    start = 0
+    if config.resume and checkpoint.latest(folder):
+        model, tokenizer, start = resume(folder, model, muon, adam)
+        layers = [module for module in model.modules() if isinstance(module, MoE)]
+    run.cut_back(start)
+
+    stream = itertools.islice(token_batches(config, tokenizer), start, config.steps)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"pre-training {parameters / 1e6:.2f}M parameters for {config.steps} steps of {config.batch} tokens")
+    began, seen = time.perf_counter(), 0
+    with progress(config.steps, "pre-training") as bar:
+        bar.advance(start)
+        for step, rows in enumerate(stream, start=start + 1):
+            factor = warmup_stable_decay(step - 1, config.steps, config.warmup)
+            for optimizer, lr in ((muon, config.muon_lr), (adam, config.adam_lr)):
+                optimizer.param_groups[0]["lr"] = lr * factor
+            loss, loads = loss_backward(model, rows, config)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip, error_if_nonfinite=True)
+            muon.step()
+            adam.step()
+            model.zero_grad(set_to_none=True)
+            for layer, load in zip(layers, loads):
+                balance_step(layer.bias, load, config.balance_speed)
+
+            seen += sum(len(row) for row in rows)
+            speed = seen / (time.perf_counter() - began)
+            metrics = {"train/loss": loss, "train/grad_norm": norm.item(), "train/lr": config.muon_lr * factor}
+            if loads:
+                metrics["train/max_violation"] = max(maximal_violation(load) for load in loads)
+            run.log(step, metrics | {"perf/train_tok_s": speed})
+            bar.advance()
+            if step % 50 == 0 or step == config.steps:
+                shown = [("loss", f"{loss:.3f}"), ("grad", f"{norm:.2f}"), ("tok/s", f"{speed:,.0f}")]
+                progress_line(step, config.steps, shown)
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                state = {"step": step, "muon": muon.state_dict(), "adam": adam.state_dict()}
+                checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state)
+
+    result = skills(model, tokenizer, config.level)
+    seconds = time.perf_counter() - began
+    print("  ".join(f"{name.removeprefix('skill/')} {value:.1%}" for name, value in result.items()))
+    run.result(result | {"seconds/pretrain": seconds, "memory/peak_gib": peak_memory_gib()})
+    run.close()
+    return result
+
+
+def resume(folder: Path, model: Transformer, muon, adam) -> tuple[Transformer, Tokenizer, int]:
+    """Put the latest checkpoint into the model and the optimizers; returns the step that it was written after."""
+    path = checkpoint.latest(folder)
+    stored, tokenizer = hf.load(path)
+    model.load_state_dict(stored.state_dict())
+    state = checkpoint.load_state(path)
+    muon.load_state_dict(state["muon"])
+    adam.load_state_dict(state["adam"])
+    return model, tokenizer, state["step"]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

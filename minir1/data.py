@@ -1,0 +1,53 @@
+"""Ragged rows into batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def pad_rows(rows: Sequence[Sequence[int]], device=None) -> tuple[Tensor, Tensor]:
+    """Rows of tokens -> int64 [B, T] padded with 0 on the right, and int64 [B] lengths."""
+    lengths = [len(row) for row in rows]
+    longest = max(lengths, default=0)
+    grid = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int64, device=device)
+    return grid.view(len(rows), longest), torch.tensor(lengths, dtype=torch.int64, device=device)
+
+
+def by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut rows, sorted by length, into batches of at most `budget` tokens, padding counted; an index list a batch.
+
+    A row longer than the budget is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
+        # sorted, so the newest row is the longest
+        if not batches or (len(batches[-1]) + 1) * lengths[row] > budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def batches(stream: Iterable[list[int]], budget: int, pool: int, rng: random.Random) -> Iterator[list[list[int]]]:
+    """Documents into batches of about `budget` tokens with little padding: `pool` batches are read, sorted by length,
+    cut, and yielded in random order. The last pool is yielded too."""
+    held: list[list[int]] = []
+    tokens = 0
+
+    def cut() -> Iterator[list[list[int]]]:
+        groups = by_tokens([len(row) for row in held], budget)
+        rng.shuffle(groups)
+        for group in groups:
+            yield [held[row] for row in group]
+
+    for document in stream:
+        held.append(document)
+        tokens += len(document)
+        if tokens >= budget * pool:
+            yield from cut()
+            held, tokens = [], 0
+    if held:
+        yield from cut()

@@ -1,0 +1,253 @@
+"""A run is a folder: config.json, metrics.jsonl, samples.jsonl, result.json, figures/, checkpoint/.
+
+The log files are plain text that any tool can read while the run goes on. Each call opens,
+appends and closes, so a killed run loses at most its last line, and `cut_back` takes the files
+back to the checkpoint from which the run goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from rich import get_console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+WANDB_MODES = ("off", "online", "offline")
+MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch")  # what a resumed run may set anew
+
+
+# ---- the folder ------------------------------------------------------------------------------
+
+
+class Run:
+    """An open run folder. Made by `open_run`; usable in a `with` statement."""
+
+    def __init__(self, out: Path, tracker=None):
+        self.out = out
+        self.tracker = tracker  # the wandb run, or None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.close(failed=kind is not None)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Finish the wandb run, if there is one. May be called twice."""
+        if self.tracker is not None:
+            self.tracker.finish(exit_code=int(failed))
+        self.tracker = None
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append {"step": step, **metrics} to metrics.jsonl; NaN and infinity become null.
+
+        Raises ValueError when a value is no number or a key is called "step".
+        """
+        row = _row(step, metrics)
+        nested = [key for key, value in row.items() if isinstance(value, (dict, list, str))]
+        if nested:
+            raise ValueError(f"metrics must be numbers in a flat dict; {nested[0]!r} is {metrics[nested[0]]!r}")
+        _append(self.out / "metrics.jsonl", [row])
+        if self.tracker is not None:
+            numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
+            self.tracker.log(numbers, step=step)
+
+    def samples(self, step: int, records: list[dict]) -> None:
+        """Append one {"step": step, **record} a record to samples.jsonl."""
+        _append(self.out / "samples.jsonl", [_row(step, record) for record in records])
+
+    def cut_back(self, step: int) -> None:
+        """Keep only the lines up to and including `step` in both files, and drop a torn last line."""
+        for path in (self.out / "metrics.jsonl", self.out / "samples.jsonl"):
+            if path.exists():
+                kept = [row for row in _read_jsonl(path) if row["step"] <= step]
+                replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+    def result(self, values: dict) -> None:
+        """Merge `values` (flat keys such as "after/pass@1") into result.json, atomically."""
+        path = self.out / "result.json"
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        replace_text(path, json.dumps({**old, **_plain(values)}, indent=2, ensure_ascii=False) + "\n")
+
+
+def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> Run:
+    """Make or reopen the run folder `out` and save `config` (a dataclass) as out/config.json.
+
+    Raises ValueError when the folder holds a run and `resume` is False; when a resumed run has
+    another config (but for MAY_CHANGE), naming each field with both values; when `wandb` is not
+    one of WANDB_MODES. Resuming a folder that holds no run starts one. After a resume, call
+    `cut_back` with the step of the checkpoint (-1 where none was written).
+    """
+    if wandb not in WANDB_MODES:
+        raise ValueError(f"wandb is {wandb!r}; allowed are {', '.join(WANDB_MODES)}")
+    out = Path(out)
+    saved, now = out / "config.json", _plain(dataclasses.asdict(config))
+    holds_run = saved.exists() or (out / "metrics.jsonl").exists()
+    if holds_run and not resume:
+        raise ValueError(f"{out} already holds a run: go on with --resume, or choose another --out")
+    if holds_run and not saved.exists():
+        raise ValueError(f"{out} holds metrics.jsonl but no config.json: choose another --out")
+    if holds_run:
+        _same_config(json.loads(saved.read_text(encoding="utf-8")), now, out)
+    out.mkdir(parents=True, exist_ok=True)
+    replace_text(saved, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
+    Run(out).cut_back(math.inf)  # a torn last line must not swallow the next one
+    return Run(out, None if wandb == "off" else _start_wandb(out, now, wandb))
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl, or of the one in a run folder; a torn last line is left out.
+
+    Raises ValueError when there is no such file, or when another line is no JSON object.
+    """
+    path = Path(path)
+    path = path / "metrics.jsonl" if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: expected a metrics.jsonl or a folder that holds one")
+    return _read_jsonl(path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader, or a kill, sees the old file or the new, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _row(step: int, values: dict) -> dict:
+    if "step" in values:
+        raise ValueError('"step" is given apart; leave it out of the values')
+    return {"step": int(step), **_plain(values)}
+
+
+def _plain(value):
+    """`value` as JSON knows it: numpy and torch scalars as numbers, NaN and infinity as None, paths as str."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy and torch: a number, or lists of numbers
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _append(path: Path, rows: list[dict]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def _read_jsonl(path: Path) -> list[dict]:
+    # A kill can tear the last line, even inside a character: it has no newline and is no JSON.
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {line[:80]!r}") from error
+    try:
+        return rows + ([json.loads(last)] if last else [])
+    except ValueError:
+        return rows
+
+
+def _same_config(old: dict, new: dict, out: Path) -> None:
+    fields = [key for key in {**old, **new} if key not in MAY_CHANGE]
+    absent = "(absent)"
+    changed = [
+        f"{key}: {old.get(key, absent)!r} then, {new.get(key, absent)!r} now"
+        for key in fields
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+    if changed:
+        raise ValueError(f"{out} was started with another config ({'; '.join(changed)}): choose another --out")
+
+
+def _start_wandb(out: Path, config: dict, mode: str):
+    """A wandb run that holds the same metrics; a resumed run is a second one in the same group."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
+    import wandb
+
+    quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True)
+    name = out.resolve().name
+    return wandb.init(project="minir1", name=name, group=name, dir=str(out), mode=mode, config=config, settings=quiet)
+
+
+# ---- the terminal ----------------------------------------------------------------------------
+
+
+def progress_line(step: int, steps: int, fields: list[tuple[str, str]]) -> None:
+    """Print one line of a training log: `  20/600  reward 0.41  length 35.2`."""
+    line = Text(f"{step:>{len(str(steps))}}/{steps}", style="bold cyan")
+    for name, value in fields:
+        line.append(f"  {name} ", style="not bold dim default").append(value, style="not bold default")
+    _console().print(line, soft_wrap=True)
+
+
+def progress(total: int, description: str) -> Bar:
+    """A progress bar: `with progress(100, "pretrain") as bar: bar.advance()`. Silent where there is no terminal."""
+    return Bar(total, description)
+
+
+class Bar:
+    """One rich progress bar; `advance(n)` moves it, `say(text)` changes its description."""
+
+    def __init__(self, total: int, description: str):
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = _console()
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.bar.add_task(description, total=total)
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.bar.stop()
+
+    def advance(self, n: int = 1) -> None:
+        self.bar.advance(self.task, n)
+
+    def say(self, description: str) -> None:
+        self.bar.update(self.task, description=description)
+
+
+def table(title: str, columns: list[str], rows: list[list]) -> None:
+    """Print a table; the first column is text, the others are aligned to the right."""
+    grid = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+    for number, name in enumerate(columns):
+        grid.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    _console().print(grid)
+
+
+def peak_memory_gib() -> float:
+    """The largest resident memory of this process so far, in GiB."""
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # macOS counts bytes, Linux KiB
+
+
+def _console() -> Console:
+    """Rich's own console, so that lines appear above a running bar; in a pipe a wide one, so that nothing is cut."""
+    console = get_console()
+    return console if console.is_terminal else Console(width=200)

@@ -1,0 +1,70 @@
+"""What decoding remembers: per-head keys and values (GQA), or only the latent and the RoPE key (MLA)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minir1.model.config import ModelConfig
+
+
+class Cache:
+    """Preallocated slots for B rows. Row b holds its first length[b] tokens in slots 0 … length[b]-1.
+
+    MLA keeps one tensor [B, S, kv_lora + rope] a layer; GQA one tensor [B, S, 2, K, d] a layer (keys, then values).
+    `extent` counts, on the host, the slots that any row may have used, so that a step reads no more than it must
+    without asking the device.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, slots: int, device=None, dtype=torch.float32):
+        entry = (config.kv_lora + config.rope,) if config.attention == "mla" else (2, config.kv_heads, config.head_size)
+        # Zeros, not empty: a masked slot has weight 0, and 0 times an uninitialised NaN would be NaN.
+        self.layers = [torch.zeros(rows, slots, *entry, device=device, dtype=dtype) for _ in range(config.layers)]
+        self.length = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.extent = 0
+
+    @property
+    def slots(self) -> int:
+        """S, the most tokens that a row can hold."""
+        return self.layers[0].shape[1]
+
+    def positions(self, new: int) -> Tensor:
+        """int64 [B, new]: the positions of the next tokens of each row."""
+        return self.length.unsqueeze(1) + torch.arange(new, device=self.length.device)
+
+    def bias(self, positions: Tensor) -> Tensor:
+        """fp32 [B, T, S]: 0 where a slot is at or before the token's position, -inf after it."""
+        slots = torch.arange(min(self.extent + positions.shape[1], self.slots), device=positions.device)
+        zero = torch.zeros((), device=positions.device)
+        return zero.masked_fill(slots > positions.unsqueeze(-1), float("-inf"))
+
+    def write(self, layer: int, positions: Tensor, entry: Tensor) -> Tensor:
+        """Store entry [B, T, ...] at positions [B, T]; return every slot in use, [B, S', ...]."""
+        held = self.layers[layer]
+        rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
+        held[rows, positions] = entry.to(held.dtype)
+        return held[:, : self.extent + positions.shape[1]]
+
+    def advance(self, lengths: Tensor | int, new: int) -> None:
+        """Count `lengths` (int64 [B], or one number for all) new tokens a row, at most `new`."""
+        self.length = self.length + lengths
+        self.extent = min(self.extent + new, self.slots)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows (int64 [B'], rising), in place."""
+        for layer, held in enumerate(self.layers):
+            held[: len(rows), : self.extent] = held[rows, : self.extent]
+            self.layers[layer] = held[: len(rows)]
+        self.length = self.length[rows]
+
+    def repeat(self, answers: int, slots: int) -> Cache:
+        """A new cache with every row `answers` times, side by side, and room for `slots` tokens."""
+        new = object.__new__(Cache)
+        new.layers = []
+        for held in self.layers:
+            more = held.new_zeros(len(held) * answers, slots, *held.shape[2:])
+            more[:, : self.extent] = held[:, : self.extent].repeat_interleave(answers, dim=0)
+            new.layers.append(more)
+        new.length = self.length.repeat_interleave(answers)
+        new.extent = self.extent
+        return new

@@ -1,0 +1,103 @@
+"""What a model is, as one frozen record. Field names follow DeepSeek-V3's paper (arXiv:2412.19437, section 2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder-only transformer. The defaults are the tiny MLA + MoE model of the CPU demonstration.
+
+    Raises ValueError when a value is out of range or two fields do not fit together, naming the field.
+    """
+
+    vocab: int = 192  # V
+    dim: int = 128  # D
+    layers: int = 4  # L
+    heads: int = 4  # H
+    attention: str = "mla"  # "mla" | "gqa"
+
+    # Multi-head latent attention (arXiv:2405.04434, section 2.1)
+    q_lora: int | None = None  # d_c', rank of the queries; None: full rank
+    kv_lora: int = 64  # d_c, rank of keys and values: what the cache holds
+    nope: int = 16  # d_h, head size without position
+    rope: int = 16  # d_h^R, size of the decoupled RoPE key
+    v_dim: int = 32  # head size of the values
+
+    # Grouped-query attention (arXiv:2305.13245)
+    kv_heads: int = 2  # K
+    head_dim: int | None = None  # None: D / H
+    qkv_bias: bool = False  # as in Qwen2
+
+    # Feed-forward: SwiGLU, dense or a mixture of experts (DeepSeekMoE, arXiv:2401.06066)
+    ffn: int = 384  # inner width of a dense layer
+    experts: int = 8  # E, routed experts; 0: every layer is dense
+    experts_per_token: int = 2  # K_r
+    shared_experts: int = 1  # N_s
+    expert_ffn: int = 128  # inner width of one expert
+    dense_layers: int = 1  # the first k layers are dense
+    score: str = "sigmoid"  # s_{i,t}: "sigmoid" (V3) | "softmax" (V2)
+    norm_topk: bool = True  # gates of the chosen experts sum to one
+    route_scale: float = 1.0  # factor on the gates, 2.5 in V3
+    groups: int = 1  # expert groups of group-limited routing
+    groups_kept: int = 1  # groups a token may use
+
+    rope_theta: float = 10_000.0  # θ
+    norm_eps: float = 1e-6
+    logit_scale: float = 1.0  # z = softcap(logit_scale · h·wᵀ) / temperature
+    softcap: float | None = None
+    tied: bool = False  # head.weight is embedding.weight
+    max_positions: int = 4096
+    init_std: float = 0.045  # V3 has 0.006 at D = 7168; 0.006·√(7168/128) keeps the scale of the activations
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+
+    def __post_init__(self):
+        def need(ok: bool, field: str, allowed: str):
+            if not ok:
+                raise ValueError(f"ModelConfig.{field} = {getattr(self, field)!r}: {allowed}")
+
+        for field in ("vocab", "dim", "layers", "heads", "kv_lora", "nope", "v_dim", "kv_heads", "ffn", "expert_ffn"):
+            need(getattr(self, field) > 0, field, "must be positive")
+        need(self.attention in ("mla", "gqa"), "attention", "'mla' or 'gqa'")
+        need(self.score in ("sigmoid", "softmax"), "score", "'sigmoid' or 'softmax'")
+        need(self.rope > 0 and self.rope % 2 == 0, "rope", "must be even and positive")
+        if self.attention == "gqa":
+            need(self.heads % self.kv_heads == 0, "kv_heads", f"must divide heads = {self.heads}")
+            need(self.head_dim is not None or self.dim % self.heads == 0, "heads", f"must divide dim = {self.dim}")
+            need(self.head_size % 2 == 0, "head_dim", "must be even for RoPE")
+        need(0 <= self.dense_layers <= self.layers, "dense_layers", f"0 to layers = {self.layers}")
+        if self.experts:
+            need(self.experts % self.groups == 0, "groups", f"must divide experts = {self.experts}")
+            need(1 <= self.groups_kept <= self.groups, "groups_kept", f"1 to groups = {self.groups}")
+            reachable = self.experts // self.groups * self.groups_kept
+            need(1 <= self.experts_per_token <= reachable, "experts_per_token", f"1 to {reachable} reachable experts")
+            need(self.shared_experts >= 0, "shared_experts", "must not be negative")
+        for field in ("bos", "eos", "pad"):
+            value = getattr(self, field)
+            need(value is None or 0 <= value < self.vocab, field, f"a token below vocab = {self.vocab}, or None")
+
+    @property
+    def head_size(self) -> int:
+        """Head size of grouped-query attention."""
+        return self.head_dim or self.dim // self.heads
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether this layer routes its tokens to experts."""
+        return self.experts > 0 and layer >= self.dense_layers
+
+    @classmethod
+    def from_dict(cls, values: dict) -> ModelConfig:
+        """Build from plain values; an unknown field raises ValueError and lists what is known."""
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"unknown ModelConfig field {', '.join(unknown)}; known: {', '.join(known)}")
+        return cls(**values)
+
+
+def dense(**changes) -> ModelConfig:
+    """The dense sibling of the demonstration's model: grouped-query attention and SwiGLU, as Qwen2 is built."""
+    return ModelConfig(**{"attention": "gqa", "experts": 0, "qkv_bias": True, **changes})

@@ -1,0 +1,44 @@
+"""Grouped-query attention (arXiv:2305.13245): H query heads share K key and value heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from minir1.model.attention import cached_attention, causal_attention
+from minir1.model.cache import Cache
+from minir1.model.config import ModelConfig
+from minir1.model.packing import Packing
+from minir1.model.rope import rotate
+
+
+class GQA(nn.Module):
+    """o = W^O [softmax(q_i·k_{i·K/H} / √d) v_{i·K/H}]_i with RoPE on q and k (halves, as in Llama and Qwen)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.heads, self.kv_heads, size = config.heads, config.kv_heads, config.head_size
+        self.scale = size**-0.5
+        self.wq = nn.Linear(config.dim, config.heads * size, bias=config.qkv_bias)
+        self.wk = nn.Linear(config.dim, config.kv_heads * size, bias=config.qkv_bias)
+        self.wv = nn.Linear(config.dim, config.kv_heads * size, bias=config.qkv_bias)
+        self.wo = nn.Linear(config.heads * size, config.dim, bias=False)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: [..., D] -> q [..., H, d], k [..., K, d], v [..., K, d]."""
+        q = rotate(self.wq(x).unflatten(-1, (self.heads, -1)), cos, sin, interleaved=False)
+        k = rotate(self.wk(x).unflatten(-1, (self.kv_heads, -1)), cos, sin, interleaved=False)
+        return q, k, self.wv(x).unflatten(-1, (self.kv_heads, -1))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        """Fresh rows. x: [N, D]. Returns the output [N, D] and what a cache keeps, [N, 2, K, d]."""
+        q, k, v = self.project(x, cos, sin)
+        o = packing.pack(causal_attention(packing.pad(q), packing.pad(k), packing.pad(v), self.scale))
+        return self.wo(o.flatten(1)), torch.stack((k, v), dim=1)
+
+    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
+        """New tokens over the cache. x: [B, T, D]; positions: [B, T]; bias: [B, T, S]. Returns [B, T, D]."""
+        q, k, v = self.project(x, cos, sin)
+        held = cache.write(layer, positions, torch.stack((k, v), dim=2))
+        o = cached_attention(q, held[:, :, 0], held[:, :, 1], bias, self.scale)
+        return self.wo(o.flatten(2))

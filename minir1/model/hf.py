@@ -1,0 +1,236 @@
+"""Hugging Face folders in and out: config.json, model.safetensors, tokenizer files.
+
+MLA with sigmoid scores is DeepseekV3ForCausalLM (a dense one has first_k_dense_replace = layers); dense GQA with biased
+projections is Qwen2ForCausalLM, without bias LlamaForCausalLM. Nothing but safetensors is read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minir1.model.config import ModelConfig
+from minir1.model.transformer import Transformer
+from minir1.tokenizer import Tokenizer
+
+SUPPORTED = ("DeepseekV3ForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM")
+NAMES = {  # ours -> theirs, inside a layer
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wq_a": "self_attn.q_a_proj",
+    "attention.q_norm": "self_attn.q_a_layernorm",
+    "attention.wq_b": "self_attn.q_b_proj",
+    "attention.wkv_a": "self_attn.kv_a_proj_with_mqa",
+    "attention.kv_norm": "self_attn.kv_a_layernorm",
+    "attention.wkv_b": "self_attn.kv_b_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn.gate": "mlp.gate_proj",
+    "ffn.up": "mlp.up_proj",
+    "ffn.down": "mlp.down_proj",
+    "ffn.router": "mlp.gate",
+    "ffn.shared.gate": "mlp.shared_experts.gate_proj",
+    "ffn.shared.up": "mlp.shared_experts.up_proj",
+    "ffn.shared.down": "mlp.shared_experts.down_proj",
+}
+TOP = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
+
+
+def architecture(config: ModelConfig) -> str:
+    """The Hugging Face class that computes the same; ValueError names the field that none has."""
+
+    def refuse(field: str, why: str):
+        raise ValueError(f"no Hugging Face class for {field} = {getattr(config, field)!r}: {why}")
+
+    if config.softcap is not None:
+        refuse("softcap", "none of the supported classes has it")
+    if config.logit_scale != 1.0:
+        refuse("logit_scale", "none of the supported classes has it")
+    if config.attention == "mla":
+        if config.experts and config.score != "sigmoid":
+            refuse("score", "MLA with softmax scores is not exported yet")
+        if config.experts and config.shared_experts == 0:
+            refuse("shared_experts", "DeepseekV3 has at least one")
+        return "DeepseekV3ForCausalLM"
+    if config.experts:
+        refuse("experts", "GQA with experts is not exported yet")
+    return "Qwen2ForCausalLM" if config.qkv_bias else "LlamaForCausalLM"
+
+
+def to_hf_config(config: ModelConfig) -> dict:
+    """The config.json of this model."""
+    name = architecture(config)
+    values = {
+        "architectures": [name],
+        "model_type": {"DeepseekV3ForCausalLM": "deepseek_v3", "Qwen2ForCausalLM": "qwen2"}.get(name, "llama"),
+        "vocab_size": config.vocab,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.ffn,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "max_position_embeddings": config.max_positions,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos,
+        "eos_token_id": config.eos,
+        "pad_token_id": config.pad,
+        "torch_dtype": "float32",
+    }
+    if config.attention == "gqa":
+        return values | {"num_key_value_heads": config.kv_heads, "head_dim": config.head_size}
+    return values | {
+        "num_key_value_heads": config.heads,
+        "q_lora_rank": config.q_lora,
+        "kv_lora_rank": config.kv_lora,
+        "qk_nope_head_dim": config.nope,
+        "qk_rope_head_dim": config.rope,
+        "v_head_dim": config.v_dim,
+        "rope_interleave": True,
+        "n_routed_experts": config.experts or 1,
+        "num_experts_per_tok": config.experts_per_token,
+        "n_shared_experts": config.shared_experts,
+        "moe_intermediate_size": config.expert_ffn,
+        "first_k_dense_replace": config.dense_layers if config.experts else config.layers,
+        "n_group": config.groups,
+        "topk_group": config.groups_kept,
+        "norm_topk_prob": config.norm_topk,
+        "routed_scaling_factor": config.route_scale,
+        "num_nextn_predict_layers": 0,
+    }
+
+
+def from_hf_config(values: dict) -> ModelConfig:
+    """The model that a config.json describes; ValueError lists what is supported."""
+    name = (values.get("architectures") or ["?"])[0]
+    if name not in SUPPORTED:
+        raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
+    parameters = values.get("rope_parameters") or {}  # transformers 5 writes this instead of rope_theta
+    scaling = values.get("rope_scaling") or (parameters if parameters.get("rope_type", "default") != "default" else None)
+    if scaling:
+        raise ValueError(f"rope_scaling {scaling} is not supported")
+    common = {
+        "vocab": values["vocab_size"],
+        "dim": values["hidden_size"],
+        "layers": values["num_hidden_layers"],
+        "heads": values["num_attention_heads"],
+        "ffn": values["intermediate_size"],
+        "norm_eps": values["rms_norm_eps"],
+        "rope_theta": values.get("rope_theta") or parameters["rope_theta"],
+        "max_positions": values["max_position_embeddings"],
+        "init_std": values.get("initializer_range", 0.02),
+        "tied": values.get("tie_word_embeddings", False),
+        **{key: values.get(f"{key}_token_id") for key in ("bos", "eos", "pad")},
+    }
+    if name != "DeepseekV3ForCausalLM":
+        return ModelConfig(
+            **common,
+            attention="gqa",
+            experts=0,
+            kv_heads=values["num_key_value_heads"],
+            head_dim=values.get("head_dim"),
+            qkv_bias=name == "Qwen2ForCausalLM" or values.get("attention_bias", False),
+        )
+    moe = values["first_k_dense_replace"] < values["num_hidden_layers"]
+    return ModelConfig(
+        **common,
+        attention="mla",
+        q_lora=values["q_lora_rank"],
+        kv_lora=values["kv_lora_rank"],
+        nope=values["qk_nope_head_dim"],
+        rope=values["qk_rope_head_dim"],
+        v_dim=values["v_head_dim"],
+        experts=values["n_routed_experts"] if moe else 0,
+        experts_per_token=values["num_experts_per_tok"],
+        shared_experts=values["n_shared_experts"],
+        expert_ffn=values["moe_intermediate_size"],
+        dense_layers=values["first_k_dense_replace"] if moe else 0,
+        groups=values["n_group"],
+        groups_kept=values["topk_group"],
+        norm_topk=values["norm_topk_prob"],
+        route_scale=values["routed_scaling_factor"],
+    )
+
+
+def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
+    """Their names -> tensors that share the model's memory; experts one by one, as published checkpoints hold them."""
+    tensors = {}
+    for ours, tensor in model.state_dict().items():
+        if ours in TOP:
+            if not (ours == "head.weight" and model.config.tied):
+                tensors[TOP[ours]] = tensor
+            continue
+        _, layer, inner = ours.split(".", 2)
+        prefix = f"model.layers.{layer}."
+        if inner == "ffn.bias":
+            tensors[prefix + "mlp.gate.e_score_correction_bias"] = tensor
+        elif inner == "ffn.experts.gate_up":
+            for e, both in enumerate(tensor):
+                gate, up = both.chunk(2)
+                tensors[f"{prefix}mlp.experts.{e}.gate_proj.weight"] = gate
+                tensors[f"{prefix}mlp.experts.{e}.up_proj.weight"] = up
+        elif inner == "ffn.experts.down":
+            for e, down in enumerate(tensor):
+                tensors[f"{prefix}mlp.experts.{e}.down_proj.weight"] = down
+        else:
+            module, kind = inner.rsplit(".", 1)
+            tensors[f"{prefix}{NAMES[module]}.{kind}"] = tensor
+    return tensors
+
+
+def save(model: Transformer, tokenizer: Tokenizer, path: str | Path) -> None:
+    """Write a folder that transformers opens as it is. ValueError where no Hugging Face class computes the same."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    config = to_hf_config(model.config) | {"torch_dtype": str(model.embedding.weight.dtype).removeprefix("torch.")}
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
+    (path / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in to_hf_tensors(model).items()}
+    save_file(tensors, str(path / "model.safetensors"), metadata={"format": "pt"})
+    tokenizer.save(path)
+
+
+def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
+    """Read a folder of one of the supported architectures.
+
+    dtype: of the weights; None keeps what is stored. Raises ValueError naming what is missing, damaged, surplus or of
+    another shape, and when the tokenizer has tokens that the model has not.
+    """
+    path = Path(path)
+    for name in ("config.json", "model.safetensors"):
+        if not (path / name).exists():
+            raise ValueError(f"{path} holds no {name}: not a checkpoint folder")
+    model = Transformer(from_hf_config(json.loads((path / "config.json").read_text()))).to(device)
+    wanted = to_hf_tensors(model)
+    try:
+        with safe_open(str(path / "model.safetensors"), framework="pt") as file, torch.no_grad():
+            held = set(file.keys())
+            wrong = [f"missing: {name}" for name in sorted(set(wanted) - held)]
+            wrong += [f"surplus: {name}" for name in sorted(held - set(wanted))]
+            for name in sorted(held & set(wanted)):
+                shape = tuple(file.get_slice(name).get_shape())
+                if shape != tuple(wanted[name].shape):
+                    wrong.append(f"shape of {name}: {shape}, expected {tuple(wanted[name].shape)}")
+            if wrong:
+                raise ValueError(f"{path / 'model.safetensors'} does not fit its config.json: {'; '.join(wrong)}")
+            stored = torch.float32
+            for name, place in wanted.items():
+                tensor = file.get_tensor(name)
+                stored = tensor.dtype if tensor.ndim > 1 else stored
+                place.copy_(tensor)
+    except SafetensorError as error:
+        raise ValueError(f"{path / 'model.safetensors'} is damaged: {error}") from error
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.size > model.config.vocab:
+        raise ValueError(f"{path}: the tokenizer has {tokenizer.size} tokens, the model only {model.config.vocab}")
+    return model.to(dtype or stored), tokenizer

@@ -1,0 +1,77 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1; V3, arXiv:2412.19437, section 2.1.1)."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minir1.model.attention import cached_attention, causal_attention
+from minir1.model.cache import Cache
+from minir1.model.config import ModelConfig
+from minir1.model.packing import Packing
+from minir1.model.rope import rotate
+
+
+class MLA(nn.Module):
+    """Keys and values of all heads come from one latent c of kv_lora numbers; position enters by a key of its own.
+
+        c      = RMSNorm(W^DKV x)                       k_rope = RoPE(W^KR x), one for all heads
+        k_i    = [W^UK_i c ; k_rope]                    v_i    = W^UV_i c
+        q_i    = [W^UQ_i x ; RoPE(W^QR_i x)]            o      = W^O [softmax(q_i·k_i / √(nope + rope)) v_i]_i
+
+    W^UK and W^UV are `wkv_b`, W^DKV and W^KR are `wkv_a`; queries go through a latent of their own when q_lora is set.
+    Over a cache the products are absorbed, q_i·k_i = (W^UKᵀ_i q_nope)·c + q_rope·k_rope, so that only c and k_rope are
+    kept, kv_lora + rope numbers a token a layer.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.heads, self.nope, self.rope = config.heads, config.nope, config.rope
+        self.kv_lora, self.v_dim = config.kv_lora, config.v_dim
+        self.scale = (config.nope + config.rope) ** -0.5
+        q_out = config.heads * (config.nope + config.rope)
+        if config.q_lora is None:
+            self.wq = nn.Linear(config.dim, q_out, bias=False)
+        else:
+            self.wq_a = nn.Linear(config.dim, config.q_lora, bias=False)
+            self.q_norm = nn.RMSNorm(config.q_lora, eps=1e-6)  # 1e-6 in V2 and V3 whatever norm_eps is
+            self.wq_b = nn.Linear(config.q_lora, q_out, bias=False)
+        self.wkv_a = nn.Linear(config.dim, config.kv_lora + config.rope, bias=False)
+        self.kv_norm = nn.RMSNorm(config.kv_lora, eps=1e-6)
+        self.wkv_b = nn.Linear(config.kv_lora, config.heads * (config.nope + config.v_dim), bias=False)
+        self.wo = nn.Linear(config.heads * config.v_dim, config.dim, bias=False)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x: [..., D] -> q_nope [..., H, nope], q_rope [..., H, rope], c [..., kv_lora], k_rope [..., rope]."""
+        q = self.wq_b(self.q_norm(self.wq_a(x))) if hasattr(self, "wq_a") else self.wq(x)
+        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split((self.nope, self.rope), dim=-1)
+        c, k_rope = self.wkv_a(x).split((self.kv_lora, self.rope), dim=-1)
+        k_rope = rotate(k_rope.unsqueeze(-2), cos, sin, interleaved=True).squeeze(-2)
+        return q_nope, rotate(q_rope, cos, sin, interleaved=True), self.kv_norm(c), k_rope
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        """Fresh rows, keys and values expanded.
+
+        x: [N, D]; cos, sin: [N, rope/2]. Returns the output [N, D] and what a cache keeps, [N, kv_lora + rope].
+        """
+        q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
+        kv = rearrange(self.wkv_b(c), "n (h d) -> n h d", h=self.heads)
+        k_nope, v = kv.split((self.nope, self.v_dim), dim=-1)
+        q = torch.cat((q_nope, q_rope), dim=-1)
+        k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, self.heads, -1)), dim=-1)
+        o = packing.pack(causal_attention(packing.pad(q), packing.pad(k), packing.pad(v), self.scale))
+        return self.wo(o.flatten(1)), torch.cat((c, k_rope), dim=-1)
+
+    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
+        """New tokens over the latent cache, absorbed.
+
+        x: [B, T, D]; positions: [B, T]; bias: [B, T, S]. Returns [B, T, D].
+        """
+        q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
+        latent = cache.write(layer, positions, torch.cat((c, k_rope), dim=-1)).unsqueeze(2)
+        w_uk, w_uv = self.wkv_b.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.v_dim), dim=1)
+        q_latent = torch.einsum("bthn,hnc->bthc", q_nope, w_uk)
+        q = torch.cat((q_latent, q_rope), dim=-1)
+        o = cached_attention(q, latent, latent[..., : self.kv_lora], bias, self.scale)
+        return self.wo(torch.einsum("bthc,hvc->bthv", o, w_uv).flatten(2))

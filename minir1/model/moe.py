@@ -1,0 +1,174 @@
+"""Feed-forward layers: SwiGLU, and DeepSeekMoE with auxiliary-loss-free balancing (V3, arXiv:2412.19437, 2.1.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minir1.model.config import ModelConfig
+
+
+class SwiGLU(nn.Module):
+    """W_down (SiLU(W_gate x) ⊙ W_up x) (arXiv:2002.05202). x: [..., D] -> [..., D]."""
+
+    def __init__(self, dim: int, inner: int):
+        super().__init__()
+        self.gate = nn.Linear(dim, inner, bias=False)
+        self.up = nn.Linear(dim, inner, bias=False)
+        self.down = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Routing(NamedTuple):
+    """What one MoE layer decided for N tokens."""
+
+    scores: Tensor  # fp32 [N, E], s_{i,t}
+    chosen: Tensor  # int64 [N, K_r]
+
+
+class Experts(nn.Module):
+    """E SwiGLU networks, stored stacked and computed grouped: each token passes through its own K_r of them."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.empty(config.experts, 2 * config.expert_ffn, config.dim))
+        self.down = nn.Parameter(torch.empty(config.experts, config.dim, config.expert_ffn))
+
+    def forward(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+        """Σ_k gates[n, k] · expert_{chosen[n, k]}(x_n). x: [N, D]; chosen, gates: [N, K_r]; returns [N, D].
+
+        Dropless: the N·K_r pairs are sorted by expert and each expert multiplies its own stretch.
+        """
+        tokens, k = chosen.shape
+        order = chosen.flatten().argsort(stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)  # the inverse of `order`
+        ends = chosen.flatten().bincount(minlength=len(self.gate_up)).cumsum(0).to(torch.int32)
+        pairs = permute(x.unsqueeze(1).expand(-1, k, -1).reshape(tokens * k, -1), order, place)
+        gate, up = grouped_linear(pairs, self.gate_up, ends).chunk(2, dim=-1)
+        out = permute(grouped_linear(F.silu(gate) * up, self.down, ends), place, order)
+        return torch.bmm(gates.to(out.dtype).unsqueeze(1), out.view(tokens, k, -1)).squeeze(1)
+
+
+class Permute(torch.autograd.Function):
+    """x[order], whose gradient is a plain gather by the inverse instead of a scatter-add."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+permute = Permute.apply
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows ends[e-1] to ends[e] of x times weight[e]ᵀ. x: [M, in]; weight: [E, out, in]; ends: int32 [E] -> [M, out].
+
+    torch's grouped product needs row strides that are multiples of 16 bytes; other widths go expert by expert.
+    """
+    aligned = all(n * x.element_size() % 16 == 0 for n in weight.shape[1:])
+    if aligned and len(x):
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    return torch.cat([F.linear(part, w) for part, w in zip(x.split(counts), weight)])
+
+
+class MoE(nn.Module):
+    """DeepSeekMoE layer: shared experts for every token, and the K_r best of E routed experts (V3, equations 12-16).
+
+        s_i = σ(x·e_i)     chosen = the K_r largest s_i + b_i     g_i = s_i / Σ_chosen s · route_scale
+        y   = Σ_shared FFN(x) + Σ_chosen g_i FFN_i(x)
+
+    b (`bias`) only selects and takes no gradient; it is moved by `balance_step`. With groups, a token may use only the
+    experts of its `groups_kept` best groups (V3: score of a group = sum of its two best s + b; V2: its best).
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.router = nn.Linear(config.dim, config.experts, bias=False)
+        self.register_buffer("bias", torch.zeros(config.experts))
+        self.experts = Experts(config)
+        self.shared = SwiGLU(config.dim, config.shared_experts * config.expert_ffn) if config.shared_experts else None
+
+    def route(self, x: Tensor) -> Routing:
+        """x: [N, D]. The router runs in fp32 whatever the dtype of the model."""
+        config = self.config
+        logits = F.linear(x.float(), self.router.weight.float())
+        scores = logits.sigmoid() if config.score == "sigmoid" else logits.softmax(-1)
+        choice = (scores + self.bias).detach()
+        if config.groups > 1:
+            grouped = choice.unflatten(-1, (config.groups, -1))
+            best = min(2 if config.score == "sigmoid" else 1, grouped.shape[-1])
+            kept = grouped.topk(best, dim=-1).values.sum(-1).topk(config.groups_kept, dim=-1).indices
+            open_ = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, kept, True)
+            choice = grouped.masked_fill(~open_.unsqueeze(-1), float("-inf")).flatten(-2)
+        return Routing(scores, choice.topk(config.experts_per_token, dim=-1).indices)
+
+    def gates(self, routing: Routing) -> Tensor:
+        """g: fp32 [N, K_r]"""
+        gates = routing.scores.gather(-1, routing.chosen)
+        if self.config.norm_topk:
+            gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
+        return gates * self.config.route_scale
+
+    def forward(self, x: Tensor, record: list[Routing] | None = None) -> Tensor:
+        """x: [..., D] -> [..., D]; the decision is appended to `record` if given."""
+        flat = x.flatten(0, -2)
+        routing = self.route(flat)
+        if record is not None:
+            record.append(routing)
+        out = self.experts(flat, routing.chosen, self.gates(routing))
+        if self.shared is not None:
+            out = out + self.shared(flat)
+        return out.view_as(x)
+
+
+def expert_load(routing: Routing) -> Tensor:
+    """Tokens that chose each expert, int64 [E]. Sums over micro-batches and ranks are the load of the batch."""
+    return routing.chosen.flatten().bincount(minlength=routing.scores.shape[-1])
+
+
+@torch.no_grad()
+def balance_step(bias: Tensor, load: Tensor, speed: float) -> None:
+    """Move the selection bias of an overloaded expert down by γ = `speed` and of an underloaded one up, in place.
+
+    b_i <- b_i + γ·sign(mean load - load_i) (arXiv:2408.15664, algorithm 1). bias: fp32 [E]; load: [E], summed over the
+    whole batch; once an optimizer step.
+    """
+    load = load.to(bias)
+    bias += speed * (load.mean() - load).sign()
+
+
+def sequence_balance_loss(routing: Routing, lengths: Tensor) -> Tensor:
+    """V3's complementary loss, equations 17-20, without its factor α: mean over sequences of Σ_i f_i P_i.
+
+        f_i = E / (K_r T) · Σ_t 1[i chosen by t]      P_i = 1/T · Σ_t s_{i,t} / Σ_j s_{j,t}
+
+    routing: of N packed tokens; lengths: int64 [B], summing to N; sequences without tokens do not count. Returns fp32
+    [], which is 1 under perfect balance.
+    """
+    experts, k = routing.scores.shape[-1], routing.chosen.shape[-1]
+    row = torch.repeat_interleave(lengths)
+    total = lengths.clamp(min=1).unsqueeze(1)
+    hits = F.one_hot(routing.chosen, experts).sum(1).to(routing.scores.dtype)
+    shape = routing.scores.new_zeros(len(lengths), experts)
+    share = shape.index_add(0, row, hits) * (experts / k) / total
+    affinity = shape.index_add(0, row, routing.scores / routing.scores.sum(-1, keepdim=True)) / total
+    return (share * affinity).sum() / (lengths > 0).sum().clamp(min=1)
+
+
+def maximal_violation(load: Tensor) -> float:
+    """MaxVio = max_i load_i / mean load - 1 (arXiv:2408.15664, equation 4); 0 is perfect balance."""
+    return (load.max() / load.float().mean() - 1).item()

@@ -1,0 +1,199 @@
+"""The decoder-only transformer of DeepSeek-V3 and its dense relatives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from minir1.model.cache import Cache
+from minir1.model.config import ModelConfig
+from minir1.model.gqa import GQA
+from minir1.model.mla import MLA
+from minir1.model.moe import MoE, Routing, SwiGLU
+from minir1.model.packing import Packing, from_cu_seqlens, packing
+from minir1.model.rope import rope_angles
+from minir1.ops import linear_logprob
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = MLA(config) if config.attention == "mla" else GQA(config)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn = MoE(config) if config.is_moe(layer) else SwiGLU(config.dim, config.ffn)
+
+    def feed_forward(self, x: Tensor, record: list[Routing] | None) -> Tensor:
+        """x: [..., D] -> [..., D]"""
+        x_norm = self.ffn_norm(x)
+        return x + (self.ffn(x_norm, record) if isinstance(self.ffn, MoE) else self.ffn(x_norm))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None) -> tuple[Tensor, Tensor]:
+        """Fresh rows. x: [N, D] -> [N, D], and what a cache keeps of them."""
+        out, entry = self.attention(self.attention_norm(x), cos, sin, packing)
+        return self.feed_forward(x + out, record), entry
+
+    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, positions: Tensor, bias: Tensor, record=None):
+        """New tokens over the cache. x: [B, T, D] -> [B, T, D]."""
+        x_norm = self.attention_norm(x)
+        x = x + self.attention.decode(x_norm, cos, sin, cache, self.layer, positions, bias)
+        return self.feed_forward(x, record)
+
+
+class Transformer(nn.Module):
+    """tokens -> hidden states -> logits or log-probs.
+
+    >>> model = Transformer(ModelConfig(vocab=64))
+    >>> model(torch.randint(0, 64, (2, 10))).shape
+    torch.Size([2, 10, 64])
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab, config.dim)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.head = nn.Linear(config.dim, config.vocab, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Every matrix from N(0, init_std²), as V3 (section 4.2); gains one, biases zero."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=self.config.init_std)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.fill_(1.0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @property
+    def rope_size(self) -> int:
+        """How many numbers of a head RoPE turns."""
+        return self.config.rope if self.config.attention == "mla" else self.config.head_size
+
+    def cache(self, rows: int, slots: int) -> Cache:
+        """An empty cache for `rows` rows of up to `slots` tokens, of the model's device and dtype."""
+        return Cache(self.config, rows, slots, self.device, self.embedding.weight.dtype)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        record: list[Routing] | None = None,
+    ) -> Tensor:
+        """The state after the last norm, from which the next token is predicted.
+
+        tokens: int64 [B, T], right-padded if `lengths` (int64 [B]) is given, or [N] packed if `cu_seqlens` (int32
+        [B+1]) is. positions: int64 of the tokens' shape, counted from each row's start if not given. With a cache the
+        tokens follow what it holds, and are added to it. `record` collects a Routing a MoE layer.
+        Returns [B, T, D] or [N, D] in the model's dtype; padding gives zeros and enters no layer. Over a cache that
+        already holds something, what stands at padding is undefined.
+        """
+        if cu_seqlens is not None:
+            if tokens.ndim != 1 or lengths is not None or cache is not None:
+                raise ValueError("cu_seqlens goes with packed tokens [N], without lengths or cache")
+            layout = from_cu_seqlens(cu_seqlens, len(tokens))
+            return self._fresh(tokens, positions, layout, None, record)
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}, expected [B, T], or [N] with cu_seqlens")
+        if cache is not None and cache.extent > 0:
+            return self._decode(tokens, positions, lengths, cache, record)
+        layout = packing(*tokens.shape, lengths, tokens.device)
+        flat_positions = None if positions is None else layout.pack(positions.unsqueeze(-1)).squeeze(-1)
+        flat = layout.pack(tokens.unsqueeze(-1)).squeeze(-1)
+        return layout.pad(self._fresh(flat, flat_positions, layout, cache, record))
+
+    def _fresh(self, tokens, positions, layout: Packing, cache, record) -> Tensor:
+        """Rows from their first token. tokens, positions: [N] -> [N, D]."""
+        if cache is not None and layout.columns > cache.slots:
+            raise ValueError(f"{layout.columns} tokens do not fit into a cache of {cache.slots} slots")
+        x = self.embedding(tokens)
+        cos, sin = rope_angles(self.rope_size, layout.positions() if positions is None else positions, self.config.rope_theta)
+        for layer, block in enumerate(self.blocks):
+            x, entry = block(x, cos, sin, layout, record)
+            if cache is not None:
+                cache.layers[layer][:, : layout.columns] = layout.pad(entry).to(cache.layers[layer].dtype)
+        if cache is not None:
+            cache.advance(layout.lengths, layout.columns)
+        return self.norm(x)
+
+    def _decode(self, tokens, positions, lengths, cache: Cache, record) -> Tensor:
+        """Tokens that follow a cache. tokens: [B, T] -> [B, T, D]."""
+        new = tokens.shape[1]
+        if cache.extent + new > cache.slots:
+            raise ValueError(f"{cache.extent} + {new} tokens do not fit into a cache of {cache.slots} slots")
+        slots = cache.positions(new)
+        bias = cache.bias(slots)
+        x = self.embedding(tokens)
+        cos, sin = rope_angles(self.rope_size, slots if positions is None else positions, self.config.rope_theta)
+        for block in self.blocks:
+            x = block.decode(x, cos, sin, cache, slots, bias, record)
+        cache.advance(new if lengths is None else lengths, new)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """z = softcap(logit_scale · h·wᵀ), fp32. hidden: [..., D] -> [..., V]."""
+        z = self.head(hidden).float() * self.config.logit_scale
+        if self.config.softcap is not None:
+            z = self.config.softcap * torch.tanh(z / self.config.softcap)
+        return z
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """tokens: int64 [B, T] -> logits fp32 [B, T, V]; for reading, not for training: see logprob."""
+        return self.logits(self.hidden(tokens, lengths=lengths))
+
+    def logprob(
+        self,
+        tokens: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        record: list[Routing] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """logp[b, t] = log π(x_t | x_<t) under the softmax of z / temperature, without the logits of all tokens.
+
+        tokens: int64 [B, T], right-padded; lengths: int64 [B] (None: full rows); mask: bool [B, T], the tokens wanted
+        (None: every token but the first of its row). Returns fp32 [B, T], zero where not wanted, in column 0 and at
+        padding; with entropy=True also the entropy in nats of the distribution that x_t was drawn from, [B, T].
+        """
+        layout = packing(*tokens.shape, lengths, tokens.device)
+        flat = layout.pack(tokens.unsqueeze(-1)).squeeze(-1)
+        positions = layout.positions()
+        hidden = self._fresh(flat, positions, layout, None, record)
+        wanted = positions > 0
+        if mask is not None:
+            wanted = wanted & layout.pack(mask.unsqueeze(-1)).squeeze(-1).bool()
+        wanted = wanted.nonzero().squeeze(1)
+        logp, spread = linear_logprob(
+            hidden.index_select(0, wanted - 1),
+            self.head.weight,
+            flat[wanted],
+            temperature=temperature,
+            softcap=self.config.softcap,
+            logit_scale=self.config.logit_scale,
+            entropy=entropy,
+        )
+        place = wanted if layout.index is None else layout.index[wanted]
+
+        def grid(x: Tensor) -> Tensor:
+            return x.new_zeros(tokens.numel()).index_copy(0, place, x).view(tokens.shape)
+
+        return (grid(logp), grid(spread)) if entropy else grid(logp)

@@ -1,0 +1,77 @@
+"""Optimizers: Muon for matrices (single or stacked), AdamW for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
+    """Push the singular values of each matrix towards 1: U S Vᵀ -> about U Vᵀ, by a quintic Newton-Schulz iteration.
+
+    X <- aX + (bA + cA²)X with A = XXᵀ and (a, b, c) = (3.4445, -4.7750, 2.0315), from X = G / ‖G‖_F (Jordan et al. 2024,
+    "Muon: an optimizer for hidden layers"). g: [..., m, n], any number of matrices at once; returns its shape and dtype.
+    The singular values end between about 0.7 and 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = g.mT if g.shape[-2] > g.shape[-1] else g
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if g.shape[-2] > g.shape[-1] else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: M <- μM + G, W <- W - lr·√max(1, m/n)·orthogonalize(G + μM), with decoupled decay.
+
+    Parameters are matrices [m, n] or stacks of them [E, m, n] (experts); those of one shape go through Newton-Schulz
+    together. torch.optim.Muon refuses stacks.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        params = list(params)
+        for p in params:
+            if p.ndim not in (2, 3):
+                raise ValueError(f"Muon takes matrices or stacks of matrices, got shape {tuple(p.shape)}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[tuple(p.shape[-2:])].append(p)
+            for (m, n), params in by_shape.items():
+                updates = []
+                for p in params:
+                    state = self.state[p]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(p)
+                    momentum = state["momentum"].mul_(group["momentum"]).add_(p.grad)
+                    updates.append(p.grad.add(momentum, alpha=group["momentum"]).view(-1, m, n))
+                update = orthogonalize(torch.cat(updates))
+                for p, part in zip(params, update.split([len(u) for u in updates])):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(part.view_as(p), alpha=-group["lr"] * math.sqrt(max(1.0, m / n)))
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices inside the blocks (for Muon), and all else: embedding, head, router, gains, biases (for AdamW)."""
+    matrices, rest = [], []
+    for name, p in model.named_parameters():
+        inside = name.startswith("blocks.") and p.ndim >= 2 and "router" not in name
+        (matrices if inside else rest).append(p)
+    return matrices, rest
+
+
+def warmup_stable_decay(step: int, steps: int, warmup: int, decay_from: float = 0.5) -> float:
+    """Factor on the learning rate: linear up over `warmup` steps, 1, then linear to 0 from `decay_from` of the run."""
+    up = min(1.0, (step + 1) / max(warmup, 1))
+    return min(up, max(0.0, (steps - step) / max(1.0, steps * (1 - decay_from))))

@@ -1,0 +1,48 @@
+"""Rewards as functions of texts. They know no task, no model and no torch.
+
+The text is what the model wrote, tags included (DeepSeek-R1, arXiv:2501.12948, section 2.2: accuracy
+and format rewards, by rule). Tags are matched exactly: other cases, inner blanks and lookalikes are
+plain text. A chat template may already have written the leading `<think>`, so it may be absent here;
+`</think>` may not.
+"""
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def form(text: str, allow_empty_think: bool = False) -> float:
+    """1.0 iff the whole text is `<think>…</think> <answer>…</answer>`, else 0.0.
+
+    Each tag stands exactly once and in this order (the leading `<think>` may be absent), the answer is
+    not blank, and nothing but white space stands between or outside the two blocks. A blank think
+    counts as malformed, or skipping the thinking would be the cheapest way to this reward;
+    `allow_empty_think=True` is for the control that is made to answer without thinking.
+    """
+    body = text.strip().removeprefix("<think>")
+    if [body.count(tag) for tag in TAGS] != [0, 1, 1, 1]:
+        return 0.0
+    thought, rest = body.split("</think>")
+    rest = rest.strip()
+    if not (rest.startswith("<answer>") and rest.endswith("</answer>")):
+        return 0.0
+    content = rest.removeprefix("<answer>").removesuffix("</answer>")
+    return float(bool(content.strip()) and (allow_empty_think or bool(thought.strip())))
+
+
+def answer(text: str) -> str | None:
+    """The stripped content of the only `<answer>…</answer>`, if it stands after the thinking, else None.
+
+    None if either answer tag occurs more or less than once or the two are in the wrong order, if the
+    content is blank, if the thinking before it was never closed (or was opened more often than
+    closed), or if any think tag follows `<answer>`. More lenient than `form`: text before, between or
+    after the blocks costs the form reward, not the answer.
+    """
+    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+        return None
+    before, rest = text.split("<answer>")
+    content, closed, _ = rest.partition("</answer>")
+    if not closed or "<think>" in rest or "</think>" in rest:
+        return None
+    still_open = before.count("<think>") > before.count("</think>")
+    if still_open or before.rfind("</think>") <= before.rfind("<think>"):
+        return None
+    return content.strip() or None

@@ -1,0 +1,209 @@
+"""Batched generation with a cache: one prefill a prompt, finished rows dropped, noise that belongs to the row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minir1.model.transformer import Transformer
+
+EOS, STOP, BUDGET = 0, 1, 2  # why a row ended
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What was generated for B rows, rows of a prompt adjacent. Entries past count[b] are 0."""
+
+    tokens: Tensor  # int64 [B, M], M the longest answer
+    logp: Tensor  # fp32 [B, M], log-prob of each token under the distribution it was drawn from
+    entropy: Tensor  # fp32 [B, M], nats, of that distribution
+    count: Tensor  # int64 [B], tokens generated, the stop token included
+    stop: Tensor  # int64 [B]: EOS | STOP | BUDGET
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), elementwise on int64."""
+
+    def shift(x: Tensor, bits: int) -> Tensor:  # logical, where >> on int64 is arithmetic
+        return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+    x = (x ^ shift(x, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+    x = (x ^ shift(x, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+    return x ^ shift(x, 31)
+
+
+def uniform(seed: int, rows: Tensor, positions: Tensor) -> Tensor:
+    """One number in [0, 1) for every (seed, row, position), the same in whatever batch it is drawn.
+
+    rows, positions: int64, broadcast against each other; returns fp64 of their common shape.
+    """
+    golden = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15
+    key = _mix(torch.full((), (seed + 1) * 0x9E3779B9 % 2**63, dtype=torch.int64, device=rows.device))
+    bits = _mix(_mix(_mix(key + rows * golden) + positions) + golden)
+    return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
+
+
+def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Set logits outside the k best, and outside the smallest set of mass >= p, to -inf. logits: fp32 [B, V]."""
+    if top_k:
+        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if top_p < 1.0:
+        ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+        probs = ranked.softmax(-1)
+        outside = (probs.cumsum(-1) - probs >= top_p).scatter(-1, order, probs.cumsum(-1) - probs >= top_p)
+        logits = logits.masked_fill(outside, float("-inf"))
+    return logits
+
+
+def draw(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Invert the cumulative distribution at `noise`; -inf logits are never drawn.
+
+    logits: fp32 [B, V]; noise: fp64 [B] in [0, 1). Returns tokens int64 [B], their logp fp32 [B], entropy fp32 [B].
+    """
+    logp = logits.log_softmax(-1)
+    p = logp.exp()
+    cumulative = p.cumsum(-1, dtype=torch.float64)
+    tokens = torch.searchsorted(cumulative, (noise * cumulative[:, -1]).unsqueeze(1), right=True)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    entropy = -(p * logp.nan_to_num(neginf=0.0)).sum(-1)
+    return tokens.squeeze(1), logp.gather(-1, tokens).squeeze(1), entropy
+
+
+def choose(logits: Tensor, noise: Tensor, temperature: float, top_k: int, top_p: float):
+    """Draw at a temperature, or take the best token when it is 0 (then logp and entropy are those at temperature 1)."""
+    if temperature == 0:
+        logp = logits.log_softmax(-1)
+        tokens = logits.argmax(-1)
+        return tokens, logp.gather(-1, tokens.unsqueeze(1)).squeeze(1), -(logp.exp() * logp.nan_to_num(neginf=0.0)).sum(-1)
+    return draw(truncate(logits / temperature, top_k, top_p), noise)
+
+
+def bucket(alive: int) -> int:
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16 … (2^n and 3·2^n) that holds `alive` rows."""
+    size = 1
+    while size < alive:
+        size = size * 3 // 2 if size & (size - 1) == 0 and size > 1 else (size * 4 // 3 if size > 1 else 2)
+    return size
+
+
+def _check(model: Transformer, prompts, answers, max_tokens, temperature, top_k, top_p, stop) -> list[int]:
+    stop = [stop] if isinstance(stop, int) else list(stop)
+    if not prompts or any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("prompts: need at least one, each of at least one token")
+    if answers < 1 or max_tokens < 1:
+        raise ValueError(f"answers = {answers}, max_tokens = {max_tokens}: both must be at least 1")
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature = {temperature} (>= 0), top_k = {top_k} (>= 0), top_p = {top_p} (in (0, 1])")
+    highest = max(max(max(prompt) for prompt in prompts), max(stop, default=0))
+    if highest >= model.config.vocab:
+        raise ValueError(f"token {highest} is outside the model's vocabulary of {model.config.vocab}")
+    return stop
+
+
+@torch.no_grad()
+def generate(
+    model: Transformer,
+    prompts: list[list[int]],
+    *,
+    answers: int = 1,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_tokens: int = 0,
+    stop: int | Sequence[int] = (),
+    seed: int = 0,
+    rows: Tensor | None = None,
+    check_every: int = 8,
+) -> Sampled:
+    """Sample `answers` continuations of each of P prompts, B = P·answers rows, those of a prompt adjacent.
+
+    stop: tokens that end a row, the first of them the EOS; none of them is drawn among the first min_tokens. A row's
+    noise depends on (seed, its id in `rows` (int64 [B], default 0 … B-1), position) alone. temperature 0 is greedy.
+    Finished rows are dropped every `check_every` steps, in buckets of few sizes; nothing else waits for the device.
+    Raises ValueError on empty prompts, unknown tokens and settings out of range.
+    """
+    stop = _check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop)
+    device = model.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    width = max(len(prompt) for prompt in prompts)
+    grid = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)
+    once = model.cache(len(prompts), width)
+    last = model.hidden(grid, lengths=lengths, cache=once)[torch.arange(len(prompts), device=device), lengths - 1]
+    cache = once.repeat(answers, width + max_tokens)
+    del once
+    count = len(prompts) * answers
+    rows = torch.arange(count, device=device) if rows is None else rows.to(device)
+    if len(rows) != count:
+        raise ValueError(f"rows has {len(rows)} ids for {count} rows")
+
+    tokens = torch.zeros(count, max_tokens, dtype=torch.int64, device=device)
+    logp, entropy = (torch.zeros(count, max_tokens, device=device) for _ in range(2))
+    ended = torch.full((count,), max_tokens, device=device)  # tokens of each row so far, if it has ended
+    why = torch.full((count,), BUDGET, device=device)
+    stops = torch.tensor(stop, dtype=torch.int64, device=device)
+    alive = torch.arange(count, device=device)  # which row each place of the batch holds
+    logits = model.logits(last).repeat_interleave(answers, dim=0)
+
+    for step in range(max_tokens):
+        if step < min_tokens:
+            logits[:, stops] = float("-inf")
+        noise = uniform(seed, rows[alive], cache.length)
+        new, new_logp, new_entropy = choose(logits, noise, temperature, top_k, top_p)
+        running = ended[alive] > step
+        tokens[alive, step] = torch.where(running, new, 0)
+        logp[alive, step] = torch.where(running, new_logp, 0.0)
+        entropy[alive, step] = torch.where(running, new_entropy, 0.0)
+        hit = new.unsqueeze(1) == stops
+        stopped = running & hit.any(1)
+        ended[alive] = torch.where(stopped, step + 1, ended[alive])
+        why[alive] = torch.where(stopped, torch.where(hit[:, :1].any(1), EOS, STOP), why[alive])
+        if step + 1 == max_tokens:
+            break
+        if (step + 1) % check_every == 0:
+            running = ended[alive] > step + 1
+            left = int(running.sum())  # the only question to the device
+            if left == 0:
+                break
+            if bucket(left) < len(alive):
+                # Ended rows fill the bucket up; stable sort keeps the running ones in order in front.
+                keep = running.logical_not().to(torch.int8).sort(stable=True).indices[: bucket(left)].sort().values
+                cache.keep(keep)
+                alive, new = alive[keep], new[keep]
+        logits = model.logits(model.hidden(new.unsqueeze(1), cache=cache)[:, 0])
+    longest = int(ended.max()) if step + 1 == max_tokens else step + 1
+    count = ended.clamp(max=longest)
+    return Sampled(tokens[:, :longest], logp[:, :longest], entropy[:, :longest], count, why)
+
+
+@torch.no_grad()
+def stream(
+    model: Transformer,
+    prompt: list[int],
+    *,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_tokens: int = 0,
+    stop: int | Sequence[int] = (),
+    seed: int = 0,
+) -> Iterator[int]:
+    """Yield the tokens of one answer as they are drawn, the stop token included: row 0 of `generate`, for a chat."""
+    stop = _check(model, [prompt], 1, max_tokens, temperature, top_k, top_p, stop)
+    cache = model.cache(1, len(prompt) + max_tokens)
+    row = torch.zeros(1, dtype=torch.int64, device=model.device)
+    fed = torch.tensor([prompt], device=model.device)
+    for step in range(max_tokens):
+        logits = model.logits(model.hidden(fed, cache=cache)[:, -1])
+        if step < min_tokens:
+            logits[:, stop] = float("-inf")
+        token, _, _ = choose(logits, uniform(seed, row, cache.length), temperature, top_k, top_p)
+        yield int(token)
+        if int(token) in stop:
+            return
+        fed = token.unsqueeze(1)

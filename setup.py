@@ -1,0 +1,44 @@
+"""Packaging of minir1.
+
+The Triton kernels live in `kernels/` at the top and are imported as `minir1.kernels`, through the link
+`minir1/kernels -> ../kernels`: an import package called `kernels` would break the one that Hugging Face
+publishes and transformers imports. Hence no `__init__.py` there, and the extra entry in `packages`.
+"""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "minir1/__init__.py").read_text(encoding="utf-8"), re.M)[1]
+
+setup(
+    name="minir1",
+    version=VERSION,
+    description="The DeepSeek-R1 recipe in plain PyTorch: small enough to read, real enough to use",
+    author="the minir1 authors",
+    license="MIT",
+    python_requires=">=3.10",
+    package_dir={"": "."},
+    packages=[*find_packages(include=["minir1", "minir1.*"]), "minir1.kernels"],
+    install_requires=[
+        "torch>=2.10",  # the first with torch.nn.functional.grouped_mm
+        "numpy",
+        "einops",
+        "safetensors",
+        "tokenizers",
+        "tyro",
+        "rich",
+        "matplotlib",
+        "jinja2",
+        "wandb",
+        'triton; sys_platform == "linux"',  # never pinned here: a CUDA build of torch pins its own
+    ],
+    extras_require={
+        "test": ["pytest", "hypothesis", "transformers", "peft", "nbclient", "ipykernel", "openai", "playwright"],
+        "math": ["math-verify"],
+        "chat": ["gradio"],
+        "tasks": ["reasoning-gym"],
+        "bench": ["trl", "liger-kernel", "cut-cross-entropy"],
+    },
+)

@@ -1,0 +1,105 @@
+"""figures.py: the files appear, everything is labelled, and what was not measured is left out."""
+
+import struct
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+
+from minir1 import figures
+
+KEYS = ["accuracy", "length", "tries", "said_yes", "false_yes", "entropy", "kl"]
+
+
+def run(steps: int = 40) -> list[dict]:
+    rows = [{"step": s} | {f"train/{key}": 0.3 + 0.01 * s for key in KEYS} for s in range(steps)]
+    return [row | ({"eval/pass@1": 0.4} if row["step"] % 10 == 0 else {}) for row in rows]
+
+
+def seed_result(shift: float = 0.0) -> dict:
+    means = {"before": 0.34, "after": 0.71, "forced": 0.12, "nothink": 0.18, "search": 0.45}
+    result = {f"{name}/pass@1": mean + shift for name, mean in means.items()}
+    low = {f"{key}_low": value - 0.02 for key, value in result.items()}
+    high = {f"{key}_high": value + 0.02 for key, value in result.items()}
+    return result | low | high
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for owner in [figure, *figure.axes] for text in owner.texts]
+
+
+def size(path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+def test_r1_zero(tmp_path):
+    path = tmp_path / "figures" / "r1_zero.png"
+    figure = figures.r1_zero(run(), path, result=seed_result())
+    assert size(path)[0] >= 1200
+    assert all(axes.get_xlabel() == "RL step" for axes in figure.axes[:4])
+    assert all(axes.get_ylabel() for axes in figure.axes) and len(figure.axes) == 6  # two have a right axis
+    words = texts(figure)
+    assert "RL with rule rewards alone: 34% → 71% of held-out problems solved" in words
+    assert any("69 to 73%" in text and "12%" in text for text in words)
+    assert {"random search", "forced to answer at once", "“yes” wrongly"} <= set(words)
+    assert "not measured" not in words
+
+
+def test_two_axes_of_a_panel_share_their_grid(tmp_path):
+    figure = figures.r1_zero(run(), tmp_path / "a.png")
+    for left, right in [(figure.axes[2], figure.axes[4]), (figure.axes[3], figure.axes[5])]:
+        heights = [axes.get_yticks() / axes.get_ylim()[1] for axes in (left, right)]
+        np.testing.assert_allclose(*heights, atol=1e-12)
+
+
+@pytest.mark.parametrize("missing", [*KEYS, "all"])
+def test_r1_zero_survives_missing_keys_and_nulls(tmp_path, missing):
+    keys = [f"train/{key}" for key in KEYS] + ["eval/pass@1"] if missing == "all" else [f"train/{missing}"]
+    rows = [{key: value for key, value in row.items() if key not in keys} for row in run(12)]
+    rows[3] = {key: None if key != "step" else value for key, value in rows[3].items()}
+    figure = figures.r1_zero(rows, tmp_path / "a.png", result={"before/pass@1": None, "after/pass@1": 0.5})
+    empty = {"all": 4, "length": 1}.get(missing, 0)  # the other panels show more than one quantity
+    assert texts(figure).count("not measured") == empty
+
+
+@pytest.mark.parametrize("rows", [[], [{"step": 0}], [{"step": 5, "train/length": 0.0, "train/kl": -0.01}]])
+def test_r1_zero_with_hardly_a_row(tmp_path, rows):
+    figures.r1_zero(rows, tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
+
+
+def test_seeds(tmp_path):
+    figure = figures.seeds([seed_result(shift) for shift in (-0.02, 0, 0.02)], tmp_path / "seeds.png")
+    panel = figure.axes[0]
+    assert size(tmp_path / "seeds.png")[0] >= 1200 and panel.get_ylabel()
+    assert [label.get_text() for label in panel.get_xticklabels()][:2] == ["before RL", "after RL"]
+    assert [text.get_text() for text in panel.texts] == ["34%", "71%", "12%", "18%", "45%"]
+    assert "RL with rule rewards alone: +37 points of held-out accuracy" in texts(figure)
+    joined = [line for line in panel.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) > 0.5]
+    np.testing.assert_allclose([line.get_ydata() for line in joined], [[0.32, 0.69], [0.34, 0.71], [0.36, 0.73]])
+
+
+def test_seeds_leaves_out_what_no_seed_has(tmp_path):
+    worse, better = ({"before/pass@1": 0.3, "after/pass@1": after} for after in (0.2, 0.35))
+    figure = figures.seeds([worse, better | {"search/pass@1": None}], tmp_path / "a.png")
+    assert len(figure.axes[0].get_xticklabels()) == 2
+    assert any("-10 to +5 points" in text for text in texts(figure))
+    figures.seeds([{"after/pass@1": 0.3}], tmp_path / "b.png")
+    figures.seeds([], tmp_path / "c.png")
+
+
+def test_smooth():
+    np.testing.assert_allclose(figures.smooth(np.array([0.0, 3.0, 6.0, 0.0]), 3), [1.5, 3, 3, 3])
+    np.testing.assert_allclose(figures.smooth(np.ones(7), 5), np.ones(7))
+
+
+def test_figures_need_no_pyplot_and_leave_the_style(tmp_path):
+    figures.seeds([seed_result()], tmp_path / "a.png")
+    assert matplotlib.rcParams["axes.grid"] == matplotlib.rcParamsDefault["axes.grid"]
+    code = "import sys, minir1.figures; print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

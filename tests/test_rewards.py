@@ -1,0 +1,89 @@
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minir1.rewards import TAGS, answer, form
+
+# text, form, answer
+TABLE = [
+    ("<think>a</think><answer>8</answer>", 1, "8"),
+    ("<think>a</think>\n<answer>8</answer>\n", 1, "8"),
+    (" \n<think>\na\n</think> \t\n <answer>\n8\n</answer> ", 1, "8"),
+    ("a</think><answer>8</answer>", 1, "8"),  # the template opened <think>
+    ("<think>a < b > c</think><answer>x < y</answer>", 1, "x < y"),
+    # thinking that is missing, blank or never closed
+    ("<think></think><answer>8</answer>", 0, "8"),
+    ("<think> \n</think><answer>8</answer>", 0, "8"),
+    ("</think><answer>8</answer>", 0, "8"),
+    ("<answer>8</answer>", 0, None),
+    ("a<answer>8</answer>", 0, None),
+    ("<think>a<answer>8</answer>", 0, None),
+    # an answer inside the thinking
+    ("<think>a<answer>8</answer></think>", 0, None),
+    ("a<answer>8</answer></think>", 0, None),
+    ("<think>a<answer>8</answer></think><answer>9</answer>", 0, None),
+    ("<think>a</think><think>b<answer>8</answer>", 0, None),
+    ("<think>a<think>b</think><answer>8</answer>", 0, None),
+    ("<think><think>b</think><answer>8</answer>", 0, None),
+    ("<think>a</think><answer>8</answer></think>", 0, None),
+    ("<think>a</think><answer><think>8</think></answer>", 0, None),
+    ("<think>a</think><answer>8<think></answer>", 0, None),
+    # tags twice
+    ("<think>a</think><think>b</think><answer>8</answer>", 0, "8"),
+    ("<think>a</think></think><answer>8</answer>", 0, "8"),
+    ("<think>a</think><answer>8</answer><answer>8</answer>", 0, None),
+    ("<think>a</think><answer><answer>8</answer></answer>", 0, None),
+    ("<think>a</think><answer><answer>8</answer>", 0, None),
+    ("<think>a</think><answer>8</answer></answer>", 0, None),
+    # tags missing, in the wrong order, or not quite tags
+    ("<think>a</think><answer>8", 0, None),
+    ("<think>a</think>8</answer>", 0, None),
+    ("<think>a</think>8", 0, None),
+    ("<think>a</think></answer>8<answer>", 0, None),
+    ("</think>a<think><answer>8</answer>", 0, None),
+    ("<answer>8</answer><think>a</think>", 0, None),
+    ("<think>a</think><Answer>8</Answer>", 0, None),
+    ("<think>a</think>< answer >8</ answer >", 0, None),
+    ("<think>a</think>＜answer＞8＜/answer＞", 0, None),
+    ("<think>a</think><аnswer>8</аnswer>", 0, None),  # Cyrillic а
+    ("<think>a＜/think＞<answer>8</answer>", 0, None),
+    # text outside the blocks costs the form only
+    ("well <think>a</think><answer>8</answer>", 0, "8"),
+    ("<think>a</think> so <answer>8</answer>", 0, "8"),
+    ("<think>a</think><answer>8</answer> done", 0, "8"),
+    # nothing in it
+    ("<think>a</think><answer></answer>", 0, None),
+    ("<think>a</think><answer> \n\u00a0</answer>", 0, None),
+    ("", 0, None),
+    ("   ", 0, None),
+]
+
+
+@pytest.mark.parametrize("text, well_formed, content", TABLE)
+def test_table(text, well_formed, content):
+    assert form(text) == well_formed
+    assert answer(text) == content
+
+
+def test_an_empty_think_is_well_formed_on_request_only():
+    for text in ("<think></think><answer>8</answer>", "</think> <answer>8</answer>"):
+        assert form(text) == 0.0 and form(text, allow_empty_think=True) == 1.0
+    assert form("<answer>8</answer>", allow_empty_think=True) == 0.0
+
+
+@given(st.lists(st.sampled_from([*TAGS, "a", " ", "\n", "8"]), max_size=9).map("".join))
+def test_whatever_is_well_formed_has_an_answer(text):
+    assert form(text) in (0.0, 1.0)
+    assert not form(text) or answer(text)
+    content = answer(text)
+    assert content is None or not any(tag in content for tag in TAGS)
+
+
+@pytest.mark.parametrize("piece", [*TAGS, "<", "<think", " ", "<answer>8</answer>"])
+def test_long_texts_are_fast(piece):
+    start = time.perf_counter()
+    text = piece * 20_000
+    assert form(text) == 0.0 and answer(text) is None
+    assert time.perf_counter() - start < 1
