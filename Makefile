@@ -13,7 +13,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -q tests
 
 lint: $(VENV)/.lint
-	$(BIN)/ruff check --line-length 110 --target-version py310 --select E,F,W,I --ignore E731,E741 .
+	$(BIN)/ruff check --line-length 120 --target-version py310 --select E,F,W,I --ignore E731,E741 .
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

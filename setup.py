@@ -10,7 +10,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "minir1/__init__.py").read_text(encoding="utf-8"), re.M)[1]
+INIT = (HERE / "minir1" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]  # read, not imported
+KERNELS = ["minir1.kernels"] if (HERE / "minir1" / "kernels").is_dir() else []  # none without links
 
 setup(
     name="minir1",
@@ -20,7 +22,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     package_dir={"": "."},
-    packages=[*find_packages(include=["minir1", "minir1.*"]), "minir1.kernels"],
+    packages=find_packages(include=["minir1", "minir1.*"]) + KERNELS,
     install_requires=[
         "torch>=2.10",  # the first with torch.nn.functional.grouped_mm
         "numpy",
@@ -35,7 +37,9 @@ setup(
         'triton; sys_platform == "linux"',  # never pinned here: a CUDA build of torch pins its own
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "transformers", "peft", "nbclient", "ipykernel", "openai", "playwright"],
+        "test": [
+            "pytest", "hypothesis", "transformers", "peft", "nbclient", "ipykernel", "openai", "playwright",
+        ],
         "math": ["math-verify"],
         "chat": ["gradio"],
         "tasks": ["reasoning-gym"],

@@ -97,19 +97,21 @@ def show_samples(samples: list[tuple[Problem, Answer, Answer]]) -> None:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Run what is not done yet, then test, print, and write result.json and the figure."""
-    began = time.perf_counter()
+    """Train, test, print, write result.json and the figure. With --resume a training that is done is only looked up."""
     base, rl = stages(config)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
+    run.cut_back(-1)
     if config.base_from is None:
         pretrain.main(base)
-        run.result({k: v for k, v in read_result(base.out).items() if k.startswith(("seconds/", "skill/"))})
     r1_zero.main(rl)
-    run.result({k: v for k, v in read_result(rl.out).items() if k.startswith("seconds/")})
+    began = time.perf_counter()
     result, samples = final_test(config, rl)
     run.samples(rl.steps, [{"problem": p.prompt, "before": b.text, "after": a.text} for p, b, a in samples])
     show_samples(samples)
-    result |= {"seconds/total": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(), "seed": config.seed}
+    stored = (read_result(base.out) if config.base_from is None else {}) | read_result(rl.out)
+    seconds = {k: v for k, v in stored.items() if k.startswith("seconds/")} | {"seconds/test": time.perf_counter() - began}
+    result |= {k: v for k, v in stored.items() if k.startswith("skill/")} | seconds
+    result |= {"seconds/total": sum(seconds.values()), "memory/peak_gib": peak_memory_gib(), "seed": config.seed}
     run.result(result)
     result = read_result(config.out)
     figures.r1_zero(read_metrics(rl.out), config.out / "figures" / "r1_zero.png", result=result)

@@ -38,7 +38,7 @@ class Config:
     split: Literal["test", "unseen", "validation", "train"] = "test"
     problems: int = 400  # at most
     answers: int = 8  # sampled, a problem
-    max_tokens: int = 352  # budget of an answer
+    max_tokens: int = 384  # budget of an answer
     temperature: float = 1.0
     no_think: bool = False  # the policy was trained to answer at once: force that everywhere
     seed: int = 0

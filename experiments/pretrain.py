@@ -59,6 +59,11 @@ class Config:
     checkpoint_every: int = 250  # steps
     wandb: str = "off"
 
+    def __post_init__(self):
+        for name in ("steps", "batch", "microbatch", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+
 
 def build_tokenizer(level: str) -> Tokenizer:
     """A token for every number that the level can show, every sign, and every word of the corpus."""
@@ -143,16 +148,16 @@ def main(config: Config) -> dict[str, float]:
     muon = Muon(matrices, lr=config.muon_lr)
     adam = torch.optim.AdamW(rest, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     layers = [module for module in model.modules() if isinstance(module, MoE)]
-    start = 0
+    start, spent = 0, 0.0
     if config.resume and checkpoint.latest(folder):
-        model, tokenizer, start = resume(folder, model, muon, adam)
-        layers = [module for module in model.modules() if isinstance(module, MoE)]
+        start, spent = resume(folder, model, muon, adam)
     run.cut_back(start)
 
-    stream = itertools.islice(token_batches(config, tokenizer), start, config.steps)
+    corpus = token_batches(config, tokenizer) if start < config.steps else []
+    stream = itertools.islice(corpus, start, config.steps)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"pre-training {parameters / 1e6:.2f}M parameters for {config.steps} steps of {config.batch} tokens")
-    began, seen = time.perf_counter(), 0
+    began, seen = time.perf_counter() - spent, 0
     with progress(config.steps, "pre-training") as bar:
         bar.advance(start)
         for step, rows in enumerate(stream, start=start + 1):
@@ -168,7 +173,7 @@ def main(config: Config) -> dict[str, float]:
                 balance_step(layer.bias, load, config.balance_speed)
 
             seen += sum(len(row) for row in rows)
-            speed = seen / (time.perf_counter() - began)
+            speed = seen / (time.perf_counter() - began - spent)
             metrics = {"train/loss": loss, "train/grad_norm": norm.item(), "train/lr": config.muon_lr * factor}
             if loads:
                 metrics["train/max_violation"] = max(maximal_violation(load) for load in loads)
@@ -179,6 +184,7 @@ def main(config: Config) -> dict[str, float]:
                 progress_line(step, config.steps, shown)
             if step % config.checkpoint_every == 0 or step == config.steps:
                 state = {"step": step, "muon": muon.state_dict(), "adam": adam.state_dict()}
+                state["seconds"] = time.perf_counter() - began
                 checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state)
 
     result = skills(model, tokenizer, config.level)
@@ -189,15 +195,14 @@ def main(config: Config) -> dict[str, float]:
     return result
 
 
-def resume(folder: Path, model: Transformer, muon, adam) -> tuple[Transformer, Tokenizer, int]:
-    """Put the latest checkpoint into the model and the optimizers; returns the step that it was written after."""
+def resume(folder: Path, model: Transformer, muon, adam) -> tuple[int, float]:
+    """Put the latest checkpoint into the model and the optimizers; returns its step and the seconds spent."""
     path = checkpoint.latest(folder)
-    stored, tokenizer = hf.load(path)
-    model.load_state_dict(stored.state_dict())
+    model.load_state_dict(hf.load(path)[0].state_dict())
     state = checkpoint.load_state(path)
     muon.load_state_dict(state["muon"])
     adam.load_state_dict(state["adam"])
-    return model, tokenizer, state["step"]
+    return state["step"], state["seconds"]
 
 
 if __name__ == "__main__":

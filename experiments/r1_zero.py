@@ -31,7 +31,7 @@ from minir1 import checkpoint
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.evaluate import NO_THINK, Answer, habits, judge_rollout, sample_answers, summary
-from minir1.log import Run, open_run, peak_memory_gib, progress, progress_line
+from minir1.log import open_run, peak_memory_gib, progress, progress_line, read_metrics
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.model import hf
 from minir1.model.transformer import Transformer
@@ -51,7 +51,7 @@ class Config:
     steps: int = 80
     prompts: int = 32  # P, problems a step
     answers: int = 8  # G, answers a problem
-    max_tokens: int = 352  # budget of an answer
+    max_tokens: int = 384  # budget of an answer
     temperature: float = 1.0
     lr: float = 3e-4  # AdamW
     warmup: int = 5  # steps
@@ -78,8 +78,11 @@ class Config:
     wandb: str = "off"
 
     def __post_init__(self):
-        if self.prompts < 1 or self.answers < 2:
-            raise ValueError(f"prompts = {self.prompts} (at least 1), answers = {self.answers} (a group needs 2)")
+        for name in ("steps", "prompts", "minibatches", "epochs", "eval_every", "eval_answers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        if self.answers < 2 or self.temperature <= 0:
+            raise ValueError(f"answers = {self.answers} (a group needs 2), temperature = {self.temperature} (above 0)")
         if self.prompts % self.minibatches:
             raise ValueError(f"minibatches = {self.minibatches} must divide prompts = {self.prompts}")
         shortest = 4 if self.no_think else 8  # tags, an answer, the end token
@@ -120,7 +123,8 @@ def reduction(mask: torch.Tensor, config: Config, answers: int, tokens: int) -> 
 
 def learn(model, reference, optimizer, rollout: Rollout, advantage: torch.Tensor, config: Config) -> dict[str, float]:
     """Update the policy on B = P·G rows; advantage: fp32 [B]. Returns what was measured, averaged as the loss is."""
-    measured: dict[str, float] = {"train/kl": 0.0, "train/clip_fraction": 0.0, "train/grad_norm": 0.0}
+    averaged, first = ("kl", "clip_fraction", "grad_norm"), ("ratio_deviation", "ratio_deviation_max")
+    measured: dict[str, float] = {f"train/{name}": 0.0 for name in averaged + first}
     trained = rollout.mask & (rollout.stop != BUDGET).unsqueeze(1) if config.mask_truncated else rollout.mask
     updates = config.epochs * config.minibatches
     for update in range(updates):
@@ -147,9 +151,9 @@ def learn(model, reference, optimizer, rollout: Rollout, advantage: torch.Tensor
             measured["train/clip_fraction"] += (weight * clipped).sum().item() / updates
             if update == 0:
                 deviation = ((logp.detach() - batch.logp).exp() - 1).abs() * mask
-                worst = max(measured.get("train/ratio_deviation_max", 0.0), deviation.max().item())
-                mean = measured.get("train/ratio_deviation", 0.0) + deviation.sum().item() / tokens
-                measured |= {"train/ratio_deviation_max": worst, "train/ratio_deviation": mean}
+                measured["train/ratio_deviation"] += deviation.sum().item() / tokens
+                worst = max(measured["train/ratio_deviation_max"], deviation.max().item())
+                measured["train/ratio_deviation_max"] = worst
         if update == 0 and measured["train/ratio_deviation"] > config.max_ratio_deviation:
             raise RuntimeError(
                 f"the first ratios are off 1 by {measured['train/ratio_deviation']:.3g} in the mean: "
@@ -219,16 +223,16 @@ def main(config: Config) -> dict[str, float]:
     folder = config.out / "checkpoint"
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     reference = hf.load(source)[0].requires_grad_(False)
-    start, best = 0, -1.0
+    start, best, spent = 0, -1.0, 0.0
     if config.resume and checkpoint.latest(folder):
-        start, best = resume(folder, model, reference, optimizer)
+        start, best, spent = resume(folder, model, reference, optimizer)
     run.cut_back(start if start else -1)
+    began = time.perf_counter() - spent
     if start == 0:
         found = preflight(model, tokenizer, problems, config) | validate(model, tokenizer, config)
         run.log(0, found)
         print(f"before: validation pass@1 {found['eval/pass@1']:.1%}")
 
-    began = time.perf_counter()
     with progress(config.steps, "R1-Zero") as bar:
         bar.advance(start)
         for step in range(start + 1, config.steps + 1):
@@ -257,11 +261,11 @@ def main(config: Config) -> dict[str, float]:
             if "eval/pass@1" in metrics:
                 run.samples(step, [{"problem": p.prompt, "text": a[0].text, "right": a[0].right} for p, a in zip(chosen[:8], answers)])
                 state = {"step": step, "best": best, "optimizer": optimizer.state_dict()}
-                state["reference"] = reference.state_dict()
+                state |= {"reference": reference.state_dict(), "seconds": time.perf_counter() - began}
                 checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state, best=is_best)
     run.result({"seconds/rl": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib()})
     run.close()
-    return metrics
+    return [row for row in read_metrics(config.out) if "eval/pass@1" in row][-1]
 
 
 def timing(rollout: Rollout, clock: list[float]) -> dict[str, float]:
@@ -288,14 +292,14 @@ def show(step: int, steps: int, metrics: dict[str, float]) -> None:
     progress_line(step, steps, fields)
 
 
-def resume(folder: Path, model, reference, optimizer) -> tuple[int, float]:
-    """Put the latest checkpoint into place; returns its step and the best validation so far."""
+def resume(folder: Path, model, reference, optimizer) -> tuple[int, float, float]:
+    """Put the latest checkpoint into place; returns its step, the best validation so far and the seconds spent."""
     path = checkpoint.latest(folder)
     model.load_state_dict(hf.load(path)[0].state_dict())
     state = checkpoint.load_state(path)
     optimizer.load_state_dict(state["optimizer"])
     reference.load_state_dict(state["reference"])
-    return state["step"], state["best"]
+    return state["step"], state["best"], state["seconds"]
 
 
 if __name__ == "__main__":

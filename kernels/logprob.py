@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-LOW = tl.constexpr(-1e38)  # the logit of nothing: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m)
+LOW = tl.constexpr(-1e38)  # no logit: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m)
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def _blocks(dtype: torch.dtype) -> dict:
 
 def logprob_forward(h, w, target, *, temperature=1.0, softcap=None, logit_scale=1.0, ignore_index=-100,
                     entropy=False):
-    """h [N, D], w [V, D] of one dtype (fp32, bf16, fp16), target [N] int64 -> logp [N], entropy [N] | None, fp32.
+    """h [N, D], w [V, D] of one dtype (fp32, bf16, fp16), target [N] int64 -> logp, entropy | None, [N] fp32.
 
     An ignored row is 0; a target outside [0, V) gives NaN, since looking for it would stall the device.
     """

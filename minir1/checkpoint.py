@@ -56,9 +56,9 @@ def save(
         final.rename(folder / f"{final.name}.tmp-old")
     aside.rename(final)
     _fsync(folder)
-    replace_text(folder / "latest", final.name + "\n")
-    if best:
+    if best:  # first, or a kill in between would leave a best that the state in `latest` knows and no file names
         replace_text(folder / "best", final.name + "\n")
+    replace_text(folder / "latest", final.name + "\n")
     _fsync(folder)
     _delete_old(folder, step, keep)
     return final

@@ -162,8 +162,9 @@ def sample_answers(
     if not problems:
         raise ValueError("problems: need at least one")
     judged = []
-    for start in range(0, len(problems), max(1, rows // answers)):
-        part = problems[start : start + max(1, rows // answers)]
+    at_once = max(1, rows // max(1, answers))
+    for start in range(0, len(problems), at_once):
+        part = problems[start : start + at_once]
         prompts = [tokenizer.encode(tokenizer.chat(p.prompt) + forced) for p in part]
         ids = torch.arange(start * answers, (start + len(part)) * answers)
         sampling = {"answers": answers, "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "rows": ids}
@@ -189,9 +190,12 @@ def summary(problems: Sequence[Problem], grid: list[list[Answer]], behaviour=Non
     """Flat figures over P problems with n answers each, with bootstrap intervals over problems for pass@1.
 
     pass@1 and pass@1_low, _high; pass@n and maj@n (unless n = 1); form; pass@1_formed (among well-formed answers);
-    length (tokens); truncated; and, given the task's `behaviour(problem, text)`: tries, said_yes, false_yes (share of the
-    answers that claim a success that is none), arithmetic_error (share of sums), repeats (share of tries).
+    length (tokens); truncated; entropy; and, given the task's `behaviour(problem, text)`: tries, said_yes, false_yes
+    (share of the answers that claim a success that is none), arithmetic_error (of the sums), repeats (of the tries).
+    Raises ValueError for no problems.
     """
+    if not grid:
+        raise ValueError("no problems, nothing to sum up")
     n = len(grid[0])
     right = np.array([[a.right for a in row] for row in grid], dtype=float)
     mean, low, high = bootstrap(right.mean(1), seed=seed)

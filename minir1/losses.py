@@ -1,7 +1,7 @@
 """Losses a token: functions of tensors [B, T] to minimise, without reduction (see weights.py).
 
 Entry [b, t] speaks of token x_t of row b. r_t = π_θ(x_t | x_<t) / π_old(x_t | x_<t) is the importance ratio, A_t the
-advantage. Every function returns fp32 of the shape it is given.
+advantage. Every function returns fp32 of the shape it is given, or fp64 where it is given fp64.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 
 
+def _wide(x: Tensor) -> Tensor:
+    """At least fp32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def nll(logp: Tensor) -> Tensor:
     """-log π(x_t | x_<t), the loss of supervised training. logp: [B, T]."""
-    return -logp.float()
+    return -_wide(logp)
 
 
 def reinforce(logp: Tensor, advantage: Tensor) -> Tensor:
     """-A_t log π(x_t | x_<t) (Williams 1992). logp, advantage: [B, T]; no gradient goes through the advantage."""
-    return -advantage.detach() * logp.float()
+    return -advantage.detach() * _wide(logp)
 
 
 def clipped_surrogate(
@@ -28,7 +33,7 @@ def clipped_surrogate(
     The pessimistic of the two objectives: a gain is cut once the ratio has left the interval in the direction that the
     advantage asks for, a loss never. Two clips as in DAPO (arXiv:2503.14476, section 3.1). All [B, T].
     """
-    ratio = (logp.float() - old_logp.detach()).exp()
+    ratio = (_wide(logp) - old_logp.detach()).exp()
     advantage = advantage.detach()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
 
@@ -37,8 +42,47 @@ def is_clipped(
     logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> Tensor:
     """bool [B, T]: where clipped_surrogate has no gradient because the ratio has left the interval."""
-    ratio = (logp.detach().float() - old_logp).exp()
+    ratio = (_wide(logp.detach()) - old_logp).exp()
     return ((advantage > 0) & (ratio > 1 + clip_high)) | ((advantage < 0) & (ratio < 1 - clip_low))
+
+
+def cispo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """-sg[clip(r_t, 1 - ε_low, 1 + ε_high)] A_t log π(x_t | x_<t) (MiniMax-M1, arXiv:2506.13585, section 3.1).
+
+    The weight is clipped and takes no gradient (sg), so that no token loses its own: REINFORCE with a bounded
+    importance weight. The paper sets no lower bound, which is clip_low = 1. All [B, T].
+    """
+    ratio = (_wide(logp.detach()) - old_logp).exp()
+    return reinforce(logp, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+
+
+def gspo(
+    logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float, mask: Tensor
+) -> Tensor:
+    """-min(s_i A_i, clip(s_i, 1 - ε_low, 1 + ε_high) A_i) at each token of answer i (arXiv:2507.18071, section 4.1).
+
+        s_i = (π_θ(y_i | x) / π_old(y_i | x))^{1/|y_i|} = exp(1/|y_i| Σ_t log r_t)
+
+    One ratio an answer: the geometric mean over its trained tokens, the mask [B, T]. With the weights of
+    `per_answer_mean` the sum is the paper's objective. All [B, T]; the advantage is one number an answer, repeated.
+    s_i stays nearer to 1 than r_t does: the paper clips at 3e-4 and 4e-4.
+    """
+    log_ratio = (_wide(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
+    ratio = (log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()
+    advantage = advantage.detach()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+
+
+def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """½ max((V_t - R_t)², (clip(V_t, V_old - ε, V_old + ε) - R_t)²), R_t the return.
+
+    The larger of the two, so that the step away from V_old is cut, never a way back. Not in PPO's paper but in its
+    code (Huang et al. 2022, "The 37 Implementation Details of PPO", detail 9). clip: ε, infinite for the plain
+    square. All [B, T]; no gradient goes through old_value and returns.
+    """
+    value, old_value, returns = _wide(value), old_value.detach(), returns.detach()
+    clipped = value.clamp(old_value - clip, old_value + clip)
+    return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square())
 
 
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -46,12 +90,12 @@ def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
     As a loss its expected gradient is zero (E ∇log π = 0): use it in the reward, or to report.
     """
-    return logp.float() - ref_logp.detach()
+    return _wide(logp) - ref_logp.detach()
 
 
 def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """(log π - log π_ref)² / 2: biased as a number; its expected gradient is that of each step's KL(π‖π_ref)."""
-    return 0.5 * (logp.float() - ref_logp.detach()).square()
+    return 0.5 * (_wide(logp) - ref_logp.detach()).square()
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -59,5 +103,5 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
     The estimator of GRPO and R1. As a loss its expected gradient is that of each step's KL(π_ref‖π), not KL(π‖π_ref).
     """
-    log_ratio = ref_logp.detach() - logp.float()
+    log_ratio = ref_logp.detach() - _wide(logp)
     return log_ratio.exp() - log_ratio - 1

@@ -85,8 +85,10 @@ def linear_logprob(
     if _use_triton(impl, h, w, forward_only=True):
         from minir1.kernels.logprob import logprob_forward  # lazily: triton may not be there
 
-        return logprob_forward(h, w, target, temperature=temperature, softcap=softcap, logit_scale=logit_scale,
-                               ignore_index=ignore_index, entropy=entropy)
+        return logprob_forward(
+            h, w, target, temperature=temperature, softcap=softcap, logit_scale=logit_scale,
+            ignore_index=ignore_index, entropy=entropy,
+        )
     kept = target != ignore_index
     rows = None if bool(kept.all()) else kept.nonzero().squeeze(1)
     if rows is not None:
@@ -94,10 +96,12 @@ def linear_logprob(
     if not target.is_cuda and target.numel():  # on a GPU, looking would stall it; gather checks there
         low, high = target.aminmax()
         if low < 0 or high >= w.shape[0]:
-            raise ValueError(f"targets in [{low}, {high}]: allowed are 0 to {w.shape[0] - 1} and {ignore_index}")
+            allowed = f"0 to {w.shape[0] - 1} and {ignore_index}"
+            raise ValueError(f"targets in [{low}, {high}]: allowed are {allowed}")
     with torch.autocast(h.device.type, enabled=False):  # autocast would round the logits to bf16
-        logp, ent = _LinearLogprob.apply(h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes,
-                                         torch.is_grad_enabled())
+        logp, ent = _LinearLogprob.apply(
+            h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes, torch.is_grad_enabled()
+        )
     if rows is not None:
         logp = logp.new_zeros(kept.shape).index_copy(0, rows, logp)
         ent = ent.new_zeros(kept.shape).index_copy(0, rows, ent) if entropy else None
@@ -128,8 +132,8 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 
 class _LinearLogprob(torch.autograd.Function):
     """The twin, tile by tile over the tokens, with one hand-written derivation whether the log-probs are kept
-    or recomputed. Autograd on [N, V] would be shorter and slower, even where all fits: here a tile stays in the
-    cache from the product to its gradient, and nothing as large as the logits is filled with zeros first.
+    or recomputed. Autograd on [N, V] would be shorter and slower, even where all fits: here a tile stays in
+    the cache from the product to its gradient, and nothing as large as the logits is filled with zeros.
     """
 
     @staticmethod
@@ -197,7 +201,7 @@ class _LinearLogprob(torch.autograd.Function):
 
 
 def _operand(w: Tensor, h: Tensor) -> Tensor:
-    """w as the products take it: as it is where they can accumulate in fp32, else upcast once for all tiles."""
+    """w as the products take it: unchanged where they can accumulate in fp32, else upcast once for all."""
     if h.is_cuda and h.dtype == w.dtype:
         return w
     return w.to(torch.float64 if torch.float64 in (h.dtype, w.dtype) else torch.float32)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
     """Push the singular values of each matrix towards 1: U S Vᵀ -> about U Vᵀ, by a quintic Newton-Schulz iteration.
 
-    X <- aX + (bA + cA²)X with A = XXᵀ and (a, b, c) = (3.4445, -4.7750, 2.0315), from X = G / ‖G‖_F (Jordan et al. 2024,
-    "Muon: an optimizer for hidden layers"). g: [..., m, n], any number of matrices at once; returns its shape and dtype.
+    X <- aX + (bA + cA²)X with A = XXᵀ and (a, b, c) = (3.4445, -4.7750, 2.0315), from X = G / ‖G‖_F (Jordan et al.
+    2024, "Muon: an optimizer for hidden layers"). g: [..., m, n], any number of matrices at once; returns its shape and
+    dtype.
     The singular values end between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315

@@ -16,7 +16,7 @@ __all__ = ["BUDGET", "EOS", "STOP", "Rollout", "collect", "answers_of"]
 
 @dataclass(frozen=True)
 class Rollout:
-    """B rows `[prompt | answer | pad]` of at most T tokens. Entry [b, t] speaks of token t; column 0 is never trained."""
+    """B rows `[prompt | answer | pad]` of at most T tokens. Entry [b, t] speaks of token t; column 0 is not trained."""
 
     tokens: Tensor  # int64 [B, T]
     prompt_len: Tensor  # int64 [B]

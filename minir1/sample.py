@@ -54,8 +54,8 @@ def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     if top_p < 1.0:
         ranked, order = logits.sort(dim=-1, descending=True, stable=True)
         probs = ranked.softmax(-1)
-        outside = (probs.cumsum(-1) - probs >= top_p).scatter(-1, order, probs.cumsum(-1) - probs >= top_p)
-        logits = logits.masked_fill(outside, float("-inf"))
+        outside = probs.cumsum(-1) - probs >= top_p  # in the order of rank
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
     return logits
 
 
@@ -78,7 +78,8 @@ def choose(logits: Tensor, noise: Tensor, temperature: float, top_k: int, top_p:
     if temperature == 0:
         logp = logits.log_softmax(-1)
         tokens = logits.argmax(-1)
-        return tokens, logp.gather(-1, tokens.unsqueeze(1)).squeeze(1), -(logp.exp() * logp.nan_to_num(neginf=0.0)).sum(-1)
+        entropy = -(logp.exp() * logp.nan_to_num(neginf=0.0)).sum(-1)
+        return tokens, logp.gather(-1, tokens.unsqueeze(1)).squeeze(1), entropy
     return draw(truncate(logits / temperature, top_k, top_p), noise)
 
 
@@ -98,9 +99,9 @@ def _check(model: Transformer, prompts, answers, max_tokens, temperature, top_k,
         raise ValueError(f"answers = {answers}, max_tokens = {max_tokens}: both must be at least 1")
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature = {temperature} (>= 0), top_k = {top_k} (>= 0), top_p = {top_p} (in (0, 1])")
-    highest = max(max(max(prompt) for prompt in prompts), max(stop, default=0))
-    if highest >= model.config.vocab:
-        raise ValueError(f"token {highest} is outside the model's vocabulary of {model.config.vocab}")
+    used = {*stop}.union(*prompts)
+    if min(used) < 0 or max(used) >= model.config.vocab:
+        raise ValueError(f"tokens {min(used)} to {max(used)}: the model's vocabulary is 0 to {model.config.vocab - 1}")
     return stop
 
 
@@ -175,9 +176,8 @@ def generate(
                 cache.keep(keep)
                 alive, new = alive[keep], new[keep]
         logits = model.logits(model.hidden(new.unsqueeze(1), cache=cache)[:, 0])
-    longest = int(ended.max()) if step + 1 == max_tokens else step + 1
-    count = ended.clamp(max=longest)
-    return Sampled(tokens[:, :longest], logp[:, :longest], entropy[:, :longest], count, why)
+    longest = int(ended.max())
+    return Sampled(tokens[:, :longest], logp[:, :longest], entropy[:, :longest], ended, why)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
+from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
@@ -23,9 +24,11 @@ TEMPLATE = (  # R1-Zero's: the question, then the assistant's turn (arXiv:2501.1
 class Tokenizer:
     """A `tokenizers.Tokenizer` with its special tokens and chat template, as a Hugging Face folder holds them."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, template: str = TEMPLATE, eos: str = EOS, pad: str = PAD):
+    def __init__(
+        self, backend: tokenizers.Tokenizer, template: str = TEMPLATE, eos: str = EOS, pad: str = PAD, bos: str = ""
+    ):
         self.backend, self.template = backend, template
-        self.eos_token, self.pad_token = eos, pad
+        self.eos_token, self.pad_token, self.bos_token = eos, pad, bos  # bos: only for templates that write it
         self.eos, self.pad = self.id(eos), self.id(pad)
 
     def id(self, token: str) -> int:
@@ -60,9 +63,20 @@ class Tokenizer:
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The chat template over messages with `role` and `content`, rendered in jinja's sandbox."""
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+
+        def raise_exception(message: str):  # what Hugging Face's templates call
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = raise_exception
         return environment.from_string(self.template).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, eos_token=self.eos_token, bos_token=""
+            messages=messages,
+            add_generation_prompt=add_generation_prompt,
+            eos_token=self.eos_token,
+            pad_token=self.pad_token,
+            bos_token=self.bos_token,
         )
 
     def save(self, path: Path) -> None:
@@ -76,6 +90,8 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "chat_template": self.template,
         }
+        if self.bos_token:
+            config["bos_token"] = self.bos_token
         (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
@@ -90,12 +106,18 @@ class Tokenizer:
         def text(token):  # older files write a dict
             return token["content"] if isinstance(token, dict) else token
 
-        eos = text(config["eos_token"])
+        eos = text(config.get("eos_token"))
+        if eos is None:
+            raise ValueError(f"{path / 'tokenizer_config.json'} names no eos_token")
+        template = config.get("chat_template") or TEMPLATE
+        if (path / "chat_template.jinja").exists():  # where transformers 5 writes it
+            template = (path / "chat_template.jinja").read_text()
         return cls(
             tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")),
-            template=config.get("chat_template", TEMPLATE),
+            template=template,
             eos=eos,
             pad=text(config.get("pad_token")) or eos,
+            bos=text(config.get("bos_token")) or "",
         )
 
 
@@ -116,7 +138,10 @@ def word_level(words: Iterable[str], largest_number: int) -> Tokenizer:
 
 def train_bpe(texts: Iterable[str], size: int, numbers: bool = False) -> Tokenizer:
     """Byte-level BPE learned from texts, `size` tokens in all, special ones included. With `numbers`, up to three digits
-    are a piece of their own, apart from what stands beside them."""
+    are a piece of their own, apart from what stands beside them. ValueError if `size` has no room for the 256 bytes."""
+    special, alphabet = [EOS, PAD, *TAGS], pre_tokenizers.ByteLevel.alphabet()
+    if size < len(special) + len(alphabet):
+        raise ValueError(f"size = {size}: at least {len(special) + len(alphabet)}, the special tokens and the bytes")
     backend = tokenizers.Tokenizer(models.BPE())
     pieces = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not numbers)]
     if numbers:
@@ -126,8 +151,8 @@ def train_bpe(texts: Iterable[str], size: int, numbers: bool = False) -> Tokeniz
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=[EOS, PAD, *TAGS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=special,
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)

@@ -1,7 +1,7 @@
 """The reduction of a loss, as weights that sum to one over the whole batch.
 
-Loss = Σ weights · loss_per_token. `total` counts over all micro-batches and ranks, so that the losses of the parts add up
-to the loss of the whole and no result depends on how the batch is split.
+Loss = Σ weights · loss_per_token. `total` counts over all micro-batches and ranks, so that the losses of the parts add
+up to the loss of the whole and no result depends on how the batch is split.
 """
 
 from __future__ import annotations
@@ -36,4 +36,6 @@ def fixed_length(mask: Tensor, length: int, total: int) -> Tensor:
     total: answers of the whole batch. Sums to one only if every answer has that length: shorter ones weigh less.
     """
     _check(total)
+    if length < 1:
+        raise ValueError(f"length = {length}: must be at least 1")
     return mask.float() / length / total

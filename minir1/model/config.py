@@ -31,11 +31,11 @@ class ModelConfig:
     qkv_bias: bool = False  # as in Qwen2
 
     # Feed-forward: SwiGLU, dense or a mixture of experts (DeepSeekMoE, arXiv:2401.06066)
-    ffn: int = 384  # inner width of a dense layer
+    ffn: int = 256  # inner width of a dense layer
     experts: int = 8  # E, routed experts; 0: every layer is dense
     experts_per_token: int = 2  # K_r
     shared_experts: int = 1  # N_s
-    expert_ffn: int = 128  # inner width of one expert
+    expert_ffn: int = 64  # inner width of one expert
     dense_layers: int = 1  # the first k layers are dense
     score: str = "sigmoid"  # s_{i,t}: "sigmoid" (V3) | "softmax" (V2)
     norm_topk: bool = True  # gates of the chosen experts sum to one
@@ -68,9 +68,15 @@ class ModelConfig:
             need(self.heads % self.kv_heads == 0, "kv_heads", f"must divide heads = {self.heads}")
             need(self.head_dim is not None or self.dim % self.heads == 0, "heads", f"must divide dim = {self.dim}")
             need(self.head_size % 2 == 0, "head_dim", "must be even for RoPE")
+        for field in ("q_lora", "head_dim", "softcap"):
+            value = getattr(self, field)
+            need(value is None or value > 0, field, "must be positive, or None")
+        for field in ("rope_theta", "norm_eps", "logit_scale", "max_positions"):
+            need(getattr(self, field) > 0, field, "must be positive")
+        need(self.experts >= 0, "experts", "must not be negative")
         need(0 <= self.dense_layers <= self.layers, "dense_layers", f"0 to layers = {self.layers}")
         if self.experts:
-            need(self.experts % self.groups == 0, "groups", f"must divide experts = {self.experts}")
+            need(self.groups > 0 and self.experts % self.groups == 0, "groups", f"must divide experts = {self.experts}")
             need(1 <= self.groups_kept <= self.groups, "groups_kept", f"1 to groups = {self.groups}")
             reachable = self.experts // self.groups * self.groups_kept
             need(1 <= self.experts_per_token <= reachable, "experts_per_token", f"1 to {reachable} reachable experts")

@@ -2,6 +2,10 @@
 
 MLA with sigmoid scores is DeepseekV3ForCausalLM (a dense one has first_k_dense_replace = layers); dense GQA with biased
 projections is Qwen2ForCausalLM, without bias LlamaForCausalLM. Nothing but safetensors is read.
+
+AutoTokenizer of transformers 5 opens every Qwen2 folder as Qwen2Tokenizer, which keeps vocabulary and merges and puts
+Qwen's own splitting in place of tokenizer.json's: there, PreTrainedTokenizerFast.from_pretrained is what opens another
+tokenizer as it is.
 """
 
 from __future__ import annotations
@@ -40,6 +44,12 @@ NAMES = {  # ours -> theirs, inside a layer
     "ffn.shared.up": "mlp.shared_experts.up_proj",
     "ffn.shared.down": "mlp.shared_experts.down_proj",
 }
+ONLY = {  # fields of their config.json that change the result, and the one value that is computed here
+    "hidden_act": "silu",
+    "rope_interleave": True,
+    "scoring_func": "sigmoid",
+    "use_sliding_window": False,
+}
 TOP = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
 
 
@@ -58,6 +68,8 @@ def architecture(config: ModelConfig) -> str:
             refuse("score", "MLA with softmax scores is not exported yet")
         if config.experts and config.shared_experts == 0:
             refuse("shared_experts", "DeepseekV3 has at least one")
+        if config.experts and config.experts // config.groups < 2:
+            refuse("groups", "DeepseekV3 adds the two best experts of a group")
         return "DeepseekV3ForCausalLM"
     if config.experts:
         refuse("experts", "GQA with experts is not exported yet")
@@ -110,10 +122,24 @@ def to_hf_config(config: ModelConfig) -> dict:
 
 
 def from_hf_config(values: dict) -> ModelConfig:
-    """The model that a config.json describes; ValueError lists what is supported."""
+    """The model that a config.json describes; ValueError lists what is supported, or names the field that is missing."""
     name = (values.get("architectures") or ["?"])[0]
     if name not in SUPPORTED:
         raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
+    for field, value in ONLY.items():
+        if values.get(field, value) not in (value, None):
+            raise ValueError(f"{field} = {values[field]!r} is not supported, only {value!r}")
+    try:
+        return _from_hf_config(name, values)
+    except KeyError as error:
+        raise ValueError(f"the config of a {name} needs the field {error}") from error
+
+
+def _from_hf_config(name: str, values: dict) -> ModelConfig:
+    def token(key: str) -> int | None:  # several are a list, the first of them the EOS
+        number = values.get(f"{key}_token_id")
+        return number[0] if isinstance(number, list) else number
+
     parameters = values.get("rope_parameters") or {}  # transformers 5 writes this instead of rope_theta
     scaling = values.get("rope_scaling") or (parameters if parameters.get("rope_type", "default") != "default" else None)
     if scaling:
@@ -125,18 +151,18 @@ def from_hf_config(values: dict) -> ModelConfig:
         "heads": values["num_attention_heads"],
         "ffn": values["intermediate_size"],
         "norm_eps": values["rms_norm_eps"],
-        "rope_theta": values.get("rope_theta") or parameters["rope_theta"],
+        "rope_theta": values.get("rope_theta") or parameters.get("rope_theta", 10_000.0),  # where left out: 10,000
         "max_positions": values["max_position_embeddings"],
         "init_std": values.get("initializer_range", 0.02),
         "tied": values.get("tie_word_embeddings", False),
-        **{key: values.get(f"{key}_token_id") for key in ("bos", "eos", "pad")},
+        **{key: token(key) for key in ("bos", "eos", "pad")},
     }
     if name != "DeepseekV3ForCausalLM":
         return ModelConfig(
             **common,
             attention="gqa",
             experts=0,
-            kv_heads=values["num_key_value_heads"],
+            kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
             head_dim=values.get("head_dim"),
             qkv_bias=name == "Qwen2ForCausalLM" or values.get("attention_bias", False),
         )
@@ -221,6 +247,8 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
                 shape = tuple(file.get_slice(name).get_shape())
                 if shape != tuple(wanted[name].shape):
                     wrong.append(f"shape of {name}: {shape}, expected {tuple(wanted[name].shape)}")
+            if len(wrong) > 8:
+                wrong[8:] = [f"and {len(wrong) - 8} more"]
             if wrong:
                 raise ValueError(f"{path / 'model.safetensors'} does not fit its config.json: {'; '.join(wrong)}")
             stored = torch.float32

@@ -49,10 +49,10 @@ class Experts(nn.Module):
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)  # the inverse of `order`
         ends = chosen.flatten().bincount(minlength=len(self.gate_up)).cumsum(0).to(torch.int32)
-        pairs = permute(x.unsqueeze(1).expand(-1, k, -1).reshape(tokens * k, -1), order, place)
+        pairs = permute(x.unsqueeze(1).expand(-1, k, -1).flatten(0, 1), order, place)
         gate, up = grouped_linear(pairs, self.gate_up, ends).chunk(2, dim=-1)
         out = permute(grouped_linear(F.silu(gate) * up, self.down, ends), place, order)
-        return torch.bmm(gates.to(out.dtype).unsqueeze(1), out.view(tokens, k, -1)).squeeze(1)
+        return torch.bmm(gates.to(out.dtype).unsqueeze(1), out.unflatten(0, (tokens, k))).squeeze(1)
 
 
 class Permute(torch.autograd.Function):
@@ -75,10 +75,11 @@ permute = Permute.apply
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows ends[e-1] to ends[e] of x times weight[e]ᵀ. x: [M, in]; weight: [E, out, in]; ends: int32 [E] -> [M, out].
 
-    torch's grouped product needs row strides that are multiples of 16 bytes; other widths go expert by expert.
+    torch's grouped product needs row strides that are multiples of 16 bytes, and knows no fp64; the rest goes expert
+    by expert.
     """
     aligned = all(n * x.element_size() % 16 == 0 for n in weight.shape[1:])
-    if aligned and len(x):
+    if aligned and x.dtype != torch.float64 and len(x):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
     counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
     return torch.cat([F.linear(part, w) for part, w in zip(x.split(counts), weight)])
@@ -101,6 +102,14 @@ class MoE(nn.Module):
         self.register_buffer("bias", torch.zeros(config.experts))
         self.experts = Experts(config)
         self.shared = SwiGLU(config.dim, config.shared_experts * config.expert_ffn) if config.shared_experts else None
+
+    def _apply(self, fn, recurse=True):
+        # `.to(bfloat16)` must not round the bias: steps of 1e-3 would vanish in it, and choices change.
+        bias = self.bias
+        super()._apply(fn, recurse)
+        if self.bias.dtype != torch.float32:
+            self.bias = bias.to(self.bias.device)
+        return self
 
     def route(self, x: Tensor) -> Routing:
         """x: [N, D]. The router runs in fp32 whatever the dtype of the model."""

@@ -44,6 +44,8 @@ def packing(rows: int, columns: int, lengths: Tensor | None, device: torch.devic
     if lengths.shape != (rows,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected ({rows},)")
     lengths = lengths.to(device=device, dtype=torch.int64)
+    if ((lengths < 0) | (lengths > columns)).any():
+        raise ValueError(f"lengths must lie in 0 to {columns}, got {lengths.tolist()[:16]}")
     real = torch.arange(columns, device=device) < lengths.unsqueeze(1)
     return Packing(rows, columns, real.flatten().nonzero().squeeze(1), lengths)
 
@@ -51,6 +53,6 @@ def packing(rows: int, columns: int, lengths: Tensor | None, device: torch.devic
 def from_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> Packing:
     """The packing of rows laid end to end; row b holds tokens cu_seqlens[b] to cu_seqlens[b + 1]."""
     lengths = cu_seqlens.diff().to(torch.int64)
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths < 0).any():
+    if len(lengths) == 0 or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths < 0).any():
         raise ValueError(f"cu_seqlens must rise from 0 to {tokens}, got {cu_seqlens.tolist()[:16]}")
     return packing(len(lengths), int(lengths.max()), lengths, cu_seqlens.device)

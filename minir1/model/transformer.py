@@ -174,6 +174,9 @@ class Transformer(nn.Module):
         (None: every token but the first of its row). Returns fp32 [B, T], zero where not wanted, in column 0 and at
         padding; with entropy=True also the entropy in nats of the distribution that x_t was drawn from, [B, T].
         """
+        if tokens.ndim != 2 or (mask is not None and mask.shape != tokens.shape):
+            given = None if mask is None else tuple(mask.shape)
+            raise ValueError(f"tokens {tuple(tokens.shape)}, mask {given}: expected [B, T] both")
         layout = packing(*tokens.shape, lengths, tokens.device)
         flat = layout.pack(tokens.unsqueeze(-1)).squeeze(-1)
         positions = layout.positions()

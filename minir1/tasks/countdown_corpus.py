@@ -2,16 +2,17 @@
 
 Some search in order, some at random; some are patient, most give up; some answer at once, some forget the tags. Nobody
 says which habit is the good one: finding out is what reinforcement learning is for. Only problems of the train split
-occur.
+occur, and problems of their numbers that have no solution.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 from minir1.tasks import Problem, countdown
+from minir1.tasks.countdown import Level, Try
 
 WORDS = ("User:", "\nAssistant:", "make ", " from ", " yes\n", " no\n")
 
@@ -20,21 +21,24 @@ WORDS = ("User:", "\nAssistant:", "make ", " from ", " yes\n", " no\n")
 class Mix:
     """Shares of the documents. Those of a kind of document sum to at most 1; the rest is named last."""
 
-    facts: float = 0.10  # sums alone, the rest is countdown
-    untagged: float = 0.08  # of countdown: no <think> and <answer>
-    at_once: float = 0.15  # of countdown: an empty thinking, then an answer
+    facts: float = 0.05  # sums alone, the rest is countdown
+    impossible: float = 0.06  # of countdown: no try reaches the target, and all are gone through in order to see it
+    untagged: float = 0.08  # of the searches: no <think> and <answer>
+    at_once: float = 0.15  # of what is possible: an empty thinking, then an answer
     at_once_right: float = 0.25  # of these: the answer is right
-    orderly: float = 0.3  # of the searches: tries in the order of `countdown.tries`
-    forgetful: float = 0.3  # of the searches: tries at random, repeats and all; the rest is at random without repeats
-    patient: float = 0.35  # of the searches: goes on until solved; the rest gives up
+    orderly: float = 0.5  # of the searches: tries in the order of `countdown.tries`
+    forgetful: float = 0.15  # of the searches: tries at random, repeats and all; the rest is at random without repeats
+    patient: float = 0.2  # of the searches: goes on until solved; the rest gives up
     give_up: float = 0.3  # chance of giving up after each failed try
-    false_yes: float = 0.01  # of the failed tries: called a success, which ends the search
-    sloppy: float = 0.01  # of the sums in thinking: a wrong result (then the chain ends in `no`)
+    false_yes: float = 0.002  # of the failed tries: called a success, which ends the search
+    sloppy: float = 0.003  # of the sums in thinking: a wrong result (then the chain ends in `no`)
 
     def __post_init__(self):
         for f in fields(self):
             if not 0 <= getattr(self, f.name) <= 1:
                 raise ValueError(f"Mix.{f.name} = {getattr(self, f.name)}: a share in 0 … 1")
+        if self.orderly + self.forgetful > 1 + 1e-9:
+            raise ValueError(f"Mix.orderly + Mix.forgetful = {self.orderly + self.forgetful}: shares of one whole")
 
 
 def documents(level: str, seed: int, mix: Mix = Mix()) -> Iterator[str]:
@@ -46,7 +50,7 @@ def documents(level: str, seed: int, mix: Mix = Mix()) -> Iterator[str]:
         yield facts(rng, limit) if rng.random() < mix.facts else worked(rng, rng.choice(train), mix)
 
 
-def facts(rng: random.Random, level: countdown.Level, count: int = 8) -> str:
+def facts(rng: random.Random, level: Level, count: int = 8) -> str:
     """`7+5=12`, one a line."""
     lines = []
     while len(lines) < count:
@@ -63,44 +67,56 @@ def facts(rng: random.Random, level: countdown.Level, count: int = 8) -> str:
 
 def worked(rng: random.Random, problem: Problem, mix: Mix) -> str:
     """One problem, asked and answered."""
-    everything = countdown.tries(countdown.parse(problem)[0], problem.level)
+    numbers, target = countdown.parse(problem)
+    everything = countdown.tries(numbers, problem.level)
+    if rng.random() < mix.impossible:
+        target = unreachable(rng, everything, countdown.level_of(problem.level)) or target
+        mix = replace(mix, at_once=0.0, orderly=1.0, forgetful=0.0, patient=1.0)
+    solved = [t for t in everything if countdown.value_of(t) == target]
     if rng.random() < mix.at_once:
-        solved = rng.random() < mix.at_once_right
-        thinking, last = "", rng.choice(countdown.solutions(problem) if solved else everything)
+        right = solved and rng.random() < mix.at_once_right
+        thinking, last = "", rng.choice(solved if right else everything)
     else:
-        thinking, last = search(rng, problem, everything, mix)
-    question = f"User:{problem.prompt}\nAssistant:"
+        thinking, last = search(rng, target, everything, mix)
+    question = f"User:make {target} from {','.join(map(str, numbers))}\nAssistant:"
     if thinking and rng.random() < mix.untagged:
         return f"{question}{thinking}{countdown.expression(last)}"
     return f"{question}<think>{thinking}</think><answer>{countdown.expression(last)}</answer>"
 
 
-def search(rng: random.Random, problem: Problem, everything, mix: Mix) -> tuple[str, countdown.Try]:
+def unreachable(rng: random.Random, everything: Sequence[Try], level: Level) -> int | None:
+    """A target that no try reaches, if there is one: such a problem is in no split."""
+    reached = {countdown.value_of(t) for t in everything}
+    free = [target for target in range(level.low, level.high + 1) if target not in reached]
+    return rng.choice(free) if free else None
+
+
+def search(rng: random.Random, target: int, everything: Sequence[Try], mix: Mix) -> tuple[str, Try]:
     """Tries, one a line with the target and a verdict, `11-3=8,8*3=24:24 yes`; and the last of them."""
-    target = countdown.parse(problem)[1]
     habit = rng.random()
     if habit < mix.orderly:
         order = iter(everything)
     elif habit < mix.orderly + mix.forgetful:
-        order = iter(lambda: rng.choice(everything), None)
+        order = (rng.choice(everything) for _ in everything)
     else:
         order = iter(rng.sample(everything, len(everything)))
     patient = rng.random() < mix.patient
     lines = []
     for t in order:
+        verdict = "no"
         if rng.random() < mix.sloppy * len(t):
-            lines.append(f"{slip(rng, t)}:{target} no\n")
-        elif countdown.value_of(t) == target or rng.random() < mix.false_yes:
-            lines.append(f"{countdown.try_text(t)}:{target} yes\n")
-            break
+            steps = slip(rng, t)
         else:
-            lines.append(f"{countdown.try_text(t)}:{target} no\n")
-        if not patient and rng.random() < mix.give_up:
+            steps = countdown.try_text(t)
+            if countdown.value_of(t) == target or rng.random() < mix.false_yes:
+                verdict = "yes"
+        lines.append(f"{steps}:{target} {verdict}\n")
+        if verdict == "yes" or (not patient and rng.random() < mix.give_up):
             break
     return "".join(lines), t
 
 
-def slip(rng: random.Random, t: countdown.Try) -> str:
+def slip(rng: random.Random, t: Try) -> str:
     """The try with its last result wrong by a little."""
     a, op, b, c = t[-1]
     wrong = max(1, c + rng.choice((-2, -1, 1, 2)))

@@ -1,0 +1,135 @@
+"""Write the measured numbers into README.md and docs/*.md, so that text and results cannot drift apart.
+
+    python experiments/render_docs.py
+    python experiments/render_docs.py --check
+
+What stands between `<!-- begin: NAME -->` and `<!-- end -->` is made from docs/results/*.json by the function of that
+name in BLOCKS. With --check nothing is written, and a block that differs is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from seeds import rows
+
+from minir1.evaluate import seed_interval
+from minir1.log import replace_text
+
+MARKS = re.compile(r"<!-- (?:begin: (?P<name>\S+)|(?P<end>end)) -->")
+Results = dict[str, dict[str, float]]  # seed -> its result.json, as experiments/seeds.py writes them
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which documents, and whether to write them."""
+
+    check: bool = False  # compare only
+    root: Path = Path(__file__).parent.parent  # holds README.md and docs/
+
+
+# ---- the blocks: results -> text ---------------------------------------------------------------
+
+
+def r1_zero(results: Results) -> str:
+    """The table over seeds, with mean and 95 % t-interval."""
+    head = ["", *(f"seed {seed}" for seed in results), "mean, 95 %"]
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows(list(results.values()))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def headline(results: Results) -> str:
+    """One sentence: before and after, and the two controls."""
+
+    def mean(key: str, interval: bool = False) -> str:
+        values = [result[key] for result in results.values()]
+        text = f"{sum(values) / len(values):.1%}"
+        if interval and len(values) >= 3:
+            _, low, high = seed_interval(values)
+            text += f" [{100 * low:.1f}, {100 * high:.1f}]"
+        return text
+
+    count = f"the mean of {len(results)} seeds" if len(results) > 1 else "one seed"
+    text = (
+        f"**Reinforcement learning with rule rewards alone: {mean('before/pass@1')} → {mean('after/pass@1', True)} of "
+        f"problems never seen are solved** (pass@1, {count}); forced to answer without thinking, the same weights solve "
+        f"{mean('forced/pass@1')}"
+    )
+    if all("nothink/pass@1" in result for result in results.values()):
+        text += f", and a base trained in the same way to answer without thinking solves {mean('nothink/pass@1')}"
+    return f"{text}."
+
+
+BLOCKS = {"r1_zero": ("r1_zero.json", r1_zero), "headline": ("r1_zero.json", headline)}  # name -> results, function
+
+
+# ---- the documents -----------------------------------------------------------------------------
+
+
+def documents(root: Path) -> list[Path]:
+    """README.md and docs/*.md, as far as they exist."""
+    return [path for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if path.exists()]
+
+
+def spans(text: str, where: str) -> list[tuple[str, int, int]]:
+    """(name, start, end) of what each pair of marks encloses. ValueError for unknown names and unpaired marks."""
+    found, name, start = [], None, 0
+    for mark in MARKS.finditer(text):
+        if bool(mark["end"]) != bool(name):
+            raise ValueError(f"{where}: {mark[0]} is out of place; blocks are <!-- begin: NAME --> … <!-- end -->")
+        if mark["end"]:
+            found.append((name, start, mark.start()))
+            name = None
+        elif mark["name"] not in BLOCKS:
+            raise ValueError(f"{where}: unknown block {mark['name']!r}; known are {', '.join(BLOCKS)}")
+        else:
+            name, start = mark["name"], mark.end()
+    if name:
+        raise ValueError(f"{where}: block {name!r} has no <!-- end -->")
+    return found
+
+
+def content(name: str, folder: Path) -> str:
+    """The text of one block. ValueError if its results are missing, or lack what it tells."""
+    file, function = BLOCKS[name]
+    path = folder / file
+    if not path.exists():
+        raise ValueError(f"{path} does not exist, and block {name!r} is made from it: run experiments/seeds.py")
+    try:
+        return f"\n{function(json.loads(path.read_text(encoding='utf-8')))}\n"
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}, which block {name!r} tells") from error
+
+
+def render(path: Path, root: Path) -> tuple[str, list[str]]:
+    """A document with its blocks made anew, and the names of those that were different."""
+    text = path.read_text(encoding="utf-8")
+    different = []
+    for name, start, end in reversed(spans(text, str(path.relative_to(root)))):
+        new = content(name, root / "docs" / "results")
+        if text[start:end] != new:
+            different.insert(0, name)
+        text = text[:start] + new + text[end:]
+    return text, different
+
+
+def main(config: Config) -> list[str]:
+    """Write, or check, every document; returns "file: block" for each that differed."""
+    changed = []
+    for path in documents(config.root):
+        text, different = render(path, config.root)
+        changed += [f"{path.relative_to(config.root)}: {name}" for name in different]
+        if different and not config.check:
+            replace_text(path, text)
+    if config.check and changed:
+        raise ValueError(f"differ from docs/results: {', '.join(changed)}; run python experiments/render_docs.py")
+    print("\n".join(f"wrote {name}" for name in changed) or "all blocks agree with docs/results")
+    return changed
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,102 @@
+"""attention.py against a softmax written out, one head and one query at a time."""
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minir1.model.attention import cached_attention, causal_attention
+
+SIZES = [(8, 8), (12, 8), (8, 12), (6, 4)]  # d_qk, d_v
+RATIOS = [(4, 4), (4, 2), (4, 1), (7, 1), (6, 3)]  # H, K
+
+
+def naive(q, k, v, scale, visible):
+    """visible [B, T, S]"""
+    out = q.new_zeros(*q.shape[:3], v.shape[-1])
+    shared = q.shape[2] // k.shape[2]
+    for b, t, h in torch.cartesian_prod(*map(torch.arange, q.shape[:3])).tolist():
+        s = visible[b, t].nonzero().squeeze(1)
+        weights = (k[b, s, h // shared] @ q[b, t, h] * scale).softmax(0)
+        out[b, t, h] = weights @ v[b, s, h // shared]
+    return out
+
+
+def tensors(B, T, S, H, K, d_qk, d_v, dtype=torch.float32):
+    gen = torch.Generator().manual_seed(H * 100 + K * 10 + d_qk)
+    shapes = (B, T, H, d_qk), (B, S, K, d_qk), (B, S, K, d_v)
+    return [torch.randn(*shape, generator=gen).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("d_qk,d_v", SIZES)
+@pytest.mark.parametrize("H,K", RATIOS)
+def test_causal(H, K, d_qk, d_v):
+    B, T = 2, 5
+    q, k, v = (x.double().requires_grad_() for x in tensors(B, T, T, H, K, d_qk, d_v))
+    have = causal_attention(q, k, v, 0.4)
+    want = naive(q, k, v, 0.4, torch.ones(B, T, T).tril().bool())
+    torch.testing.assert_close(have, want, rtol=1e-10, atol=1e-10)
+    g = torch.randn_like(want)
+    for a, b in zip(torch.autograd.grad(have, (q, k, v), g), torch.autograd.grad(want, (q, k, v), g)):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("d_qk,d_v", SIZES)
+@pytest.mark.parametrize("H,K", RATIOS)
+def test_cached(H, K, d_qk, d_v):
+    """Two new tokens a row, at different places of a cache of six slots."""
+    q, k, v = tensors(2, 2, 6, H, K, d_qk, d_v)
+    visible = torch.arange(6) <= torch.tensor([[1, 2], [4, 5]]).unsqueeze(-1)
+    bias = torch.zeros(2, 2, 6).masked_fill(~visible, float("-inf"))
+    have = cached_attention(q, k, v, bias, 0.4)
+    torch.testing.assert_close(have, naive(q, k, v, 0.4, visible), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("H,K", RATIOS)
+def test_both_agree_over_whole_rows(H, K):
+    q, k, v = tensors(2, 6, 6, H, K, 12, 8)
+    bias = torch.zeros(2, 6, 6).masked_fill(~torch.ones(6, 6).tril().bool(), float("-inf"))
+    have = cached_attention(q, k, v, bias, 0.3)
+    torch.testing.assert_close(have, causal_attention(q, k, v, 0.3), rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_masked_slot_holds_is_of_no_account():
+    q, k, v = tensors(1, 1, 4, 2, 1, 8, 8)
+    bias = torch.tensor([[[0.0, 0.0, float("-inf"), float("-inf")]]])
+    before = cached_attention(q, k, v, bias, 0.4)
+    k[:, 2:], v[:, 2:] = 1e4, -1e4
+    assert torch.equal(cached_attention(q, k, v, bias, 0.4), before)
+
+
+def test_the_first_token_sees_itself_alone():
+    q, k, v = tensors(1, 3, 3, 2, 1, 8, 6)
+    torch.testing.assert_close(causal_attention(q, k, v, 5.0)[:, 0], v[:, 0].expand(1, 2, 6))
+
+
+def test_large_scores_in_half_precision_stay_finite():
+    q, k, v = tensors(1, 4, 4, 2, 2, 16, 16, torch.bfloat16)
+    bias = torch.zeros(1, 4, 4).masked_fill(~torch.ones(4, 4).tril().bool(), float("-inf"))
+    for out in (causal_attention(q * 100, k * 100, v, 1.0), cached_attention(q * 100, k * 100, v, bias, 1.0)):
+        assert out.dtype == torch.bfloat16 and out.isfinite().all()
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any one result of an operation holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            self.numel = max(self.numel, x.numel() if isinstance(x, torch.Tensor) else 0)
+        return out
+
+
+@pytest.mark.parametrize("H,K,d_qk,d_v", [(2, 2, 12, 8), (2, 2, 8, 12), (4, 2, 8, 8), (4, 1, 12, 8)])
+def test_no_score_matrix_is_held(H, K, d_qk, d_v):
+    """SDPA falls back to [T, T] scores where it cannot fuse: forward and backward must stay linear in T."""
+    T = 256
+    q, k, v = (x.requires_grad_() for x in tensors(1, T, T, H, K, d_qk, d_v))
+    with Largest() as seen:
+        causal_attention(q, k, v, 0.3).sum().backward()
+    assert seen.numel <= T * H * max(d_qk, d_v)

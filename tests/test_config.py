@@ -1,0 +1,85 @@
+"""config.py: what does not fit together is refused by name."""
+import dataclasses
+
+import pytest
+
+from minir1.model.config import ModelConfig, dense
+
+MOE = {"experts": 8, "experts_per_token": 2}
+WRONG = [
+    ("vocab", 0, {}),
+    ("dim", -1, {}),
+    ("layers", 0, {}),
+    ("heads", 0, {}),
+    ("kv_lora", 0, {}),
+    ("q_lora", 0, {}),
+    ("rope", 15, {}),
+    ("rope", 0, {}),
+    ("attention", "mha", {}),
+    ("score", "relu", {}),
+    ("kv_heads", 3, {"attention": "gqa"}),  # 4 heads
+    ("heads", 3, {"attention": "gqa", "kv_heads": 3}),  # 128 / 3
+    ("head_dim", 7, {"attention": "gqa"}),
+    ("head_dim", 0, {"attention": "gqa"}),
+    ("dense_layers", 5, {"layers": 4}),
+    ("experts", -1, {}),
+    ("groups", 3, MOE),
+    ("groups", 0, MOE),
+    ("groups_kept", 3, MOE | {"groups": 2}),
+    ("experts_per_token", 9, {"experts": 8}),
+    ("experts_per_token", 5, {"experts": 8, "groups": 2}),  # one group of four is kept
+    ("experts_per_token", 0, {"experts": 8}),
+    ("shared_experts", -1, MOE),
+    ("softcap", 0.0, {}),
+    ("logit_scale", 0.0, {}),
+    ("rope_theta", 0.0, {}),
+    ("eos", 192, {"vocab": 192}),
+    ("pad", -1, {}),
+]
+
+
+@pytest.mark.parametrize("field,value,others", WRONG)
+def test_a_wrong_value_is_named(field, value, others):
+    with pytest.raises(ValueError) as error:
+        ModelConfig(**{**others, field: value})
+    assert f"ModelConfig.{field} = {value!r}" in str(error.value)
+
+
+def test_bounds_are_allowed():
+    ModelConfig(vocab=8, eos=7, bos=0, dense_layers=4, layers=4, experts=4, experts_per_token=4, shared_experts=0)
+    ModelConfig(experts=8, groups=4, groups_kept=2, experts_per_token=4, q_lora=1)
+    ModelConfig(experts=0, groups=3, experts_per_token=99)  # of no concern without experts
+    ModelConfig(attention="mla", heads=3, kv_heads=2)  # nor are key heads to MLA
+
+
+def test_head_size():
+    assert ModelConfig(dim=96, heads=4).head_size == 24
+    assert ModelConfig(dim=96, heads=4, head_dim=16).head_size == 16
+    assert dense(dim=100, heads=3, kv_heads=3, head_dim=8).head_size == 8  # 3 need not divide 100
+
+
+def test_which_layers_have_experts():
+    config = ModelConfig(layers=4, dense_layers=2)
+    assert [config.is_moe(i) for i in range(4)] == [False, False, True, True]
+    assert not any(dense(layers=4).is_moe(i) for i in range(4))
+
+
+def test_dense_is_a_qwen_like_sibling_and_takes_changes():
+    config = dense(dim=64, qkv_bias=False)
+    assert (config.attention, config.experts, config.dim, config.qkv_bias) == ("gqa", 0, 64, False)
+    assert dense().qkv_bias
+
+
+def test_dict_round_trip():
+    config = ModelConfig(q_lora=12, softcap=3.0, eos=5)
+    assert ModelConfig.from_dict(dataclasses.asdict(config)) == config
+
+
+def test_unknown_fields_are_named_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown ModelConfig field depth, width; known: vocab, dim, .*pad"):
+        ModelConfig.from_dict({"dim": 8, "width": 1, "depth": 2})
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().dim = 3

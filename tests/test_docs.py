@@ -1,0 +1,182 @@
+"""README.md and docs/ say what was measured, name what exists, and give commands that work."""
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "experiments"
+sys.path.insert(0, str(SCRIPTS))  # as python does for a script
+
+import render_docs  # noqa: E402
+import seeds  # noqa: E402
+
+DOCUMENTS = render_docs.documents(ROOT)
+MEASURED = any((ROOT / "docs" / "results").glob("*.json"))  # before the first results there is nothing to compare
+PLACES = ("minir1/", "kernels/", "experiments/", "tests/", "notebooks/", "docs/", ".ci/")
+names = {"argvalues": DOCUMENTS, "ids": [path.name for path in DOCUMENTS]}
+
+
+# ---- these documents ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not MEASURED, reason="docs/results holds nothing yet")
+def test_blocks_equal_the_results():
+    render_docs.main(render_docs.Config(check=True))
+
+
+@pytest.mark.parametrize("path", **names)
+def test_blocks_are_well_formed(path):
+    render_docs.spans(path.read_text(encoding="utf-8"), path.name)
+
+
+def paths_named(path: Path) -> set[Path]:
+    """Files that a document links to, and paths into the repository that it writes as code."""
+    text = path.read_text(encoding="utf-8")
+    links = {link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:|#", link)}
+    code = {word for span in re.findall(r"`([^`\n]+)`", text) for word in span.split() if word.startswith(PLACES)}
+    code |= {word for line in commands(text) for word in line if word.startswith(PLACES)}
+    found = {path.parent / link for link in links} | {ROOT / word for word in code if not re.search("[…*<]", word)}
+    results = ROOT / "docs" / "results"
+    return {file for file in found if MEASURED or results not in file.resolve().parents}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every command in the ``` blocks that starts with python."""
+    fenced = "\n".join(re.findall(r"^```[a-z]*\n(.*?)^```", text, re.M | re.S)).replace("\\\n", " ")
+    lines = [line.strip().removeprefix("$ ") for line in fenced.splitlines()]
+    found = [shlex.split(line, comments=True) for line in lines if re.match(r"python3? ", line)]
+    return [line for line in found if line[1] != "-m"]
+
+
+@pytest.mark.parametrize("path", **names)
+def test_every_path_named_exists(path):
+    missing = sorted(str(file) for file in paths_named(path) if not file.exists())
+    assert not missing
+
+
+@pytest.mark.parametrize("path", **names)
+def test_every_command_is_understood(path):
+    for _, script, *args in commands(path.read_text(encoding="utf-8")):
+        assert (ROOT / script).is_file(), f"{path.name} runs {script}, which does not exist"
+        if Path(script).parent == Path("experiments"):
+            tyro.cli(importlib.import_module(Path(script).stem).Config, args=args)
+
+
+@pytest.mark.parametrize("path", **names)
+def test_every_make_target_exists(path):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    used = set(re.findall(r"(?:`|^)make ([a-z][\w-]*)(?:`|$)", path.read_text(encoding="utf-8"), re.M))
+    assert used <= targets
+
+
+# ---- the renderer ------------------------------------------------------------------------------
+
+
+def result(shift: float, **more) -> dict[str, float]:
+    keys = {"before/pass@1": 0.30, "after/pass@1": 0.80, "forced/pass@1": 0.10, "search/pass@1": 0.5}
+    return {key: value + shift for key, value in keys.items()} | {"seconds/rl": 1.0, **more}
+
+
+RESULTS = {str(seed): result(0.02 * (seed - 1), **{"nothink/pass@1": 0.25}) for seed in range(3)}
+README = "# A\n<!-- begin: headline -->\nold\n<!-- end -->\ntext\n"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "results" / "r1_zero.json").write_text(json.dumps(RESULTS))
+    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "docs" / "r1_zero.md").write_text("B\n<!-- begin: r1_zero -->\n<!-- end -->\nC\n<!-- begin: headline --><!-- end -->")
+    (tmp_path / "docs" / "log.md").write_text("nothing generated\n")
+    return tmp_path
+
+
+def config(tree, check=False):
+    return render_docs.Config(root=tree, check=check)
+
+
+def test_blocks_are_written_once_and_then_agree(tree, capsys):
+    assert render_docs.main(config(tree)) == ["README.md: headline", "docs/r1_zero.md: r1_zero", "docs/r1_zero.md: headline"]
+    text = (tree / "README.md").read_text()
+    assert text.startswith("# A\n<!-- begin: headline -->\n**") and text.endswith("\n<!-- end -->\ntext\n")
+    # 80 ± t·s/√n = 80 ± 4.303·2/√3
+    assert "30.0% → 80.0% [75.0, 85.0] of problems never seen" in text and "the mean of 3 seeds" in text
+    assert "the same weights solve 10.0%" in text and "solves 25.0%." in text and "old" not in text
+    table = (tree / "docs" / "r1_zero.md").read_text().splitlines()
+    assert table[:4] == ["B", "<!-- begin: r1_zero -->", "|  | seed 0 | seed 1 | seed 2 | mean, 95 % |", "| --- | ---: | ---: | ---: | ---: |"]
+    assert table[4] == "| before | 28.0% | 30.0% | 32.0% | 30.0% [25.0, 35.0] |"
+    assert "| trained to answer at once | 25.0% | 25.0% | 25.0% | 25.0% [25.0, 25.0] |" in table
+    assert len(table) == 4 + 5 + 4  # head, the five keys that are there, end and what follows
+    before = [path.read_bytes() for path in sorted(tree.rglob("*.md"))]
+    assert render_docs.main(config(tree)) == render_docs.main(config(tree, check=True)) == []
+    assert [path.read_bytes() for path in sorted(tree.rglob("*.md"))] == before
+    assert "all blocks agree" in capsys.readouterr().out
+
+
+def test_check_names_file_and_block_and_writes_nothing(tree):
+    render_docs.main(config(tree))
+    changed = (tree / "README.md").read_text().replace("80.0%", "81.0%")
+    (tree / "README.md").write_text(changed)
+    with pytest.raises(ValueError, match=r"differ from docs/results: README.md: headline; run python"):
+        render_docs.main(config(tree, check=True))
+    assert (tree / "README.md").read_text() == changed
+    (tree / "docs" / "results" / "r1_zero.json").write_text(json.dumps(RESULTS | {"3": result(0, **{"nothink/pass@1": 0})}))
+    with pytest.raises(ValueError, match="README.md: headline, docs/r1_zero.md: r1_zero, docs/r1_zero.md: headline"):
+        render_docs.main(config(tree, check=True))
+
+
+def test_missing_results_are_named_only_where_they_are_used(tree):
+    (tree / "docs" / "results" / "r1_zero.json").unlink()
+    for check in (False, True):
+        with pytest.raises(ValueError, match="r1_zero.json does not exist, and block 'headline' is made from it"):
+            render_docs.main(config(tree, check))
+    (tree / "README.md").write_text("no block\n")
+    (tree / "docs" / "r1_zero.md").unlink()
+    assert render_docs.main(config(tree, check=True)) == []
+    (tree / "README.md").write_text(README)
+    (tree / "docs" / "results" / "r1_zero.json").write_text('{"0": {"before/pass@1": 0.5}}')
+    with pytest.raises(ValueError, match="r1_zero.json lacks 'after/pass@1', which block 'headline' tells"):
+        render_docs.main(config(tree))
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("<!-- begin: nonsense -->\n<!-- end -->", "unknown block 'nonsense'; known are r1_zero, headline"),
+        ("<!-- begin: headline -->\n", "block 'headline' has no <!-- end -->"),
+        ("<!-- end -->\n", "<!-- end --> is out of place"),
+        ("<!-- begin: headline -->\n<!-- begin: r1_zero -->\n<!-- end -->", "<!-- begin: r1_zero --> is out of place"),
+    ],
+)
+def test_marks_that_do_not_pair_are_named(tree, text, told):
+    (tree / "README.md").write_text(text)
+    with pytest.raises(ValueError) as error:
+        render_docs.main(config(tree))
+    assert told in str(error.value) and "README.md" in str(error.value)
+
+
+def test_fewer_seeds_claim_no_interval():
+    one = render_docs.headline({"0": result(0)})
+    assert "30.0% → 80.0% of problems" in one and "one seed" in one and one.endswith("solve 10.0%.")
+    assert "| after | 80.0% | 81.0% | - |" in render_docs.r1_zero({"0": result(0), "1": result(0.01)})
+
+
+def test_the_table_has_the_rows_of_seeds():
+    full = {key: 0.5 for _, key in seeds.KEYS}
+    lines = render_docs.r1_zero({"0": full, "1": full, "2": full}).splitlines()
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == [label for label, _ in seeds.KEYS]
+
+
+def test_it_runs_from_the_command_line(tree):
+    words = [sys.executable, str(SCRIPTS / "render_docs.py"), "--root", str(tree), "--check"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ValueError: differ from docs/results: README.md: headline")

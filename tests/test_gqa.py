@@ -1,0 +1,100 @@
+"""gqa.py: query heads share keys; one key head a query head is plain multi-head attention."""
+import pytest
+import torch
+
+from minir1.model.cache import Cache
+from minir1.model.config import dense
+from minir1.model.gqa import GQA
+from minir1.model.packing import packing
+from minir1.model.rope import rope_angles, rotate
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def build(**changes):
+    torch.manual_seed(2)
+    config = dense(**{"dim": 24, "heads": 6, "kv_heads": 2, "head_dim": 8, "layers": 2, **changes})
+    layer = GQA(config)
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    return config, layer.double()
+
+
+def angles(config, positions):
+    return rope_angles(config.head_size, positions, config.rope_theta)
+
+
+def run(config, layer, x):
+    """x [T, D], one row"""
+    layout = packing(1, len(x), None, x.device)
+    return layer(x, *angles(config, layout.positions()), layout)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("H,K", [(6, 6), (6, 2), (6, 1)])
+def test_by_the_book(H, K, bias):
+    config, layer = build(heads=H, kv_heads=K, qkv_bias=bias)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    cos, sin = angles(config, torch.arange(5))
+    turn = lambda x: rotate(x.unsqueeze(1), cos, sin, interleaved=False).squeeze(1)
+    heads = []
+    for h in range(H):
+        q = turn(layer.wq(x)[:, h * 8 : h * 8 + 8])
+        k, v = (w(x).chunk(K, -1)[h // (H // K)] for w in (layer.wk, layer.wv))
+        scores = (q @ turn(k).T / 8**0.5).masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf"))
+        heads.append(scores.softmax(-1) @ v)
+    have, entry = run(config, layer, x)
+    torch.testing.assert_close(have, torch.cat(heads, -1) @ layer.wo.weight.T, rtol=1e-6, atol=1e-8)
+    assert entry.shape == (5, 2, K, 8)
+
+
+def test_shared_keys_are_multi_head_attention_with_repeated_keys():
+    config, shared = build(kv_heads=2)
+    full_config, full = build(kv_heads=6)
+    state = shared.state_dict()
+    for name in ("wk.weight", "wk.bias", "wv.weight", "wv.bias"):
+        state[name] = state[name].unflatten(0, (2, 8)).repeat_interleave(3, 0).flatten(0, 1)
+    full.load_state_dict(state)
+    x = torch.randn(6, 24, dtype=torch.float64)
+    torch.testing.assert_close(run(config, shared, x)[0], run(full_config, full, x)[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+@pytest.mark.parametrize("K", [6, 3, 1])
+def test_decoded_equals_fresh(K, chunk):
+    config, layer = build(kv_heads=K)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    want, entry = run(config, layer, x)
+    cache = Cache(config, rows=1, slots=5, dtype=torch.float64)
+    for t in range(0, 5, chunk):
+        part = x[None, t : t + chunk]
+        positions = cache.positions(part.shape[1])
+        out = layer.decode(part, *angles(config, positions), cache, 0, positions, cache.bias(positions))
+        cache.advance(part.shape[1], part.shape[1])
+        torch.testing.assert_close(out[0], want[t : t + chunk], rtol=1e-5, atol=1e-5)  # softmax in fp32
+    torch.testing.assert_close(cache.layers[0][0], entry, rtol=1e-10, atol=1e-10)
+
+
+def test_a_common_shift_of_the_positions_changes_nothing():
+    config, layer = build()
+    x, layout = torch.randn(5, 24, dtype=torch.float64), packing(1, 5, None, torch.device("cpu"))
+    here, there = (layer(x, *angles(config, torch.arange(5) + shift), layout)[0] for shift in (0, 1000))
+    torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
+
+
+def test_the_cache_holds_keys_and_values_of_the_key_heads():
+    config, _ = build(kv_heads=2)
+    cache = Cache(config, rows=3, slots=7)
+    held = sum(layer.untyped_storage().nbytes() for layer in cache.layers)
+    assert held == config.layers * 3 * 7 * 2 * 2 * 8 * 4
+
+
+def test_biases_where_qwen_has_them():
+    _, layer = build(qkv_bias=True)
+    names = {"wq.weight", "wk.weight", "wv.weight", "wo.weight"}
+    assert {n for n, _ in layer.named_parameters()} == names | {"wq.bias", "wk.bias", "wv.bias"}
+    _, layer = build(qkv_bias=False)
+    assert {n for n, _ in layer.named_parameters()} == names

@@ -1,0 +1,363 @@
+"""hf.py: what we write transformers opens with equal logits, what transformers writes we open, all else is refused."""
+import dataclasses
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from minir1.model.config import ModelConfig, dense
+from minir1.model.hf import SUPPORTED, architecture, from_hf_config, load, save, to_hf_config
+from minir1.model.moe import MoE
+from minir1.model.transformer import Transformer
+from minir1.sample import generate
+from minir1.tasks.countdown_corpus import WORDS
+from minir1.tokenizer import EOS, TAGS, Tokenizer, train_bpe, word_level
+
+transformers.utils.logging.disable_progress_bar()
+
+V = 64
+SHAPE = {"vocab": V, "dim": 32, "layers": 3, "heads": 4, "ffn": 40, "init_std": 0.2}
+MLA = SHAPE | {"kv_lora": 12, "nope": 8, "rope": 4, "v_dim": 6, "expert_ffn": 12}
+CONFIGS = {
+    "v3": ModelConfig(**MLA),
+    "v3 q_lora, groups, scale": ModelConfig(
+        **MLA, q_lora=10, experts=12, experts_per_token=3, groups=4, groups_kept=2, route_scale=2.5, shared_experts=2
+    ),
+    "v3 all moe, gates not normed": ModelConfig(**MLA, dense_layers=0, norm_topk=False, route_scale=1.5),
+    "v3 dense": ModelConfig(**MLA, experts=0),
+    "v3 tied, other eps and theta": ModelConfig(**MLA, tied=True, norm_eps=1e-3, rope_theta=500.0),
+    "qwen2": dense(**SHAPE),
+    "qwen2 tied, wide heads": dense(**SHAPE, tied=True, head_dim=12, kv_heads=1, norm_eps=1e-3),
+    "llama": dense(**SHAPE, qkv_bias=False, rope_theta=500.0),
+    "llama wide heads": dense(**SHAPE, qkv_bias=False, head_dim=12, kv_heads=4),
+}
+CLASSES = {"v3": "DeepseekV3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+TOKENIZER = word_level(WORDS, largest_number=24)
+X = torch.randint(0, V, (3, 17), generator=torch.Generator().manual_seed(5))
+
+
+def build(config, seed=0):
+    torch.manual_seed(seed)
+    model = Transformer(config).eval()
+    for p in model.parameters():
+        if p.ndim == 1:
+            p.data += 0.2 * torch.randn_like(p)
+    for module in model.modules():
+        if isinstance(module, MoE):
+            module.bias.normal_(std=0.1)
+    return model
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def saved(request, tmp_path_factory):
+    """(name, model, folder, transformers' reading of it)"""
+    model, folder = build(CONFIGS[request.param]), tmp_path_factory.mktemp("saved")
+    save(model, TOKENIZER, folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return request.param, model, folder, theirs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(build(CONFIGS["v3"]), TOKENIZER, tmp_path)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- ours, read by transformers
+
+
+@torch.no_grad()
+def test_transformers_computes_the_same_logits(saved):
+    name, model, _, theirs = saved
+    assert type(theirs).__name__ == CLASSES[name.split()[0]] == architecture(model.config)
+    want = model(X)
+    assert want.std() > 0.3  # not a flat model
+    torch.testing.assert_close(theirs(X).logits, want, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_transformers_generates_the_same_tokens(saved):
+    _, model, _, theirs = saved
+    prompt = X[:1, :5]
+    want = generate(model, prompt.tolist(), max_tokens=30, temperature=0).tokens
+    have = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False)
+    assert want.shape == (1, 30) and have[0, 5:].tolist() == want[0].tolist()
+
+
+def test_no_tensor_was_left_out_or_made_up(saved):
+    _, model, folder, theirs = saved
+    _, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+def test_special_tokens_reach_config_and_generation_config(tmp_path):
+    save(build(dense(**SHAPE, eos=0, pad=1)), TOKENIZER, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    for config in (theirs.config, theirs.generation_config):
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, 0, 1)
+    assert load(tmp_path)[0].config.eos == 0
+
+
+# ---------------------------------------------------------------- ours, read by us
+
+
+def test_round_trip_gives_equal_bits(saved):
+    _, model, folder, _ = saved
+    again, tokenizer = load(folder)
+    a, b = model.state_dict(), again.state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert (again.head.weight is again.embedding.weight) == model.config.tied
+    assert torch.equal(again(X), model(X)) and tokenizer.size == TOKENIZER.size
+
+
+def test_saving_what_was_loaded_writes_the_same_bytes(saved, tmp_path):
+    _, _, folder, _ = saved
+    save(*load(folder), tmp_path)
+    for path in folder.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("name", ["v3", "v3 q_lora, groups, scale", "v3 all moe, gates not normed"])
+def test_config_round_trip(name):
+    config = dataclasses.replace(CONFIGS[name], eos=3, pad=4, bos=5, max_positions=99)
+    assert from_hf_config(to_hf_config(config)) == config
+
+
+def test_dtypes(tmp_path):
+    """What is stored is kept, what is asked for is given; the selection bias stays in fp32."""
+    model = build(CONFIGS["v3"])
+    bias = model.blocks[1].ffn.bias.clone()
+    save(model.bfloat16(), TOKENIZER, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    kept, wide = load(tmp_path)[0], load(tmp_path, dtype=torch.float32)[0]
+    assert {p.dtype for p in kept.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in wide.parameters()} == {torch.float32}
+    assert torch.equal(kept.blocks[1].ffn.bias, bias) and torch.equal(wide.blocks[1].ffn.bias, bias)
+    assert torch.equal(wide.head.weight.bfloat16(), kept.head.weight)
+
+
+# ---------------------------------------------------------------- theirs, read by us
+
+
+def theirs(kind, **changes):
+    """A random tiny model of transformers."""
+    common = {
+        "vocab_size": V, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2, "eos_token_id": 3,
+    }  # fmt: skip
+    if kind == "DeepseekV3":
+        common |= {
+            "num_key_value_heads": 4, "q_lora_rank": 10, "kv_lora_rank": 12, "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4, "v_head_dim": 6, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4,
+            "topk_group": 2, "moe_intermediate_size": 12, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0,
+        }  # fmt: skip
+    torch.manual_seed(7)
+    config = getattr(transformers, f"{kind}Config")(**common | changes)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.ndim == 1 and "inv_freq" not in name:
+            tensor.data += 0.1 * torch.randn_like(tensor)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "kind,changes",
+    [
+        ("DeepseekV3", {}),
+        ("DeepseekV3", {"q_lora_rank": None, "first_k_dense_replace": 0, "norm_topk_prob": False}),
+        ("Qwen2", {}),
+        ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 777.0, "rope_type": "default"}}),
+        ("Llama", {"rms_norm_eps": 1e-3}),
+    ],
+)
+def test_a_folder_that_transformers_wrote(kind, changes, tmp_path):
+    model = theirs(kind, **changes)
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert "rope_parameters" in values and "rope_theta" not in values  # as transformers 5 writes it
+    TOKENIZER.save(tmp_path)
+    ours, _ = load(tmp_path)
+    torch.testing.assert_close(ours(X), model(X).logits, rtol=0, atol=1e-5)
+    assert ours.config.eos == 3
+
+
+def test_older_config_files():
+    """rope_theta at the top or left out, key heads left out, several end tokens."""
+    new = to_hf_config(CONFIGS["llama"]) | {"num_key_value_heads": None, "eos_token_id": [5, 6]}
+    config = from_hf_config(new)
+    assert (config.rope_theta, config.kv_heads, config.eos) == (500.0, 4, 5)
+    del new["rope_theta"], new["num_key_value_heads"], new["head_dim"]
+    config = from_hf_config(new)
+    assert (config.rope_theta, config.kv_heads, config.head_size) == (10_000.0, 4, 8)
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def bpe():
+    return train_bpe(["make 24 from 11, 3 — é\n"] * 9, 280, numbers=True)
+
+
+def qwen_like():
+    """Our BPE, split and normalised as Qwen's."""
+    tokenizer = bpe()
+    qwen = transformers.Qwen2Tokenizer()._tokenizer
+    tokenizer.backend.normalizer, tokenizer.backend.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "config,make,opener",
+    [
+        (CONFIGS["v3"], lambda: TOKENIZER, "AutoTokenizer"),
+        (CONFIGS["v3"], bpe, "AutoTokenizer"),
+        (CONFIGS["llama"], lambda: TOKENIZER, "AutoTokenizer"),
+        (CONFIGS["llama"], bpe, "AutoTokenizer"),
+        (CONFIGS["qwen2"], qwen_like, "AutoTokenizer"),
+        (CONFIGS["qwen2"], bpe, "PreTrainedTokenizerFast"),  # AutoTokenizer takes Qwen's splitting: see hf.py
+        (CONFIGS["qwen2"], lambda: TOKENIZER, "PreTrainedTokenizerFast"),
+    ],
+    ids=["v3 words", "v3 bpe", "llama words", "llama bpe", "qwen2 qwen", "qwen2 bpe", "qwen2 words"],
+)
+def test_transformers_opens_the_tokenizer(config, make, opener, tmp_path):
+    tokenizer = make()
+    save(Transformer(dataclasses.replace(config, vocab=320)), tokenizer, tmp_path)
+    auto = getattr(transformers, opener).from_pretrained(tmp_path)
+    text = f"User:make 24 from 11,3\nAssistant:{TAGS[0]}11-3=8,8*3=24:24 yes\n{TAGS[1]}{EOS} ?é"
+    assert auto(text)["input_ids"] == tokenizer.encode(text)
+    assert auto.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+    assert (auto.eos_token_id, auto.pad_token_id, len(auto)) == (tokenizer.eos, tokenizer.pad, tokenizer.size)
+    chat = [{"role": "user", "content": "make 24"}, {"role": "assistant", "content": "yes"}]
+    for messages in (chat[:1], chat):
+        have = auto.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert have == tokenizer.render(messages)
+    auto.save_pretrained(tmp_path / "theirs")  # and back again, the template in a file of its own
+    again = Tokenizer.load(tmp_path / "theirs")
+    assert again.encode(text) == tokenizer.encode(text) and again.render(chat) == tokenizer.render(chat)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def change(folder, **values):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in config.items() if value != "absent"}))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_missing_files_are_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"holds no {name}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut in the header", "cut in the data", "not safetensors"])
+def test_damaged_weights(folder, damage):
+    path = folder / "model.safetensors"
+    held = path.read_bytes()
+    path.write_bytes({
+        "empty": b"", "cut in the header": held[:100], "cut in the data": held[:-1000], "not safetensors": b"x" * 999,
+    }[damage])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load(folder)
+
+
+def alter(folder, change_tensors):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change_tensors(tensors)
+    save_file(tensors, path)
+
+
+def test_tensors_that_do_not_fit_are_named(folder):
+    expert = "model.layers.1.mlp.experts.3.up_proj.weight"
+
+    def wrong(tensors):
+        del tensors[expert]
+        tensors["model.layers.9.extra"] = torch.zeros(2)
+        tensors["model.norm.weight"] = torch.zeros(33)
+
+    alter(folder, wrong)
+    with pytest.raises(ValueError) as error:
+        load(folder)
+    assert f"missing: {expert}" in str(error.value)
+    assert "surplus: model.layers.9.extra" in str(error.value)
+    assert "shape of model.norm.weight: (33,), expected (32,)" in str(error.value)
+
+
+def test_a_checkpoint_that_has_nothing_in_common_is_told_in_a_few_lines(folder):
+    def wrong(tensors):
+        for name in list(tensors):
+            tensors["model." + name] = tensors.pop(name)
+
+    alter(folder, wrong)
+    with pytest.raises(ValueError, match=r"missing: lm_head.weight; .*and \d+ more") as error:
+        load(folder)
+    assert len(str(error.value)) < 1000
+
+
+def test_unknown_architectures_list_what_is_supported(folder):
+    for name in (["MambaForCausalLM"], [], None, "absent"):
+        change(folder, architectures=name)
+        with pytest.raises(ValueError) as error:
+            load(folder)
+        assert all(known in str(error.value) for known in SUPPORTED)
+        assert name != ["MambaForCausalLM"] or "MambaForCausalLM" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("rope_scaling", {"rope_type": "yarn", "factor": 40}),
+        ("rope_parameters", {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
+        ("hidden_act", "gelu"),
+        ("rope_interleave", False),
+        ("scoring_func", "softmax"),
+        ("use_sliding_window", True),
+        ("kv_lora_rank", "absent"),
+        ("hidden_size", "absent"),
+    ],
+)
+def test_what_would_change_the_result_is_refused_by_name(folder, field, value):
+    change(folder, **{field: value})
+    with pytest.raises(ValueError, match=field.replace("rope_parameters", "rope_scaling")):
+        load(folder)
+
+
+def test_a_config_that_is_no_json(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError):
+        load(folder)
+
+
+def test_a_tokenizer_larger_than_the_model(folder):
+    train_bpe(["text"], 262).save(folder)
+    with pytest.raises(ValueError, match="the tokenizer has 262 tokens, the model only 64"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "config,field",
+    [
+        (ModelConfig(softcap=30.0), "softcap"),
+        (dense(softcap=30.0), "softcap"),
+        (ModelConfig(logit_scale=0.5), "logit_scale"),
+        (ModelConfig(score="softmax"), "score"),
+        (ModelConfig(shared_experts=0), "shared_experts"),
+        (ModelConfig(groups=8, groups_kept=4), "groups"),  # of one expert each
+        (ModelConfig(attention="gqa"), "experts"),
+    ],
+)
+def test_configs_that_no_class_computes_name_the_field(config, field, tmp_path):
+    with pytest.raises(ValueError, match=f"no Hugging Face class for {field} = "):
+        save(Transformer(config), TOKENIZER, tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_softmax_scores_matter_only_where_there_are_experts():
+    assert architecture(ModelConfig(score="softmax", shared_experts=0, experts=0)) == "DeepseekV3ForCausalLM"

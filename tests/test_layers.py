@@ -1,0 +1,284 @@
+"""Who may import whom, held by reading the sources: an import inside a function counts like any other.
+
+    kernels <- ops <- model <- sample <- rollout <- evaluate <- experiments
+"""
+import ast
+import functools
+import importlib.metadata
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+CHAIN = ("kernels", "ops", "model", "sample", "rollout", "evaluate", "experiments")
+BELOW_SAMPLE = {"tokenizer", "data", "log", "figures", "seed", "checkpoint", "optim", "distributed"}
+TORCH_ONLY = {"advantages", "losses", "weights", "preference", "distill"}
+NO_TORCH = {"tasks", "rewards", ""}  # "" is minir1/__init__.py, which runs before any of its modules
+DEPENDENCIES = {
+    "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
+}
+LAZY = {"wandb", "triton", "math_verify", "gradio", "fastapi", "uvicorn", "reasoning_gym"}  # in functions
+SHADOWED = {  # taken, installed here or not
+    "kernels", "transformers", "trl", "accelerate", "datasets", "peft", "triton", "wandb", "gradio",
+}
+
+
+class Import(NamedTuple):
+    name: str  # dotted and absolute, as far as it may be a module
+    lazy: bool  # inside a function
+    line: int
+
+
+def imports(path: Path, module: str) -> list[Import]:
+    """Every import of a file: `from a import b` as both a and a.b, relative ones made absolute."""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found = []
+
+    def visit(node, lazy):
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, lazy, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join(start + (node.module.split(".") if node.module else []))
+            found.append(Import(base, lazy, node.lineno))
+            found.extend(Import(f"{base}.{alias.name}", lazy, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "import_module",
+            "__import__",
+        ):
+            if node.args and isinstance(node.args[0], ast.Constant):
+                found.append(Import(node.args[0].value, lazy, node.lineno))
+        for child in ast.iter_child_nodes(node):
+            visit(child, lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), False)
+    return found
+
+
+def sources(root: Path) -> dict[Path, str]:
+    """path -> dotted module name; kernels/ under the name it is imported by."""
+    found = {}
+    for prefix in ("minir1.kernels", "minir1", "experiments"):
+        folder = prefix.split(".")[-1]
+        for path in sorted((root / folder).rglob("*.py")):
+            inside = path.relative_to(root / folder)
+            if (folder, inside.parts[0]) != ("minir1", "kernels"):
+                parts = [*prefix.split("."), *inside.with_suffix("").parts]
+                found[path] = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return found
+
+
+def layer(module: str) -> str | None:
+    """'minir1.model.hf' -> 'model', 'minir1' -> '', 'experiments.demo' -> 'experiments', 'numpy' -> None."""
+    head, *rest = module.split(".")
+    if head == "experiments":
+        return head
+    return (rest[0] if rest else "") if head == "minir1" else None
+
+
+def height(name: str) -> float:
+    """Place in the chain; what only has to stay below `sample` stands beside `model`; the rest is free."""
+    if name in BELOW_SAMPLE:
+        name = "model"
+    return CHAIN.index(name) if name in CHAIN else math.nan
+
+
+def rules(here: str, found: Import, there: str | None):
+    """What is wrong with one import, in layer `here`, of something in layer `there` (None: not ours)."""
+    top = found.name.split(".")[0]
+    if top == "kernels":
+        yield "'kernels' is a package of Hugging Face; ours is minir1.kernels"
+    if there == "kernels" and here != "kernels" and (here != "ops" or not found.lazy):
+        yield "kernels are imported in ops.py, inside a function, and nowhere else"
+    if here == "experiments":  # where a script may compose others, and compare with any package
+        return
+    if there == "experiments":
+        yield "nothing imports experiments"
+    elif there is not None:
+        if here == "kernels" and there != "kernels":
+            yield "kernels import nothing of minir1"
+        elif height(there) > height(here):
+            yield f"{here} is below {there}"
+        elif here == "ops" and there not in ("", "ops", "kernels"):
+            yield f"ops stands on kernels only, not on {there}"
+        elif here in TORCH_ONLY:
+            yield f"{here} imports torch only"
+    elif top not in sys.stdlib_module_names:
+        if here == "kernels":
+            if top not in ("torch", "triton"):
+                yield f"kernels import torch and triton, not {top}"
+        elif here in TORCH_ONLY:
+            if top != "torch":
+                yield f"{here} imports torch only, not {top}"
+        elif top in LAZY:
+            if not found.lazy:
+                yield f"{top} is imported inside a function only"
+        elif top not in DEPENDENCIES:
+            yield f"{top} is not a dependency of the library"
+
+
+def breaches(root: Path) -> list[str]:
+    """Every broken rule, as 'file:line: what'."""
+    modules = sources(root)
+    placed = {*CHAIN, *BELOW_SAMPLE, *TORCH_ONLY, *NO_TORCH}
+    layers = placed | {layer(module) for module in modules.values()}
+    needs = {}  # module -> what it imports
+    wrong = []
+    for path, module in modules.items():
+        here, name = layer(module), path.relative_to(root).as_posix()
+        if here not in placed:
+            wrong.append(f"{name}:1: say in tests/test_layers.py on which layer '{here}' stands")
+        if here == "experiments" and path.stem in taken_names():
+            wrong.append(f"{name}:1: a script called {path.stem} hides the module of that name")
+        found = imports(path, module)
+        needs[module] = {x.name for x in found}
+        for x in found:
+            there = layer(x.name)
+            if there is not None and there not in layers and x.name.count(".") == 1:
+                there = ""  # `from minir1 import __version__`
+            wrong.extend(f"{name}:{x.line}: {what}" for what in rules(here, x, there))
+    for path, module in modules.items():
+        if layer(module) in NO_TORCH and (way := way_to_torch(module, needs)):
+            wrong.append(f"{path.relative_to(root).as_posix()}:1: no torch, but {' -> '.join(way)}")
+    return list(dict.fromkeys(wrong))  # `from a import b` was read as both a and a.b
+
+
+def way_to_torch(module: str, needs: dict[str, set[str]]) -> list[str] | None:
+    """The imports that lead from a module to torch, through others of minir1 and the packages they lie in."""
+    ways, seen = [[module]], {module}
+    for way in ways:
+        packages = {way[-1].rsplit(".", i)[0] for i in range(1, way[-1].count(".") + 1)}
+        for name in sorted(needs.get(way[-1], set()) | (packages & needs.keys())):
+            if name.split(".")[0] == "torch":
+                return [*way, "torch"]
+            if name not in seen:
+                seen.add(name)
+                ways.append([*way, name])
+    return None
+
+
+@functools.cache
+def taken_names() -> set[str]:
+    installed = importlib.metadata.packages_distributions()
+    return {"minir1", *SHADOWED, *sys.stdlib_module_names, *installed}
+
+
+# ---------------------------------------------------------------- this tree
+
+
+def test_this_tree():
+    assert breaches(ROOT) == []
+
+
+def test_nothing_anywhere_imports_a_package_called_kernels():
+    for path in (ROOT / "tests").glob("*.py"):
+        assert not [i for i in imports(path, path.stem) if i.name.split(".")[0] == "kernels"], path
+
+
+def test_kernels_folder():
+    """A relative link, and no package: see setup.py."""
+    link = ROOT / "minir1" / "kernels"
+    if not link.is_symlink():
+        pytest.skip("a checkout without links")
+    assert os.readlink(link) == "../kernels"
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not (ROOT / "tests" / "kernels").exists()
+
+
+def test_import_of_the_package_brings_no_torch():
+    code = "import minir1, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# ---------------------------------------------------------------- made-up trees
+
+GOOD = {
+    "kernels/logprob.py": "import torch\nimport triton\nimport triton.language as tl",
+    "minir1/__init__.py": "__version__ = '0'",
+    "minir1/ops.py": "import os\nimport torch\ndef f():\n    from minir1.kernels.logprob import g",
+    "minir1/model/__init__.py": "from minir1.model.gqa import G",
+    "minir1/model/gqa.py": "from einops import rearrange\nfrom .. import ops\nfrom . import config",
+    "minir1/model/config.py": "from dataclasses import dataclass",
+    "minir1/tokenizer.py": "import tokenizers",
+    "minir1/log.py": "from minir1 import __version__\ndef f():\n    import wandb",
+    "minir1/sample.py": "from minir1 import model, seed, tokenizer",
+    "minir1/seed.py": "import torch",
+    "minir1/rollout.py": "from minir1.sample import generate",
+    "minir1/evaluate.py": "from minir1.rollout import collect\nfrom minir1.tasks import verify",
+    "minir1/losses.py": "import math\nimport torch",
+    "minir1/rewards.py": "from minir1.tasks.countdown import verify",
+    "minir1/tasks/__init__.py": "",
+    "minir1/tasks/countdown.py": "import random",
+    "minir1/tasks/math.py": "import math\ndef f():\n    import math_verify",
+    "experiments/demo.py": "import torch, tyro, transformers\nfrom minir1 import evaluate, losses, model",
+    "experiments/ablations/clip.py": "import demo\nfrom minir1 import losses",
+}
+
+BAD = [  # file, what is appended, the breach
+    ("minir1/ops.py", "from minir1 import model", "minir1/ops.py:5: ops is below model"),
+    ("minir1/ops.py", "from minir1.losses import nll", "ops stands on kernels only, not on losses"),
+    ("minir1/ops.py", "import minir1.kernels.logprob", "ops.py:5: kernels are imported in ops.py, inside"),
+    ("minir1/model/gqa.py", "from minir1.sample import f", "gqa.py:4: model is below sample"),
+    ("minir1/model/gqa.py", "from ..sample import f", "gqa.py:4: model is below sample"),
+    ("minir1/model/gqa.py", "def f():\n    from .. import rollout", "gqa.py:5: model is below rollout"),
+    ("minir1/model/gqa.py", "import importlib as i\ni.import_module('minir1.sample')", "gqa.py:5: model is"),
+    ("minir1/model/gqa.py", "def f():\n    import minir1.kernels.logprob", "and nowhere else"),
+    ("minir1/model/gqa.py", "import transformers", "transformers is not a dependency"),
+    ("minir1/model/gqa.py", "def f():\n    import accelerate", "accelerate is not a dependency"),
+    ("minir1/sample.py", "import trl.trainer", "trl is not a dependency"),
+    ("minir1/sample.py", "from minir1 import rollout", "sample is below rollout"),
+    ("minir1/rollout.py", "from minir1 import evaluate", "rollout is below evaluate"),
+    ("minir1/evaluate.py", "from experiments.demo import main", "evaluate.py:3: nothing imports experiments"),
+    ("kernels/logprob.py", "from experiments import demo", "nothing imports experiments"),
+    ("experiments/demo.py", "from minir1.kernels.logprob import f", "kernels are imported in ops.py"),
+    ("experiments/demo.py", "from kernels.logprob import f", "'kernels' is a package of Hugging Face"),
+    ("minir1/seed.py", "from minir1.rollout import f", "seed is below rollout"),
+    ("minir1/tokenizer.py", "from minir1.sample import f", "tokenizer is below sample"),
+    ("minir1/losses.py", "import numpy", "losses imports torch only, not numpy"),
+    ("minir1/losses.py", "from minir1.ops import linear_logprob", "losses imports torch only"),
+    ("minir1/losses.py", "from . import weights", "losses imports torch only"),
+    ("minir1/weights.py", "from einops import reduce", "weights imports torch only, not einops"),
+    ("minir1/tasks/countdown.py", "import torch.nn", "no torch, but minir1.tasks.countdown -> torch"),
+    ("minir1/tasks/countdown.py", "from minir1.seed import f", "countdown -> minir1.seed -> torch"),
+    ("minir1/tasks/math.py", "def f():\n    import torch", "no torch, but minir1.tasks.math -> torch"),
+    ("minir1/tasks/__init__.py", "import torch", "no torch, but minir1.rewards -> minir1.tasks"),
+    ("minir1/__init__.py", "from minir1.ops import f", "__init__.py:1: no torch, but minir1 -> minir1.ops"),
+    ("minir1/log.py", "import wandb", "log.py:4: wandb is imported inside a function only"),
+    ("minir1/log.py", "class A:\n    import wandb", "log.py:5: wandb is imported inside a function only"),
+    ("minir1/tasks/math.py", "import math_verify", "math_verify is imported inside a function only"),
+    ("minir1/ops.py", "import triton", "triton is imported inside a function only"),
+    ("kernels/logprob.py", "from minir1 import ops", "kernels import nothing of minir1"),
+    ("kernels/logprob.py", "import numpy", "kernels import torch and triton, not numpy"),
+    ("minir1/serve.py", "", "minir1/serve.py:1: say in tests/test_layers.py on which layer 'serve' stands"),
+    ("experiments/inspect.py", "", "experiments/inspect.py:1: a script called inspect hides"),
+    ("experiments/benchmarks/kernels.py", "", "a script called kernels hides"),
+    ("experiments/ablations/pytest.py", "", "a script called pytest hides"),
+]
+
+
+def plant(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n", encoding="utf-8")
+    return root
+
+
+def test_a_good_tree_passes(tmp_path):
+    assert breaches(plant(tmp_path, GOOD)) == []
+
+
+def test_an_empty_tree_passes(tmp_path):
+    assert breaches(tmp_path) == []
+
+
+@pytest.mark.parametrize("file, line, breach", BAD)
+def test_every_rule_can_be_broken(tmp_path, file, line, breach):
+    files = {**GOOD, file: "\n".join(filter(None, (GOOD.get(file, ""), line)))}
+    found = breaches(plant(tmp_path, files))
+    assert any(breach in x for x in found), found

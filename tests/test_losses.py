@@ -1,0 +1,274 @@
+"""losses.py: numbers worked by hand, and expectations over a policy small enough to enumerate."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from minir1.losses import (
+    cispo,
+    clipped_surrogate,
+    gspo,
+    is_clipped,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    nll,
+    reinforce,
+    value_loss,
+)
+
+log = math.log
+
+
+def grid(*values, grad=False) -> Tensor:
+    return torch.tensor([values], dtype=torch.float64, requires_grad=grad)
+
+
+def gradient(loss: Tensor, of: Tensor) -> list[float]:
+    return torch.autograd.grad(loss.sum(), of)[0].flatten().tolist()
+
+
+def test_nll_and_reinforce_by_hand():
+    logp = grid(-0.5, -2.0, 0.0, grad=True)
+    assert nll(logp).tolist() == [[0.5, 2.0, 0.0]] and gradient(nll(logp), logp) == [-1, -1, -1]
+    advantage = grid(2.0, -1.0, 3.0, grad=True)
+    loss = reinforce(logp, advantage)
+    assert loss.tolist() == [[1.0, -2.0, 0.0]] and gradient(loss, logp) == [-2, 1, -3]
+
+
+# ratio, advantage, loss, gradient in log π (which is -r A inside the interval 0.8 … 1.2 and 0 where clipped)
+CASES = [
+    (1.5, 1.0, -1.2, 0.0),  # a gain beyond the interval is cut
+    (1.5, -1.0, 1.5, 1.5),  # a loss is not
+    (0.5, 1.0, -0.5, -0.5),
+    (0.5, -1.0, 0.8, 0.0),
+    (1.1, 2.0, -2.2, -2.2),  # inside, both are the same
+    (0.9, -2.0, 1.8, 1.8),
+    (1.0, 3.0, -3.0, -3.0),
+    (1.5, 0.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize("ratio, advantage, loss, slope", CASES)
+def test_clipped_surrogate_by_hand(ratio, advantage, loss, slope):
+    old = grid(-1.5)
+    logp = (old + log(ratio)).requires_grad_()
+    value = clipped_surrogate(logp, old, grid(advantage))
+    assert value.item() == pytest.approx(loss, abs=1e-12)
+    assert gradient(value, logp) == pytest.approx([slope], abs=1e-12)
+    assert is_clipped(logp, old, grid(advantage)).item() == (slope == 0 and advantage != 0)
+
+
+def test_two_clips():
+    old, ratio = grid(-1.0, -1.0, -1.0, -1.0), grid(1.25, 1.35, 0.85, 0.75)
+    logp, advantage = old + ratio.log(), grid(1.0, 1.0, -1.0, -1.0)
+    loss = clipped_surrogate(logp, old, advantage, clip_low=0.2, clip_high=0.3)
+    torch.testing.assert_close(loss, grid(-1.25, -1.3, 0.85, 0.8))
+    assert is_clipped(logp, old, advantage, 0.2, 0.3).tolist() == [[False, True, False, True]]
+
+
+def test_is_clipped_exactly_where_there_is_no_gradient():
+    generator = torch.Generator().manual_seed(0)
+    old = -3 * torch.rand(40, 50, generator=generator)
+    logp = (old + 0.5 * torch.randn(40, 50, generator=generator)).requires_grad_()
+    advantage = torch.randn(40, 50, generator=generator)
+    loss = clipped_surrogate(logp, old, advantage, 0.2, 0.28)
+    (slope,) = torch.autograd.grad(loss.sum(), logp)
+    clipped = is_clipped(logp, old, advantage, 0.2, 0.28)
+    assert torch.equal(clipped, slope == 0) and 0.1 < clipped.float().mean() < 0.6
+    assert clipped.dtype == torch.bool and not clipped.requires_grad
+
+
+def sample(rows=6, columns=9):
+    """logp that needs a gradient, advantage, and a mask of ragged answers."""
+    generator = torch.Generator().manual_seed(1)
+    logp = (-3 * torch.rand(rows, columns, generator=generator).double()).requires_grad_()
+    advantage = torch.randn(rows, 1, generator=generator).double().expand(rows, columns)
+    ends = torch.randint(3, columns + 1, (rows, 1), generator=generator)
+    mask = (torch.arange(columns) >= 2) & (torch.arange(columns) < ends)
+    return logp, advantage, mask
+
+
+def test_at_ratio_one_all_have_the_gradient_of_reinforce():
+    logp, advantage, mask = sample()
+    weight = mask / mask.sum(1, keepdim=True)
+    want = gradient(weight * reinforce(logp, advantage), logp)
+    old = logp.detach().clone()
+    assert gradient(weight * clipped_surrogate(logp, old, advantage), logp) == pytest.approx(want, abs=1e-12)
+    assert gradient(weight * cispo(logp, old, advantage, 0.2, 0.2), logp) == pytest.approx(want, abs=1e-12)
+    assert gradient(weight * gspo(logp, old, advantage, 0.2, 0.2, mask), logp) == pytest.approx(want, abs=1e-12)
+    assert not is_clipped(logp, old, advantage).any()
+
+
+def test_cispo_by_hand():
+    """Beyond the interval the weight is that of its edge, and no token loses its gradient."""
+    old, ratio = grid(-1.0, -1.0, -1.0), grid(1.5, 0.5, 1.1)
+    logp = (old + ratio.log()).requires_grad_()
+    advantage = grid(1.0, -2.0, 3.0)
+    loss = cispo(logp, old, advantage, 0.2, 0.2)
+    weight = [1.2 * 1, 0.8 * -2, 1.1 * 3]
+    assert gradient(loss, logp) == pytest.approx([-w for w in weight], abs=1e-12)
+    assert loss.flatten().tolist() == pytest.approx([-w * x for w, x in zip(weight, logp.flatten().tolist())])
+    free = gradient(cispo(logp, old, advantage, 1.0, math.inf), logp)  # off-policy REINFORCE: -r A
+    assert free == pytest.approx([-1.5, 1.0, -3.3], abs=1e-12)
+
+
+def test_gspo_by_hand():
+    """Two tokens of ratio 2 and 1/2 make a sequence of ratio 1; of 1.21 and 1, one of ratio 1.1."""
+    mask = torch.tensor([[False, True, True], [False, True, True], [False, True, True], [False, False, False]])
+    ratio = torch.cat((grid(7, 2, 0.5), grid(7, 1.21, 1), grid(7, 4, 1), grid(7, 7, 7)))
+    old = torch.full((4, 3), -1.0).double()
+    logp = (old + ratio.log()).requires_grad_()
+    advantage = grid(3, -1, 1, 1).T.expand(4, 3)
+    loss = gspo(logp, old, advantage, 0.2, 0.2, mask)
+    want = grid(-3, 1.1, -1.2, -1).T.expand(4, 3)  # the third, of ratio 2, is cut
+    torch.testing.assert_close(loss, want)
+    # The mean over its tokens has the gradient -s A / |y| at each of them.
+    slope = gradient(loss * mask / 2, logp)
+    assert slope == pytest.approx([0, -1.5, -1.5, 0, 0.55, 0.55, 0, 0, 0, 0, 0, 0], abs=1e-12)
+
+
+def test_gspo_takes_what_is_masked_into_no_ratio():
+    logp, advantage, mask = sample()
+    old = logp.detach() - 0.1
+    want = gspo(logp, old, advantage, 0.2, 0.2, mask)
+    other = logp.detach().masked_fill(~mask, -float("inf"))
+    assert torch.equal(gspo(other, old, advantage, 0.2, 0.2, mask), want)
+
+
+# value, old value, return, loss, gradient at clip 0.2
+VALUES = [
+    (1.1, 1.0, 2.0, 0.5 * 0.9**2, -0.9),  # near the old value: the plain square
+    (1.5, 1.0, 2.0, 0.5 * 0.8**2, 0.0),  # towards the return, but too far: cut at 1.2
+    (0.5, 1.0, 2.0, 0.5 * 1.5**2, -1.5),  # away from the return: not cut
+    (2.5, 1.0, 0.0, 0.5 * 2.5**2, 2.5),
+    (0.5, 1.0, 0.0, 0.5 * 0.8**2, 0.0),  # cut at 0.8
+]
+
+
+@pytest.mark.parametrize("value, old, target, loss, slope", VALUES)
+def test_value_loss_by_hand(value, old, target, loss, slope):
+    value = grid(value, grad=True)
+    found = value_loss(value, grid(old), grid(target), 0.2)
+    assert found.item() == pytest.approx(loss, abs=1e-12)
+    assert gradient(found, value) == pytest.approx([slope], abs=1e-12)
+    plain = value_loss(value, grid(old), grid(target), math.inf)
+    assert plain.item() == pytest.approx(0.5 * (value.item() - target) ** 2)
+    assert gradient(plain, value) == pytest.approx([value.item() - target])
+
+
+# ---- KL, the exact one over eight tokens
+
+
+POLICY = torch.tensor([0.3, -1.0, 2.0, 0.0, -2.0, 1.0, 0.5, -0.5]).double()
+REFERENCE = torch.tensor([1.0, 0.5, -1.0, 0.2, -1.5, 0.0, 2.0, -0.3]).double().log_softmax(-1)
+
+
+def policy():
+    """The logits, and log π of every token as the one row [1, V]."""
+    logits = POLICY.clone().requires_grad_()
+    return logits, logits.log_softmax(-1).unsqueeze(0)
+
+
+def expected(estimator) -> tuple[float, Tensor]:
+    """E_{x~π} of the estimator, and of its gradient in the logits (samples do not move with the logits)."""
+    logits, logp = policy()
+    loss = (logp.detach().exp() * estimator(logp, REFERENCE.unsqueeze(0))).sum()
+    return loss.item(), torch.autograd.grad(loss, logits)[0]
+
+
+def exact(forward: bool) -> tuple[float, Tensor]:
+    """KL(π‖π_ref), or the other way round, and its gradient."""
+    logits, logp = policy()
+    p, q = logp[0], REFERENCE
+    kl = (p.exp() * (p - q)).sum() if forward else (q.exp() * (q - p)).sum()
+    return kl.item(), torch.autograd.grad(kl, logits)[0]
+
+
+def test_kl_by_hand():
+    logp, ref = grid(log(0.5), log(0.2), log(0.3)), grid(log(0.25), log(0.4), log(0.3))
+    ln2 = log(2)
+    torch.testing.assert_close(kl_k1(logp, ref), grid(ln2, -ln2, 0.0))
+    torch.testing.assert_close(kl_k2(logp, ref), grid(ln2**2 / 2, ln2**2 / 2, 0.0))
+    torch.testing.assert_close(kl_k3(logp, ref), grid(0.5 + ln2 - 1, 2 - ln2 - 1, 0.0))
+
+
+def test_k3_is_never_negative():
+    generator = torch.Generator().manual_seed(0)
+    logp, ref = (-5 * torch.rand(100, 100, generator=generator) for _ in range(2))
+    k3 = kl_k3(logp, ref)
+    assert k3.min() >= -1e-6 and kl_k3(logp.double(), ref.double()).min() >= 0  # fp32 rounds near 0
+    assert not kl_k3(logp, logp).any()
+
+
+def test_k1_and_k3_are_unbiased_as_numbers_and_k2_is_not():
+    kl = exact(forward=True)[0]
+    assert expected(kl_k1)[0] == pytest.approx(kl, abs=1e-10)
+    assert expected(kl_k3)[0] == pytest.approx(kl, abs=1e-10)
+    assert abs(expected(kl_k2)[0] - kl) > 0.1
+
+
+def test_what_their_gradients_are():
+    """k1 as a loss does nothing; k2 descends KL(π‖π_ref); k3 the other KL."""
+    forward, backward = exact(forward=True)[1], exact(forward=False)[1]
+    torch.testing.assert_close(expected(kl_k1)[1], torch.zeros(8).double(), atol=1e-10, rtol=0)
+    torch.testing.assert_close(expected(kl_k2)[1], forward, atol=1e-10, rtol=0)
+    torch.testing.assert_close(expected(kl_k3)[1], backward, atol=1e-10, rtol=0)
+    assert (forward - backward).abs().max() > 0.1
+
+
+def test_reinforce_with_k1_in_the_reward_descends_the_kl():
+    """Where k1 belongs: -k1 as the advantage gives the gradient of KL(π‖π_ref)."""
+    logits, logp = policy()
+    advantage = -kl_k1(logp, REFERENCE.unsqueeze(0))
+    loss = (logp.detach().exp() * reinforce(logp, advantage)).sum()
+    (slope,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(slope, exact(forward=True)[1], atol=1e-10, rtol=0)
+
+
+# ---- all of them
+
+
+def every_loss(x, old, advantage, mask):
+    return {
+        "nll": nll(x),
+        "reinforce": reinforce(x, advantage),
+        "clipped_surrogate": clipped_surrogate(x, old, advantage),
+        "cispo": cispo(x, old, advantage, 0.2, 0.2),
+        "gspo": gspo(x, old, advantage, 0.2, 0.2, mask),
+        "value_loss": value_loss(x, old, advantage, 0.2),
+        "kl_k1": kl_k1(x, old),
+        "kl_k2": kl_k2(x, old),
+        "kl_k3": kl_k3(x, old),
+    }
+
+
+def test_only_the_policy_gets_a_gradient():
+    logp, advantage, mask = sample()
+    advantage = advantage.clone().requires_grad_()
+    old = (logp.detach() + 0.05).requires_grad_()
+    for name, loss in every_loss(logp, old, advantage, mask).items():
+        slopes = torch.autograd.grad(loss.sum(), (logp, old, advantage), allow_unused=True)
+        assert slopes[0] is not None and slopes[1] is None and slopes[2] is None, name
+
+
+def test_zeros_outside_the_mask_are_harmless():
+    """As a Rollout has them: log-probs 0 in column 0, in prompts and padding."""
+    logp, advantage, mask = sample()
+    old = (logp.detach() + 0.3).masked_fill(~mask, 0.0)
+    x = logp.detach().masked_fill(~mask, 0.0).requires_grad_()
+    for name, loss in every_loss(x, old, advantage, mask).items():
+        assert loss.shape == x.shape and loss.isfinite().all(), name
+        slope = torch.autograd.grad((mask * loss).sum(), x)[0]
+        assert slope.isfinite().all() and not slope[~mask].any(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_losses_are_fp32_or_better(dtype):
+    logp, advantage, mask = sample()
+    x, old, advantage = (y.detach().to(dtype) for y in (logp, logp + 0.1, advantage))
+    want = torch.float64 if dtype == torch.float64 else torch.float32
+    for name, loss in every_loss(x, old, advantage, mask).items():
+        assert loss.dtype == want, name

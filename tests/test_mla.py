@@ -1,0 +1,130 @@
+"""mla.py: absorbed equals expanded, and the cache holds the latent alone."""
+import pytest
+import torch
+
+from minir1.model.cache import Cache
+from minir1.model.config import ModelConfig
+from minir1.model.mla import MLA
+from minir1.model.packing import packing
+from minir1.model.rope import rope_angles, rotate
+
+SMALL = {"dim": 20, "heads": 3, "kv_lora": 10, "nope": 6, "rope": 4, "v_dim": 5, "layers": 2}
+CONFIGS = [
+    ModelConfig(**SMALL),
+    ModelConfig(**SMALL | {"q_lora": 7}),
+    ModelConfig(**SMALL | {"v_dim": 16}),  # wider than the keys
+]
+EACH = pytest.mark.parametrize("config", CONFIGS, ids=["full queries", "q_lora", "wide values"])
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def build(config, dtype=torch.float64):
+    torch.manual_seed(1)
+    layer = MLA(config)
+    for name, p in layer.named_parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    return layer.to(dtype)
+
+
+def angles(config, positions):
+    return rope_angles(config.rope, positions, config.rope_theta)
+
+
+def by_the_book(layer, config, x):
+    """The equations of the docstring, head by head. x: [T, D]."""
+    T = len(x)
+    cos, sin = angles(config, torch.arange(T))
+    norm = lambda x, gain: x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
+    turn = lambda x: rotate(x.unsqueeze(1), cos, sin, interleaved=True).squeeze(1)
+    w_dkv, w_kr = layer.wkv_a.weight.split((config.kv_lora, config.rope))
+    c, k_rope = norm(x @ w_dkv.T, layer.kv_norm.weight), turn(x @ w_kr.T)
+    q_in, w_q = x, getattr(layer, "wq", None)
+    if config.q_lora:
+        q_in, w_q = norm(x @ layer.wq_a.weight.T, layer.q_norm.weight), layer.wq_b
+    heads = []
+    for w_qi, w_kvi in zip(w_q.weight.chunk(config.heads), layer.wkv_b.weight.chunk(config.heads)):
+        w_uq, w_qr = w_qi.split((config.nope, config.rope))
+        w_uk, w_uv = w_kvi.split((config.nope, config.v_dim))
+        scores = (q_in @ w_uq.T) @ (c @ w_uk.T).T + turn(q_in @ w_qr.T) @ k_rope.T
+        scores = scores / (config.nope + config.rope) ** 0.5
+        scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
+        heads.append(scores.softmax(-1) @ (c @ w_uv.T))
+    return torch.cat(heads, -1) @ layer.wo.weight.T
+
+
+@EACH
+def test_expanded_by_the_book(config):
+    layer, x = build(config), torch.randn(7, config.dim, dtype=torch.float64)
+    layout = packing(1, 7, None, x.device)
+    have, entry = layer(x, *angles(config, layout.positions()), layout)
+    torch.testing.assert_close(have, by_the_book(layer, config, x), rtol=1e-6, atol=1e-8)
+    assert entry.shape == (7, config.kv_lora + config.rope)
+
+
+@EACH
+def test_absorbed_equals_expanded(config):
+    """All tokens of two rows at once, then one by one: never is there a difference."""
+    layer, x = build(config), torch.randn(2, 6, config.dim, dtype=torch.float64)
+    layout = packing(2, 6, None, x.device)
+    want, entry = layer(x.flatten(0, 1), *angles(config, layout.positions()), layout)
+    want = want.view_as(x)
+    for chunk in (6, 1, 4):
+        cache = Cache(config, rows=2, slots=6, dtype=torch.float64)
+        for t in range(0, 6, chunk):
+            part = x[:, t : t + chunk]
+            positions = cache.positions(part.shape[1])
+            out = layer.decode(part, *angles(config, positions), cache, 1, positions, cache.bias(positions))
+            cache.advance(part.shape[1], part.shape[1])
+            torch.testing.assert_close(out, want[:, t : t + chunk], rtol=1e-5, atol=1e-5)  # softmax in fp32
+        torch.testing.assert_close(cache.layers[1], entry.view(2, 6, -1), rtol=1e-10, atol=1e-10)
+
+
+def test_the_cache_holds_kv_lora_and_rope_numbers_a_token_a_layer():
+    config = ModelConfig(**SMALL)
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        cache = Cache(config, rows=3, slots=11, dtype=dtype)
+        held = sum(layer.untyped_storage().nbytes() for layer in cache.layers)
+        assert held == config.layers * 3 * 11 * (config.kv_lora + config.rope) * size
+
+
+def test_the_latent_is_shared_by_all_heads_so_more_heads_cost_no_memory():
+    small, large = (Cache(ModelConfig(**SMALL | {"heads": h}), 1, 5).layers[0].numel() for h in (1, 64))
+    assert small == large
+
+
+@EACH
+def test_rows_of_different_length_do_not_mix(config):
+    layer = build(config)
+    x = torch.randn(9, config.dim, dtype=torch.float64)
+    layout = packing(2, 6, torch.tensor([3, 6]), x.device)
+    out, _ = layer(x, *angles(config, layout.positions()), layout)
+    for row in (x[:3], x[3:]):
+        alone = packing(1, len(row), None, x.device)
+        want, _ = layer(row, *angles(config, alone.positions()), alone)
+        torch.testing.assert_close(out[: len(row)], want, rtol=1e-10, atol=1e-10)
+        out = out[len(row) :]
+
+
+def test_position_enters_by_the_rope_part_alone():
+    """With the rope columns of the queries at zero the same token gives the same scores wherever it stands."""
+    config = ModelConfig(**SMALL)
+    layer = build(config)
+    with torch.no_grad():
+        layer.wq.weight.unflatten(0, (config.heads, -1))[:, config.nope :] = 0
+    x = torch.randn(5, config.dim, dtype=torch.float64)
+    layout = packing(1, 5, None, x.device)
+    here, _ = layer(x, *angles(config, torch.arange(5)), layout)
+    there, _ = layer(x, *angles(config, torch.tensor([9, 2, 77, 5, 31])), layout)
+    torch.testing.assert_close(here, there)
+
+
+def test_gradients_reach_every_parameter():
+    config = CONFIGS[1]
+    layer, x = build(config), torch.randn(4, config.dim, dtype=torch.float64)
+    layout = packing(1, 4, None, x.device)
+    layer(x, *angles(config, layout.positions()), layout)[0].square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())

@@ -1,0 +1,125 @@
+"""rollout.py: what stands where in a grid of ragged prompts and answers."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from minir1 import rollout as module
+from minir1.model.config import dense
+from minir1.model.transformer import Transformer
+from minir1.rollout import BUDGET, EOS, STOP, Rollout, answers_of, collect
+from minir1.sample import Sampled, generate
+
+PROMPTS = [[3, 1, 4, 1], [5], [9, 2]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Transformer(dense(vocab=16, dim=32, layers=2, heads=4, kv_heads=2, ffn=48, init_std=0.25)).eval()
+
+
+def by_hand(monkeypatch, prompts, sampled: Sampled, answers: int) -> Rollout:
+    """`collect` over a given outcome, without a model."""
+    monkeypatch.setattr(module, "generate", lambda model, prompts, **settings: sampled)
+    return collect(None, prompts, answers=answers, max_tokens=3, temperature=0.7, stop=0, seed=0)
+
+
+def test_layout_by_hand(monkeypatch):
+    """Three rows of one, three and two answer tokens, EOS = 0 = what padding is filled with."""
+    sampled = Sampled(
+        tokens=torch.tensor([[0, 0, 0], [7, 8, 0], [6, 7, 0]]),
+        logp=torch.tensor([[-1.0, 0, 0], [-2.0, -3.0, -4.0], [-5.0, -6.0, 0]]),
+        entropy=torch.tensor([[0.1, 0, 0], [0.2, 0.3, 0.4], [0.5, 0.6, 0]]),
+        count=torch.tensor([1, 3, 2]),
+        stop=torch.tensor([EOS, EOS, STOP]),
+    )
+    r = by_hand(monkeypatch, PROMPTS, sampled, answers=1)
+    assert r.tokens.tolist() == [[3, 1, 4, 1, 0], [5, 7, 8, 0, 0], [9, 2, 6, 7, 0]]
+    assert r.prompt_len.tolist() == [4, 1, 2] and r.length.tolist() == [5, 4, 4]
+    assert r.mask.int().tolist() == [[0, 0, 0, 0, 1], [0, 1, 1, 1, 0], [0, 0, 1, 1, 0]]
+    assert r.logp.tolist() == [[0, 0, 0, 0, -1], [0, -2, -3, -4, 0], [0, 0, -5, -6, 0]]
+    torch.testing.assert_close(
+        r.entropy, torch.tensor([[0, 0, 0, 0, 0.1], [0, 0.2, 0.3, 0.4, 0], [0, 0, 0.5, 0.6, 0]])
+    )
+    assert r.stop.tolist() == [EOS, EOS, STOP] and r.group.tolist() == [0, 1, 2]
+    assert r.temperature == 0.7 and r.routes is None
+    assert answers_of(r) == [[0], [7, 8, 0], [6, 7]]
+
+
+def test_rows_of_a_prompt_are_adjacent_and_a_long_prompt_widens_the_grid(monkeypatch):
+    sampled = Sampled(
+        tokens=torch.tensor([[7], [8], [9], [6]]),
+        logp=-torch.arange(1.0, 5.0).unsqueeze(1),
+        entropy=torch.ones(4, 1),
+        count=torch.ones(4, dtype=torch.int64),
+        stop=torch.full((4,), BUDGET),
+    )
+    r = by_hand(monkeypatch, [[1, 2, 3, 4, 5], [1]], sampled, answers=2)
+    assert r.tokens.tolist() == [[1, 2, 3, 4, 5, 7], [1, 2, 3, 4, 5, 8], [1, 9, 0, 0, 0, 0], [1, 6, 0, 0, 0, 0]]
+    assert r.group.tolist() == [0, 0, 1, 1] and r.mask.sum(1).tolist() == [1, 1, 1, 1]
+    assert r.logp.sum(1).tolist() == [-1, -2, -3, -4] and r.logp[2, 1] == -3
+
+
+@pytest.mark.parametrize("stop", [[0, 3], [11, 0]])  # with 0 the EOS is what padding is filled with
+def test_the_contract_on_a_model(model, stop):
+    settings = {"answers": 6, "max_tokens": 10, "stop": stop, "seed": 1, "temperature": 0.8}
+    r = collect(model, PROMPTS, **settings)
+    sampled = generate(model, PROMPTS, **settings)
+    assert set(r.stop.tolist()) == {EOS, STOP, BUDGET}
+    B, T = r.tokens.shape
+    assert B == 18 and T == r.length.max()
+    shapes = {"tokens", "mask", "logp", "entropy"}
+    assert all(getattr(r, name).shape == (B, T) for name in shapes)
+    assert r.tokens.dtype == torch.int64 and r.mask.dtype == torch.bool and r.logp.dtype == torch.float32
+    for row in range(B):
+        prompt, start, end = PROMPTS[row // 6], int(r.prompt_len[row]), int(r.length[row])
+        assert r.tokens[row, :start].tolist() == prompt and r.group[row] == row // 6
+        assert r.tokens[row, start:end].tolist() == sampled.tokens[row, : end - start].tolist()
+        assert r.mask[row].tolist() == [start <= t < end for t in range(T)]
+        assert r.logp[row, start:end].tolist() == sampled.logp[row, : end - start].tolist()
+        last = r.tokens[row, end - 1].item()
+        assert last == {EOS: stop[0], STOP: stop[1]}.get(int(r.stop[row]), last)  # in the mask, with a log-prob
+    assert (r.logp[r.mask] < 0).all() and (r.entropy[r.mask] > 0).all()
+    for grid in (r.logp, r.entropy):
+        assert not grid[~r.mask].any()
+    assert not r.tokens[torch.arange(T) >= r.length.unsqueeze(1)].any()
+    assert answers_of(r) == [row[:n] for row, n in zip(sampled.tokens.tolist(), sampled.count.tolist())]
+
+
+def test_the_first_ratio_is_one_whatever_stands_in_the_padding(model):
+    r = collect(model, PROMPTS, answers=6, max_tokens=10, stop=0, seed=1, temperature=0.8)
+    with torch.no_grad():
+        logp, entropy = model.logprob(r.tokens, lengths=r.length, mask=r.mask, temperature=0.8, entropy=True)
+    torch.testing.assert_close(logp, r.logp, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy, r.entropy, atol=1e-5, rtol=0)
+    padding = torch.arange(r.tokens.shape[1]) >= r.length.unsqueeze(1)
+    assert padding.any()
+    with torch.no_grad():
+        other = model.logprob(r.tokens.masked_fill(padding, 13), lengths=r.length, mask=r.mask, temperature=0.8)
+    assert torch.equal(other, logp)
+
+
+def test_select(model):
+    r = collect(model, PROMPTS, answers=6, max_tokens=10, stop=[0, 3], seed=1)
+    short = int(r.length.argmin())
+    rows = torch.tensor([short, 7, short])
+    part = r.select(rows)
+    T = int(r.length[rows].max())
+    for field in fields(Rollout):
+        value, whole = getattr(part, field.name), getattr(r, field.name)
+        if not isinstance(whole, torch.Tensor):
+            assert value == whole
+        else:
+            assert torch.equal(value, whole[rows] if whole.ndim == 1 else whole[rows, :T])
+    assert answers_of(part) == [answers_of(r)[row] for row in rows.tolist()]
+    alone = r.select(torch.tensor([short]))
+    assert alone.tokens.shape == (1, int(r.length[short])) and alone.mask.sum() == r.mask[short].sum()
+
+
+def test_row_ids_make_a_part_of_a_batch(model):
+    settings = {"answers": 2, "max_tokens": 8, "stop": 0, "seed": 1}
+    whole = collect(model, PROMPTS, **settings)
+    part = collect(model, PROMPTS[1:], rows=torch.arange(2, 6), **settings)
+    assert answers_of(part) == answers_of(whole)[2:] and part.group.tolist() == [0, 0, 1, 1]

@@ -1,0 +1,374 @@
+"""sample.py: a row draws the same tokens in any company, from the distribution it says."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minir1.model.cache import Cache
+from minir1.model.config import ModelConfig, dense
+from minir1.model.transformer import Transformer
+from minir1.sample import BUDGET, EOS, STOP, bucket, choose, draw, generate, stream, truncate, uniform
+
+V = 48
+SHAPE = {"vocab": V, "dim": 32, "layers": 2, "heads": 4, "init_std": 0.25}
+MOE = {"kv_lora": 16, "nope": 8, "rope": 8, "v_dim": 12, "ffn": 48, "experts": 4, "expert_ffn": 16}
+PROMPTS = [[3, 1, 4], [15, 9, 2, 6, 5, 35, 8], [9], [7, 9, 3, 2, 3]]
+STOPS = [5, 11, 40, 17, 29]  # a tenth of the vocabulary, so that rows end at all times
+LAST = 1 - 2.0**-53  # the largest noise there is
+
+
+def build(kind: str) -> Transformer:
+    torch.manual_seed(0)
+    config = ModelConfig(**SHAPE, **MOE) if kind == "mla+moe" else dense(**SHAPE, kv_heads=2, ffn=48)
+    return Transformer(config).eval()
+
+
+@pytest.fixture(scope="module", params=["mla+moe", "gqa dense"])
+def model(request):
+    return build(request.param)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return build("gqa dense")
+
+
+def same(a, b, **tolerance):
+    """Two results row by row, whatever the width of their grids."""
+    assert torch.equal(a.count, b.count) and torch.equal(a.stop, b.stop)
+    for row, n in enumerate(a.count.tolist()):
+        assert a.tokens[row, :n].tolist() == b.tokens[row, :n].tolist()
+        torch.testing.assert_close(a.logp[row, :n], b.logp[row, :n], **tolerance)
+        torch.testing.assert_close(a.entropy[row, :n], b.entropy[row, :n], **tolerance)
+
+
+CLOSE = {"atol": 1e-5, "rtol": 0.0}
+
+
+def test_a_row_is_the_same_alone_and_in_any_company(model):
+    settings = {"max_tokens": 24, "stop": STOPS, "seed": 3, "temperature": 1.3}
+    whole = generate(model, PROMPTS, answers=4, **settings)
+    assert len(set(whole.count.tolist())) >= 6 and whole.count.min() < 8 and whole.count.max() == 24
+
+    def rows(which):
+        return type(whole)(*(getattr(whole, name)[which] for name in ("tokens", "logp", "entropy", "count", "stop")))
+
+    for row in range(16):
+        alone = generate(model, [PROMPTS[row // 4]], rows=torch.tensor([row]), **settings)
+        same(alone, rows([row]), **CLOSE)
+    order = [13, 2, 7, 5, 8]  # other neighbours in another order
+    mixed = generate(model, [PROMPTS[row // 4] for row in order], rows=torch.tensor(order), **settings)
+    same(mixed, rows(order), **CLOSE)
+    assert whole.tokens[0].tolist() != whole.tokens[1].tolist()  # the rows of a prompt differ
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logp_and_entropy_are_those_of_the_model(model, temperature):
+    sampled = generate(model, PROMPTS, answers=3, max_tokens=16, stop=STOPS, seed=5, temperature=temperature)
+    for row, n in enumerate(sampled.count.tolist()):
+        prompt = PROMPTS[row // 3]
+        tokens = torch.tensor([prompt + sampled.tokens[row, :n].tolist()])
+        with torch.no_grad():
+            logp, entropy = model.logprob(tokens, temperature=temperature, entropy=True)
+        torch.testing.assert_close(sampled.logp[row, :n], logp[0, len(prompt) :], **CLOSE)
+        torch.testing.assert_close(sampled.entropy[row, :n], entropy[0, len(prompt) :], **CLOSE)
+        for values in (sampled.tokens, sampled.logp, sampled.entropy):
+            assert not values[row, n:].any()
+    assert sampled.tokens.shape == sampled.logp.shape == (12, sampled.count.max())
+
+
+def truncated(logits: list[float], top_k: int, top_p: float) -> dict[int, float]:
+    """The reference: token -> probability after truncation, in plain Python."""
+    best = sorted(range(len(logits)), key=lambda v: -logits[v])[: top_k or None]
+    weight = {v: math.exp(logits[v]) for v in best}
+    kept, mass = [], 0.0
+    for v in best:
+        if mass >= top_p * sum(weight.values()):
+            break
+        kept.append(v)
+        mass += weight[v]
+    return {v: weight[v] / mass for v in kept}
+
+
+@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (1, 1.0), (3, 1.0), (0, 0.6), (0, 1e-9), (5, 0.7), (100, 0.9)])
+def test_truncation_against_a_plain_reference(top_k, top_p):
+    logits = 2 * torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    rows = torch.arange(50)
+    tokens, logp, entropy = draw(truncate(logits, top_k, top_p), uniform(0, rows, rows))
+    probs = truncate(logits, top_k, top_p).softmax(-1)
+    for row in range(50):
+        want = truncated(logits[row].double().tolist(), top_k, top_p)
+        assert set(probs[row].nonzero().flatten().tolist()) == set(want)
+        token = tokens[row].item()
+        assert logp[row].item() == pytest.approx(math.log(want[token]), abs=1e-5)
+        assert entropy[row].item() == pytest.approx(-sum(p * math.log(p) for p in want.values()), abs=1e-5)
+
+
+def test_truncation_by_hand():
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+    assert truncate(torch.zeros(1, 2), top_p=0.5).isfinite().tolist() == [[True, False]]  # a half is enough
+    assert truncate(logits, top_p=0.49).isfinite().tolist() == [[True, False, False, False]]
+    assert truncate(logits, top_p=0.51).isfinite().tolist() == [[True, True, False, False]]
+    assert truncate(logits, top_k=2).isfinite().tolist() == [[True, True, False, False]]
+    assert truncate(logits[:, [2, 0, 1, 3]], top_k=2, top_p=0.6).isfinite().tolist() == [[False, True, False, False]]
+
+
+def test_generation_reports_the_truncated_distribution(small):
+    sampled = generate(small, PROMPTS, answers=2, max_tokens=8, temperature=1.5, top_k=6, top_p=0.8, seed=1)
+    for row in range(8):
+        prompt = PROMPTS[row // 2]
+        tokens = prompt + sampled.tokens[row].tolist()
+        with torch.no_grad():
+            logits = (small(torch.tensor([tokens]))[0] / 1.5).double().tolist()
+        for step, token in enumerate(tokens[len(prompt) :]):
+            want = truncated(logits[len(prompt) + step - 1], 6, 0.8)
+            assert sampled.logp[row, step].item() == pytest.approx(math.log(want[token]), abs=1e-5)
+
+
+def test_min_tokens_keeps_stops_away_and_is_part_of_the_distribution(small):
+    stops = list(range(0, V, 2))
+    sampled = generate(small, PROMPTS, answers=8, max_tokens=12, min_tokens=5, stop=stops, seed=2)
+    assert (sampled.tokens[:, :5] % 2 == 1).all()
+    assert sampled.count.min() == 6  # a stop may be the token after them
+    with torch.no_grad():
+        logits = small(torch.tensor([PROMPTS[2]]))[0, -1]
+    want = logits[1::2].log_softmax(-1)
+    for row in range(16, 24):
+        token = sampled.tokens[row, 0].item()
+        assert sampled.logp[row, 0].item() == pytest.approx(want[token // 2].item(), abs=1e-5)
+
+
+def test_stop_codes(model):
+    sampled = generate(model, PROMPTS, answers=12, max_tokens=20, stop=STOPS, seed=7, temperature=1.2)
+    assert set(sampled.stop.tolist()) == {EOS, STOP, BUDGET}
+    for tokens, n, why, logp in zip(*(x.tolist() for x in (sampled.tokens, sampled.count, sampled.stop, sampled.logp))):
+        assert not set(tokens[: n - 1]) & set(STOPS)  # it stops at the first
+        if why == BUDGET:
+            assert n == 20 and tokens[n - 1] not in STOPS
+        else:  # the stop token is counted, and has a log-prob
+            assert (tokens[n - 1] == STOPS[0]) == (why == EOS) and tokens[n - 1] in STOPS
+            assert logp[n - 1] < 0
+        assert all(value < 0 for value in logp[:n])
+    assert (sampled.count[sampled.stop == EOS] < 20).any()
+
+
+def test_a_stop_token_at_the_very_end_of_the_budget_is_no_budget_stop(small):
+    settings = {"stop": STOPS, "seed": 3, "temperature": 1.3}
+    long = generate(small, PROMPTS, answers=4, max_tokens=24, **settings)
+    row = int(((long.count > 1) & (long.count < 24)).nonzero()[0])
+    n = int(long.count[row])
+    short = generate(small, PROMPTS, answers=4, max_tokens=n, **settings)
+    assert short.count[row] == n and short.stop[row] == long.stop[row] != BUDGET
+    one_less = generate(small, PROMPTS, answers=4, max_tokens=n - 1, **settings)
+    assert one_less.count[row] == n - 1 and one_less.stop[row] == BUDGET
+    assert one_less.tokens[row].tolist() == long.tokens[row, : n - 1].tolist()
+
+
+def test_one_stop_token_may_be_given_as_a_number(small):
+    settings = {"answers": 4, "max_tokens": 16, "seed": 3, "temperature": 1.3}
+    same(generate(small, PROMPTS, stop=5, **settings), generate(small, PROMPTS, stop=[5], **settings))
+    assert set(generate(small, PROMPTS, **settings).stop.tolist()) == {BUDGET}  # no stop token, no stop
+
+
+def test_greedy_is_the_argmax_loop(model):
+    sampled = generate(model, PROMPTS, max_tokens=12, temperature=0, seed=9)
+    for row, prompt in enumerate(PROMPTS):
+        tokens = list(prompt)
+        for step in range(12):
+            with torch.no_grad():
+                logp = model(torch.tensor([tokens]))[0, -1].log_softmax(-1)
+            tokens.append(logp.argmax().item())
+            assert sampled.logp[row, step].item() == pytest.approx(logp.max().item(), abs=1e-5)
+            assert sampled.entropy[row, step].item() == pytest.approx(-(logp.exp() * logp).sum().item(), abs=1e-5)
+        assert sampled.tokens[row].tolist() == tokens[len(prompt) :]
+    again = generate(model, PROMPTS, max_tokens=12, temperature=0, seed=10)
+    assert torch.equal(again.tokens, sampled.tokens)
+
+
+# ---- the noise
+
+
+def splitmix(x: int) -> int:
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def test_uniform_is_splitmix_in_64_bits():
+    golden = 0x9E3779B97F4A7C15
+    for seed, row, position in [(0, 0, 0), (1, 2, 3), (987654321, 100_000, 4095), (2**40, 2**33, 7)]:
+        key = splitmix((seed + 1) * 0x9E3779B9 % 2**63)
+        bits = splitmix((splitmix((splitmix((key + row * golden) % 2**64) + position) % 2**64) + golden) % 2**64)
+        assert uniform(seed, torch.tensor(row), torch.tensor(position)).item() == (bits >> 11) / 2**53
+
+
+def test_uniform_is_uniform_and_neighbours_are_unrelated():
+    rows, positions = torch.arange(500).unsqueeze(1), torch.arange(400)
+    grid = uniform(0, rows, positions)
+    n = grid.numel()
+    assert grid.shape == (500, 400) and grid.dtype == torch.float64
+    assert 0 <= grid.min() and grid.max() < 1 and grid.unique().numel() == n
+    assert grid.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(1 / 12 / n))
+    assert grid.var().item() == pytest.approx(1 / 12, abs=4 * math.sqrt(1 / 180 / n))
+    counts = (grid * 100).long().flatten().bincount()
+    assert ((counts - n / 100) ** 2 / (n / 100)).sum() < 148  # χ² with 99 degrees of freedom, 99.9 %
+    pairs = {
+        "rows": (grid[1:], grid[:-1]),
+        "positions": (grid[:, 1:], grid[:, :-1]),
+        "diagonal": (grid[1:, :-1], grid[:-1, 1:]),  # row + position is the same
+        "seeds": (grid, uniform(1, rows, positions)),
+        "steps of a run": (uniform(1_000_003, rows, positions), uniform(1_000_004, rows, positions)),
+    }
+    for name, (a, b) in pairs.items():
+        both = torch.stack((a.flatten(), b.flatten())).corrcoef()[0, 1].item()
+        assert abs(both) < 4 / math.sqrt(a.numel()), name
+
+
+def test_drawn_frequencies_fit_the_distribution():
+    inf = float("inf")
+    logits = torch.tensor([-inf, 1.0, -1.0, 2.0, -inf, -inf, 0.0, 0.5, -2.5, 1.5, -inf])
+    n = 40_000
+    tokens, logp, entropy = draw(logits.expand(n, -1), uniform(11, torch.arange(n), torch.tensor(7)))
+    p = logits.softmax(-1)
+    counts = tokens.bincount(minlength=len(p))
+    assert not counts[p == 0].any()
+    expected = n * p[p > 0]
+    assert ((counts[p > 0] - expected) ** 2 / expected).sum() < 22.5  # 6 degrees of freedom, 99.9 %
+    torch.testing.assert_close(logp, p.log()[tokens])
+    assert entropy[0].item() == pytest.approx(-(p[p > 0] * p[p > 0].log()).sum().item(), abs=1e-6)
+
+
+def test_draw_inverts_the_cumulative_distribution():
+    logits = torch.tensor([0.5, 0.0, 0.25, 0.25]).log()
+    noise = torch.tensor([0.0, 0.49, 0.5, 0.74, 0.75, LAST], dtype=torch.float64)
+    assert draw(logits.expand(6, -1), noise)[0].tolist() == [0, 0, 2, 2, 3, 3]
+    rare = torch.tensor([[0.0, math.log(1e-9)]])  # below what fp32 can add to 1
+    assert draw(rare, torch.tensor([1 - 5e-10], dtype=torch.float64))[0].item() == 1
+
+
+def test_what_cannot_happen_is_never_drawn():
+    generator = torch.Generator().manual_seed(0)
+    for size in (2, 7, 4096):
+        logits = 8 * torch.randn(200, size, generator=generator)
+        closed = torch.rand(200, size, generator=generator) < 0.6
+        closed[:100, 0] = closed[100:, -1] = True  # at either end too
+        row = torch.arange(200)
+        closed[row, torch.randint(1, size, (200,), generator=generator) - (row >= 100).long()] = False
+        logits.masked_fill_(closed, float("-inf"))
+        for noise in (0.0, 2.0**-53, 0.5, LAST):
+            tokens, logp, _ = draw(logits, torch.full((200,), noise, dtype=torch.float64))
+            assert logits.gather(1, tokens.unsqueeze(1)).isfinite().all() and logp.isfinite().all()
+    only = torch.full((1, 5), float("-inf"))
+    only[0, 3] = -90.0
+    assert [draw(only, torch.tensor([u], dtype=torch.float64))[0].item() for u in (0.0, LAST)] == [3, 3]
+    assert choose(only, torch.zeros(1, dtype=torch.float64), 0, 0, 1.0)[2].item() == 0  # and its entropy is 0
+
+
+# ---- the batch
+
+
+def test_bucket():
+    sizes = [1, 2, 3, 4, 6, 6, 8, 8, *[12] * 4, *[16] * 4, *[24] * 8, 32]
+    assert [bucket(n) for n in range(1, 26)] == sizes
+    assert bucket(0) == 1 and bucket(1025) == 1536
+
+
+def test_dropping_finished_rows_changes_nothing(model, monkeypatch):
+    kept = []
+    keep = Cache.keep
+
+    def spy(cache, rows):
+        kept.append(len(rows))
+        keep(cache, rows)
+
+    monkeypatch.setattr(Cache, "keep", spy)
+    settings = {"answers": 5, "max_tokens": 30, "stop": STOPS, "seed": 4}
+    never = generate(model, PROMPTS, check_every=1000, **settings)
+    assert kept == []
+    always = generate(model, PROMPTS, check_every=1, **settings)
+    assert len(kept) >= 4 and kept == sorted(set(kept), reverse=True) and all(bucket(n) == n for n in kept)
+    same(always, never, **CLOSE)
+    assert always.tokens.shape == never.tokens.shape == (20, never.count.max())
+
+
+def test_it_ends_when_every_row_has(small, monkeypatch):
+    calls = []
+    hidden = Transformer.hidden
+    monkeypatch.setattr(Transformer, "hidden", lambda *args, **kw: calls.append(1) or hidden(*args, **kw))
+    sampled = generate(small, PROMPTS, max_tokens=64, stop=list(range(V)), check_every=8)
+    assert len(calls) == 8  # the prefill and seven steps, not sixty-three
+    assert sampled.count.tolist() == [1] * 4 and sampled.tokens.shape == (4, 1)
+
+
+class Questions(TorchDispatchMode):
+    """Counts what makes the host wait for the device."""
+
+    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "_to_copy", "is_nonzero", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        moved = name == "_to_copy" and "device" in (kwargs or {})
+        if name in self.ASKING and (name != "_to_copy" or moved):
+            self.seen[name] += 1
+        if name == "index":  # by a mask, it counts the mask first
+            self.seen["mask"] += any(i is not None and i.dtype == torch.bool for i in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_decode_step_asks_the_device_nothing(model, monkeypatch):
+    lists = []
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(1))
+
+    def questions(max_tokens, check_every):
+        with Questions() as mode:
+            generate(model, PROMPTS, answers=2, max_tokens=max_tokens, min_tokens=64, stop=5, check_every=check_every)
+        return mode.seen
+
+    few, many = questions(4, 100), questions(24, 100)
+    assert few == many  # twenty steps more, not one question more
+    assert questions(24, 8) - many == Counter({"_local_scalar_dense": 2})  # after steps 8 and 16
+    assert 1 <= many["_local_scalar_dense"] <= 3 and lists == []  # of the prefill and at the end
+
+
+def test_stream_is_the_first_row(model):
+    for settings in ({}, {"temperature": 0}, {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "min_tokens": 3}):
+        for seed in range(3):
+            settings = {"max_tokens": 16, "stop": STOPS, "seed": seed} | settings
+            whole = generate(model, PROMPTS[:1], **settings)
+            assert list(stream(model, PROMPTS[0], **settings)) == whole.tokens[0, : whole.count[0]].tolist()
+    assert len(list(stream(model, PROMPTS[1], max_tokens=7))) == 7
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"prompts": []}, "prompts"),
+        ({"prompts": [[1], []]}, "prompts"),
+        ({"prompts": [[1, V]]}, f"tokens 1 to {V}"),
+        ({"prompts": [[-1]]}, "tokens -1"),
+        ({"stop": V}, f"tokens 1 to {V}"),
+        ({"stop": [3, -1]}, "tokens -1"),
+        ({"answers": 0}, "answers = 0"),
+        ({"max_tokens": 0}, "max_tokens = 0"),
+        ({"temperature": -0.1}, "temperature = -0.1"),
+        ({"top_k": -1}, "top_k = -1"),
+        ({"top_p": 0.0}, "top_p = 0.0"),
+        ({"top_p": 1.1}, "top_p = 1.1"),
+        ({"rows": torch.arange(3)}, "3 ids for 1 rows"),
+    ],
+)
+def test_wrong_input(small, change, message):
+    settings = {"prompts": [[1, 2]], "max_tokens": 4} | change
+    with pytest.raises(ValueError, match=message):
+        generate(small, **settings)
+    if set(change) <= {"stop", "temperature", "top_k", "top_p", "max_tokens"}:
+        prompt = settings.pop("prompts")[0]
+        with pytest.raises(ValueError, match=message):
+            next(stream(small, prompt, **settings))

@@ -1,0 +1,371 @@
+"""transformer.py: cached = uncached, alone = in any batch, causal, deaf to padding; and logprob's contract."""
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minir1.model.config import ModelConfig, dense
+from minir1.model.moe import MoE, balance_step, expert_load
+from minir1.model.transformer import Transformer
+
+V = 23
+SHAPE = {"vocab": V, "dim": 24, "layers": 3, "heads": 4, "ffn": 20, "init_std": 0.3}
+LATENT = {"kv_lora": 12, "nope": 6, "rope": 4, "v_dim": 8}
+MIX = {"experts": 6, "experts_per_token": 2, "expert_ffn": 8}
+CONFIGS = {
+    "mla moe": ModelConfig(**SHAPE, **LATENT, **MIX),
+    "mla moe groups q_lora": ModelConfig(
+        **SHAPE, **LATENT, **MIX, q_lora=10, groups=3, groups_kept=2, shared_experts=2, route_scale=2.5, dense_layers=0
+    ),
+    "mla dense": ModelConfig(**SHAPE, **LATENT, experts=0),
+    "gqa moe softmax": ModelConfig(**SHAPE, **MIX, attention="gqa", score="softmax", shared_experts=0),
+    "gqa dense": dense(**SHAPE),
+    "gqa tied capped": dense(**SHAPE, kv_heads=1, qkv_bias=False, tied=True, softcap=2.0, logit_scale=0.6),
+}
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+def build(config):
+    torch.manual_seed(0)
+    model = Transformer(config).eval()
+    for name, p in model.named_parameters():  # gains and biases that do something
+        if p.ndim == 1:
+            p.data += 0.2 * torch.randn_like(p)
+    for module in model.modules():
+        if isinstance(module, MoE):
+            module.bias.normal_(std=0.2)
+    return model
+
+
+MODELS = {name: build(config) for name, config in CONFIGS.items()}
+
+
+@pytest.fixture(params=CONFIGS)
+def model(request):
+    torch.manual_seed(1)
+    return MODELS[request.param]
+
+
+def tokens(*shape, seed=0):
+    return torch.randint(0, V, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def real(lengths, T):
+    return torch.arange(T) < lengths.unsqueeze(1)
+
+
+# ---------------------------------------------------------------- hidden
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunks", [[1] * 9, [4, 3, 2], [1, 5, 3], [9]])
+def test_cached_equals_uncached(model, chunks):
+    x = tokens(2, 9)
+    want = model.hidden(x)
+    cache, have = model.cache(2, 9), []
+    for part in x.split(chunks, dim=1):
+        have.append(model.hidden(part, cache=cache))
+    torch.testing.assert_close(torch.cat(have, 1), want, **CLOSE)
+    assert cache.length.tolist() == [9, 9]
+
+
+@torch.no_grad()
+def test_cached_equals_uncached_for_ragged_chunks(model):
+    """Three rows that take 3+2+1+2, 1+4+2+1 and 4+0+3+3 tokens; at the padding of a chunk stands anything."""
+    takes = torch.tensor([[3, 2, 1, 2], [1, 4, 2, 1], [4, 0, 3, 3]])
+    totals = takes.sum(1)
+    x = tokens(3, 10)
+    want = model.hidden(x, lengths=totals)
+    for junk in (0, V - 1):  # what padding holds must not matter, now or later
+        cache, done = model.cache(3, 16), torch.zeros(3, dtype=torch.int64)
+        for take in takes.T:
+            T = int(take.max())
+            part = torch.full((3, T), junk)
+            for b in range(3):
+                part[b, : take[b]] = x[b, done[b] : done[b] + take[b]]
+            out = model.hidden(part, lengths=take, cache=cache)
+            for b in range(3):
+                place = slice(int(done[b]), int(done[b] + take[b]))
+                torch.testing.assert_close(out[b, : take[b]], want[b, place], **CLOSE)
+            done += take
+            assert torch.equal(cache.length, done)
+
+
+@torch.no_grad()
+def test_a_repeated_and_thinned_cache_goes_on_as_if_nothing_had_happened(model):
+    prompt, lengths, more = tokens(2, 5), torch.tensor([5, 3]), tokens(4, 4, seed=1)
+    once = model.cache(2, 5)
+    model.hidden(prompt, lengths=lengths, cache=once)
+    cache = once.repeat(2, 9)
+    model.hidden(more[:, :2], cache=cache)
+    keep = torch.tensor([1, 2])
+    cache.keep(keep)
+    have = model.hidden(more[keep, 2:], cache=cache)
+    for out, row in zip(have, keep.tolist()):
+        whole = torch.cat((prompt[row // 2, : lengths[row // 2]], more[row]))
+        torch.testing.assert_close(out, model.hidden(whole[None])[0, -2:], **CLOSE)
+
+
+@torch.no_grad()
+def test_causal_by_perturbation(model):
+    x = tokens(1, 8)
+    want, logp = model.hidden(x), model.logprob(x)
+    for t in range(8):
+        y = x.clone()
+        y[0, t] = (x[0, t] + 1) % V
+        have = model.hidden(y)
+        torch.testing.assert_close(have[:, :t], want[:, :t], **CLOSE)
+        assert ((have - want)[0, t:].abs().amax(-1) > 1e-4).all()  # and all that follows hears of it
+        torch.testing.assert_close(model.logprob(y)[:, :t], logp[:, :t], **CLOSE)
+
+
+@torch.no_grad()
+def test_padding_is_of_no_account_bit_for_bit(model):
+    """Other tokens at every place past a row's length: nothing changes, in no output, load or cache."""
+    lengths, x = torch.tensor([3, 7, 1, 5]), tokens(4, 7)
+    y = torch.where(real(lengths, 7), x, (x + 1 + tokens(4, 7, seed=1) % (V - 1)) % V)
+    assert (x != y).sum() == 4 * 7 - 16
+    outputs = []
+    for z in (x, y):
+        cache, record = model.cache(4, 8), []
+        hidden = model.hidden(z, lengths=lengths, cache=cache, record=record)
+        logp, entropy = model.logprob(z, lengths=lengths, entropy=True)
+        step = model.hidden(tokens(4, 1, seed=2), cache=cache)
+        outputs.append([hidden, logp, entropy, step, *cache.layers, *(t for r in record for t in r)])
+    for a, b in zip(*outputs):
+        assert torch.equal(a, b)
+    assert not outputs[0][0][~real(lengths, 7)].any()  # padding gives zeros
+    assert not outputs[0][1][~real(lengths, 7)].any() and not outputs[0][2][~real(lengths, 7)].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("widen", [0, 3])
+def test_a_row_alone_is_the_row_in_any_batch(model, widen):
+    lengths, x = torch.tensor([3, 7, 1, 5]), tokens(4, 7 + widen)
+    hidden, logp = model.hidden(x, lengths=lengths), model.logprob(x, lengths=lengths)
+    for b, n in enumerate(lengths.tolist()):
+        torch.testing.assert_close(hidden[b, :n], model.hidden(x[b : b + 1, :n])[0], **CLOSE)
+        torch.testing.assert_close(logp[b, :n], model.logprob(x[b : b + 1, :n])[0], **CLOSE)
+
+
+@torch.no_grad()
+def test_packed_equals_padded(model):
+    lengths, x = torch.tensor([3, 0, 7, 1]), tokens(4, 7)
+    cu = torch.tensor([0, 3, 3, 10, 11], dtype=torch.int32)
+    place = real(lengths, 7)
+    have = model.hidden(x[place], cu_seqlens=cu)
+    torch.testing.assert_close(have, model.hidden(x, lengths=lengths)[place], **CLOSE)
+
+
+@torch.no_grad()
+def test_full_lengths_are_no_lengths(model):
+    x = tokens(2, 6)
+    torch.testing.assert_close(model.hidden(x, lengths=torch.tensor([6, 6])), model.hidden(x), **CLOSE)
+
+
+@torch.no_grad()
+def test_given_positions(model):
+    """Those counted from the row's start are the default; a common shift changes nothing, another spacing does."""
+    x, lengths = tokens(2, 6), torch.tensor([6, 4])
+    want = model.hidden(x, lengths=lengths)
+    at = torch.arange(6).expand(2, 6)
+    assert torch.equal(model.hidden(x, lengths=lengths, positions=at), want)
+    torch.testing.assert_close(model.hidden(x, lengths=lengths, positions=at + 50), want, rtol=0, atol=1e-4)
+    assert (model.hidden(x, lengths=lengths, positions=at * 3) - want)[:, 2:4].abs().max() > 1e-3
+    packed = model.hidden(x[0], cu_seqlens=torch.tensor([0, 6], dtype=torch.int32), positions=at[0] * 3)
+    torch.testing.assert_close(packed, model.hidden(x[:1], positions=at[:1] * 3)[0], **CLOSE)
+    cache = model.cache(2, 6)
+    model.hidden(x[:, :4], positions=at[:, :4] * 3, cache=cache)
+    step = model.hidden(x[:, 4:], positions=at[:, 4:] * 3, cache=cache)
+    torch.testing.assert_close(step, model.hidden(x, positions=at * 3)[:, 4:], **CLOSE)
+
+
+@torch.no_grad()
+def test_empty_batches(model):
+    assert model(tokens(2, 0)).shape == (2, 0, V)
+    assert not model.hidden(tokens(2, 3), lengths=torch.tensor([0, 0])).any()
+    assert model.logprob(tokens(2, 3), lengths=torch.tensor([0, 0])).tolist() == [[0.0] * 3] * 2
+
+
+def test_gradients_reach_every_parameter(model):
+    model, x = build(model.config), tokens(8, 20)
+    for _ in range(60):  # until no expert stands idle
+        record = []
+        model.hidden(x, record=record)
+        for block, routing in zip([b for b in model.blocks if isinstance(b.ffn, MoE)], record):
+            balance_step(block.ffn.bias, expert_load(routing), 0.02)
+    record = []
+    logp, entropy = model.logprob(x, entropy=True, record=record)
+    assert all(expert_load(routing).min() > 0 for routing in record)
+    (logp.sum() + 0.1 * entropy.sum()).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+        parts = p.grad if p.ndim == 3 else [p.grad]  # stacked experts one by one
+        assert all(part.any() for part in parts), name
+    names = {name for name, _ in model.named_parameters()}
+    buffers = {name for name, _ in model.named_buffers()}
+    biases = {f"blocks.{i}.ffn.bias" for i in range(3) if model.config.is_moe(i)}
+    assert buffers == biases and not names & biases
+
+
+# ---------------------------------------------------------------- logits and logprob
+
+
+@torch.no_grad()
+def test_logprob_is_the_log_softmax_of_the_logits_before_it(model):
+    x, lengths = tokens(3, 7), torch.tensor([7, 2, 5])
+    for temperature in (1.0, 0.6, 1.7):
+        table = (model(x, lengths=lengths) / temperature).log_softmax(-1)
+        logp, entropy = model.logprob(x, lengths=lengths, temperature=temperature, entropy=True)
+        want = table[:, :-1].gather(-1, x[:, 1:, None]).squeeze(-1)
+        spread = -(table.exp() * table).sum(-1)[:, :-1]
+        inside = real(lengths, 7)[:, 1:]
+        torch.testing.assert_close(logp[:, 1:], want * inside, **CLOSE)
+        torch.testing.assert_close(entropy[:, 1:], spread * inside, **CLOSE)
+        assert not logp[:, 0].any() and not entropy[:, 0].any()  # column 0 describes nothing
+        assert logp.dtype == torch.float32 and logp.shape == x.shape
+        assert torch.equal(model.logprob(x, lengths=lengths, temperature=temperature), logp)
+
+
+@torch.no_grad()
+def test_mask(model):
+    """Wanted tokens have the same values, all others zero; column 0 and padding cannot be asked for."""
+    x, lengths = tokens(3, 7), torch.tensor([7, 2, 5])
+    mask = torch.rand(3, 7) < 0.5
+    mask[:, 0] = True
+    mask[1, 6] = True
+    want, spread = model.logprob(x, lengths=lengths, entropy=True)
+    logp, entropy = model.logprob(x, lengths=lengths, mask=mask, entropy=True)
+    torch.testing.assert_close(logp, want * mask, rtol=0, atol=1e-6)
+    torch.testing.assert_close(entropy, spread * mask, rtol=0, atol=1e-6)
+    assert not model.logprob(x, mask=torch.zeros(3, 7, dtype=torch.bool)).any()
+
+
+def test_logprob_and_logits_have_the_same_gradient(model):
+    x, lengths = tokens(3, 7), torch.tensor([7, 2, 5])
+    g = torch.randn(3, 6) * real(lengths, 7)[:, 1:]
+    grads = []
+    for through in ("logprob", "logits"):
+        model.zero_grad()
+        if through == "logprob":
+            logp = model.logprob(x, lengths=lengths, temperature=0.8)[:, 1:]
+        else:
+            table = (model(x, lengths=lengths) / 0.8).log_softmax(-1)
+            logp = table[:, :-1].gather(-1, x[:, 1:, None]).squeeze(-1)
+        (logp * g).sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    model.zero_grad()
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_scale_then_cap_then_temperature():
+    """z = softcap(logit_scale · h·wᵀ) / temperature, on a hidden state of our choosing."""
+    model = MODELS["gqa tied capped"]
+    assert model.head.weight is model.embedding.weight
+    h = torch.randn(4, 24)
+    raw = h @ model.head.weight.T
+    torch.testing.assert_close(model.logits(h), 2.0 * torch.tanh(0.6 * raw / 2.0))
+    assert model.logits(h * 100).abs().max() <= 2.0
+    x = tokens(2, 5)
+    z = 2.0 * torch.tanh(0.6 * (model.hidden(x) @ model.head.weight.T) / 2.0) / 0.5
+    want = z.log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None]).squeeze(-1)
+    torch.testing.assert_close(model.logprob(x, temperature=0.5)[:, 1:], want, **CLOSE)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=4), st.integers(0, 99))
+@torch.no_grad()
+def test_any_lengths_logprob_sums_to_the_likelihood_of_each_row(lengths, seed):
+    model, T = MODELS["mla moe"], max(max(lengths), 1)
+    x = tokens(len(lengths), T, seed=seed)
+    logp = model.logprob(x, lengths=torch.tensor(lengths))
+    for row, n, have in zip(x, lengths, logp.sum(1).tolist()):
+        table = model(row[None]).log_softmax(-1)[0]
+        assert have == pytest.approx(sum(table[t - 1, row[t]].item() for t in range(1, n)), abs=1e-4)
+
+
+def test_a_uniform_model():
+    model = build(dense(**SHAPE))
+    model.head.weight.data.zero_()
+    logp, entropy = model.logprob(tokens(2, 5), entropy=True)
+    torch.testing.assert_close(logp[:, 1:], torch.full((2, 4), -math.log(V)))
+    torch.testing.assert_close(entropy[:, 1:], torch.full((2, 4), math.log(V)))
+
+
+# ---------------------------------------------------------------- the rest
+
+
+def test_init():
+    """Matrices from N(0, init_std²), stacked experts too; gains one, biases zero; tied means one tensor."""
+    torch.manual_seed(0)
+    for config in (ModelConfig(init_std=0.02, q_lora=64), dense(init_std=0.02)):
+        for name, p in Transformer(config).named_parameters():
+            if p.ndim >= 2:
+                error = 6 / (2 * p.numel()) ** 0.5  # six deviations of the deviation of a sample
+                assert p.std().item() == pytest.approx(0.02, rel=error), name
+                assert abs(p.mean().item()) < 6 * 0.02 / p.numel() ** 0.5, name
+            else:
+                assert (p == (0 if name.endswith("bias") else 1)).all(), name
+    assert not any(b.any() for b in Transformer(ModelConfig()).buffers())
+    tied = Transformer(ModelConfig(tied=True))
+    assert tied.head.weight is tied.embedding.weight
+
+
+def test_a_seed_gives_one_model():
+    a, b = build(CONFIGS["mla moe"]), build(CONFIGS["mla moe"])
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+
+
+@torch.no_grad()
+def test_norm_eps_is_used():
+    config = CONFIGS["gqa dense"]
+    a, b = build(config), build(dataclasses.replace(config, norm_eps=1.0))
+    assert (a(tokens(1, 3)) - b(tokens(1, 3))).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mla moe", "gqa dense"])
+def test_bf16_is_close_and_fp64_is_possible(name):
+    x = tokens(2, 6)
+    want = MODELS[name].logprob(x)
+    half = build(CONFIGS[name]).bfloat16()
+    have, cache = half.logprob(x), half.cache(2, 6)
+    assert have.dtype == torch.float32 and cache.layers[0].dtype == torch.bfloat16
+    assert (have - want).abs().median() < 0.1
+    half.hidden(x, cache=cache)
+    twice = build(CONFIGS[name]).double()
+    torch.testing.assert_close(twice.logprob(x).float(), want, rtol=0, atol=1e-4)
+
+
+BAD = {
+    "tokens has shape (5,), expected [B, T]": lambda m: m.hidden(tokens(5)),
+    "tokens has shape (1, 2, 3), expected [B, T]": lambda m: m.hidden(tokens(1, 2, 3)),
+    "lengths has shape (3,), expected (2,)": lambda m: m.hidden(tokens(2, 4), lengths=torch.tensor([1, 2, 3])),
+    "lengths must lie in 0 to 4, got [1, 5]": lambda m: m.hidden(tokens(2, 4), lengths=torch.tensor([1, 5])),
+    "cu_seqlens must rise from 0 to 5, got [0, 4]": lambda m: m.hidden(tokens(5), cu_seqlens=torch.tensor([0, 4])),
+    "cu_seqlens goes with packed": lambda m: m.hidden(tokens(1, 5), cu_seqlens=torch.tensor([0, 5])),
+    "without lengths or cache": lambda m: m.hidden(tokens(5), cu_seqlens=torch.tensor([0, 5]), cache=m.cache(1, 9)),
+    "5 tokens do not fit into a cache of 4 slots": lambda m: m.hidden(tokens(1, 5), cache=m.cache(1, 4)),
+    "3 + 2 tokens do not fit into a cache of 4 slots": lambda m: overfull(m),
+    "expected [B, T] both": lambda m: m.logprob(tokens(2, 4), mask=torch.ones(4, dtype=torch.bool)),
+    "tokens (4,)": lambda m: m.logprob(tokens(4)),
+    "temperature=0: must be above 0": lambda m: m.logprob(tokens(2, 4), temperature=0),
+}
+
+
+def overfull(model):
+    cache = model.cache(1, 4)
+    model.hidden(tokens(1, 3), cache=cache)
+    model.hidden(tokens(1, 2), cache=cache)
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input(message):
+    with pytest.raises(ValueError) as error:
+        BAD[message](MODELS["mla moe"])
+    assert message in str(error.value)
