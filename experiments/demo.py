@@ -109,7 +109,8 @@ def main(config: Config) -> dict[str, float]:
     run.samples(rl.steps, [{"problem": p.prompt, "before": b.text, "after": a.text} for p, b, a in samples])
     show_samples(samples)
     stored = (read_result(base.out) if config.base_from is None else {}) | read_result(rl.out)
-    seconds = {k: v for k, v in stored.items() if k.startswith("seconds/")} | {"seconds/test": time.perf_counter() - began}
+    seconds = {k: v for k, v in stored.items() if k.startswith("seconds/")}
+    seconds["seconds/test"] = time.perf_counter() - began
     result |= {k: v for k, v in stored.items() if k.startswith("skill/")} | seconds
     result |= {"seconds/total": sum(seconds.values()), "memory/peak_gib": peak_memory_gib(), "seed": config.seed}
     run.result(result)

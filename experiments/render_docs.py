@@ -54,11 +54,9 @@ def headline(results: Results) -> str:
         return text
 
     count = f"the mean of {len(results)} seeds" if len(results) > 1 else "one seed"
-    text = (
-        f"**Reinforcement learning with rule rewards alone: {mean('before/pass@1')} → {mean('after/pass@1', True)} of "
-        f"problems never seen are solved** (pass@1, {count}); forced to answer without thinking, the same weights solve "
-        f"{mean('forced/pass@1')}"
-    )
+    text = "**Reinforcement learning with rule rewards alone: "
+    text += f"{mean('before/pass@1')} → {mean('after/pass@1', True)} of problems never seen are solved** "
+    text += f"(pass@1, {count}); forced to answer without thinking, the same weights solve {mean('forced/pass@1')}"
     if all("nothink/pass@1" in result for result in results.values()):
         text += f", and a base trained in the same way to answer without thinking solves {mean('nothink/pass@1')}"
     return f"{text}."

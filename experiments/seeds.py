@@ -86,7 +86,7 @@ KEYS = (  # label, key in result.json
 
 
 def rows(results: list[dict[str, float]]) -> list[list[str]]:
-    """A row a key that every seed has: its label, a cell a seed, the mean with its 95 % interval (from three seeds on)."""
+    """A row a key that every seed has: its label, a cell a seed, the mean with its interval (from three seeds on)."""
     found = []
     for label, key in KEYS:
         values = [result[key] for result in results if key in result]

@@ -137,8 +137,8 @@ def word_level(words: Iterable[str], largest_number: int) -> Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], size: int, numbers: bool = False) -> Tokenizer:
-    """Byte-level BPE learned from texts, `size` tokens in all, special ones included. With `numbers`, up to three digits
-    are a piece of their own, apart from what stands beside them. ValueError if `size` has no room for the 256 bytes."""
+    """Byte-level BPE learned from texts, `size` tokens in all, special ones too. With `numbers`, up to three digits
+    are a piece of their own, apart from what stands beside them. ValueError where `size` has no room for the bytes."""
     special, alphabet = [EOS, PAD, *TAGS], pre_tokenizers.ByteLevel.alphabet()
     if size < len(special) + len(alphabet):
         raise ValueError(f"size = {size}: at least {len(special) + len(alphabet)}, the special tokens and the bytes")

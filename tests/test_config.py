@@ -46,7 +46,8 @@ def test_a_wrong_value_is_named(field, value, others):
 
 
 def test_bounds_are_allowed():
-    ModelConfig(vocab=8, eos=7, bos=0, dense_layers=4, layers=4, experts=4, experts_per_token=4, shared_experts=0)
+    ModelConfig(vocab=8, eos=7, bos=0, dense_layers=4, layers=4)
+    ModelConfig(experts=4, experts_per_token=4, shared_experts=0)
     ModelConfig(experts=8, groups=4, groups_kept=2, experts_per_token=4, q_lora=1)
     ModelConfig(experts=0, groups=3, experts_per_token=99)  # of no concern without experts
     ModelConfig(attention="mla", heads=3, kv_heads=2)  # nor are key heads to MLA

@@ -110,13 +110,14 @@ def command(*words, **more) -> subprocess.CompletedProcess:
 
 def test_a_base_is_trained_from_the_command_line_in_any_folder(tmp_path):
     shape = "--model.dim 32 --model.layers 2 --model.heads 2 --model.ffn 64 --model.experts 4 --model.expert-ffn 16"
-    done = command(SCRIPTS / "pretrain.py", *"--steps 3 --batch 256 --out here".split(), *shape.split(), cwd=tmp_path)
+    words = f"pretrain.py --steps 3 --batch 256 --out here {shape}".split()
+    done = command(SCRIPTS / words[0], *words[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "3/3  loss" in done.stdout and "sums" in done.stdout
     assert len(read_metrics(tmp_path / "here")) == 3 and checkpoint.latest(tmp_path / "here" / "checkpoint")
-    again = command(SCRIPTS / "pretrain.py", *"--steps 3 --batch 256 --out here".split(), *shape.split(), cwd=tmp_path)
-    assert again.returncode == 1
-    assert again.stderr.splitlines()[-1] == "ValueError: here already holds a run: go on with --resume, or choose another --out"
+    again = command(SCRIPTS / words[0], *words[1:], cwd=tmp_path)
+    told = "ValueError: here already holds a run: go on with --resume, or choose another --out"
+    assert again.returncode == 1 and again.stderr.splitlines()[-1] == told
 
 
 @pytest.mark.parametrize(
@@ -543,7 +544,8 @@ def assert_same_run(a: Path, b: Path) -> None:
             for file in ("model.safetensors", "config.json", "tokenizer.json"):
                 assert (x / file).read_bytes() == (y / file).read_bytes()
             assert_equal_bits(checkpoint.load_state(x), checkpoint.load_state(y))
-    results = [{k: v for k, v in result_of(out).items() if k.split("/")[0] not in ("seconds", "memory")} for out in (a, b)]
+    clock = ("seconds/", "memory/")
+    results = [{k: v for k, v in result_of(out).items() if not k.startswith(clock)} for out in (a, b)]
     assert results[0] == results[1]
 
 
@@ -618,7 +620,7 @@ def test_resuming_a_finished_run_changes_nothing(whole, bases, tmp_path, monkeyp
     assert last
     assert_same_run(out, whole(script, "moe"))
     for key, value in seconds.items():  # of the training, not of this look
-        assert result_of(out)[key] == pytest.approx(value, rel=0.5)
+        assert result_of(out)[key] > 0.5 * value
 
 
 # ---- evaluation --------------------------------------------------------------------------------
@@ -754,7 +756,8 @@ def test_seeds_run_what_is_missing_and_make_the_table(tmp_path, monkeypatch, cap
         seeds.main(config)
     assert calls.count("think-0") == calls.count("think-1") == 1 and not config.results.exists()
     results = seeds.main(config)
-    assert sorted(calls) == sorted(["think-0", "think-1", "think-2", "think-2", "no-think-0", "no-think-1", "no-think-2"])
+    again = ["think-2"]
+    assert sorted(calls) == sorted([f"{kind}-{n}" for kind in ("think", "no-think") for n in range(3)] + again)
     assert results[1]["after/pass@1"] == fake(1, False)["after/pass@1"]
     assert results[1]["nothink/pass@1"] == fake(1, True)["after/pass@1"]
     assert json.loads(config.results.read_text()) == {str(seed): result for seed, result in enumerate(results)}

@@ -59,7 +59,8 @@ def test_shared_keys_are_multi_head_attention_with_repeated_keys():
         state[name] = state[name].unflatten(0, (2, 8)).repeat_interleave(3, 0).flatten(0, 1)
     full.load_state_dict(state)
     x = torch.randn(6, 24, dtype=torch.float64)
-    torch.testing.assert_close(run(config, shared, x)[0], run(full_config, full, x)[0], rtol=1e-10, atol=1e-10)
+    have, want = run(config, shared, x)[0], run(full_config, full, x)[0]
+    torch.testing.assert_close(have, want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])

@@ -1,4 +1,4 @@
-"""hf.py: what we write transformers opens with equal logits, what transformers writes we open, all else is refused."""
+"""hf.py: what we write transformers opens with equal logits, what it writes we open, all else is refused."""
 import dataclasses
 import json
 
@@ -23,7 +23,8 @@ MLA = SHAPE | {"kv_lora": 12, "nope": 8, "rope": 4, "v_dim": 6, "expert_ffn": 12
 CONFIGS = {
     "v3": ModelConfig(**MLA),
     "v3 q_lora, groups, scale": ModelConfig(
-        **MLA, q_lora=10, experts=12, experts_per_token=3, groups=4, groups_kept=2, route_scale=2.5, shared_experts=2
+        **MLA, q_lora=10, experts=12, experts_per_token=3, groups=4, groups_kept=2, route_scale=2.5,
+        shared_experts=2,
     ),
     "v3 all moe, gates not normed": ModelConfig(**MLA, dense_layers=0, norm_topk=False, route_scale=1.5),
     "v3 dense": ModelConfig(**MLA, experts=0),
@@ -145,15 +146,17 @@ def test_dtypes(tmp_path):
 def theirs(kind, **changes):
     """A random tiny model of transformers."""
     common = {
-        "vocab_size": V, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2, "eos_token_id": 3,
-    }  # fmt: skip
+        "vocab_size": V, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "initializer_range": 0.2, "eos_token_id": 3,
+    }
     if kind == "DeepseekV3":
         common |= {
             "num_key_value_heads": 4, "q_lora_rank": 10, "kv_lora_rank": 12, "qk_nope_head_dim": 8,
-            "qk_rope_head_dim": 4, "v_head_dim": 6, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4,
-            "topk_group": 2, "moe_intermediate_size": 12, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0,
-        }  # fmt: skip
+            "qk_rope_head_dim": 4, "v_head_dim": 6, "n_routed_experts": 8, "num_experts_per_tok": 3,
+            "n_group": 4, "topk_group": 2, "moe_intermediate_size": 12, "first_k_dense_replace": 1,
+            "num_nextn_predict_layers": 0,
+        }
     torch.manual_seed(7)
     config = getattr(transformers, f"{kind}Config")(**common | changes)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
@@ -170,7 +173,8 @@ def theirs(kind, **changes):
         ("DeepseekV3", {}),
         ("DeepseekV3", {"q_lora_rank": None, "first_k_dense_replace": 0, "norm_topk_prob": False}),
         ("Qwen2", {}),
-        ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 777.0, "rope_type": "default"}}),
+        ("Qwen2", {"tie_word_embeddings": True}),
+        ("Qwen2", {"rope_parameters": {"rope_theta": 777.0, "rope_type": "default"}}),
         ("Llama", {"rms_norm_eps": 1e-3}),
     ],
 )
@@ -249,20 +253,23 @@ def change(folder, **values):
     path.write_text(json.dumps({key: value for key, value in config.items() if value != "absent"}))
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+)
 def test_missing_files_are_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(ValueError, match=f"holds no {name}"):
         load(folder)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut in the header", "cut in the data", "not safetensors"])
-def test_damaged_weights(folder, damage):
+@pytest.mark.parametrize(
+    "damaged",
+    [lambda held: b"", lambda held: held[:100], lambda held: held[:-1000], lambda held: b"x" * 999],
+    ids=["empty", "cut in the header", "cut in the data", "not safetensors"],
+)
+def test_damaged_weights(folder, damaged):
     path = folder / "model.safetensors"
-    held = path.read_bytes()
-    path.write_bytes({
-        "empty": b"", "cut in the header": held[:100], "cut in the data": held[:-1000], "not safetensors": b"x" * 999,
-    }[damage])
+    path.write_bytes(damaged(path.read_bytes()))
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
         load(folder)
 

@@ -110,7 +110,7 @@ def test_rows_of_different_length_do_not_mix(config):
 
 
 def test_position_enters_by_the_rope_part_alone():
-    """With the rope columns of the queries at zero the same token gives the same scores wherever it stands."""
+    """With the rope columns of the queries at zero a token has the same scores wherever it stands."""
     config = ModelConfig(**SMALL)
     layer = build(config)
     with torch.no_grad():

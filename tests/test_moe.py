@@ -44,14 +44,16 @@ def one(experts, e, x):
 
 
 def loop(experts, x, chosen, gates):
-    rows = [sum(g * one(experts, e, token) for e, g in zip(es, gs)) for token, es, gs in zip(x, chosen.tolist(), gates)]
-    return torch.stack(rows) if rows else x.new_zeros(0, x.shape[1])
+    out = x.new_zeros(x.shape)
+    for n, es in enumerate(chosen.tolist()):
+        out[n] = sum(g * one(experts, e, x[n]) for e, g in zip(es, gates[n]))
+    return out
 
 
 # ---------------------------------------------------------------- the experts
 
 
-@pytest.mark.parametrize("dim,inner", [(8, 12), (6, 8), (8, 6), (7, 5)])  # the last three are not multiples of four
+@pytest.mark.parametrize("dim,inner", [(8, 12), (6, 8), (8, 6), (7, 5)])  # the last three: not multiples of 4
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_grouped_equals_a_loop_over_tokens_with_gradients(dim, inner, dtype):
     experts = init(Experts(config(dim=dim, expert_ffn=inner, experts=5))).to(dtype)
@@ -68,7 +70,8 @@ def test_grouped_equals_a_loop_over_tokens_with_gradients(dim, inner, dtype):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    N=st.integers(0, 9), E=st.integers(1, 6), K_r=st.integers(1, 6), dim=st.sampled_from([4, 5]), seed=st.integers(0, 99)
+    N=st.integers(0, 9), E=st.integers(1, 6), K_r=st.integers(1, 6), dim=st.sampled_from([4, 5]),
+    seed=st.integers(0, 99),
 )
 def test_any_routing(N, E, K_r, dim, seed):
     """Experts without tokens, all tokens on one expert, no tokens at all, all experts for each."""
@@ -77,7 +80,9 @@ def test_any_routing(N, E, K_r, dim, seed):
     experts = init(Experts(config(dim=dim, experts=E, experts_per_token=K_r, expert_ffn=4)), seed)
     order = torch.randperm(E, generator=gen)
     few = max(K_r, E // 2)  # the other experts get nothing
-    chosen = torch.stack([order[:few][torch.randperm(few, generator=gen)[:K_r]] for _ in range(N)] or [order[:K_r]])[:N]
+    chosen = torch.zeros(N, K_r, dtype=torch.int64)
+    for n in range(N):
+        chosen[n] = order[torch.randperm(few, generator=gen)[:K_r]]
     x, gates = torch.randn(N, dim, generator=gen), torch.rand(N, K_r, generator=gen)
     have = experts(x, chosen, gates)
     torch.testing.assert_close(have, loop(experts, x, chosen, gates), rtol=1e-4, atol=1e-5)
@@ -108,7 +113,7 @@ def test_no_tokens(inner):
 @pytest.mark.parametrize("shared", [0, 1])
 @pytest.mark.parametrize("inner", [12, 6])
 def test_stride_0_upstream_gradients(inner, shared):
-    """`.sum()` hands back a gradient that is one number in all places; grouped products refuse such strides."""
+    """`.sum()` hands back one number in all places by strides of 0, which grouped products refuse."""
     layer = init(MoE(config(expert_ffn=inner, shared_experts=shared)))
     x = torch.randn(6, 8)
     layer(x).sum().backward()
@@ -119,7 +124,9 @@ def test_stride_0_upstream_gradients(inner, shared):
         torch.testing.assert_close(a, p.grad)
 
 
-@pytest.mark.parametrize("dtype,wide,odd", [(torch.float32, 8, 6), (torch.bfloat16, 16, 12), (torch.float64, 8, 7)])
+@pytest.mark.parametrize(
+    "dtype,wide,odd", [(torch.float32, 8, 6), (torch.bfloat16, 16, 12), (torch.float64, 8, 7)]
+)
 def test_both_paths_of_the_grouped_product_agree(dtype, wide, odd):
     """The same numbers with the width filled up by zeros, which the grouped product can take."""
     ends = torch.tensor([3, 3, 7], dtype=torch.int32)
@@ -248,8 +255,8 @@ def test_load_by_hand():
 
 def test_load_counts_real_tokens_alone():
     torch.manual_seed(0)
-    model = Transformer(ModelConfig(vocab=20, dim=16, layers=2, heads=2, kv_lora=8, nope=4, rope=4, v_dim=4, ffn=16,
-                                    experts=4, experts_per_token=2, expert_ffn=8, dense_layers=0))
+    shape = {"vocab": 20, "layers": 2, "heads": 2, "kv_lora": 8, "nope": 4, "rope": 4, "v_dim": 4}
+    model = Transformer(config(**shape, dense_layers=0))
     tokens, lengths = torch.randint(0, 20, (3, 7)), torch.tensor([7, 2, 4])
     padded, alone = [], []
     model.hidden(tokens, lengths=lengths, record=padded)
@@ -272,7 +279,7 @@ def test_balance_step_by_hand():
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])
 def test_repeated_steps_balance_an_unbalanced_load(score):
     layer = init(MoE(config(experts=8, score=score)), std=0.3)
-    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(3)) + 1.0  # a common direction: a few experts win
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(3)) + 1.0  # a few experts win
     before = maximal_violation(expert_load(layer.route(x)))
     for _ in range(300):
         balance_step(layer.bias, expert_load(layer.route(x)), 0.005)
@@ -288,23 +295,24 @@ def test_maximal_violation():
 def test_sequence_balance_loss_by_hand():
     """Two sequences, E = 2, K_r = 1.
 
-    First, T = 2: both tokens choose expert 0, f = (2, 0); s' = (.75, .25), (.5, .5), so P = (.625, .375): 1.25.
+    First, T = 2: both tokens choose expert 0, f = (2, 0); s' = (.75, .25), (.5, .5); P = (.625, .375): 1.25.
     Second, T = 1: expert 1, f = (0, 2); s' = (.2, .8): 1.6. The mean is 1.425.
     """
     routing = routing_of([[0], [0], [1]], [[0.6, 0.2], [0.3, 0.3], [0.1, 0.4]], experts=2)
     loss = sequence_balance_loss(routing, torch.tensor([2, 1]))
     assert loss.item() == pytest.approx(1.425, rel=1e-6)
-    with_empty = sequence_balance_loss(routing, torch.tensor([2, 0, 1, 0]))  # sequences without tokens do not count
+    with_empty = sequence_balance_loss(routing, torch.tensor([2, 0, 1, 0]))  # empty ones do not count
     assert with_empty.item() == pytest.approx(1.425, rel=1e-6)
 
 
 def test_sequence_balance_loss_is_one_under_balance():
-    chosen = [[0, 1], [2, 3], [1, 2], [3, 0]]
-    assert sequence_balance_loss(routing_of(chosen), torch.tensor([4])).item() == pytest.approx(1)  # equal loads
-    lopsided = [[0, 1]] * 3
-    assert sequence_balance_loss(routing_of(lopsided), torch.tensor([3])).item() == pytest.approx(1)  # equal scores
-    scores = [[0.9, 0.9, 0.1, 0.1]] * 3
-    assert sequence_balance_loss(routing_of(lopsided, scores), torch.tensor([3])).item() == pytest.approx(1.8)
+    def loss(routing):
+        return sequence_balance_loss(routing, torch.tensor([len(routing.chosen)])).item()
+
+    lopsided, scores = [[0, 1]] * 4, [[0.9, 0.9, 0.1, 0.1]] * 4
+    assert loss(routing_of([[0, 1], [2, 3], [1, 2], [3, 0]], scores)) == pytest.approx(1)  # equal loads
+    assert loss(routing_of(lopsided)) == pytest.approx(1)  # equal scores
+    assert loss(routing_of(lopsided, scores)) == pytest.approx(1.8)
 
 
 def test_sequence_balance_loss_is_per_sequence():

@@ -12,7 +12,9 @@ from jinja2.exceptions import SecurityError
 from minir1.tasks import countdown, countdown_corpus
 from minir1.tokenizer import EOS, PAD, TAGS, UNK, Tokenizer, train_bpe, word_level
 
-TEXTS = ["the cat sat on the mat. ", "12 and 345 make 357, not 12345.\n", "naïve café — 你好\n\n", "def f(x):\n    return x"]
+TEXTS = [
+    "the cat sat on the mat. ", "12 and 345 make 357, not 12345.\n", "naïve café — 你好\n\n", "def f(x):\n    return x",
+]
 WORDS = word_level(countdown_corpus.WORDS, largest_number=24)
 BPE = {numbers: train_bpe(TEXTS * 20, 320, numbers=numbers) for numbers in (False, True)}
 
@@ -26,9 +28,9 @@ def pieces(tokenizer, text):
 
 def test_a_number_is_one_token_and_words_take_their_spaces():
     assert pieces(WORDS, "User:make 24 from 11,3\nAssistant:<think>11-3=8:24 no\n</think><answer>(11-3)") == [
-        "User:", "make ", "24", " from ", "11", ",", "3", "\nAssistant:", "<think>", "11", "-", "3", "=", "8", ":",
-        "24", " no\n", "</think>", "<answer>", "(", "11", "-", "3", ")",
-    ]  # fmt: skip
+        "User:", "make ", "24", " from ", "11", ",", "3", "\nAssistant:",
+        "<think>", "11", "-", "3", "=", "8", ":", "24", " no\n", "</think>", "<answer>", "(", "11", "-", "3", ")",
+    ]
     assert all(len(WORDS.encode(str(n))) == 1 for n in range(25))
 
 
@@ -113,9 +115,8 @@ def test_save_and_load(tokenizer, tmp_path):
     text = f"make 24 from 11,3<think>\n12345 café{EOS}"
     assert again.encode(text) == tokenizer.encode(text) and again.size == tokenizer.size
     assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
-    assert (again.eos, again.pad, again.template, again.bos_token) == (
-        tokenizer.eos, tokenizer.pad, tokenizer.template, "",
-    )  # fmt: skip
+    assert (again.eos, again.pad, again.bos_token) == (tokenizer.eos, tokenizer.pad, "")
+    assert again.template == tokenizer.template
     assert again.chat("3") == tokenizer.chat("3")
 
 
@@ -135,10 +136,9 @@ def with_template(template, **tokens):
 def test_templates_as_hugging_face_writes_them():
     """Generation prompt, bos, loop controls, raise_exception, blocks trimmed."""
     tokenizer = with_template(
-        "{{ bos_token }}\n"
-        "{% for m in messages %}\n"
+        "{{ bos_token }}{% for m in messages %}\n"
         "  {% if m.role == 'stop' %}{% break %}{% endif %}\n"
-        "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "  {% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\n"
         "[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}\n"
         "{% endfor %}\n"
         "{% if add_generation_prompt %}[assistant]{% endif %}",
@@ -146,7 +146,7 @@ def test_templates_as_hugging_face_writes_them():
     )
     messages = [{"role": "user", "content": " hi "}, {"role": "stop", "content": "x"}]
     said = tokenizer.render(messages, add_generation_prompt=False)
-    assert said.split("\n") == ["<think>", f"[user]hi{EOS}", *said.split("\n")[2:]] and "assistant" not in said
+    assert said == f"<think>[user]hi{EOS}\n"
     assert tokenizer.render(messages) == said + "[assistant]"
     with pytest.raises(TemplateError, match="no system"):
         tokenizer.render([{"role": "system", "content": ""}])

@@ -50,7 +50,11 @@ ONLY = {  # fields of their config.json that change the result, and the one valu
     "scoring_func": "sigmoid",
     "use_sliding_window": False,
 }
-TOP = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
+TOP = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
 
 
 def architecture(config: ModelConfig) -> str:
@@ -122,7 +126,7 @@ def to_hf_config(config: ModelConfig) -> dict:
 
 
 def from_hf_config(values: dict) -> ModelConfig:
-    """The model that a config.json describes; ValueError lists what is supported, or names the field that is missing."""
+    """The model that a config.json describes; ValueError lists what is supported, or names what is missing."""
     name = (values.get("architectures") or ["?"])[0]
     if name not in SUPPORTED:
         raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
@@ -141,7 +145,8 @@ def _from_hf_config(name: str, values: dict) -> ModelConfig:
         return number[0] if isinstance(number, list) else number
 
     parameters = values.get("rope_parameters") or {}  # transformers 5 writes this instead of rope_theta
-    scaling = values.get("rope_scaling") or (parameters if parameters.get("rope_type", "default") != "default" else None)
+    scaled = parameters.get("rope_type", "default") != "default"
+    scaling = values.get("rope_scaling") or (parameters if scaled else None)
     if scaling:
         raise ValueError(f"rope_scaling {scaling} is not supported")
     common = {

@@ -124,7 +124,8 @@ class Transformer(nn.Module):
         if cache is not None and layout.columns > cache.slots:
             raise ValueError(f"{layout.columns} tokens do not fit into a cache of {cache.slots} slots")
         x = self.embedding(tokens)
-        cos, sin = rope_angles(self.rope_size, layout.positions() if positions is None else positions, self.config.rope_theta)
+        positions = layout.positions() if positions is None else positions
+        cos, sin = rope_angles(self.rope_size, positions, self.config.rope_theta)
         for layer, block in enumerate(self.blocks):
             x, entry = block(x, cos, sin, layout, record)
             if cache is not None:
