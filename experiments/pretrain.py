@@ -44,19 +44,19 @@ class Config:
     dense: bool = False  # grouped-query attention and SwiGLU instead of MLA and experts
     model: ModelConfig = field(default_factory=ModelConfig)  # shape of the MLA + MoE model
     mix: Mix = field(default_factory=Mix)  # of the corpus
-    steps: int = 750
-    batch: int = 4096  # tokens a step
+    steps: int = 1800
+    batch: int = 2048  # tokens a step
     muon_lr: float = 0.005  # matrices inside the blocks
     adam_lr: float = 0.01  # embedding, head, router, gains
-    warmup: int = 30  # steps
+    warmup: int = 60  # steps
     clip: float = 1.0  # largest norm of the gradient
     balance_speed: float = 0.003  # γ, step of the experts' selection bias
     balance_loss: float = 1e-4  # α, weight of the sequence-wise balance loss
     seed: int = 0
     out: Path = Path("runs/base")
     resume: bool = False
-    microbatch: int = 4096  # most tokens of one forward pass; no result depends on it
-    checkpoint_every: int = 250  # steps
+    microbatch: int = 2048  # most tokens of one forward pass; no result depends on it
+    checkpoint_every: int = 600  # steps
     wandb: str = "off"
 
     def __post_init__(self):
@@ -179,7 +179,7 @@ def main(config: Config) -> dict[str, float]:
                 metrics["train/max_violation"] = max(maximal_violation(load) for load in loads)
             run.log(step, metrics | {"perf/train_tok_s": speed})
             bar.advance()
-            if step % 50 == 0 or step == config.steps:
+            if step % 100 == 0 or step == config.steps:
                 shown = [("loss", f"{loss:.3f}"), ("grad", f"{norm:.2f}"), ("tok/s", f"{speed:,.0f}")]
                 progress_line(step, config.steps, shown)
             if step % config.checkpoint_every == 0 or step == config.steps:

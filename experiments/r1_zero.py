@@ -48,7 +48,7 @@ class Config:
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
     level: str = "default"  # of Countdown: default | wide | four
-    steps: int = 80
+    steps: int = 60
     prompts: int = 32  # P, problems a step
     answers: int = 8  # G, answers a problem
     max_tokens: int = 384  # budget of an answer
@@ -69,7 +69,7 @@ class Config:
     grad_clip: float = 1.0
     max_ratio_deviation: float = 0.05  # of the first ratios from 1, in the mean over tokens; beyond it the run stops
     min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
-    eval_every: int = 20  # steps
+    eval_every: int = 10  # steps
     eval_answers: int = 2  # a validation problem
     seed: int = 0
     out: Path = Path("runs/r1-zero")
