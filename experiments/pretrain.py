@@ -28,7 +28,7 @@ from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.moe import MoE, balance_step, expert_load, maximal_violation, sequence_balance_loss
 from minir1.model.transformer import Transformer
-from minir1.optim import Muon, split_parameters, warmup_stable_decay
+from minir1.optim import Muon, clip_gradients, split_parameters, warmup_stable_decay
 from minir1.seed import seed_everything
 from minir1.tasks import countdown, countdown_corpus
 from minir1.tasks.countdown_corpus import Mix
@@ -165,7 +165,7 @@ def main(config: Config) -> dict[str, float]:
             for optimizer, lr in ((muon, config.muon_lr), (adam, config.adam_lr)):
                 optimizer.param_groups[0]["lr"] = lr * factor
             loss, loads = loss_backward(model, rows, config)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip, error_if_nonfinite=True)
+            norm = clip_gradients(model, config.clip, step)
             muon.step()
             adam.step()
             model.zero_grad(set_to_none=True)
@@ -174,7 +174,7 @@ def main(config: Config) -> dict[str, float]:
 
             seen += sum(len(row) for row in rows)
             speed = seen / (time.perf_counter() - began - spent)
-            metrics = {"train/loss": loss, "train/grad_norm": norm.item(), "train/lr": config.muon_lr * factor}
+            metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": config.muon_lr * factor}
             if loads:
                 metrics["train/max_violation"] = max(maximal_violation(load) for load in loads)
             run.log(step, metrics | {"perf/train_tok_s": speed})

@@ -35,6 +35,7 @@ from minir1.log import open_run, peak_memory_gib, progress, progress_line, read_
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.model import hf
 from minir1.model.transformer import Transformer
+from minir1.optim import clip_gradients
 from minir1.rollout import BUDGET, Rollout, collect
 from minir1.seed import seed_everything
 from minir1.tasks import Problem, countdown
@@ -121,7 +122,9 @@ def reduction(mask: torch.Tensor, config: Config, answers: int, tokens: int) -> 
     return token_mean(mask, tokens) if config.reduction == "token" else fixed_length(mask, config.max_tokens, answers)
 
 
-def learn(model, reference, optimizer, rollout: Rollout, advantage: torch.Tensor, config: Config) -> dict[str, float]:
+def learn(
+    model, reference, optimizer, rollout: Rollout, advantage: torch.Tensor, config: Config, step: int = 0
+) -> dict[str, float]:
     """Update the policy on B = P·G rows; advantage: fp32 [B]. Returns what was measured, averaged as the loss is."""
     averaged, first = ("kl", "clip_fraction", "grad_norm"), ("ratio_deviation", "ratio_deviation_max")
     measured: dict[str, float] = {f"train/{name}": 0.0 for name in averaged + first}
@@ -159,8 +162,7 @@ def learn(model, reference, optimizer, rollout: Rollout, advantage: torch.Tensor
                 f"the first ratios are off 1 by {measured['train/ratio_deviation']:.3g} in the mean: "
                 "sampler and trainer do not compute the same policy"
             )
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip, error_if_nonfinite=True)
-        measured["train/grad_norm"] += norm.item() / updates
+        measured["train/grad_norm"] += clip_gradients(model, config.grad_clip, step) / updates
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return measured
@@ -245,7 +247,7 @@ def main(config: Config) -> dict[str, float]:
             advantage = group_advantages(rewards).flatten()
             clock.append(time.perf_counter())
             optimizer.param_groups[0]["lr"] = config.lr * min(1.0, step / max(1, config.warmup))
-            measured = learn(model, reference, optimizer, rollout, advantage, config)
+            measured = learn(model, reference, optimizer, rollout, advantage, config, step)
             clock.append(time.perf_counter())
             if config.refresh and step % config.refresh == 0:
                 reference.load_state_dict(model.state_dict())
@@ -259,7 +261,8 @@ def main(config: Config) -> dict[str, float]:
             show(step, config.steps, metrics)
             bar.advance()
             if "eval/pass@1" in metrics:
-                run.samples(step, [{"problem": p.prompt, "text": a[0].text, "right": a[0].right} for p, a in zip(chosen[:8], answers)])
+                shown = [(p.prompt, group[0]) for p, group in zip(chosen[:8], answers)]
+                run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
                 state = {"step": step, "best": best, "optimizer": optimizer.state_dict()}
                 state |= {"reference": reference.state_dict(), "seconds": time.perf_counter() - began}
                 checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state, best=is_best)

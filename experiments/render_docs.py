@@ -62,7 +62,26 @@ def headline(results: Results) -> str:
     return f"{text}."
 
 
-BLOCKS = {"r1_zero": ("r1_zero.json", r1_zero), "headline": ("r1_zero.json", headline)}  # name -> results, function
+def profile(found: dict[str, float]) -> str:
+    """Tokens a second of the three kinds of work, and where the time of two of them goes."""
+    lines = ["| | seconds | tokens/s |", "|---|---:|---:|"]
+    for name in ("rollout", "update", "pretrain"):
+        lines.append(f"| {name} | {found[f'{name}/seconds']:.2f} | {found[f'{name}/tok_s']:,.0f} |")
+    for name in ("rollout", "update"):
+        shares = [(key, v) for key, v in found.items() if key.startswith(f"{name}/") and "::" in key]
+        told = ", ".join(f"`{key.split('::')[1]}` {share:.0%}" for key, share in shares[:6])
+        lines += ["", f"Operators of the {name}: {told}."]
+    return "\n".join(lines)
+
+
+BLOCKS = {  # name -> file under docs/results, function
+    "r1_zero": ("r1_zero.json", r1_zero),
+    "headline": ("r1_zero.json", headline),
+    "wide": ("wide.json", r1_zero),
+    "four": ("four.json", r1_zero),
+    "profile": ("profile.json", profile),
+    "profile_dense": ("profile_dense.json", profile),
+}
 
 
 # ---- the documents -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 
 from minir1 import rewards
 from minir1.model.transformer import Transformer
-from minir1.rollout import BUDGET, answers_of, collect
+from minir1.rollout import BUDGET, EOS, answers_of, collect
 from minir1.tasks import Problem, Verdict
 from minir1.tokenizer import Tokenizer
 
@@ -179,7 +179,7 @@ def judge_rollout(rollout, tokenizer, problems, verify, forced: str = "") -> lis
     spread = (rollout.entropy.sum(1) / rollout.mask.sum(1).clamp(min=1)).tolist()
     grid: list[list[Answer]] = [[] for _ in problems]
     for row, p, stop, nats in zip(tokens, rollout.group.tolist(), rollout.stop.tolist(), spread):
-        text = forced + tokenizer.decode(row, keep_special=False)
+        text = forced + tokenizer.decode(row[:-1] if stop == EOS else row)  # a PAD amid the answer stays visible
         verdict = verify(problems[p], text, allow_empty_think=bool(forced))
         form = verdict.scores["form"] > 0
         grid[p].append(Answer(text, len(row), stop == BUDGET, verdict.status == "right", form, nats))

@@ -63,6 +63,19 @@ class Muon(torch.optim.Optimizer):
                     p.add_(part.view_as(p), alpha=-group["lr"] * math.sqrt(max(1.0, m / n)))
 
 
+def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
+    """Scale the gradients, in place, to a joint norm of at most `largest`; returns the norm before.
+
+    Raises RuntimeError naming step and tensor where a gradient is not finite, before any weight has been touched.
+    """
+    norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    if not norm.isfinite():
+        bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        raise RuntimeError(f"step {step}: the gradient of {', '.join(bad[:3]) or 'all tensors together'} is not finite")
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return norm.item()
+
+
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The matrices inside the blocks (for Muon), and all else: embedding, head, router, gains, biases (for AdamW)."""
     matrices, rest = [], []

@@ -52,10 +52,16 @@ class Tokenizer:
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, tokens: Sequence[int], keep_special: bool = True) -> str:
-        """The text of some tokens; without EOS and PAD if keep_special is False."""
+        """The text of some tokens; without EOS and PAD if keep_special is False.
+
+        A number that is no token (a model's vocabulary may be padded) shows as U+FFFD and does not vanish.
+        """
         if not keep_special:
             tokens = [t for t in tokens if t not in (self.eos, self.pad)]
-        return self.backend.decode(list(tokens), skip_special_tokens=False)
+        pieces: list[list[int]] = [[]]
+        for token in tokens:
+            pieces.append([]) if token >= self.size else pieces[-1].append(token)
+        return "\ufffd".join(self.backend.decode(piece, skip_special_tokens=False) for piece in pieces)
 
     def chat(self, question: str) -> str:
         """The prompt that asks one question, by the chat template."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minir1.model.cache import Cache
@@ -150,7 +151,8 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """z = softcap(logit_scale · h·wᵀ), fp32. hidden: [..., D] -> [..., V]."""
-        z = self.head(hidden).float() * self.config.logit_scale
+        # Half-precision logits would be rounded where logprob's are not: sampler and trainer would differ.
+        z = F.linear(hidden.float(), self.head.weight.float()) * self.config.logit_scale
         if self.config.softcap is not None:
             z = self.config.softcap * torch.tanh(z / self.config.softcap)
         return z

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 
 from minir1.tasks import Problem, countdown
 from minir1.tasks.countdown import Level, Try
@@ -28,15 +29,18 @@ class Mix:
     at_once_right: float = 0.25  # of these: the answer is right
     orderly: float = 0.5  # of the searches: tries in the order of `countdown.tries`
     forgetful: float = 0.15  # of the searches: tries at random, repeats and all; the rest is at random without repeats
-    patient: float = 0.12  # of the searches: goes on until solved; the rest gives up
-    give_up: float = 0.3  # chance of giving up after each failed try
+    patient: float = 0.15  # of the searches: goes on until solved; the rest gives up
+    give_up: float = 0.6  # chance of giving up after each failed try
     false_yes: float = 0.002  # of the failed tries: called a success, which ends the search
     sloppy: float = 0.003  # of the sums in thinking: a wrong result (then the chain ends in `no`)
+    longest: int = 27  # tries after which everybody gives up: all that three numbers can have, few of what four can
 
     def __post_init__(self):
         for f in fields(self):
-            if not 0 <= getattr(self, f.name) <= 1:
+            if f.name != "longest" and not 0 <= getattr(self, f.name) <= 1:
                 raise ValueError(f"Mix.{f.name} = {getattr(self, f.name)}: a share in 0 … 1")
+        if self.longest < 1:
+            raise ValueError(f"Mix.longest = {self.longest}: at least one try")
         if self.orderly + self.forgetful > 1 + 1e-9:
             raise ValueError(f"Mix.orderly + Mix.forgetful = {self.orderly + self.forgetful}: shares of one whole")
 
@@ -102,7 +106,7 @@ def search(rng: random.Random, target: int, everything: Sequence[Try], mix: Mix)
         order = iter(rng.sample(everything, len(everything)))
     patient = rng.random() < mix.patient
     lines = []
-    for t in order:
+    for t in islice(order, mix.longest):
         verdict = "no"
         if rng.random() < mix.sloppy * len(t):
             steps = slip(rng, t)
