@@ -29,8 +29,8 @@ class Mix:
     at_once_right: float = 0.25  # of these: the answer is right
     orderly: float = 0.5  # of the searches: tries in the order of `countdown.tries`
     forgetful: float = 0.15  # of the searches: tries at random, repeats and all; the rest is at random without repeats
-    patient: float = 0.15  # of the searches: goes on until solved; the rest gives up
-    give_up: float = 0.6  # chance of giving up after each failed try
+    patient: float = 0.2  # of the searches: goes on until solved; the rest gives up
+    give_up: float = 0.8  # chance of giving up after each failed try
     false_yes: float = 0.002  # of the failed tries: called a success, which ends the search
     sloppy: float = 0.003  # of the sums in thinking: a wrong result (then the chain ends in `no`)
     longest: int = 27  # tries after which everybody gives up: all that three numbers can have, few of what four can
