@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from minir1 import checkpoint, figures
-from minir1.evaluate import Answer
+from minir1.evaluate import Answer, paired_bootstrap
 from minir1.log import open_run, peak_memory_gib, read_metrics
 from minir1.model import hf
-from minir1.tasks import Problem
+from minir1.tasks import Problem, countdown
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ def stages(config: Config) -> tuple[pretrain.Config, r1_zero.Config]:
 
 def final_test(config: Config, rl: r1_zero.Config) -> tuple[dict[str, float], list[tuple[Problem, Answer, Answer]]]:
     """Both checkpoints on both held-out sets, with one budget; flat figures, and samples (problem, before, after)."""
-    policies = {"before": checkpoint.latest(rl.checkpoint) or rl.checkpoint, "after": checkpoint.best(rl.out / "checkpoint")}
+    policies = {
+        "before": checkpoint.latest(rl.checkpoint) or rl.checkpoint,
+        "after": checkpoint.best(rl.out / "checkpoint"),
+    }
     result: dict[str, float] = {}
     grids, columns = {}, {}
     for split in ("test", "unseen"):
@@ -77,11 +80,13 @@ def final_test(config: Config, rl: r1_zero.Config) -> tuple[dict[str, float], li
             columns[name if split == "test" else f"{name}, unseen numbers"] = values
             prefix = name if split == "test" else f"{name}_unseen"
             result |= {f"{prefix}/{key}": value for key, value in values.items()}
+    both = [evaluate.rights(grids["test", name]) for name in ("after", "before")]
+    result |= dict(zip(("gain/pass@1", "gain/pass@1_low", "gain/pass@1_high"), paired_bootstrap(*both)))
     for name in ("forced", "search", "search_distinct"):  # the controls of the trained policy
         for end in ("", "_low", "_high"):
             result[f"{name}/pass@1{end}"] = result[f"after/{name}{end}"]
     evaluate.show("Countdown problems never trained on", columns)
-    problems = evaluate.held_out(config.level, "test", config.problems)
+    problems = countdown.held_out(config.level, "test", config.problems)
     shown = [len(problems) * i // 6 + len(problems) // 12 for i in (0, 2, 4)]  # three, chosen before any was looked at
     return result, [(problems[i], grids["test", "before"][i][0], grids["test", "after"][i][0]) for i in shown]
 
@@ -120,7 +125,8 @@ def main(config: Config) -> dict[str, float]:
         f"\npass@1 on problems never seen: {result['before/pass@1']:.1%} -> {result['after/pass@1']:.1%}; "
         f"forced to answer at once {result['forced/pass@1']:.1%}"
     )
-    print(f"{result['seconds/total']:.0f} s, {result['memory/peak_gib']:.1f} GiB; see {config.out / 'result.json'}, {config.out / 'figures'}")
+    took = f"{result['seconds/total']:.0f} s, {result['memory/peak_gib']:.1f} GiB"
+    print(f"{took}; see {config.out / 'result.json'} and {config.out / 'figures'}")
     run.close()
     return result
 

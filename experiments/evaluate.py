@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from minir1 import checkpoint
-from minir1.evaluate import NO_THINK, Answer, bootstrap, sample_answers, summary
+from minir1.evaluate import NO_THINK, Answer, bootstrap, paired_bootstrap, sample_answers, summary
 from minir1.log import replace_text, table
 from minir1.model import hf
 from minir1.model.transformer import Transformer
@@ -45,22 +45,21 @@ class Config:
     out: Path | None = None  # a JSON file for the figures
 
 
-def held_out(level: str, split: str, most: int, seed: int = 0) -> list[Problem]:
-    """Problems of a split, all or `most` of them, evenly spread over the level. ValueError if there are none."""
-    found = [p for p in countdown.problems(level) if countdown.split(p) == split]
-    if most < 1 or not found:
-        raise ValueError(f"problems = {most} of {len(found)} in split {split!r}: need at least one")
-    return found if len(found) <= most else [found[i * len(found) // most] for i in range(most)]
-
-
 def measure(model: Transformer, tokenizer: Tokenizer, config: Config) -> tuple[dict[str, float], list[list[Answer]]]:
     """Flat figures of one checkpoint on one split, and the sampled answers [P][n]."""
-    problems = held_out(config.level, config.split, config.problems)
+    problems = countdown.held_out(config.level, config.split, config.problems)
     kept = {"max_tokens": config.max_tokens, "seed": config.seed}
     forced = NO_THINK if config.no_think else ""
     began = time.perf_counter()
     grid = sample_answers(
-        model, tokenizer, problems, countdown.verify, answers=config.answers, temperature=config.temperature, forced=forced, **kept
+        model,
+        tokenizer,
+        problems,
+        countdown.verify,
+        answers=config.answers,
+        temperature=config.temperature,
+        forced=forced,
+        **kept,
     )
     values = summary(problems, grid, countdown.behaviour, seed=config.seed)
     values["tokens_per_s"] = sum(a.tokens for row in grid for a in row) / (time.perf_counter() - began)
@@ -69,31 +68,48 @@ def measure(model: Transformer, tokenizer: Tokenizer, config: Config) -> tuple[d
     )
     values["greedy"] = summary(problems, greedy)["pass@1"]
     at_once = sample_answers(
-        model, tokenizer, problems, countdown.verify, answers=config.answers, forced=NO_THINK, **kept
+        model,
+        tokenizer,
+        problems,
+        countdown.verify,
+        answers=config.answers,
+        temperature=config.temperature,
+        forced=NO_THINK,
+        **kept,
     )
     quick = summary(problems, at_once)
     values |= {f"forced{end}": quick[f"pass@1{end}"] for end in ("", "_low", "_high")}
     return values | search(problems, grid) | by_difficulty(problems, grid), grid
 
 
+def rights(grid: list[list[Answer]]) -> np.ndarray:
+    """The share of right answers of each problem, float64 [P]."""
+    return np.array([[a.right for a in row] for row in grid], dtype=float).mean(1)
+
+
 def search(problems: list[Problem], grid: list[list[Answer]]) -> dict[str, float]:
-    """A random search with the tries that each answer used: with repeats, and the stronger one without."""
+    """A random search with the tries that each answer used (at least one, its answer), with repeats and without.
+
+    `over_search` and `over_search_distinct` are how far the policy is above it, paired over problems.
+    """
     found = {}
+    tries = [[max(1, countdown.behaviour(p, a.text)["tries"]) for a in row] for p, row in zip(problems, grid)]
     for name, chance in (("search", countdown.random_search), ("search_distinct", countdown.random_search_distinct)):
-        values = [
-            np.mean([chance(p, countdown.behaviour(p, a.text)["tries"]) for a in row]) for p, row in zip(problems, grid)
-        ]
-        found |= dict(zip((name, f"{name}_low", f"{name}_high"), bootstrap(np.array(values))))
+        values = np.array([np.mean([chance(p, k) for k in row]) for p, row in zip(problems, tries)])
+        found |= dict(zip((name, f"{name}_low", f"{name}_high"), bootstrap(values)))
+        over = f"over_{name}"
+        found |= dict(zip((over, f"{over}_low", f"{over}_high"), paired_bootstrap(rights(grid), values)))
     return found
 
 
 def by_difficulty(problems: list[Problem], grid: list[list[Answer]]) -> dict[str, float]:
-    """pass@1 among problems of like difficulty, in the tries that a random search needs."""
+    """The same figures among problems of like difficulty, in the tries that a random search needs."""
     found = {}
     for name, low, high in BINS:
-        rights = [a.right for p, row in zip(problems, grid) if low <= countdown.difficulty(p) < high for a in row]
-        if rights:
-            found[f"pass@1_{name}"] = float(np.mean(rights))
+        part = [(p, row) for p, row in zip(problems, grid) if low <= countdown.difficulty(p) < high]
+        if part:
+            values = summary(*map(list, zip(*part)), countdown.behaviour)
+            found |= {f"{key}_{name}": value for key, value in values.items()}
     return found
 
 
@@ -109,6 +125,9 @@ ROWS = (  # label, key, per cent?
     ("pass@1, forced to answer at once", "forced", True),
     ("random search, as many tries", "search", True),
     ("  without repeats", "search_distinct", True),
+    ("  policy above it", "over_search_distinct", True),
+    ("tokens, hard problems", "length_hard", False),
+    ("tries, hard problems", "tries_hard", False),
     ("well-formed", "form", True),
     ("tokens", "length", False),
     ("tries", "tries", False),
@@ -137,7 +156,9 @@ def show(title: str, columns: dict[str, dict[str, float]]) -> None:
 
 def main(config: Config) -> dict[str, float]:
     """Load, measure, print."""
-    model, tokenizer = hf.load(checkpoint.best(config.checkpoint) or checkpoint.latest(config.checkpoint) or config.checkpoint)
+    model, tokenizer = hf.load(
+        checkpoint.best(config.checkpoint) or checkpoint.latest(config.checkpoint) or config.checkpoint
+    )
     values, _ = measure(model, tokenizer, config)
     show(f"{config.checkpoint}: {config.split} problems of level {config.level}", {config.split: values})
     if config.out:

@@ -4,8 +4,8 @@
     python experiments/pretrain.py --out runs/base-dense --dense
 
 Muon moves the matrices, AdamW the rest; after every step each expert's selection bias moves against its load
-(auxiliary-loss-free balancing, DeepSeek-V3, section 2.1.2), beside V3's small sequence-wise balance loss. The run ends by
-measuring the skills that reinforcement learning will build on: sums, and verdicts on tries.
+(auxiliary-loss-free balancing, DeepSeek-V3, section 2.1.2), beside V3's small sequence-wise balance loss. The run ends
+by measuring the skills that reinforcement learning will build on: sums, and verdicts on tries.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     from dataclasses import replace
 
     shape = dense() if config.dense else config.model
-    return Transformer(
-        replace(shape, vocab=-(-tokenizer.size // 16) * 16, eos=tokenizer.eos, pad=tokenizer.pad)
-    )
+    return Transformer(replace(shape, vocab=-(-tokenizer.size // 16) * 16, eos=tokenizer.eos, pad=tokenizer.pad))
 
 
 def token_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
@@ -116,7 +114,7 @@ def skills(model: Transformer, tokenizer: Tokenizer, level: str, problems: int =
     `sums`: the result of each step of a legal try; `verdicts`: the yes or no behind a right try of a problem, where
     right and wrong count half each.
     """
-    held_out = [p for p in countdown.problems(level) if countdown.split(p) == "validation"][:problems]
+    held_out = countdown.held_out(level, "validation", problems)
     rng = random.Random(0)
     rows, results, verdicts = [], [], []
     equals, ends = tokenizer.id("="), {tokenizer.id(" yes\n"): True, tokenizer.id(" no\n"): False}

@@ -7,13 +7,13 @@
     r_it = π_θ(o_it | q, o_i<t) / π_old(…)         k3 = π_ref/π_θ - log(π_ref/π_θ) - 1
 
 This is DeepSeekMath's token form (arXiv:2402.03300, equation 3). R1's paper writes one ratio a whole answer,
-r_i = π_θ(o_i | q) / π_old(o_i | q), clips that, and has no 1/|o_i|; at r = 1 its gradient is this one with every token of
-the batch weighted 1/G. `--reduction` chooses the weights: per_answer (1/G·1/|o_i|), token (DAPO), fixed (Dr. GRPO).
+r_i = π_θ(o_i | q) / π_old(o_i | q), clips that, and has no 1/|o_i|; at r = 1 its gradient is this one with every token
+of the batch weighted 1/G. `--reduction` chooses the weights: per_answer (1/G·1/|o_i|), token (DAPO), fixed (Dr. GRPO).
 
-Departures from R1: the paper weighs accuracy and form equally; here form is worth a tenth, since at equal weights a tidy
-wrong answer is worth as much as the step from wrong to right, and form is learned in a few steps anyway. Answers that
-the budget cuts are rewarded as judged (--mask-truncated leaves them out of the loss). The KL coefficient and the
-learning rate are tuned to a model of two million parameters.
+Departures from R1: the paper weighs accuracy and form equally; here form is worth a tenth, since at equal weights a
+tidy wrong answer is worth as much as the step from wrong to right, and form is learned in a few steps anyway. Answers
+that the budget cuts are rewarded as judged (--mask-truncated leaves them out of the loss). The learning rate is a
+hundred times R1's: the model has a million parameters.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Config:
     mask_truncated: bool = False  # answers that the budget cut take no part in the loss
     no_think: bool = False  # the control: every answer begins with an empty thinking
     grad_clip: float = 1.0
-    max_ratio_deviation: float = 0.05  # of the first ratios from 1, in the mean over tokens; beyond it the run stops
+    max_ratio_deviation: float = 0.5  # of any first ratio from 1, and a fiftieth of it in the mean; else the run stops
     min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
     eval_every: int = 10  # steps
     eval_answers: int = 2  # a validation problem
@@ -157,9 +157,10 @@ def learn(
                 measured["train/ratio_deviation"] += deviation.sum().item() / tokens
                 worst = max(measured["train/ratio_deviation_max"], deviation.max().item())
                 measured["train/ratio_deviation_max"] = worst
-        if update == 0 and measured["train/ratio_deviation"] > config.max_ratio_deviation:
+        worst, mean = measured["train/ratio_deviation_max"], measured["train/ratio_deviation"]
+        if max(worst, 50 * mean) > config.max_ratio_deviation:
             raise RuntimeError(
-                f"the first ratios are off 1 by {measured['train/ratio_deviation']:.3g} in the mean: "
+                f"step {step}: the first ratios are off 1 by up to {worst:.3g}, {mean:.3g} in the mean: "
                 "sampler and trainer do not compute the same policy"
             )
         measured["train/grad_norm"] += clip_gradients(model, config.grad_clip, step) / updates
@@ -188,7 +189,7 @@ def report(problems, rollout: Rollout, answers: list[list[Answer]], rewards: tor
 
 def validate(model: Transformer, tokenizer: Tokenizer, config: Config) -> dict[str, float]:
     """The policy on the validation split, at the temperature of training."""
-    problems = [p for p in countdown.problems(config.level) if countdown.split(p) == "validation"][:200]
+    problems = countdown.held_out(config.level, "validation", 200)
     sampling = {"answers": config.eval_answers, "max_tokens": config.max_tokens, "temperature": config.temperature}
     forced = NO_THINK if config.no_think else ""
     grid = sample_answers(model, tokenizer, problems, countdown.verify, seed=config.seed, forced=forced, **sampling)

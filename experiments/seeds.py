@@ -43,7 +43,16 @@ class Config:
 def command(config: Config, seed: int, no_think: bool) -> list[str]:
     """One run of demo.py; the control starts from the base of its seed."""
     folder = config.out / f"{'no-think' if no_think else 'think'}-{seed}"
-    words = [sys.executable, str(SCRIPTS / "demo.py"), "--seed", str(seed), "--level", config.level, "--out", str(folder)]
+    words = [
+        sys.executable,
+        str(SCRIPTS / "demo.py"),
+        "--seed",
+        str(seed),
+        "--level",
+        config.level,
+        "--out",
+        str(folder),
+    ]
     if no_think:
         words += ["--no-think", "--base-from", str(config.out / f"think-{seed}" / "base")]
     return words + (["--resume"] if folder.exists() else []) + config.options.split()
@@ -59,7 +68,9 @@ def run(config: Config, seed: int, no_think: bool, threads: int) -> dict[str, fl
         print(f"running {folder.name}, see {log}", flush=True)
         with open(log, "a") as file:
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            done = subprocess.run(command(config, seed, no_think), stdout=file, stderr=subprocess.STDOUT, env=environment)
+            done = subprocess.run(
+                command(config, seed, no_think), stdout=file, stderr=subprocess.STDOUT, env=environment
+            )
         if done.returncode:
             raise RuntimeError(f"{folder.name} failed:\n{log.read_text()[-2000:]}")
     return json.loads(result.read_text())
@@ -109,7 +120,9 @@ def main(config: Config) -> list[dict[str, float]]:
         if config.control:
             controls = pool.map(lambda seed: run(config, seed, True, threads), config.seeds)
             for result, control in zip(results, controls):
-                result |= {f"nothink/{key.split('/')[1]}": v for key, v in control.items() if key.startswith("after/pass@1")}
+                result |= {
+                    f"nothink/{key.split('/')[1]}": v for key, v in control.items() if key.startswith("after/pass@1")
+                }
     title = f"Countdown, level {config.level}: pass@1 on the test split"
     table(title, ["", *map(str, config.seeds), "mean, 95 %"], rows(results))
     config.results.parent.mkdir(parents=True, exist_ok=True)

@@ -203,7 +203,8 @@ def test_evaluation_agrees_with_python():
         assert evaluate_expression(text)[0] == eval(text)  # our own text, in the test only
 
 
-pieces = st.lists(st.sampled_from([*rewards.TAGS, *"0123+-*()= ,\n", "11", "3", "yes", "no", "11-3=8,8*3=24 yes\n", "٣"]))
+PIECES = [*rewards.TAGS, *"0123+-*()= ,\n", "11", "3", "yes", "no", "11-3=8,8*3=24 yes\n", "٣"]
+pieces = st.lists(st.sampled_from(PIECES))
 
 
 @settings(max_examples=200, deadline=None)
@@ -215,7 +216,8 @@ def test_no_text_raises(text):
     assert all(value >= 0 for value in behaviour(P, text).values())
 
 
-LONG = ["(", "9", " ", "\n", "1 ", "11-3=8,", "11-3=8 ", "11-3=8,8*3=24 yes\n", "=", ",", "<think>", "</think>", "</answer>", "yes\n"]
+LONG = ["(", "9", " ", "\n", "1 ", "=", ",", "11-3=8,", "11-3=8 ", "11-3=8,8*3=24 yes\n", "yes\n"]
+LONG += ["<think>", "</think>", "</answer>"]
 
 
 @pytest.mark.parametrize("piece", LONG)
@@ -231,9 +233,9 @@ def test_long_garbage_is_fast(piece):
 # Problems and splits
 
 COUNTS = {
-    "default": {"train": 763, "validation": 202, "test": 356, "unseen": 136},
-    "wide": {"train": 5296, "validation": 1481, "test": 2599, "unseen": 1303},
-    "four": {"train": 7613, "validation": 2075, "test": 3763, "unseen": 1645},
+    "default": {"train": 758, "validation": 176, "test": 364, "unseen": 159},
+    "wide": {"train": 5356, "validation": 1415, "test": 2641, "unseen": 1267},
+    "four": {"train": 7526, "validation": 2017, "test": 3802, "unseen": 1751},
 }
 
 
@@ -293,7 +295,11 @@ def test_the_split_ignores_order_and_level():
         assert split(Problem(f"make {target} from {turned}", "", level="wide")) == split(p)
 
 
-@pytest.mark.parametrize("prompt", ["", "make 24", "make 24 from ", "make 24 from 1,,2", "make x from 1,2", "make 24 from 1,2 ", "make -1 from 1,2"])
+FOREIGN = ["", "make 24"]
+FOREIGN += ["make 24 from ", "make 24 from 1,,2", "make x from 1,2", "make 24 from 1,2 ", "make -1 from 1,2"]
+
+
+@pytest.mark.parametrize("prompt", FOREIGN)
 def test_a_foreign_prompt_is_an_error(prompt):
     with pytest.raises(ValueError, match="countdown prompt"):
         verify(Problem(prompt, ""), said("1"))
@@ -340,7 +346,10 @@ def _brute(numbers: tuple[int, ...], level: Level) -> set[str]:
     return texts
 
 
-@pytest.mark.parametrize("numbers", [(11, 3, 3), (1, 1, 1), (12, 12, 12), (2, 7, 5), (5, 4, 3, 2), (1, 1, 2, 2), (12, 9, 11, 10)])
+HANDS = [(11, 3, 3), (1, 1, 1), (12, 12, 12), (2, 7, 5), (5, 4, 3, 2), (1, 1, 2, 2), (12, 9, 11, 10)]
+
+
+@pytest.mark.parametrize("numbers", HANDS)
 def test_tries_against_brute_force(numbers):
     level = LEVELS["default"]
     texts = [try_text(t) for t in tries(numbers, level)]

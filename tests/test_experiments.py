@@ -275,8 +275,8 @@ def test_minibatches_are_steps_one_after_the_other(sampled):
 
 def test_epochs_go_over_the_rollout_again(sampled, monkeypatch):
     norms = []
-    real = torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a, **k: norms.append(real(*a, **k)) or norms[-1])
+    real = torch.nn.utils.get_total_norm
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda *a, **k: norms.append(real(*a, **k)) or norms[-1])
     measured, _ = step(sampled, epochs=3, minibatches=2, lr=0.03)
     assert len(norms) == 6 and measured["train/grad_norm"] == pytest.approx(sum(norms).item() / 6)
     assert measured["train/clip_fraction"] > 0
@@ -552,8 +552,8 @@ def assert_same_run(a: Path, b: Path) -> None:
 @pytest.mark.parametrize(
     "script, model, owner, name, count",
     [
-        ("pretrain", "moe", "torch.nn.utils", "clip_grad_norm_", 7),  # step 7, its gradient ready, not applied
-        ("r1_zero", "moe", "torch.nn.utils", "clip_grad_norm_", 14),  # step 7, the second of its mini-batches
+        ("pretrain", "moe", "torch.nn.utils", "get_total_norm", 7),  # step 7, its gradient ready, not applied
+        ("r1_zero", "moe", "torch.nn.utils", "get_total_norm", 14),  # step 7, the second of its mini-batches
     ],
 )
 def test_a_killed_process_goes_on_to_the_same_bits(whole, bases, tmp_path, script, model, owner, name, count):
@@ -568,7 +568,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(whole, bases, tmp_path, scrip
 @pytest.mark.parametrize(
     "script, model, owner, name, count",
     [
-        ("pretrain", "dense", "torch.nn.utils", "clip_grad_norm_", 3),  # before the first checkpoint
+        ("pretrain", "dense", "torch.nn.utils", "get_total_norm", 3),  # before the first checkpoint
         ("pretrain", "dense", "minir1.optim:Muon", "step", 6),
         ("pretrain", "dense", "minir1.model.hf", "save", 2),  # amid the second checkpoint
         ("pretrain", "moe", "pretrain", "balance_step", 6),
@@ -647,7 +647,7 @@ def test_evaluate_measures_a_checkpoint(base, tmp_path, capsys):
 
 def test_held_out_problems_are_held_out():
     for name in ("test", "unseen", "validation"):
-        found = evaluate.held_out("default", name, 50)
+        found = countdown.held_out("default", name, 50)
         assert len(found) == 50 == len(set(found)) and all(countdown.split(p) == name for p in found)
 
 
@@ -696,7 +696,7 @@ def test_the_demonstration_leaves_a_result_a_figure_and_samples(demonstration):
 def test_a_killed_demonstration_goes_on_without_training_the_base_again(demonstration, tmp_path, monkeypatch):
     out, result, _ = demonstration
     config = replace(DEMO, out=tmp_path / "run")
-    kill("demo", config, "torch.nn.utils", "clip_grad_norm_", 40 + 7, tmp_path / "config")  # step 4 of 5
+    kill("demo", config, "torch.nn.utils", "get_total_norm", 40 + 7, tmp_path / "config")  # step 4 of 5
     assert checkpoint.latest(tmp_path / "run" / "rl" / "checkpoint").name == "step-000002"
     monkeypatch.setattr(pretrain, "loss_backward", None)
     again = demo.main(replace(config, resume=True))

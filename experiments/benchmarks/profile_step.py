@@ -106,7 +106,11 @@ def main(config: Config) -> dict[str, float]:
         found |= {f"{name}/seconds": took, f"{name}/tok_s": tokens / took}
     rows = [[name, f"{found[f'{name}/seconds']:.2f} s", f"{found[f'{name}/tok_s']:,.0f}"] for name in work]
     kind = "dense GQA" if config.dense else "MLA + MoE"
-    table(f"{kind}, {config.prompts * config.answers} rows, {torch.get_num_threads()} threads", ["", "median", "tokens/s"], rows)
+    table(
+        f"{kind}, {config.prompts * config.answers} rows, {torch.get_num_threads()} threads",
+        ["", "median", "tokens/s"],
+        rows,
+    )
     for name in ("rollout", "update"):
         shares = operators(work[name][0])
         found |= {f"{name}/{op}": share for op, share in shares}

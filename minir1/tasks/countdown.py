@@ -97,13 +97,21 @@ def split(problem: Problem) -> str:
     level is held out in all.
     """
     numbers, target = parse(problem)
-    key = ",".join(str(n) for n in sorted(numbers))
+    key = "split " + ",".join(str(n) for n in sorted(numbers))
     if _share(key) < UNSEEN:
         return "unseen"
     share = _share(f"{key}={target}")
     if share < TEST:
         return "test"
     return "validation" if share < TEST + VALIDATION else "train"
+
+
+def held_out(level: str, part: str, most: int) -> list[Problem]:
+    """Problems of one part of `split`: all, or `most` of them evenly spread. ValueError if that leaves none."""
+    found = [p for p in problems(level) if split(p) == part]
+    if most < 1 or not found:
+        raise ValueError(f"{most} of {len(found)} problems in split {part!r}: need at least one")
+    return found if len(found) <= most else [found[i * len(found) // most] for i in range(most)]
 
 
 def _share(text: str) -> float:
