@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 .PHONY: demo test lint
 
 demo: $(VENV)/.demo
-	$(BIN)/python experiments/demo.py
+	$(BIN)/python experiments/demo.py $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q tests

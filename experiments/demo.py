@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import evaluate
@@ -47,13 +47,24 @@ class Config:
 
 def stages(config: Config) -> tuple[pretrain.Config, r1_zero.Config]:
     """The settings of the two trainings, with what the demonstration says of both."""
-    from dataclasses import replace
-
+    refuse_overridden(config)
     common = {"level": config.level, "seed": config.seed, "resume": config.resume, "wandb": config.wandb}
     base = replace(config.base, **common, dense=config.dense, out=config.out / "base")
     start = (config.base_from or config.out / "base") / "checkpoint"
     rl = replace(config.rl, **common, no_think=config.no_think, checkpoint=start, out=config.out / "rl")
     return base, rl
+
+
+def refuse_overridden(config: Config) -> None:
+    """ValueError for a setting of one training that the demonstration gives to both, or itself."""
+    for part, fresh, own in (
+        ("base", pretrain.Config(), ("level", "dense", "seed", "out", "resume", "wandb")),
+        ("rl", r1_zero.Config(), ("level", "no_think", "seed", "out", "resume", "wandb", "checkpoint")),
+    ):
+        for name in own:
+            if getattr(getattr(config, part), name) != getattr(fresh, name):
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{part}.{flag}: demo.py sets it; use --{flag} (or run the script by itself)")
 
 
 def final_test(config: Config, rl: r1_zero.Config) -> tuple[dict[str, float], list[tuple[Problem, Answer, Answer]]]:

@@ -14,7 +14,7 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -73,8 +73,8 @@ def build_tokenizer(level: str) -> Tokenizer:
 
 def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     """The model of this run with the tokenizer's vocabulary, rounded up to a multiple of 16."""
-    from dataclasses import replace
-
+    if config.dense and config.model != ModelConfig():
+        raise ValueError("--model.* is the shape of the MLA + MoE model: it does not go with --dense")
     shape = dense() if config.dense else config.model
     return Transformer(replace(shape, vocab=-(-tokenizer.size // 16) * 16, eos=tokenizer.eos, pad=tokenizer.pad))
 
@@ -148,7 +148,7 @@ def main(config: Config) -> dict[str, float]:
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     start, spent = 0, 0.0
     if config.resume and checkpoint.latest(folder):
-        start, spent = resume(folder, model, muon, adam)
+        start, spent = resume(folder, model, muon, adam, config.steps)
     run.cut_back(start)
 
     corpus = token_batches(config, tokenizer) if start < config.steps else []
@@ -182,7 +182,7 @@ def main(config: Config) -> dict[str, float]:
                 progress_line(step, config.steps, shown)
             if step % config.checkpoint_every == 0 or step == config.steps:
                 state = {"step": step, "muon": muon.state_dict(), "adam": adam.state_dict()}
-                state["seconds"] = time.perf_counter() - began
+                state |= {"steps": config.steps, "seconds": time.perf_counter() - began}
                 checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state)
 
     result = skills(model, tokenizer, config.level)
@@ -193,11 +193,13 @@ def main(config: Config) -> dict[str, float]:
     return result
 
 
-def resume(folder: Path, model: Transformer, muon, adam) -> tuple[int, float]:
+def resume(folder: Path, model: Transformer, muon, adam, steps: int) -> tuple[int, float]:
     """Put the latest checkpoint into the model and the optimizers; returns its step and the seconds spent."""
     path = checkpoint.latest(folder)
     model.load_state_dict(hf.load(path)[0].state_dict())
     state = checkpoint.load_state(path)
+    if state["steps"] != steps:
+        raise ValueError(f"steps = {steps}: the learning rate follows it, so {path} goes on with {state['steps']} only")
     muon.load_state_dict(state["muon"])
     adam.load_state_dict(state["adam"])
     return state["step"], state["seconds"]

@@ -78,6 +78,11 @@ class Config:
     microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
     wandb: str = "off"
 
+    @property
+    def forced(self) -> str:
+        """What every answer is made to begin with."""
+        return NO_THINK if self.no_think else ""
+
     def __post_init__(self):
         for name in ("steps", "prompts", "minibatches", "epochs", "eval_every", "eval_answers"):
             if getattr(self, name) < 1:
@@ -96,8 +101,7 @@ class Config:
 
 def act(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], config: Config, step: int) -> Rollout:
     """P·G rows from the present policy, at the temperature that the loss uses, untruncated."""
-    forced = NO_THINK if config.no_think else ""
-    prompts = [tokenizer.encode(tokenizer.chat(p.prompt) + forced) for p in problems]
+    prompts = [tokenizer.encode(tokenizer.chat(p.prompt) + config.forced) for p in problems]
     sampling = {"answers": config.answers, "max_tokens": config.max_tokens, "temperature": config.temperature}
     return collect(model, prompts, stop=tokenizer.eos, seed=config.seed * 1_000_003 + step, **sampling)
 
@@ -126,7 +130,8 @@ def learn(
     model, reference, optimizer, rollout: Rollout, advantage: torch.Tensor, config: Config, step: int = 0
 ) -> dict[str, float]:
     """Update the policy on B = P·G rows; advantage: fp32 [B]. Returns what was measured, averaged as the loss is."""
-    averaged, first = ("kl", "clip_fraction", "grad_norm"), ("ratio_deviation", "ratio_deviation_max")
+    averaged, first = ("clip_fraction", "grad_norm"), ("ratio_deviation", "ratio_deviation_max")
+    averaged += ("kl",) if config.kl else ()  # without the term it is not measured
     measured: dict[str, float] = {f"train/{name}": 0.0 for name in averaged + first}
     trained = rollout.mask & (rollout.stop != BUDGET).unsqueeze(1) if config.mask_truncated else rollout.mask
     updates = config.epochs * config.minibatches
@@ -191,8 +196,8 @@ def validate(model: Transformer, tokenizer: Tokenizer, config: Config) -> dict[s
     """The policy on the validation split, at the temperature of training."""
     problems = countdown.held_out(config.level, "validation", 200)
     sampling = {"answers": config.eval_answers, "max_tokens": config.max_tokens, "temperature": config.temperature}
-    forced = NO_THINK if config.no_think else ""
-    grid = sample_answers(model, tokenizer, problems, countdown.verify, seed=config.seed, forced=forced, **sampling)
+    sampling |= {"seed": config.seed, "forced": config.forced}
+    grid = sample_answers(model, tokenizer, problems, countdown.verify, **sampling)
     return {f"eval/{name}": value for name, value in summary(problems, grid, countdown.behaviour).items()}
 
 
@@ -200,8 +205,7 @@ def preflight(model: Transformer, tokenizer: Tokenizer, problems: list[Problem],
     """Is there anything to learn from? ValueError, with advice, if almost no group holds right and wrong answers."""
     part = random.Random(config.seed).sample(problems, min(64, len(problems)))
     rollout = act(model, tokenizer, part, config, step=0)
-    forced = NO_THINK if config.no_think else ""
-    answers = judge_rollout(rollout, tokenizer, part, countdown.verify, forced)
+    answers = judge_rollout(rollout, tokenizer, part, countdown.verify, config.forced)
     right = torch.tensor([[a.right for a in group] for group in answers]).float()
     mixed = ((right.mean(1) > 0) & (right.mean(1) < 1)).float().mean().item()
     G = config.answers
@@ -243,7 +247,7 @@ def main(config: Config) -> dict[str, float]:
             chosen = random.Random(f"problems {config.seed} {step}").sample(problems, config.prompts)
             rollout = act(model, tokenizer, chosen, config, step)
             clock.append(time.perf_counter())
-            answers = judge_rollout(rollout, tokenizer, chosen, countdown.verify, NO_THINK if config.no_think else "")
+            answers = judge_rollout(rollout, tokenizer, chosen, countdown.verify, config.forced)
             rewards = judge(answers, config)
             advantage = group_advantages(rewards).flatten()
             clock.append(time.perf_counter())
@@ -287,13 +291,27 @@ def timing(rollout: Rollout, clock: list[float]) -> dict[str, float]:
 def show(step: int, steps: int, metrics: dict[str, float]) -> None:
     """One line a step. The loss is not among them: in GRPO it is near zero by construction."""
     names = ("reward", "accuracy", "form", "length", "tries", "said_yes", "false_yes", "entropy", "kl")
-    fields = [(name, f"{metrics[f'train/{name}']:.3g}") for name in names]
+    fields = [(name, f"{metrics[f'train/{name}']:.3g}") for name in names if f"train/{name}" in metrics]
     fields += [("clip", f"{metrics['train/clip_fraction']:.1%}"), ("mixed", f"{metrics['train/mixed_groups']:.0%}")]
     fields += [("grad", f"{metrics['train/grad_norm']:.2f}"), ("ratio", f"{metrics['train/ratio_deviation_max']:.0e}")]
     fields += [("tok/s", f"{metrics['perf/rollout_tok_s']:,.0f}|{metrics['perf/update_tok_s']:,.0f}")]
     if "eval/pass@1" in metrics:
         fields.append(("validation", f"{metrics['eval/pass@1']:.1%}"))
     progress_line(step, steps, fields)
+    for alarm in alarms(metrics):
+        print(f"warning, step {step}: {alarm}")
+
+
+def alarms(metrics: dict[str, float]) -> list[str]:
+    """Signs of a collapse, in words; the best checkpoint is kept in any case."""
+    found = []
+    if metrics["train/entropy"] < 1e-3:
+        found.append("the entropy is gone: every answer is nearly certain; lower --lr or raise --kl")
+    if metrics["train/entropy"] > 2.0:
+        found.append("the entropy runs away: the answers are nearly noise; lower --lr or raise --kl")
+    if metrics["train/truncated"] > 0.5:
+        found.append("the budget cuts more than half of the answers: raise --max-tokens or see what repeats")
+    return found
 
 
 def resume(folder: Path, model, reference, optimizer) -> tuple[int, float, float]:

@@ -65,12 +65,14 @@ def headline(results: Results) -> str:
 def profile(found: dict[str, float]) -> str:
     """Tokens a second of the three kinds of work, and where the time of two of them goes."""
     lines = ["| | seconds | tokens/s |", "|---|---:|---:|"]
-    for name in ("rollout", "update", "pretrain"):
+    for name in ("rollout", "transformers.generate", "update", "pretrain"):
+        if f"{name}/seconds" not in found:
+            continue
         lines.append(f"| {name} | {found[f'{name}/seconds']:.2f} | {found[f'{name}/tok_s']:,.0f} |")
     for name in ("rollout", "update"):
         shares = [(key, v) for key, v in found.items() if key.startswith(f"{name}/") and "::" in key]
         told = ", ".join(f"`{key.split('::')[1]}` {share:.0%}" for key, share in shares[:6])
-        lines += ["", f"Operators of the {name}: {told}."]
+        lines += ["", f"The dearest operators of the {name}: {told}."]
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -43,34 +44,32 @@ class Config:
 def command(config: Config, seed: int, no_think: bool) -> list[str]:
     """One run of demo.py; the control starts from the base of its seed."""
     folder = config.out / f"{'no-think' if no_think else 'think'}-{seed}"
-    words = [
-        sys.executable,
-        str(SCRIPTS / "demo.py"),
-        "--seed",
-        str(seed),
-        "--level",
-        config.level,
-        "--out",
-        str(folder),
-    ]
+    words = [sys.executable, str(SCRIPTS / "demo.py"), "--seed", str(seed), "--level", config.level]
+    words += ["--out", str(folder)]
     if no_think:
         words += ["--no-think", "--base-from", str(config.out / f"think-{seed}" / "base")]
-    return words + (["--resume"] if folder.exists() else []) + config.options.split()
+    return words + config.options.split()
 
 
 def run(config: Config, seed: int, no_think: bool, threads: int) -> dict[str, float]:
-    """Run unless it is done; the output goes to a file beside the run. RuntimeError, with its end, if it fails."""
+    """Run unless it is done; the output goes to a file beside the run. RuntimeError, with its end, if it fails.
+
+    ValueError if the folder holds a run of another command.
+    """
     folder = config.out / f"{'no-think' if no_think else 'think'}-{seed}"
-    result = folder / "result.json"
+    result, words = folder / "result.json", command(config, seed, no_think)
+    config.out.mkdir(parents=True, exist_ok=True)
+    log, asked = config.out / f"{folder.name}.log", config.out / f"{folder.name}.command"
+    options = " ".join(words[2:])
+    if asked.exists() and asked.read_text() != options:
+        raise ValueError(f"{folder} was run with {asked.read_text()!r}, not {options!r}: choose another --out")
+    asked.write_text(options)
     if not (result.exists() and "after/pass@1" in json.loads(result.read_text())):
-        config.out.mkdir(parents=True, exist_ok=True)
-        log = config.out / f"{folder.name}.log"
         print(f"running {folder.name}, see {log}", flush=True)
+        words[2:2] = ["--resume"] if folder.exists() else []
         with open(log, "a") as file:
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            done = subprocess.run(
-                command(config, seed, no_think), stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
+            done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
         if done.returncode:
             raise RuntimeError(f"{folder.name} failed:\n{log.read_text()[-2000:]}")
     return json.loads(result.read_text())
@@ -79,9 +78,11 @@ def run(config: Config, seed: int, no_think: bool, threads: int) -> dict[str, fl
 KEYS = (  # label, key in result.json
     ("before", "before/pass@1"),
     ("after", "after/pass@1"),
+    ("gain, paired over problems", "gain/pass@1"),
     ("after, among well-formed answers", "after/pass@1_formed"),
     ("before, unseen numbers", "before_unseen/pass@1"),
     ("after, unseen numbers", "after_unseen/pass@1"),
+    ("before, greedy", "before/greedy"),
     ("after, greedy", "after/greedy"),
     ("after, maj@8", "after/maj@8"),
     ("after, pass@8", "after/pass@8"),
@@ -89,11 +90,25 @@ KEYS = (  # label, key in result.json
     ("trained to answer at once", "nothink/pass@1"),
     ("random search, as many tries", "search/pass@1"),
     ("random search without repeats", "search_distinct/pass@1"),
+    ("after, hard problems (a random search needs over 12 tries)", "after/pass@1_hard"),
+    ("before, tokens", "before/length"),
+    ("after, tokens", "after/length"),
+    ("before, tries", "before/tries"),
+    ("after, tries", "after/tries"),
     ("before, well-formed", "before/form"),
     ("after, well-formed", "after/form"),
     ("before, false yes", "before/false_yes"),
     ("after, false yes", "after/false_yes"),
+    ("after, repeated tries", "after/repeats"),
+    ("after, cut by the budget", "after/truncated"),
+    ("seconds", "seconds/total"),
+    ("peak memory, GiB", "memory/peak_gib"),
 )
+
+
+def plain(key: str) -> bool:
+    """Whether a figure is a count and no share."""
+    return key.startswith(("seconds/", "memory/")) or key.endswith(("/length", "/tries"))
 
 
 def rows(results: list[dict[str, float]]) -> list[list[str]]:
@@ -102,11 +117,11 @@ def rows(results: list[dict[str, float]]) -> list[list[str]]:
     for label, key in KEYS:
         values = [result[key] for result in results if key in result]
         if values and len(values) == len(results):
-            mean = "-"
+            mean, (scale, unit) = "-", (1, "") if plain(key) else (100, "%")
             if len(values) >= 3:
-                middle, low, high = seed_interval(values)
-                mean = f"{middle:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-            found.append([label, *(f"{value:.1%}" for value in values), mean])
+                middle, low, high = (scale * value for value in seed_interval(values))
+                mean = f"{middle:.1f}{unit} [{low:.1f}, {high:.1f}]"
+            found.append([label, *(f"{scale * value:.1f}{unit}" for value in values), mean])
     return found
 
 
@@ -128,6 +143,9 @@ def main(config: Config) -> list[dict[str, float]]:
     config.results.parent.mkdir(parents=True, exist_ok=True)
     replace_text(config.results, json.dumps({str(s): r for s, r in zip(config.seeds, results)}, indent=2) + "\n")
     figures.seeds(results, config.figure)
+    first = config.out / f"think-{config.seeds[0]}" / "figures" / "r1_zero.png"
+    if first.exists():
+        shutil.copy(first, config.results.with_suffix(".png"))
     return results
 
 

@@ -139,6 +139,7 @@ class Answer:
     right: bool
     form: bool
     entropy: float = 0.0  # mean over its tokens, nats
+    unjudged: bool = False  # the verifier itself failed: not right, but not known to be wrong either
 
 
 def sample_answers(
@@ -174,15 +175,19 @@ def sample_answers(
 
 
 def judge_rollout(rollout, tokenizer, problems, verify, forced: str = "") -> list[list[Answer]]:
-    """The answers of a rollout, [P][G], judged by `verify(problem, text, allow_empty_think)`."""
+    """The answers of a rollout, [P][G], judged by `verify(problem, text)`.
+
+    Where the answers were forced to begin with an empty thinking, it is told so: `allow_empty_think=True`.
+    """
     tokens = answers_of(rollout)
     spread = (rollout.entropy.sum(1) / rollout.mask.sum(1).clamp(min=1)).tolist()
     grid: list[list[Answer]] = [[] for _ in problems]
     for row, p, stop, nats in zip(tokens, rollout.group.tolist(), rollout.stop.tolist(), spread):
         text = forced + tokenizer.decode(row[:-1] if stop == EOS else row)  # a PAD amid the answer stays visible
-        verdict = verify(problems[p], text, allow_empty_think=bool(forced))
-        form = verdict.scores["form"] > 0
-        grid[p].append(Answer(text, len(row), stop == BUDGET, verdict.status == "right", form, nats))
+        verdict = verify(problems[p], text, **({"allow_empty_think": True} if forced else {}))
+        right, unjudged = verdict.status == "right", verdict.status == "unjudged"
+        form = verdict.scores.get("form", 0.0) > 0
+        grid[p].append(Answer(text, len(row), stop == BUDGET, right, form, nats, unjudged))
     return grid
 
 
@@ -190,8 +195,9 @@ def summary(problems: Sequence[Problem], grid: list[list[Answer]], behaviour=Non
     """Flat figures over P problems with n answers each, with bootstrap intervals over problems for pass@1.
 
     pass@1 and pass@1_low, _high; pass@n and maj@n (unless n = 1); form; pass@1_formed (among well-formed answers);
-    length (tokens); truncated; entropy; and, given the task's `behaviour(problem, text)`: tries, said_yes, false_yes
-    (share of the answers that claim a success that is none), arithmetic_error (of the sums), repeats (of the tries).
+    length (tokens); truncated; unjudged; entropy; and, given the task's `behaviour(problem, text)`: tries, said_yes,
+    false_yes (share of the answers that claim a success that is none), arithmetic_error (of the sums), repeats (of the
+    tries).
     Raises ValueError for no problems.
     """
     if not grid:
@@ -211,6 +217,7 @@ def summary(problems: Sequence[Problem], grid: list[list[Answer]], behaviour=Non
         "pass@1_formed": float(np.mean(formed)) if formed else 0.0,
         "length": float(np.mean([a.tokens for a in flat])),
         "truncated": float(np.mean([a.truncated for a in flat])),
+        "unjudged": float(np.mean([a.unjudged for a in flat])),
         "entropy": float(np.mean([a.entropy for a in flat])),
     }
     return values | (habits(problems, grid, behaviour) if behaviour else {})

@@ -134,7 +134,7 @@ def _entropy(panel: Axes, metrics: list[dict]) -> None:
         right = _right_axis(panel, "KL, nats", ORANGE)
         _from_zero(right, values)
         _line(right, steps, values, ORANGE)
-        words.append(("KL to the start", ORANGE))
+        words.append(("KL to the reference", ORANGE))
     _caption(panel, "Entropy and drift" if len(steps) else "Entropy", words)
 
 

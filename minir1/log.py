@@ -168,8 +168,17 @@ def _read_jsonl(path: Path) -> list[dict]:
         return rows
 
 
+def _flat(values: dict, prefix: str = "") -> dict:
+    """{"rl": {"lr": 1}} -> {"rl.lr": 1}"""
+    found = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
 def _same_config(old: dict, new: dict, out: Path) -> None:
-    fields = [key for key in {**old, **new} if key not in MAY_CHANGE]
+    old, new = _flat(old), _flat(new)
+    fields = [key for key in {**old, **new} if key.rpartition(".")[2] not in MAY_CHANGE]
     absent = "(absent)"
     changed = [
         f"{key}: {old.get(key, absent)!r} then, {new.get(key, absent)!r} now"

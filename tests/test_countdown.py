@@ -257,6 +257,16 @@ def test_every_problem_is_its_own_and_solved_by_its_reference(level):
         assert verify(p, said(p.reference)).status == "right"
 
 
+def test_held_out_problems_are_spread_over_the_level():
+    found = countdown.held_out("wide", "validation", 100)
+    everything = [p for p in problems("wide") if split(p) == "validation"]
+    places = [everything.index(p) for p in found]
+    assert len(set(places)) == 100 and places == sorted(places) and max(places) > 0.98 * len(everything)
+    assert countdown.held_out("default", "unseen", 10_000) == [p for p in problems() if split(p) == "unseen"]
+    with pytest.raises(ValueError, match="0 of .* problems in split 'test'"):
+        countdown.held_out("default", "test", 0)
+
+
 def test_prompts_are_shuffled():
     orders = [parse(p)[0] for p in problems()]
     assert 0.1 < sum(list(n) == sorted(n) for n in orders) / len(orders) < 0.5
@@ -271,11 +281,11 @@ def test_members_of_the_splits_never_change():
 
 MEMBERS = {
     "make 10 from 5,1,1": "test",
-    "make 30 from 1,6,6": "test",
-    "make 11 from 9,2,4": "validation",
-    "make 15 from 10,5,10": "unseen",
+    "make 30 from 1,6,6": "train",
+    "make 15 from 10,5,10": "validation",
+    "make 14 from 7,1,1": "unseen",
     "make 65 from 16,5,3": "train",
-    "make 26 from 1,3,6,10": "train",
+    "make 26 from 1,3,6,10": "validation",
 }
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from minir1.model.config import ModelConfig, dense
 from minir1.model.transformer import Transformer
-from minir1.optim import Muon, orthogonalize, split_parameters, warmup_stable_decay
+from minir1.optim import Muon, clip_gradients, orthogonalize, split_parameters, warmup_stable_decay
 
 
 def well_conditioned(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -166,3 +166,22 @@ def test_schedule_by_hand():
     assert [warmup_stable_decay(step, 4, 4) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 0.5])
     assert all(0 <= warmup_stable_decay(step, steps, 3) <= 1 for steps in (1, 2, 7) for step in range(12))
     assert math.isclose(warmup_stable_decay(0, 1, 1), 1.0)
+
+
+def test_clip_gradients_by_hand():
+    model = torch.nn.Linear(2, 1, bias=False)
+    model.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert clip_gradients(model, 10.0, step=1) == pytest.approx(5.0)
+    torch.testing.assert_close(model.weight.grad, torch.tensor([[3.0, 4.0]]))
+    assert clip_gradients(model, 1.0, step=1) == pytest.approx(5.0)
+    torch.testing.assert_close(model.weight.grad, torch.tensor([[0.6, 0.8]]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_names_step_and_tensor(bad):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    model[1].weight.grad[0, 1] = bad
+    with pytest.raises(RuntimeError, match="step 7: the gradient of 1.weight is not finite"):
+        clip_gradients(model, 1.0, step=7)

@@ -3,14 +3,16 @@
     python experiments/benchmarks/profile_step.py
     python experiments/benchmarks/profile_step.py --dense --out docs/results/profile_dense.json
 
-Untrained weights, so answers run to the budget: 512 rows of 72 tokens, the size at which other libraries were measured.
-Medians of several repeats in one run.
+Untrained weights, so answers run to the budget: 512 rows of 72 tokens. The update has the forward pass of the reference
+in it. With --compare, transformers generates the same number of tokens with the same weights in the same run. Medians of
+several repeats.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +23,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from minir1.data import by_tokens
 from minir1.log import replace_text, table
-from minir1.losses import clipped_surrogate, nll
+from minir1.losses import clipped_surrogate, kl_k3, nll
+from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.transformer import Transformer
 from minir1.optim import Muon, split_parameters
 from minir1.rollout import Rollout, collect
+from minir1.tokenizer import word_level
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Config:
     max_tokens: int = 72
     microbatch: int = 8192
     repeats: int = 5
+    compare: bool = False  # with transformers.generate
     out: Path | None = None  # a JSON file for the figures
 
 
@@ -48,12 +53,15 @@ def rollout(model: Transformer, config: Config) -> Rollout:
     return collect(model, prompts, answers=config.answers, max_tokens=config.max_tokens, stop=[], seed=0)
 
 
-def update(model: Transformer, optimizer, sampled: Rollout, config: Config) -> None:
-    """One optimizer step of the clipped surrogate on all rows, without reference."""
+def update(model: Transformer, reference: Transformer, optimizer, sampled: Rollout, config: Config) -> None:
+    """One optimizer step of the clipped surrogate with KL on all rows."""
     for rows in by_tokens(sampled.length.tolist(), config.microbatch):
         part = sampled.select(torch.tensor(rows))
         logp = model.logprob(part.tokens, lengths=part.length, mask=part.mask)
-        (clipped_surrogate(logp, part.logp, torch.ones_like(logp)) * part.mask).mean().backward()
+        with torch.no_grad():
+            ref_logp = reference.logprob(part.tokens, lengths=part.length, mask=part.mask)
+        loss = clipped_surrogate(logp, part.logp, torch.ones_like(logp)) + 0.001 * kl_k3(logp, ref_logp)
+        (loss * part.mask).mean().backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -64,6 +72,19 @@ def pretrain_step(model: Transformer, optimizers, tokens: torch.Tensor) -> None:
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+def transformers_generate(model: Transformer, config: Config):
+    """The same weights in transformers, as a call that samples as many tokens of as many rows."""
+    from transformers import AutoModelForCausalLM  # of the extra [test]
+
+    with tempfile.TemporaryDirectory() as folder:
+        hf.save(model, word_level((), 100), folder)
+        theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompts = torch.ones(config.prompts * config.answers, config.prompt_tokens, dtype=torch.int64)
+    length = {"min_new_tokens": config.max_tokens, "max_new_tokens": config.max_tokens}
+    sampling = {"do_sample": True, "top_k": 0, "pad_token_id": 0, **length}
+    return lambda: theirs.generate(prompts, attention_mask=torch.ones_like(prompts), **sampling)
 
 
 def seconds(work, repeats: int) -> float:
@@ -89,17 +110,19 @@ def main(config: Config) -> dict[str, float]:
     """Measure, print, and write the figures."""
     torch.manual_seed(0)
     shape = dense(vocab=128) if config.dense else ModelConfig(vocab=128)
-    model = Transformer(shape)
+    model, reference = Transformer(shape), Transformer(shape).requires_grad_(False)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     sampled = rollout(model, config)
     matrices, rest = split_parameters(model)
     both = (Muon(matrices, lr=1e-5), torch.optim.AdamW(rest, lr=1e-5, fused=True))
-    batch = torch.randint(0, 128, (50, 80))
+    batch = torch.randint(0, 128, (26, 80))  # about the 2,048 tokens of pretrain.py
     work = {
         "rollout": (lambda: rollout(model, config), int(sampled.mask.sum())),
-        "update": (lambda: update(model, adam, sampled, config), int(sampled.length.sum())),
+        "update": (lambda: update(model, reference, adam, sampled, config), int(sampled.mask.sum())),
         "pretrain": (lambda: pretrain_step(model, both, batch), batch.numel()),
     }
+    if config.compare:
+        work["transformers.generate"] = (transformers_generate(model, config), int(sampled.mask.sum()))
     found = {}
     for name, (call, tokens) in work.items():
         took = seconds(call, config.repeats)

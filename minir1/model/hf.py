@@ -120,6 +120,8 @@ def to_hf_config(config: ModelConfig) -> dict:
         "n_group": config.groups,
         "topk_group": config.groups_kept,
         "norm_topk_prob": config.norm_topk,
+        "scoring_func": config.score,
+        "topk_method": "noaux_tc",
         "routed_scaling_factor": config.route_scale,
         "num_nextn_predict_layers": 0,
     }

@@ -161,9 +161,11 @@ def balance_step(bias: Tensor, load: Tensor, speed: float) -> None:
 
 
 def sequence_balance_loss(routing: Routing, lengths: Tensor) -> Tensor:
-    """V3's complementary loss, equations 17-20, without its factor α: mean over sequences of Σ_i f_i P_i.
+    """V3's complementary loss (section 2.1.2), without its factor α: mean over sequences of Σ_i f_i P_i.
 
         f_i = E / (K_r T) · Σ_t 1[i chosen by t]      P_i = 1/T · Σ_t s_{i,t} / Σ_j s_{j,t}
+
+    "Chosen" is what the layer did, selection bias and groups included.
 
     routing: of N packed tokens; lengths: int64 [B], summing to N; sequences without tokens do not count. Returns fp32
     [], which is 1 under perfect balance.
