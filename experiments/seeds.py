@@ -35,7 +35,7 @@ class Config:
     level: str = "default"  # of Countdown: default | wide | four
     jobs: int = 1  # runs at a time; the cores are shared out among them
     control: bool = True  # also train each base to answer at once
-    options: str = ""  # further options of demo.py, as one string
+    options: str = ""  # further options of demo.py, as one string: --options="--rl.steps 40"
     out: Path = Path("runs/seeds")
     results: Path = Path("docs/results/r1_zero.json")
     figure: Path = Path("docs/results/r1_zero_seeds.png")

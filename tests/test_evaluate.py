@@ -1,5 +1,6 @@
 """evaluate.py: numbers worked by hand, enumeration, the coverage of the intervals, and the sampling of answers."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -249,7 +250,7 @@ def test_summary_by_hand():
     """Four answers each to three problems: half of them right, none given, all right."""
     cut = Answer("<think>hm", tokens=9, truncated=True, right=False, form=False, entropy=2.0)
     grid = [
-        [said("3+4", right=True), said(" 3 + 4", right=True, form=False), said("4*3"), cut],
+        [said("3+4", right=True), said(" 3 + 4", right=True, form=False), replace(said("4*3"), unjudged=True), cut],
         [cut, cut, cut, cut],
         [said("4-3", right=True, entropy=0.0) for _ in range(4)],
     ]
@@ -265,6 +266,7 @@ def test_summary_by_hand():
         "pass@1_formed": 5 / 6,
         "length": (7 * 5 + 5 * 9) / 12,
         "truncated": 5 / 12,
+        "unjudged": 1 / 12,
         "entropy": (3 * 0.5 + 5 * 2.0) / 12,
     }
     assert found == pytest.approx(want) and mean == pytest.approx(0.5) and low < mean < high

@@ -383,7 +383,7 @@ def test_options_reach_the_run(base, tmp_path):
     more = {"minibatches": 4, "epochs": 2, "reduction": "fixed", "mask_truncated": True, "temperature": 0.7, "kl": 0.0}
     config = replace(RL, checkpoint=base / "checkpoint", steps=2, eval_every=1, max_tokens=10, no_think=True, **more)
     last = r1_zero.main(replace(config, out=tmp_path))
-    assert "eval/pass@1" in last and last["train/kl"] == 0 and last["train/tries"] == 0 and last["train/length"] <= 10
+    assert "eval/pass@1" in last and "train/kl" not in last and last["train/tries"] == 0 and last["train/length"] <= 10
     texts = [json.loads(line)["text"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert len(texts) == 8 and all(text.startswith(NO_THINK) for text in texts)
     assert any(text.endswith("</answer>") for text in texts)
