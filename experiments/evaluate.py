@@ -10,6 +10,7 @@ as the policy used and makes no mistake in arithmetic or checking.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +163,6 @@ def main(config: Config) -> dict[str, float]:
     values, _ = measure(model, tokenizer, config)
     show(f"{config.checkpoint}: {config.split} problems of level {config.level}", {config.split: values})
     if config.out:
-        import json
-
         config.out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config.out, json.dumps(values, indent=2) + "\n")
     return values

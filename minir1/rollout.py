@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from minir1.data import pad_rows
 from minir1.model.transformer import Transformer
 from minir1.sample import BUDGET, EOS, STOP, generate
 
@@ -76,20 +77,20 @@ def collect(
     )
     device = sampled.tokens.device
     group = torch.arange(len(prompts), device=device).repeat_interleave(answers)
-    prompt_len = torch.tensor([len(prompt) for prompt in prompts], device=device)[group]
+    asked, lengths = pad_rows(prompts, device)
+    prompt_len = lengths[group]
     length = prompt_len + sampled.count
     columns = torch.arange(int(length.max()), device=device)
     mask = (columns >= prompt_len.unsqueeze(1)) & (columns < length.unsqueeze(1))
 
     def place(values: Tensor) -> Tensor:
-        """[B, M] -> [B, T]: entry m of row b goes to column prompt_len[b] + m."""
+        """Entry t of answer b goes to column prompt_len[b] + t. Both [B, T]."""
         source = (columns - prompt_len.unsqueeze(1)).clamp(0, values.shape[1] - 1)
         return values.gather(1, source).masked_fill(~mask, 0)
 
     tokens = place(sampled.tokens)
-    longest = max(len(prompt) for prompt in prompts)
-    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
-    tokens[:, :longest] += padded[group] * (columns[:longest] < prompt_len.unsqueeze(1))
+    longest = asked.shape[1]
+    tokens[:, :longest] += asked[group] * (columns[:longest] < prompt_len.unsqueeze(1))
     return Rollout(
         tokens, prompt_len, length, mask, place(sampled.logp), place(sampled.entropy), sampled.stop, group, temperature
     )

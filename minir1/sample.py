@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minir1.data import pad_rows
 from minir1.model.transformer import Transformer
 
 EOS, STOP, BUDGET = 0, 1, 2  # why a row ended
@@ -17,9 +18,9 @@ EOS, STOP, BUDGET = 0, 1, 2  # why a row ended
 class Sampled:
     """What was generated for B rows, rows of a prompt adjacent. Entries past count[b] are 0."""
 
-    tokens: Tensor  # int64 [B, M], M the longest answer
-    logp: Tensor  # fp32 [B, M], log-prob of each token under the distribution it was drawn from
-    entropy: Tensor  # fp32 [B, M], nats, of that distribution
+    tokens: Tensor  # int64 [B, T], T the longest answer
+    logp: Tensor  # fp32 [B, T], log-prob of each token under the distribution it was drawn from
+    entropy: Tensor  # fp32 [B, T], nats, of that distribution
     count: Tensor  # int64 [B], tokens generated, the stop token included
     stop: Tensor  # int64 [B]: EOS | STOP | BUDGET
 
@@ -130,9 +131,8 @@ def generate(
     """
     stop = _check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop)
     device = model.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    width = max(len(prompt) for prompt in prompts)
-    grid = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)
+    grid, lengths = pad_rows(prompts, device)
+    width = grid.shape[1]
     once = model.cache(len(prompts), width)
     last = model.hidden(grid, lengths=lengths, cache=once)[torch.arange(len(prompts), device=device), lengths - 1]
     cache = once.repeat(answers, width + max_tokens)

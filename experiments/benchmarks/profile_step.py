@@ -3,9 +3,9 @@
     python experiments/benchmarks/profile_step.py
     python experiments/benchmarks/profile_step.py --dense --out docs/results/profile_dense.json
 
-Untrained weights, so answers run to the budget: 512 rows of 72 tokens. The update has the forward pass of the reference
-in it. With --compare, transformers generates the same number of tokens with the same weights in the same run. Medians of
-several repeats.
+Untrained weights, so answers run to the budget: 512 rows of 72 tokens. The update has the forward pass of the
+reference in it. With --compare, transformers generates the same number of tokens with the same weights in the same run.
+Medians of several repeats.
 """
 
 from __future__ import annotations

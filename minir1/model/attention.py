@@ -26,8 +26,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Attention of a few new tokens over the slots of a cache.
 
-    q: [B, T, H, C]; k: [B, S, K, C]; v: [B, S, K, Dv]; bias: [B, T, S], 0 where slot s is visible and -inf elsewhere;
-    returns [B, T, H, Dv]. Softmax in fp32.
+    q: [B, T, H, Dqk]; k: [B, M, K, Dqk]; v: [B, M, K, Dv]; bias: [B, T, M], 0 where a slot is visible and -inf
+    elsewhere; returns [B, T, H, Dv]. Softmax in fp32.
     """
     rows, new, heads, _ = q.shape
     kv_heads = k.shape[2]

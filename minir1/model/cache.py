@@ -11,7 +11,7 @@ from minir1.model.config import ModelConfig
 class Cache:
     """Preallocated slots for B rows. Row b holds its first length[b] tokens in slots 0 … length[b]-1.
 
-    MLA keeps one tensor [B, S, kv_lora + rope] a layer; GQA one tensor [B, S, 2, K, d] a layer (keys, then values).
+    MLA keeps one tensor [B, M, kv_lora + rope] a layer; GQA one tensor [B, M, 2, K, d] a layer (keys, then values).
     `extent` counts, on the host, the slots that any row may have used, so that a step reads no more than it must
     without asking the device.
     """
@@ -25,7 +25,7 @@ class Cache:
 
     @property
     def slots(self) -> int:
-        """S, the most tokens that a row can hold."""
+        """M, the most tokens that a row can hold."""
         return self.layers[0].shape[1]
 
     def positions(self, new: int) -> Tensor:
@@ -33,13 +33,13 @@ class Cache:
         return self.length.unsqueeze(1) + torch.arange(new, device=self.length.device)
 
     def bias(self, positions: Tensor) -> Tensor:
-        """fp32 [B, T, S]: 0 where a slot is at or before the token's position, -inf after it."""
+        """fp32 [B, T, M]: 0 where a slot is at or before the token's position, -inf after it."""
         slots = torch.arange(min(self.extent + positions.shape[1], self.slots), device=positions.device)
         zero = torch.zeros((), device=positions.device)
         return zero.masked_fill(slots > positions.unsqueeze(-1), float("-inf"))
 
     def write(self, layer: int, positions: Tensor, entry: Tensor) -> Tensor:
-        """Store entry [B, T, ...] at positions [B, T]; return every slot in use, [B, S', ...]."""
+        """Store entry [B, T, ...] at positions [B, T]; return every slot in use, [B, M, ...]."""
         held = self.layers[layer]
         rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
         held[rows, positions] = entry.to(held.dtype)

@@ -66,7 +66,7 @@ class MLA(nn.Module):
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
         """New tokens over the latent cache, absorbed.
 
-        x: [B, T, D]; positions: [B, T]; bias: [B, T, S]. Returns [B, T, D].
+        x: [B, T, D]; positions: [B, T]; bias: [B, T, M]. Returns [B, T, D].
         """
         q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
         latent = cache.write(layer, positions, torch.cat((c, k_rope), dim=-1)).unsqueeze(2)

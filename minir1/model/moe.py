@@ -73,7 +73,7 @@ permute = Permute.apply
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows ends[e-1] to ends[e] of x times weight[e]ᵀ. x: [M, in]; weight: [E, out, in]; ends: int32 [E] -> [M, out].
+    """Rows ends[e-1] to ends[e] of x times weight[e]ᵀ. x: [N, in]; weight: [E, out, in]; ends: int32 [E] -> [N, out].
 
     torch's grouped product needs row strides that are multiples of 16 bytes, and knows no fp64; the rest goes expert
     by expert.
