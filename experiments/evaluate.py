@@ -49,36 +49,18 @@ class Config:
 def measure(model: Transformer, tokenizer: Tokenizer, config: Config) -> tuple[dict[str, float], list[list[Answer]]]:
     """Flat figures of one checkpoint on one split, and the sampled answers [P][n]."""
     problems = countdown.held_out(config.level, config.split, config.problems)
-    kept = {"max_tokens": config.max_tokens, "seed": config.seed}
+
+    def sampled(answers: int, temperature: float, forced: str) -> list[list[Answer]]:
+        settings = {"max_tokens": config.max_tokens, "seed": config.seed, "temperature": temperature, "forced": forced}
+        return sample_answers(model, tokenizer, problems, countdown.verify, answers=answers, **settings)
+
     forced = NO_THINK if config.no_think else ""
     began = time.perf_counter()
-    grid = sample_answers(
-        model,
-        tokenizer,
-        problems,
-        countdown.verify,
-        answers=config.answers,
-        temperature=config.temperature,
-        forced=forced,
-        **kept,
-    )
+    grid = sampled(config.answers, config.temperature, forced)
     values = summary(problems, grid, countdown.behaviour, seed=config.seed)
     values["tokens_per_s"] = sum(a.tokens for row in grid for a in row) / (time.perf_counter() - began)
-    greedy = sample_answers(
-        model, tokenizer, problems, countdown.verify, answers=1, temperature=0.0, forced=forced, **kept
-    )
-    values["greedy"] = summary(problems, greedy)["pass@1"]
-    at_once = sample_answers(
-        model,
-        tokenizer,
-        problems,
-        countdown.verify,
-        answers=config.answers,
-        temperature=config.temperature,
-        forced=NO_THINK,
-        **kept,
-    )
-    quick = summary(problems, at_once)
+    values["greedy"] = summary(problems, sampled(1, 0.0, forced))["pass@1"]
+    quick = summary(problems, sampled(config.answers, config.temperature, NO_THINK))
     values |= {f"forced{end}": quick[f"pass@1{end}"] for end in ("", "_low", "_high")}
     return values | search(problems, grid) | by_difficulty(problems, grid), grid
 
