@@ -50,10 +50,11 @@ def headline(results: Results) -> str:
         text = f"{sum(values) / len(values):.1%}"
         if interval and len(values) >= 3:
             _, low, high = seed_interval(values)
-            text += f" [{100 * low:.1f}, {100 * high:.1f}]"
+            text += f" [{100 * max(low, 0):.1f}, {100 * min(high, 1):.1f}]"
         return text
 
-    count = f"the mean of {len(results)} seeds" if len(results) > 1 else "one seed"
+    each = ", ".join(f"{result['after/pass@1']:.1%}" for result in results.values())
+    count = f"the mean of {len(results)} seeds, which end at {each}" if len(results) > 1 else "one seed"
     text = "**Reinforcement learning with rule rewards alone: "
     text += f"{mean('before/pass@1')} → {mean('after/pass@1', True)} of problems never seen are solved** "
     text += f"(pass@1, {count}); forced to answer without thinking, the same weights solve {mean('forced/pass@1')}"

@@ -119,7 +119,10 @@ def rows(results: list[dict[str, float]]) -> list[list[str]]:
         if values and len(values) == len(results):
             mean, (scale, unit) = "-", (1, "") if plain(key) else (100, "%")
             if len(values) >= 3:
-                middle, low, high = (scale * value for value in seed_interval(values))
+                middle, low, high = seed_interval(values)
+                if not plain(key):  # Student's t knows nothing of the limits of a share
+                    low, high = max(low, 0.0), min(high, 1.0)
+                middle, low, high = scale * middle, scale * low, scale * high
                 mean = f"{middle:.1f}{unit} [{low:.1f}, {high:.1f}]"
             found.append([label, *(f"{scale * value:.1f}{unit}" for value in values), mean])
     return found
