@@ -101,6 +101,8 @@ KEYS = (  # label, key in result.json
     ("after, false yes", "after/false_yes"),
     ("after, repeated tries", "after/repeats"),
     ("after, cut by the budget", "after/truncated"),
+    ("skill of the base: sums", "skill/sums"),
+    ("skill of the base: yes to a right try", "skill/yes"),
     ("seconds", "seconds/total"),
     ("peak memory, GiB", "memory/peak_gib"),
 )
