@@ -77,11 +77,18 @@ def profile(found: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def demo(found: dict[str, float]) -> str:
+    """One sentence: what a demonstration reached, in which time and memory."""
+    reached = f"{found['before/pass@1']:.1%} → {found['after/pass@1']:.1%}"
+    return f"Seed {found['seed']}: {reached} in {found['seconds/total']:.0f} s with {found['memory/peak_gib']:.1f} GiB."
+
+
 BLOCKS = {  # name -> file under docs/results, function
     "r1_zero": ("r1_zero.json", r1_zero),
     "headline": ("r1_zero.json", headline),
     "wide": ("wide.json", r1_zero),
     "four": ("four.json", r1_zero),
+    "demo": ("demo.json", demo),
     "profile": ("profile.json", profile),
     "profile_dense": ("profile_dense.json", profile),
 }

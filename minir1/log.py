@@ -232,9 +232,11 @@ class Bar:
         self.bar.stop()
 
     def advance(self, n: int = 1) -> None:
+        """Move on by n."""
         self.bar.advance(self.task, n)
 
     def say(self, description: str) -> None:
+        """Change the words before the bar."""
         self.bar.update(self.task, description=description)
 
 
