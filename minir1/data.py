@@ -37,7 +37,7 @@ def batches(stream: Iterable[list[int]], budget: int, pool: int, rng: random.Ran
     held: list[list[int]] = []
     tokens = 0
 
-    def cut() -> Iterator[list[list[int]]]:
+    def cut() -> Iterator[list[list[int]]]:  # what is held, as shuffled batches
         groups = by_tokens([len(row) for row in held], budget)
         rng.shuffle(groups)
         for group in groups:

@@ -21,6 +21,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: [..., D] -> [..., D]"""
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
