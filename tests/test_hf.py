@@ -8,7 +8,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from minir1.model.config import ModelConfig, dense
-from minir1.model.hf import SUPPORTED, architecture, from_hf_config, load, save, to_hf_config
+from minir1.model.hf import load, save
+from minir1.model.hf_config import SUPPORTED, architecture, from_hf_config, to_hf_config
 from minir1.model.moe import MoE
 from minir1.model.transformer import Transformer
 from minir1.sample import generate

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from minir1.model.rope import RopeScaling
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -29,6 +31,8 @@ class ModelConfig:
     kv_heads: int = 2  # K
     head_dim: int | None = None  # None: D / H
     qkv_bias: bool = False  # as in Qwen2
+    o_bias: bool = False  # on the output too, as Llama's attention_bias
+    qk_norm: bool = False  # RMSNorm of each head's query and key before RoPE, as in Qwen3
 
     # Feed-forward: SwiGLU, dense or a mixture of experts (DeepSeekMoE, arXiv:2401.06066)
     ffn: int = 256  # inner width of a dense layer
@@ -44,9 +48,14 @@ class ModelConfig:
     groups_kept: int = 1  # groups a token may use
 
     rope_theta: float = 10_000.0  # θ
+    rope_scaling: RopeScaling = RopeScaling()  # extension of the window
     norm_eps: float = 1e-6
+    attention_scale: float | None = None  # on q·k; None: 1/√(head size). This and the next two as in Granite
+    embedding_scale: float = 1.0  # on the embedding
+    residual_scale: float = 1.0  # on what each sublayer adds
     logit_scale: float = 1.0  # z = softcap(logit_scale · h·wᵀ) / temperature
     softcap: float | None = None
+    mtp_depth: int = 0  # multi-token prediction modules (V3, section 2.2)
     tied: bool = False  # head.weight is embedding.weight
     max_positions: int = 4096
     init_std: float = 0.045  # V3 has 0.006 at D = 7168; 0.006·√(7168/128) keeps the scale of the activations
@@ -68,11 +77,12 @@ class ModelConfig:
             need(self.heads % self.kv_heads == 0, "kv_heads", f"must divide heads = {self.heads}")
             need(self.head_dim is not None or self.dim % self.heads == 0, "heads", f"must divide dim = {self.dim}")
             need(self.head_size % 2 == 0, "head_dim", "must be even for RoPE")
-        for field in ("q_lora", "head_dim", "softcap"):
+        for field in ("q_lora", "head_dim", "softcap", "attention_scale"):
             value = getattr(self, field)
             need(value is None or value > 0, field, "must be positive, or None")
-        for field in ("rope_theta", "norm_eps", "logit_scale", "max_positions"):
+        for field in ("rope_theta", "norm_eps", "logit_scale", "embedding_scale", "residual_scale", "max_positions"):
             need(getattr(self, field) > 0, field, "must be positive")
+        need(self.mtp_depth >= 0, "mtp_depth", "must not be negative")
         need(self.experts >= 0, "experts", "must not be negative")
         need(0 <= self.dense_layers <= self.layers, "dense_layers", f"0 to layers = {self.layers}")
         if self.experts:
@@ -101,7 +111,8 @@ class ModelConfig:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(f"unknown ModelConfig field {', '.join(unknown)}; known: {', '.join(known)}")
-        return cls(**values)
+        scaling = values.get("rope_scaling")
+        return cls(**values | ({"rope_scaling": RopeScaling(**scaling)} if isinstance(scaling, dict) else {}))
 
 
 def dense(**changes) -> ModelConfig:

@@ -18,16 +18,19 @@ class GQA(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.heads, self.kv_heads, size = config.heads, config.kv_heads, config.head_size
-        self.scale = size**-0.5
+        self.scale = config.attention_scale or size**-0.5
         self.wq = nn.Linear(config.dim, config.heads * size, bias=config.qkv_bias)
         self.wk = nn.Linear(config.dim, config.kv_heads * size, bias=config.qkv_bias)
         self.wv = nn.Linear(config.dim, config.kv_heads * size, bias=config.qkv_bias)
-        self.wo = nn.Linear(config.heads * size, config.dim, bias=False)
+        self.wo = nn.Linear(config.heads * size, config.dim, bias=config.o_bias)
+        self.q_head_norm = nn.RMSNorm(size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_head_norm = nn.RMSNorm(size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x: [..., D] -> q [..., H, d], k [..., K, d], v [..., K, d]."""
-        q = rotate(self.wq(x).unflatten(-1, (self.heads, -1)), cos, sin, interleaved=False)
-        k = rotate(self.wk(x).unflatten(-1, (self.kv_heads, -1)), cos, sin, interleaved=False)
+        q = self.q_head_norm(self.wq(x).unflatten(-1, (self.heads, -1)))
+        k = self.k_head_norm(self.wk(x).unflatten(-1, (self.kv_heads, -1)))
+        q, k = rotate(q, cos, sin, interleaved=False), rotate(k, cos, sin, interleaved=False)
         return q, k, self.wv(x).unflatten(-1, (self.kv_heads, -1))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,8 @@ class MLA(nn.Module):
         super().__init__()
         self.heads, self.nope, self.rope = config.heads, config.nope, config.rope
         self.kv_lora, self.v_dim = config.kv_lora, config.v_dim
-        self.scale = (config.nope + config.rope) ** -0.5
+        self.scale = config.attention_scale or (config.nope + config.rope) ** -0.5
+        self.scale *= config.rope_scaling.logit_factor
         q_out = config.heads * (config.nope + config.rope)
         if config.q_lora is None:
             self.wq = nn.Linear(config.dim, q_out, bias=False)

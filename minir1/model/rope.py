@@ -1,19 +1,111 @@
-"""Rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2.2)."""
+"""Rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2.2), and how its window is extended."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+KINDS = ("none", "linear", "ntk", "yarn", "llama3")
 
-def rope_angles(size: int, positions: Tensor, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of p·θ^(-2i/R) for i < R/2.
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How a model trained on `original` positions reaches `factor` times as many.
+
+    linear  every frequency divided by s (arXiv:2306.15595)
+    ntk     θ <- θ·s^(R/(R-2)): the fastest pair unchanged, the slowest divided by s
+    yarn    by parts: pairs that turn more than β times in the window unchanged, those that turn less than α times
+            divided by s, a ramp between (arXiv:2309.00071, section 3.2); and the logits of attention rescaled, below
+    llama3  by parts too, with a ramp over wavelengths instead of pairs (Llama 3.1)
+
+    Raises ValueError when a value is out of range.
+    """
+
+    kind: str = "none"  # none | linear | ntk | yarn | llama3
+    factor: float = 1.0  # s
+    original: int = 4096  # L, positions of the window before
+    slow: float = 1.0  # α of YaRN (beta_slow), low_freq_factor of Llama 3: turns in the window
+    fast: float = 32.0  # β of YaRN (beta_fast), high_freq_factor of Llama 3, which has 4
+    mscale: float | None = None  # YaRN as in DeepSeek: strength of the factor on cos and sin
+    mscale_all: float | None = None  # mscale_all_dim: strength of the factor on MLA's softmax scale
+    attention_factor: float | None = None  # YaRN: the factor on cos and sin, given outright
+    whole_pairs: bool = True  # YaRN: the ends of the ramp are rounded to whole pairs
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"RopeScaling.kind = {self.kind!r}: one of {', '.join(KINDS)}")
+        for name in ("factor", "original", "slow", "fast"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"RopeScaling.{name} = {getattr(self, name)!r}: must be positive")
+        if self.kind in ("yarn", "llama3") and not self.slow < self.fast:
+            raise ValueError(f"RopeScaling.slow = {self.slow}: must be below fast = {self.fast}")
+
+    def _strength(self, mscale: float) -> float:
+        """0.1·m·ln s + 1 (arXiv:2309.00071, equation 22)"""
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    @property
+    def magnitude(self) -> float:
+        """Factor on cos and sin, so that its square is the factor on the part of the logits that carries position."""
+        if self.kind != "yarn":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all:
+            return self._strength(self.mscale) / self._strength(self.mscale_all)
+        return self._strength(1.0)
+
+    @property
+    def logit_factor(self) -> float:
+        """Factor on MLA's softmax scale, the part without position included: (0.1·mscale_all·ln s + 1)²."""
+        return self._strength(self.mscale_all) ** 2 if self.kind != "none" and self.mscale_all else 1.0
+
+
+def inverse_frequencies(size: int, theta: float, scaling: RopeScaling = RopeScaling(), device=None) -> Tensor:
+    """How far each pair turns from one position to the next, θ^(-2i/R) before scaling: fp64 [R/2] with R = size."""
+    even = torch.arange(0, size, 2, dtype=torch.float64, device=device)
+    if scaling.kind == "ntk":
+        theta = theta * scaling.factor ** (size / (size - 2))
+    plain = theta ** (-even / size)
+    if scaling.kind in ("none", "ntk"):
+        return plain
+    if scaling.kind == "linear":
+        return plain / scaling.factor
+    if scaling.kind == "llama3":
+        turns = scaling.original * plain / (2 * math.pi)  # in the original window
+        keep = ((turns - scaling.slow) / (scaling.fast - scaling.slow)).clamp(0, 1)
+    else:
+        keep = 1 - _yarn_ramp(size, theta, scaling, device)
+    return plain * keep + plain / scaling.factor * (1 - keep)
+
+
+def _yarn_ramp(size: int, theta: float, scaling: RopeScaling, device) -> Tensor:
+    """0 for pairs that turn more than β times in the original window, 1 for those below α, linear between: [R/2]."""
+
+    def pair(turns: float) -> float:  # the index at which L·θ^(-2i/R) is that many turns
+        return size * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair(scaling.fast), pair(scaling.slow)
+    if scaling.whole_pairs:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    high = high + 0.001 if low == high else high
+    return ((torch.arange(size // 2, dtype=torch.float64, device=device) - low) / (high - low)).clamp(0, 1)
+
+
+def rope_angles(
+    size: int, positions: Tensor, theta: float, scaling: RopeScaling = RopeScaling()
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of p·θ^(-2i/R) for i < R/2, times the scaling's magnitude.
 
     positions: int64 [...]; returns two fp32 tensors [..., R/2] with R = size.
     """
-    inverse = theta ** (-torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size)
+    inverse = inverse_frequencies(size, theta, scaling, positions.device)
     angles = positions.unsqueeze(-1) * inverse  # in fp64: at position 131,072 fp32 angles are off by 1e-2
-    return angles.cos().float(), angles.sin().float()
+    return (angles.cos() * scaling.magnitude).float(), (angles.sin() * scaling.magnitude).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

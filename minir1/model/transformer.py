@@ -6,42 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minir1.model.block import Block
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
-from minir1.model.gqa import GQA
-from minir1.model.mla import MLA
-from minir1.model.moe import MoE, Routing, SwiGLU
+from minir1.model.moe import Routing
+from minir1.model.mtp import MTP
 from minir1.model.packing import Packing, from_cu_seqlens, packing
 from minir1.model.rope import rope_angles
 from minir1.ops import linear_logprob
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
-
-    def __init__(self, config: ModelConfig, layer: int):
-        super().__init__()
-        self.layer = layer
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.attention = MLA(config) if config.attention == "mla" else GQA(config)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn = MoE(config) if config.is_moe(layer) else SwiGLU(config.dim, config.ffn)
-
-    def feed_forward(self, x: Tensor, record: list[Routing] | None) -> Tensor:
-        """x: [..., D] -> [..., D]"""
-        x_norm = self.ffn_norm(x)
-        return x + (self.ffn(x_norm, record) if isinstance(self.ffn, MoE) else self.ffn(x_norm))
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None) -> tuple[Tensor, Tensor]:
-        """Fresh rows. x: [N, D] -> [N, D], and what a cache keeps of them."""
-        out, entry = self.attention(self.attention_norm(x), cos, sin, packing)
-        return self.feed_forward(x + out, record), entry
-
-    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, positions: Tensor, bias: Tensor, record=None):
-        """New tokens over the cache. x: [B, T, D] -> [B, T, D]."""
-        x_norm = self.attention_norm(x)
-        x = x + self.attention.decode(x_norm, cos, sin, cache, self.layer, positions, bias)
-        return self.feed_forward(x, record)
 
 
 class Transformer(nn.Module):
@@ -59,6 +31,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, config.vocab, bias=False)
+        self.mtp = nn.ModuleList(MTP(config, depth) for depth in range(config.mtp_depth))
         if config.tied:
             self.head.weight = self.embedding.weight
         self.init_weights()
@@ -83,6 +56,15 @@ class Transformer(nn.Module):
     def rope_size(self) -> int:
         """How many numbers of a head RoPE turns."""
         return self.config.rope if self.config.attention == "mla" else self.config.head_size
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens: int64 [...] -> [..., D]"""
+        x = self.embedding(tokens)
+        return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of RoPE. positions: int64 [...]; two fp32 tensors [..., R/2]."""
+        return rope_angles(self.rope_size, positions, self.config.rope_theta, self.config.rope_scaling)
 
     def cache(self, rows: int, slots: int) -> Cache:
         """An empty cache for `rows` rows of up to `slots` tokens, of the model's device and dtype."""
@@ -124,9 +106,9 @@ class Transformer(nn.Module):
         """Rows from their first token. tokens, positions: [N] -> [N, D]."""
         if cache is not None and layout.columns > cache.slots:
             raise ValueError(f"{layout.columns} tokens do not fit into a cache of {cache.slots} slots")
-        x = self.embedding(tokens)
+        x = self.embed(tokens)
         positions = layout.positions() if positions is None else positions
-        cos, sin = rope_angles(self.rope_size, positions, self.config.rope_theta)
+        cos, sin = self.angles(positions)
         for layer, block in enumerate(self.blocks):
             x, entry = block(x, cos, sin, layout, record)
             if cache is not None:
@@ -142,8 +124,8 @@ class Transformer(nn.Module):
             raise ValueError(f"{cache.extent} + {new} tokens do not fit into a cache of {cache.slots} slots")
         slots = cache.positions(new)
         bias = cache.bias(slots)
-        x = self.embedding(tokens)
-        cos, sin = rope_angles(self.rope_size, slots if positions is None else positions, self.config.rope_theta)
+        x = self.embed(tokens)
+        cos, sin = self.angles(slots if positions is None else positions)
         for block in self.blocks:
             x = block.decode(x, cos, sin, cache, slots, bias, record)
         cache.advance(new if lengths is None else lengths, new)

@@ -1,0 +1,45 @@
+"""One layer: attention, then a feed-forward, each behind a norm and added to the residual stream."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from minir1.model.cache import Cache
+from minir1.model.config import ModelConfig
+from minir1.model.gqa import GQA
+from minir1.model.mla import MLA
+from minir1.model.moe import MoE, Routing, SwiGLU
+from minir1.model.packing import Packing
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); what is added may be scaled (Granite)."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.scale = config.residual_scale
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = MLA(config) if config.attention == "mla" else GQA(config)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn = MoE(config) if config.is_moe(layer) else SwiGLU(config.dim, config.ffn)
+
+    def feed_forward(self, x: Tensor, record: list[Routing] | None) -> Tensor:
+        """x: [..., D] -> [..., D]"""
+        x_norm = self.ffn_norm(x)
+        return self.add(x, self.ffn(x_norm, record) if isinstance(self.ffn, MoE) else self.ffn(x_norm))
+
+    def add(self, x: Tensor, out: Tensor) -> Tensor:
+        """The residual stream x with a sublayer's output, both [..., D]."""
+        return x + out if self.scale == 1.0 else x + self.scale * out
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None) -> tuple[Tensor, Tensor]:
+        """Fresh rows. x: [N, D] -> [N, D], and what a cache keeps of them."""
+        out, entry = self.attention(self.attention_norm(x), cos, sin, packing)
+        return self.feed_forward(self.add(x, out), record), entry
+
+    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, positions: Tensor, bias: Tensor, record=None):
+        """New tokens over the cache. x: [B, T, D] -> [B, T, D]."""
+        x_norm = self.attention_norm(x)
+        out = self.attention.decode(x_norm, cos, sin, cache, self.layer, positions, bias)
+        return self.feed_forward(self.add(x, out), record)
