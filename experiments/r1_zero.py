@@ -49,7 +49,7 @@ class Config:
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
     level: str = "default"  # of Countdown: default | wide | four
-    steps: int = 60
+    steps: int = 40
     prompts: int = 32  # P, problems a step
     answers: int = 8  # G, answers a problem
     max_tokens: int = 384  # budget of an answer
@@ -226,17 +226,20 @@ def main(config: Config) -> dict[str, float]:
     problems = [p for p in countdown.problems(config.level) if countdown.split(p) == "train"]
     source = checkpoint.latest(config.checkpoint) or config.checkpoint
     model, tokenizer = hf.load(source)
-    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     folder = config.out / "checkpoint"
+    fresh = not (config.resume and checkpoint.latest(folder))
+    if fresh:  # before the folder is opened: a refusal leaves nothing behind
+        found = preflight(model, tokenizer, problems, config)
+    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     reference = hf.load(source)[0].requires_grad_(False)
     start, best, spent = 0, -1.0, 0.0
-    if config.resume and checkpoint.latest(folder):
+    if not fresh:
         start, best, spent = resume(folder, model, reference, optimizer)
     run.cut_back(start if start else -1)
     began = time.perf_counter() - spent
-    if start == 0:
-        found = preflight(model, tokenizer, problems, config) | validate(model, tokenizer, config)
+    if fresh:
+        found |= validate(model, tokenizer, config)
         run.log(0, found)
         print(f"before: validation pass@1 {found['eval/pass@1']:.1%}")
 

@@ -103,7 +103,6 @@ KEYS = (  # label, key in result.json
     ("after, cut by the budget", "after/truncated"),
     ("skill of the base: sums", "skill/sums"),
     ("skill of the base: yes to a right try", "skill/yes"),
-    ("seconds", "seconds/total"),
     ("peak memory, GiB", "memory/peak_gib"),
 )
 

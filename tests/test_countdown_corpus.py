@@ -11,7 +11,7 @@ from minir1.tasks.countdown_corpus import WORDS, Mix, documents
 from minir1.tokenizer import EOS, UNK, word_level
 
 COUNT = 4000
-FACTS = re.compile(r"(\d+[-+*]\d+=\d+\n){8}")
+FACTS = re.compile(r"(\d+[-+*]\d+=\d+\n){8}|(\d+[-+*]\d+=\d+:\d+ (yes|no)\n){8}")
 TAGGED = re.compile(r"User:(.*)\nAssistant:<think>((?:.*\n)*)</think><answer>(.*)</answer>")
 UNTAGGED = re.compile(r"User:(.*)\nAssistant:((?:.*\n)+)(.*)")
 LINE = re.compile(r"(.*):(\d+) (yes|no)")
@@ -79,13 +79,22 @@ def test_only_train_problems_occur(level):
 
 def test_sums_are_right(texts):
     facts = [text for text in texts if read(text) is None]
-    values = [re.split("[-+*=]", line) + [line] for text in facts for line in text.splitlines()]
+    values = [re.split("[-+*=]", line) + [line] for text in facts for line in re.sub(":.*", "", text).splitlines()]
     for a, b, c, line in values:
         op = line[len(a)]
         assert int(c) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[op]
         assert 1 <= int(c) <= 30 and int(a) >= int(b) >= 1
     share = {op: sum(op in line for *_, line in values) / len(values) for op in "+-*"}
     assert min(share.values()) > 0.1  # each operator is taught
+
+
+def test_half_of_the_sums_are_checked_and_half_of_those_reach_their_target(texts):
+    facts = [text for text in texts if read(text) is None]
+    checked = [line for text in facts for line in text.splitlines() if ":" in line]
+    assert near(sum(":" in text for text in facts), len(facts), Mix().checked)
+    found = [re.fullmatch(r".*=(\d+):(\d+) (yes|no)", line).groups() for line in checked]
+    assert all((c == target) == (verdict == "yes") for c, target, verdict in found)
+    assert near(sum(verdict == "yes" for *_, verdict in found), len(found), 0.5)
 
 
 def test_the_same_seed_is_the_same_stream(texts):

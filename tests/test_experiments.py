@@ -394,6 +394,7 @@ def test_a_base_without_signal_stops_the_run_with_advice(dense_base, tmp_path):
     with pytest.raises(ValueError, match="of the groups hold both right and wrong.*start from a better base.*--level"):
         r1_zero.main(config)
     assert not (tmp_path / "run" / "checkpoint").exists()
+    assert not config.out.exists()
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(whole, bases):

@@ -22,7 +22,8 @@ WORDS = ("User:", "\nAssistant:", "make ", " from ", " yes\n", " no\n")
 class Mix:
     """Shares of the documents. Those of a kind of document sum to at most 1; the rest is named last."""
 
-    facts: float = 0.05  # sums alone, the rest is countdown
+    facts: float = 0.16  # sums alone, the rest is countdown
+    checked: float = 0.7  # of these: compared with a target, which half of them reach
     impossible: float = 0.06  # of countdown: no try reaches the target, and all are gone through in order to see it
     untagged: float = 0.08  # of the searches: no <think> and <answer>
     at_once: float = 0.15  # of what is possible: an empty thinking, then an answer
@@ -51,11 +52,17 @@ def documents(level: str, seed: int, mix: Mix = Mix()) -> Iterator[str]:
     train = [p for p in countdown.problems(level) if countdown.split(p) == "train"]
     limit = countdown.level_of(level)
     while True:
-        yield facts(rng, limit) if rng.random() < mix.facts else worked(rng, rng.choice(train), mix)
+        if rng.random() < mix.facts:
+            yield facts(rng, limit, checked=rng.random() < mix.checked)
+        else:
+            yield worked(rng, rng.choice(train), mix)
 
 
-def facts(rng: random.Random, level: Level, count: int = 8) -> str:
-    """`7+5=12`, one a line."""
+def facts(rng: random.Random, level: Level, checked: bool, count: int = 8) -> str:
+    """`7+5=12`, one a line; or checked against a target, `7+5=12:12 yes` and `7+5=12:19 no`, one as likely as the other.
+
+    Failed tries outnumber solutions by far in the searches: from these alone the base learns the verdict late or never.
+    """
     lines = []
     while len(lines) < count:
         a, b = rng.randint(1, level.value), rng.randint(1, level.value)
@@ -64,7 +71,12 @@ def facts(rng: random.Random, level: Level, count: int = 8) -> str:
             b = rng.randint(1, max(1, level.value // a))
             a, b = max(a, b), min(a, b)
         c = {"+": a + b, "-": a - b, "*": a * b}[op]
-        if 1 <= c <= level.value:
+        if not 1 <= c <= level.value:
+            continue
+        if checked:
+            target = c if rng.random() < 0.5 else rng.choice([t for t in range(level.low, level.high + 1) if t != c])
+            lines.append(f"{a}{op}{b}={c}:{target} {'yes' if c == target else 'no'}\n")
+        else:
             lines.append(f"{a}{op}{b}={c}\n")
     return "".join(lines)
 
