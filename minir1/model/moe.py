@@ -39,6 +39,12 @@ class Experts(nn.Module):
         super().__init__()
         self.gate_up = nn.Parameter(torch.empty(config.experts, 2 * config.expert_ffn, config.dim))
         self.down = nn.Parameter(torch.empty(config.experts, config.dim, config.expert_ffn))
+        self.adapters = nn.ModuleDict()  # of lora.py, by the name of the matrix
+
+    def linear(self, name: str, x: Tensor, ends: Tensor) -> Tensor:
+        """The rows of each expert times its matrix of that name. x: [N, in]; ends: int32 [E] -> [N, out]."""
+        y = grouped_linear(x, getattr(self, name), ends)
+        return self.adapters[name](x, y, ends) if name in self.adapters else y
 
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
         """Σ_k gates[n, k] · expert_{chosen[n, k]}(x_n). x: [N, D]; chosen, gates: [N, K_r]; returns [N, D].
@@ -51,8 +57,8 @@ class Experts(nn.Module):
         place[order] = torch.arange(len(order), device=order.device)  # the inverse of `order`
         ends = chosen.flatten().bincount(minlength=len(self.gate_up)).cumsum(0).to(torch.int32)
         pairs = permute(x.unsqueeze(1).expand(-1, k, -1).flatten(0, 1), order, place)
-        gate, up = grouped_linear(pairs, self.gate_up, ends).chunk(2, dim=-1)
-        out = permute(grouped_linear(F.silu(gate) * up, self.down, ends), place, order)
+        gate, up = self.linear("gate_up", pairs, ends).chunk(2, dim=-1)
+        out = permute(self.linear("down", F.silu(gate) * up, ends), place, order)
         return torch.bmm(gates.to(out.dtype).unsqueeze(1), out.unflatten(0, (tokens, k))).squeeze(1)
 
 

@@ -1,0 +1,239 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685): W x becomes W x + s·B A x, and only A and B are trained.
+
+    A: [r, in], drawn as nn.Linear draws its weights      B: [out, r], zero      s = α / r
+
+So a model with fresh adapters is the model without them, and switched off they leave it exactly as it was: that is the
+reference policy of reinforcement learning, which then needs no second copy of the weights. Files are those of PEFT.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minir1.model.hf_tensors import NAMES
+from minir1.model.moe import Experts, grouped_linear
+from minir1.model.transformer import Transformer
+
+ATTENTION = ("wq", "wk", "wv", "wo", "wq_a", "wq_b", "wkv_a", "wkv_b")
+FEED_FORWARD = ("gate", "up", "down")  # of models without experts: see add_adapters
+EXPERTS = ("gate_up", "down")  # the stacked matrices of routed experts, all of them where "experts" is a target
+TARGETS = (*ATTENTION, *FEED_FORWARD, "experts")
+
+
+class LoRALinear(nn.Module):
+    """A frozen nn.Linear and its adapter. x: [..., in] -> [..., out]."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.base, self.scale, self.on = base, alpha / rank, True
+        self.A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
+        self.B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W x + bias + s·B(A x)"""
+        y = self.base(x)
+        return y + self.scale * F.linear(F.linear(x, self.A), self.B) if self.on else y
+
+    @property
+    def weight(self) -> Tensor:
+        """W + s·BA: [out, in], for what needs the matrix itself (MLA's absorbed decoding) and for merging."""
+        return self.base.weight + self.scale * self.B @ self.A if self.on else self.base.weight
+
+
+class LoRAExperts(nn.Module):
+    """The adapter of one stacked matrix [E, out, in]: A and B for each expert."""
+
+    def __init__(self, weight: Tensor, rank: int, alpha: float):
+        super().__init__()
+        experts, out, inner = weight.shape
+        self.scale, self.on = alpha / rank, True
+        self.A = nn.Parameter(weight.new_empty(experts, rank, inner))
+        self.B = nn.Parameter(weight.new_zeros(experts, out, rank))
+        nn.init.uniform_(self.A, -(inner**-0.5), inner**-0.5)  # what kaiming_uniform with a = √5 is for one matrix
+
+    def forward(self, x: Tensor, y: Tensor, ends: Tensor) -> Tensor:
+        """y + s·B_e(A_e x) for the rows of each expert e. x: [N, in]; y: [N, out]; ends: int32 [E]."""
+        if not self.on:
+            return y
+        return y + self.scale * grouped_linear(grouped_linear(x, self.A, ends), self.B, ends)
+
+    def delta(self) -> Tensor:
+        """s·BA: [E, out, in]"""
+        return self.scale * torch.bmm(self.B, self.A)
+
+
+def adapters(model: nn.Module) -> dict[str, LoRALinear | LoRAExperts]:
+    """Name in the model -> adapter."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, (LoRALinear, LoRAExperts))}
+
+
+def add_adapters(
+    model: Transformer, rank: int, alpha: float, targets: Sequence[str] | None = None
+) -> list[nn.Parameter]:
+    """Freeze the model and put an adapter beside each target; returns what is to be trained.
+
+    targets: names of projections in the blocks (see TARGETS), "experts" for the stacked matrices of routed experts;
+    those that this architecture has not are passed over. None: attention and experts, or attention and feed-forward
+    where there are no experts. ValueError if the model has adapters, rank is below 1, a name is unknown, nothing is
+    left, or gate, up or down are asked for beside experts: for these architectures PEFT takes their names for those
+    of the routed experts, and could not read the file.
+    """
+    targets = (*ATTENTION, *(["experts"] if model.config.experts else FEED_FORWARD)) if targets is None else targets
+    unknown = sorted(set(targets) - set(TARGETS))
+    if unknown:
+        raise ValueError(f"targets {', '.join(unknown)}: allowed are {', '.join(TARGETS)}")
+    if model.config.experts and set(targets) & set(FEED_FORWARD):
+        raise ValueError(f"targets {', '.join(targets)}: gate, up and down only in a model without experts")
+    if rank < 1 or alpha <= 0:
+        raise ValueError(f"rank = {rank} (at least 1), alpha = {alpha} (positive)")
+    if adapters(model):
+        raise ValueError("the model has adapters already: merge them first")
+    model.requires_grad_(False)
+    for block in model.blocks:
+        for module in list(block.modules()):
+            for name, child in list(module.named_children()):
+                if name in targets and isinstance(child, nn.Linear):
+                    setattr(module, name, LoRALinear(child, rank, alpha))
+            if isinstance(module, Experts) and "experts" in targets:
+                for name in EXPERTS:
+                    module.adapters[name] = LoRAExperts(getattr(module, name), rank, alpha)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"targets {', '.join(targets)}: the model has none of them")
+    return trained
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The model as it was before its adapters, for the reference policy."""
+    held = list(adapters(model).values())
+    for adapter in held:
+        adapter.on = False
+    try:
+        yield
+    finally:
+        for adapter in held:
+            adapter.on = True
+
+
+@torch.no_grad()
+def merge(model: Transformer) -> Transformer:
+    """Fold every adapter into its matrix, W <- W + s·BA, in place; the model is a plain one again, and trainable."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LoRALinear):
+                child.base.weight.copy_(child.weight)
+                setattr(module, name, child.base)
+        if isinstance(module, Experts):
+            for name, adapter in module.adapters.items():
+                getattr(module, name).add_(adapter.delta())
+            module.adapters.clear()
+    return model.requires_grad_(True)
+
+
+# ---- PEFT's folder: adapter_config.json and adapter_model.safetensors ---------------------------
+
+
+def _their_name(ours: str) -> str:
+    """`blocks.0.attention.wq` -> `model.layers.0.self_attn.q_proj`; the experts' matrices by their module."""
+    _, layer, inner = ours.split(".", 2)
+    if inner.startswith("ffn.experts.adapters."):
+        # PEFT nests one wrapper a parameter; the first of them, gate_up, is the inner one.
+        inside = ".base_layer" if inner.endswith("gate_up") else ""
+        return f"model.layers.{layer}.mlp.experts{inside}"
+    return f"model.layers.{layer}.{NAMES[inner]}"
+
+
+def _peft_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """PEFT's names -> tensors as PEFT shapes them: of E experts A is [E·r, in], row e·r + i, and B [out, r·E], column
+    i·E + e."""
+    tensors = {}
+    for ours, adapter in adapters(model).items():
+        a, b = adapter.A.detach(), adapter.B.detach()
+        if isinstance(adapter, LoRAExperts):
+            a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
+        prefix = f"base_model.model.{_their_name(ours)}"
+        tensors |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
+    return tensors
+
+
+def save_adapters(model: Transformer, path: str | Path, base: str | Path) -> None:
+    """Write the adapters alone, as `peft.PeftModel.from_pretrained` opens them. base: the folder of the model itself.
+
+    ValueError if there are none.
+    """
+    held = adapters(model)
+    if not held:
+        raise ValueError("the model has no adapters to save")
+    path, first = Path(path), next(iter(held.values()))
+    path.mkdir(parents=True, exist_ok=True)
+    rank = first.A.shape[-2]
+    linear = {_their_name(name).rsplit(".", 1)[1] for name, m in held.items() if isinstance(m, LoRALinear)}
+    stacked = any(isinstance(m, LoRAExperts) for m in held.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": rank,
+        "lora_alpha": first.scale * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(linear),
+        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if stacked else None,
+        "inference_mode": True,
+    }
+    (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _peft_tensors(model).items()}
+    save_file(tensors, str(path / "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
+    """Add to a plain model the adapters of a folder that `save_adapters`, or PEFT, wrote; returns them, trainable.
+
+    ValueError naming what is missing, surplus, of another shape, or not supported.
+    """
+    path = Path(path)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (path / name).exists():
+            raise ValueError(f"{path} holds no {name}: not a folder of adapters")
+    config = json.loads((path / "adapter_config.json").read_text())
+    for field, allowed in (("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("use_rslora", False)):
+        if config.get(field, allowed) not in (allowed, None):
+            raise ValueError(f"{path}: {field} = {config[field]!r} is not supported, only {allowed!r}")
+    ours = {theirs.split(".")[-1]: name.split(".")[-1] for name, theirs in NAMES.items()}
+    theirs = {name.split(".")[-1] for name in config.get("target_modules") or ()}
+    unknown = sorted(name for name in theirs if ours.get(name) not in TARGETS)
+    if unknown:
+        raise ValueError(f"{path}: target_modules {', '.join(unknown)} are not supported")
+    targets = [ours[name] for name in theirs]
+    targets += ["experts"] if config.get("target_parameters") else []
+    trained = add_adapters(model, config["r"], config["lora_alpha"], targets)
+    stored, wanted = load_file(str(path / "adapter_model.safetensors")), _peft_tensors(model)
+    wrong = [f"missing: {name}" for name in sorted(wanted.keys() - stored.keys())]
+    wrong += [f"surplus: {name}" for name in sorted(stored.keys() - wanted.keys())]
+    both = sorted(wanted.keys() & stored.keys())
+    wrong += [f"shape of {name}: {tuple(stored[name].shape)}, expected {tuple(wanted[name].shape)}"
+              for name in both if stored[name].shape != wanted[name].shape]
+    if wrong:
+        merge(model)  # fresh adapters are zero: the model is left as it came
+        raise ValueError(f"{path} does not fit the model: {'; '.join(wrong[:8])}")
+    for name, adapter in adapters(model).items():
+        prefix = f"base_model.model.{_their_name(name)}"
+        a, b = stored[f"{prefix}.lora_A.weight"], stored[f"{prefix}.lora_B.weight"]
+        if isinstance(adapter, LoRAExperts):
+            experts = len(adapter.A)
+            a, b = a.unflatten(0, (experts, -1)), b.unflatten(1, (-1, experts)).permute(2, 0, 1)
+        adapter.A.copy_(a)
+        adapter.B.copy_(b)
+    return trained
