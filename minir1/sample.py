@@ -12,6 +12,7 @@ from minir1.data import pad_rows
 from minir1.model.transformer import Transformer
 
 EOS, STOP, BUDGET = 0, 1, 2  # why a row ended
+PREFILL_CHUNK = 2048  # columns of a prompt in one go
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def generate(
     grid, lengths = pad_rows(prompts, device)
     width = grid.shape[1]
     once = model.cache(len(prompts), width)
-    last = model.hidden(grid, lengths=lengths, cache=once)[torch.arange(len(prompts), device=device), lengths - 1]
+    last = model.prefill(grid, lengths=lengths, cache=once, chunk=PREFILL_CHUNK)
     cache = once.repeat(answers, width + max_tokens)
     del once
     count = len(prompts) * answers
@@ -197,13 +198,13 @@ def stream(
     stop = _check(model, [prompt], 1, max_tokens, temperature, top_k, top_p, stop)
     cache = model.cache(1, len(prompt) + max_tokens)
     row = torch.zeros(1, dtype=torch.int64, device=model.device)
-    fed = torch.tensor([prompt], device=model.device)
+    hidden = model.prefill(torch.tensor([prompt], device=model.device), cache=cache, chunk=PREFILL_CHUNK)
     for step in range(max_tokens):
-        logits = model.logits(model.hidden(fed, cache=cache)[:, -1])
+        logits = model.logits(hidden)
         if step < min_tokens:
             logits[:, stop] = float("-inf")
         token, _, _ = choose(logits, uniform(seed, row, cache.length), temperature, top_k, top_p)
         yield int(token)
-        if int(token) in stop:
+        if int(token) in stop or step + 1 == max_tokens:
             return
-        fed = token.unsqueeze(1)
+        hidden = model.hidden(token.unsqueeze(1), cache=cache)[:, 0]

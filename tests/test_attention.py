@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minir1.model.attention import cached_attention, causal_attention
+from minir1.model.attention import _attention_and_log_z, _explicit, cached_attention, causal_attention, chunk_attention
 
 SIZES = [(8, 8), (12, 8), (8, 12), (6, 4)]  # d_qk, d_v
 RATIOS = [(4, 4), (4, 2), (4, 1), (7, 1), (6, 3)]  # H, K
@@ -64,6 +64,35 @@ def test_what_a_masked_slot_holds_is_of_no_account():
     before = cached_attention(q, k, v, bias, 0.4)
     k[:, 2:], v[:, 2:] = 1e4, -1e4
     assert torch.equal(cached_attention(q, k, v, bias, 0.4), before)
+
+
+@pytest.mark.parametrize("d_qk,d_v", SIZES)
+@pytest.mark.parametrize("H,K", RATIOS)
+def test_chunk_over_blocks_of_the_past(H, K, d_qk, d_v):
+    """Queries 4 to 6 of seven tokens, the past in blocks of three and one."""
+    q, k, v = (x.double() for x in tensors(2, 7, 7, H, K, d_qk, d_v))
+    past = zip(k[:, :4].split(3, dim=1), v[:, :4].split(3, dim=1))
+    have = chunk_attention(q[:, 4:], k[:, 4:], v[:, 4:], past, 0.4)
+    want = naive(q, k, v, 0.4, torch.ones(2, 7, 7).tril().bool())[:, 4:]
+    torch.testing.assert_close(have, want, rtol=1e-10, atol=1e-10)
+
+
+def test_merging_parts_whose_scores_lie_far_apart():
+    q, k, v = tensors(1, 2, 2, 2, 1, 8, 8)
+    near, far = (k * 1000, v), (k * -1000, v + 1)
+    have = chunk_attention(q, k, v, [near, far], 1.0)
+    both = torch.cat((near[0], far[0], k), 1), torch.cat((near[1], far[1], v), 1)
+    visible = torch.tensor([[True] * 5 + [False], [True] * 6]).expand(1, 2, 6)
+    torch.testing.assert_close(have, naive(q, *both, 1.0, visible), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("H,K", RATIOS)
+def test_plain_blocks_equal_the_fused_operator(H, K, causal):
+    """Devices other than the CPU take the plain path."""
+    q, k, v = tensors(2, 5, 5, H, K, 8, 12)
+    for have, want in zip(_explicit(q, k, v, 0.4, causal), _attention_and_log_z(q, k, v, 0.4, causal)):
+        torch.testing.assert_close(have, want)
 
 
 def test_the_first_token_sees_itself_alone():

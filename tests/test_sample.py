@@ -299,7 +299,7 @@ def test_it_ends_when_every_row_has(small, monkeypatch):
     hidden = Transformer.hidden
     monkeypatch.setattr(Transformer, "hidden", lambda *args, **kw: calls.append(1) or hidden(*args, **kw))
     sampled = generate(small, PROMPTS, max_tokens=64, stop=list(range(V)), check_every=8)
-    assert len(calls) == 8  # the prefill and seven steps, not sixty-three
+    assert len(calls) == 7  # steps after the prefill, not sixty-three
     assert sampled.count.tolist() == [1] * 4 and sampled.tokens.shape == (4, 1)
 
 

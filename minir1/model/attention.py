@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+KEY_BLOCK = 1024  # past keys that a chunk of a prompt looks at in one go
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -13,14 +17,62 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     q: [B, T, H, Dqk]; k: [B, T, K, Dqk]; v: [B, T, K, Dv] with K dividing H; returns [B, T, H, Dv]. On the CPU torch's
     attention is fused only when q, k and v have one head size, so the smaller of them is padded and the output cut.
     """
+    v_size = v.shape[-1]
+    q, k, v = _heads_first(q, k, v)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return out[..., :v_size].transpose(1, 2)
+
+
+def _heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, T, H, d] -> [B, H, T, d], with zeros behind the smaller heads so that all have one size."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     size, v_size = q.shape[-1], v.shape[-1]
     if size > v_size:
         v = F.pad(v, (0, size - v_size))
     elif size < v_size:
         q, k = F.pad(q, (0, v_size - size)), F.pad(k, (0, v_size - size))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    return out[..., :v_size].transpose(1, 2)
+    return q, k, v
+
+
+def chunk_attention(q: Tensor, k: Tensor, v: Tensor, past: Iterable[tuple[Tensor, Tensor]], scale: float) -> Tensor:
+    """Attention of one chunk of a prompt over itself, causally, and over blocks of what came before it, seen whole.
+
+    q: [B, T, H, Dqk]; k, v: the chunk's own, [B, T, K, Dqk] and [B, T, K, Dv]; past: pairs of such keys and values,
+    [B, S, K, …], drawn one after the other so that only one need exist. Returns [B, T, H, Dv]. A softmax over parts is
+    the mean of the softmaxes of the parts, weighted by their normalisers Z (Milakov and Gimelshein 2018,
+    arXiv:1805.02867; FlashAttention, arXiv:2205.14135):
+
+        o = Σ_i exp(log Z_i - log Z) · o_i      log Z = log Σ_i Z_i
+    """
+    out, log_z = _attention_and_log_z(q, k, v, scale, causal=True)
+    for past_k, past_v in past:
+        part, part_log_z = _attention_and_log_z(q, past_k, past_v, scale, causal=False)
+        total = torch.logaddexp(log_z, part_log_z)
+        out = out * (log_z - total).exp() + part * (part_log_z - total).exp()
+        log_z = total
+    return out.transpose(1, 2).to(v.dtype)
+
+
+def _attention_and_log_z(q, k, v, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """What `causal_attention` takes -> out [B, H, T, Dv] and, in fp32 or better, log Z [B, H, T, 1]."""
+    v_size = v.shape[-1]
+    if q.device.type == "cpu":  # the operator behind torch's fused attention: twice as fast as the lines below
+        q, k, v = _heads_first(q, k, v)
+        out, log_z = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        return out[..., :v_size], log_z.unsqueeze(-1)
+    return _explicit(q, k, v, scale, causal)
+
+
+def _explicit(q, k, v, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """The same in plain operations, with the scores of the block written out: [B, H, T, S] in fp32."""
+    shared = q.shape[2] // k.shape[2]  # query heads of one key head
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    scores = torch.matmul(q.unflatten(1, (-1, shared)), k.unsqueeze(2).mT).float() * scale  # [B, K, H/K, T, S]
+    if causal:
+        scores = scores.masked_fill(torch.ones_like(scores[0, 0, 0], dtype=torch.bool).triu(1), float("-inf"))
+    log_z = scores.logsumexp(-1, keepdim=True)
+    out = torch.matmul((scores - log_z).exp().to(v.dtype), v.unsqueeze(2))
+    return out.flatten(1, 2), log_z.flatten(1, 2)
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:

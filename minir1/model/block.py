@@ -33,9 +33,9 @@ class Block(nn.Module):
         """The residual stream x with a sublayer's output, both [..., D]."""
         return x + out if self.scale == 1.0 else x + self.scale * out
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None) -> tuple[Tensor, Tensor]:
-        """Fresh rows. x: [N, D] -> [N, D], and what a cache keeps of them."""
-        out, entry = self.attention(self.attention_norm(x), cos, sin, packing)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None, past: Tensor | None = None):
+        """Fresh rows, or a chunk after `past`, cached slots [B, S, ...]. x: [N, D] -> [N, D], and what to cache."""
+        out, entry = self.attention(self.attention_norm(x), cos, sin, packing, past)
         return self.feed_forward(self.add(x, out), record), entry
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, positions: Tensor, bias: Tensor, record=None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from minir1.model.attention import cached_attention, causal_attention
+from minir1.model.attention import KEY_BLOCK, cached_attention, causal_attention, chunk_attention
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
 from minir1.model.packing import Packing
@@ -33,11 +33,18 @@ class GQA(nn.Module):
         q, k = rotate(q, cos, sin, interleaved=False), rotate(k, cos, sin, interleaved=False)
         return q, k, self.wv(x).unflatten(-1, (self.kv_heads, -1))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-        """Fresh rows. x: [N, D]. Returns the output [N, D] and what a cache keeps, [N, 2, K, d]."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, past: Tensor | None = None):
+        """Fresh rows, or the next chunk of rows whose earlier tokens the cache holds.
+
+        x: [N, D]; past: [B, S, 2, K, d]. Returns the output [N, D] and what a cache keeps, [N, 2, K, d].
+        """
         q, k, v = self.project(x, cos, sin)
-        o = packing.pack(causal_attention(packing.pad(q), packing.pad(k), packing.pad(v), self.scale))
-        return self.wo(o.flatten(1)), torch.stack((k, v), dim=1)
+        qkv = packing.pad(q), packing.pad(k), packing.pad(v)
+        if past is None:
+            o = causal_attention(*qkv, self.scale)
+        else:
+            o = chunk_attention(*qkv, (block.unbind(2) for block in past.split(KEY_BLOCK, dim=1)), self.scale)
+        return self.wo(packing.pack(o).flatten(1)), torch.stack((k, v), dim=1)
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
         """New tokens over the cache. x: [B, T, D]; positions: [B, T]; bias: [B, T, M]. Returns [B, T, D]."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from minir1.model.attention import cached_attention, causal_attention
+from minir1.model.attention import KEY_BLOCK, cached_attention, causal_attention, chunk_attention
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
 from minir1.model.packing import Packing
@@ -51,18 +50,29 @@ class MLA(nn.Module):
         k_rope = rotate(k_rope.unsqueeze(-2), cos, sin, interleaved=True).squeeze(-2)
         return q_nope, rotate(q_rope, cos, sin, interleaved=True), self.kv_norm(c), k_rope
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-        """Fresh rows, keys and values expanded.
+    def expand(self, c: Tensor, k_rope: Tensor) -> tuple[Tensor, Tensor]:
+        """c: [..., kv_lora], k_rope: [..., rope] -> keys [..., H, nope + rope], values [..., H, v_dim]."""
+        k_nope, v = self.wkv_b(c).unflatten(-1, (self.heads, -1)).split((self.nope, self.v_dim), dim=-1)
+        return torch.cat((k_nope, k_rope.unsqueeze(-2).expand(*k_nope.shape[:-1], -1)), dim=-1), v
 
-        x: [N, D]; cos, sin: [N, rope/2]. Returns the output [N, D] and what a cache keeps, [N, kv_lora + rope].
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, past: Tensor | None = None):
+        """Fresh rows, or the next chunk of rows whose earlier tokens the cache holds; keys and values expanded.
+
+        x: [N, D]; cos, sin: [N, rope/2]; past: [B, S, kv_lora + rope]. Returns the output [N, D] and what a cache
+        keeps, [N, kv_lora + rope].
         """
         q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
-        kv = rearrange(self.wkv_b(c), "n (h d) -> n h d", h=self.heads)
-        k_nope, v = kv.split((self.nope, self.v_dim), dim=-1)
-        q = torch.cat((q_nope, q_rope), dim=-1)
-        k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, self.heads, -1)), dim=-1)
-        o = packing.pack(causal_attention(packing.pad(q), packing.pad(k), packing.pad(v), self.scale))
-        return self.wo(o.flatten(1)), torch.cat((c, k_rope), dim=-1)
+        k, v = self.expand(c, k_rope)
+        qkv = packing.pad(torch.cat((q_nope, q_rope), dim=-1)), packing.pad(k), packing.pad(v)
+        if past is None:
+            o = causal_attention(*qkv, self.scale)
+        else:
+            # Expanded again a chunk, block by block, and not absorbed as in decode. A pair of query and key costs
+            # nope + rope + v_dim products a head instead of 2·kv_lora + rope (V3: 320, not 1,088), and expanding a key
+            # costs kv_lora·(nope + v_dim) a head, which all queries of the chunk share: from 171 queries on it pays.
+            blocks = (block.split((self.kv_lora, self.rope), dim=-1) for block in past.split(KEY_BLOCK, dim=1))
+            o = chunk_attention(*qkv, (self.expand(*block) for block in blocks), self.scale)
+        return self.wo(packing.pack(o).flatten(1)), torch.cat((c, k_rope), dim=-1)
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
         """New tokens over the latent cache, absorbed.

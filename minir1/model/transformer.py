@@ -103,19 +103,48 @@ class Transformer(nn.Module):
         return layout.pad(self._fresh(flat, flat_positions, layout, cache, record))
 
     def _fresh(self, tokens, positions, layout: Packing, cache, record) -> Tensor:
-        """Rows from their first token. tokens, positions: [N] -> [N, D]."""
-        if cache is not None and layout.columns > cache.slots:
-            raise ValueError(f"{layout.columns} tokens do not fit into a cache of {cache.slots} slots")
+        """Rows from their first token, or from where the cache ends. tokens, positions: [N] -> [N, D]."""
+        start = 0 if cache is None else cache.extent
+        if cache is not None and start + layout.columns > cache.slots:
+            raise ValueError(f"{start + layout.columns} tokens do not fit into a cache of {cache.slots} slots")
         x = self.embed(tokens)
-        positions = layout.positions() if positions is None else positions
+        positions = start + layout.positions() if positions is None else positions
         cos, sin = self.angles(positions)
         for layer, block in enumerate(self.blocks):
-            x, entry = block(x, cos, sin, layout, record)
+            past = cache.layers[layer][:, :start] if start else None
+            x, entry = block(x, cos, sin, layout, record, past)
             if cache is not None:
-                cache.layers[layer][:, : layout.columns] = layout.pad(entry).to(cache.layers[layer].dtype)
+                held = cache.layers[layer][:, start : start + layout.columns]
+                held.copy_(layout.pad(entry))
         if cache is not None:
             cache.advance(layout.lengths, layout.columns)
         return self.norm(x)
+
+    @torch.no_grad()
+    def prefill(self, tokens: Tensor, *, lengths: Tensor | None = None, cache: Cache, chunk: int = 512) -> Tensor:
+        """Fill an empty cache with prompts, `chunk` columns at a time; what is alive beside it does not grow with T.
+
+        tokens: int64 [B, T], right-padded if `lengths` (int64 [B], at least 1) is given. The cache ends as after one
+        call of `hidden`. Returns the hidden state of each row's last token, [B, D]. Not for training. Rows that have
+        ended still cost attention until the longest has.
+        """
+        if tokens.ndim != 2 or chunk < 1:
+            raise ValueError(f"tokens {tuple(tokens.shape)}, chunk = {chunk}: expected [B, T] and at least 1")
+        if cache.extent:
+            raise ValueError(f"the cache already holds {cache.extent} columns: prefill starts an empty one")
+        rows, columns = tokens.shape
+        whole = torch.full((rows,), columns, device=tokens.device) if lengths is None else lengths.to(tokens.device)
+        if whole.shape != (rows,) or (lengths is not None and ((whole < 1) | (whole > columns)).any()):
+            raise ValueError(f"lengths must be {rows} numbers in 1 to {columns}, got {whole.tolist()[:16]}")
+        last = self.embedding.weight.new_zeros(rows, self.config.dim)
+        for part in tokens.split(chunk, dim=1):
+            left = whole - cache.extent
+            here = None if lengths is None else left.clamp(0, part.shape[1])
+            layout = packing(*part.shape, here, tokens.device)
+            hidden = self._fresh(layout.pack(part.unsqueeze(-1)).squeeze(-1), None, layout, cache, None)
+            ending = (left > 0) & (left <= part.shape[1])
+            last[ending] = hidden[(layout.lengths.cumsum(0) - 1)[ending]]
+        return last
 
     def _decode(self, tokens, positions, lengths, cache: Cache, record) -> Tensor:
         """Tokens that follow a cache. tokens: [B, T] -> [B, T, D]."""
