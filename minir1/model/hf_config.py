@@ -1,51 +1,130 @@
 """config.json of the Hugging Face classes that compute what this model computes, out and in.
 
-MLA with sigmoid scores is DeepseekV3ForCausalLM (a dense one has first_k_dense_replace = layers); dense GQA with biased
-projections is Qwen2ForCausalLM, without bias LlamaForCausalLM.
+    DeepseekV3  MLA, sigmoid scores; a dense one has first_k_dense_replace = layers
+    DeepseekV2  MLA, softmax scores, gates not normed
+    Qwen3Moe    GQA with QK-norm, softmax scores, no shared expert
+    Qwen3       GQA with QK-norm, dense
+    Granite     GQA, dense, with a factor on embedding, residual, attention or logits
+    Qwen2       GQA, dense, biases on query, key and value
+    Llama       GQA, dense, biases nowhere or on all four projections
+
+What none of them computes, and what they compute and this model does not, is refused by the name of the field.
 """
 
 from __future__ import annotations
 
 from minir1.model.config import ModelConfig
+from minir1.model.rope import RopeScaling
 
-SUPPORTED = ("DeepseekV3ForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM")
+V3, V2, MOE = "DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM", "Qwen3MoeForCausalLM"
+QWEN3, GRANITE, QWEN2, LLAMA = "Qwen3ForCausalLM", "GraniteForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM"
+SUPPORTED = {  # class -> model_type
+    V3: "deepseek_v3",
+    V2: "deepseek_v2",
+    QWEN2: "qwen2",
+    QWEN3: "qwen3",
+    MOE: "qwen3_moe",
+    LLAMA: "llama",
+    GRANITE: "granite",
+}
+FACTORS = {"attention_scale": None, "embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0}
+BIAS_ON_ALL_OR_NONE = (QWEN3, MOE, GRANITE, LLAMA)
+HEADS_DIVIDE_DIM = (V2, LLAMA)  # transformers refuses others
+
 ONLY = {  # fields of their config.json that change the result, and the one value that is computed here
     "hidden_act": "silu",
-    "rope_interleave": True,
-    "scoring_func": "sigmoid",
+    "mlp_bias": False,
     "use_sliding_window": False,
+    "partial_rotary_factor": 1.0,
 }
+ONLY_MLA = {"attention_bias": False, "rope_interleave": True, "moe_layer_freq": 1}
+ONLY_IN = {
+    V3: ONLY_MLA | {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+    V2: ONLY_MLA | {"scoring_func": "softmax", "norm_topk_prob": False},
+    MOE: {"decoder_sparse_step": 1},
+}
+
+SCALED = {"factor": "factor", "mscale_all_dim": "mscale_all"}
+SCALINGS = {  # rope_type -> their fields and ours
+    "default": {},
+    "linear": SCALED,
+    "yarn": SCALED
+    | {
+        "original_max_position_embeddings": "original",
+        "beta_slow": "slow",
+        "beta_fast": "fast",
+        "mscale": "mscale",
+        "attention_factor": "attention_factor",
+        "truncate": "whole_pairs",
+    },
+    "llama3": SCALED
+    | {"original_max_position_embeddings": "original", "low_freq_factor": "slow", "high_freq_factor": "fast"},
+}
+NEEDED = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+
+
+# ---------------------------------------------------------------- out
 
 
 def architecture(config: ModelConfig) -> str:
     """The Hugging Face class that computes the same; ValueError names the field that none has."""
 
     def refuse(field: str, why: str):
-        raise ValueError(f"no Hugging Face class for {field} = {getattr(config, field)!r}: {why}")
+        value = config.rope_scaling.kind if field == "rope_scaling.kind" else getattr(config, field)
+        raise ValueError(f"no Hugging Face class for {field} = {value!r}: {why}")
 
-    if config.softcap is not None:
-        refuse("softcap", "none of the supported classes has it")
-    if config.logit_scale != 1.0:
-        refuse("logit_scale", "none of the supported classes has it")
+    name = _closest(config)
+    for field, value in _fixed(name, config).items():
+        if getattr(config, field) != value:
+            refuse(field, f"{name}, the closest, has {value!r} only")
+    if config.rope_scaling.kind == "ntk":
+        refuse("rope_scaling.kind", f"theirs are {', '.join(SCALINGS)}")
+    if name in HEADS_DIVIDE_DIM and config.dim % config.heads:
+        refuse("heads", f"{name} wants a divisor of dim = {config.dim}")
+    if config.attention == "mla" and config.experts:
+        if config.shared_experts == 0:
+            refuse("shared_experts", f"{name} has at least one")
+        if name == V3 and config.experts // config.groups < 2:
+            refuse("groups", f"{name} adds the two best experts of a group")
+        if config.mtp_depth and config.dense_layers == config.layers:
+            refuse("dense_layers", f"a {name} without a layer of experts has none in its MTP modules")
+    return name
+
+
+def _closest(config: ModelConfig) -> str:
     if config.attention == "mla":
-        if config.experts and config.score != "sigmoid":
-            refuse("score", "MLA with softmax scores is not exported yet")
-        if config.experts and config.shared_experts == 0:
-            refuse("shared_experts", "DeepseekV3 has at least one")
-        if config.experts and config.experts // config.groups < 2:
-            refuse("groups", "DeepseekV3 adds the two best experts of a group")
-        return "DeepseekV3ForCausalLM"
+        return V2 if config.experts and config.score == "softmax" else V3
     if config.experts:
-        refuse("experts", "GQA with experts is not exported yet")
-    return "Qwen2ForCausalLM" if config.qkv_bias else "LlamaForCausalLM"
+        return MOE
+    if config.qk_norm:
+        return QWEN3
+    if any(getattr(config, field) != value for field, value in FACTORS.items()):
+        return GRANITE
+    return QWEN2 if config.qkv_bias and not config.o_bias else LLAMA
+
+
+def _fixed(name: str, config: ModelConfig) -> dict:
+    """Our fields that this class has no choice about, and the values they must have."""
+    fixed = {"softcap": None}
+    if name != GRANITE:
+        fixed |= FACTORS
+    if name != V3:
+        fixed |= {"mtp_depth": 0}
+    if name == V2:
+        fixed |= {"norm_topk": False}
+    if name == MOE:
+        fixed |= {"score": "softmax", "shared_experts": 0, "groups": 1, "route_scale": 1.0, "qk_norm": True}
+    if name in BIAS_ON_ALL_OR_NONE:
+        fixed |= {"o_bias": config.qkv_bias}
+    return fixed
 
 
 def to_hf_config(config: ModelConfig) -> dict:
-    """The config.json of this model."""
+    """The config.json of this model, in words that transformers 4 and 5 both read."""
     name = architecture(config)
     values = {
         "architectures": [name],
-        "model_type": {"DeepseekV3ForCausalLM": "deepseek_v3", "Qwen2ForCausalLM": "qwen2"}.get(name, "llama"),
+        "model_type": SUPPORTED[name],
         "vocab_size": config.vocab,
         "hidden_size": config.dim,
         "num_hidden_layers": config.layers,
@@ -62,9 +141,44 @@ def to_hf_config(config: ModelConfig) -> dict:
         "pad_token_id": config.pad,
         "torch_dtype": "float32",
     }
-    if config.attention == "gqa":
-        return values | {"num_key_value_heads": config.kv_heads, "head_dim": config.head_size}
-    return values | {
+    values |= _scaling_to_hf(config.rope_scaling)
+    return values | (_mla_to_hf(name, config) if config.attention == "mla" else _gqa_to_hf(name, config))
+
+
+def _scaling_to_hf(scaling: RopeScaling) -> dict:
+    if scaling.kind == "none":
+        return {}
+    fields = {theirs: getattr(scaling, ours) for theirs, ours in SCALINGS[scaling.kind].items()}
+    fields = {theirs: value for theirs, value in fields.items() if value is not None}
+    return {"rope_scaling": {"type": scaling.kind, "rope_type": scaling.kind} | fields}  # DeepSeek's code reads "type"
+
+
+def _gqa_to_hf(name: str, config: ModelConfig) -> dict:
+    values = {"num_key_value_heads": config.kv_heads, "head_dim": config.head_size}
+    if name in BIAS_ON_ALL_OR_NONE:
+        values |= {"attention_bias": config.qkv_bias}
+    if name == GRANITE:
+        values |= {
+            "attention_multiplier": config.attention_scale or config.head_size**-0.5,
+            "embedding_multiplier": config.embedding_scale,
+            "residual_multiplier": config.residual_scale,
+            "logits_scaling": 1 / config.logit_scale,
+        }
+    if name == MOE:
+        values |= {
+            "num_experts": config.experts,
+            "num_experts_per_tok": config.experts_per_token,
+            "moe_intermediate_size": config.expert_ffn,
+            "norm_topk_prob": config.norm_topk,
+            "mlp_only_layers": list(range(config.dense_layers)),
+            "decoder_sparse_step": 1,
+        }
+    return values
+
+
+def _mla_to_hf(name: str, config: ModelConfig) -> dict:
+    grouped = "group_limited_greedy" if config.groups > 1 else "greedy"
+    return {
         "num_key_value_heads": config.heads,
         "q_lora_rank": config.q_lora,
         "kv_lora_rank": config.kv_lora,
@@ -80,75 +194,146 @@ def to_hf_config(config: ModelConfig) -> dict:
         "n_group": config.groups,
         "topk_group": config.groups_kept,
         "norm_topk_prob": config.norm_topk,
-        "scoring_func": config.score,
-        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid" if name == V3 else "softmax",
+        "topk_method": "noaux_tc" if name == V3 else grouped,
         "routed_scaling_factor": config.route_scale,
-        "num_nextn_predict_layers": 0,
-    }
+    } | ({"num_nextn_predict_layers": config.mtp_depth} if name == V3 else {})
+
+
+# ---------------------------------------------------------------- in
 
 
 def from_hf_config(values: dict) -> ModelConfig:
-    """The model that a config.json describes; ValueError lists what is supported, or names what is missing."""
+    """The model that a config.json describes; ValueError lists what is supported, or names what is missing.
+
+    Fields that change nothing (dropout, losses, caches, how weights are stored) are passed over.
+    """
     name = (values.get("architectures") or ["?"])[0]
     if name not in SUPPORTED:
         raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
-    for field, value in ONLY.items():
+    for field, value in (ONLY | ONLY_IN.get(name, {})).items():
         if values.get(field, value) not in (value, None):
             raise ValueError(f"{field} = {values[field]!r} is not supported, only {value!r}")
+    if set(values.get("layer_types") or ()) - {"full_attention"}:
+        raise ValueError(f"layer_types = {values['layer_types']!r} is not supported, only 'full_attention'")
     try:
-        return _from_hf_config(name, values)
+        kind = _mla_from_hf if name in (V3, V2) else _gqa_from_hf
+        return ModelConfig(**_common_from_hf(values), **kind(name, values))
     except KeyError as error:
         raise ValueError(f"the config of a {name} needs the field {error}") from error
 
 
-def _from_hf_config(name: str, values: dict) -> ModelConfig:
+def _common_from_hf(values: dict) -> dict:
     def token(key: str) -> int | None:  # several are a list, the first of them the EOS
         number = values.get(f"{key}_token_id")
         return number[0] if isinstance(number, list) else number
 
-    parameters = values.get("rope_parameters") or {}  # transformers 5 writes this instead of rope_theta
-    scaled = parameters.get("rope_type", "default") != "default"
-    scaling = values.get("rope_scaling") or (parameters if scaled else None)
-    if scaling:
-        raise ValueError(f"rope_scaling {scaling} is not supported")
-    common = {
+    theta, scaling = _rope_from_hf(values)
+    return {
         "vocab": values["vocab_size"],
         "dim": values["hidden_size"],
         "layers": values["num_hidden_layers"],
         "heads": values["num_attention_heads"],
         "ffn": values["intermediate_size"],
         "norm_eps": values["rms_norm_eps"],
-        "rope_theta": values.get("rope_theta") or parameters.get("rope_theta", 10_000.0),  # where left out: 10,000
+        "rope_theta": theta,
+        "rope_scaling": scaling,
         "max_positions": values["max_position_embeddings"],
         "init_std": values.get("initializer_range", 0.02),
-        "tied": values.get("tie_word_embeddings", False),
+        "tied": values.get("tie_word_embeddings") or False,
         **{key: token(key) for key in ("bos", "eos", "pad")},
     }
-    if name != "DeepseekV3ForCausalLM":
-        return ModelConfig(
-            **common,
-            attention="gqa",
-            experts=0,
-            kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
-            head_dim=values.get("head_dim"),
-            qkv_bias=name == "Qwen2ForCausalLM" or values.get("attention_bias", False),
-        )
+
+
+def _rope_from_hf(values: dict) -> tuple[float, RopeScaling]:
+    """θ, and the scaling that `rope_scaling` or, as transformers 5 writes it, `rope_parameters` describes."""
+    field = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    given = {key: value for key, value in (values.get(field) or {}).items() if value is not None}
+    theta = given.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0  # where left out: 10,000
+    old_name = given.pop("type", "default")
+    kind = given.pop("rope_type", old_name)
+    if kind not in SCALINGS:
+        raise ValueError(f"{field}.rope_type = {kind!r} is not supported, only {', '.join(SCALINGS)}")
+    if given.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(f"{field}.partial_rotary_factor is not supported, only 1.0")
+    for key in given:
+        if key not in SCALINGS[kind]:
+            known = ", ".join(SCALINGS[kind]) or "none"
+            raise ValueError(f"{field}.{key} = {given[key]!r} is not supported; known to {kind!r} are {known}")
+    if kind == "default":
+        return theta, RopeScaling()
+    for key in NEEDED[kind]:
+        if key not in given:
+            raise KeyError(f"{field}.{key}")
+    fields = {ours: given[theirs] for theirs, ours in SCALINGS[kind].items() if theirs in given}
+    if "original_max_position_embeddings" in SCALINGS[kind]:
+        fields.setdefault("original", values["max_position_embeddings"])
+    return theta, RopeScaling(kind, **fields)
+
+
+def _gqa_from_hf(name: str, values: dict) -> dict:
+    bias = values.get("attention_bias") or False
+    fields = {
+        "attention": "gqa",
+        "experts": 0,
+        "kv_heads": values.get("num_key_value_heads") or values["num_attention_heads"],
+        "head_dim": values.get("head_dim") or (128 if name == QWEN3 else None),
+        "qkv_bias": bias or name == QWEN2,
+        "o_bias": bias and name != QWEN2,
+        "qk_norm": name in (QWEN3, MOE),
+    }
+    if name == GRANITE:
+        fields |= {
+            "attention_scale": values.get("attention_multiplier", 1.0),
+            "embedding_scale": values.get("embedding_multiplier", 1.0),
+            "residual_scale": values.get("residual_multiplier", 1.0),
+            "logit_scale": 1 / values.get("logits_scaling", 1.0),
+        }
+    if name == MOE:
+        dense = sorted(values.get("mlp_only_layers") or ())
+        if dense != list(range(len(dense))):
+            raise ValueError(f"mlp_only_layers = {dense} is not supported, only the first layers, from 0 on")
+        fields |= {
+            "experts": values["num_experts"] if "num_experts" in values else values["num_local_experts"],
+            "experts_per_token": values["num_experts_per_tok"],
+            "shared_experts": 0,
+            "expert_ffn": values["moe_intermediate_size"],
+            "dense_layers": len(dense),
+            "score": "softmax",
+            "norm_topk": values.get("norm_topk_prob", False),
+        }
+    return fields
+
+
+def _mla_from_hf(name: str, values: dict) -> dict:
     moe = values["first_k_dense_replace"] < values["num_hidden_layers"]
-    return ModelConfig(
-        **common,
-        attention="mla",
-        q_lora=values["q_lora_rank"],
-        kv_lora=values["kv_lora_rank"],
-        nope=values["qk_nope_head_dim"],
-        rope=values["qk_rope_head_dim"],
-        v_dim=values["v_head_dim"],
-        experts=values["n_routed_experts"] if moe else 0,
-        experts_per_token=values["num_experts_per_tok"],
-        shared_experts=values["n_shared_experts"],
-        expert_ffn=values["moe_intermediate_size"],
-        dense_layers=values["first_k_dense_replace"] if moe else 0,
-        groups=values["n_group"],
-        groups_kept=values["topk_group"],
-        norm_topk=values["norm_topk_prob"],
-        route_scale=values["routed_scaling_factor"],
-    )
+    limited = _limited_to_groups(name, values)
+    return {
+        "attention": "mla",
+        "q_lora": values["q_lora_rank"],
+        "kv_lora": values["kv_lora_rank"],
+        "nope": values["qk_nope_head_dim"],
+        "rope": values["qk_rope_head_dim"],
+        "v_dim": values["v_head_dim"],
+        "experts": values["n_routed_experts"] if moe else 0,
+        "experts_per_token": values["num_experts_per_tok"],
+        "shared_experts": values["n_shared_experts"] or 0,
+        "expert_ffn": values["moe_intermediate_size"],
+        "dense_layers": values["first_k_dense_replace"] if moe else 0,
+        "score": "sigmoid" if name == V3 else "softmax",
+        "groups": values["n_group"] if limited else 1,
+        "groups_kept": values["topk_group"] if limited else 1,
+        "norm_topk": values["norm_topk_prob"] if name == V3 else False,
+        "route_scale": values["routed_scaling_factor"],
+        "mtp_depth": (values.get("num_nextn_predict_layers") or 0) if name == V3 else 0,
+    }
+
+
+def _limited_to_groups(name: str, values: dict) -> bool:
+    """Whether a token may use the experts of a few groups only."""
+    if name == V3:
+        return values["n_group"] is not None
+    method = values.get("topk_method") or "greedy"
+    if method not in ("greedy", "group_limited_greedy"):
+        raise ValueError(f"topk_method = {method!r} is not supported, only 'greedy' or 'group_limited_greedy'")
+    return method == "group_limited_greedy"

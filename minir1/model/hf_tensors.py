@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Iterable
+
 from torch import Tensor
 
+from minir1.model.config import ModelConfig
 from minir1.model.transformer import Transformer
 
 NAMES = {  # ours -> theirs, inside a layer
@@ -34,20 +39,28 @@ TOP = {
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
+MTP = {"enorm": "enorm", "hnorm": "hnorm", "eh_proj": "eh_proj", "norm": "shared_head.norm"}  # of module k, layer L + k
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+REPEATED = ("embed_tokens.weight", "shared_head.head.weight")  # of the model, in each MTP module
 
 
 def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
-    """Their names -> tensors that share the model's memory; experts one by one, as published checkpoints hold them."""
+    """Their names -> tensors that share the model's memory; experts one by one, as published checkpoints hold them.
+
+    Softmax scores have no selection bias there; ValueError where a model has one that is not zero.
+    """
     tensors = {}
     for ours, tensor in model.state_dict().items():
         if ours in TOP:
             if not (ours == "head.weight" and model.config.tied):
                 tensors[TOP[ours]] = tensor
             continue
-        _, layer, inner = ours.split(".", 2)
-        prefix = f"model.layers.{layer}."
+        prefix, inner = _place(ours, model.config.layers)
         if inner == "ffn.bias":
-            tensors[prefix + "mlp.gate.e_score_correction_bias"] = tensor
+            if model.config.score == "sigmoid":
+                tensors[prefix + "mlp.gate.e_score_correction_bias"] = tensor
+            elif not tensor.is_meta and tensor.any():
+                raise ValueError(f"{ours} is not zero, and no Hugging Face class with softmax scores has such a bias")
         elif inner == "ffn.experts.gate_up":
             for e, both in enumerate(tensor):
                 gate, up = both.chunk(2)
@@ -58,5 +71,40 @@ def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
                 tensors[f"{prefix}mlp.experts.{e}.down_proj.weight"] = down
         else:
             module, kind = inner.rsplit(".", 1)
-            tensors[f"{prefix}{NAMES[module]}.{kind}"] = tensor
+            tensors[f"{prefix}{(NAMES | MTP)[module]}.{kind}"] = tensor
     return tensors
+
+
+def _place(ours: str, layers: int) -> tuple[str, str]:
+    """Their prefix, and the name inside a layer: 'mtp.0.block.ffn.up.weight' -> 'model.layers.4.', 'ffn.up.weight'."""
+    part, index, inner = ours.split(".", 2)
+    layer = int(index) + (layers if part == "mtp" else 0)
+    return f"model.layers.{layer}.", inner.removeprefix("block.")
+
+
+def harmless(name: str, config: ModelConfig) -> bool:
+    """Whether a checkpoint may hold this tensor beyond those of `to_hf_tensors`, since it says nothing new.
+
+    So are embedding and head that published MTP modules repeat, a tied head beside its embedding, and the inverse
+    frequencies of RoPE that old Llama files carry.
+    """
+    if name == "lm_head.weight":
+        return config.tied
+    match = LAYER.fullmatch(name)
+    if match is None:
+        return False
+    layer, inner = int(match[1]), match[2]
+    return inner == "self_attn.rotary_emb.inv_freq" or (layer >= config.layers and inner in REPEATED)
+
+
+def with_mtp_of(config: ModelConfig, names: Iterable[str]) -> ModelConfig:
+    """The configuration with only those MTP modules of which a checkpoint with tensors `names` holds anything.
+
+    transformers says `num_nextn_predict_layers` 1 but saves no module; a module of which a part is there stays, so that
+    the missing part is reported.
+    """
+    held = {int(match[1]) for match in map(LAYER.fullmatch, names) if match and match[2] not in REPEATED}
+    depth = 0
+    while depth < config.mtp_depth and config.layers + depth in held:
+        depth += 1
+    return dataclasses.replace(config, mtp_depth=depth)
