@@ -32,7 +32,7 @@ setup(
         "tyro",
         "rich",
         "matplotlib",
-        "jinja2",
+        "jinja2>=3.1.6",  # its sandbox: older ones have known ways out
         "wandb",
         'triton; sys_platform == "linux"',  # never pinned here: a CUDA build of torch pins its own
     ],

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import tokenizers
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+TEMPLATE_FILE, OLDER_MAP = "chat_template.jinja", "special_tokens_map.json"
 TEMPLATE = (  # R1-Zero's: the question, then the assistant's turn (arXiv:2501.12948, table 1)
     "{% for message in messages %}"
     "{% if message.role == 'user' %}User:{{ message.content }}\nAssistant:"
@@ -22,7 +25,12 @@ TEMPLATE = (  # R1-Zero's: the question, then the assistant's turn (arXiv:2501.1
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer` with its special tokens and chat template, as a Hugging Face folder holds them."""
+    """A `tokenizers.Tokenizer` with its special tokens and chat template, as a Hugging Face folder holds them.
+
+    `encode` adds no special token, whatever the folder's post-processor or `add_bos_token` says: a prompt holds the
+    tokens that are written in it, and the chat template writes the ones a model expects. `generation` is what the
+    folder's generation_config.json said (several end tokens, sampling defaults): kept for the next save, not used.
+    """
 
     def __init__(
         self, backend: tokenizers.Tokenizer, template: str = TEMPLATE, eos: str = EOS, pad: str = PAD, bos: str = ""
@@ -30,6 +38,7 @@ class Tokenizer:
         self.backend, self.template = backend, template
         self.eos_token, self.pad_token, self.bos_token = eos, pad, bos  # bos: only for templates that write it
         self.eos, self.pad = self.id(eos), self.id(pad)
+        self.generation: dict = {}
 
     def id(self, token: str) -> int:
         """The number of one token; ValueError if there is none."""
@@ -67,27 +76,30 @@ class Tokenizer:
         """The prompt that asks one question, by the chat template."""
         return self.render([{"role": "user", "content": question}])
 
-    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The chat template over messages with `role` and `content`, rendered in jinja's sandbox."""
+    def render(self, messages: list[dict], add_generation_prompt: bool = True, **variables) -> str:
+        """The chat template over messages with `role` and `content`, in jinja's sandbox, as transformers renders it.
 
-        def raise_exception(message: str):  # what Hugging Face's templates call
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = raise_exception
-        return environment.from_string(self.template).render(
-            messages=messages,
-            add_generation_prompt=add_generation_prompt,
-            eos_token=self.eos_token,
-            pad_token=self.pad_token,
-            bos_token=self.bos_token,
-        )
+        variables: what a template asks for beyond that, such as Qwen3's enable_thinking. Raises ValueError where the
+        template is no Jinja, reaches out of the sandbox, needs what is not there, or itself refuses the messages.
+        """
+        special = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
+        special = {name: token for name, token in special.items() if token}
+        values = {"messages": messages, "tools": None, "documents": None, **special, **variables}
+        try:
+            return _environment().from_string(self.template).render(values, add_generation_prompt=add_generation_prompt)
+        except TemplateSyntaxError as error:
+            raise ValueError(f"the chat template is no Jinja: line {error.lineno}: {error}") from error
+        except (TemplateError, TypeError, OverflowError) as error:  # the last two from operations inside it
+            raise ValueError(f"the chat template cannot render these messages: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers opens with AutoTokenizer."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers opens with AutoTokenizer.
+
+        Files that would speak against them go: a template of its own, an older list of special tokens.
+        """
         path = Path(path)
+        for name in (TEMPLATE_FILE, OLDER_MAP):
+            (path / name).unlink(missing_ok=True)
         self.backend.save(str(path / "tokenizer.json"))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -101,30 +113,84 @@ class Tokenizer:
         (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
-        """Read what `save` or a Hugging Face folder holds; ValueError names what is missing."""
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read what `save` or a Hugging Face folder holds; ValueError names what is missing or damaged.
+
+        Special tokens are those of tokenizer_config.json, else of special_tokens_map.json; the template that of
+        chat_template.jinja, else of tokenizer_config.json (of several the one called default), else R1-Zero's.
+        """
         path = Path(path)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            if not (path / name).exists():
-                raise ValueError(f"{path} holds no {name}")
-        config = json.loads((path / "tokenizer_config.json").read_text())
+        read_json(path / "tokenizer.json")
+        config = read_json(path / "tokenizer_config.json")
+        older = read_json(path / OLDER_MAP) if (path / OLDER_MAP).exists() else {}
 
-        def text(token):  # older files write a dict
-            return token["content"] if isinstance(token, dict) else token
+        def text(name: str) -> str | None:
+            token = config.get(name) or older.get(name)
+            return token["content"] if isinstance(token, dict) else token  # older files write a dict
 
-        eos = text(config.get("eos_token"))
-        if eos is None:
+        if text("eos_token") is None:
             raise ValueError(f"{path / 'tokenizer_config.json'} names no eos_token")
-        template = config.get("chat_template") or TEMPLATE
-        if (path / "chat_template.jinja").exists():  # where transformers 5 writes it
-            template = (path / "chat_template.jinja").read_text()
-        return cls(
-            tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")),
-            template=template,
-            eos=eos,
-            pad=text(config.get("pad_token")) or eos,
-            bos=text(config.get("bos_token")) or "",
-        )
+        template = _default_template(config.get("chat_template"), path) or TEMPLATE
+        if (path / TEMPLATE_FILE).exists():
+            template = (path / TEMPLATE_FILE).read_text(encoding="utf-8")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the library raises the bare class
+            raise ValueError(f"{path / 'tokenizer.json'} is no tokenizer: {error}") from error
+        eos = text("eos_token")
+        return cls(backend, template, eos=eos, pad=text("pad_token") or eos, bos=text("bos_token") or "")
+
+
+def read_json(path: Path, why: str = "") -> dict:
+    """The object in a JSON file. ValueError, with `why` if given, where there is none, or it is damaged."""
+    if not path.exists():
+        raise ValueError(f"{path.parent} holds no {path.name}" + (f": {why}" if why else ""))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no object, but {str(values)[:40]!r}")
+    return values
+
+
+def _default_template(stated: str | list | None, path: Path) -> str | None:
+    if not isinstance(stated, list):
+        return stated
+    named = {entry["name"]: entry["template"] for entry in stated}
+    if "default" not in named:
+        raise ValueError(f"{path / 'tokenizer_config.json'}: no chat_template is called default, of {sorted(named)}")
+    return named["default"]
+
+
+class _Generation(Extension):
+    """`{% generation %} … {% endgeneration %}`, which marks what a model wrote and changes no text."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What Hugging Face's templates may use: trimmed blocks, break and continue, and three functions of theirs."""
+
+    def raise_exception(message: str):
+        raise TemplateError(message)
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+        # jinja's own escapes <, > and &, for web pages
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
 
 
 def word_level(words: Iterable[str], largest_number: int) -> Tokenizer:

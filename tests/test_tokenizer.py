@@ -6,8 +6,6 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jinja2 import TemplateError
-from jinja2.exceptions import SecurityError
 
 from minir1.tasks import countdown, countdown_corpus
 from minir1.tokenizer import EOS, PAD, TAGS, UNK, Tokenizer, train_bpe, word_level
@@ -148,14 +146,14 @@ def test_templates_as_hugging_face_writes_them():
     said = tokenizer.render(messages, add_generation_prompt=False)
     assert said == f"<think>[user]hi{EOS}\n"
     assert tokenizer.render(messages) == said + "[assistant]"
-    with pytest.raises(TemplateError, match="no system"):
+    with pytest.raises(ValueError, match="cannot render these messages: no system"):
         tokenizer.render([{"role": "system", "content": ""}])
 
 
 def test_templates_run_in_a_sandbox():
-    with pytest.raises(SecurityError):
+    with pytest.raises(ValueError, match="'__class__' of 'str' object is unsafe"):
         with_template("{{ ''.__class__.__mro__[1].__subclasses__() }}").chat("x")
-    with pytest.raises(SecurityError):
+    with pytest.raises(ValueError, match="'append' of 'list' object is unsafe"):
         with_template("{{ messages.append(1) }}").chat("x")
 
 

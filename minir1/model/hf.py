@@ -1,7 +1,7 @@
-"""Hugging Face folders in and out: config.json, model.safetensors, tokenizer files.
+"""Hugging Face folders in and out: config.json, safetensors in one file or in shards, tokenizer files.
 
-MLA with sigmoid scores is DeepseekV3ForCausalLM (a dense one has first_k_dense_replace = layers); dense GQA with biased
-projections is Qwen2ForCausalLM, without bias LlamaForCausalLM. Nothing but safetensors is read.
+What each class of theirs is in our terms stands in hf_config.py, where each tensor goes in hf_tensors.py. Nothing but
+safetensors is read, a tensor at a time, straight to its place.
 
 AutoTokenizer of transformers 5 opens every Qwen2 folder as Qwen2Tokenizer, which keeps vocabulary and merges and puts
 Qwen's own splitting in place of tokenizer.json's: there, PreTrainedTokenizerFast.from_pretrained is what opens another
@@ -11,64 +11,226 @@ tokenizer as it is.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from minir1.model.config import ModelConfig
+from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
 from minir1.model.hf_config import from_hf_config, to_hf_config
-from minir1.model.hf_tensors import to_hf_tensors
+from minir1.model.hf_tensors import harmless, to_hf_tensors, with_mtp_of
 from minir1.model.transformer import Transformer
-from minir1.tokenizer import Tokenizer
+from minir1.tokenizer import Tokenizer, read_json
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FP8 = "F8_E4M3"
+SHOWN = 4  # names of each kind in an error
 
 
-def save(model: Transformer, tokenizer: Tokenizer, path: str | Path) -> None:
-    """Write a folder that transformers opens as it is. ValueError where no Hugging Face class computes the same."""
-    path = Path(path)
+def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes: int = 5 * 2**30) -> None:
+    """Write a folder that transformers opens as it is.
+
+    Weights that take more than `shard_bytes` are cut into files of at most that size (a larger tensor has one of its
+    own) beside an index, and written one after another. Weights of an earlier save in the folder go when all of the
+    new ones are written. ValueError where no Hugging Face class computes the same.
+    """
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes = {shard_bytes}: must be positive")
+    path, tensors = Path(path), to_hf_tensors(model)
+    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+    config = to_hf_config(model.config) | {"torch_dtype": dtype}
     path.mkdir(parents=True, exist_ok=True)
-    config = to_hf_config(model.config) | {"torch_dtype": str(model.embedding.weight.dtype).removeprefix("torch.")}
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
-    (path / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in to_hf_tensors(model).items()}
-    save_file(tensors, str(path / "model.safetensors"), metadata={"format": "pt"})
+    files = _shards(tensors, shard_bytes)
+    for file, names in files.items():
+        shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
+        save_file(shard, str(path / f"{file}.part"), metadata={"format": "pt"})
+        del shard
+    for old in [*path.glob("model*.safetensors"), *path.glob(INDEX)]:
+        old.unlink()
+    for file in files:
+        os.replace(path / f"{file}.part", path / file)
+    if len(files) > 1:
+        counts = {
+            "total_parameters": sum(tensor.numel() for tensor in tensors.values()),
+            "total_size": sum(tensor.nbytes for tensor in tensors.values()),
+        }
+        where = {name: file for file, names in files.items() for name in names}
+        _write_json(path / INDEX, {"metadata": counts, "weight_map": dict(sorted(where.items()))})
+    _write_json(path / "config.json", config)
+    _write_json(path / "generation_config.json", _generation(config, tokenizer.generation))
     tokenizer.save(path)
 
 
 def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
     """Read a folder of one of the supported architectures.
 
-    dtype: of the weights; None keeps what is stored. Raises ValueError naming what is missing, damaged, surplus or of
-    another shape, and when the tokenizer has tokens that the model has not.
+    dtype: of the weights; None keeps that of the stored embedding (bf16 where it is fp8). Block-quantised fp8 weights
+    are dequantised. The weights are in memory once, plus one tensor. Raises ValueError naming what is missing, damaged,
+    surplus or of another shape, and when the tokenizer has tokens that the model has not.
     """
     path = Path(path)
-    for name in ("config.json", "model.safetensors"):
-        if not (path / name).exists():
-            raise ValueError(f"{path} holds no {name}: not a checkpoint folder")
-    model = Transformer(from_hf_config(json.loads((path / "config.json").read_text()))).to(device)
-    wanted = to_hf_tensors(model)
-    try:
-        with safe_open(str(path / "model.safetensors"), framework="pt") as file, torch.no_grad():
-            held = set(file.keys())
-            wrong = [f"missing: {name}" for name in sorted(set(wanted) - held)]
-            wrong += [f"surplus: {name}" for name in sorted(held - set(wanted))]
-            for name in sorted(held & set(wanted)):
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != tuple(wanted[name].shape):
-                    wrong.append(f"shape of {name}: {shape}, expected {tuple(wanted[name].shape)}")
-            if len(wrong) > 8:
-                wrong[8:] = [f"and {len(wrong) - 8} more"]
-            if wrong:
-                raise ValueError(f"{path / 'model.safetensors'} does not fit its config.json: {'; '.join(wrong)}")
-            stored = torch.float32
-            for name, place in wanted.items():
-                tensor = file.get_tensor(name)
-                stored = tensor.dtype if tensor.ndim > 1 else stored
-                place.copy_(tensor)
-    except SafetensorError as error:
-        raise ValueError(f"{path / 'model.safetensors'} is damaged: {error}") from error
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype = {dtype}: must be a floating-point type, or None")
+    values, generation = read_json(path / "config.json", "not a checkpoint folder"), {}
+    if (path / "generation_config.json").exists():
+        generation = read_json(path / "generation_config.json")
+    values |= {key: generation.get(key) for key in ENDS if values.get(key) is None}
+    config, block = from_hf_config(values), block_of(values)
     tokenizer = Tokenizer.load(path)
-    if tokenizer.size > model.config.vocab:
-        raise ValueError(f"{path}: the tokenizer has {tokenizer.size} tokens, the model only {model.config.vocab}")
-    return model.to(dtype or stored), tokenizer
+    tokenizer.generation = generation
+    if tokenizer.size > config.vocab:
+        raise ValueError(f"{path}: the tokenizer has {tokenizer.size} tokens, the model only {config.vocab}")
+
+    stored = _headers(_files(path))
+    config = with_mtp_of(config, stored)
+    with torch.device("meta"):
+        model = Transformer(config)
+    wrong = _misfits(to_hf_tensors(model), stored, config, block)
+    if wrong:
+        raise ValueError(f"the weights in {path} do not fit its config.json: {'; '.join(wrong)}")
+    model = _allocate(model, device, dtype or DTYPES.get(stored["model.embed_tokens.weight"].dtype, torch.bfloat16))
+    _fill(to_hf_tensors(model), stored, block)
+    return model, tokenizer
+
+
+class Stored(NamedTuple):
+    """What a file's header says of a tensor."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name of it
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that hold a folder's weights."""
+    if (path / WEIGHTS).exists():
+        return [path / WEIGHTS]
+    if not (path / INDEX).exists():
+        pickles = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in path.glob(kind))
+        if pickles:
+            raise ValueError(
+                f"{path} holds no {WEIGHTS}, only {pickles[0]}: a pickle may run any code, so none is read; convert "
+                "it with safetensors.torch.save_file"
+            )
+        raise ValueError(f"{path} holds no {WEIGHTS} and no {INDEX}")
+    where = read_json(path / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise ValueError(f"{path / INDEX} has no weight_map")
+    names = sorted(set(map(str, where.values())))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{path / INDEX} names {name!r}: must be a .safetensors file beside it")
+    absent = [name for name in names if not (path / name).exists()]
+    if absent:
+        raise ValueError(f"{path / INDEX} names shards that are not there: {_some(absent)}")
+    return [path / name for name in names]
+
+
+def _open(file: Path):
+    try:
+        return safe_open(str(file), framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def _headers(files: list[Path]) -> dict[str, Stored]:
+    """What all the files hold, by name."""
+    stored: dict[str, Stored] = {}
+    for file in files:
+        with _open(file) as held:
+            for name in held.keys():
+                if name in stored:
+                    raise ValueError(f"{name} stands in two shards, {stored[name].file.name} and {file.name}")
+                part = held.get_slice(name)
+                stored[name] = Stored(file, tuple(part.get_shape()), part.get_dtype())
+    return stored
+
+
+def _misfits(wanted: dict[str, Tensor], stored: dict[str, Stored], config: ModelConfig, block) -> list[str]:
+    """What of the stored tensors does not fit the wanted ones: some of each kind, named."""
+    shapes, packed = {name: tuple(tensor.shape) for name, tensor in wanted.items()}, set()
+    if block:
+        packed = {name for name in wanted if name in stored and stored[name].dtype == FP8 and len(shapes[name]) == 2}
+        shapes |= {name + SCALE: scale_shape(shapes[name], block) for name in packed}
+    missing = [f"missing: {name}" for name in shapes if name not in stored]
+    surplus = [f"surplus: {n}" for n in stored if n not in shapes and not harmless(n.removesuffix(SCALE), config)]
+    misshapen, mistyped = [], []
+    for name in shapes.keys() & stored.keys():
+        _, shape, dtype = stored[name]
+        if shape != shapes[name]:
+            misshapen.append(f"shape of {name}: {shape}, expected {shapes[name]}")
+        if dtype not in DTYPES and name not in packed:
+            mistyped.append(f"dtype of {name}: {dtype}, supported are {', '.join(DTYPES)}, and {FP8} with scales")
+    return [_some(sorted(kind), "; ") for kind in (missing, surplus, misshapen, mistyped) if kind]
+
+
+def _some(names: list[str], between: str = ", ") -> str:
+    more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return between.join(names[:SHOWN] + more)
+
+
+def _allocate(model: Transformer, device: str, dtype: torch.dtype) -> Transformer:
+    """Memory for a model that is on the meta device, once. Weights are undefined, the selection bias is zero: where
+    scores are softmax no checkpoint holds one."""
+    model = model.to(dtype)
+    if model.config.tied:  # `to_empty` would make two of the one
+        model.head.weight = None
+    model = model.to_empty(device=device)
+    if model.config.tied:
+        model.head.weight = model.embedding.weight
+    for buffer in model.buffers():
+        buffer.zero_()
+    return model
+
+
+@torch.no_grad()
+def _fill(places: dict[str, Tensor], stored: dict[str, Stored], block: tuple[int, int] | None) -> None:
+    """Every stored tensor to its place, a file after another."""
+    for file in sorted({stored[name].file for name in places}):
+        with _open(file) as held:
+            for name in (name for name in places if stored[name].file == file):
+                tensor, place = held.get_tensor(name), places[name]
+                if block and stored[name].dtype == FP8:
+                    with _open(stored[name + SCALE].file) as beside:  # which may be another shard
+                        scale = beside.get_tensor(name + SCALE)
+                    dequantize(tensor.to(place.device), scale.to(place.device), place, block)
+                else:
+                    place.copy_(tensor)
+
+
+def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:
+    """File name -> the names of its tensors, in the model's order; a file over `limit` bytes holds one tensor."""
+    parts: list[list[str]] = []
+    free = 0
+    for name, tensor in tensors.items():
+        if not parts or tensor.nbytes > free:
+            parts.append([])
+            free = limit
+        parts[-1].append(name)
+        free -= tensor.nbytes
+    if len(parts) == 1:
+        return {WEIGHTS: parts[0]}
+    return {f"model-{i:05d}-of-{len(parts):05d}.safetensors": names for i, names in enumerate(parts, start=1)}
+
+
+def _generation(config: dict, kept: dict) -> dict:
+    """generation_config.json: what the loaded folder said, and the ends of the model's config.json.
+
+    Where the folder listed several end tokens and the model's is among them, the list stays.
+    """
+    ends = {key: config[key] for key in ENDS if config.get(key) is not None}
+    several = kept.get("eos_token_id")
+    if isinstance(several, list) and ends.get("eos_token_id") in several:
+        ends["eos_token_id"] = several
+    return kept | ends
+
+
+def _write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
