@@ -19,6 +19,7 @@ from seeds import rows
 
 from minir1.evaluate import seed_interval
 from minir1.log import replace_text
+from minir1.model.count import PARTS, human
 
 MARKS = re.compile(r"<!-- (?:begin: (?P<name>\S+)|(?P<end>end)) -->")
 Results = dict[str, dict[str, float]]  # seed -> its result.json, as experiments/seeds.py writes them
@@ -83,6 +84,34 @@ def demo(found: dict[str, float]) -> str:
     return f"Seed {found['seed']}: {reached} in {found['seconds/total']:.0f} s with {found['memory/peak_gib']:.1f} GiB."
 
 
+def count_parts(found: dict[str, dict[str, float]]) -> str:
+    """DeepSeek-V3 by part: parameters, active ones, and their share."""
+    one = found["deepseek-v3"]
+    lines = ["| | total | share | active a token | share |", "|---|---:|---:|---:|---:|"]
+    for part, label in PARTS.items():
+        if part != "mtp":
+            total, active = one[f"total/{part}"], one[f"active/{part}"]
+            shares = f"{total / one['total']:.2%}", f"{active / one['active']:.2%}"
+            lines.append(f"| {label} | {total:,} | {shares[0]} | {active:,} | {shares[1]} |")
+    lines.append(f"| **sum** | **{one['total']:,}** | | **{one['active']:,}** | |")
+    lines.append(f"| sum with the input embedding | | | **{one['active_with_embedding']:,}** | |")
+    lines.append(f"| {PARTS['mtp']}, on top | {one['total/mtp']:,} | | {one['active/mtp']:,} | |")
+    return "\n".join(lines)
+
+
+def count(found: dict[str, dict[str, float]]) -> str:
+    """A row a model: parameters, cache and operations."""
+    head = ["", "total", "active", "with embedding", "cache, numbers a token a layer", "cache, bytes a token (bf16)"]
+    head += ["training", "decoding"]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * 7 + "|"]
+    for name, one in found.items():
+        cells = [name, *(human(one[key]) for key in ("total", "active", "active_with_embedding"))]
+        cells += [f"{one['cache/token_layer']:,}", f"{one['cache/token']:,.0f}"]
+        cells += [human(one[f"flops/{kind}"], "FLOP") for kind in ("train", "decode")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 BLOCKS = {  # name -> file under docs/results, function
     "r1_zero": ("r1_zero.json", r1_zero),
     "headline": ("r1_zero.json", headline),
@@ -91,6 +120,8 @@ BLOCKS = {  # name -> file under docs/results, function
     "demo": ("demo.json", demo),
     "profile": ("profile.json", profile),
     "profile_dense": ("profile_dense.json", profile),
+    "count_parts": ("count.json", count_parts),
+    "count": ("count.json", count),
 }
 
 
@@ -125,7 +156,7 @@ def content(name: str, folder: Path) -> str:
     file, function = BLOCKS[name]
     path = folder / file
     if not path.exists():
-        raise ValueError(f"{path} does not exist, and block {name!r} is made from it: run experiments/seeds.py")
+        raise ValueError(f"{path} does not exist, and block {name!r} is made from it")
     try:
         return f"\n{function(json.loads(path.read_text(encoding='utf-8')))}\n"
     except KeyError as error:

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 CHAIN = ("kernels", "ops", "model", "sample", "rollout", "evaluate", "experiments")
-BELOW_SAMPLE = {"tokenizer", "data", "log", "figures", "seed", "checkpoint", "optim", "distributed"}
+BELOW_SAMPLE = {"tokenizer", "data", "log", "figures", "figures_model", "seed", "checkpoint", "optim", "distributed"}
 TORCH_ONLY = {"advantages", "losses", "weights", "preference", "distill"}
 NO_TORCH = {"tasks", "rewards", ""}  # "" is minir1/__init__.py, which runs before any of its modules
 DEPENDENCIES = {
