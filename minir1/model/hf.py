@@ -52,7 +52,7 @@ def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes
         shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
         save_file(shard, str(path / f"{file}.part"), metadata={"format": "pt"})
         del shard
-    for old in [*path.glob("model*.safetensors"), *path.glob(INDEX)]:
+    for old in [*path.glob(WEIGHTS), *path.glob("model-*-of-*.safetensors"), *path.glob(INDEX)]:
         old.unlink()
     for file in files:
         os.replace(path / f"{file}.part", path / file)
