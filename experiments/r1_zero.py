@@ -34,6 +34,7 @@ from minir1.evaluate import NO_THINK, Answer, habits, judge_rollout, sample_answ
 from minir1.log import open_run, peak_memory_gib, progress, progress_line, read_metrics
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.model import hf
+from minir1.model.lora import adapters, adapters_off, add_adapters, save_adapters
 from minir1.model.transformer import Transformer
 from minir1.optim import clip_gradients
 from minir1.rollout import BUDGET, Rollout, collect
@@ -60,6 +61,8 @@ class Config:
     clip_high: float = 0.2  # ε
     kl: float = 0.001  # β
     refresh: int = 0  # the policy becomes the reference every so many steps; 0: never
+    lora_rank: int = 0  # r: train adapters only, and without them the model is the reference; 0: train all weights
+    lora_alpha: float = 32.0  # α
     minibatches: int = 2  # optimizer steps a rollout
     epochs: int = 1  # passes over a rollout
     reduction: Literal["per_answer", "token", "fixed"] = "per_answer"
@@ -91,6 +94,8 @@ class Config:
             raise ValueError(f"answers = {self.answers} (a group needs 2), temperature = {self.temperature} (above 0)")
         if self.prompts % self.minibatches:
             raise ValueError(f"minibatches = {self.minibatches} must divide prompts = {self.prompts}")
+        if self.lora_rank and self.refresh:
+            raise ValueError("refresh: with lora_rank the reference is the model without its adapters, and stays")
         shortest = 4 if self.no_think else 8  # tags, an answer, the end token
         if self.max_tokens < shortest:
             raise ValueError(f"max_tokens = {self.max_tokens}: the tags of an answer alone need {shortest}")
@@ -149,7 +154,7 @@ def learn(
             A = advantage[part[rows]].unsqueeze(1).expand_as(logp)
             loss = clipped_surrogate(logp, batch.logp, A, config.clip_low, config.clip_high)
             if config.kl:
-                with torch.no_grad():
+                with torch.no_grad(), adapters_off(reference):
                     ref_logp = reference.logprob(batch.tokens, **seen)
                 kl = kl_k3(logp, ref_logp)
                 loss = loss + config.kl * kl
@@ -231,8 +236,11 @@ def main(config: Config) -> dict[str, float]:
     if fresh:  # before the folder is opened: a refusal leaves nothing behind
         found = preflight(model, tokenizer, problems, config)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    reference = hf.load(source)[0].requires_grad_(False)
+    if config.lora_rank:
+        reference, trained = model, add_adapters(model, config.lora_rank, config.lora_alpha)
+    else:
+        reference, trained = hf.load(source)[0].requires_grad_(False), list(model.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     start, best, spent = 0, -1.0, 0.0
     if not fresh:
         start, best, spent = resume(folder, model, reference, optimizer)
@@ -272,8 +280,9 @@ def main(config: Config) -> dict[str, float]:
                 shown = [(p.prompt, group[0]) for p, group in zip(chosen[:8], answers)]
                 run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
                 state = {"step": step, "best": best, "optimizer": optimizer.state_dict()}
-                state |= {"reference": reference.state_dict(), "seconds": time.perf_counter() - began}
-                checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state, best=is_best)
+                state |= {"seconds": time.perf_counter() - began}
+                state |= {} if config.lora_rank else {"reference": reference.state_dict()}
+                checkpoint.save(folder, step, lambda path: save(model, tokenizer, path, source), state, best=is_best)
     run.result({"seconds/rl": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib()})
     run.close()
     return [row for row in read_metrics(config.out) if "eval/pass@1" in row][-1]
@@ -317,13 +326,22 @@ def alarms(metrics: dict[str, float]) -> list[str]:
     return found
 
 
+def save(model: Transformer, tokenizer: Tokenizer, path: Path, base: Path) -> None:
+    """The whole model, or its adapters alone: hf.load opens both."""
+    if adapters(model):
+        save_adapters(model, path, base.resolve())
+    else:
+        hf.save(model, tokenizer, path)
+
+
 def resume(folder: Path, model, reference, optimizer) -> tuple[int, float, float]:
     """Put the latest checkpoint into place; returns its step, the best validation so far and the seconds spent."""
     path = checkpoint.latest(folder)
     model.load_state_dict(hf.load(path)[0].state_dict())
     state = checkpoint.load_state(path)
     optimizer.load_state_dict(state["optimizer"])
-    reference.load_state_dict(state["reference"])
+    if "reference" in state:
+        reference.load_state_dict(state["reference"])
     return state["step"], state["best"], state["seconds"]
 
 

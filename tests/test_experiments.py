@@ -21,10 +21,12 @@ import tyro
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "experiments"
-sys.path.insert(0, str(SCRIPTS))  # as python does for a script
+sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "benchmarks")]  # as python does for a script
 
 import demo  # noqa: E402
 import evaluate  # noqa: E402
+import long_context  # noqa: E402
+import prefill  # noqa: E402
 import pretrain  # noqa: E402
 import r1_zero  # noqa: E402
 import seeds  # noqa: E402
@@ -36,6 +38,7 @@ from minir1.log import read_metrics  # noqa: E402
 from minir1.losses import clipped_surrogate  # noqa: E402
 from minir1.model import hf  # noqa: E402
 from minir1.model.config import ModelConfig, dense  # noqa: E402
+from minir1.model.lora import adapters_off  # noqa: E402
 from minir1.rollout import BUDGET  # noqa: E402
 from minir1.tasks import countdown  # noqa: E402
 from minir1.tasks.countdown_corpus import Mix  # noqa: E402
@@ -602,6 +605,38 @@ def test_a_run_stopped_twice_goes_on_and_a_longer_one_too(whole, bases, tmp_path
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(13))
 
 
+def test_adapters_alone_are_trained_saved_and_resumed(bases, tmp_path, monkeypatch):
+    config = replace(RL, checkpoint=bases["moe"], lora_rank=4, refresh=0, lr=1e-3, out=tmp_path / "run")
+    loaded = []
+    monkeypatch.setattr(r1_zero.hf, "load", lambda *a, real=hf.load, **k: loaded.append(a) or real(*a, **k))
+    stop(monkeypatch, "r1_zero", config, "r1_zero", "learn", 6)
+    assert len(loaded) == 1  # no second copy for the reference
+    r1_zero.main(replace(config, resume=True))
+    whole = replace(config, out=tmp_path / "whole")
+    r1_zero.main(whole)
+    folders = [checkpoint.latest(c.out / "checkpoint") for c in (config, whole)]
+    assert [sorted(p.name for p in f.iterdir() if "adapter" in p.name or "model" in p.name) for f in folders] == 2 * [
+        ["adapter_config.json", "adapter_model.safetensors"]
+    ]
+    file = "adapter_model.safetensors"
+    assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+    model, tokenizer = hf.load(folders[0])
+    base, _ = hf.load(checkpoint.latest(bases["moe"]))
+    x = torch.tensor([tokenizer.encode("User:make 12 from 3,4,5")])
+    assert not torch.equal(model(x), base(x))
+    with adapters_off(model):
+        assert torch.equal(model(x), base(x))
+    rows = read_metrics(config.out)
+    assert any(row.get("train/kl", 0) > 0 for row in rows)
+    plain = {"answers": 1, "problems": 4, "max_tokens": 32}
+    assert 0 <= evaluate.main(evaluate.Config(checkpoint=config.out / "checkpoint", **plain))["pass@1"] <= 1
+
+
+def test_a_reference_without_adapters_is_not_refreshed():
+    with pytest.raises(ValueError, match="refresh: with lora_rank the reference is the model without its adapters"):
+        replace(RL, lora_rank=4)
+
+
 def test_a_resumed_run_knows_the_best_so_far(bases, tmp_path, monkeypatch):
     scores = iter([0.9, 0.5, 0.2, 0.4])  # of the start, and at steps 4, 8, 9
     monkeypatch.setattr(r1_zero, "validate", lambda *_: {"eval/pass@1": next(scores)})
@@ -766,3 +801,85 @@ def test_seeds_run_what_is_missing_and_make_the_table(tmp_path, monkeypatch, cap
     assert "fewer than three seeds" in capsys.readouterr().out
     with pytest.raises(ValueError, match="think-. was run with .*--rl.steps 2', not .*--rl.steps 3'"):
         seeds.main(replace(config, options="--problems 5 --rl.steps 3"))
+
+
+# ---- long texts --------------------------------------------------------------------------------
+
+LONG = long_context.Config(
+    factor=2, dim=32, steps=5, tune_steps=3, batch=256, tune_batch=300, rows=3, cost_lengths=(16, 32),
+    checkpoint_every=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("length, pairs", [(16, 2), (64, 8), (131, 5)])
+def test_every_question_of_a_long_text_has_its_one_answer(length, pairs):
+    tokenizer = long_context.build_tokenizer()
+    tokens, part = long_context.texts(tokenizer, 50, length, pairs, torch.Generator().manual_seed(length))
+    keys = {tokenizer.id(word) for word in long_context.KEYS}
+    body = length - 2 * pairs
+    assert tokens.shape == part.shape == (50, length)
+    for row, where in zip(tokens.tolist(), part.tolist()):
+        assert where[:body] == [-1] * body and sorted(where[body + 1 :: 2]) == list(range(pairs))
+        assert sum(token in keys for token in row[:body]) == pairs
+        for question in range(body, length, 2):
+            place = row[:body].index(row[question])
+            assert row[place + 1] == row[question + 1] and where[question] == -1
+            bounds = [2 * (n * (body // 2) // pairs) for n in (where[question + 1], where[question + 1] + 1)]
+            assert bounds[0] <= place < bounds[1]
+
+
+def test_accuracy_counts_each_part_apart(monkeypatch):
+    """A model that knows the answers of the second part alone."""
+    tokenizer = long_context.build_tokenizer()
+    tokens, part = long_context.texts(tokenizer, LONG.rows, 64, 8, long_context.generator(0, 64))
+
+    class Knowing:
+        def hidden(self, rows):
+            return torch.where(part == 1, tokens, 0).roll(-1, 1).unsqueeze(-1)  # at t what stands at t + 1
+
+        def logits(self, hidden):
+            return torch.nn.functional.one_hot(hidden.squeeze(-1), 200).float()
+
+    assert long_context.accuracy(Knowing(), tokenizer, 64, LONG) == [0, 1, 0, 0, 0, 0, 0, 0]
+
+
+def test_long_context_measures_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    result = long_context.main(replace(LONG, out=tmp_path / "whole", results=tmp_path / "all.json", seed=1))
+    for kill in (4, 7):  # in the first training, and in a tuning
+        config = replace(LONG, out=tmp_path / f"killed-{kill}", seed=1)
+        stop(monkeypatch, "long_context", config, "long_context", "clip_gradients", kill)
+        long_context.main(replace(config, resume=True))
+        for phase in ("trained", "none_tuned", "yarn_tuned"):
+            a, b = (checkpoint.latest(out / "checkpoint" / phase) for out in (tmp_path / "whole", config.out))
+            assert_equal_bits(checkpoint.load_state(a), checkpoint.load_state(b))
+        assert read_metrics(config.out) == read_metrics(tmp_path / "whole")
+        measured = [key for key in result if key.split("/")[0] in long_context.figures_long_context.VARIANTS]
+        assert [result_of(config.out)[key] for key in measured] == [result[key] for key in measured]
+    assert LONG.lengths == [32, 64, 128] and len(measured) == 6 * (3 * 8 + 2)
+    shares = [result[f"yarn/{length}/{part}"] for length in (32, 64) for part in range(8)]
+    assert result["yarn/inside"] == pytest.approx(sum(shares) / 16)
+    assert result["cache/mla/32/mib"] / result["cache/mha/32/mib"] == 80 / 256  # 64 + 16 against 2·4·32
+    assert json.loads((tmp_path / "all.json").read_text()) == {"1": json.loads(json.dumps(result))}
+    for figure in ("all.png", "all_costs.png", "whole/figures/retrieval.png", "whole/figures/costs.png"):
+        assert (tmp_path / figure).exists()
+    scaling = hf.load(checkpoint.latest(tmp_path / "whole" / "checkpoint" / "yarn_tuned"))[0].config.rope_scaling
+    assert (scaling.kind, scaling.factor, scaling.original) == ("yarn", 2, 64)
+
+
+def test_microbatches_do_not_change_a_step_on_long_texts():
+    tokenizer, phase, grads = long_context.build_tokenizer(), long_context.phases(LONG)[1], []
+    for microbatch in (100_000, 1):
+        torch.manual_seed(0)
+        model = long_context.Transformer(ModelConfig(vocab=128, dim=32, layers=1, heads=2, experts=0))
+        long_context.loss_backward(model, tokenizer, phase, 3, replace(LONG, microbatch=microbatch))
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_prefill_benchmark_at_toy_size(tmp_path):
+    found = prefill.main(prefill.Config(lengths=(300,), chunk=128, whole=0, out=tmp_path / "found.json"))
+    assert json.loads((tmp_path / "found.json").read_text()) == found and "one_call/300/seconds" not in found
+    assert found["cache/300/gib"] == 4 * 300 * 80 * 4 / 2**30  # layers · tokens · (64 + 16) · 4 bytes
+    seconds, peak, cache = prefill.measure((300, None, torch.get_num_threads()))
+    assert seconds > 0 and 0.1 < peak < 20 and cache == found["cache/300/gib"]

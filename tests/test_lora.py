@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from minir1.losses import nll
 from minir1.model.config import ModelConfig, dense
-from minir1.model.hf import save
+from minir1.model.hf import load, save
 from minir1.model.lora import adapters, adapters_off, add_adapters, load_adapters, merge, save_adapters
 from minir1.model.moe import MoE
 from minir1.model.transformer import Transformer
@@ -181,6 +181,17 @@ def test_what_peft_writes_is_read(folders, tmp_path):
     fresh = Transformer(model.config)
     load_adapters(fresh, tmp_path / "again")
     assert torch.equal(fresh(X), model(X))
+
+
+@torch.no_grad()
+def test_the_folder_of_adapters_opens_with_its_base(folders):
+    model, _, path = folders
+    again, tokenizer = load(path)
+    assert torch.equal(again(X), model(X)) and tokenizer.size == TOKENIZER.size
+    file = path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "some/where"}))
+    with pytest.raises(ValueError, match="base_model_name_or_path = 'some/where' is no folder"):
+        load(path)
 
 
 def test_only_adapters_are_saved(folders):

@@ -19,11 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from minir1.model.config import ModelConfig
 from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
 from minir1.model.hf_config import from_hf_config, to_hf_config
 from minir1.model.hf_tensors import harmless, to_hf_tensors, with_mtp_of
+from minir1.model.lora import load_adapters
 from minir1.model.transformer import Transformer
 from minir1.tokenizer import Tokenizer, read_json
 
@@ -69,7 +71,7 @@ def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes
 
 
 def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
-    """Read a folder of one of the supported architectures.
+    """Read a folder of one of the supported architectures, or of adapters (lora.py), whose base is then read first.
 
     dtype: of the weights; None keeps that of the stored embedding (bf16 where it is fp8). Block-quantised fp8 weights
     are dequantised. The weights are in memory once, plus one tensor. Raises ValueError naming what is missing, damaged,
@@ -78,6 +80,10 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     path = Path(path)
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype = {dtype}: must be a floating-point type, or None")
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        model, tokenizer = load(_base_of(path), device, dtype)
+        load_adapters(model, path)
+        return model, tokenizer
     values, generation = read_json(path / "config.json", "not a checkpoint folder"), {}
     if (path / "generation_config.json").exists():
         generation = read_json(path / "generation_config.json")
@@ -90,7 +96,7 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
 
     stored = _headers(_files(path))
     config = with_mtp_of(config, stored)
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         model = Transformer(config)
     wrong = _misfits(to_hf_tensors(model), stored, config, block)
     if wrong:
@@ -98,6 +104,14 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     model = _allocate(model, device, dtype or DTYPES.get(stored["model.embed_tokens.weight"].dtype, torch.bfloat16))
     _fill(to_hf_tensors(model), stored, block)
     return model, tokenizer
+
+
+def _base_of(adapters: Path) -> Path:
+    """The folder of the model that a folder of adapters belongs to."""
+    base = Path(read_json(adapters / "adapter_config.json").get("base_model_name_or_path") or "")
+    if not (base / "config.json").exists():
+        raise ValueError(f"{adapters}: base_model_name_or_path = {str(base)!r} is no folder with a config.json")
+    return base
 
 
 class Stored(NamedTuple):
@@ -174,6 +188,14 @@ def _misfits(wanted: dict[str, Tensor], stored: dict[str, Stored], config: Model
 def _some(names: list[str], between: str = ", ") -> str:
     more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return between.join(names[:SHOWN] + more)
+
+
+class _Undrawn(TorchFunctionMode):
+    """No normal numbers are drawn inside. On the meta device they have no effect, but the first call of `normal_` there
+    imports 900 modules of torch, which takes 75 MiB and seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return args[0] if function is Tensor.normal_ else function(*args, **(kwargs or {}))
 
 
 def _allocate(model: Transformer, device: str, dtype: torch.dtype) -> Transformer:
