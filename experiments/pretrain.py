@@ -52,6 +52,7 @@ class Config:
     clip: float = 1.0  # largest norm of the gradient
     balance_speed: float = 0.003  # γ, step of the experts' selection bias
     balance_loss: float = 1e-4  # α, weight of the sequence-wise balance loss
+    mtp_weight: float = 0.3  # λ, weight of multi-token prediction, if --model.mtp-depth asks for it
     seed: int = 0
     out: Path = Path("runs/base")
     resume: bool = False
@@ -63,6 +64,8 @@ class Config:
         for name in ("steps", "batch", "microbatch", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        if self.mtp_weight < 0:
+            raise ValueError(f"mtp_weight = {self.mtp_weight}: must not be negative")
 
 
 def build_tokenizer(level: str) -> Tokenizer:
@@ -87,24 +90,39 @@ def token_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[list[in
     return batches(documents, config.batch, pool=16, rng=random.Random(f"batches {config.seed}"))
 
 
-def loss_backward(model: Transformer, rows: list[list[int]], config: Config) -> tuple[float, list[torch.Tensor]]:
-    """Gradients of the mean negative log-likelihood of a token; returns it in nats, and the load of each MoE layer."""
+def loss_backward(
+    model: Transformer, rows: list[list[int]], config: Config
+) -> tuple[float, float, list[torch.Tensor]]:
+    """Gradients of L_main + λ/D · Σ_k L_k, and the balance loss (V3, section 2.2, equations 24 and 25).
+
+        L_k = -1/T · Σ_t log π_k(x_t), over tokens t > k      T: tokens that the model itself predicts, whatever k
+
+    Returns L_main, Σ_k L_k / D (0 without modules for multi-token prediction) and the load of each MoE layer.
+    """
     total = sum(len(row) - 1 for row in rows)
-    value, loads = 0.0, []
+    depth = model.config.mtp_depth
+    value, ahead_value, loads = 0.0, 0.0, []
     for part in by_tokens([len(row) for row in rows], config.microbatch):
         tokens, lengths = pad_rows([rows[i] for i in part])
         record = []
-        logp = model.logprob(tokens, lengths=lengths, record=record)
+        logp, *ahead = model.mtp_logprob(tokens, lengths=lengths, record=record)
         columns = torch.arange(tokens.shape[1])
         mask = (columns > 0) & (columns < lengths.unsqueeze(1))
         loss = (token_mean(mask, total) * nll(logp)).sum()
         value += loss.item()
+        for k, logp_k in enumerate(ahead, start=1):
+            loss_k = (token_mean(mask & (columns > k), total) * nll(logp_k)).sum() / depth
+            ahead_value += loss_k.item()
+            loss = loss + config.mtp_weight * loss_k
         if config.balance_loss:
-            share = len(part) / len(rows)
-            loss = loss + share * config.balance_loss * sum(sequence_balance_loss(r, lengths) for r in record)
+            blocks = len(record) - depth if record else 0  # a dense model records nothing
+            for k, layers in enumerate([record[:blocks], *([module] for module in record[blocks:])]):
+                seen = (lengths - k).clamp(min=0)  # module k works on k tokens less a row
+                share = int((seen > 0).sum()) / max(1, sum(len(row) > k for row in rows))
+                loss = loss + share * config.balance_loss * sum(sequence_balance_loss(r, seen) for r in layers)
         loss.backward()
         loads.append([expert_load(r) for r in record])
-    return value, [sum(layer) for layer in zip(*loads)]
+    return value, ahead_value, [sum(layer) for layer in zip(*loads)]
 
 
 @torch.no_grad()
@@ -162,7 +180,7 @@ def main(config: Config) -> dict[str, float]:
             factor = warmup_stable_decay(step - 1, config.steps, config.warmup)
             for optimizer, lr in ((muon, config.muon_lr), (adam, config.adam_lr)):
                 optimizer.param_groups[0]["lr"] = lr * factor
-            loss, loads = loss_backward(model, rows, config)
+            loss, mtp_loss, loads = loss_backward(model, rows, config)
             norm = clip_gradients(model, config.clip, step)
             muon.step()
             adam.step()
@@ -173,6 +191,8 @@ def main(config: Config) -> dict[str, float]:
             seen += sum(len(row) for row in rows)
             speed = seen / (time.perf_counter() - began - spent)
             metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": config.muon_lr * factor}
+            if model.mtp:
+                metrics["train/mtp_loss"] = mtp_loss
             if loads:
                 metrics["train/max_violation"] = max(maximal_violation(load) for load in loads)
             run.log(step, metrics | {"perf/train_tok_s": speed})

@@ -77,10 +77,10 @@ def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices inside the blocks (for Muon), and all else: embedding, head, router, gains, biases (for AdamW)."""
+    """The matrices inside blocks and MTP modules (for Muon); embedding, head, router, gains and biases (for AdamW)."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        inside = name.startswith("blocks.") and p.ndim >= 2 and "router" not in name
+        inside = name.startswith(("blocks.", "mtp.")) and p.ndim >= 2 and "router" not in name
         (matrices if inside else rest).append(p)
     return matrices, rest
 

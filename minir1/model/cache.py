@@ -50,6 +50,14 @@ class Cache:
         self.length = self.length + lengths
         self.extent = min(self.extent + new, self.slots)
 
+    def rewind(self, tokens: Tensor) -> None:
+        """Forget the last `tokens` (int64 [B]) of each row; what their slots hold is hidden until overwritten."""
+        self.length = self.length - tokens
+
+    def trim(self) -> None:
+        """Count the slots in use anew, from the longest row: after rewinding. This asks the device."""
+        self.extent = int(self.length.max())
+
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows (int64 [B'], rising), in place."""
         for layer, held in enumerate(self.layers):

@@ -1,13 +1,16 @@
-"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): modules that look one token further ahead each."""
+"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): modules that each look one token further ahead."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from minir1.model.block import Block
+from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
-from minir1.model.packing import Packing
+from minir1.model.packing import Packing, packing
 
 
 class MTP(nn.Module):
@@ -35,3 +38,35 @@ class MTP(nn.Module):
         """Fresh rows. embedded, hidden: [N, D] -> h^k [N, D], and what a cache keeps of them."""
         out, entry = self.block(self.combine(embedded, hidden), cos, sin, packing, record)
         return self.norm(out), entry
+
+    def decode(self, embedded: Tensor, hidden: Tensor, cos, sin, cache: Cache, positions: Tensor, bias: Tensor):
+        """States at `positions`, int64 [B, T], over the cache. embedded, hidden: [B, T, D] -> h^k [B, T, D]."""
+        return self.norm(self.block.decode(self.combine(embedded, hidden), cos, sin, cache, positions, bias))
+
+
+def look_ahead(
+    modules: Iterable[MTP],
+    embedded: Tensor,
+    hidden: Tensor,
+    angles: tuple[Tensor, Tensor],
+    layout: Packing,
+    cache: Cache | None = None,
+    record: list | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One module after the other, each on the states of the one before it: yields (places i, h^k_i) for k = 1 … D.
+
+    embedded: emb(t) [N, D]; hidden: h^0 [N, D]; angles: cos and sin of the N packed tokens. Module k works where its
+    row still has t_{i+k}, so on lengths - k tokens a row: places int64 [N_k] in the packed list, h^k [N_k, D]. With a
+    cache (see `Transformer.cache`), which starts with these tokens, it keeps the module's entries.
+    """
+    cos, sin = angles
+    left = torch.repeat_interleave(layout.lengths, layout.lengths) - layout.positions()  # this token included
+    place = torch.arange(len(hidden), device=hidden.device)
+    for k, module in enumerate(modules, start=1):
+        inside = (left[place] > k).nonzero().squeeze(1)
+        place, hidden = place[inside], hidden.index_select(0, inside)
+        rows = packing(layout.rows, layout.columns, (layout.lengths - k).clamp(min=0), hidden.device)
+        hidden, entry = module(embedded.index_select(0, place + k), hidden, cos[place], sin[place], rows, record)
+        if cache is not None:
+            cache.layers[module.block.layer][:, : layout.columns] = rows.pad(entry)
+        yield place, hidden

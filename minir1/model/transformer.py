@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from minir1.model.block import Block
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
 from minir1.model.moe import Routing
-from minir1.model.mtp import MTP
+from minir1.model.mtp import MTP, look_ahead
 from minir1.model.packing import Packing, from_cu_seqlens, packing
 from minir1.model.rope import rope_angles
 from minir1.ops import linear_logprob
@@ -66,9 +68,13 @@ class Transformer(nn.Module):
         """cos and sin of RoPE. positions: int64 [...]; two fp32 tensors [..., R/2]."""
         return rope_angles(self.rope_size, positions, self.config.rope_theta, self.config.rope_scaling)
 
-    def cache(self, rows: int, slots: int) -> Cache:
-        """An empty cache for `rows` rows of up to `slots` tokens, of the model's device and dtype."""
-        return Cache(self.config, rows, slots, self.device, self.embedding.weight.dtype)
+    def cache(self, rows: int, slots: int, *, mtp: bool = False) -> Cache:
+        """An empty cache for `rows` rows of up to `slots` tokens, of the model's device and dtype.
+
+        With `mtp` the modules for multi-token prediction have a place in it too, as layers behind the last block.
+        """
+        layers = self.config.layers + (len(self.mtp) if mtp else 0)
+        return Cache(replace(self.config, layers=layers), rows, slots, self.device, self.embedding.weight.dtype)
 
     def hidden(
         self,
@@ -188,19 +194,16 @@ class Transformer(nn.Module):
         (None: every token but the first of its row). Returns fp32 [B, T], zero where not wanted, in column 0 and at
         padding; with entropy=True also the entropy in nats of the distribution that x_t was drawn from, [B, T].
         """
-        if tokens.ndim != 2 or (mask is not None and mask.shape != tokens.shape):
-            given = None if mask is None else tuple(mask.shape)
-            raise ValueError(f"tokens {tuple(tokens.shape)}, mask {given}: expected [B, T] both")
-        layout = packing(*tokens.shape, lengths, tokens.device)
-        flat = layout.pack(tokens.unsqueeze(-1)).squeeze(-1)
-        positions = layout.positions()
-        hidden = self._fresh(flat, positions, layout, None, record)
-        wanted = positions > 0
-        if mask is not None:
-            wanted = wanted & layout.pack(mask.unsqueeze(-1)).squeeze(-1).bool()
+        layout, flat, wanted = _wanted(tokens, lengths, mask)
+        hidden = self._fresh(flat, layout.positions(), layout, None, record)
         wanted = wanted.nonzero().squeeze(1)
-        logp, spread = linear_logprob(
-            hidden.index_select(0, wanted - 1),
+        scores = self._score(hidden.index_select(0, wanted - 1), flat, wanted, layout, temperature, entropy)
+        return scores if entropy else scores[0]
+
+    def _score(self, hidden, flat, wanted, layout: Packing, temperature=1.0, entropy=False) -> list[Tensor]:
+        """Log-probs, and entropies if asked for, of the packed tokens `wanted` [M] from states [M, D]; each [B, T]."""
+        found = linear_logprob(
+            hidden,
             self.head.weight,
             flat[wanted],
             temperature=temperature,
@@ -209,8 +212,46 @@ class Transformer(nn.Module):
             entropy=entropy,
         )
         place = wanted if layout.index is None else layout.index[wanted]
+        shape = layout.rows, layout.columns
+        return [x.new_zeros(shape).flatten().index_copy(0, place, x).view(shape) for x in found if x is not None]
 
-        def grid(x: Tensor) -> Tensor:
-            return x.new_zeros(tokens.numel()).index_copy(0, place, x).view(tokens.shape)
+    def mtp_logprob(
+        self,
+        tokens: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        record: list[Routing] | None = None,
+    ) -> list[Tensor]:
+        """[logp_0, logp_1, … logp_D]: each token predicted 1, 2, … D + 1 ahead, from one pass through the blocks.
 
-        return (grid(logp), grid(spread)) if entropy else grid(logp)
+        logp_0 is what `logprob` returns. logp_k[b, t] is the log-prob of x_t by MTP module k, whose state h^k_{t-k-1}
+        has seen x_<t; 0 where t <= k. Arguments as for `logprob`; each fp32 [B, T]. After those of the blocks, `record`
+        gets one Routing a module, over the first lengths - k tokens of each row.
+        """
+        layout, flat, wanted = _wanted(tokens, lengths, mask)
+        hidden = self._fresh(flat, layout.positions(), layout, None, record)
+        place = wanted.nonzero().squeeze(1)
+        found = self._score(hidden.index_select(0, place - 1), flat, place, layout)
+        # What follows the last token of a row is the first of another, which is not wanted, or nothing at all.
+        wanted = F.pad(wanted, (0, 1))
+        for k, (place, state) in enumerate(self.look_ahead(flat, hidden, layout, record=record), start=1):
+            inside = wanted[place + k + 1].nonzero().squeeze(1)
+            found += self._score(state.index_select(0, inside), flat, place[inside] + k + 1, layout)
+        return found
+
+    def look_ahead(self, flat: Tensor, hidden: Tensor, layout: Packing, cache: Cache | None = None, record=None):
+        """The MTP modules over packed rows: `mtp.look_ahead` with the model's own embedding and RoPE."""
+        return look_ahead(self.mtp, self.embed(flat), hidden, self.angles(layout.positions()), layout, cache, record)
+
+
+def _wanted(tokens: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Packing, Tensor, Tensor]:
+    """The packing, the packed tokens [N], and which of them have a log-prob that is asked for, bool [N]."""
+    if tokens.ndim != 2 or (mask is not None and mask.shape != tokens.shape):
+        given = None if mask is None else tuple(mask.shape)
+        raise ValueError(f"tokens {tuple(tokens.shape)}, mask {given}: expected [B, T] both")
+    layout = packing(*tokens.shape, lengths, tokens.device)
+    wanted = layout.positions() > 0
+    if mask is not None:
+        wanted = wanted & layout.pack(mask.unsqueeze(-1)).squeeze(-1).bool()
+    return layout, layout.pack(tokens.unsqueeze(-1)).squeeze(-1), wanted
