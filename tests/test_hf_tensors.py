@@ -1,0 +1,77 @@
+"""hf_tensors.py: every tensor has one place there; what may stand beside them; which MTP modules a checkpoint holds."""
+import dataclasses
+
+import pytest
+import torch
+
+from minir1.model.config import ModelConfig, dense
+from minir1.model.hf_tensors import harmless, to_hf_tensors, with_mtp_of
+from minir1.model.transformer import Transformer
+
+CONFIG = ModelConfig(vocab=16, dim=16, layers=2, heads=2, ffn=8, expert_ffn=8, experts=4, mtp_depth=2)
+SOFTMAX = dataclasses.replace(CONFIG, score="softmax", norm_topk=False, mtp_depth=0)
+
+
+@pytest.mark.parametrize("config", [CONFIG, dense(vocab=16, dim=16, heads=2, qk_norm=True, o_bias=True)])
+def test_every_number_has_one_place_and_is_shared(config):
+    model = Transformer(config)
+    theirs = to_hf_tensors(model)
+    assert sum(tensor.numel() for tensor in theirs.values()) == sum(t.numel() for t in model.state_dict().values())
+    for tensor in theirs.values():
+        tensor.fill_(7.0)
+    assert all((tensor == 7).all() for tensor in model.state_dict().values())
+
+
+def test_names_of_an_mtp_module():
+    """As DeepSeek-V3 names its layer 61."""
+    prefix = "model.layers.3."
+    names = {name.removeprefix(prefix) for name in to_hf_tensors(Transformer(CONFIG)) if name.startswith(prefix)}
+    assert {"enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight"} < names
+    assert {"input_layernorm.weight", "self_attn.kv_b_proj.weight", "mlp.experts.3.up_proj.weight"} < names
+    assert "mlp.gate.e_score_correction_bias" in names and not any("mtp" in name or "block" in name for name in names)
+
+
+def test_softmax_scores_have_no_selection_bias_there():
+    model = Transformer(SOFTMAX)
+    assert not any("bias" in name for name in to_hf_tensors(model))
+    model.blocks[1].ffn.bias[2] = 0.1
+    with pytest.raises(ValueError, match="blocks.1.ffn.bias is not zero"):
+        to_hf_tensors(model)
+    with torch.device("meta"):
+        assert to_hf_tensors(Transformer(SOFTMAX))  # where nothing can be looked at
+
+
+@pytest.mark.parametrize(
+    "name,yes",
+    [
+        ("model.layers.2.embed_tokens.weight", True),
+        ("model.layers.3.shared_head.head.weight", True),
+        ("model.layers.1.embed_tokens.weight", False),  # no MTP module
+        ("model.layers.2.shared_head.norm.weight", False),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", True),
+        ("model.layers.0.self_attn.q_proj.bias", False),
+        ("model.layers.2.mlp.up_proj.weight", False),
+        ("lm_head.weight", False),
+        ("extra", False),
+    ],
+)
+def test_what_may_stand_beside(name, yes):
+    assert harmless(name, CONFIG) is yes
+    assert harmless(name, dataclasses.replace(CONFIG, mtp_depth=0)) is yes
+
+
+def test_a_tied_head_may_stand_beside_its_embedding():
+    assert harmless("lm_head.weight", dataclasses.replace(CONFIG, tied=True))
+
+
+def test_mtp_modules_that_are_there():
+    names = set(to_hf_tensors(Transformer(CONFIG)))
+    module = {k: {name for name in names if name.startswith(f"model.layers.{k}.")} for k in (2, 3)}
+    main = names - module[2] - module[3]
+    assert with_mtp_of(CONFIG, names) == CONFIG
+    assert with_mtp_of(CONFIG, main) == dataclasses.replace(CONFIG, mtp_depth=0)
+    assert with_mtp_of(CONFIG, main | module[2]).mtp_depth == 1
+    assert with_mtp_of(CONFIG, main | module[3]).mtp_depth == 0  # which is surplus then
+    assert with_mtp_of(CONFIG, main | {"model.layers.2.hnorm.weight"}).mtp_depth == 1  # the rest is missing then
+    assert with_mtp_of(CONFIG, main | {"model.layers.2.embed_tokens.weight"}).mtp_depth == 0
+    assert with_mtp_of(dataclasses.replace(CONFIG, mtp_depth=0), names).mtp_depth == 0
