@@ -195,7 +195,8 @@ class _Undrawn(TorchFunctionMode):
     imports 900 modules of torch, which takes 75 MiB and seconds."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return args[0] if function is Tensor.normal_ else function(*args, **(kwargs or {}))
+        if function not in (Tensor.normal_, torch.nn.init.normal_):
+            return function(*args, **(kwargs or {}))
 
 
 def _allocate(model: Transformer, device: str, dtype: torch.dtype) -> Transformer:
