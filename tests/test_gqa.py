@@ -99,3 +99,50 @@ def test_biases_where_qwen_has_them():
     assert {n for n, _ in layer.named_parameters()} == names | {"wq.bias", "wk.bias", "wv.bias"}
     _, layer = build(qkv_bias=False)
     assert {n for n, _ in layer.named_parameters()} == names
+    _, layer = build(qkv_bias=False, o_bias=True)
+    assert {n for n, _ in layer.named_parameters()} == names | {"wo.bias"}
+
+
+def test_bias_of_the_output_is_added_last():
+    config, layer = build(o_bias=True)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    have, bias = run(config, layer, x)[0], layer.wo.bias.detach().clone()
+    layer.wo.bias.data.zero_()
+    torch.testing.assert_close(have - bias, run(config, layer, x)[0], rtol=1e-10, atol=1e-10)
+
+
+def test_queries_and_keys_are_normed_head_by_head_before_rope():
+    """RMSNorm by hand: x / √(mean x² + ε) times a gain that all heads share."""
+    config, layer = build(qk_norm=True, norm_eps=0.5)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    cos, sin = angles(config, torch.arange(5))
+    q, k, v = layer.project(x, cos, sin)
+    for have, w, norm, heads in ((q, layer.wq, layer.q_head_norm, 6), (k, layer.wk, layer.k_head_norm, 2)):
+        assert norm.weight.shape == (8,)
+        plain = w(x).view(5, heads, 8)
+        want = plain / (plain.square().mean(-1, keepdim=True) + 0.5).sqrt() * norm.weight
+        torch.testing.assert_close(have, rotate(want, cos, sin, interleaved=False), rtol=1e-6, atol=1e-6)
+    assert torch.equal(v.flatten(1), layer.wv(x))
+
+
+def test_decoded_equals_fresh_with_everything():
+    config, layer = build(qk_norm=True, o_bias=True, attention_scale=0.7)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    want, _ = run(config, layer, x)
+    cache = Cache(config, rows=1, slots=5, dtype=torch.float64)
+    for t in range(5):
+        positions = cache.positions(1)
+        out = layer.decode(x[None, t : t + 1], *angles(config, positions), cache, 0, positions, cache.bias(positions))
+        cache.advance(1, 1)
+        torch.testing.assert_close(out[0, 0], want[t], rtol=1e-5, atol=1e-5)  # softmax in fp32
+
+
+def test_attention_scale_takes_the_place_of_the_root():
+    """Queries twice as large, or a scale twice as large: the same scores."""
+    config, layer = build(qkv_bias=False)
+    _, scaled = build(qkv_bias=False, attention_scale=2 * 8**-0.5)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    plain, have = run(config, layer, x)[0], run(config, scaled, x)[0]
+    layer.wq.weight.data *= 2
+    torch.testing.assert_close(have, run(config, layer, x)[0], rtol=1e-6, atol=1e-8)
+    assert not torch.allclose(have, plain, atol=1e-3)

@@ -3,10 +3,12 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from minir1.model.rope import rope_angles, rotate
+from minir1.model.rope import KINDS, RopeScaling, inverse_frequencies, rope_angles, rotate
 
 LAYOUTS = pytest.mark.parametrize("interleaved", [True, False])
 
@@ -82,3 +84,112 @@ def test_shape_and_dtype_are_kept_and_the_product_is_taken_in_fp32(interleaved):
     y = rotate(x, cos, sin, interleaved)
     assert y.shape == x.shape and y.dtype == torch.bfloat16
     assert torch.equal(y, rotate(x.float(), cos, sin, interleaved).bfloat16())  # rounded once
+
+
+# ---------------------------------------------------------------- longer windows
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize("size,theta", [(8, 100.0), (64, 10_000.0), (128, 500_000.0)])
+@pytest.mark.parametrize(
+    "scaling,theirs",
+    [
+        (RopeScaling("linear", 4.0), {"rope_type": "linear", "factor": 4.0}),
+        (RopeScaling("llama3", 8.0, 64, slow=1, fast=4), LLAMA3 | {"original_max_position_embeddings": 64}),
+        (RopeScaling("llama3", 8.0, 8192, slow=1, fast=4), LLAMA3 | {"original_max_position_embeddings": 8192}),
+        (RopeScaling("yarn", 4.0, 64), YARN),
+        (RopeScaling("yarn", 40.0, 4096), YARN | {"factor": 40.0, "original_max_position_embeddings": 4096}),
+        (RopeScaling("yarn", 4.0, 64, slow=0.5, fast=8), YARN | {"beta_slow": 0.5, "beta_fast": 8}),
+        (RopeScaling("yarn", 4.0, 64, fast=8, whole_pairs=False), YARN | {"beta_fast": 8, "truncate": False}),
+        (RopeScaling("yarn", 4.0, 64, mscale=0.7, mscale_all=0.7), YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}),
+        (RopeScaling("yarn", 4.0, 64, mscale=1.0, mscale_all=0.4), YARN | {"mscale": 1.0, "mscale_all_dim": 0.4}),
+        (RopeScaling("yarn", 4.0, 64, mscale=0.7), YARN | {"mscale": 0.7}),
+        (RopeScaling("yarn", 4.0, 64, attention_factor=0.9), YARN | {"attention_factor": 0.9}),
+    ],
+)
+def test_scalings_as_transformers_has_them(scaling, theirs, size, theta):
+    config = transformers.LlamaConfig(
+        head_dim=size, max_position_embeddings=16_384, rope_parameters=theirs | {"rope_theta": theta}
+    )
+    want, magnitude = ROPE_INIT_FUNCTIONS[scaling.kind](config, torch.device("cpu"))
+    have = inverse_frequencies(size, theta, scaling)
+    torch.testing.assert_close(have.float(), want, rtol=2e-6, atol=0)
+    assert scaling.magnitude == pytest.approx(magnitude, rel=1e-12)
+    assert size == 8 or not torch.equal(have, inverse_frequencies(size, theta))  # the scaling does something
+
+
+def test_linear_is_the_angle_of_a_nearer_position():
+    near = rope_angles(8, torch.arange(10), 100.0)
+    far = rope_angles(8, 4 * torch.arange(10), 100.0, RopeScaling("linear", 4.0))
+    torch.testing.assert_close(far, near)
+
+
+def test_ntk_keeps_the_fastest_pair_and_divides_the_slowest():
+    """R = 8, θ = 16, s = 27: θ' = 16·27^(8/6) = 1296, so the frequencies are 6^0, 6^-1, 6^-2 and 6^-3 = 1/8 / 27."""
+    have = inverse_frequencies(8, 16.0, RopeScaling("ntk", 27.0))
+    torch.testing.assert_close(have, torch.tensor([1, 1 / 6, 1 / 36, 1 / 216], dtype=torch.float64))
+    assert have[-1].item() == pytest.approx(inverse_frequencies(8, 16.0)[-1].item() / 27)
+    assert inverse_frequencies(2, 16.0, RopeScaling("ntk", 27.0)).tolist() == [1.0]
+
+
+def test_ramp_of_yarn_by_hand():
+    """R = 16, θ = 2^8, L = 2π·8: pair i turns 8·2^-i times. With β = 4 and α = 1 the ramp runs from pair 1 to pair 3,
+    half of pair 2 is divided by s = 4."""
+    scaling = RopeScaling("yarn", 4.0, original=16 * math.pi, slow=1, fast=4, whole_pairs=False)
+    have = inverse_frequencies(16, 256.0, scaling) * 2.0 ** torch.arange(8)
+    want = [1, 1, 1 - 0.5 * 0.75, 0.25, 0.25, 0.25, 0.25, 0.25]
+    torch.testing.assert_close(have, torch.tensor(want, dtype=torch.float64))
+
+
+def test_ramp_of_llama3_by_hand():
+    """The same pairs turn 8, 4, 2, 1 … times; between 4 and 1 turns the ramp is linear in turns: pair 2 keeps 1/3."""
+    scaling = RopeScaling("llama3", 4.0, original=16 * math.pi, slow=1, fast=4)
+    have = inverse_frequencies(16, 256.0, scaling) * 2.0 ** torch.arange(8)
+    want = [1, 1, 1 / 3 + 2 / 3 * 0.25, 0.25, 0.25, 0.25, 0.25, 0.25]
+    torch.testing.assert_close(have, torch.tensor(want, dtype=torch.float64))
+
+
+def test_ends_of_the_ramp_are_rounded_outwards():
+    """As above with β = 3 and α = 1.5: pairs 1.415 and 2.415 become 1 and 3."""
+    rounded = RopeScaling("yarn", 4.0, original=16 * math.pi, slow=1.5, fast=3)
+    exact = RopeScaling("yarn", 4.0, original=16 * math.pi, slow=1, fast=4, whole_pairs=False)
+    torch.testing.assert_close(inverse_frequencies(16, 256.0, rounded), inverse_frequencies(16, 256.0, exact))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_factor_of_one_leaves_everything_as_it_was(kind):
+    scaling = RopeScaling(kind, 1.0, original=16, mscale=0.7, mscale_all=0.9)
+    have, want = rope_angles(16, torch.arange(99), 100.0, scaling), rope_angles(16, torch.arange(99), 100.0)
+    torch.testing.assert_close(have, want, rtol=0, atol=1e-6)
+    assert scaling.magnitude == scaling.logit_factor == 1.0
+
+
+def test_factors_on_the_logits():
+    """ln s = 3 for s = e³: plain YaRN 1.3 on cos and sin; DeepSeek's (1 + 0.3·m_all)² on the whole, 1.3/1.15 left."""
+    s = math.exp(3)
+    assert RopeScaling("yarn", s).magnitude == pytest.approx(1.3) and RopeScaling("yarn", s).logit_factor == 1.0
+    equal = RopeScaling("yarn", s, mscale=0.5, mscale_all=0.5)
+    assert equal.magnitude == 1.0 and equal.logit_factor == pytest.approx(1.15**2)
+    unlike = RopeScaling("yarn", s, mscale=1.0, mscale_all=0.5)
+    assert unlike.magnitude == pytest.approx(1.3 / 1.15) and unlike.logit_factor == pytest.approx(1.15**2)
+    assert RopeScaling("yarn", s, mscale_all=0.0).logit_factor == 1.0  # as where it is not given
+    assert RopeScaling("linear", s).magnitude == RopeScaling("llama3", s).magnitude == 1.0
+
+
+def test_magnitude_is_on_cos_and_sin():
+    cos, sin = rope_angles(8, torch.arange(50), 100.0, RopeScaling("yarn", 4.0, 16, attention_factor=1.5))
+    torch.testing.assert_close(cos**2 + sin**2, torch.full_like(cos, 2.25))
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("kind", "dynamic"), ("factor", 0.0), ("factor", -2.0), ("original", 0), ("slow", 0.0), ("fast", -1.0),
+        ("slow", 32.0), ("mscale", -0.1), ("mscale_all", -1.0), ("attention_factor", -1.0),
+    ],
+)
+def test_a_wrong_scaling_is_named(field, value):
+    with pytest.raises(ValueError, match=f"RopeScaling.{field} = {value!r}"):
+        RopeScaling(**{"kind": "yarn", field: value})

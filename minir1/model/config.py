@@ -73,6 +73,8 @@ class ModelConfig:
         need(self.attention in ("mla", "gqa"), "attention", "'mla' or 'gqa'")
         need(self.score in ("sigmoid", "softmax"), "score", "'sigmoid' or 'softmax'")
         need(self.rope > 0 and self.rope % 2 == 0, "rope", "must be even and positive")
+        for field in ("qkv_bias", "o_bias", "qk_norm"):
+            need(self.attention == "gqa" or not getattr(self, field), field, "only attention = 'gqa' has it")
         if self.attention == "gqa":
             need(self.heads % self.kv_heads == 0, "kv_heads", f"must divide heads = {self.heads}")
             need(self.head_dim is not None or self.dim % self.heads == 0, "heads", f"must divide dim = {self.dim}")

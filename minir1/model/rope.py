@@ -40,6 +40,10 @@ class RopeScaling:
         for name in ("factor", "original", "slow", "fast"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"RopeScaling.{name} = {getattr(self, name)!r}: must be positive")
+        for name in ("mscale", "mscale_all", "attention_factor"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"RopeScaling.{name} = {value!r}: must not be negative, or None")
         if self.kind in ("yarn", "llama3") and not self.slow < self.fast:
             raise ValueError(f"RopeScaling.slow = {self.slow}: must be below fast = {self.fast}")
 
@@ -67,7 +71,7 @@ class RopeScaling:
 def inverse_frequencies(size: int, theta: float, scaling: RopeScaling = RopeScaling(), device=None) -> Tensor:
     """How far each pair turns from one position to the next, θ^(-2i/R) before scaling: fp64 [R/2] with R = size."""
     even = torch.arange(0, size, 2, dtype=torch.float64, device=device)
-    if scaling.kind == "ntk":
+    if scaling.kind == "ntk" and size > 2:  # a single pair is the fastest
         theta = theta * scaling.factor ** (size / (size - 2))
     plain = theta ** (-even / size)
     if scaling.kind in ("none", "ntk"):
