@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from ablations import balance
 from seeds import rows
 
 from minir1.evaluate import seed_interval
+from minir1.figures_long_context import VARIANTS
 from minir1.log import replace_text
 from minir1.model.count import PARTS, human
 
@@ -112,6 +114,54 @@ def count(found: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def long_context(results: Results) -> str:
+    """Accuracy within the trained window and past it, a row a variant: each seed, then the mean with its interval."""
+    head = ["", *(f"{side}, {word}" for side in ("within", "past") for word in ("each seed", "mean, 95 %"))]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name, title in VARIANTS.items():
+        line = [title]
+        for side in ("inside", "outside"):
+            values = [result[f"{name}/{side}"] for result in results.values()]
+            text = f"{sum(values) / len(values):.1%}"
+            if len(values) >= 3:
+                _, low, high = seed_interval(values)
+                text += f" [{100 * max(low, 0):.1f}, {100 * min(high, 1):.1f}]"
+            line += [", ".join(f"{value:.1%}" for value in values), text]
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def prefill(found: dict[str, float]) -> str:
+    """Seconds and peak memory by length of the prompt, in chunks and in one call."""
+    lines = ["| tokens | cache, GiB | chunks: seconds | chunks: peak GiB | one call: seconds | one call: peak GiB |"]
+    lines.append("|---:|---:|---:|---:|---:|---:|")
+    for key in found:
+        if re.fullmatch(r"chunks/\d+/seconds", key):
+            length = int(key.split("/")[1])
+            cells = [f"{length:,}", f"{found[f'cache/{length}/gib']:.3f}"]
+            for way in ("chunks", "one_call"):
+                measured = f"{way}/{length}/seconds" in found
+                cells.append(f"{found[f'{way}/{length}/seconds']:.1f}" if measured else "-")
+                cells.append(f"{found[f'{way}/{length}/peak_gib']:.2f}" if measured else "-")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def grid(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table; numbers to the right."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] + ["---:"] * (len(head) - 1), *lines])
+
+
+def balanced(found: dict) -> str:
+    """A row a method of balancing, over seeds."""
+    return grid(balance.COLUMNS, balance.rows(found))
+
+
+def balance_tuning(found: dict) -> str:
+    """A row a strength that was tried on the first seed."""
+    return grid(balance.TUNING, balance.tuning_rows(found))
+
+
 BLOCKS = {  # name -> file under docs/results, function
     "r1_zero": ("r1_zero.json", r1_zero),
     "headline": ("r1_zero.json", headline),
@@ -120,8 +170,12 @@ BLOCKS = {  # name -> file under docs/results, function
     "demo": ("demo.json", demo),
     "profile": ("profile.json", profile),
     "profile_dense": ("profile_dense.json", profile),
+    "long_context": ("long_context.json", long_context),
+    "prefill": ("prefill.json", prefill),
     "count_parts": ("count.json", count_parts),
     "count": ("count.json", count),
+    "balance": ("balance.json", balanced),
+    "balance_tuning": ("balance.json", balance_tuning),
 }
 
 

@@ -881,5 +881,5 @@ def test_prefill_benchmark_at_toy_size(tmp_path):
     found = prefill.main(prefill.Config(lengths=(300,), chunk=128, whole=0, out=tmp_path / "found.json"))
     assert json.loads((tmp_path / "found.json").read_text()) == found and "one_call/300/seconds" not in found
     assert found["cache/300/gib"] == 4 * 300 * 80 * 4 / 2**30  # layers · tokens · (64 + 16) · 4 bytes
-    seconds, peak, cache = prefill.measure((300, None, torch.get_num_threads()))
-    assert seconds > 0 and 0.1 < peak < 20 and cache == found["cache/300/gib"]
+    seconds, cpu, peak, cache = prefill.measure((300, None, 4, torch.get_num_threads()))
+    assert seconds > 0 and cpu > 0 and 0.1 < peak < 20 and cache == found["cache/300/gib"]
