@@ -1,6 +1,9 @@
 """hf.py: what we write transformers opens with equal logits, what it writes we open, all else is refused."""
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -141,6 +144,171 @@ def test_dtypes(tmp_path):
     assert torch.equal(wide.head.weight.bfloat16(), kept.head.weight)
 
 
+# ---------------------------------------------------------------- shards
+
+
+def sharded(folder, shard_bytes=9_000, config="v3", **changes):
+    model = build(dataclasses.replace(CONFIGS[config], **changes))
+    save(model, TOKENIZER, folder, shard_bytes=shard_bytes)
+    return model, json.loads((folder / "model.safetensors.index.json").read_text())
+
+
+def test_shards_hold_all_and_no_more_than_they_may(tmp_path):
+    model, index = sharded(tmp_path)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    count = len(files)
+    assert count > 3 and files == [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    held = {file: load_file(tmp_path / file) for file in files}
+    assert index["weight_map"] == {name: file for file in files for name in held[file]}
+    for file, tensors in held.items():
+        assert sum(t.nbytes for t in tensors.values()) <= 9_000 or len(tensors) == 1, file
+    assert index["metadata"] == {
+        "total_size": sum(t.nbytes for tensors in held.values() for t in tensors.values()),
+        "total_parameters": sum(t.numel() for t in model.state_dict().values()),
+    }
+    again = load(tmp_path)[0].state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_transformers_reads_our_shards_and_we_theirs(tmp_path):
+    model, _ = sharded(tmp_path)
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    torch.testing.assert_close(other(X).logits, model(X), rtol=0, atol=1e-5)
+    (tmp_path / "theirs").mkdir()
+    other.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
+    TOKENIZER.save(tmp_path / "theirs")
+    again = load(tmp_path / "theirs")[0].state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_tensor_larger_than_a_shard_and_a_limit_that_just_fits(tmp_path):
+    _, index = sharded(tmp_path, shard_bytes=1)
+    assert len(set(index["weight_map"].values())) == len(index["weight_map"])
+    save(build(CONFIGS["v3"]), TOKENIZER, tmp_path, shard_bytes=index["metadata"]["total_size"])
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.safetensors"]
+    with pytest.raises(ValueError, match="shard_bytes = 0"):
+        save(build(CONFIGS["v3"]), TOKENIZER, tmp_path, shard_bytes=0)
+
+
+def test_weights_of_an_earlier_save_go_and_other_files_stay(tmp_path):
+    (tmp_path / "model-notes.txt").write_text("mine")
+    (tmp_path / "chat_template.jinja").write_text("of an older tokenizer")
+    sharded(tmp_path, shard_bytes=2_000)
+    model, index = sharded(tmp_path, shard_bytes=20_000, config="qwen2")
+    assert {path.name for path in tmp_path.glob("*.safetensors*")} == {
+        "model.safetensors.index.json", *index["weight_map"].values()
+    }
+    save(model, TOKENIZER, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors*")) == ["model.safetensors"]
+    again, tokenizer = load(tmp_path)
+    assert torch.equal(again(X), model(X)) and tokenizer.template == TOKENIZER.template
+    sharded(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists() and (tmp_path / "model-notes.txt").exists()
+
+
+def test_sharded_saving_is_deterministic(tmp_path):
+    for name in ("a", "b"):
+        sharded(tmp_path / name)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+
+
+def test_absent_and_damaged_shards_are_named(tmp_path):
+    _, index = sharded(tmp_path)
+    second, third = sorted(set(index["weight_map"].values()))[1:3]
+    whole = (tmp_path / second).read_bytes()
+    (tmp_path / second).write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match=f"{second} is damaged"):
+        load(tmp_path)
+    (tmp_path / second).unlink()
+    with pytest.raises(ValueError, match=f"names shards that are not there: {second}$"):
+        load(tmp_path)
+    (tmp_path / second).write_bytes((tmp_path / third).read_bytes())
+    with pytest.raises(ValueError, match=f"stands in two shards, {second} and {third}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text,match",
+    [
+        ("{", "index.json is damaged"),
+        ("[]", "holds no object"),
+        ("{}", "has no weight_map"),
+        ('{"weight_map": {}}', "has no weight_map"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', r"names '../model.safetensors'"),
+        ('{"weight_map": {"a": "model.bin"}}', "names 'model.bin'"),
+    ],
+)
+def test_damaged_indices(tmp_path, text, match):
+    sharded(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=match):
+        load(tmp_path)
+
+
+MEASURE = """
+import sys, threading, time
+import torch
+from safetensors.torch import load_file
+from minir1.model import hf
+from minir1.model.config import ModelConfig
+from minir1.model.transformer import Transformer
+from minir1.tokenizer import word_level
+
+def anonymous():  # bytes; pages of a mapped file, which the system may drop, are not among them
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
+
+def peak(work):
+    before, highest, done = anonymous(), [0], threading.Event()
+    def watch():
+        while not done.is_set():
+            highest[0] = max(highest[0], anonymous())
+            time.sleep(0.0005)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out = work()
+    highest[0] = max(highest[0], anonymous())
+    done.set()
+    watcher.join()
+    return out, highest[0] - before
+
+def twice(path):  # what must not happen, to see that it is seen
+    tensors = [load_file(file) for file in sorted(path.glob("*.safetensors"))]
+    return [{name: tensor.clone() for name, tensor in part.items()} for part in tensors for _ in range(2)]
+
+from pathlib import Path
+path = Path(sys.argv[1])
+config = ModelConfig(vocab=2048, dim=512, layers=4, heads=8, ffn=1024, experts=32, expert_ffn=256)
+model = Transformer(config).bfloat16()
+size = sum(p.nbytes for p in model.parameters())
+_, saving = peak(lambda: hf.save(model, word_level((), 24), path, shard_bytes=size // 4 + 2**21))
+del model
+state = torch.random.get_rng_state()
+(model, _), loading = peak(lambda: hf.load(path))
+assert torch.equal(state, torch.random.get_rng_state())  # nothing is drawn for weights that are read
+assert {name for name, _ in (*model.named_parameters(), *model.named_buffers())} == set(model.state_dict())
+_, naive = peak(lambda: twice(path))
+print(size, len(list(path.glob("*.safetensors"))), saving / size, loading / size, naive / size)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_of_saving_and_loading(tmp_path):
+    """Anonymous resident memory in a process of its own: the weights once, whichever way."""
+    threshold = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}  # what is freed goes back at once
+    out = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path], env=os.environ | threshold, capture_output=True, text=True
+    )
+    assert out.returncode == 0, out.stderr
+    size, shards, saving, loading, naive = map(float, out.stdout.split())
+    assert size > 80 * 2**20 and shards in (4, 5)
+    assert saving < 0.3 and 0.9 < loading < 1.15 and naive > 1.8
+
+
 # ---------------------------------------------------------------- theirs, read by us
 
 
@@ -198,6 +366,20 @@ def test_older_config_files():
     del new["rope_theta"], new["num_key_value_heads"], new["head_dim"]
     config = from_hf_config(new)
     assert (config.rope_theta, config.kv_heads, config.head_size) == (10_000.0, 4, 8)
+
+
+def test_generation_config_is_kept_and_its_ends_are_not_lost(tmp_path):
+    save(build(dense(**SHAPE, eos=0, pad=1)), TOKENIZER, tmp_path)
+    stated = {"temperature": 0.6, "top_p": 0.95, "eos_token_id": [0, 7], "pad_token_id": 1}
+    (tmp_path / "generation_config.json").write_text(json.dumps(stated))
+    model, tokenizer = load(tmp_path)
+    save(model, tokenizer, tmp_path / "again")
+    assert json.loads((tmp_path / "again/generation_config.json").read_text()) == stated
+    model.config = dataclasses.replace(model.config, eos=5)  # not one of them: then it alone
+    save(model, tokenizer, tmp_path / "again")
+    assert json.loads((tmp_path / "again/generation_config.json").read_text()) == stated | {"eos_token_id": 5}
+    change(tmp_path, eos_token_id="absent", pad_token_id=None)
+    assert (load(tmp_path)[0].config.eos, load(tmp_path)[0].config.pad) == (0, 1)
 
 
 # ---------------------------------------------------------------- tokenizers
@@ -307,6 +489,35 @@ def test_a_checkpoint_that_has_nothing_in_common_is_told_in_a_few_lines(folder):
     with pytest.raises(ValueError, match=r"missing: lm_head.weight; .*and \d+ more") as error:
         load(folder)
     assert len(str(error.value)) < 1000
+
+
+def test_every_kind_is_told_where_one_has_many(folder):
+    def wrong(tensors):
+        for name in [name for name in tensors if "layers.1.mlp.experts" in name]:
+            del tensors[name]
+        for name in [name for name in tensors if "layers.2.mlp.experts" in name]:
+            tensors[name] = torch.zeros(3)
+        tensors |= {f"extra.{i}": torch.zeros(1) for i in range(7)} | {"model.norm.weight": torch.ones(32).int()}
+
+    alter(folder, wrong)
+    with pytest.raises(ValueError) as error:
+        load(folder)
+    told = str(error.value)
+    assert told.count("missing: ") == told.count("surplus: ") == told.count("shape of ") == 4
+    assert told.count("and 20 more") == 2 and "and 3 more" in told  # 8 experts of 3 matrices; 7 extra
+    assert "dtype of model.norm.weight: I32" in told
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
+def test_pickles_are_not_read(folder, name):
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(ValueError, match=f"only {name}: a pickle may run any code.*convert"):
+        load(folder)
+
+
+def test_dtypes_that_hold_no_weights(folder):
+    with pytest.raises(ValueError, match=r"dtype = torch\.int8"):
+        load(folder, dtype=torch.int8)
 
 
 def test_unknown_architectures_list_what_is_supported(folder):

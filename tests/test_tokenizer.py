@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tokenizers
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,7 +158,163 @@ def test_templates_run_in_a_sandbox():
         with_template("{{ messages.append(1) }}").chat("x")
 
 
+R1 = """{%- if not add_generation_prompt is defined %}{%- set add_generation_prompt = false %}{%- endif %}
+{%- set ns = namespace(system='', in_tool=false) %}
+{%- for message in messages %}{% if message['role'] == 'system' %}{% set ns.system = message['content'] %}{% endif %}
+{%- endfor %}
+{{- bos_token }}{{ ns.system }}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}{% endif %}
+    {%- if message['role'] == 'assistant' and message['content'] is not none %}
+        {%- set said = message['content'] %}
+        {%- if '</think>' in said %}{% set said = said.split('</think>')[-1] %}{% endif %}
+        {{- '<｜Assistant｜>' + said + eos_token }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"""
+QWEN = """{%- if tools %}
+    {{- raise_exception('no tools here') }}
+{%- endif %}
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- else %}
+    {{- '<|im_start|>system\\nYou help.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if loop.first and message.role == 'system' %}{% continue %}{% endif %}
+    {%- if message.role == 'assistant' %}
+<|im_start|>assistant
+        {% generation %}
+{{ message.content | trim }}<|im_end|>
+        {% endgeneration %}
+    {%- else %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{%- endif %}
+"""
+LLAMA = """{{- bos_token }}
+{%- if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system = '' %}
+{%- endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + date_string + '\\n\\n' + system + '<|eot_id|>' }}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('roles must alternate') }}
+    {%- endif %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim if message['content'] is string else message['content'] | tojson(indent=1) }}
+    {{- '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}
+"""
+MARKS = [
+    "<｜begin｜>", "<｜User｜>", "<｜Assistant｜>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>",
+    "<|end_header_id|>", "<|eot_id|>",
+]
+ASKED = [{"role": "user", "content": " 1 < 2 & é? "}]
+TOLD = [{"role": "system", "content": "Be brief.\n"}, *ASKED]
+LONG = [*TOLD, {"role": "assistant", "content": "<think>\nhm</think> yes\n"}, {"role": "user", "content": "2+2"}]
+STYLES = {  # the template, and what it writes at the end of a prompt
+    "deepseek-r1": (R1, "<｜Assistant｜><think>\n"), "qwen": (QWEN, "<|im_start|>assistant\n"),
+    "llama-3": (LLAMA, "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+}
+
+
+def pair(template):
+    """(ours, theirs): byte-level BPE with the marks of the three styles, which begins every text with a BOS."""
+    backend = tokenizers.Tokenizer.from_str(BPE[True].backend.to_str())
+    backend.add_special_tokens(MARKS)
+    begin = backend.token_to_id(MARKS[0])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{MARKS[0]} $A", special_tokens=[(MARKS[0], begin)]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=MARKS[0], eos_token=EOS, pad_token=PAD, chat_template=template
+    )
+    return Tokenizer(backend, template, bos=MARKS[0]), fast
+
+
+@pytest.mark.parametrize("messages", [ASKED, TOLD, LONG], ids=["question", "system", "history"])
+@pytest.mark.parametrize("style", STYLES)
+def test_templates_as_transformers_renders_them(style, messages):
+    template, end = STYLES[style]
+    ours, theirs = pair(template)
+    for more in (False, True):
+        have = ours.render(messages, add_generation_prompt=more)
+        assert have == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=more)
+        assert have.endswith(end) == more and "1 < 2 & é?" in have
+        want = theirs.apply_chat_template(messages, tokenize=True, add_generation_prompt=more, return_dict=False)
+        assert ours.encode(have) == want
+        assert ours.encode(have).count(ours.id(MARKS[0])) == (style != "qwen")  # written once, and none added
+    if style == "deepseek-r1" and len(messages) == 4:
+        assert "hm" not in have and " yes\n" + EOS in have
+
+
+def test_variables_of_a_template():
+    ours, theirs = pair(QWEN)
+    have = ours.render(ASKED, enable_thinking=False)
+    assert have == theirs.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    assert have.endswith("<think>\n\n</think>\n\n") and have != ours.render(ASKED)
+    ours, theirs = pair(LLAMA)
+    nested = [{"role": "user", "content": {"b": "<é>", "a": [1]}}]
+    have = ours.render(nested, date_string="1 Jan 2025")
+    assert have == theirs.apply_chat_template(
+        nested, tokenize=False, add_generation_prompt=True, date_string="1 Jan 2025"
+    )
+    assert "Today Date: 1 Jan 2025\n" in have and '"b": "<é>"' in have
+
+
+def test_what_is_not_set_is_not_defined():
+    template = "{{ bos_token is defined }} {{ tools is none }} {{ enable_thinking is defined }}"
+    assert with_template(template).chat("") == "False True False"
+    assert with_template(template, bos=EOS).chat("") == "True True False"
+
+
+@pytest.mark.parametrize(
+    "template,match",
+    [
+        ("{% if %}", "is no Jinja: line 1"),
+        ("ok\n{% for m in messages %}", "is no Jinja: line 2.*for"),
+        ("{{ messages[0].content.x.y }}", "cannot render these messages: .*has no attribute 'x'"),
+        ("{{ nothing() }}", "'nothing' is undefined"),
+        ("{{ 'a' + none }}", "can only concatenate str"),
+        ("{% for i in range(999999) %}{% endfor %}", "Range too big"),
+        ("{{ raise_exception('roles must alternate') }}", "messages: roles must alternate"),
+    ],
+)
+def test_templates_that_fail_say_why(template, match):
+    with pytest.raises(ValueError, match=match):
+        with_template(template).chat("x")
+    with pytest.raises(ValueError, match="roles must alternate"):
+        with_template(LLAMA).render([*ASKED, *ASKED])
+
+
 # ---------------------------------------------------------------- folders that others wrote
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_folders_of_transformers_and_back(style, tmp_path):
+    ours, theirs = pair(STYLES[style][0])
+    theirs.save_pretrained(tmp_path)
+    for _ in range(2):  # as they wrote it; then as we do over the same folder
+        again = Tokenizer.load(tmp_path)
+        assert (again.eos_token, again.pad_token, again.bos_token) == (EOS, PAD, MARKS[0])
+        for text in ("12 cats<think>é\n", again.render(LONG)):
+            assert again.encode(text) == ours.encode(text)
+        assert again.template == ours.template and again.size == ours.size
+        back = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        assert back.apply_chat_template(LONG, tokenize=False) == ours.render(LONG, add_generation_prompt=False)
+        assert (back.bos_token, back.eos_token, back.pad_token) == (MARKS[0], EOS, PAD)
+        again.save(tmp_path)
+    assert not (tmp_path / "chat_template.jinja").exists()
 
 
 def change(folder, **values):
@@ -183,6 +340,45 @@ def test_the_template_of_a_file_of_its_own(tmp_path):
     assert Tokenizer.load(tmp_path).template == WORDS.template  # the folder names none: ours
     (tmp_path / "chat_template.jinja").write_text("Q: {{ messages[0].content }}")
     assert Tokenizer.load(tmp_path).chat("why?") == "Q: why?"
+
+
+def test_named_templates(tmp_path):
+    WORDS.save(tmp_path)
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    change(tmp_path, chat_template=named)
+    assert Tokenizer.load(tmp_path).chat("") == "plain"
+    change(tmp_path, chat_template=named[:1])
+    with pytest.raises(ValueError, match=r"no chat_template is called default, of \['tool_use'\]"):
+        Tokenizer.load(tmp_path)
+
+
+def test_special_tokens_that_only_the_older_file_names(tmp_path):
+    WORDS.save(tmp_path)
+    change(tmp_path, eos_token=None, pad_token=None)
+    older = {"eos_token": {"content": "</answer>"}, "pad_token": "<|pad|>", "bos_token": {"content": "<think>"}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(older))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == ("</answer>", PAD, "<think>")
+    change(tmp_path, eos_token=EOS)
+    assert Tokenizer.load(tmp_path).eos_token == EOS  # the newer file has the word
+    WORDS.save(tmp_path)
+    assert Tokenizer.load(tmp_path).bos_token == ""
+
+
+@pytest.mark.parametrize(
+    "name,text,match",
+    [
+        ("tokenizer.json", "{", "tokenizer.json is damaged"),
+        ("tokenizer.json", "{}", "tokenizer.json is no tokenizer"),
+        ("tokenizer_config.json", "[1]", "tokenizer_config.json holds no object"),
+        ("special_tokens_map.json", "", "special_tokens_map.json is damaged"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, text, match):
+    WORDS.save(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=match):
+        Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
