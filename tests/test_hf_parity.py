@@ -29,7 +29,7 @@ UNLIKE = RopeScaling("yarn", factor=4, original=16, mscale=0.9, mscale_all=0.4, 
 LLAMA3 = RopeScaling("llama3", factor=4, original=16, slow=1, fast=4)
 LINEAR = RopeScaling("linear", factor=4)
 
-SHAPE = {"vocab": V, "dim": 32, "layers": 3, "heads": 4, "ffn": 40, "init_std": 0.2, "max_positions": 64}
+SHAPE = {"vocab": V, "dim": 32, "layers": 3, "heads": 4, "ffn": 40, "init_std": 0.17, "max_positions": 64}
 MLA = SHAPE | {"kv_lora": 12, "nope": 8, "rope": 8, "v_dim": 6, "expert_ffn": 12}
 GROUPS = {"experts": 12, "experts_per_token": 3, "groups": 4, "groups_kept": 2}
 SOFTMAX = MLA | {"score": "softmax", "norm_topk": False}
