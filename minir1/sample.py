@@ -93,7 +93,8 @@ def bucket(alive: int) -> int:
     return size
 
 
-def _check(model: Transformer, prompts, answers, max_tokens, temperature, top_k, top_p, stop) -> list[int]:
+def check(model: Transformer, prompts, answers, max_tokens, temperature, top_k, top_p, stop) -> list[int]:
+    """The stop tokens as a list. ValueError on empty prompts, unknown tokens and settings out of range."""
     stop = [stop] if isinstance(stop, int) else list(stop)
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("prompts: need at least one, each of at least one token")
@@ -130,7 +131,7 @@ def generate(
     Finished rows are dropped every `check_every` steps, in buckets of few sizes; nothing else waits for the device.
     Raises ValueError on empty prompts, unknown tokens and settings out of range.
     """
-    stop = _check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop)
+    stop = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop)
     device = model.device
     grid, lengths = pad_rows(prompts, device)
     width = grid.shape[1]
@@ -195,7 +196,7 @@ def stream(
     seed: int = 0,
 ) -> Iterator[int]:
     """Yield the tokens of one answer as they are drawn, the stop token included: row 0 of `generate`, for a chat."""
-    stop = _check(model, [prompt], 1, max_tokens, temperature, top_k, top_p, stop)
+    stop = check(model, [prompt], 1, max_tokens, temperature, top_k, top_p, stop)
     cache = model.cache(1, len(prompt) + max_tokens)
     row = torch.zeros(1, dtype=torch.int64, device=model.device)
     hidden = model.prefill(torch.tensor([prompt], device=model.device), cache=cache, chunk=PREFILL_CHUNK)

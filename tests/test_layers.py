@@ -1,6 +1,8 @@
 """Who may import whom, held by reading the sources: an import inside a function counts like any other.
 
     kernels <- ops <- model <- sample <- rollout <- evaluate <- experiments
+
+with `speculative`, which samples too, between sample and rollout.
 """
 import ast
 import functools
@@ -16,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-CHAIN = ("kernels", "ops", "model", "sample", "rollout", "evaluate", "experiments")
+CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "evaluate", "experiments")
 FIGURES = {"figures", "figures_model", "figures_long_context"}
 BELOW_SAMPLE = {"tokenizer", "data", "log", "seed", "checkpoint", "optim", "distributed", *FIGURES}
 TORCH_ONLY = {"advantages", "losses", "weights", "preference", "distill"}

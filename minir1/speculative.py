@@ -1,0 +1,303 @@
+"""Self-speculative decoding: the MTP modules draft, one pass of the model judges, the distribution is the model's.
+
+Draft and judge by Leviathan et al. (arXiv:2211.17192, section 2.3) and Chen et al. (arXiv:2302.01318, algorithm 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minir1.data import pad_rows
+from minir1.model.cache import Cache
+from minir1.model.packing import packing
+from minir1.model.transformer import Transformer
+from minir1.sample import BUDGET, EOS, STOP, Sampled, bucket, check, draw, truncate, uniform
+
+DRAFT, ACCEPT, REDRAW = 0, 1, 2  # what a position's three random numbers are for
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """What became of the drafts of B rows by D modules. A draft behind a rejected one is not tried."""
+
+    tried: Tensor  # int64 [B, D]
+    accepted: Tensor  # int64 [B, D]
+    forwards: Tensor  # int64 [B], passes of the model behind the prompt
+
+    @property
+    def rate(self) -> float:
+        """Accepted drafts / tried ones; 0 if none was tried."""
+        return self.accepted.sum().item() / max(1, self.tried.sum().item())
+
+    @property
+    def row_rate(self) -> Tensor:
+        """The same for each row, fp32 [B]."""
+        return self.accepted.sum(1) / self.tried.sum(1).clamp(min=1)
+
+
+# ---- one step of the algorithm: from p, q and a draft to an exact sample of p -------------------
+
+
+def accept_probability(p_x: Tensor, q_x: Tensor) -> Tensor:
+    """min(1, p(x) / q(x)), elementwise, for x drawn from q."""
+    return (p_x / q_x).clamp(max=1.0)
+
+
+def residual(p: Tensor, q: Tensor) -> Tensor:
+    """What is drawn from after a rejection: (p - q)₊ / Σ (p - q)₊, and p itself where q is 0. p, q: [..., V].
+
+    Σ_x q(x) · [accept(x) δ_x + (1 - accept(x)) residual] = p, whatever q is.
+    """
+    left = (p - q).clamp(min=0.0)
+    mass = left.sum(-1, keepdim=True)
+    # p = q but for rounding: then nothing is rejected but by rounding.
+    return torch.where(mass > 0, left / mass, p)
+
+
+def judge(p: Tensor, q: Tensor, drafts: Tensor, accept_noise: Tensor, draw_noise: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of n drafts in a row stand, and the token behind them.
+
+    p: [B, n + 1, V], the model's distributions; q: [B, n, V], those that drafts, int64 [B, n], were drawn from; noise
+    in [0, 1): [B, n] and [B, n + 1]. Returns int64 [B] twice: accepted, and a token from the residual of the first
+    rejected place, or from p behind the last draft.
+    """
+    index = drafts.unsqueeze(-1)
+    p_x, q_x = p[:, :-1].gather(-1, index).squeeze(-1), q.gather(-1, index).squeeze(-1)
+    accepted = (accept_noise < accept_probability(p_x, q_x)).long().cumprod(1).sum(1)
+    row = torch.arange(len(p), device=p.device)
+    left = residual(p[row, accepted], F.pad(q, (0, 0, 0, 1))[row, accepted])  # q = 0 behind the last draft
+    return accepted, draw(left.log(), draw_noise[row, accepted])[0]
+
+
+# ---- the parts around it ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How logits become the distribution that is drawn from; the same for the model and for the drafts."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_tokens: int
+    stop: Tensor  # int64 [S]
+
+    def __call__(self, logits: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """logits: fp32 [B, n, V]; step: int64 [B, n], tokens of the answer so far -> log-probs reported, p; [B, n, V].
+
+        At temperature 0, p is all on the best token and the log-probs are those at temperature 1, as in `generate`.
+        """
+        if self.min_tokens and len(self.stop):
+            closed = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            closed = closed.index_fill(0, self.stop, True) & (step < self.min_tokens).unsqueeze(-1)
+            logits = logits.masked_fill(closed, float("-inf"))
+        if self.temperature == 0:
+            return logits.log_softmax(-1), F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        z = truncate(logits.flatten(0, 1) / self.temperature, self.top_k, self.top_p)
+        logp = z.log_softmax(-1).view_as(logits)
+        return logp, logp.exp()
+
+
+@dataclass
+class State:
+    """What the modules go on from, for B rows of which the last `taken` tokens are new (n + taken tokens in all)."""
+
+    hidden: Tensor  # [B, D + 1, dim], h^0 from place n - 1 on; what lies behind the accepted tokens is not looked at
+    ahead: Tensor  # int64 [B, 2D + 1], the tokens from place n on: those taken, then the drafts
+    taken: Tensor  # int64 [B], 1 to D + 1
+    carry: list[Tensor]  # for module k = 2 … D: h^{k-1} at place n - k, [B, 1, dim]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows, in place."""
+        self.hidden, self.ahead, self.taken = self.hidden[rows], self.ahead[rows], self.taken[rows]
+        self.carry = [x[rows] for x in self.carry]
+
+
+def prefill(model: Transformer, tokens: Tensor, lengths: Tensor, cache: Cache) -> list[Tensor]:
+    """Prompts through the blocks and the modules, into an empty cache.
+
+    tokens: int64 [B, T]; lengths: int64 [B]. Returns for k = 0 … D - 1 the last state h^k that the prompt allows, at
+    place lengths - 1 - k, each [B, 1, dim]; zeros for prompts that are too short.
+    """
+    layout = packing(*tokens.shape, lengths, tokens.device)
+    grid = model.hidden(tokens, lengths=lengths, cache=cache)
+    row = torch.arange(len(tokens), device=tokens.device)
+    last = [grid[row, lengths - 1].unsqueeze(1)]
+    hidden = layout.pack(grid)
+    ahead = model.look_ahead(layout.pack(tokens.unsqueeze(-1)).squeeze(-1), hidden, layout, cache)
+    for k, (place, state) in enumerate(ahead, start=1):
+        grid = layout.pad(torch.zeros_like(hidden).index_copy(0, place, state))
+        last.append(grid[row, (lengths - 1 - k).clamp(min=0)].unsqueeze(1) * (lengths > k).view(-1, 1, 1))
+    return last[:-1]
+
+
+def draft(model: Transformer, state: State, cache: Cache, rule: Rule, step: Tensor, noise: Tensor) -> Tensor:
+    """One token of each module behind those taken, into state.ahead. Returns q: fp32 [B, D, V].
+
+    With n tokens known before the last pass, module k has final entries for places below n - k: that of place i needs
+    t_{i+k}. It goes on from there: over the tokens taken, and k - 1 drafts, whose entries the next call makes anew.
+
+    step: int64 [B], tokens of the answer so far; noise: fp64 [B, D]. The cache holds all tokens but the last.
+    """
+    depth, row = len(model.mtp), torch.arange(len(step), device=step.device)
+    start = cache.length + 1 - state.taken  # n
+    out, carry, q = state.hidden, [], []
+    for k, module in enumerate(model.mtp, start=1):
+        if k > 1:
+            carry.append(out[row, state.taken - 1].unsqueeze(1))  # final: it has seen tokens taken, and no draft
+            out = torch.cat((state.carry[k - 2], out), dim=1)
+        # A prompt shorter than k tokens starts below 0, which no later place looks at: it goes to the end of the cache.
+        places = ((start - k).unsqueeze(1) + torch.arange(depth + k, device=step.device)) % cache.slots
+        embedded = model.embed(state.ahead[:, : depth + k])
+        out = module.decode(embedded, out, *model.angles(places), cache, places, cache.bias(places))
+        logits = model.logits(out[row, state.taken + k - 2])
+        _, q_k = rule(logits.unsqueeze(1), (step + k - 1).unsqueeze(1))
+        token, _, _ = draw(q_k[:, 0].log(), noise[:, k - 1])
+        state.ahead[row, state.taken + k - 1] = token
+        q.append(q_k)
+    state.carry = carry
+    return torch.cat(q, dim=1)
+
+
+class Answers:
+    """What B rows have said so far, with columns to spare behind the budget for what is drafted past it."""
+
+    def __init__(self, rows: int, max_tokens: int, depth: int, stop: Tensor):
+        device = stop.device
+        self.max_tokens, self.stop = max_tokens, stop
+        self.tokens = torch.zeros(rows, max_tokens + depth + 1, dtype=torch.int64, device=device)
+        self.logp, self.entropy = (torch.zeros(self.tokens.shape, device=device) for _ in range(2))
+        self.count, self.forwards = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
+        self.why = torch.full((rows,), BUDGET, device=device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.tried, self.accepted = (torch.zeros(rows, depth, dtype=torch.int64, device=device) for _ in range(2))
+
+    def add(self, alive: Tensor, new: Tensor, accepted: Tensor, logp: Tensor) -> None:
+        """Append to rows `alive` [B'] the first accepted + 1 of new, int64 [B', n + 1], up to a stop or the budget.
+
+        logp: [B', n + 1, V], of the distributions the tokens come from.
+        """
+        drafts = new.shape[1] - 1
+        order = torch.arange(drafts + 1, device=new.device)
+        step = self.count[alive].unsqueeze(1) + order
+        hit = new.unsqueeze(-1) == self.stop  # [B', n + 1, S]
+        stops = hit.any(-1).long()
+        valid = (order <= accepted.unsqueeze(1)) & (step < self.max_tokens) & (stops.cumsum(1) == stops)
+        valid &= ~self.ended[alive].unsqueeze(1)
+        place = alive.unsqueeze(1), step
+        p_log_p = logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)  # 0 where p is 0
+        self.tokens[place] = torch.where(valid, new, 0)
+        self.logp[place] = torch.where(valid, logp.gather(-1, new.unsqueeze(-1)).squeeze(-1), 0.0)
+        self.entropy[place] = torch.where(valid, -p_log_p.sum(-1), 0.0)
+        self.tried[alive, :drafts] += valid[:, :drafts]
+        self.accepted[alive, :drafts] += valid[:, :drafts] & (order[:drafts] < accepted.unsqueeze(1))
+        self.forwards[alive] += (valid[:, 0] & (drafts > 0)).long()
+        self.count[alive] += valid.sum(1)
+        stopped = valid & stops.bool()
+        eos = (stopped & hit[..., :1].any(-1)).any(1)
+        self.why[alive] = torch.where(stopped.any(1), torch.where(eos, EOS, STOP), self.why[alive])
+        self.ended[alive] |= stopped.any(1) | (self.count[alive] >= self.max_tokens)
+
+    def result(self) -> tuple[Sampled, Drafts]:
+        """Cut to the longest answer."""
+        longest = int(self.count.max())
+        said = (x[:, :longest] for x in (self.tokens, self.logp, self.entropy))
+        return Sampled(*said, self.count, self.why), Drafts(self.tried, self.accepted, self.forwards)
+
+
+def drop_ended(alive: Tensor, ended: Tensor, state: State, cache: Cache) -> Tensor:
+    """The rows that stay in the batch: those that go on, and ended ones up to the next bucket. None if all have ended.
+
+    alive: int64 [B'], the rows of state and cache, which are cut in place; ended: bool [B]. Asks the device.
+    """
+    left = int((~ended[alive]).sum())
+    if left == 0:
+        return alive[:0]
+    if bucket(left) < len(alive):
+        keep = ended[alive].to(torch.int8).sort(stable=True).indices[: bucket(left)].sort().values
+        cache.keep(keep)
+        state.keep(keep)
+        alive = alive[keep]
+    cache.trim()
+    return alive
+
+
+# ---- generation ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def speculate(
+    model: Transformer,
+    prompts: list[list[int]],
+    *,
+    answers: int = 1,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_tokens: int = 0,
+    stop: int | Sequence[int] = (),
+    seed: int = 0,
+    rows: Tensor | None = None,
+    check_every: int = 8,
+) -> tuple[Sampled, Drafts]:
+    """What `generate` samples, in fewer passes of the model: its D modules draft D tokens, which one pass judges.
+
+    Arguments as for `sample.generate`. The answers have the same distribution, not the same tokens, but at temperature
+    0, where they are equal (up to ties within rounding); log-probs and entropies are those of the model. A row's noise
+    depends on (seed, row, position) alone. Prompts go in as one chunk.
+    Raises ValueError as `generate` does, and for a model without MTP modules.
+    """
+    stop = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop)
+    if not model.mtp:
+        raise ValueError("mtp_depth = 0: the model has no modules to draft with; take sample.generate")
+    device, depth, count = model.device, len(model.mtp), len(prompts) * answers
+    rows = torch.arange(count, device=device) if rows is None else rows.to(device)
+    if len(rows) != count:
+        raise ValueError(f"rows has {len(rows)} ids for {count} rows")
+    grid, lengths = pad_rows(prompts, device)
+    once = model.cache(len(prompts), grid.shape[1], mtp=True)
+    last = [x.repeat_interleave(answers, dim=0) for x in prefill(model, grid, lengths, once)]
+    # Room for the drafts of a row that is full, and for what `extent` counts beside it between two looks at the rows.
+    cache = once.repeat(answers, grid.shape[1] + max_tokens + (check_every + 2) * (depth + 1))
+    begin = cache.length
+    said = Answers(count, max_tokens, depth, torch.tensor(stop, dtype=torch.int64, device=device))
+    rule = Rule(temperature, top_k, top_p, min_tokens, said.stop)
+    alive = torch.arange(count, device=device)  # which row each place of the batch holds
+    order = torch.arange(depth + 1, device=device)
+
+    def noise(what: int, width: int) -> Tensor:
+        """fp64 [B', width], for the next tokens of each row."""
+        places = (begin[alive] + said.count[alive]).unsqueeze(1) + order[:width]
+        return uniform(seed, rows[alive].unsqueeze(1), 3 * places + what)
+
+    hidden, carry = last[0], last[1:]
+    drafts = torch.zeros(count, 0, dtype=torch.int64, device=device)  # the first token has no draft
+    q = torch.zeros(count, 0, model.config.vocab, device=device)
+    for turn in range(max_tokens):
+        width = hidden.shape[1]
+        logp, p = rule(model.logits(hidden), said.count[alive].unsqueeze(1) + order[:width])
+        accepted, token = judge(p, q, drafts, noise(ACCEPT, width - 1), noise(REDRAW, width))
+        new = F.pad(drafts, (0, 1)).scatter(1, accepted.unsqueeze(1), token.unsqueeze(1))
+        running = ~said.ended[alive]
+        said.add(alive, new, accepted, logp)
+        if turn > 0:
+            cache.rewind(torch.where(running, depth - accepted, depth + 1))
+        if turn + 1 == max_tokens:
+            break
+        hidden, ahead = F.pad(hidden, (0, 0, 0, depth + 1 - width)), F.pad(new, (0, 2 * depth + 1 - width))
+        state = State(hidden, ahead, accepted + 1, carry)
+        if (turn + 1) % check_every == 0:
+            alive = drop_ended(alive, said.ended, state, cache)
+            if len(alive) == 0:
+                break
+        q = draft(model, state, cache, rule, said.count[alive], noise(DRAFT, depth))
+        window = state.ahead.gather(1, (state.taken - 1).unsqueeze(1) + order)  # the last token taken, and the drafts
+        drafts, carry = window[:, 1:], state.carry
+        hidden = model.hidden(window, cache=cache)
+    return said.result()
