@@ -16,7 +16,7 @@ from minir1.model import count as counting
 from minir1.model.config import ModelConfig, dense
 from minir1.model.hf_config import to_hf_config
 from minir1.model.presets import DEEPSEEK_V3, PRESETS
-from minir1.model.transformer import Transformer
+from minir1.model.transformer import Transformer, on_meta
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 
@@ -95,13 +95,13 @@ def test_parts_sum_to_the_model(config):
     model = Transformer(config)
     total = counting.total_parameters(model)
     assert sum(total.values()) == sum(p.numel() for p in model.parameters())
-    assert total == counting.total_parameters(counting.on_meta(config))
+    assert total == counting.total_parameters(on_meta(config))
     assert total["mtp"] == sum(p.numel() for p in model.mtp.parameters())
 
 
 def test_every_part_by_hand():
-    total = counting.total_parameters(counting.on_meta(TINY["q_lora, two shared, groups"]))
-    active = counting.active_parameters(counting.on_meta(TINY["q_lora, two shared, groups"]))
+    total = counting.total_parameters(on_meta(TINY["q_lora, two shared, groups"]))
+    active = counting.active_parameters(on_meta(TINY["q_lora, two shared, groups"]))
     attention = 24 * 7 + 7 * 3 * 10 + 24 * 14 + 10 * 3 * 14 + 3 * 8 * 24
     parts = {
         "embedding": 40 * 24,
@@ -119,7 +119,7 @@ def test_every_part_by_hand():
 
 
 def test_a_tied_embedding_counts_once_and_works_as_the_head():
-    model = counting.on_meta(TINY["gqa mtp"])
+    model = on_meta(TINY["gqa mtp"])
     assert counting.total_parameters(model)["head"] == 0
     assert counting.active_parameters(model)["head"] == 40 * 24 and counting.active_parameters(model)["embedding"] == 0
     found = counting.count(TINY["gqa mtp"])
@@ -127,7 +127,7 @@ def test_a_tied_embedding_counts_once_and_works_as_the_head():
 
 
 def test_biases_and_gains_are_parameters_but_no_matrices():
-    model = counting.on_meta(TINY["gqa"])
+    model = on_meta(TINY["gqa"])
     every, matrices = counting.active_parameters(model), counting.active_parameters(model, matrices=True)
     assert every["attention"] - matrices["attention"] == 3 * (24 + 2 * 12 + 24) and matrices["norms"] == 0
 
@@ -169,7 +169,7 @@ def test_flops_of_decoding_are_those_that_torch_counts(config):
 
 
 def test_flops_by_hand():
-    model = counting.on_meta(dense(vocab=10, dim=4, layers=2, heads=2, kv_heads=1, ffn=6, mtp_depth=1))
+    model = on_meta(dense(vocab=10, dim=4, layers=2, heads=2, kv_heads=1, ffn=6, mtp_depth=1))
     block = 4 * (4 + 2 + 2) + 4 * 4 + 3 * 4 * 6
     pairs = 2 * 2 * (2 + 2)  # 2·H·(d + d) a key a layer
     assert counting.forward_flops(model, 3) == 2 * (2 * block + 40) + 2 * pairs * 3

@@ -4,9 +4,9 @@ import dataclasses
 import pytest
 
 from minir1.model.config import ModelConfig, dense
-from minir1.model.count import on_meta
 from minir1.model.hf_config import SUPPORTED, architecture, from_hf_config, to_hf_config
 from minir1.model.rope import RopeScaling
+from minir1.model.transformer import on_meta
 
 AROUND = {  # stands in published files and changes nothing here
     "attention_dropout": 0.0, "auto_map": {"AutoConfig": "configuration.Config"}, "pretraining_tp": 1,

@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from minir1 import figures_model
@@ -40,7 +39,7 @@ from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
 from minir1.model.hf_config import from_hf_config
 from minir1.model.presets import PRESETS
-from minir1.model.transformer import Transformer
+from minir1.model.transformer import Transformer, on_meta
 
 MARKS = {  # part -> what the names of its parameters contain; the first that fits
     "mtp": "mtp.",
@@ -67,12 +66,6 @@ PARTS = {  # in the order of the table, with their names in it
 
 
 # ---- parameters --------------------------------------------------------------------------------
-
-
-def on_meta(config: ModelConfig) -> Transformer:
-    """The model without memory for its weights."""
-    with torch.device("meta"):
-        return Transformer(config)
 
 
 def part_of(name: str) -> str:

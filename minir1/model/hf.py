@@ -19,14 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from minir1.model.config import ModelConfig
 from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
 from minir1.model.hf_config import from_hf_config, to_hf_config
 from minir1.model.hf_tensors import harmless, to_hf_tensors, with_mtp_of
 from minir1.model.lora import load_adapters
-from minir1.model.transformer import Transformer
+from minir1.model.transformer import Transformer, on_meta
 from minir1.tokenizer import Tokenizer, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -96,8 +95,7 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
 
     stored = _headers(_files(path))
     config = with_mtp_of(config, stored)
-    with torch.device("meta"), _Undrawn():
-        model = Transformer(config)
+    model = on_meta(config)
     wrong = _misfits(to_hf_tensors(model), stored, config, block)
     if wrong:
         raise ValueError(f"the weights in {path} do not fit its config.json: {'; '.join(wrong)}")
@@ -188,15 +186,6 @@ def _misfits(wanted: dict[str, Tensor], stored: dict[str, Stored], config: Model
 def _some(names: list[str], between: str = ", ") -> str:
     more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return between.join(names[:SHOWN] + more)
-
-
-class _Undrawn(TorchFunctionMode):
-    """No normal numbers are drawn inside. On the meta device they have no effect, but the first call of `normal_` there
-    imports 900 modules of torch, which takes 75 MiB and seconds."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function not in (Tensor.normal_, torch.nn.init.normal_):
-            return function(*args, **(kwargs or {}))
 
 
 def _allocate(model: Transformer, device: str, dtype: torch.dtype) -> Transformer:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minir1.model.block import Block
 from minir1.model.cache import Cache
@@ -255,3 +256,18 @@ def _wanted(tokens: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tupl
     if mask is not None:
         wanted = wanted & layout.pack(mask.unsqueeze(-1)).squeeze(-1).bool()
     return layout, layout.pack(tokens.unsqueeze(-1)).squeeze(-1), wanted
+
+
+def on_meta(config: ModelConfig) -> Transformer:
+    """The model without memory for its weights: to count them, or to allocate them where they are wanted."""
+    with torch.device("meta"), _Undrawn():
+        return Transformer(config)
+
+
+class _Undrawn(TorchFunctionMode):
+    """No normal numbers are drawn inside. On the meta device they have no effect, but the first call of `normal_` there
+    imports 900 modules of torch, which takes 75 MiB and seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function not in (Tensor.normal_, nn.init.normal_):
+            return function(*args, **(kwargs or {}))
