@@ -162,6 +162,19 @@ def balance_tuning(found: dict) -> str:
     return grid(balance.TUNING, balance.tuning_rows(found))
 
 
+def speculative(found: dict[str, float]) -> str:
+    """Accepted drafts, tokens a pass and speed, by depth, rows and temperature."""
+    lines = ["| modules | rows at once | temperature | accepted | tokens a pass | tokens/s, plain | with drafts | |"]
+    lines.append(f"|{'---:|' * 8}")
+    for place in dict.fromkeys(key.rsplit("/", 1)[0] for key in found if "/" in key):
+        depth, count, temperature = (part.split("=")[1] for part in place.split("/"))
+        rates = ", ".join(f"{found[f'{place}/accepted_{k}']:.1%}" for k in range(1, int(depth) + 1))
+        plain, fast = found[f"{place}/generate_tok_s"], found[f"{place}/speculate_tok_s"]
+        line = [depth, count, temperature, rates, f"{found[f'{place}/tokens_a_pass']:.2f}", f"{plain:,.0f}"]
+        lines.append(f"| {' | '.join([*line, f'{fast:,.0f}', f'{fast / plain:.2f} times'])} |")
+    return "\n".join(lines)
+
+
 BLOCKS = {  # name -> file under docs/results, function
     "r1_zero": ("r1_zero.json", r1_zero),
     "headline": ("r1_zero.json", headline),
@@ -170,6 +183,7 @@ BLOCKS = {  # name -> file under docs/results, function
     "demo": ("demo.json", demo),
     "profile": ("profile.json", profile),
     "profile_dense": ("profile_dense.json", profile),
+    "speculative": ("speculative.json", speculative),
     "long_context": ("long_context.json", long_context),
     "prefill": ("prefill.json", prefill),
     "count_parts": ("count.json", count_parts),

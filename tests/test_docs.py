@@ -179,6 +179,15 @@ def test_the_table_has_the_rows_of_seeds():
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == [label for label, _ in seeds.KEYS]
 
 
+def test_the_table_of_speculation():
+    one = {"accepted_1": 0.8, "accepted_2": 0.5, "tokens_a_pass": 2.2}
+    one |= {"generate_tok_s": 1000.0, "speculate_tok_s": 1250.0}
+    found = {"steps": 300} | {f"D=2/rows=64/T=0/{key}": value for key, value in one.items()}
+    lines = render_docs.speculative(found).splitlines()
+    assert lines[2:] == ["| 2 | 64 | 0 | 80.0%, 50.0% | 2.20 | 1,000 | 1,250 | 1.25 times |"]
+    assert {line.count("|") for line in lines} == {9}
+
+
 def test_it_runs_from_the_command_line(tree):
     words = [sys.executable, str(SCRIPTS / "render_docs.py"), "--root", str(tree), "--check"]
     done = subprocess.run(words, capture_output=True, text=True)

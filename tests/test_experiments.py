@@ -883,3 +883,48 @@ def test_prefill_benchmark_at_toy_size(tmp_path):
     assert found["cache/300/gib"] == 4 * 300 * 80 * 4 / 2**30  # layers · tokens · (64 + 16) · 4 bytes
     seconds, cpu, peak, cache = prefill.measure((300, None, 4, torch.get_num_threads()))
     assert seconds > 0 and cpu > 0 and 0.1 < peak < 20 and cache == found["cache/300/gib"]
+
+
+# ---- multi-token prediction --------------------------------------------------------------------
+
+
+def test_multi_token_prediction_does_not_depend_on_the_microbatch():
+    """Its loss, its gradients and the loads of its experts; and the weight λ stands where it should."""
+    config = replace(SMALL, model=replace(MOE, mtp_depth=2), mtp_weight=0.5, balance_loss=0.1)
+    tokenizer = pretrain.build_tokenizer("default")
+    rows = [[5], [6, 7], [5, 6, 7], *next(pretrain.token_batches(config, tokenizer))]  # without some depth, too
+    found = {}
+    for microbatch, weight in ((200, 0.5), (4096, 0.5), (4096, 0.0), (4096, 1.0)):
+        torch.manual_seed(0)
+        model = pretrain.build_model(config, tokenizer)
+        result = pretrain.loss_backward(model, rows, replace(config, microbatch=microbatch, mtp_weight=weight))
+        found[microbatch, weight] = (*result, [p.grad for p in model.parameters()])
+    (loss, ahead, loads, gradients), whole = found[200, 0.5], found[4096, 0.5]
+    assert (loss, ahead) == pytest.approx(whole[:2], abs=1e-5) and loss != ahead > 0
+    assert len(loads) == 3 and all(torch.equal(a, b) for a, b in zip(loads, whole[2]))  # one layer, two modules
+    for a, b, without, full in zip(gradients, whole[3], found[4096, 0.0][3], found[4096, 1.0][3]):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(b, (without + full) / 2, atol=1e-5, rtol=1e-3)  # linear in λ
+    logp = model.mtp_logprob(torch.tensor([rows[-1]]))
+    alone = pretrain.loss_backward(model, [rows[-1]], config)
+    mean = sum(-x.sum().item() for x in logp[1:]) / 2 / (len(rows[-1]) - 1)  # 1/T of the main loss, whatever the depth
+    assert alone[1] == pytest.approx(mean, rel=1e-5)
+
+
+def test_speculation_is_measured_on_a_base_that_is_made_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS / "benchmarks")
+    bench = importlib.import_module("bench_speculative")
+    out = tmp_path / "speculative.json"
+    config = bench.Config(
+        depths=(1,), pretrain=replace(SMALL, steps=2), base=tmp_path, rows=(2,), problems=4, temperatures=(1.0,),
+        max_tokens=8, repeats=1, threads=torch.get_num_threads(), out=out,
+    )
+    found = bench.main(config)
+    assert json.loads(out.read_text()) == found
+    assert 0 <= found["D=1/rows=2/T=1/accepted_1"] <= 1 <= found["D=1/rows=2/T=1/tokens_a_pass"] <= 2
+    assert all(found[f"D=1/rows=2/T=1/{way}_tok_s"] > 0 for way in ("generate", "speculate"))
+    metrics = read_metrics(tmp_path / "depth-1")
+    assert len(metrics) == 2 and all(row["train/mtp_loss"] > 0 for row in metrics)
+    monkeypatch.setattr(pretrain, "main", None)  # the base is there
+    assert bench.trained(config, depth=1)[0].config.mtp_depth == 1
+    assert "speculation after 2 steps" in capsys.readouterr().out

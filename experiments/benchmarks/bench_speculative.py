@@ -1,0 +1,123 @@
+"""How many drafts of the MTP modules are accepted, and what does that save?
+
+    python experiments/benchmarks/bench_speculative.py --out docs/results/speculative.json
+
+Pre-trains the tiny model with D modules for multi-token prediction on the Countdown corpus, for each D asked for, then
+answers held-out problems with `generate` and with `speculate`, from the same weights, in turns. Seconds are medians.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import pretrain  # noqa: E402
+
+from minir1 import checkpoint  # noqa: E402
+from minir1.log import replace_text, table  # noqa: E402
+from minir1.model import hf  # noqa: E402
+from minir1.model.transformer import Transformer  # noqa: E402
+from minir1.sample import generate  # noqa: E402
+from minir1.speculative import speculate  # noqa: E402
+from minir1.tasks import countdown  # noqa: E402
+from minir1.tokenizer import Tokenizer  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Config:
+    """Speculation with bases that pretrain.py makes, or has made, in `base`/depth-D."""
+
+    depths: tuple[int, ...] = (1, 2)  # D
+    pretrain: pretrain.Config = field(default_factory=lambda: pretrain.Config(steps=300))
+    base: Path = Path("runs/speculative")
+    rows: tuple[int, ...] = (1, 64)  # answers at once
+    problems: int = 16  # at least so many, whatever the rows
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    max_tokens: int = 72
+    repeats: int = 5
+    threads: int = 1
+    out: Path | None = None  # a JSON file for the figures
+
+
+def trained(config: Config, depth: int) -> tuple[Transformer, Tokenizer]:
+    """The base with `depth` modules, made if it is not there."""
+    shape = replace(config.pretrain.model, mtp_depth=depth)
+    run = replace(config.pretrain, model=shape, out=config.base / f"depth-{depth}")
+    if not checkpoint.latest(run.out / "checkpoint"):
+        pretrain.main(run)
+    model, tokenizer = hf.load(checkpoint.latest(run.out / "checkpoint"))
+    return model.eval(), tokenizer
+
+
+def measure(model: Transformer, batches: list[list[list[int]]], temperature: float, config: Config, stop: int) -> dict:
+    """Both ways over the same batches of prompts, in turns: acceptance, tokens a pass, tokens a second."""
+    speed = {generate: [], speculate: []}
+    accepted, tried = (torch.zeros(len(model.mtp), dtype=torch.int64) for _ in range(2))
+    tokens = passes = 0
+    for repeat in range(config.repeats + 1):
+        for way in speed:
+            settings = {"max_tokens": config.max_tokens, "temperature": temperature, "stop": stop, "seed": repeat}
+            began = time.perf_counter()
+            found = [way(model, prompts, **settings) for prompts in batches]
+            seconds = time.perf_counter() - began
+            if repeat == 0:  # the warm-up
+                continue
+            sampled = found if way is generate else [answers for answers, _ in found]
+            drawn = sum(int(answers.count.sum()) for answers in sampled)
+            speed[way].append(drawn / seconds)
+            if way is speculate:
+                accepted += sum(drafts.accepted.sum(0) for _, drafts in found)
+                tried += sum(drafts.tried.sum(0) for _, drafts in found)
+                tokens += drawn - sum(map(len, batches))  # the first token of a row comes from its prompt's pass
+                passes += sum(int(drafts.forwards.sum()) for _, drafts in found)
+    return {
+        **{f"accepted_{k}": a / max(1, t) for k, (a, t) in enumerate(zip(accepted.tolist(), tried.tolist()), start=1)},
+        "tokens_a_pass": tokens / max(1, passes),
+        "generate_tok_s": statistics.median(speed[generate]),
+        "speculate_tok_s": statistics.median(speed[speculate]),
+    }
+
+
+def main(config: Config) -> dict[str, float]:
+    """Train what is missing, measure, print, and write the figures."""
+    torch.set_num_threads(config.threads)
+    found = {"steps": config.pretrain.steps, "max_tokens": config.max_tokens, "threads": config.threads}
+    lines = []
+    for depth in config.depths:
+        model, tokenizer = trained(config, depth)
+        for rows in config.rows:
+            problems = countdown.held_out(config.pretrain.level, "test", max(rows, config.problems))
+            prompts = [tokenizer.encode(tokenizer.chat(problem.prompt) + "<think>") for problem in problems]
+            batches = [prompts[i : i + rows] for i in range(0, len(prompts), rows)]
+            for temperature in config.temperatures:
+                one = measure(model, batches, temperature, config, tokenizer.eos)
+                found |= {f"D={depth}/rows={rows}/T={temperature:g}/{key}": value for key, value in one.items()}
+                lines.append([f"{depth}", f"{rows}", f"{temperature:g}", *cells(one)])
+    table(f"speculation after {config.pretrain.steps} steps of pre-training, {config.threads} threads", HEAD, lines)
+    if config.out:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(config.out, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+HEAD = ["D", "rows", "T", "accepted", "tokens a pass", "generate tok/s", "speculate tok/s", "times"]
+
+
+def cells(one: dict[str, float]) -> list[str]:
+    """What `measure` found, as the last cells of a line."""
+    rates = ", ".join(f"{value:.1%}" for key, value in one.items() if key.startswith("accepted_"))
+    plain, fast = one["generate_tok_s"], one["speculate_tok_s"]
+    return [rates, f"{one['tokens_a_pass']:.2f}", f"{plain:,.0f}", f"{fast:,.0f}", f"{fast / plain:.2f}"]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
