@@ -6,11 +6,27 @@ import math
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from minir1.figures import BLUE, DPI, GREY, HALO, INK, ORANGE, STYLE, WIDTH, _headline, _write
+from minir1.figures import (
+    BLUE,
+    DPI,
+    GREEN,
+    GREY,
+    HALO,
+    INK,
+    ORANGE,
+    STYLE,
+    VIOLET,
+    WIDTH,
+    _headline,
+    _series,
+    _write,
+    smooth,
+)
 
 # ---- total and active parameters -------------------------------------------------------------
 
@@ -95,3 +111,47 @@ def _short(number: float) -> str:
         if number >= 0.9995 * size:
             return f"{number / size:.3g}{prefix}"
     return f"{number:.3g}"
+
+
+# ---- balance of the experts ------------------------------------------------------------------
+
+
+def balance(curves: dict[str, list[list[dict]]], path: Path) -> Figure:
+    """Loss and maximal violation over the steps of pre-training, a colour a method, the band from seed to seed.
+
+    curves: method -> one metrics.jsonl a seed, with train/loss and train/max_violation at every step.
+    """
+    colours = dict(zip(curves, (GREY, ORANGE, VIOLET, BLUE, GREEN)))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 6), dpi=DPI)
+        panels = figure.subplots(1, 2)
+        figure.subplots_adjust(left=0.07, right=0.97, top=0.72, bottom=0.1, wspace=0.2)
+        for panel, key, title, label in (
+            (panels[0], "train/loss", "Loss of the language model", "nats a token"),
+            (panels[1], "train/max_violation", "Imbalance of the experts", "MaxVio of a batch, mean of layers"),
+        ):
+            late = [_band(panel, runs, key, colours[name]) for name, runs in curves.items()]
+            panel.set(xlabel="step", ylabel=label, xlim=(0, None), ylim=(0, 1.08 * max(late)))
+            panel.set_title(title, loc="left", weight="bold", size=14)
+        for x, (name, colour) in zip((0.07, 0.24, 0.47, 0.7), colours.items()):
+            figure.text(x, 0.845, name, color=colour, size=13, weight="bold", va="center")
+        _headline(figure, *_balance_finding(curves))
+        return _write(figure, path)
+
+
+def _band(panel: Axes, runs: list[list[dict]], key: str, colour: str) -> float:
+    """The mean over seeds of their running means, and the span between them; returns the largest past a tenth."""
+    values = np.stack([smooth(_series(run, key)[1], max(1, len(run) // 25)) for run in runs])
+    steps = _series(runs[0], key)[0]
+    panel.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.18, lw=0, zorder=2)
+    panel.plot(steps, values.mean(0), color=colour, lw=2.2, zorder=3)
+    return values[:, len(steps) // 10 :].max()
+
+
+def _balance_finding(curves: dict[str, list[list[dict]]]) -> tuple[str, str]:
+    def last(runs: list[list[dict]], key: str) -> float:  # mean over seeds and the last sixth of the steps
+        return float(np.mean([_series(run, key)[1][-max(1, len(run) // 6) :].mean() for run in runs]))
+
+    parts = [f"{name.split(',')[0]} {last(runs, 'train/max_violation'):.2f}" for name, runs in curves.items()]
+    losses = [f"{last(runs, 'train/loss'):.3f}" for runs in curves.values()]
+    return f"MaxVio at the end: {' · '.join(parts)}", f"loss, in the same order: {' · '.join(losses)}"
