@@ -38,7 +38,7 @@ from minir1.log import read_metrics  # noqa: E402
 from minir1.losses import clipped_surrogate  # noqa: E402
 from minir1.model import hf  # noqa: E402
 from minir1.model.config import ModelConfig, dense  # noqa: E402
-from minir1.model.lora import adapters_off  # noqa: E402
+from minir1.model.lora import adapters, adapters_off  # noqa: E402
 from minir1.rollout import BUDGET  # noqa: E402
 from minir1.tasks import countdown  # noqa: E402
 from minir1.tasks.countdown_corpus import Mix  # noqa: E402
@@ -136,6 +136,8 @@ def test_a_base_is_trained_from_the_command_line_in_any_folder(tmp_path):
         ("r1_zero", "--max-tokens 3", "max_tokens = 3: the tags of an answer alone need 8"),
         ("r1_zero", "--reduction mean", "per_answer"),
         ("r1_zero", "--rewards 1", "--rewards"),
+        ("r1_zero", "--lora-rank -1", "lora_rank = -1 (0 or more)"),
+        ("r1_zero", "--lora-alpha 0", "lora_alpha = 0.0 (above 0)"),
         ("pretrain", "--steps 0", "steps = 0: at least 1"),
         ("pretrain", "--model.heads 0", "heads = 0"),
         ("pretrain", "--mix.facts 2", "Mix.facts = 2.0"),
@@ -632,6 +634,19 @@ def test_adapters_alone_are_trained_saved_and_resumed(bases, tmp_path, monkeypat
     assert 0 <= evaluate.main(evaluate.Config(checkpoint=config.out / "checkpoint", **plain))["pass@1"] <= 1
 
 
+def test_training_goes_on_from_a_folder_of_adapters_as_a_whole_model(bases, tmp_path):
+    """Its own folder must not name the adapters as its base, or nobody could open it."""
+    first = replace(RL, checkpoint=bases["moe"], lora_rank=4, refresh=0, steps=1, out=tmp_path / "first")
+    r1_zero.main(first)
+    second = replace(first, checkpoint=first.out / "checkpoint", lora_rank=0, out=tmp_path / "second")
+    r1_zero.main(second)
+    model, _ = hf.load(checkpoint.latest(second.out / "checkpoint"))
+    assert not adapters(model) and all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="is made of adapters: merge and save them first"):
+        r1_zero.main(replace(second, lora_rank=4, out=tmp_path / "third"))
+    assert not (tmp_path / "third").exists()
+
+
 def test_a_reference_without_adapters_is_not_refreshed():
     with pytest.raises(ValueError, match="refresh: with lora_rank the reference is the model without its adapters"):
         replace(RL, lora_rank=4)
@@ -917,9 +932,13 @@ def test_speculation_is_measured_on_a_base_that_is_made_once(tmp_path, monkeypat
     out = tmp_path / "speculative.json"
     config = bench.Config(
         depths=(1,), pretrain=replace(SMALL, steps=2), base=tmp_path, rows=(2,), problems=4, temperatures=(1.0,),
-        max_tokens=8, repeats=1, threads=torch.get_num_threads(), out=out,
+        max_tokens=8, repeats=1, out=out,
     )
-    found = bench.main(config)
+    threads = torch.get_num_threads()
+    try:
+        found = bench.main(config)
+    finally:
+        torch.set_num_threads(threads)  # it measures on one
     assert json.loads(out.read_text()) == found
     assert 0 <= found["D=1/rows=2/T=1/accepted_1"] <= 1 <= found["D=1/rows=2/T=1/tokens_a_pass"] <= 2
     assert all(found[f"D=1/rows=2/T=1/{way}_tok_s"] > 0 for way in ("generate", "speculate"))
