@@ -229,10 +229,11 @@ def extended(model: Transformer, kind: str, config: Config) -> Transformer:
 
 
 @torch.no_grad()
-def costs(config: Config, repeats: int = 5) -> dict[str, float]:
+def costs(config: Config, repeats: int = 7) -> dict[str, float]:
     """Milliseconds of a decode step of one row, and MiB of its cache, at each length: the default width, untrained.
 
-    The cache holds zeros, which cost what numbers cost. The fastest of several repeats: others may use the machine.
+    The cache holds zeros, which cost what numbers cost. Processor time, the least of several repeats: others may use
+    the machine.
     """
     longest = max(config.cost_lengths)
     shapes = {"mla": {}, "gqa": {"attention": "gqa"}, "mha": {"attention": "gqa", "kv_heads": ModelConfig().heads}}
@@ -245,9 +246,9 @@ def costs(config: Config, repeats: int = 5) -> dict[str, float]:
             for _ in range(repeats):
                 cache.length.fill_(length)
                 cache.extent = length
-                began = time.perf_counter()
+                began = time.process_time()
                 model.hidden(torch.zeros(1, 1, dtype=torch.int64), cache=cache)
-                took.append(time.perf_counter() - began)
+                took.append(time.process_time() - began)
             found[f"decode/{name}/{length}/ms"] = 1000 * min(took)
             found[f"cache/{name}/{length}/mib"] = sum(held[:, :length].nbytes for held in cache.layers) / 2**20
     return found

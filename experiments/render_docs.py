@@ -115,33 +115,38 @@ def count(found: dict[str, dict[str, float]]) -> str:
 
 
 def long_context(results: Results) -> str:
-    """Accuracy within the trained window and past it, a row a variant: each seed, then the mean with its interval."""
-    head = ["", *(f"{side}, {word}" for side in ("within", "past") for word in ("each seed", "mean, 95 %"))]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    """Accuracy within the trained window, past it and at the longest texts, a row a variant: mean with its interval."""
+    longest = max(int(key.split("/")[1]) for key in next(iter(results.values())) if re.fullmatch(r"none/\d+/0", key))
+    lines = [["", "within the window", "past it", f"{longest} tokens"], ["---", "---:", "---:", "---:"]]
+
+    def at_longest(result: dict[str, float], name: str) -> float:
+        cells = [share for key, share in result.items() if key.startswith(f"{name}/{longest}/")]
+        return sum(cells) / len(cells)
+
     for name, title in VARIANTS.items():
         line = [title]
-        for side in ("inside", "outside"):
-            values = [result[f"{name}/{side}"] for result in results.values()]
+        for side in ("inside", "outside", None):
+            values = [result[f"{name}/{side}"] if side else at_longest(result, name) for result in results.values()]
             text = f"{sum(values) / len(values):.1%}"
             if len(values) >= 3:
                 _, low, high = seed_interval(values)
                 text += f" [{100 * max(low, 0):.1f}, {100 * min(high, 1):.1f}]"
-            line += [", ".join(f"{value:.1%}" for value in values), text]
+            line.append(text)
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def prefill(found: dict[str, float]) -> str:
-    """Seconds and peak memory by length of the prompt, in chunks and in one call."""
-    lines = ["| tokens | cache, GiB | chunks: seconds | chunks: peak GiB | one call: seconds | one call: peak GiB |"]
-    lines.append("|---:|---:|---:|---:|---:|---:|")
+    """Processor time and peak memory by length of the prompt, in chunks and in one call."""
+    heads = [f"{way}: {head}" for way in ("chunks", "one call") for head in ("seconds of the CPU", "peak GiB")]
+    lines = [f"| tokens | cache, GiB | {' | '.join(heads)} |", "|---:|---:|---:|---:|---:|---:|"]
     for key in found:
         if re.fullmatch(r"chunks/\d+/seconds", key):
             length = int(key.split("/")[1])
             cells = [f"{length:,}", f"{found[f'cache/{length}/gib']:.3f}"]
             for way in ("chunks", "one_call"):
-                measured = f"{way}/{length}/seconds" in found
-                cells.append(f"{found[f'{way}/{length}/seconds']:.1f}" if measured else "-")
+                measured = f"{way}/{length}/peak_gib" in found
+                cells.append(f"{found[f'{way}/{length}/cpu_seconds']:.1f}" if measured else "-")
                 cells.append(f"{found[f'{way}/{length}/peak_gib']:.2f}" if measured else "-")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

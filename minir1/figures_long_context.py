@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from minir1.figures import BLUE, DPI, GREY, HALO, INK, ORANGE, STYLE, WIDTH, _headline, _percent, _write
 
@@ -72,12 +72,12 @@ def _mean(results: list[dict], key: str) -> float:
 
 def _retrieval_finding(results: list[dict]) -> tuple[str, str]:
     """What stands above the heat maps."""
-    keys = ("none/inside", "none/outside", "yarn_tuned/outside", "none_tuned/outside")
-    inside, plain, best, control = (_percent(_mean(results, key)) for key in keys)
-    title = f"Past the trained window {plain} are found; with YaRN and a short tuning {best}"
+    keys = ("none/outside", "yarn/outside", "yarn_tuned/outside", "none_tuned/outside")
+    plain, yarn, best, control = (_percent(_mean(results, key)) for key in keys)
+    title = f"Past the trained window {plain} are found, with YaRN {yarn}, tuned {best}"
     seeds = "one seed" if len(results) == 1 else f"mean of {len(results)} seeds"
-    note = f"Answers right in %, {seeds}. Left of the line: lengths of the first training, {inside} in all. "
-    return title, note + f"Tuning without extension: {control}"
+    note = f"Answers right in %, {seeds}; left of the white line the trained lengths. Tuned without YaRN: {control}"
+    return title, note
 
 
 # ---- costs -----------------------------------------------------------------------------------
@@ -93,7 +93,8 @@ def costs(result: dict, path: Path) -> Figure:
         figure = Figure(figsize=(WIDTH, 6), dpi=DPI)
         panels = figure.subplots(1, 2)
         figure.subplots_adjust(left=0.075, right=0.93, top=0.76, bottom=0.12, wspace=0.32)
-        wanted = [("decode", "ms", "Time of a step of decoding", "ms, one row"), ("cache", "mib", "Cache", "MiB a row")]
+        time = ("decode", "ms", "Time of a step of decoding", "ms of the processor, one row")
+        wanted = [time, ("cache", "mib", "Cache", "MiB a row")]
         for panel, (name, unit, title, label) in zip(panels, wanted):
             lines = {kind: [result[f"{name}/{kind}/{length}/{unit}"] for length in lengths] for kind in KINDS}
             for kind, values in lines.items():
@@ -102,6 +103,7 @@ def costs(result: dict, path: Path) -> Figure:
             panel.set(xscale="log", yscale="log", ylabel=label, xlabel="tokens in the cache")
             panel.set_xticks(lengths, [f"{length // 1024}K" if length >= 1024 else str(length) for length in lengths])
             panel.xaxis.set_minor_locator(NullLocator())
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.yaxis.set_minor_locator(NullLocator())
             panel.set_title(title, loc="left", weight="bold", size=14, pad=12)
