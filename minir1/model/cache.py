@@ -18,8 +18,7 @@ class Cache:
 
     def __init__(self, config: ModelConfig, rows: int, slots: int, device=None, dtype=torch.float32):
         entry = (config.kv_lora + config.rope,) if config.attention == "mla" else (2, config.kv_heads, config.head_size)
-        # Zeros, not empty: a masked slot has weight 0, and 0 times an uninitialised NaN would be NaN.
-        self.layers = [torch.zeros(rows, slots, *entry, device=device, dtype=dtype) for _ in range(config.layers)]
+        self.layers = [_empty(rows, slots, entry, device, dtype) for _ in range(config.layers)]
         self.length = torch.zeros(rows, dtype=torch.int64, device=device)
         self.extent = 0
 
@@ -70,9 +69,20 @@ class Cache:
         new = object.__new__(Cache)
         new.layers = []
         for held in self.layers:
-            more = held.new_zeros(len(held) * answers, slots, *held.shape[2:])
+            more = _empty(len(held) * answers, slots, held.shape[2:], held.device, held.dtype)
             more[:, : self.extent] = held[:, : self.extent].repeat_interleave(answers, dim=0)
             new.layers.append(more)
         new.length = self.length.repeat_interleave(answers)
         new.extent = self.extent
         return new
+
+
+def _empty(rows: int, slots: int, entry: tuple[int, ...], device, dtype: torch.dtype) -> Tensor:
+    """[B, M, *entry] of zeros, not of anything: a masked slot has weight 0, and 0 times a NaN would be NaN.
+
+    In memory the slots of one head lie together, [B, K, 2, M, d], or attention would have to copy them at every step.
+    """
+    if len(entry) == 1:
+        return torch.zeros(rows, slots, *entry, device=device, dtype=dtype)
+    pair, kv_heads, size = entry
+    return torch.zeros(rows, kv_heads, pair, slots, size, device=device, dtype=dtype).permute(0, 3, 2, 1, 4)
