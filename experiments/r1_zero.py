@@ -34,7 +34,7 @@ from minir1.evaluate import NO_THINK, Answer, habits, judge_rollout, sample_answ
 from minir1.log import open_run, peak_memory_gib, progress, progress_line, read_metrics
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.model import hf
-from minir1.model.lora import adapters, adapters_off, add_adapters, save_adapters
+from minir1.model.lora import adapters, adapters_off, add_adapters, merge, save_adapters
 from minir1.model.transformer import Transformer
 from minir1.optim import clip_gradients
 from minir1.rollout import BUDGET, Rollout, collect
@@ -94,6 +94,8 @@ class Config:
             raise ValueError(f"answers = {self.answers} (a group needs 2), temperature = {self.temperature} (above 0)")
         if self.prompts % self.minibatches:
             raise ValueError(f"minibatches = {self.minibatches} must divide prompts = {self.prompts}")
+        if self.lora_rank < 0 or self.lora_alpha <= 0:
+            raise ValueError(f"lora_rank = {self.lora_rank} (0 or more), lora_alpha = {self.lora_alpha} (above 0)")
         if self.lora_rank and self.refresh:
             raise ValueError("refresh: with lora_rank the reference is the model without its adapters, and stays")
         shortest = 4 if self.no_think else 8  # tags, an answer, the end token
@@ -231,6 +233,9 @@ def main(config: Config) -> dict[str, float]:
     problems = [p for p in countdown.problems(config.level) if countdown.split(p) == "train"]
     source = checkpoint.latest(config.checkpoint) or config.checkpoint
     model, tokenizer = hf.load(source)
+    if config.lora_rank and adapters(model):
+        raise ValueError(f"checkpoint = {source} is made of adapters: merge and save them first, or lora_rank = 0")
+    merge(model)
     folder = config.out / "checkpoint"
     fresh = not (config.resume and checkpoint.latest(folder))
     if fresh:  # before the folder is opened: a refusal leaves nothing behind
@@ -239,7 +244,7 @@ def main(config: Config) -> dict[str, float]:
     if config.lora_rank:
         reference, trained = model, add_adapters(model, config.lora_rank, config.lora_alpha)
     else:
-        reference, trained = hf.load(source)[0].requires_grad_(False), list(model.parameters())
+        reference, trained = merge(hf.load(source)[0]).requires_grad_(False), list(model.parameters())
     optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     start, best, spent = 0, -1.0, 0.0
     if not fresh:
