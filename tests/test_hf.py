@@ -363,6 +363,7 @@ def test_older_config_files():
     new = to_hf_config(CONFIGS["llama"]) | {"num_key_value_heads": None, "eos_token_id": [5, 6]}
     config = from_hf_config(new)
     assert (config.rope_theta, config.kv_heads, config.eos) == (500.0, 4, 5)
+    assert from_hf_config(new | {"eos_token_id": []}).eos is None
     del new["rope_theta"], new["num_key_value_heads"], new["head_dim"]
     config = from_hf_config(new)
     assert (config.rope_theta, config.kv_heads, config.head_size) == (10_000.0, 4, 8)
@@ -515,9 +516,10 @@ def test_pickles_are_not_read(folder, name):
         load(folder)
 
 
-def test_dtypes_that_hold_no_weights(folder):
-    with pytest.raises(ValueError, match=r"dtype = torch\.int8"):
-        load(folder, dtype=torch.int8)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_dtypes_that_no_model_computes_in(folder, dtype):
+    with pytest.raises(ValueError, match=f"dtype = {dtype}: must be one of torch.float64, "):
+        load(folder, dtype=dtype)
 
 
 def test_unknown_architectures_list_what_is_supported(folder):
@@ -550,7 +552,7 @@ def test_what_would_change_the_result_is_refused_by_name(folder, field, value):
 
 def test_a_config_that_is_no_json(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="config.json is damaged"):
         load(folder)
 
 

@@ -23,7 +23,15 @@ MLA = SHAPE | {"kv_lora": 12, "nope": 8, "rope": 4, "v_dim": 8, "expert_ffn": 12
 CONFIGS = {
     "mla + moe": ModelConfig(**MLA),
     "mla + moe, q_lora, odd widths": ModelConfig(**MLA | {"expert_ffn": 9}, q_lora=10),
+    "mla, dense": ModelConfig(**MLA, experts=0),
     "gqa": dense(**SHAPE),
+}
+OTHERS = {  # of the other classes, for the files
+    "v2": ModelConfig(**MLA, score="softmax", norm_topk=False),
+    "qwen3 moe": ModelConfig(
+        **SHAPE, attention="gqa", head_dim=12, qk_norm=True, score="softmax", shared_experts=0, expert_ffn=12
+    ),
+    "granite, tied": dense(**SHAPE | {"qkv_bias": False}, tied=True, residual_scale=0.4, logit_scale=0.3),
 }
 TOKENIZER = word_level(WORDS, largest_number=24)
 X = torch.randint(0, V, (3, 17), generator=torch.Generator().manual_seed(5))
@@ -62,6 +70,15 @@ def test_switched_off_the_model_is_its_base_to_the_bit(config):
         want = generate(plain, X[:, :4].tolist(), max_tokens=6, temperature=0).tokens
         assert torch.equal(generate(model, X[:, :4].tolist(), max_tokens=6, temperature=0).tokens, want)
     assert (model(X) - plain(X)).abs().max() > 0.05
+
+
+def test_switched_off_twice_they_stay_off_until_the_outer_end(config):
+    model = build(config)
+    with adapters_off(model):
+        with adapters_off(model):
+            pass
+        assert not any(adapter.on for adapter in adapters(model).values())
+    assert all(adapter.on for adapter in adapters(model).values())
 
 
 def test_adapters_come_back_on_after_an_error(config):
@@ -141,8 +158,15 @@ def test_bad_settings_are_named(settings, message):
 
 def test_a_model_with_experts_has_no_adapters_on_its_dense_feed_forward():
     """PEFT would read their names as those of the routed experts."""
-    with pytest.raises(ValueError, match="wq, gate: gate, up and down only in a model without experts"):
+    with pytest.raises(ValueError, match="wq, gate: gate, up and down only with .* not with 'mla' and 8"):
         build(CONFIGS["mla + moe"], targets=["wq", "gate"])
+
+
+def test_nor_has_a_dense_model_of_a_class_with_experts():
+    """DeepseekV3 without a layer of experts: PEFT would leave them out."""
+    with pytest.raises(ValueError, match="down: gate, up and down only with .* not with 'mla' and 0"):
+        build(CONFIGS["mla, dense"], targets=["down"])
+    assert {name.rsplit(".", 1)[1] for name in adapters(build(CONFIGS["mla, dense"]))} == {"wq", "wo", "wkv_a", "wkv_b"}
 
 
 def test_adapters_are_not_stacked_upon_adapters():
@@ -153,12 +177,13 @@ def test_adapters_are_not_stacked_upon_adapters():
 # ---- files -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["mla + moe", "gqa"])
+@pytest.fixture(params=["mla + moe", "mla, dense", "gqa", *OTHERS])
 def folders(request, tmp_path):
     """The model with adapters, the folder of its base, that of its adapters."""
+    config = (CONFIGS | OTHERS)[request.param]
     torch.manual_seed(0)
-    save(Transformer(CONFIGS[request.param]), TOKENIZER, tmp_path / "base")
-    model = build(CONFIGS[request.param])
+    save(Transformer(config), TOKENIZER, tmp_path / "base")
+    model = build(config)
     save_adapters(model, tmp_path / "adapters", tmp_path / "base")
     return model, tmp_path / "base", tmp_path / "adapters"
 
@@ -217,13 +242,34 @@ def test_what_does_not_fit_is_named_and_leaves_the_model_plain(folders):
     ({"use_dora": True}, "use_dora = True is not supported"),
     ({"peft_type": "IA3"}, "peft_type = 'IA3'"),
     ({"target_modules": ["lm_head"]}, "target_modules lm_head"),
+    ({"target_modules": ".*_proj"}, r"target_modules = '\.\*_proj': a pattern"),
+    ({"alpha_pattern": {"q_proj": 64}}, "alpha_pattern = {'q_proj': 64} is not supported"),
+    ({"rank_pattern": {"q_proj": 2}}, "rank_pattern = {'q_proj': 2} is not supported"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not supported"),
+    ({"r": None}, "r = None: must be a number"),
 ])
+@pytest.mark.parametrize("folders", ["gqa"], indirect=True)
 def test_unsupported_adapters_are_refused(folders, change, message):
     model, _, path = folders
     file = path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         load_adapters(Transformer(model.config), path)
+
+
+@pytest.mark.parametrize("folders", ["gqa"], indirect=True)
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_damaged_files_are_named(folders, name):
+    model, _, path = folders
+    (path / name).write_bytes((path / name).read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        load_adapters(Transformer(model.config), path)
+
+
+def test_a_model_with_adapters_is_not_saved_as_a_whole(tmp_path):
+    with pytest.raises(ValueError, match="has adapters: lora.merge"):
+        save(build(CONFIGS["gqa"]), TOKENIZER, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_files_and_missing_adapters_are_named(tmp_path):

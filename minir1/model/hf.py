@@ -24,7 +24,7 @@ from minir1.model.config import ModelConfig
 from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
 from minir1.model.hf_config import from_hf_config, to_hf_config
 from minir1.model.hf_tensors import harmless, to_hf_tensors, with_mtp_of
-from minir1.model.lora import load_adapters
+from minir1.model.lora import adapters, load_adapters
 from minir1.model.transformer import Transformer, on_meta
 from minir1.tokenizer import Tokenizer, read_json
 
@@ -40,10 +40,12 @@ def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes
 
     Weights that take more than `shard_bytes` are cut into files of at most that size (a larger tensor has one of its
     own) beside an index, and written one after another. Weights of an earlier save in the folder go when all of the
-    new ones are written. ValueError where no Hugging Face class computes the same.
+    new ones are written. ValueError where no Hugging Face class computes the same, or the model has adapters.
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes = {shard_bytes}: must be positive")
+    if adapters(model):
+        raise ValueError("the model has adapters: lora.merge folds them in, lora.save_adapters writes them alone")
     path, tensors = Path(path), to_hf_tensors(model)
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     config = to_hf_config(model.config) | {"torch_dtype": dtype}
@@ -77,8 +79,8 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     surplus or of another shape, and when the tokenizer has tokens that the model has not.
     """
     path = Path(path)
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype = {dtype}: must be a floating-point type, or None")
+    if dtype is not None and dtype not in DTYPES.values():
+        raise ValueError(f"dtype = {dtype}: must be one of {', '.join(map(str, DTYPES.values()))}, or None")
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         model, tokenizer = load(_base_of(path), device, dtype)
         load_adapters(model, path)

@@ -226,7 +226,7 @@ def from_hf_config(values: dict) -> ModelConfig:
 def _common_from_hf(values: dict) -> dict:
     def token(key: str) -> int | None:  # several are a list, the first of them the EOS
         number = values.get(f"{key}_token_id")
-        return number[0] if isinstance(number, list) else number
+        return (number or [None])[0] if isinstance(number, list) else number
 
     theta, scaling = _rope_from_hf(values)
     return {

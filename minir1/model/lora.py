@@ -16,17 +16,28 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minir1.model.hf_tensors import NAMES
 from minir1.model.moe import Experts, grouped_linear
 from minir1.model.transformer import Transformer
+from minir1.tokenizer import read_json
 
 ATTENTION = ("wq", "wk", "wv", "wo", "wq_a", "wq_b", "wkv_a", "wkv_b")
-FEED_FORWARD = ("gate", "up", "down")  # of models without experts: see add_adapters
+FEED_FORWARD = ("gate", "up", "down")  # of GQA without experts: see add_adapters
 EXPERTS = ("gate_up", "down")  # the stacked matrices of routed experts, all of them where "experts" is a target
 TARGETS = (*ATTENTION, *FEED_FORWARD, "experts")
+PEFT_ONLY = {  # fields of adapter_config.json that change the result, and the values that are computed here
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False,),
+    "use_rslora": (False,),
+    "rank_pattern": ({},),
+    "alpha_pattern": ({},),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # the others change the base as well
+}
 
 
 class LoRALinear(nn.Module):
@@ -83,17 +94,23 @@ def add_adapters(
     """Freeze the model and put an adapter beside each target; returns what is to be trained.
 
     targets: names of projections in the blocks (see TARGETS), "experts" for the stacked matrices of routed experts;
-    those that this architecture has not are passed over. None: attention and experts, or attention and feed-forward
-    where there are no experts. ValueError if the model has adapters, rank is below 1, a name is unknown, nothing is
-    left, or gate, up or down are asked for beside experts: for these architectures PEFT takes their names for those
-    of the routed experts, and could not read the file.
+    those that this architecture has not are passed over. None: attention, and experts or feed-forward. ValueError if
+    the model has adapters, rank is below 1, a name is unknown, nothing is left, or gate, up or down are asked for in a
+    model of a Hugging Face class with experts, even where it has none: PEFT takes their names there for those of the
+    routed experts, and leaves out what it cannot place.
     """
-    targets = (*ATTENTION, *(["experts"] if model.config.experts else FEED_FORWARD)) if targets is None else targets
+    config = model.config
+    dense = config.attention == "gqa" and not config.experts
+    if targets is None:
+        targets = (*ATTENTION, *(FEED_FORWARD if dense else ["experts"] if config.experts else []))
     unknown = sorted(set(targets) - set(TARGETS))
     if unknown:
         raise ValueError(f"targets {', '.join(unknown)}: allowed are {', '.join(TARGETS)}")
-    if model.config.experts and set(targets) & set(FEED_FORWARD):
-        raise ValueError(f"targets {', '.join(targets)}: gate, up and down only in a model without experts")
+    if not dense and set(targets) & set(FEED_FORWARD):
+        raise ValueError(
+            f"targets {', '.join(targets)}: gate, up and down only with attention = 'gqa' and experts = 0, not with "
+            f"{config.attention!r} and {config.experts}"
+        )
     if rank < 1 or alpha <= 0:
         raise ValueError(f"rank = {rank} (at least 1), alpha = {alpha} (positive)")
     if adapters(model):
@@ -116,14 +133,14 @@ def add_adapters(
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The model as it was before its adapters, for the reference policy."""
-    held = list(adapters(model).values())
-    for adapter in held:
+    held = [(adapter, adapter.on) for adapter in adapters(model).values()]
+    for adapter, _ in held:
         adapter.on = False
     try:
         yield
     finally:
-        for adapter in held:
-            adapter.on = True
+        for adapter, was_on in held:
+            adapter.on = was_on
 
 
 @torch.no_grad()
@@ -207,10 +224,15 @@ def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (path / name).exists():
             raise ValueError(f"{path} holds no {name}: not a folder of adapters")
-    config = json.loads((path / "adapter_config.json").read_text())
-    for field, allowed in (("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("use_rslora", False)):
-        if config.get(field, allowed) not in (allowed, None):
-            raise ValueError(f"{path}: {field} = {config[field]!r} is not supported, only {allowed!r}")
+    config = read_json(path / "adapter_config.json")
+    for field, allowed in PEFT_ONLY.items():
+        if config.get(field, allowed[0]) not in (*allowed, None):
+            raise ValueError(f"{path}: {field} = {config[field]!r} is not supported, only {allowed[0]!r}")
+    for field in ("r", "lora_alpha"):
+        if not isinstance(config.get(field), (int, float)):
+            raise ValueError(f"{path}: {field} = {config.get(field)!r}: must be a number")
+    if isinstance(config.get("target_modules"), str):
+        raise ValueError(f"{path}: target_modules = {config['target_modules']!r}: a pattern, only names are supported")
     ours = {theirs.split(".")[-1]: name.split(".")[-1] for name, theirs in NAMES.items()}
     theirs = {name.split(".")[-1] for name in config.get("target_modules") or ()}
     unknown = sorted(name for name in theirs if ours.get(name) not in TARGETS)
@@ -218,8 +240,12 @@ def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
         raise ValueError(f"{path}: target_modules {', '.join(unknown)} are not supported")
     targets = [ours[name] for name in theirs]
     targets += ["experts"] if config.get("target_parameters") else []
+    try:
+        stored = load_file(str(path / "adapter_model.safetensors"))
+    except SafetensorError as error:
+        raise ValueError(f"{path / 'adapter_model.safetensors'} is damaged: {error}") from error
     trained = add_adapters(model, config["r"], config["lora_alpha"], targets)
-    stored, wanted = load_file(str(path / "adapter_model.safetensors")), _peft_tensors(model)
+    wanted = _peft_tensors(model)
     wrong = [f"missing: {name}" for name in sorted(wanted.keys() - stored.keys())]
     wrong += [f"surplus: {name}" for name in sorted(stored.keys() - wanted.keys())]
     both = sorted(wanted.keys() & stored.keys())
