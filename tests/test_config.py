@@ -44,6 +44,10 @@ WRONG = [
     ("embedding_scale", 0.0, {}),
     ("residual_scale", -1.0, {}),
     ("mtp_depth", -1, {}),
+    ("head_dim", 16, {"attention": "mla"}),
+    ("q_lora", 8, {"attention": "gqa"}),
+    ("route_scale", 0.0, {}),
+    ("init_std", -0.1, {}),
 ]
 
 
@@ -64,7 +68,7 @@ def test_bounds_are_allowed():
 
 def test_head_size():
     assert ModelConfig(dim=96, heads=4).head_size == 24
-    assert ModelConfig(dim=96, heads=4, head_dim=16).head_size == 16
+    assert ModelConfig(dim=96, heads=4, head_dim=16, attention="gqa").head_size == 16
     assert dense(dim=100, heads=3, kv_heads=3, head_dim=8).head_size == 8  # 3 need not divide 100
 
 

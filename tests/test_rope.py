@@ -193,3 +193,8 @@ def test_magnitude_is_on_cos_and_sin():
 def test_a_wrong_scaling_is_named(field, value):
     with pytest.raises(ValueError, match=f"RopeScaling.{field} = {value!r}"):
         RopeScaling(**{"kind": "yarn", field: value})
+
+
+def test_a_factor_without_a_kind_would_be_ignored_and_is_refused():
+    with pytest.raises(ValueError, match="RopeScaling.factor = 4.0: kind = 'none'"):
+        RopeScaling(factor=4.0)

@@ -184,6 +184,18 @@ def test_given_positions(model):
     torch.testing.assert_close(step, model.hidden(x, positions=at * 3)[:, 4:], **CLOSE)
 
 
+def test_positions_of_another_shape_are_refused(model):
+    """[1, 1] would give every token one position, [B, 1] both tokens of a decoding step."""
+    x, cache = tokens(2, 6), model.cache(2, 8)
+    model.hidden(x, cache=cache)
+    for row, at in ((x, x[:1, :1]), (x, x[0]), (x[0], x)):
+        packed = {"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)} if row.ndim == 1 else {}
+        with pytest.raises(ValueError, match=r"positions \(.*: expected the tokens' shape"):
+            model.hidden(row, positions=at, **packed)
+    with pytest.raises(ValueError, match=r"positions \(2, 1\): expected the tokens' shape, \(2, 2\)"):
+        model.hidden(x[:, :2], positions=x[:, :1], cache=cache)
+
+
 @torch.no_grad()
 def test_empty_batches(model):
     assert model(tokens(2, 0)).shape == (2, 0, V)

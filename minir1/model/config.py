@@ -57,7 +57,7 @@ class ModelConfig:
     softcap: float | None = None
     mtp_depth: int = 0  # multi-token prediction modules (V3, section 2.2)
     tied: bool = False  # head.weight is embedding.weight
-    max_positions: int = 4096
+    max_positions: int = 4096  # stated in config.json; longer rows are computed all the same
     init_std: float = 0.045  # V3 has 0.006 at D = 7168; 0.006·√(7168/128) keeps the scale of the activations
     bos: int | None = None
     eos: int | None = None
@@ -75,6 +75,8 @@ class ModelConfig:
         need(self.rope > 0 and self.rope % 2 == 0, "rope", "must be even and positive")
         for field in ("qkv_bias", "o_bias", "qk_norm"):
             need(self.attention == "gqa" or not getattr(self, field), field, "only attention = 'gqa' has it")
+        need(self.attention == "gqa" or self.head_dim is None, "head_dim", "only attention = 'gqa' has it, not 'mla'")
+        need(self.attention == "mla" or self.q_lora is None, "q_lora", "only attention = 'mla' has it")
         if self.attention == "gqa":
             need(self.heads % self.kv_heads == 0, "kv_heads", f"must divide heads = {self.heads}")
             need(self.head_dim is not None or self.dim % self.heads == 0, "heads", f"must divide dim = {self.dim}")
@@ -82,8 +84,10 @@ class ModelConfig:
         for field in ("q_lora", "head_dim", "softcap", "attention_scale"):
             value = getattr(self, field)
             need(value is None or value > 0, field, "must be positive, or None")
-        for field in ("rope_theta", "norm_eps", "logit_scale", "embedding_scale", "residual_scale", "max_positions"):
+        scales = ("logit_scale", "embedding_scale", "residual_scale", "route_scale")
+        for field in (*scales, "rope_theta", "norm_eps", "max_positions"):
             need(getattr(self, field) > 0, field, "must be positive")
+        need(self.init_std >= 0, "init_std", "must not be negative")
         need(self.mtp_depth >= 0, "mtp_depth", "must not be negative")
         need(self.experts >= 0, "experts", "must not be negative")
         need(0 <= self.dense_layers <= self.layers, "dense_layers", f"0 to layers = {self.layers}")

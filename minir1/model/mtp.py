@@ -1,4 +1,4 @@
-"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): modules that each look one token further ahead."""
+"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): modules that each look one token further."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class RopeScaling:
     ntk     θ <- θ·s^(R/(R-2)): the fastest pair unchanged, the slowest divided by s
     yarn    by parts: pairs that turn more than β times in the window unchanged, those that turn less than α times
             divided by s, a ramp between (arXiv:2309.00071, section 3.2); and the logits of attention rescaled, below
-    llama3  by parts too, with a ramp over wavelengths instead of pairs (Llama 3.1)
+    llama3  by parts too, with a ramp over turns in the window instead of pairs (Llama 3.1)
 
     Raises ValueError when a value is out of range.
     """
@@ -29,7 +29,7 @@ class RopeScaling:
     original: int = 4096  # L, positions of the window before
     slow: float = 1.0  # α of YaRN (beta_slow), low_freq_factor of Llama 3: turns in the window
     fast: float = 32.0  # β of YaRN (beta_fast), high_freq_factor of Llama 3, which has 4
-    mscale: float | None = None  # YaRN as in DeepSeek: strength of the factor on cos and sin
+    mscale: float | None = None  # YaRN: strength of the factor on cos and sin; counts beside mscale_all only
     mscale_all: float | None = None  # mscale_all_dim: strength of the factor on MLA's softmax scale
     attention_factor: float | None = None  # YaRN: the factor on cos and sin, given outright
     whole_pairs: bool = True  # YaRN: the ends of the ramp are rounded to whole pairs
@@ -44,6 +44,8 @@ class RopeScaling:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"RopeScaling.{name} = {value!r}: must not be negative, or None")
+        if self.kind == "none" and self.factor != 1:
+            raise ValueError(f"RopeScaling.factor = {self.factor!r}: kind = 'none' scales nothing, so it must be 1")
         if self.kind in ("yarn", "llama3") and not self.slow < self.fast:
             raise ValueError(f"RopeScaling.slow = {self.slow}: must be below fast = {self.fast}")
 

@@ -95,6 +95,8 @@ class Transformer(nn.Module):
         Returns [B, T, D] or [N, D] in the model's dtype; padding gives zeros and enters no layer. Over a cache that
         already holds something, what stands at padding is undefined.
         """
+        if positions is not None and positions.shape != tokens.shape:
+            raise ValueError(f"positions {tuple(positions.shape)}: expected the tokens' shape, {tuple(tokens.shape)}")
         if cu_seqlens is not None:
             if tokens.ndim != 1 or lengths is not None or cache is not None:
                 raise ValueError("cu_seqlens goes with packed tokens [N], without lengths or cache")
