@@ -284,6 +284,7 @@ def test_what_is_not_set_is_not_defined():
         ("{% if %}", "is no Jinja: line 1"),
         ("ok\n{% for m in messages %}", "is no Jinja: line 2.*for"),
         ("{{ messages[0].content.x.y }}", "cannot render these messages: .*has no attribute 'x'"),
+        ("{{ 1 // 0 }}", "cannot render these messages: .*zero"),
         ("{{ nothing() }}", "'nothing' is undefined"),
         ("{{ 'a' + none }}", "can only concatenate str"),
         ("{% for i in range(999999) %}{% endfor %}", "Range too big"),
