@@ -80,6 +80,11 @@ def test_the_distilled_qwen_is_qwen_untied():
     assert counting.count(config)["total"] == 1_543_714_304 + 151_936 * 1536
 
 
+def test_the_larger_two_of_qwen2_have_another_epsilon():
+    names = [f"r1-distill-qwen-{size}b" for size in ("1.5", "7", "14", "32")]
+    assert [PRESETS[name].norm_eps for name in names] == [1e-6, 1e-6, 1e-5, 1e-5]
+
+
 def test_our_presets_are_the_models_of_the_demonstration():
     for name, kind in (("minir1", False), ("minir1-dense", True)):
         config = pretrain.Config(dense=kind)

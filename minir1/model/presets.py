@@ -61,10 +61,12 @@ LITE = {  # the shape that V2-Lite and V3's small sibling share
 LLAMA3_SCALING = RopeScaling("llama3", factor=8, original=8192, slow=1, fast=4)
 
 
-def qwen2(vocab: int, dim: int, layers: int, heads: int, kv_heads: int, ffn: int, theta: float) -> ModelConfig:
+def qwen2(
+    vocab: int, dim: int, layers: int, heads: int, kv_heads: int, ffn: int, theta: float, eps: float = 1e-6
+) -> ModelConfig:
     """A model distilled from R1 with the shape of a Qwen2.5; the distilled 1.5B is untied, where Qwen2.5's is tied."""
     shape = {"dim": dim, "layers": layers, "heads": heads, "kv_heads": kv_heads, "ffn": ffn}
-    return dense(vocab=vocab, **shape, rope_theta=theta, max_positions=131_072, init_std=0.02)
+    return dense(vocab=vocab, **shape, rope_theta=theta, norm_eps=eps, max_positions=131_072, init_std=0.02)
 
 
 def llama3(dim: int, layers: int, heads: int, ffn: int) -> ModelConfig:
@@ -102,8 +104,8 @@ PRESETS = {
     "deepseek-v2-lite": ModelConfig(**LITE, score="softmax", norm_topk=False),
     "r1-distill-qwen-1.5b": qwen2(151_936, 1536, 28, 12, 2, 8960, 10_000.0),
     "r1-distill-qwen-7b": qwen2(152_064, 3584, 28, 28, 4, 18_944, 10_000.0),
-    "r1-distill-qwen-14b": qwen2(152_064, 5120, 48, 40, 8, 13_824, 1_000_000.0),
-    "r1-distill-qwen-32b": qwen2(152_064, 5120, 64, 40, 8, 27_648, 1_000_000.0),
+    "r1-distill-qwen-14b": qwen2(152_064, 5120, 48, 40, 8, 13_824, 1_000_000.0, 1e-5),
+    "r1-distill-qwen-32b": qwen2(152_064, 5120, 64, 40, 8, 27_648, 1_000_000.0, 1e-5),
     "r1-distill-llama-8b": llama3(4096, 32, 32, 14_336),
     "r1-distill-llama-70b": llama3(8192, 80, 64, 28_672),
     "qwen3-0.6b": ModelConfig(**QWEN3, dim=1024, layers=28, heads=16, kv_heads=8, ffn=3072, experts=0, tied=True),
