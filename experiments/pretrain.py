@@ -1,7 +1,8 @@
-"""Pre-train the tiny base on the synthetic Countdown corpus: next-token prediction, nothing else.
+"""Pre-train the tiny base on the synthetic Countdown corpus: next-token prediction, and if asked for the tokens behind.
 
     python experiments/pretrain.py --out runs/base
     python experiments/pretrain.py --out runs/base-dense --dense
+    python experiments/pretrain.py --out runs/base-mtp --model.mtp-depth 1
 
 Muon moves the matrices, AdamW the rest; after every step each expert's selection bias moves against its load
 (auxiliary-loss-free balancing, DeepSeek-V3, section 2.1.2), beside V3's small sequence-wise balance loss. The run ends

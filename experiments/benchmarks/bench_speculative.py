@@ -41,7 +41,7 @@ class Config:
     pretrain: pretrain.Config = field(default_factory=lambda: pretrain.Config(steps=300))
     base: Path = Path("runs/speculative")
     rows: tuple[int, ...] = (1, 64)  # answers at once
-    problems: int = 8  # at least so many, whatever the rows
+    problems: int = 4  # at least so many, whatever the rows
     temperatures: tuple[float, ...] = (0.0, 1.0)
     max_tokens: int = 72
     repeats: int = 3
