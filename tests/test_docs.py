@@ -193,3 +193,23 @@ def test_it_runs_from_the_command_line(tree):
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ValueError: differ from docs/results: README.md: headline")
+
+
+def test_long_context_has_a_row_a_variant():
+    names = render_docs.VARIANTS
+    one = {f"{name}/{length}/{part}": 0.4 + 0.1 * part for name in names for length in (9, 64, 512) for part in (0, 1)}
+    one |= {f"{name}/{side}": share for name in names for side, share in (("inside", 1.0), ("outside", 0.8))}
+    other, third = (dict(one, **{"yarn/outside": share}) for share in (0.78, 0.82))
+    lines = render_docs.long_context({"0": one, "1": other, "2": third}).splitlines()
+    assert lines[0] == "|  | within the window | past it | 512 tokens |" and len(lines) == 2 + len(names)
+    assert "| YaRN | 100.0% [100.0, 100.0] | 80.0% [75.0, 85.0] | 45.0% [45.0, 45.0] |" in lines  # ± 4.303·2/√3
+    assert render_docs.long_context({"0": one}).splitlines()[2] == "| as trained | 100.0% | 80.0% | 45.0% |"
+
+
+def test_prefill_leaves_open_what_was_not_read_in_one_call():
+    found = {"cache/8192/gib": 0.01, "cache/16384/gib": 0.02}
+    for way, length, seconds in (("one_call", 8192, 4.0), ("chunks", 8192, 5.0), ("chunks", 16384, 20.0)):
+        found |= {f"{way}/{length}/seconds": 9.0, f"{way}/{length}/cpu_seconds": seconds}
+        found[f"{way}/{length}/peak_gib"] = 0.25
+    lines = render_docs.prefill(found).splitlines()
+    assert lines[2:] == ["| 8,192 | 0.010 | 5.0 | 0.25 | 4.0 | 0.25 |", "| 16,384 | 0.020 | 20.0 | 0.25 | - | - |"]
