@@ -246,9 +246,7 @@ def main(config: Config) -> dict[str, float]:
     else:
         reference, trained = merge(hf.load(source)[0]).requires_grad_(False), list(model.parameters())
     optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    start, best, spent = 0, -1.0, 0.0
-    if not fresh:
-        start, best, spent = resume(folder, model, reference, optimizer)
+    start, best, spent = (0, -1.0, 0.0) if fresh else resume(folder, model, reference, optimizer)
     run.cut_back(start if start else -1)
     began = time.perf_counter() - spent
     if fresh:
@@ -284,9 +282,9 @@ def main(config: Config) -> dict[str, float]:
             if "eval/pass@1" in metrics:
                 shown = [(p.prompt, group[0]) for p, group in zip(chosen[:8], answers)]
                 run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
-                state = {"step": step, "best": best, "optimizer": optimizer.state_dict()}
-                state |= {"seconds": time.perf_counter() - began}
+                state = {"step": step, "best": best, "seconds": time.perf_counter() - began}
                 state |= {} if config.lora_rank else {"reference": reference.state_dict()}
+                state["optimizer"] = optimizer.state_dict()
                 checkpoint.save(folder, step, lambda path: save(model, tokenizer, path, source), state, best=is_best)
     run.result({"seconds/rl": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib()})
     run.close()
@@ -333,10 +331,7 @@ def alarms(metrics: dict[str, float]) -> list[str]:
 
 def save(model: Transformer, tokenizer: Tokenizer, path: Path, base: Path) -> None:
     """The whole model, or its adapters alone: hf.load opens both."""
-    if adapters(model):
-        save_adapters(model, path, base.resolve())
-    else:
-        hf.save(model, tokenizer, path)
+    save_adapters(model, path, base.resolve()) if adapters(model) else hf.save(model, tokenizer, path)
 
 
 def resume(folder: Path, model, reference, optimizer) -> tuple[int, float, float]:

@@ -10,6 +10,13 @@ from minir1.model.rope import RopeScaling
 MOE = {"experts": 8, "experts_per_token": 2}
 WRONG = [
     ("vocab", 0, {}),
+    ("dim", None, {}),
+    ("layers", 2.0, {}),
+    ("heads", True, {}),
+    ("rope_theta", "1e4", {}),
+    ("tied", 1, {}),
+    ("eos", "</s>", {}),
+    ("rope_scaling", None, {}),
     ("dim", -1, {}),
     ("layers", 0, {}),
     ("heads", 0, {}),

@@ -6,6 +6,15 @@ from dataclasses import dataclass, fields
 
 from minir1.model.rope import RopeScaling
 
+TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None), "RopeScaling": RopeScaling}
+
+
+def _is_a(value, annotation: str) -> bool:
+    """Whether a field annotated so, `int | None` say, may hold the value; a bool is no number."""
+    if isinstance(value, bool):
+        return annotation == "bool"
+    return any(isinstance(value, TYPES[name]) for name in annotation.split(" | "))
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -68,6 +77,8 @@ class ModelConfig:
             if not ok:
                 raise ValueError(f"ModelConfig.{field} = {getattr(self, field)!r}: {allowed}")
 
+        for f in fields(self):
+            need(_is_a(getattr(self, f.name), f.type), f.name, f"must be {f.type}")
         for field in ("vocab", "dim", "layers", "heads", "kv_lora", "nope", "v_dim", "kv_heads", "ffn", "expert_ffn"):
             need(getattr(self, field) > 0, field, "must be positive")
         need(self.attention in ("mla", "gqa"), "attention", "'mla' or 'gqa'")

@@ -248,6 +248,8 @@ def _common_from_hf(values: dict) -> dict:
 def _rope_from_hf(values: dict) -> tuple[float, RopeScaling]:
     """θ, and the scaling that `rope_scaling` or, as transformers 5 writes it, `rope_parameters` describes."""
     field = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    if not isinstance(values.get(field) or {}, dict):
+        raise ValueError(f"{field} = {values[field]!r}: must be an object, such as {{'rope_type': 'yarn', …}}")
     given = {key: value for key, value in (values.get(field) or {}).items() if value is not None}
     theta = given.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0  # where left out: 10,000
     old_name = given.pop("type", "default")

@@ -149,7 +149,7 @@ def merge(model: Transformer) -> Transformer:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoRALinear):
-                child.base.weight.copy_(child.weight)
+                child.base.weight.add_(child.scale * child.B @ child.A)
                 setattr(module, name, child.base)
         if isinstance(module, Experts):
             for name, adapter in module.adapters.items():
