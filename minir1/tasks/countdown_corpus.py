@@ -59,7 +59,7 @@ def documents(level: str, seed: int, mix: Mix = Mix()) -> Iterator[str]:
 
 
 def facts(rng: random.Random, level: Level, checked: bool, count: int = 8) -> str:
-    """`7+5=12`, one a line; or checked against a target, `7+5=12:12 yes` and `7+5=12:19 no`, one as likely as the other.
+    """`7+5=12`, one a line; or checked against a target, `7+5=12:12 yes` and `7+5=12:19 no`, equally often.
 
     Failed tries outnumber solutions by far in the searches: from these alone the base learns the verdict late or never.
     """
