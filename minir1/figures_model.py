@@ -125,7 +125,7 @@ def balance(curves: dict[str, list[list[dict]]], path: Path) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 6), dpi=DPI)
         panels = figure.subplots(1, 2)
-        figure.subplots_adjust(left=0.07, right=0.97, top=0.72, bottom=0.1, wspace=0.2)
+        figure.subplots_adjust(left=0.07, right=0.97, top=0.7, bottom=0.1, wspace=0.2)
         for panel, key, title, label in (
             (panels[0], "train/loss", "Loss of the language model", "nats a token"),
             (panels[1], "train/max_violation", "Imbalance of the experts", "MaxVio of a batch, mean of layers"),
@@ -133,9 +133,13 @@ def balance(curves: dict[str, list[list[dict]]], path: Path) -> Figure:
             late = [_band(panel, runs, key, colours[name]) for name, runs in curves.items()]
             panel.set(xlabel="step", ylabel=label, xlim=(0, None), ylim=(0, 1.08 * max(late)))
             panel.set_title(title, loc="left", weight="bold", size=14)
-        for x, (name, colour) in zip((0.07, 0.24, 0.47, 0.7), colours.items()):
-            figure.text(x, 0.845, name, color=colour, size=13, weight="bold", va="center")
-        _headline(figure, *_balance_finding(curves))
+        keys = ("train/max_violation", "train/loss")
+        ends = {name: [_end(runs, key) for key in keys] for name, runs in curves.items()}
+        for number, (name, (violation, loss)) in enumerate(ends.items()):
+            place = {"x": 0.07 + 0.9 * number / len(ends), "color": colours[name], "size": 12, "va": "center"}
+            figure.text(y=0.85, s=name, weight="bold", **place)
+            figure.text(y=0.81, s=f"MaxVio {violation:.2f} · loss {loss:.3f}", **place)
+        _headline(figure, *_balance_finding(list(ends.values())))
         return _write(figure, path)
 
 
@@ -148,10 +152,17 @@ def _band(panel: Axes, runs: list[list[dict]], key: str, colour: str) -> float:
     return values[:, len(steps) // 10 :].max()
 
 
-def _balance_finding(curves: dict[str, list[list[dict]]]) -> tuple[str, str]:
-    def last(runs: list[list[dict]], key: str) -> float:  # mean over seeds and the last sixth of the steps
-        return float(np.mean([_series(run, key)[1][-max(1, len(run) // 6) :].mean() for run in runs]))
+def _end(runs: list[list[dict]], key: str) -> float:
+    """The mean over seeds and the last sixth of the steps."""
+    return float(np.mean([_series(run, key)[1][-max(1, len(run) // 6) :].mean() for run in runs]))
 
-    parts = [f"{name.split(',')[0]} {last(runs, 'train/max_violation'):.2f}" for name, runs in curves.items()]
-    losses = [f"{last(runs, 'train/loss'):.3f}" for runs in curves.values()]
-    return f"MaxVio at the end: {' · '.join(parts)}", f"loss, in the same order: {' · '.join(losses)}"
+
+def _balance_finding(ends: list[list[float]]) -> tuple[str, str]:
+    note = "means of the last sixth of the steps beside the names; lines are running means, bands go from seed to seed"
+    (plain, _), *balanced = ends
+    if not balanced:
+        return f"MaxVio ends at {plain:.1f}", note
+    low, high = (end(violation for violation, _ in balanced) for end in (min, max))
+    apart = max(loss for _, loss in ends) - min(loss for _, loss in ends)
+    span = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
+    return f"Balancing: MaxVio {plain:.1f} → {span}; losses end within {apart:.3f} nats", note
