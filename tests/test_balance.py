@@ -94,6 +94,9 @@ def test_tables():
     assert first[:3] == ["no balancing", "1.2000 [0.7031, 1.6969]", "-"]
     assert second[0] == "selection bias, γ = 0.01" and second[2] == "-0.1000 [-0.1000, -0.1000]"
     assert second[3:] == ["0.50 [0.50, 0.50]", "1.00 [1.00, 1.00]", "1.50 [1.50, 1.50]"]
+    uneven = {seed: result(1.0, violation) for seed, violation in zip("012", (0.0, 0.1, 0.8))}
+    methods["bias"]["seeds"] = uneven  # Student's t knows nothing of the limit
+    assert balance.rows({"methods": methods})[1][3].startswith("0.30 [0.00, ")
     tuning = {"batch": {"0.1": result(1.23456, 0.5)}}
     assert balance.tuning_rows({"tuning": tuning}) == [["loss by batch, α = 0.1", "1.2346", "0.50", "1.00"]]
 

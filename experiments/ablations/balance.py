@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -222,12 +223,12 @@ def rows(found: dict) -> list[list[str]]:
     """
     plain = found["methods"]["none"]["seeds"]
 
-    def cell(values: list[float], digits: int, sign: str = "") -> str:
+    def cell(values: list[float], digits: int, sign: str = "", least: float = -math.inf) -> str:
         mean = f"{sum(values) / len(values):{sign}.{digits}f}"
         if len(values) < 3:
             return mean
         _, low, high = seed_interval(values)
-        return f"{mean} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+        return f"{mean} [{max(low, least):{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
     lines = []
     for method, one in found["methods"].items():
@@ -236,7 +237,7 @@ def rows(found: dict) -> list[list[str]]:
         line = [label(method, one["strength"]), cell([r["eval/loss"] for r in results.values()], 4)]
         line.append("-" if method == "none" else cell(costs, 4, "+"))
         keys = ("eval/max_violation", "eval/max_violation_worst", "train/max_violation")
-        lines.append(line + [cell([r[key] for r in results.values()], 2) for key in keys])
+        lines.append(line + [cell([r[key] for r in results.values()], 2, least=0.0) for key in keys])
     return lines
 
 
