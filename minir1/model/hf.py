@@ -100,7 +100,8 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     model = on_meta(config)
     wrong = _misfits(to_hf_tensors(model), stored, config, block)
     if wrong:
-        raise ValueError(f"the weights in {path} do not fit its config.json: {'; '.join(wrong)}")
+        file = path / (WEIGHTS if (path / WEIGHTS).exists() else INDEX)
+        raise ValueError(f"{file} does not fit its config.json: {'; '.join(wrong)}")
     model = _allocate(model, device, dtype or DTYPES.get(stored["model.embed_tokens.weight"].dtype, torch.bfloat16))
     _fill(to_hf_tensors(model), stored, block)
     return model, tokenizer
