@@ -229,7 +229,7 @@ def extended(model: Transformer, kind: str, config: Config) -> Transformer:
 
 
 @torch.no_grad()
-def costs(config: Config, repeats: int = 7) -> dict[str, float]:
+def costs(config: Config, repeats: int = 15) -> dict[str, float]:
     """Milliseconds of a decode step of one row, and MiB of its cache, at each length: the default width, untrained.
 
     The cache holds zeros, which cost what numbers cost. Processor time, the least of several repeats: others may use
