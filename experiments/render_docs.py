@@ -191,6 +191,7 @@ BLOCKS = {  # name -> file under docs/results, function
     "speculative": ("speculative.json", speculative),
     "long_context": ("long_context.json", long_context),
     "prefill": ("prefill.json", prefill),
+    "prefill_full": ("prefill_full.json", prefill),
     "count_parts": ("count.json", count_parts),
     "count": ("count.json", count),
     "balance": ("balance.json", balanced),
