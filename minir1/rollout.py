@@ -12,7 +12,7 @@ from minir1.data import pad_rows
 from minir1.model.transformer import Transformer
 from minir1.sample import BUDGET, EOS, STOP, generate
 
-__all__ = ["BUDGET", "EOS", "STOP", "Rollout", "collect", "answers_of"]
+__all__ = ["BUDGET", "EOS", "STOP", "Rollout", "answers_of", "collect", "concatenate"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,41 @@ class Rollout:
     def select(self, rows: Tensor) -> Rollout:
         """These rows only, cut to their longest. rows: int64 [B']."""
         longest = int(self.length[rows].max())
-        grids = {name: getattr(self, name)[rows, :longest] for name in ("tokens", "mask", "logp", "entropy")}
-        lists = {name: getattr(self, name)[rows] for name in ("prompt_len", "length", "stop", "group")}
-        return replace(self, **grids, **lists)
+        grids = {name: grid[rows, :longest] for name in GRIDS if (grid := getattr(self, name)) is not None}
+        return replace(self, **grids, **{name: getattr(self, name)[rows] for name in LISTS})
+
+
+GRIDS = {"tokens": 0, "mask": False, "logp": 0.0, "entropy": 0.0, "routes": -1}  # [B, T, ...], and what padding holds
+LISTS = ("prompt_len", "length", "stop", "group")  # [B]
+
+
+def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
+    """All rows in the given order, padded to the longest, as to refill a batch with more groups.
+
+    Groups are numbered anew, 0, 1, 2 … without gaps: within a rollout in the order of their numbers, and those of
+    different rollouts stay apart, even if the prompts are the same. Routes are kept where every rollout has them.
+    ValueError for no rollout at all, or different temperatures: those rows come from different policies.
+    """
+    temperatures = sorted({rollout.temperature for rollout in rollouts})
+    if len(temperatures) != 1:
+        raise ValueError(f"temperatures {temperatures} of {len(rollouts)} rollouts: expected one, shared by all")
+    longest = max(rollout.tokens.shape[1] for rollout in rollouts)
+
+    def stack(name: str) -> Tensor | None:
+        parts = [getattr(rollout, name) for rollout in rollouts]
+        if any(part is None for part in parts):
+            return None
+        whole = parts[0].new_full((sum(map(len, parts)), longest, *parts[0].shape[2:]), GRIDS[name])
+        for rows, part in zip(whole.split([len(part) for part in parts]), parts):
+            rows[:, : part.shape[1]] = part
+        return whole
+
+    lists = {name: torch.cat([getattr(rollout, name) for rollout in rollouts]) for name in LISTS}
+    # Pairs (rollout, group) in rising order are numbered.
+    source = torch.repeat_interleave(torch.tensor([len(rollout.group) for rollout in rollouts]))
+    pairs = torch.stack((source.to(lists["group"].device), lists["group"]))
+    lists["group"] = pairs.unique(dim=1, return_inverse=True)[1]
+    return Rollout(**{name: stack(name) for name in GRIDS}, **lists, temperature=temperatures[0])
 
 
 def answers_of(rollout: Rollout) -> list[list[int]]:

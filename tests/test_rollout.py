@@ -1,6 +1,6 @@
 """rollout.py: what stands where in a grid of ragged prompts and answers."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch
 from minir1 import rollout as module
 from minir1.model.config import dense
 from minir1.model.transformer import Transformer
-from minir1.rollout import BUDGET, EOS, STOP, Rollout, answers_of, collect
+from minir1.rollout import BUDGET, EOS, STOP, Rollout, answers_of, collect, concatenate
 from minir1.sample import Sampled, generate
 
 PROMPTS = [[3, 1, 4, 1], [5], [9, 2]]
@@ -103,6 +103,7 @@ def test_the_first_ratio_is_one_whatever_stands_in_the_padding(model):
 
 def test_select(model):
     r = collect(model, PROMPTS, answers=6, max_tokens=10, stop=[0, 3], seed=1)
+    r = replace(r, routes=torch.arange(r.tokens.numel() * 6, dtype=torch.int16).view(*r.tokens.shape, 3, 2))
     short = int(r.length.argmin())
     rows = torch.tensor([short, 7, short])
     part = r.select(rows)
@@ -116,6 +117,60 @@ def test_select(model):
     assert answers_of(part) == [answers_of(r)[row] for row in rows.tolist()]
     alone = r.select(torch.tensor([short]))
     assert alone.tokens.shape == (1, int(r.length[short])) and alone.mask.sum() == r.mask[short].sum()
+
+
+def rollout(rows: list[list[int]], prompt_len: list[int], group: list[int], **more) -> Rollout:
+    """Log-probs -1, -2, … by column inside the mask, entropies their opposite."""
+    length = torch.tensor([len(row) for row in rows])
+    columns = torch.arange(int(length.max()))
+    start = torch.tensor(prompt_len)
+    mask = (columns >= start.unsqueeze(1)) & (columns < length.unsqueeze(1))
+    tokens = torch.tensor([row + [0] * (len(columns) - len(row)) for row in rows])
+    logp = -(columns + 1.0) * mask
+    settings = {"stop": torch.full((len(rows),), EOS), "temperature": 0.7} | more
+    return Rollout(tokens, start, length, mask, logp, -logp, group=torch.tensor(group), **settings)
+
+
+def test_concatenate_by_hand():
+    """The groups 7, 3, 7 and 3, 3: the first have the ranks 1, 0, 1 in theirs, the others come behind."""
+    a = rollout([[1, 2], [3, 4, 5], [6, 7]], [1, 2, 1], [7, 3, 7])
+    b = rollout([[8, 9, 1, 2], [3, 4]], [2, 1], [3, 3], stop=torch.tensor([BUDGET, STOP]))
+    r = concatenate([a, b])
+    assert r.tokens.tolist() == [[1, 2, 0, 0], [3, 4, 5, 0], [6, 7, 0, 0], [8, 9, 1, 2], [3, 4, 0, 0]]
+    assert r.length.tolist() == [2, 3, 2, 4, 2] and r.prompt_len.tolist() == [1, 2, 1, 2, 1]
+    assert r.mask.int().tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]]
+    assert r.mask.dtype == torch.bool and r.tokens.dtype == torch.int64
+    assert r.logp.tolist() == [[0, -2, 0, 0], [0, 0, -3, 0], [0, -2, 0, 0], [0, 0, -3, -4], [0, -2, 0, 0]]
+    assert torch.equal(r.entropy, -r.logp)
+    assert r.group.tolist() == [1, 0, 1, 2, 2]
+    assert r.stop.tolist() == [EOS, EOS, EOS, BUDGET, STOP] and r.temperature == 0.7 and r.routes is None
+
+
+def test_concatenate_keeps_routes_where_all_have_them():
+    routes = torch.arange(12, dtype=torch.int16)
+    a = rollout([[1, 2]], [1], [0], routes=routes.view(1, 2, 3, 2))
+    b = rollout([[3, 4, 5]], [1], [0], routes=torch.ones(1, 3, 3, 2, dtype=torch.int16))
+    r = concatenate([a, b])
+    assert r.routes.shape == (2, 3, 3, 2) and r.routes.dtype == torch.int16
+    assert torch.equal(r.routes[0, :2].flatten(), routes) and (r.routes[0, 2] == -1).all()  # padding was sent nowhere
+    assert (r.routes[1] == 1).all()
+    assert concatenate([a, replace(b, routes=None)]).routes is None
+
+
+def test_concatenating_the_groups_of_a_rollout_gives_it_back(model):
+    r = collect(model, PROMPTS, answers=6, max_tokens=10, stop=[0, 3], seed=1)
+    again = concatenate([r.select((r.group == group).nonzero().squeeze(1)) for group in range(3)])
+    for field in fields(Rollout):
+        have, want = getattr(again, field.name), getattr(r, field.name)
+        assert torch.equal(have, want) if isinstance(want, torch.Tensor) else have == want
+
+
+def test_concatenate_refuses_other_policies_and_nothing():
+    a = rollout([[1, 2]], [1], [0])
+    with pytest.raises(ValueError, match=r"temperatures \[0.7, 1.0\] of 2 rollouts"):
+        concatenate([a, replace(a, temperature=1.0)])
+    with pytest.raises(ValueError, match=r"temperatures \[\] of 0 rollouts"):
+        concatenate([])
 
 
 def test_row_ids_make_a_part_of_a_batch(model):
