@@ -18,29 +18,25 @@ hundred times R1's: the model has a million parameters.
 
 from __future__ import annotations
 
-import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
+from rl_common import Clock, Session, act, check, draw, load_policy, ratio_deviation, refuse_mismatch, report
+from torch import Tensor
 
-from minir1 import checkpoint
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
-from minir1.evaluate import NO_THINK, Answer, habits, judge_rollout, sample_answers, summary
-from minir1.log import open_run, peak_memory_gib, progress, progress_line, read_metrics
+from minir1.evaluate import NO_THINK, Answer, judge_rollout
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.model import hf
-from minir1.model.lora import adapters, adapters_off, add_adapters, merge, save_adapters
-from minir1.model.transformer import Transformer
-from minir1.optim import clip_gradients
-from minir1.rollout import BUDGET, Rollout, collect
+from minir1.model.lora import adapters_off, add_adapters, merge
+from minir1.optim import clip_gradients, follow
+from minir1.rollout import BUDGET, Rollout
 from minir1.seed import seed_everything
-from minir1.tasks import Problem, countdown
-from minir1.tokenizer import Tokenizer
+from minir1.tasks import countdown
 from minir1.weights import fixed_length, per_answer_mean, token_mean
 
 
@@ -61,6 +57,7 @@ class Config:
     clip_high: float = 0.2  # ε
     kl: float = 0.001  # β
     refresh: int = 0  # the policy becomes the reference every so many steps; 0: never
+    follow: float = 0.0  # τ, the reference moves by this share towards the policy every step; 0: it stays
     lora_rank: int = 0  # r: train adapters only, and without them the model is the reference; 0: train all weights
     lora_alpha: float = 32.0  # α
     minibatches: int = 2  # optimizer steps a rollout
@@ -87,59 +84,35 @@ class Config:
         return NO_THINK if self.no_think else ""
 
     def __post_init__(self):
-        for name in ("steps", "prompts", "minibatches", "epochs", "eval_every", "eval_answers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
-        if self.answers < 2 or self.temperature <= 0:
-            raise ValueError(f"answers = {self.answers} (a group needs 2), temperature = {self.temperature} (above 0)")
-        if self.prompts % self.minibatches:
-            raise ValueError(f"minibatches = {self.minibatches} must divide prompts = {self.prompts}")
+        check(self)
+        if self.answers < 2:
+            raise ValueError(f"answers = {self.answers}: a group needs 2")
         if self.lora_rank < 0 or self.lora_alpha <= 0:
             raise ValueError(f"lora_rank = {self.lora_rank} (0 or more), lora_alpha = {self.lora_alpha} (above 0)")
-        if self.lora_rank and self.refresh:
-            raise ValueError("refresh: with lora_rank the reference is the model without its adapters, and stays")
-        shortest = 4 if self.no_think else 8  # tags, an answer, the end token
-        if self.max_tokens < shortest:
-            raise ValueError(f"max_tokens = {self.max_tokens}: the tags of an answer alone need {shortest}")
+        if not 0 <= self.follow <= 1:
+            raise ValueError(f"follow = {self.follow}: 0 to 1")
+        if self.lora_rank and (self.refresh or self.follow):
+            raise ValueError("refresh, follow: with lora_rank the reference is the model without adapters, and stays")
 
 
-# Act: sample a group of answers to each problem.
-
-
-def act(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], config: Config, step: int) -> Rollout:
-    """P·G rows from the present policy, at the temperature that the loss uses, untruncated."""
-    prompts = [tokenizer.encode(tokenizer.chat(p.prompt) + config.forced) for p in problems]
-    sampling = {"answers": config.answers, "max_tokens": config.max_tokens, "temperature": config.temperature}
-    return collect(model, prompts, stop=tokenizer.eos, seed=config.seed * 1_000_003 + step, **sampling)
-
-
-# Judge: rules alone.
-
-
-def judge(answers: list[list[Answer]], config: Config) -> torch.Tensor:
-    """rewards fp32 [P, G]"""
+def judge(answers: list[list[Answer]], config: Config) -> Tensor:
+    """Rules alone: rewards fp32 [P, G]."""
     return torch.tensor(
         [[config.accuracy_weight * a.right + config.form_weight * a.form for a in group] for group in answers]
     )
 
 
-# Learn: a few steps of the clipped surrogate on what was sampled.
-
-
-def reduction(mask: torch.Tensor, config: Config, answers: int, tokens: int) -> torch.Tensor:
+def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor:
     """Weights of the loss, fp32 [B, T]; answers and tokens count those of the whole mini-batch."""
     if config.reduction == "per_answer":
         return per_answer_mean(mask, answers)
     return token_mean(mask, tokens) if config.reduction == "token" else fixed_length(mask, config.max_tokens, answers)
 
 
-def learn(
-    model, reference, optimizer, rollout: Rollout, advantage: torch.Tensor, config: Config, step: int = 0
-) -> dict[str, float]:
+def learn(model, reference, optimizer, rollout: Rollout, advantage: Tensor, config: Config, step: int = 0):
     """Update the policy on B = P·G rows; advantage: fp32 [B]. Returns what was measured, averaged as the loss is."""
-    averaged, first = ("clip_fraction", "grad_norm"), ("ratio_deviation", "ratio_deviation_max")
-    averaged += ("kl",) if config.kl else ()  # without the term it is not measured
-    measured: dict[str, float] = {f"train/{name}": 0.0 for name in averaged + first}
+    names = ("clip_fraction", "grad_norm", "ratio_deviation", "ratio_deviation_max")
+    measured = {f"train/{name}": 0.0 for name in names + (("kl",) if config.kl else ())}
     trained = rollout.mask & (rollout.stop != BUDGET).unsqueeze(1) if config.mask_truncated else rollout.mask
     updates = config.epochs * config.minibatches
     for update in range(updates):
@@ -165,184 +138,50 @@ def learn(
             clipped = is_clipped(logp, batch.logp, A, config.clip_low, config.clip_high)
             measured["train/clip_fraction"] += (weight * clipped).sum().item() / updates
             if update == 0:
-                deviation = ((logp.detach() - batch.logp).exp() - 1).abs() * mask
-                measured["train/ratio_deviation"] += deviation.sum().item() / tokens
-                worst = max(measured["train/ratio_deviation_max"], deviation.max().item())
-                measured["train/ratio_deviation_max"] = worst
-        worst, mean = measured["train/ratio_deviation_max"], measured["train/ratio_deviation"]
-        if max(worst, 50 * mean) > config.max_ratio_deviation:
-            raise RuntimeError(
-                f"step {step}: the first ratios are off 1 by up to {worst:.3g}, {mean:.3g} in the mean: "
-                "sampler and trainer do not compute the same policy"
-            )
+                total, most = ratio_deviation(logp, batch.logp, mask)
+                measured["train/ratio_deviation"] += total / tokens
+                measured["train/ratio_deviation_max"] = max(measured["train/ratio_deviation_max"], most)
+        refuse_mismatch(measured, config, step)
         measured["train/grad_norm"] += clip_gradients(model, config.grad_clip, step) / updates
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return measured
 
 
-# Report.
-
-
-def report(problems, rollout: Rollout, answers: list[list[Answer]], rewards: torch.Tensor) -> dict[str, float]:
-    """What the sampled answers were like."""
-    flat = [a for group in answers for a in group]
-    mean = {
-        "train/reward": rewards.mean().item(),
-        "train/accuracy": sum(a.right for a in flat) / len(flat),
-        "train/form": sum(a.form for a in flat) / len(flat),
-        "train/length": sum(a.tokens for a in flat) / len(flat),
-        "train/truncated": sum(a.truncated for a in flat) / len(flat),
-        "train/entropy": (rollout.entropy.sum() / rollout.mask.sum()).item(),
-        "train/mixed_groups": (rewards != rewards[:, :1]).any(1).float().mean().item(),
-    }
-    return mean | {f"train/{name}": value for name, value in habits(problems, answers, countdown.behaviour).items()}
-
-
-def validate(model: Transformer, tokenizer: Tokenizer, config: Config) -> dict[str, float]:
-    """The policy on the validation split, at the temperature of training."""
-    problems = countdown.held_out(config.level, "validation", 200)
-    sampling = {"answers": config.eval_answers, "max_tokens": config.max_tokens, "temperature": config.temperature}
-    sampling |= {"seed": config.seed, "forced": config.forced}
-    grid = sample_answers(model, tokenizer, problems, countdown.verify, **sampling)
-    return {f"eval/{name}": value for name, value in summary(problems, grid, countdown.behaviour).items()}
-
-
-def preflight(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], config: Config) -> dict[str, float]:
-    """Is there anything to learn from? ValueError, with advice, if almost no group holds right and wrong answers."""
-    part = random.Random(config.seed).sample(problems, min(64, len(problems)))
-    rollout = act(model, tokenizer, part, config, step=0)
-    answers = judge_rollout(rollout, tokenizer, part, countdown.verify, config.forced)
-    right = torch.tensor([[a.right for a in group] for group in answers]).float()
-    mixed = ((right.mean(1) > 0) & (right.mean(1) < 1)).float().mean().item()
-    G = config.answers
-    found = {"preflight/pass@1": right.mean().item(), f"preflight/pass@{G}": right.amax(1).mean().item()}
-    found["preflight/mixed_groups"] = mixed
-    print("preflight: " + "  ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in found.items()))
-    if mixed < config.min_mixed:
-        raise ValueError(
-            f"only {mixed:.1%} of the groups hold both right and wrong answers, so there is no signal: start from a "
-            f"better base or an easier --level (pass@1 is {right.mean():.1%}), or raise --answers or --temperature"
-        )
-    return found
-
-
 def main(config: Config) -> dict[str, float]:
     """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
     seed_everything(config.seed)
-    problems = [p for p in countdown.problems(config.level) if countdown.split(p) == "train"]
-    source = checkpoint.latest(config.checkpoint) or config.checkpoint
-    model, tokenizer = hf.load(source)
-    if config.lora_rank and adapters(model):
-        raise ValueError(f"checkpoint = {source} is made of adapters: merge and save them first, or lora_rank = 0")
-    merge(model)
-    folder = config.out / "checkpoint"
-    fresh = not (config.resume and checkpoint.latest(folder))
-    if fresh:  # before the folder is opened: a refusal leaves nothing behind
-        found = preflight(model, tokenizer, problems, config)
-    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
+    model, tokenizer, source = load_policy(config)
     if config.lora_rank:
         reference, trained = model, add_adapters(model, config.lora_rank, config.lora_alpha)
     else:
         reference, trained = merge(hf.load(source)[0]).requires_grad_(False), list(model.parameters())
     optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    start, best, spent = (0, -1.0, 0.0) if fresh else resume(folder, model, reference, optimizer)
-    run.cut_back(start if start else -1)
-    began = time.perf_counter() - spent
-    if fresh:
-        found |= validate(model, tokenizer, config)
-        run.log(0, found)
-        print(f"before: validation pass@1 {found['eval/pass@1']:.1%}")
+    kept = {"optimizer": optimizer} | ({} if config.lora_rank else {"reference": reference})
+    session = Session(config, model, tokenizer, source, kept)
 
-    with progress(config.steps, "R1-Zero") as bar:
-        bar.advance(start)
-        for step in range(start + 1, config.steps + 1):
-            clock = [time.perf_counter()]
-            chosen = random.Random(f"problems {config.seed} {step}").sample(problems, config.prompts)
-            rollout = act(model, tokenizer, chosen, config, step)
-            clock.append(time.perf_counter())
-            answers = judge_rollout(rollout, tokenizer, chosen, countdown.verify, config.forced)
-            rewards = judge(answers, config)
-            advantage = group_advantages(rewards).flatten()
-            clock.append(time.perf_counter())
-            optimizer.param_groups[0]["lr"] = config.lr * min(1.0, step / max(1, config.warmup))
-            measured = learn(model, reference, optimizer, rollout, advantage, config, step)
-            clock.append(time.perf_counter())
-            if config.refresh and step % config.refresh == 0:
-                reference.load_state_dict(model.state_dict())
+    for step in session.steps("R1-Zero"):
+        clock = Clock()
+        problems = draw(config, step)
+        rollout = act(model, tokenizer, problems, config, step)
+        clock.lap("rollout")
 
-            metrics = report(chosen, rollout, answers, rewards) | measured | timing(rollout, clock)
-            is_best = False
-            if step % config.eval_every == 0 or step == config.steps:
-                metrics |= validate(model, tokenizer, config)
-                is_best, best = metrics["eval/pass@1"] > best, max(best, metrics["eval/pass@1"])
-            run.log(step, metrics)
-            show(step, config.steps, metrics)
-            bar.advance()
-            if "eval/pass@1" in metrics:
-                shown = [(p.prompt, group[0]) for p, group in zip(chosen[:8], answers)]
-                run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
-                state = {"step": step, "best": best, "seconds": time.perf_counter() - began}
-                state |= {} if config.lora_rank else {"reference": reference.state_dict()}
-                state["optimizer"] = optimizer.state_dict()
-                checkpoint.save(folder, step, lambda path: save(model, tokenizer, path, source), state, best=is_best)
-    run.result({"seconds/rl": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib()})
-    run.close()
-    return [row for row in read_metrics(config.out) if "eval/pass@1" in row][-1]
+        answers = judge_rollout(rollout, tokenizer, problems, countdown.verify, config.forced)
+        rewards = judge(answers, config)
+        advantage = group_advantages(rewards).flatten()
+        clock.lap("judge")
 
+        optimizer.param_groups[0]["lr"] = config.lr * min(1.0, step / max(1, config.warmup))
+        measured = learn(model, reference, optimizer, rollout, advantage, config, step)
+        if config.refresh and step % config.refresh == 0:
+            reference.load_state_dict(model.state_dict())
+        if config.follow:
+            follow(reference, model, config.follow)
+        clock.lap("update")
 
-def timing(rollout: Rollout, clock: list[float]) -> dict[str, float]:
-    """Seconds of acting, judging and learning, and tokens a second."""
-    act_s, judge_s, learn_s = (b - a for a, b in zip(clock, clock[1:]))
-    return {
-        "time/rollout_s": act_s,
-        "time/judge_s": judge_s,
-        "time/update_s": learn_s,
-        "perf/rollout_tok_s": int(rollout.mask.sum()) / act_s,
-        "perf/update_tok_s": int(rollout.length.sum()) / learn_s,
-    }
-
-
-def show(step: int, steps: int, metrics: dict[str, float]) -> None:
-    """One line a step. The loss is not among them: in GRPO it is near zero by construction."""
-    names = ("reward", "accuracy", "form", "length", "tries", "said_yes", "false_yes", "entropy", "kl")
-    fields = [(name, f"{metrics[f'train/{name}']:.3g}") for name in names if f"train/{name}" in metrics]
-    fields += [("clip", f"{metrics['train/clip_fraction']:.1%}"), ("mixed", f"{metrics['train/mixed_groups']:.0%}")]
-    fields += [("grad", f"{metrics['train/grad_norm']:.2f}"), ("ratio", f"{metrics['train/ratio_deviation_max']:.0e}")]
-    fields += [("tok/s", f"{metrics['perf/rollout_tok_s']:,.0f}|{metrics['perf/update_tok_s']:,.0f}")]
-    if "eval/pass@1" in metrics:
-        fields.append(("validation", f"{metrics['eval/pass@1']:.1%}"))
-    progress_line(step, steps, fields)
-    for alarm in alarms(metrics):
-        print(f"warning, step {step}: {alarm}")
-
-
-def alarms(metrics: dict[str, float]) -> list[str]:
-    """Signs of a collapse, in words; the best checkpoint is kept in any case."""
-    found = []
-    if metrics["train/entropy"] < 1e-3:
-        found.append("the entropy is gone: every answer is nearly certain; lower --lr or raise --kl")
-    if metrics["train/entropy"] > 2.0:
-        found.append("the entropy runs away: the answers are nearly noise; lower --lr or raise --kl")
-    if metrics["train/truncated"] > 0.5:
-        found.append("the budget cuts more than half of the answers: raise --max-tokens or see what repeats")
-    return found
-
-
-def save(model: Transformer, tokenizer: Tokenizer, path: Path, base: Path) -> None:
-    """The whole model, or its adapters alone: hf.load opens both."""
-    save_adapters(model, path, base.resolve()) if adapters(model) else hf.save(model, tokenizer, path)
-
-
-def resume(folder: Path, model, reference, optimizer) -> tuple[int, float, float]:
-    """Put the latest checkpoint into place; returns its step, the best validation so far and the seconds spent."""
-    path = checkpoint.latest(folder)
-    model.load_state_dict(hf.load(path)[0].state_dict())
-    state = checkpoint.load_state(path)
-    optimizer.load_state_dict(state["optimizer"])
-    if "reference" in state:
-        reference.load_state_dict(state["reference"])
-    return state["step"], state["best"], state["seconds"]
+        metrics = report(problems, rollout, answers, rewards) | measured | clock.speeds(rollout)
+        session.remember(step, metrics, problems, answers)
+    return session.finish()
 
 
 if __name__ == "__main__":

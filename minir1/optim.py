@@ -76,6 +76,19 @@ def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
     return norm.item()
 
 
+@torch.no_grad()
+def follow(reference: nn.Module, model: nn.Module, share: float) -> None:
+    """θ_ref <- (1 - τ) θ_ref + τ θ, in place, τ = `share`: an exponential moving average of the policy as reference.
+
+    Buffers (the selection bias of experts) move as weights do. Raises ValueError for a share outside 0 … 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share}: 0 to 1")
+    policy = model.state_dict()
+    for name, value in reference.state_dict().items():
+        value.lerp_(policy[name].to(value), share)
+
+
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The matrices inside blocks and MTP modules (for Muon); embedding, head, router, gains and biases (for AdamW)."""
     matrices, rest = [], []

@@ -29,6 +29,7 @@ import long_context  # noqa: E402
 import prefill  # noqa: E402
 import pretrain  # noqa: E402
 import r1_zero  # noqa: E402
+import rl_common  # noqa: E402
 import seeds  # noqa: E402
 
 from minir1 import checkpoint  # noqa: E402
@@ -126,23 +127,24 @@ def test_a_base_is_trained_from_the_command_line_in_any_folder(tmp_path):
 @pytest.mark.parametrize(
     "script, line, told",
     [
-        ("r1_zero", "--answers 1", "answers = 1 (a group needs 2)"),
+        ("r1_zero", "--answers 1", "answers = 1: a group needs 2"),
         ("r1_zero", "--prompts 0", "prompts = 0: at least 1"),
         ("r1_zero", "--steps 0", "steps = 0: at least 1"),
         ("r1_zero", "--minibatches 0", "minibatches = 0: at least 1"),
         ("r1_zero", "--minibatches 5", "minibatches = 5 must divide prompts = 32"),
         ("r1_zero", "--eval-every 0", "eval_every = 0: at least 1"),
-        ("r1_zero", "--temperature 0", "temperature = 0.0 (above 0)"),
+        ("r1_zero", "--temperature 0", "temperature = 0.0: above 0"),
         ("r1_zero", "--max-tokens 3", "max_tokens = 3: the tags of an answer alone need 8"),
         ("r1_zero", "--reduction mean", "per_answer"),
         ("r1_zero", "--rewards 1", "--rewards"),
         ("r1_zero", "--lora-rank -1", "lora_rank = -1 (0 or more)"),
+        ("r1_zero", "--follow 2", "follow = 2.0: 0 to 1"),
         ("r1_zero", "--lora-alpha 0", "lora_alpha = 0.0 (above 0)"),
         ("pretrain", "--steps 0", "steps = 0: at least 1"),
         ("pretrain", "--model.heads 0", "heads = 0"),
         ("pretrain", "--mix.facts 2", "Mix.facts = 2.0"),
         ("pretrain", "--depth 3", "--depth"),
-        ("demo", "--rl.answers 1", "answers = 1 (a group needs 2)"),
+        ("demo", "--rl.answers 1", "answers = 1: a group needs 2"),
         ("demo", "--answer 1", "--answer"),
         ("evaluate", "", "--checkpoint"),
         ("seeds", "--seed 1", "--seed"),
@@ -210,7 +212,7 @@ def sampled(base):
     """A rollout of the toy base, arbitrary advantages, the base, and another model as the reference."""
     model, tokenizer = hf.load(checkpoint.latest(base / "checkpoint"))
     problems = [p for p in countdown.problems("default") if countdown.split(p) == "train"][:4]
-    rollout = r1_zero.act(model, tokenizer, problems, replace(RL, max_tokens=20), step=1)
+    rollout = rl_common.act(model, tokenizer, problems, replace(RL, max_tokens=20), step=1)
     advantage = torch.randn(16, generator=torch.Generator().manual_seed(0))
     reference = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
@@ -369,16 +371,17 @@ def test_a_run_of_r1_zero_is_a_folder_with_all_that_must_be_shown(whole):
     hf.load(checkpoint.best(folder))
 
 
-@pytest.mark.parametrize("refresh", [0, 2])
-def test_the_policy_becomes_the_reference(base, tmp_path, refresh):
-    config = replace(RL, checkpoint=base / "checkpoint", steps=2, eval_every=2, refresh=refresh, out=tmp_path)
+@pytest.mark.parametrize("refresh, follow", [(0, 0.0), (2, 0.0), (0, 1.0)])
+def test_the_policy_becomes_the_reference(base, tmp_path, refresh, follow):
+    more = {"refresh": refresh, "follow": follow, "out": tmp_path}
+    config = replace(RL, checkpoint=base / "checkpoint", steps=2, eval_every=2, **more)
     r1_zero.main(config)
     path = checkpoint.latest(tmp_path / "checkpoint")
     reference = checkpoint.load_state(path)["reference"]
     policy, start = (hf.load(p)[0].state_dict() for p in (path, checkpoint.latest(base / "checkpoint")))
     moved = [name for name in policy if not torch.equal(policy[name], start[name])]
     assert moved and not any(name.endswith("ffn.bias") for name in moved)  # the balance is frozen in RL
-    expected = policy if refresh else start
+    expected = policy if refresh or follow else start
     assert reference.keys() == expected.keys()
     assert all(torch.equal(reference[name], expected[name]) for name in expected)
 
@@ -579,9 +582,9 @@ def test_a_killed_process_goes_on_to_the_same_bits(whole, bases, tmp_path, scrip
         ("pretrain", "dense", "minir1.model.hf", "save", 2),  # amid the second checkpoint
         ("pretrain", "moe", "pretrain", "balance_step", 6),
         ("pretrain", "moe", "pretrain", "skills", 1),  # all steps done, no result yet
-        ("r1_zero", "dense", "r1_zero", "preflight", 1),
+        ("r1_zero", "dense", "rl_common", "preflight", 1),
         ("r1_zero", "dense", "r1_zero", "learn", 6),
-        ("r1_zero", "dense", "r1_zero", "validate", 3),  # amid the last step before the second checkpoint
+        ("r1_zero", "dense", "rl_common", "validate", 3),  # amid the last step before the second checkpoint
         ("r1_zero", "dense", "minir1.checkpoint", "replace_text", 2),  # between the two pointers
         ("r1_zero", "dense", "minir1.checkpoint", "_delete_old", 2),  # checkpoint 8 stands, 4 too
         ("r1_zero", "moe", "minir1.log:Run", "log", 9),  # step 8 learned, not logged
@@ -648,7 +651,7 @@ def test_training_goes_on_from_a_folder_of_adapters_as_a_whole_model(bases, tmp_
 
 
 def test_a_reference_without_adapters_is_not_refreshed():
-    with pytest.raises(ValueError, match="refresh: with lora_rank the reference is the model without its adapters"):
+    with pytest.raises(ValueError, match="refresh, follow: with lora_rank the reference is the model without adapters"):
         replace(RL, lora_rank=4)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from minir1.model.config import ModelConfig, dense
 from minir1.model.transformer import Transformer
-from minir1.optim import Muon, clip_gradients, orthogonalize, split_parameters, warmup_stable_decay
+from minir1.optim import Muon, clip_gradients, follow, orthogonalize, split_parameters, warmup_stable_decay
 
 
 def well_conditioned(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -185,3 +185,22 @@ def test_a_gradient_that_is_not_finite_names_step_and_tensor(bad):
     model[1].weight.grad[0, 1] = bad
     with pytest.raises(RuntimeError, match="step 7: the gradient of 1.weight is not finite"):
         clip_gradients(model, 1.0, step=7)
+
+
+def test_a_reference_follows_the_policy_by_a_share():
+    """(1 - τ)^n of the distance is left after n steps; the expert bias, a buffer, follows too; 0 and 1 are the ends."""
+    torch.manual_seed(0)
+    config = ModelConfig(vocab=8, dim=16, layers=2, heads=2, ffn=16, experts=4, expert_ffn=16, kv_lora=8, nope=8, rope=8)
+    policy, reference = Transformer(config), Transformer(config)
+    policy.blocks[1].ffn.bias += 1.0
+    start = {name: value.clone() for name, value in reference.state_dict().items()}
+    for _ in range(3):
+        follow(reference, policy, 0.25)
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(value, 0.75**3 * start[name] + (1 - 0.75**3) * policy.state_dict()[name])
+    follow(reference, policy, 0.0)
+    assert reference.blocks[1].ffn.bias.max() < 1
+    follow(reference, policy, 1.0)
+    assert all(torch.equal(value, policy.state_dict()[name]) for name, value in reference.state_dict().items())
+    with pytest.raises(ValueError, match="share = 1.5: 0 to 1"):
+        follow(reference, policy, 1.5)
