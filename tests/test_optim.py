@@ -190,7 +190,8 @@ def test_a_gradient_that_is_not_finite_names_step_and_tensor(bad):
 def test_a_reference_follows_the_policy_by_a_share():
     """(1 - τ)^n of the distance is left after n steps; the expert bias, a buffer, follows too; 0 and 1 are the ends."""
     torch.manual_seed(0)
-    config = ModelConfig(vocab=8, dim=16, layers=2, heads=2, ffn=16, experts=4, expert_ffn=16, kv_lora=8, nope=8, rope=8)
+    shape = {"dim": 16, "layers": 2, "heads": 2, "ffn": 16, "kv_lora": 8, "nope": 8, "rope": 8}
+    config = ModelConfig(vocab=8, experts=4, expert_ffn=16, **shape)
     policy, reference = Transformer(config), Transformer(config)
     policy.blocks[1].ffn.bias += 1.0
     start = {name: value.clone() for name, value in reference.state_dict().items()}
