@@ -98,7 +98,7 @@ def rules(here: str, found: Import, there: str | None):
     if top == "kernels":
         yield "'kernels' is a package of Hugging Face; ours is minir1.kernels"
     if there == "kernels" and here != "kernels" and (here != "ops" or not found.lazy):
-        yield "kernels are imported in ops.py, inside a function, and nowhere else"
+        yield "kernels are imported in minir1/ops, inside a function, and nowhere else"
     if here == "experiments":  # where a script may compose others, and compare with any package
         return
     if there == "experiments":
@@ -204,7 +204,7 @@ def test_import_of_the_package_brings_no_torch():
 GOOD = {
     "kernels/logprob.py": "import torch\nimport triton\nimport triton.language as tl",
     "minir1/__init__.py": "__version__ = '0'",
-    "minir1/ops.py": "import os\nimport torch\ndef f():\n    from minir1.kernels.logprob import g",
+    "minir1/ops/__init__.py": "import os\nimport torch\ndef f():\n    from minir1.kernels.logprob import g",
     "minir1/model/__init__.py": "from minir1.model.gqa import G",
     "minir1/model/gqa.py": "from einops import rearrange\nfrom .. import ops\nfrom . import config",
     "minir1/model/config.py": "from dataclasses import dataclass",
@@ -224,9 +224,9 @@ GOOD = {
 }
 
 BAD = [  # file, what is appended, the breach
-    ("minir1/ops.py", "from minir1 import model", "minir1/ops.py:5: ops is below model"),
-    ("minir1/ops.py", "from minir1.losses import nll", "ops stands on kernels only, not on losses"),
-    ("minir1/ops.py", "import minir1.kernels.logprob", "ops.py:5: kernels are imported in ops.py, inside"),
+    ("minir1/ops/__init__.py", "from minir1 import model", "minir1/ops/__init__.py:5: ops is below model"),
+    ("minir1/ops/__init__.py", "from minir1.losses import nll", "ops stands on kernels only, not on losses"),
+    ("minir1/ops/__init__.py", "import minir1.kernels.logprob", "kernels are imported in minir1/ops, inside"),
     ("minir1/model/gqa.py", "from minir1.sample import f", "gqa.py:4: model is below sample"),
     ("minir1/model/gqa.py", "from ..sample import f", "gqa.py:4: model is below sample"),
     ("minir1/model/gqa.py", "def f():\n    from .. import rollout", "gqa.py:5: model is below rollout"),
@@ -239,7 +239,7 @@ BAD = [  # file, what is appended, the breach
     ("minir1/rollout.py", "from minir1 import evaluate", "rollout is below evaluate"),
     ("minir1/evaluate.py", "from experiments.demo import main", "evaluate.py:3: nothing imports experiments"),
     ("kernels/logprob.py", "from experiments import demo", "nothing imports experiments"),
-    ("experiments/demo.py", "from minir1.kernels.logprob import f", "kernels are imported in ops.py"),
+    ("experiments/demo.py", "from minir1.kernels.logprob import f", "kernels are imported in minir1/ops"),
     ("experiments/demo.py", "from kernels.logprob import f", "'kernels' is a package of Hugging Face"),
     ("minir1/seed.py", "from minir1.rollout import f", "seed is below rollout"),
     ("minir1/tokenizer.py", "from minir1.sample import f", "tokenizer is below sample"),
@@ -255,7 +255,7 @@ BAD = [  # file, what is appended, the breach
     ("minir1/log.py", "import wandb", "log.py:4: wandb is imported inside a function only"),
     ("minir1/log.py", "class A:\n    import wandb", "log.py:5: wandb is imported inside a function only"),
     ("minir1/tasks/math.py", "import math_verify", "math_verify is imported inside a function only"),
-    ("minir1/ops.py", "import triton", "triton is imported inside a function only"),
+    ("minir1/ops/__init__.py", "import triton", "triton is imported inside a function only"),
     ("kernels/logprob.py", "from minir1 import ops", "kernels import nothing of minir1"),
     ("kernels/logprob.py", "import numpy", "kernels import torch and triton, not numpy"),
     ("minir1/serve.py", "", "minir1/serve.py:1: say in tests/test_layers.py on which layer 'serve' stands"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minir1.ops import CHUNK_BYTES, linear_logprob
+from minir1.ops import linear_logprob
+from minir1.ops.logprob import CHUNK_BYTES
 
 IGNORE = -100
 SETTINGS = [
@@ -244,11 +245,11 @@ def test_auto_on_the_cpu_is_the_twin(monkeypatch):
 
 def test_triton_by_name_or_an_error(monkeypatch):
     h, w, target = problem(3, dtype=torch.float32)
-    monkeypatch.setattr("minir1.ops._kernels_missing", lambda: "the package triton is not installed")
+    monkeypatch.setattr("minir1.ops.choose.kernels_missing", lambda: "the package triton is not installed")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match="impl='triton': the package triton is not installed"):
         linear_logprob(h, w, target, impl="triton")
-    monkeypatch.setattr("minir1.ops._kernels_missing", lambda: None)
+    monkeypatch.setattr("minir1.ops.choose.kernels_missing", lambda: None)
     with pytest.raises(ValueError, match="no backward yet"):
         linear_logprob(h.clone().requires_grad_(), w, target, impl="triton")
     with pytest.raises(ValueError, match="torch.float64"):

@@ -1,61 +1,12 @@
-"""The operations that have a Triton kernel: a torch twin of each, and the explicit choice between the two.
-
-`impl="auto"` takes the kernel where it can run (CUDA and triton) and the twin elsewhere; `"triton"` and
-`"torch"` insist, and what is asked for by name and cannot run is an error, never a quiet fallback. The
-environment variable MINIR1_KERNELS (auto | triton | torch) says what "auto" means.
-"""
-import functools
-import importlib.util
-import os
-
+"""Log-probability and entropy from hidden states and the vocabulary matrix: the twin, tile by tile over the tokens."""
 import torch
 from torch import Tensor
 
-IMPLS = ("auto", "triton", "torch")
+from .choose import use_triton
+
 CHUNK_BYTES = 64 << 20  # of log-probs that the twin may hold at a time
 TILE_BYTES = 1 << 20  # of logits that stay in a core's cache from one pass to the next
 TILE_ROWS = 256  # but never fewer rows: below it the products with the vocabulary matrix turn slow
-
-
-# ---------------------------------------------------------------- choosing
-
-
-@functools.cache
-def _kernels_missing() -> str | None:
-    """Why minir1.kernels cannot be imported here, None if it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):
-        return "minir1/kernels, a link to kernels/, is missing from this checkout"
-    return None
-
-
-def _use_triton(impl: str, *tensors: Tensor, forward_only: bool) -> bool:
-    """Whether to take the kernel for these tensors; ValueError if it was asked for by name and cannot run."""
-    if impl not in IMPLS:
-        raise ValueError(f"impl={impl!r}: choose one of {', '.join(IMPLS)}")
-    asked = f"impl={impl!r}"
-    if impl == "auto":
-        impl = os.environ.get("MINIR1_KERNELS") or "auto"
-        asked = f"MINIR1_KERNELS={impl}"
-        if impl not in IMPLS:
-            raise ValueError(f"{asked}: choose one of {', '.join(IMPLS)}")
-    if impl == "torch":
-        return False
-    on_cuda = all(x.is_cuda for x in tensors)
-    why_not = _kernels_missing()
-    if not on_cuda and (impl == "auto" or os.environ.get("TRITON_INTERPRET") != "1"):
-        why_not = f"the tensors are on {tensors[0].device}, and Triton runs on CUDA"
-    elif len({x.dtype for x in tensors}) > 1 or tensors[0].dtype == torch.float64:
-        why_not = f"it wants one dtype of fp32, bf16, fp16, not {', '.join(str(x.dtype) for x in tensors)}"
-    elif forward_only and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        why_not = "the kernel has no backward yet: call it under torch.no_grad(), or take impl='torch'"
-    if why_not and impl == "triton":
-        raise ValueError(f"{asked}: {why_not}")
-    return why_not is None
-
-
-# ---------------------------------------------------------------- linear_logprob
 
 
 def linear_logprob(
@@ -82,7 +33,9 @@ def linear_logprob(
     chunk_bytes of [N, V]: if all fits, the log-probs are kept for the backward pass, else recomputed there.
     """
     _check(h, w, target, temperature, softcap, chunk_bytes)
-    if _use_triton(impl, h, w, forward_only=True):
+    wants_grad = torch.is_grad_enabled() and (h.requires_grad or w.requires_grad)
+    no_backward = "the kernel has no backward yet: call it under torch.no_grad(), or take impl='torch'"
+    if use_triton(impl, h, w, unfit=no_backward if wants_grad else None):
         from minir1.kernels.logprob import logprob_forward  # lazily: triton may not be there
 
         return logprob_forward(
