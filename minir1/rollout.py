@@ -28,7 +28,7 @@ class Rollout:
     stop: Tensor  # int64 [B]: EOS | STOP | BUDGET
     group: Tensor  # int64 [B], index of the row's prompt
     temperature: float
-    routes: Tensor | None = None  # experts chosen by the sampler, where recorded
+    routes: Tensor | None = None  # int16 [B, T, L_moe, K_r], the sampler's experts; -1 at the last token and padding
 
     def select(self, rows: Tensor) -> Rollout:
         """These rows only, cut to their longest. rows: int64 [B']."""
@@ -89,6 +89,7 @@ def collect(
     stop: int | Sequence[int],
     seed: int,
     rows: Tensor | None = None,
+    record_routes: bool = False,
 ) -> Rollout:
     """Sample `answers` answers of at most max_tokens to each prompt; the rows of a prompt are adjacent.
 
@@ -106,6 +107,7 @@ def collect(
         stop=stop,
         seed=seed,
         rows=rows,
+        record_routes=record_routes,
     )
     device = sampled.tokens.device
     group = torch.arange(len(prompts), device=device).repeat_interleave(answers)
@@ -123,6 +125,6 @@ def collect(
     tokens = place(sampled.tokens)
     longest = asked.shape[1]
     tokens[:, :longest] += asked[group] * (columns[:longest] < prompt_len.unsqueeze(1))
-    return Rollout(
-        tokens, prompt_len, length, mask, place(sampled.logp), place(sampled.entropy), sampled.stop, group, temperature
-    )
+    routes = None if sampled.routes is None else sampled.routes[:, : len(columns)]
+    grids = (tokens, prompt_len, length, mask, place(sampled.logp), place(sampled.entropy))
+    return Rollout(*grids, sampled.stop, group, temperature, routes)

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minir1.data import pad_rows
+from minir1.model.moe import routes_of
 from minir1.model.transformer import Transformer
 
 EOS, STOP, BUDGET = 0, 1, 2  # why a row ended
@@ -24,6 +26,7 @@ class Sampled:
     entropy: Tensor  # fp32 [B, T], nats, of that distribution
     count: Tensor  # int64 [B], tokens generated, the stop token included
     stop: Tensor  # int64 [B]: EOS | STOP | BUDGET
+    routes: Tensor | None = None  # int16 [B, T', L_moe, K_r], experts of rows [prompt | answer | pad], if recorded
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -108,6 +111,26 @@ def check(model: Transformer, prompts, answers, max_tokens, temperature, top_k, 
     return stop
 
 
+def prefilled(model: Transformer, prompts, answers: int, room: int, record_routes: bool):
+    """Each prompt enters the model once, and is then there `answers` times, with room for `room` tokens behind it.
+
+    Returns the logits of the first token fp32 [B, V], the cache, and routes int16 [B, T + room, L_moe, K_r] with -1
+    where there is no token yet, or None. ValueError for routes of a dense model.
+    """
+    grid, lengths = pad_rows(prompts, model.device)
+    once, routes = model.cache(*grid.shape), None
+    if record_routes:
+        size = model.config.moe_layers, model.config.experts_per_token
+        if size[0] == 0:
+            raise ValueError("record_routes: a dense model has no routes")
+        routes = torch.empty(*grid.shape, *size, dtype=torch.int16, device=model.device)
+    last = model.prefill(grid, lengths=lengths, cache=once, chunk=PREFILL_CHUNK, routes_to=routes)
+    cache = once.repeat(answers, grid.shape[1] + room)
+    if record_routes:
+        routes = F.pad(routes.repeat_interleave(answers, dim=0), (0, 0, 0, 0, 0, room), value=-1)
+    return model.logits(last).repeat_interleave(answers, dim=0), cache, routes
+
+
 @torch.no_grad()
 def generate(
     model: Transformer,
@@ -123,26 +146,23 @@ def generate(
     seed: int = 0,
     rows: Tensor | None = None,
     check_every: int = 8,
+    record_routes: bool = False,
 ) -> Sampled:
     """Sample `answers` continuations of each of P prompts, B = P·answers rows, those of a prompt adjacent.
 
     stop: tokens that end a row, the first of them the EOS; none of them is drawn among the first min_tokens. A row's
     noise depends on (seed, its id in `rows` (int64 [B], default 0 … B-1), position) alone. temperature 0 is greedy.
     Finished rows are dropped every `check_every` steps, in buckets of few sizes; nothing else waits for the device.
-    Raises ValueError on empty prompts, unknown tokens and settings out of range.
+    With record_routes the experts of each token are kept, those of a prompt for each of its answers. The last token of
+    an answer never enters the model: it has -1, as the padding has.
+    Raises ValueError on empty prompts, unknown tokens, settings out of range, and routes of a dense model.
     """
     stop = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop)
-    device = model.device
-    grid, lengths = pad_rows(prompts, device)
-    width = grid.shape[1]
-    once = model.cache(len(prompts), width)
-    last = model.prefill(grid, lengths=lengths, cache=once, chunk=PREFILL_CHUNK)
-    cache = once.repeat(answers, width + max_tokens)
-    del once
-    count = len(prompts) * answers
+    device, count = model.device, len(prompts) * answers
     rows = torch.arange(count, device=device) if rows is None else rows.to(device)
     if len(rows) != count:
         raise ValueError(f"rows has {len(rows)} ids for {count} rows")
+    logits, cache, routes = prefilled(model, prompts, answers, max_tokens, record_routes)
 
     tokens = torch.zeros(count, max_tokens, dtype=torch.int64, device=device)
     logp, entropy = (torch.zeros(count, max_tokens, device=device) for _ in range(2))
@@ -150,7 +170,6 @@ def generate(
     why = torch.full((count,), BUDGET, device=device)
     stops = torch.tensor(stop, dtype=torch.int64, device=device)
     alive = torch.arange(count, device=device)  # which row each place of the batch holds
-    logits = model.logits(last).repeat_interleave(answers, dim=0)
 
     for step in range(max_tokens):
         if step < min_tokens:
@@ -177,9 +196,13 @@ def generate(
                 keep = running.logical_not().to(torch.int8).sort(stable=True).indices[: bucket(left)].sort().values
                 cache.keep(keep)
                 alive, new = alive[keep], new[keep]
-        logits = model.logits(model.hidden(new.unsqueeze(1), cache=cache)[:, 0])
+        place, record = cache.length, [] if record_routes else None
+        logits = model.logits(model.hidden(new.unsqueeze(1), cache=cache, record=record)[:, 0])
+        if record_routes:  # an ended row goes on in the batch, but not in the record
+            running = ended[alive] > step + 1
+            routes[alive, place] = routes_of(record).where(running.view(-1, 1, 1), -1)
     longest = int(ended.max())
-    return Sampled(tokens[:, :longest], logp[:, :longest], entropy[:, :longest], ended, why)
+    return Sampled(tokens[:, :longest], logp[:, :longest], entropy[:, :longest], ended, why, routes)
 
 
 @torch.no_grad()

@@ -83,6 +83,7 @@ def test_which_layers_have_experts():
     config = ModelConfig(layers=4, dense_layers=2)
     assert [config.is_moe(i) for i in range(4)] == [False, False, True, True]
     assert not any(dense(layers=4).is_moe(i) for i in range(4))
+    assert config.moe_layers == 2 and dense(layers=4).moe_layers == 0
 
 
 def test_dense_is_a_qwen_like_sibling_and_takes_changes():

@@ -1,4 +1,6 @@
 """moe.py: the grouped product against a loop over tokens, routing against the formulas, balance by hand."""
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,9 @@ from minir1.model.moe import (
     expert_load,
     grouped_linear,
     maximal_violation,
+    rerouted,
+    route_difference,
+    routes_of,
     sequence_balance_loss,
 )
 from minir1.model.transformer import Transformer
@@ -239,6 +244,75 @@ def test_the_bias_and_the_router_stay_exact_in_half_precision():
     torch.testing.assert_close(routing.scores, (x.float() @ half.router.weight.float().T).sigmoid())
     assert half(x).dtype == torch.bfloat16
     assert half.double().bias.dtype == torch.float32
+
+
+# ---------------------------------------------------------------- replay
+
+
+def by_hand():
+    """D = 1, three experts that give 2, 9 and 4 for x = 1, scores 1/2, σ(5) and 3/4; the best two are 1 and 2."""
+    layer = MoE(config(dim=1, experts=3, expert_ffn=1, shared_experts=0))
+    layer.router.weight.data = torch.tensor([[0.0], [5.0], [math.log(3)]])
+    layer.experts.gate_up.data.fill_(1.0)
+    layer.experts.down.data = torch.tensor([2.0, 9.0, 4.0]).view(3, 1, 1) / F.silu(torch.ones(()))
+    return layer
+
+
+def test_replay_and_its_gradient_by_hand():
+    """Experts 0 and 2: y = (1/2·2 + 3/4·4) / (5/4) = 3.2; with s_0 + s_2 = 5/4 and ds/dw = s (1 - s),
+
+    dy/dw_0 = (2 - 4)·(3/4) / (25/16)·1/4 = -0.24      dy/dw_2 = (4 - 2)·(1/2) / (25/16)·3/16 = 0.12
+    """
+    layer, x, record = by_hand(), torch.ones(1, 1), []
+    assert set(layer.route(x).chosen[0].tolist()) == {1, 2}
+    y = layer(x, record, torch.tensor([[0, 2]], dtype=torch.int16))
+    y.sum().backward()
+    assert y.item() == pytest.approx(3.2, rel=1e-6)
+    assert layer.router.weight.grad.flatten().tolist() == pytest.approx([-0.24, 0.0, 0.12], rel=1e-5)
+    assert routes_of(record).tolist() == [[[0, 2]]]  # the record says what was done
+    torch.testing.assert_close(record[0].scores, torch.tensor([[0.5, torch.tensor(5.0).sigmoid(), 0.75]]))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_tokens_without_a_route_choose_by_themselves(groups):
+    """And experts of a group that is closed to the token now are used where they are given."""
+    layer = init(MoE(config(experts=8, groups=groups, groups_kept=1)))
+    x, free, record = torch.randn(9, 8), [], []
+    layer(x, free)
+    routes = (7 - free[0].chosen).to(torch.int16)
+    routes[::3] = -1
+    out = layer(x, record, routes)
+    want = torch.where(routes < 0, free[0].chosen, routes.long())
+    assert torch.equal(record[0].chosen, want) and torch.equal(record[0].scores, free[0].scores)
+    gates = layer.gates(Routing(free[0].scores, want))
+    torch.testing.assert_close(out, loop(layer.experts, x, want, gates) + layer.shared(x), rtol=1e-5, atol=1e-5)
+
+
+def test_replaying_what_was_chosen_changes_no_bit():
+    layer, x, record = init(MoE(config(experts=8))), torch.randn(9, 8), []
+    want = layer(x, record)
+    assert torch.equal(layer(x, None, routes_of(record)[:, 0]), want)
+
+
+def test_route_difference_by_hand():
+    """Three tokens, two layers: six pairs, of which one is not known and three differ."""
+    a = torch.tensor([[[0, 1], [2, 3]], [[0, 1], [2, 3]], [[0, 1], [-1, -1]]], dtype=torch.int16)
+    b = torch.tensor([[[1, 0], [2, 1]], [[0, 2], [2, 3]], [[3, 1], [0, 1]]])
+    assert rerouted(a, b).tolist() == [[False, True], [True, False], [True, False]]
+    assert torch.equal(rerouted(b, a), rerouted(a, b))
+    assert route_difference(a, b, torch.tensor([True, True, True])) == pytest.approx(3 / 5)
+    assert route_difference(a, b, torch.tensor([True, True, False])) == pytest.approx(2 / 4)
+    assert route_difference(a, b, torch.tensor([False, False, True])) == 1.0  # the layer that is not known is left out
+    assert route_difference(a, b, torch.zeros(3, dtype=torch.bool)) == 0.0
+    assert route_difference(a, a, torch.ones(3, dtype=torch.bool)) == 0.0
+    grid = a.view(1, 3, 2, 2), b.view(1, 3, 2, 2)
+    assert route_difference(*grid, torch.tensor([[True, False, True]])) == pytest.approx(2 / 3)
+
+
+def test_routes_of_a_record():
+    record = [routing_of([[0, 1], [2, 3]]), routing_of([[3, 1], [0, 2]])]
+    routes = routes_of(record)
+    assert routes.dtype == torch.int16 and routes.tolist() == [[[0, 1], [3, 1]], [[2, 3], [0, 2]]]
 
 
 # ---------------------------------------------------------------- balance

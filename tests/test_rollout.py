@@ -1,12 +1,14 @@
 """rollout.py: what stands where in a grid of ragged prompts and answers."""
 
+from copy import deepcopy
 from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from minir1 import rollout as module
-from minir1.model.config import dense
+from minir1.model.config import ModelConfig, dense
+from minir1.model.moe import route_difference, routes_of
 from minir1.model.transformer import Transformer
 from minir1.rollout import BUDGET, EOS, STOP, Rollout, answers_of, collect, concatenate
 from minir1.sample import Sampled, generate
@@ -99,6 +101,52 @@ def test_the_first_ratio_is_one_whatever_stands_in_the_padding(model):
     with torch.no_grad():
         other = model.logprob(r.tokens.masked_fill(padding, 13), lengths=r.length, mask=r.mask, temperature=0.8)
     assert torch.equal(other, logp)
+
+
+@pytest.fixture(scope="module")
+def routed():
+    torch.manual_seed(0)
+    shape = {"kv_lora": 16, "nope": 8, "rope": 8, "v_dim": 12, "ffn": 48, "expert_ffn": 16}
+    return Transformer(ModelConfig(vocab=16, dim=32, layers=3, heads=4, init_std=0.25, **shape)).eval()
+
+
+@torch.no_grad()
+def test_replay_of_recorded_routes_is_the_same_policy(routed):
+    """All tokens but the last of each row have routes; what is replayed is what the policy does anyway."""
+    settings = {"answers": 6, "max_tokens": 10, "stop": [0, 3], "seed": 1}
+    r = collect(routed, PROMPTS, record_routes=True, **settings)
+    B, T = r.tokens.shape
+    assert r.routes.shape == (B, T, 2, 2) and r.routes.dtype == torch.int16
+    known = torch.arange(T) < (r.length - 1).unsqueeze(1)
+    assert torch.equal((r.routes >= 0).all(-1).all(-1), known) and (r.routes[~known] == -1).all()
+    record, seen = [], {"lengths": r.length, "mask": r.mask}
+    logp = routed.logprob(r.tokens, routes=r.routes, record=record, **seen)
+    torch.testing.assert_close(logp, r.logp, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logp, routed.logprob(r.tokens, **seen), atol=1e-6, rtol=0)
+    real = torch.arange(T) < r.length.unsqueeze(1)
+    assert route_difference(r.routes[real], routes_of(record), r.mask[real]) == 0
+    part = r.select(torch.tensor([4, 1]))
+    again = routed.logprob(part.tokens, lengths=part.length, mask=part.mask, routes=part.routes)
+    torch.testing.assert_close(again, logp[[4, 1], : part.tokens.shape[1]], atol=1e-6, rtol=0)
+    assert collect(routed, PROMPTS, **settings).routes is None
+
+
+@torch.no_grad()
+def test_a_sampler_in_bf16_routes_otherwise_and_replay_mends_it(routed):
+    r = collect(deepcopy(routed).bfloat16(), PROMPTS * 4, answers=8, max_tokens=24, stop=0, seed=1, record_routes=True)
+    real, off = torch.arange(r.tokens.shape[1]) < r.length.unsqueeze(1), {}
+    for name, routes in (("free", None), ("replayed", r.routes)):
+        record = []
+        logp = routed.logprob(r.tokens, lengths=r.length, mask=r.mask, record=record, routes=routes)
+        off[name] = (logp - r.logp).abs().sum() / r.mask.sum()
+        share = route_difference(r.routes[real], routes_of(record), r.mask[real])
+        assert share == 0 if name == "replayed" else 0.001 < share < 0.2
+    assert 0 < off["replayed"] < off["free"]
+
+
+def test_routes_of_a_dense_model_are_refused(model):
+    with pytest.raises(ValueError, match="record_routes: a dense model has no routes"):
+        collect(model, PROMPTS, answers=2, max_tokens=4, stop=0, seed=0, record_routes=True)
 
 
 def test_select(model):

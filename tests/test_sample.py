@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig, dense
+from minir1.model.moe import routes_of
 from minir1.model.transformer import Transformer
 from minir1.sample import BUDGET, EOS, STOP, bucket, choose, draw, generate, stream, truncate, uniform
 
@@ -63,6 +64,39 @@ def test_a_row_is_the_same_alone_and_in_any_company(model):
     mixed = generate(model, [PROMPTS[row // 4] for row in order], rows=torch.tensor(order), **settings)
     same(mixed, rows(order), **CLOSE)
     assert whole.tokens[0].tolist() != whole.tokens[1].tolist()  # the rows of a prompt differ
+
+
+@pytest.fixture(scope="module")
+def routed():
+    """Two of three layers route their tokens to two of eight experts."""
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(**SHAPE | {"layers": 3}, **MOE | {"experts": 8})).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("check_every, chunk", [(1, 3), (8, 2048), (50, 5)])
+def test_recorded_routes_are_those_of_each_row_alone(routed, check_every, chunk, monkeypatch):
+    """Whatever is dropped and however prompts are cut; the last token of an answer, which no pass saw, has -1."""
+    monkeypatch.setattr("minir1.sample.PREFILL_CHUNK", chunk)
+    settings = {"answers": 4, "max_tokens": 24, "stop": STOPS, "seed": 3, "temperature": 1.3}
+    sampled = generate(routed, PROMPTS, record_routes=True, check_every=check_every, **settings)
+    assert sampled.routes.shape == (16, 7 + 24, 2, 2) and sampled.routes.dtype == torch.int16
+    assert sampled.count.min() < 8 and sampled.count.max() == 24
+    for row, n in enumerate(sampled.count.tolist()):
+        prompt, record = PROMPTS[row // 4], []
+        routed.hidden(torch.tensor([prompt + sampled.tokens[row, : n - 1].tolist()]), record=record)
+        known = len(prompt) + n - 1
+        assert torch.equal(sampled.routes[row, :known].sort(-1).values, routes_of(record).sort(-1).values)
+        assert (sampled.routes[row, known:] == -1).all()
+    plain = generate(routed, PROMPTS, check_every=check_every, **settings)
+    assert plain.routes is None and torch.equal(plain.tokens, sampled.tokens)
+    assert torch.equal(plain.logp, sampled.logp) and torch.equal(plain.entropy, sampled.entropy)
+
+
+def test_one_token_leaves_the_routes_of_the_prompts(routed):
+    sampled = generate(routed, PROMPTS, max_tokens=1, record_routes=True)
+    known = (sampled.routes >= 0).all(-1).all(-1)
+    assert known.tolist() == [[column < len(prompt) for column in range(8)] for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -323,12 +357,13 @@ class Questions(TorchDispatchMode):
 
 
 def test_the_decode_step_asks_the_device_nothing(model, monkeypatch):
-    lists = []
+    record, lists = model.config.moe_layers > 0, []
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(1))
 
     def questions(max_tokens, check_every):
+        settings = {"min_tokens": 64, "stop": 5, "check_every": check_every, "record_routes": record}
         with Questions() as mode:
-            generate(model, PROMPTS, answers=2, max_tokens=max_tokens, min_tokens=64, stop=5, check_every=check_every)
+            generate(model, PROMPTS, answers=2, max_tokens=max_tokens, **settings)
         return mode.seen
 
     few, many = questions(4, 100), questions(24, 100)
@@ -362,6 +397,7 @@ def test_stream_is_the_first_row(model):
         ({"top_p": 0.0}, "top_p = 0.0"),
         ({"top_p": 1.1}, "top_p = 1.1"),
         ({"rows": torch.arange(3)}, "3 ids for 1 rows"),
+        ({"record_routes": True}, "a dense model has no routes"),
     ],
 )
 def test_wrong_input(small, change, message):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minir1.model.config import ModelConfig, dense
-from minir1.model.moe import MoE, balance_step, expert_load
+from minir1.model.moe import MoE, balance_step, expert_load, route_difference, routes_of
 from minir1.model.transformer import Transformer
 
 V = 23
@@ -310,6 +310,62 @@ def test_a_uniform_model():
     torch.testing.assert_close(entropy[:, 1:], torch.full((2, 4), math.log(V)))
 
 
+# ---------------------------------------------------------------- routes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mla moe", "mla moe groups q_lora", "gqa moe softmax"])
+def test_given_routes_take_the_place_of_the_choice(name):
+    """For each token and layer its own, wherever it lies in the grid; what padding holds is of no account."""
+    model, x, lengths = MODELS[name], tokens(3, 7), torch.tensor([7, 2, 5])
+    torch.manual_seed(0)
+    routes = torch.rand(3, 7, model.config.moe_layers, 6).argsort(-1)[..., :2].to(torch.int16)
+    inside, record = real(lengths, 7), []
+    have = model.logprob(x, lengths=lengths, routes=routes, record=record)
+    assert torch.equal(routes_of(record), routes[inside])
+    assert torch.equal(model.logprob(x, lengths=lengths, routes=routes.masked_fill(~inside[..., None, None], 99)), have)
+    for b, n in enumerate(lengths.tolist()):
+        alone = model.logprob(x[b : b + 1, :n], routes=routes[b : b + 1, :n])
+        torch.testing.assert_close(have[b, :n], alone[0], **CLOSE)
+    free = model.logprob(x, lengths=lengths)
+    assert (have - free).abs().max() > 1e-2
+    assert torch.equal(model.logprob(x, lengths=lengths, routes=torch.full_like(routes, -1)), free)
+
+
+@torch.no_grad()
+def test_replay_keeps_the_choice_when_the_router_moves():
+    model, x, before = build(CONFIGS["mla moe"]), tokens(4, 12), []
+    want = model.logprob(x, record=before)
+    routes = routes_of(before).view(4, 12, 2, 2)
+    torch.testing.assert_close(model.logprob(x, routes=routes), want, rtol=0, atol=1e-6)
+    for block in model.blocks[1:]:
+        block.ffn.router.weight += 0.1 * torch.randn_like(block.ffn.router.weight)
+    free, replayed = [], []
+    moved, kept = model.logprob(x, record=free), model.logprob(x, routes=routes, record=replayed)
+    everywhere = torch.ones(48, dtype=torch.bool)
+    assert route_difference(routes_of(replayed), routes.flatten(0, 1), everywhere) == 0
+    assert 0.02 < route_difference(routes_of(free), routes.flatten(0, 1), everywhere) < 0.8
+    assert not torch.equal(replayed[0].scores, before[0].scores)  # the gates are those of the router as it is now
+    assert 0 < (kept - want).abs().mean() < (moved - want).abs().mean()
+
+
+def test_gradients_reach_the_router_through_replayed_routes():
+    """Against differences of the loss, with routes the router would not choose; it runs in fp32 even in fp64."""
+    model, x = build(CONFIGS["mla moe"]).double(), tokens(2, 6)
+    routes = torch.rand(2, 6, 2, 6).argsort(-1)[..., :2]
+    weight = model.blocks[1].ffn.router.weight
+    (grad,) = torch.autograd.grad(model.logprob(x, routes=routes).sum(), weight)
+    for place in ((0, 3), (4, 7), (5, 0)):
+        sums = []
+        for step in (5e-3, -5e-3):
+            with torch.no_grad():
+                weight[place] += step
+                sums.append(model.logprob(x, routes=routes).sum().item())
+                weight[place] -= step
+        assert grad[place].item() == pytest.approx((sums[0] - sums[1]) / 1e-2, rel=2e-3, abs=1e-4)
+    assert grad.abs().max() > 0.05
+
+
 # ---------------------------------------------------------------- the rest
 
 
@@ -369,6 +425,10 @@ BAD = {
     "expected [B, T] both": lambda m: m.logprob(tokens(2, 4), mask=torch.ones(4, dtype=torch.bool)),
     "tokens (4,)": lambda m: m.logprob(tokens(4)),
     "temperature=0: must be above 0": lambda m: m.logprob(tokens(2, 4), temperature=0),
+    "routes (2, 4, 3, 2): expected (2, 4, 2, 2)": lambda m: m.logprob(tokens(2, 4), routes=torch.zeros(2, 4, 3, 2)),
+    "expected 2 of the experts 0 to 5": lambda m: m.logprob(tokens(1, 1), routes=torch.tensor([[[[0, 1], [2, 6]]]])),
+    "or -1 alone": lambda m: m.logprob(tokens(1, 1), routes=torch.tensor([[[[0, 1], [2, -1]]]])),
+    "a dense model has none": lambda m: MODELS["gqa dense"].logprob(tokens(1, 1), routes=torch.zeros(1, 1, 3, 2)),
 }
 
 

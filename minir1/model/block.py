@@ -24,19 +24,19 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn = MoE(config) if config.is_moe(layer) else SwiGLU(config.dim, config.ffn)
 
-    def feed_forward(self, x: Tensor, record: list[Routing] | None) -> Tensor:
-        """x: [..., D] -> [..., D]"""
+    def feed_forward(self, x: Tensor, record: list[Routing] | None, routes: Tensor | None = None) -> Tensor:
+        """x: [..., D] -> [..., D]; record and routes as for `MoE.forward`."""
         x_norm = self.ffn_norm(x)
-        return self.add(x, self.ffn(x_norm, record) if isinstance(self.ffn, MoE) else self.ffn(x_norm))
+        return self.add(x, self.ffn(x_norm, record, routes) if isinstance(self.ffn, MoE) else self.ffn(x_norm))
 
     def add(self, x: Tensor, out: Tensor) -> Tensor:
         """The residual stream x with a sublayer's output, both [..., D]."""
         return x + out if self.scale == 1.0 else x + self.scale * out
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None, past: Tensor | None = None):
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None, past=None, routes=None):
         """Fresh rows, or a chunk after `past`, cached slots [B, S, ...]. x: [N, D] -> [N, D], and what to cache."""
         out, entry = self.attention(self.attention_norm(x), cos, sin, packing, past)
-        return self.feed_forward(self.add(x, out), record), entry
+        return self.feed_forward(self.add(x, out), record, routes), entry
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, positions: Tensor, bias: Tensor, record=None):
         """New tokens over the cache. x: [B, T, D] -> [B, T, D]."""

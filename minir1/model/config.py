@@ -121,6 +121,11 @@ class ModelConfig:
         """Whether this layer routes its tokens to experts."""
         return self.experts > 0 and layer >= self.dense_layers
 
+    @property
+    def moe_layers(self) -> int:
+        """L_moe: how many layers route their tokens, the last ones of the model."""
+        return sum(map(self.is_moe, range(self.layers)))
+
     @classmethod
     def from_dict(cls, values: dict) -> ModelConfig:
         """Build from plain values; an unknown field raises ValueError and lists what is known."""

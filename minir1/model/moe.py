@@ -139,16 +139,46 @@ class MoE(nn.Module):
             gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
         return gates * self.config.route_scale
 
-    def forward(self, x: Tensor, record: list[Routing] | None = None) -> Tensor:
-        """x: [..., D] -> [..., D]; the decision is appended to `record` if given."""
+    def forward(self, x: Tensor, record: list[Routing] | None = None, routes: Tensor | None = None) -> Tensor:
+        """x: [..., D] -> [..., D]; the decision is appended to `record` if given.
+
+        routes: int [N, K_r] of the N tokens, experts to use instead of the best, or -1 for a token that chooses by
+        itself. Scores and gates are those of the present router at these experts, so that gradients reach it.
+        """
         flat = x.flatten(0, -2)
         routing = self.route(flat)
+        if routes is not None:
+            routing = Routing(routing.scores, torch.where(routes < 0, routing.chosen, routes.long()))
         if record is not None:
             record.append(routing)
         out = self.experts(flat, routing.chosen, self.gates(routing))
         if self.shared is not None:
             out = out + self.shared(flat)
         return out.view_as(x)
+
+
+def routes_of(record: list[Routing]) -> Tensor:
+    """The experts of N tokens in all layers of a record, int16 [N, L_moe, K_r]."""
+    return torch.stack([routing.chosen for routing in record], dim=1).to(torch.int16)
+
+
+def rerouted(routes: Tensor, other: Tensor) -> Tensor:
+    """Where the set of chosen experts differs, whatever their order; False where one of the two is unknown (-1).
+
+    routes, other: int [..., L_moe, K_r]. Returns bool [..., L_moe].
+    """
+    differs = (routes.sort(-1).values != other.sort(-1).values).any(-1)
+    return differs & (routes >= 0).all(-1) & (other >= 0).all(-1)
+
+
+def route_difference(routes: Tensor, other: Tensor, mask: Tensor) -> float:
+    """Of all pairs (token, layer) inside the mask that are known on both sides, the share with other experts.
+
+    Two sets that differ in one expert differ. routes, other: int [..., L_moe, K_r], -1 where not known, as recorded by
+    `sample.generate` or from `routes_of`; mask: bool [...], tokens that count. 0 when there is no such pair.
+    """
+    known = (routes >= 0).all(-1) & (other >= 0).all(-1) & mask.unsqueeze(-1)
+    return ((rerouted(routes, other) & known).sum() / known.sum().clamp(min=1)).item()
 
 
 def expert_load(routing: Routing) -> Tensor:

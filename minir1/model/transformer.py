@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from minir1.model.block import Block
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
-from minir1.model.moe import Routing
+from minir1.model.moe import Routing, routes_of
 from minir1.model.mtp import MTP, look_ahead
 from minir1.model.packing import Packing, from_cu_seqlens, packing
 from minir1.model.rope import rope_angles
@@ -111,17 +112,18 @@ class Transformer(nn.Module):
         flat = layout.pack(tokens.unsqueeze(-1)).squeeze(-1)
         return layout.pad(self._fresh(flat, flat_positions, layout, cache, record))
 
-    def _fresh(self, tokens, positions, layout: Packing, cache, record) -> Tensor:
-        """Rows from their first token, or from where the cache ends. tokens, positions: [N] -> [N, D]."""
+    def _fresh(self, tokens, positions, layout: Packing, cache, record, routes=None) -> Tensor:
+        """Rows from their first token, or from where the cache ends. tokens, positions: [N] -> [N, D]; routes: a layer
+        each."""
         start = 0 if cache is None else cache.extent
         if cache is not None and start + layout.columns > cache.slots:
             raise ValueError(f"{start + layout.columns} tokens do not fit into a cache of {cache.slots} slots")
         x = self.embed(tokens)
         positions = start + layout.positions() if positions is None else positions
         cos, sin = self.angles(positions)
-        for layer, block in enumerate(self.blocks):
+        for layer, (block, given) in enumerate(zip(self.blocks, routes or repeat(None))):
             past = cache.layers[layer][:, :start] if start else None
-            x, entry = block(x, cos, sin, layout, record, past)
+            x, entry = block(x, cos, sin, layout, record, past, given)
             if cache is not None:
                 held = cache.layers[layer][:, start : start + layout.columns]
                 held.copy_(layout.pad(entry))
@@ -130,12 +132,21 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     @torch.no_grad()
-    def prefill(self, tokens: Tensor, *, lengths: Tensor | None = None, cache: Cache, chunk: int = 512) -> Tensor:
+    def prefill(
+        self,
+        tokens: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        cache: Cache,
+        chunk: int = 512,
+        routes_to: Tensor | None = None,
+    ) -> Tensor:
         """Fill an empty cache with prompts, `chunk` columns at a time; what is alive beside it does not grow with T.
 
         tokens: int64 [B, T], right-padded if `lengths` (int64 [B], at least 1) is given. The cache ends as after one
         call of `hidden`. Returns the hidden state of each row's last token, [B, D]. Not for training. Rows that have
-        ended still cost attention until the longest has.
+        ended still cost attention until the longest has. routes_to: int16 [B, T, L_moe, K_r], which is filled with the
+        experts of each token, -1 at padding.
         """
         if tokens.ndim != 2 or chunk < 1:
             raise ValueError(f"tokens {tuple(tokens.shape)}, chunk = {chunk}: expected [B, T] and at least 1")
@@ -147,10 +158,13 @@ class Transformer(nn.Module):
             raise ValueError(f"lengths must be {rows} numbers in 1 to {columns}, got {whole.tolist()[:16]}")
         last = self.embedding.weight.new_zeros(rows, self.config.dim)
         for part in tokens.split(chunk, dim=1):
-            left = whole - cache.extent
+            start, record = cache.extent, None if routes_to is None else []
+            left = whole - start
             here = None if lengths is None else left.clamp(0, part.shape[1])
             layout = packing(*part.shape, here, tokens.device)
-            hidden = self._fresh(layout.pack(part.unsqueeze(-1)).squeeze(-1), None, layout, cache, None)
+            hidden = self._fresh(layout.pack(part.unsqueeze(-1)).squeeze(-1), None, layout, cache, record)
+            if record is not None:
+                routes_to[:, start : cache.extent] = layout.pad(routes_of(record) + 1) - 1  # padding gives 0, here -1
             ending = (left > 0) & (left <= part.shape[1])
             last[ending] = hidden[(layout.lengths.cumsum(0) - 1)[ending]]
         return last
@@ -190,18 +204,37 @@ class Transformer(nn.Module):
         temperature: float = 1.0,
         entropy: bool = False,
         record: list[Routing] | None = None,
+        routes: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """logp[b, t] = log π(x_t | x_<t) under the softmax of z / temperature, without the logits of all tokens.
 
         tokens: int64 [B, T], right-padded; lengths: int64 [B] (None: full rows); mask: bool [B, T], the tokens wanted
         (None: every token but the first of its row). Returns fp32 [B, T], zero where not wanted, in column 0 and at
         padding; with entropy=True also the entropy in nats of the distribution that x_t was drawn from, [B, T].
+
+        routes: int [B, T, L_moe, K_r], experts that each MoE layer must use for each token, -1 where it chooses: the
+        replay of `Rollout.routes` (R3, arXiv:2510.11370). Their gates come from the present router. ValueError for a
+        model without MoE layers, another shape, or an expert that is not there.
         """
         layout, flat, wanted = _wanted(tokens, lengths, mask)
-        hidden = self._fresh(flat, layout.positions(), layout, None, record)
+        given = None if routes is None else self._each_layer(routes, layout)
+        hidden = self._fresh(flat, layout.positions(), layout, None, record, given)
         wanted = wanted.nonzero().squeeze(1)
         scores = self._score(hidden.index_select(0, wanted - 1), flat, wanted, layout, temperature, entropy)
         return scores if entropy else scores[0]
+
+    def _each_layer(self, routes: Tensor, layout: Packing) -> list[Tensor | None]:
+        """What to replay in each block, int [N, K_r], or None for a dense one. routes: int [B, T, L_moe, K_r]."""
+        config = self.config
+        shape = (layout.rows, layout.columns, config.moe_layers, config.experts_per_token)
+        if config.moe_layers == 0:
+            raise ValueError("routes: a dense model has none")
+        if routes.shape != shape:
+            raise ValueError(f"routes {tuple(routes.shape)}: expected {shape}, [B, T, L_moe, K_r]")
+        packed = layout.pack(routes)
+        if ((packed < -1) | (packed >= config.experts) | ((packed < 0) != (packed[..., :1] < 0))).any():
+            raise ValueError(f"routes: expected {shape[-1]} of the experts 0 to {config.experts - 1}, or -1 alone")
+        return [None] * (config.layers - config.moe_layers) + list(packed.unbind(1))
 
     def _score(self, hidden, flat, wanted, layout: Packing, temperature=1.0, entropy=False) -> list[Tensor]:
         """Log-probs, and entropies if asked for, of the packed tokens `wanted` [M] from states [M, D]; each [B, T]."""
