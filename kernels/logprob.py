@@ -3,145 +3,168 @@
     z    = softcap(logit_scale · h wᵀ) / temperature,   softcap(x) = c · tanh(x / c)
     logp = (z_t - m) - log s,        m = max_v z_v,   s = Σ_v exp(z_v - m)
     H    = log s - u / s,            u = Σ_v exp(z_v - m) · (z_v - m)
+    dz_v = g (1[v=t] - p_v) - g_H p_v (log p_v + H),   log p_v = (z_v - m) - log s
 
-The vocabulary is cut into splits whose width does not depend on N. One program takes BLOCK_N tokens
-through one split, tile by tile, and leaves four numbers a token, (m, s, u, z_t); a second kernel merges
-the splits of a token in order. No atomics, and a row never meets its neighbours: the result is
-deterministic, and a row alone has the same bits as in any batch. Logits stay in fp32 registers; nothing
-is rounded to bf16 on the way. (z_t - m) - log s keeps its digits where z_t - (m + log s) loses them, at
-large |z|; and u is a sum of *shifted* logits for the same reason.
+Two engines leave the same four numbers a token, (m, s, u, z_t), in fp32, and one kernel finishes both:
 
-Two-level log-sum-exp over vocabulary splits: as in verl's linear cross-entropy; the online merge is that
-of Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018), section 3.
+fused   The vocabulary is cut into splits whose width does not depend on N. One program takes BLOCK_N tokens through
+        one split, tile by tile; the splits of a token are merged in order. No atomics, and a row never meets its
+        neighbours: the result is deterministic, and a row alone has the same bits as in any batch.
+hybrid  torch.mm writes an fp32 tile of logits that fits the L2 cache, and a kernel folds it into the four numbers.
+
+Logits stay in fp32 in both; nothing is rounded to bf16 on the way. (z_t - m) - log s keeps its digits where
+z_t - (m + log s) loses them, at large |z|; and u is a sum of *shifted* logits for the same reason.
+
+Backward, the logits of some columns are made again in the same way, and leave as dz, rounded once to the dtype of h and
+w; two products follow, dh += dz w and dw = dzᵀ h, summed in fp32. Columns are the outer loop, since a sum over them
+costs [N, D] where a sum over rows would cost [V, D]. No atomics here either.
+
+Two-level log-sum-exp over vocabulary splits: as in verl's linear cross-entropy; the online merge is that of Milakov &
+Gimelshein, "Online normalizer calculation for softmax" (arXiv:1805.02867), section 3.
 """
 import torch
 import triton
-import triton.language as tl
 
-LOW = tl.constexpr(-1e38)  # no logit: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m)
+from . import logprob_jit as jit
 
-
-@triton.jit
-def _merge(m_a, s_a, u_a, m_b, s_b, u_b):
-    """The (m, s, u) of a union from those of its parts:
-
-    m = max(m_a, m_b),  s = Σ_i e^{m_i - m} s_i,  u = Σ_i e^{m_i - m} (u_i + (m_i - m) s_i)
-    """
-    m = tl.maximum(m_a, m_b)
-    d_a, d_b = m_a - m, m_b - m
-    e_a, e_b = tl.exp(d_a), tl.exp(d_b)
-    return m, e_a * s_a + e_b * s_b, e_a * (u_a + d_a * s_a) + e_b * (u_b + d_b * s_b)
-
-
-@triton.jit(do_not_specialize=["N", "splits"])
-def _partials_kernel(
-    h_ptr, w_ptr, target_ptr, part_ptr,  # [N, D], [V, D], [N], [4, splits, N]
-    N, V, D, splits,
-    stride_hn, stride_hd, stride_wv, stride_wd,
-    scale: tl.float32, cap: tl.float32, inv_temperature: tl.float32,
-    SOFTCAP: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
-):
-    split = tl.program_id(1)
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    target = tl.load(target_ptr + rows, mask=rows < N, other=-1)
-    m = tl.full([BLOCK_N], LOW, tl.float32)
-    s = tl.zeros([BLOCK_N], tl.float32)
-    u = tl.zeros([BLOCK_N], tl.float32)
-    z_t = tl.zeros([BLOCK_N], tl.float32)
-    for start in range(split * SPLIT, tl.minimum(V, split * SPLIT + SPLIT), BLOCK_V):
-        cols = start + tl.arange(0, BLOCK_V).to(tl.int64)
-        acc = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
-        for d in range(0, D, BLOCK_D):
-            dims = d + tl.arange(0, BLOCK_D).to(tl.int64)
-            h = tl.load(h_ptr + rows[:, None] * stride_hn + dims[None, :] * stride_hd,
-                        mask=(rows[:, None] < N) & (dims[None, :] < D), other=0.0)
-            w = tl.load(w_ptr + dims[:, None] * stride_wd + cols[None, :] * stride_wv,
-                        mask=(dims[:, None] < D) & (cols[None, :] < V), other=0.0)
-            if INTERPRET:  # the interpreter multiplies the raw bits of bf16
-                h, w = h.to(tl.float32), w.to(tl.float32)
-            acc = tl.dot(h, w, acc, input_precision="ieee")
-        z = acc * scale
-        if SOFTCAP:
-            z = cap * (2 * tl.sigmoid(2 * z / cap) - 1)  # tanh(x) = 2 σ(2x) - 1
-        z = z * inv_temperature
-        z = tl.where(cols[None, :] < V, z, LOW)  # a phantom column must add 0, not exp(0)
-        m_tile = tl.max(z, 1)
-        shifted = z - m_tile[:, None]
-        e = tl.exp(shifted)
-        m, s, u = _merge(m, s, u, m_tile, tl.sum(e, 1), tl.sum(e * shifted, 1))
-        z_t += tl.sum(tl.where(cols[None, :] == target[:, None], z, 0.0), 1)
-    out = part_ptr + split.to(tl.int64) * N + rows
-    plane = tl.cast(splits, tl.int64) * N
-    tl.store(out, m, mask=rows < N)
-    tl.store(out + plane, s, mask=rows < N)
-    tl.store(out + 2 * plane, u, mask=rows < N)
-    tl.store(out + 3 * plane, z_t, mask=rows < N)
-
-
-@triton.jit(do_not_specialize=["N", "splits"])
-def _finish_kernel(
-    part_ptr, target_ptr, logp_ptr, entropy_ptr, N, V, splits, ignore_index,
-    ENTROPY: tl.constexpr, BLOCK_N: tl.constexpr,
-):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    target = tl.load(target_ptr + rows, mask=rows < N, other=0)
-    plane = tl.cast(splits, tl.int64) * N
-    m = tl.full([BLOCK_N], LOW, tl.float32)
-    s = tl.zeros([BLOCK_N], tl.float32)
-    u = tl.zeros([BLOCK_N], tl.float32)
-    z_t = tl.zeros([BLOCK_N], tl.float32)
-    for split in range(0, splits):
-        part = part_ptr + tl.cast(split, tl.int64) * N + rows
-        m_b = tl.load(part, mask=rows < N, other=0.0)
-        s_b = tl.load(part + plane, mask=rows < N, other=1.0)
-        u_b = tl.load(part + 2 * plane, mask=rows < N, other=0.0)
-        m, s, u = _merge(m, s, u, m_b, s_b, u_b)
-        z_t += tl.load(part + 3 * plane, mask=rows < N, other=0.0)  # 0 but in the split that holds t
-    keep = target != ignore_index
-    logp = tl.where((target >= 0) & (target < V), (z_t - m) - tl.log(s), float("nan"))
-    tl.store(logp_ptr + rows, tl.where(keep, logp, 0.0), mask=rows < N)
-    if ENTROPY:
-        tl.store(entropy_ptr + rows, tl.where(keep, tl.log(s) - u / s, 0.0), mask=rows < N)
-
-
-INTERPRET = not isinstance(_partials_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
+INTERPRET = not isinstance(jit.partials_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
+TILE_N, TILE_V = (64, 96) if INTERPRET else (4096, 2048)  # of fp32 logits of the hybrid engine: 33 MB lie in L2
+DX_BYTES = 128 << 20  # of dx that wait for their two products
+DX_COLUMNS = 128 if INTERPRET else 4096  # but never fewer columns: each pass over them reads and writes dh [N, D]
 
 
 def _blocks(dtype: torch.dtype) -> dict:
     """By dtype alone: a block size chosen by N would end batch invariance. On sm_90 neither spills (128 x 256
     does with some versions of triton); fp32 runs without tensor cores, so that nothing is rounded to tf32."""
     if INTERPRET:
-        return dict(BLOCK_N=32, BLOCK_V=64, BLOCK_D=32, SPLIT=128)
+        return dict(BLOCK_N=32, BLOCK_V=64, BLOCK_D=32)
     if dtype == torch.float32:
-        return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=32, SPLIT=4096, num_warps=8, num_stages=2)
-    return dict(BLOCK_N=128, BLOCK_V=128, BLOCK_D=64, SPLIT=4096, num_warps=8, num_stages=3)
+        return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=32, num_warps=8, num_stages=2)
+    return dict(BLOCK_N=128, BLOCK_V=128, BLOCK_D=64, num_warps=8, num_stages=3)
 
 
-def logprob_forward(h, w, target, *, temperature=1.0, softcap=None, logit_scale=1.0, ignore_index=-100,
-                    entropy=False):
+SPLIT = 128 if INTERPRET else 4096  # columns
+FOLD = dict(BLOCK_N=32, BLOCK_V=64) if INTERPRET else dict(BLOCK_N=8, BLOCK_V=512, num_warps=4)
+
+
+def _mm(a, b):
+    """a @ b in fp32; 16-bit operands are multiplied as they are where that can be had (CUDA)."""
+    if a.is_cuda and a.dtype == b.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float())
+
+
+def _cuts(length: int, step: int) -> list[slice]:
+    return [slice(i, min(i + step, length)) for i in range(0, length, step)]
+
+
+def _forward(h, w, target, logits: dict, engine: str):
+    """logp [N] and stat [3, N] (m, log s, H)."""
+    (N, D), V = h.shape, w.shape[0]
+    logp = torch.empty(N, dtype=torch.float32, device=h.device)
+    stat = torch.empty(3, N, dtype=torch.float32, device=h.device)
+    if N == 0:
+        return logp, stat
+    splits = triton.cdiv(V, SPLIT) if engine == "fused" else 1
+    part = torch.empty(4, splits, N, dtype=torch.float32, device=h.device)
+    if engine == "fused":  # tokens on axis 0: the other axes of a grid end at 65535
+        blocks = _blocks(h.dtype)
+        jit.partials_kernel[(triton.cdiv(N, blocks["BLOCK_N"]), splits)](
+            h, w, target, part, N, V, D, splits, *h.stride(), *w.stride(), **logits,
+            INTERPRET=INTERPRET, SPLIT=SPLIT, **blocks,
+        )
+    else:
+        part[0], part[1:] = jit.LOW.value, 0
+        for n in _cuts(N, TILE_N):
+            for v in _cuts(V, TILE_V):
+                x = _mm(h[n], w[v].T)
+                jit.fold_kernel[(triton.cdiv(len(x), FOLD["BLOCK_N"]),)](
+                    x, target[n], part[0, 0, n], len(x), N, v.start, x.shape[1], x.stride(0), **logits, **FOLD,
+                )
+    jit.finish_kernel[(triton.cdiv(N, 128),)](part, target, logp, stat, N, V, splits, BLOCK_N=128)
+    return logp, stat
+
+
+def _fill_dx(dx, h, w, target, stat, grad, start: int, logits: dict, engine: str):
+    """dx [n, v] of rows h [n, D] and columns w [v, D] from `start` on; target, stat and grad at the same rows."""
+    (n, D), width = h.shape, w.shape[0]
+    flags = dict(ENTROPY=len(grad) == 2, **logits)
+    if engine == "fused":
+        blocks = _blocks(h.dtype)
+        grid = (triton.cdiv(n, blocks["BLOCK_N"]) * triton.cdiv(width, blocks["BLOCK_V"]),)
+        jit.dx_kernel[grid](
+            h, w, target, stat, grad, dx, n, stat.stride(0), start, width, D, *h.stride(), *w.stride(), dx.stride(0),
+            INTERPRET=INTERPRET, GROUP=8, **flags, **blocks,
+        )
+        return
+    for r in _cuts(n, TILE_N):
+        for c in _cuts(width, TILE_V):
+            x = _mm(h[r], w[c].T)
+            grid = (triton.cdiv(len(x), FOLD["BLOCK_N"]) * triton.cdiv(x.shape[1], FOLD["BLOCK_V"]),)
+            jit.unfold_kernel[grid](
+                x, target[r], stat[:, r], grad[:, r], dx[r, c], len(x), stat.stride(0), start + c.start, x.shape[1],
+                x.stride(0), dx.stride(0), **flags, **FOLD,
+            )
+
+
+def _backward(h, w, target, stat, grad, logits: dict, engine: str, dx_bytes: int, want_h: bool, want_w: bool):
+    """dh [N, D] and dw [V, D], None where not wanted, from grad [1 or 2, N]: g, and g_H if entropy is in the loss."""
+    (N, D), V = h.shape, w.shape[0]
+    dtype = torch.float32 if INTERPRET else h.dtype  # the interpreter rounds to bf16 otherwise than a GPU
+    rows = min(N, max(1, dx_bytes // (DX_COLUMNS * dtype.itemsize)))
+    width = min(V, max(DX_COLUMNS, dx_bytes // (max(rows, 1) * dtype.itemsize) // 256 * 256))
+    dh = torch.zeros(N, D, dtype=torch.float32, device=h.device) if want_h else None
+    dw = torch.zeros_like(w) if want_w else None
+    room = torch.empty(rows, width, dtype=dtype, device=h.device)
+    for v in _cuts(V, width) if N else ():
+        dw_v = None
+        for n in _cuts(N, rows):
+            dx = room[: n.stop - n.start, : v.stop - v.start]
+            _fill_dx(dx, h[n], w[v], target[n], stat[:, n], grad[:, n], v.start, logits, engine)
+            if want_h:
+                dh[n] += _mm(dx, w[v])
+            if want_w:
+                part = _mm(dx.T, h[n])
+                dw_v = part if dw_v is None else dw_v.add_(part)
+        if want_w:
+            dw[v] = dw_v  # rounded once
+    return None if dh is None else dh.to(h.dtype), dw
+
+
+class _LinearLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, w, target, logits, entropy, engine, dx_bytes):
+        logp, stat = _forward(h, w, target, logits, engine)
+        ctx.save_for_backward(h, w, target, stat)
+        ctx.how = logits, engine, dx_bytes
+        ctx.set_materialize_grads(False)
+        return logp, stat[2].clone() if entropy else None
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g, g_H):
+        h, w, target, stat = ctx.saved_tensors
+        if g is None and g_H is None:
+            return (None,) * 7
+        grad = stat.new_zeros(1 if g_H is None else 2, len(h))
+        for i, x in enumerate((g, g_H)):
+            if x is not None:
+                grad[i] = x  # of any stride, 0 too
+        with torch.autocast(h.device.type, enabled=False):
+            dh, dw = _backward(h, w, target, stat, grad, *ctx.how, *ctx.needs_input_grad[:2])
+        return dh, dw, *(None,) * 5
+
+
+def linear_logprob(h, w, target, *, temperature=1.0, softcap=None, logit_scale=1.0, entropy=False, engine="hybrid",
+                   dx_bytes=DX_BYTES):
     """h [N, D], w [V, D] of one dtype (fp32, bf16, fp16), target [N] int64 -> logp, entropy | None, [N] fp32.
 
-    An ignored row is 0; a target outside [0, V) gives NaN, since looking for it would stall the device.
+    Differentiable in h and w. A target outside [0, V) gives NaN, since looking for it would stall the device.
+    Backward holds about dx_bytes of [N, V], beside dh [N, D] and as many rows of dw as it has columns, in fp32.
     """
-    (N, D), V = h.shape, w.shape[0]
-    assert w.shape == (V, D) and target.shape == (N,) and h.dtype == w.dtype and target.dtype == torch.int64
-    target = target.contiguous()
-    logp = torch.empty(N, dtype=torch.float32, device=h.device)
-    ent = torch.empty(N, dtype=torch.float32, device=h.device) if entropy else None
-    if N == 0:
-        return logp, ent
-    blocks = _blocks(h.dtype)
-    splits = triton.cdiv(V, blocks["SPLIT"])
-    part = torch.empty(4, splits, N, dtype=torch.float32, device=h.device)
-    # Tokens on axis 0: the other axes of a grid end at 65535.
-    _partials_kernel[(triton.cdiv(N, blocks["BLOCK_N"]), splits)](
-        h, w, target, part, N, V, D, splits, *h.stride(), *w.stride(),
-        float(logit_scale), float(softcap or 0.0), 1.0 / temperature,
-        SOFTCAP=softcap is not None, INTERPRET=INTERPRET, **blocks,
-    )
-    _finish_kernel[(triton.cdiv(N, 128),)](
-        part, target, logp, logp if ent is None else ent, N, V, splits, ignore_index,
-        ENTROPY=entropy, BLOCK_N=128,
-    )
-    return logp, ent
+    assert w.shape[1:] == h.shape[1:] and target.shape == h.shape[:1] and target.dtype == torch.int64
+    assert h.dtype == w.dtype and engine in ("hybrid", "fused")
+    logits = dict(scale=float(logit_scale), cap=float(softcap or 0.0), inv_temperature=1.0 / temperature,
+                  SOFTCAP=softcap is not None)
+    with torch.autocast(h.device.type, enabled=False):  # which would round the logits
+        return _LinearLogprob.apply(h, w, target.contiguous(), logits, entropy, engine, dx_bytes)

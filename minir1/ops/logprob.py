@@ -4,6 +4,7 @@ from torch import Tensor
 
 from .choose import use_triton
 
+ENGINES = ("auto", "hybrid", "fused")
 CHUNK_BYTES = 64 << 20  # of log-probs that the twin may hold at a time
 TILE_BYTES = 1 << 20  # of logits that stay in a core's cache from one pass to the next
 TILE_ROWS = 256  # but never fewer rows: below it the products with the vocabulary matrix turn slow
@@ -20,7 +21,8 @@ def linear_logprob(
     ignore_index: int = -100,
     entropy: bool = False,
     impl: str = "auto",
-    chunk_bytes: int = CHUNK_BYTES,
+    engine: str = "auto",
+    chunk_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of the targets, and entropy, from hidden states and the vocabulary matrix.
 
@@ -29,50 +31,68 @@ def linear_logprob(
 
     h [N, D], w [V, D], target [N] int64 -> logp [N], entropy [N] (None if not asked for); fp32, whatever the
     dtype of h and w (fp64 if one of them is fp64). Both are differentiable in h and w. A row whose target is
-    ignore_index has value 0 and gradient 0 and costs nothing. The twin never holds more than about
-    chunk_bytes of [N, V]: if all fits, the log-probs are kept for the backward pass, else recomputed there.
-    """
-    _check(h, w, target, temperature, softcap, chunk_bytes)
-    wants_grad = torch.is_grad_enabled() and (h.requires_grad or w.requires_grad)
-    no_backward = "the kernel has no backward yet: call it under torch.no_grad(), or take impl='torch'"
-    if use_triton(impl, h, w, unfit=no_backward if wants_grad else None):
-        from minir1.kernels.logprob import logprob_forward  # lazily: triton may not be there
+    ignore_index has value 0 and gradient 0 and costs nothing. ValueError for what does not fit, and on the CPU for
+    targets out of range; on a GPU, where looking would stall it, those give NaN or a device assertion.
 
-        return logprob_forward(
-            h, w, target, temperature=temperature, softcap=softcap, logit_scale=logit_scale,
-            ignore_index=ignore_index, entropy=entropy,
-        )
+    engine, of the Triton kernel: "hybrid" (auto) or "fused", whose logp and entropy of a row have the same bits in any
+    batch. chunk_bytes: how much of [N, V] is held at a time (None: 64 MiB, in Triton 128 MiB). If all fits, the twin
+    keeps the log-probs for the backward pass; else, and in Triton always, they are made again there.
+    """
+    _check(h, w, target, temperature, softcap, engine, chunk_bytes)
+    triton = use_triton(impl, h, w)
+    if engine != "auto" and not triton:
+        raise ValueError(f"engine={engine!r}: only Triton has engines, and here the twin in torch runs; impl='triton' "
+                         "says why the kernel cannot")
     kept = target != ignore_index
     rows = None if bool(kept.all()) else kept.nonzero().squeeze(1)
     if rows is not None:
         h, target = h.index_select(0, rows), target.index_select(0, rows)
-    if not target.is_cuda and target.numel():  # on a GPU, looking would stall it; gather checks there
+    if not target.is_cuda and target.numel():
         low, high = target.aminmax()
         if low < 0 or high >= w.shape[0]:
             allowed = f"0 to {w.shape[0] - 1} and {ignore_index}"
-            raise ValueError(f"targets in [{low}, {high}]: allowed are {allowed}")
-    with torch.autocast(h.device.type, enabled=False):  # autocast would round the logits to bf16
-        logp, ent = _LinearLogprob.apply(
-            h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes, torch.is_grad_enabled()
-        )
+            raise ValueError(f"target in [{low}, {high}]: allowed are {allowed}")
+    if triton:
+        logp, ent = _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, chunk_bytes)
+    else:
+        with torch.autocast(h.device.type, enabled=False):  # autocast would round the logits to bf16
+            logp, ent = _LinearLogprob.apply(
+                h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes or CHUNK_BYTES,
+                torch.is_grad_enabled(),
+            )
     if rows is not None:
         logp = logp.new_zeros(kept.shape).index_copy(0, rows, logp)
         ent = ent.new_zeros(kept.shape).index_copy(0, rows, ent) if entropy else None
     return logp, ent
 
 
-def _check(h, w, target, temperature, softcap, chunk_bytes) -> None:
+def _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, chunk_bytes):
+    from minir1.kernels import logprob as kernel  # lazily: triton may not be there
+
+    return kernel.linear_logprob(
+        h, w, target, temperature=temperature, softcap=softcap, logit_scale=logit_scale, entropy=entropy,
+        engine="hybrid" if engine == "auto" else engine, dx_bytes=chunk_bytes or kernel.DX_BYTES,
+    )
+
+
+def _check(h, w, target, temperature, softcap, engine, chunk_bytes) -> None:
     if h.dim() != 2 or w.dim() != 2 or h.shape[1] != w.shape[1] or target.shape != h.shape[:1]:
         raise ValueError(f"h {tuple(h.shape)}, w {tuple(w.shape)}, target {tuple(target.shape)}: "
                          "want [N, D], [V, D], [N]")
     if target.dtype != torch.int64 or not h.is_floating_point() or not w.is_floating_point():
         raise ValueError(f"h {h.dtype}, w {w.dtype}, target {target.dtype}: want floats, floats, torch.int64")
+    if not h.device == w.device == target.device:
+        raise ValueError(f"h on {h.device}, w on {w.device}, target on {target.device}: want one device")
+    if 0 in w.shape:
+        raise ValueError(f"w {tuple(w.shape)}: wants a vocabulary and a width")
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap={softcap}: must be above 0, or None")
-    if chunk_bytes <= 0:
-        raise ValueError(f"chunk_bytes={chunk_bytes}: must be above 0")
+    if chunk_bytes is not None and chunk_bytes <= 0:
+        raise ValueError(f"chunk_bytes={chunk_bytes}: must be above 0, or None")
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
