@@ -24,7 +24,7 @@ from typing import Literal
 
 import torch
 import tyro
-from rl_common import Clock, Session, act, check, draw, load_policy, ratio_deviation, refuse_mismatch, report
+from rl_common import Clock, Session, act, check, draw, load_policy, ratio_deviation, refuse_mismatch, report, rerouting
 from torch import Tensor
 
 from minir1.advantages import group_advantages
@@ -66,6 +66,7 @@ class Config:
     accuracy_weight: float = 1.0
     form_weight: float = 0.1
     mask_truncated: bool = False  # answers that the budget cut take no part in the loss
+    replay_routes: bool = False  # the update sends each token to the experts that the sampler chose
     no_think: bool = False  # the control: every answer begins with an empty thinking
     grad_clip: float = 1.0
     max_ratio_deviation: float = 0.5  # of any first ratio from 1, and a fiftieth of it in the mean; else the run stops
@@ -113,6 +114,8 @@ def learn(model, reference, optimizer, rollout: Rollout, advantage: Tensor, conf
     """Update the policy on B = P·G rows; advantage: fp32 [B]. Returns what was measured, averaged as the loss is."""
     names = ("clip_fraction", "grad_norm", "ratio_deviation", "ratio_deviation_max")
     measured = {f"train/{name}": 0.0 for name in names + (("kl",) if config.kl else ())}
+    if rollout.routes is not None:
+        measured["train/route_difference"] = 0.0
     trained = rollout.mask & (rollout.stop != BUDGET).unsqueeze(1) if config.mask_truncated else rollout.mask
     updates = config.epochs * config.minibatches
     for update in range(updates):
@@ -125,7 +128,8 @@ def learn(model, reference, optimizer, rollout: Rollout, advantage: Tensor, conf
             mask = trained[part[rows], : batch.tokens.shape[1]]
             weight = reduction(mask, config, answers, tokens)
             seen = {"lengths": batch.length, "mask": mask, "temperature": rollout.temperature}
-            logp = model.logprob(batch.tokens, **seen)
+            given, record = batch.routes if config.replay_routes else None, []
+            logp = model.logprob(batch.tokens, **seen, routes=given, record=record)
             A = advantage[part[rows]].unsqueeze(1).expand_as(logp)
             loss = clipped_surrogate(logp, batch.logp, A, config.clip_low, config.clip_high)
             if config.kl:
@@ -141,6 +145,8 @@ def learn(model, reference, optimizer, rollout: Rollout, advantage: Tensor, conf
                 total, most = ratio_deviation(logp, batch.logp, mask)
                 measured["train/ratio_deviation"] += total / tokens
                 measured["train/ratio_deviation_max"] = max(measured["train/ratio_deviation_max"], most)
+                if batch.routes is not None:  # the last token of an answer has none
+                    measured["train/route_difference"] += rerouting(batch, record, mask) / max(1, tokens - answers)
         refuse_mismatch(measured, config, step)
         measured["train/grad_norm"] += clip_gradients(model, config.grad_clip, step) / updates
         optimizer.step()
@@ -152,6 +158,9 @@ def main(config: Config) -> dict[str, float]:
     """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
     seed_everything(config.seed)
     model, tokenizer, source = load_policy(config)
+    mixed = model.config.moe_layers > 0
+    if config.replay_routes and not mixed:
+        raise ValueError(f"replay_routes: {source} is dense, it has no routes")
     if config.lora_rank:
         reference, trained = model, add_adapters(model, config.lora_rank, config.lora_alpha)
     else:
@@ -163,7 +172,7 @@ def main(config: Config) -> dict[str, float]:
     for step in session.steps("R1-Zero"):
         clock = Clock()
         problems = draw(config, step)
-        rollout = act(model, tokenizer, problems, config, step)
+        rollout = act(model, tokenizer, problems, config, step, record_routes=mixed)
         clock.lap("rollout")
 
         answers = judge_rollout(rollout, tokenizer, problems, countdown.verify, config.forced)

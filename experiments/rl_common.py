@@ -21,6 +21,7 @@ from minir1.evaluate import Answer, habits, judge_rollout, sample_answers, summa
 from minir1.log import Run, open_run, peak_memory_gib, progress, progress_line, read_metrics
 from minir1.model import hf
 from minir1.model.lora import adapters, merge, save_adapters
+from minir1.model.moe import Routing, rerouted, routes_of
 from minir1.model.transformer import Transformer
 from minir1.rollout import Rollout, collect
 from minir1.tasks import Problem, countdown
@@ -117,6 +118,16 @@ def ratio_deviation(logp: Tensor, old_logp: Tensor, mask: Tensor) -> tuple[float
     """
     deviation = ((logp.detach() - old_logp).exp() - 1).abs() * mask
     return deviation.sum().item(), deviation.max().item()
+
+
+def rerouting(batch: Rollout, record: list[Routing], mask: Tensor) -> float:
+    """The sum over the trained tokens of the share of MoE layers that sent them to other experts than the sampler did.
+
+    record: by `logprob` of the batch; mask: bool [B, T]. The last token of an answer has no route, and adds 0.
+    """
+    real = torch.arange(batch.tokens.shape[1], device=batch.length.device) < batch.length.unsqueeze(1)
+    changed = rerouted(batch.routes[real], routes_of(record))
+    return (changed.float().mean(1) * mask[real]).sum().item()
 
 
 def refuse_mismatch(measured: dict[str, float], config, step: int) -> None:

@@ -212,7 +212,7 @@ def sampled(base):
     """A rollout of the toy base, arbitrary advantages, the base, and another model as the reference."""
     model, tokenizer = hf.load(checkpoint.latest(base / "checkpoint"))
     problems = [p for p in countdown.problems("default") if countdown.split(p) == "train"][:4]
-    rollout = rl_common.act(model, tokenizer, problems, replace(RL, max_tokens=20), step=1)
+    rollout = rl_common.act(model, tokenizer, problems, replace(RL, max_tokens=20), step=1, record_routes=True)
     advantage = torch.randn(16, generator=torch.Generator().manual_seed(0))
     reference = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
@@ -327,6 +327,28 @@ def test_the_first_ratio_is_one_and_a_wrong_sampler_stops_the_run(sampled):
         step(sampled, rollout=replace(rollout, logp=rollout.logp - 0.2 * rollout.mask))
 
 
+def test_routes_that_differ_are_counted_and_replayed_on_demand(sampled):
+    """The sampler's routes, and such with other experts for all tokens of half of the answers."""
+    _, _, rollout, _ = sampled
+    assert (rollout.routes >= 0).any() and step(sampled)[0]["train/route_difference"] == 0
+    shifted = torch.where(rollout.routes < 0, -1, (rollout.routes + 1) % MOE.experts)
+    half = replace(rollout, routes=torch.where((torch.arange(16) < 8).view(16, 1, 1, 1), shifted, rollout.routes))
+    inside = rollout.mask.sum(1) - 1  # the last token has no route
+    free, moves = step(sampled, rollout=half)
+    assert free["train/route_difference"] == pytest.approx((inside[:8].sum() / inside.sum()).item(), abs=1e-6)
+    replayed, others = step(sampled, rollout=half, replay_routes=True, max_ratio_deviation=1e9)
+    assert replayed["train/route_difference"] == 0 and replayed["train/ratio_deviation_max"] > 1e-3
+    assert any(not torch.allclose(a, b, atol=1e-4) for a, b in zip(moves, others))
+    assert step(sampled, rollout=half, microbatch=100)[0] == pytest.approx(free, rel=1e-3, abs=1e-5)
+    assert "train/route_difference" not in step(sampled, rollout=replace(rollout, routes=None))[0]
+
+
+def test_a_dense_model_has_no_routes_to_replay(dense_base, tmp_path):
+    with pytest.raises(ValueError, match="replay_routes: .* is dense"):
+        r1_zero.main(replace(RL, checkpoint=dense_base / "checkpoint", out=tmp_path / "run", replay_routes=True))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_reward_is_accuracy_and_a_tenth_of_form():
     answers = [[evaluate.Answer("", 1, False, right, form) for right, form in ((True, True), (True, False))]]
     answers += [[evaluate.Answer("", 1, False, right, form) for right, form in ((False, True), (False, False))]]
@@ -349,6 +371,7 @@ def test_a_run_of_r1_zero_is_a_folder_with_all_that_must_be_shown(whole):
     assert [row["step"] for row in rows] == list(range(1, 10))
     wanted = {f"train/{name}" for name in SHOWN.split()} | {
         *("train/kl", "train/clip_fraction", "train/grad_norm", "train/ratio_deviation", "train/ratio_deviation_max"),
+        "train/route_difference",
         *("time/rollout_s", "time/judge_s", "time/update_s", "perf/rollout_tok_s", "perf/update_tok_s"),
     }
     for row in rows:
@@ -389,7 +412,8 @@ def test_the_policy_becomes_the_reference(base, tmp_path, refresh, follow):
 def test_options_reach_the_run(base, tmp_path):
     """Every flag that changes the algorithm, in one run; the control's answers all begin with an empty thinking."""
     more = {"minibatches": 4, "epochs": 2, "reduction": "fixed", "mask_truncated": True, "temperature": 0.7, "kl": 0.0}
-    config = replace(RL, checkpoint=base / "checkpoint", steps=2, eval_every=1, max_tokens=10, no_think=True, **more)
+    more |= {"no_think": True, "replay_routes": True}
+    config = replace(RL, checkpoint=base / "checkpoint", steps=2, eval_every=1, max_tokens=10, **more)
     last = r1_zero.main(replace(config, out=tmp_path))
     assert "eval/pass@1" in last and "train/kl" not in last and last["train/tries"] == 0 and last["train/length"] <= 10
     texts = [json.loads(line)["text"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
