@@ -28,23 +28,24 @@ import triton
 from . import logprob_jit as jit
 
 INTERPRET = not isinstance(jit.partials_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
-TILE_N, TILE_V = (64, 96) if INTERPRET else (4096, 2048)  # of fp32 logits of the hybrid engine: 33 MB lie in L2
 DX_BYTES = 128 << 20  # of dx that wait for their two products
-DX_COLUMNS = 128 if INTERPRET else 4096  # but never fewer columns: each pass over them reads and writes dh [N, D]
 
-
-def _blocks(dtype: torch.dtype) -> dict:
-    """By dtype alone: a block size chosen by N would end batch invariance. On sm_90 neither spills (128 x 256
-    does with some versions of triton); fp32 runs without tensor cores, so that nothing is rounded to tf32."""
-    if INTERPRET:
-        return dict(BLOCK_N=32, BLOCK_V=64, BLOCK_D=32)
-    if dtype == torch.float32:
-        return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=32, num_warps=8, num_stages=2)
-    return dict(BLOCK_N=128, BLOCK_V=128, BLOCK_D=64, num_warps=8, num_stages=3)
-
-
-SPLIT = 128 if INTERPRET else 4096  # columns
-FOLD = dict(BLOCK_N=32, BLOCK_V=64) if INTERPRET else dict(BLOCK_N=8, BLOCK_V=512, num_warps=4)
+# By dtype alone: a block size chosen by N would end batch invariance. None spills on sm_80 or sm_90, where 128 x 256
+# does; fp32 runs without tensor cores, so that nothing is rounded to tf32.
+_TENSOR_CORES = dict(BLOCK_N=128, BLOCK_V=128, BLOCK_D=64, num_warps=8, num_stages=3)
+BLOCKS = {
+    torch.float32: dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=32, num_warps=8, num_stages=2),
+    torch.bfloat16: _TENSOR_CORES,
+    torch.float16: _TENSOR_CORES,
+}
+FOLD = dict(BLOCK_N=4, BLOCK_V=512, num_warps=4)  # of the hybrid engine
+SPLIT = 4096  # columns of a program of the fused engine
+TILE_N, TILE_V = 4096, 2048  # of fp32 logits of the hybrid engine: 33 MB lie in L2
+DX_COLUMNS = 4096  # at least this many at a time: each pass reads and writes dh [N, D]
+if INTERPRET:  # several of each at the sizes of a test
+    BLOCKS = dict.fromkeys(BLOCKS, dict(BLOCK_N=32, BLOCK_V=64, BLOCK_D=32))
+    FOLD = dict(BLOCK_N=32, BLOCK_V=64)
+    SPLIT, TILE_N, TILE_V, DX_COLUMNS = 128, 64, 96, 128
 
 
 def _mm(a, b):
@@ -68,7 +69,7 @@ def _forward(h, w, target, logits: dict, engine: str):
     splits = triton.cdiv(V, SPLIT) if engine == "fused" else 1
     part = torch.empty(4, splits, N, dtype=torch.float32, device=h.device)
     if engine == "fused":  # tokens on axis 0: the other axes of a grid end at 65535
-        blocks = _blocks(h.dtype)
+        blocks = BLOCKS[h.dtype]
         jit.partials_kernel[(triton.cdiv(N, blocks["BLOCK_N"]), splits)](
             h, w, target, part, N, V, D, splits, *h.stride(), *w.stride(), **logits,
             INTERPRET=INTERPRET, SPLIT=SPLIT, **blocks,
@@ -90,7 +91,7 @@ def _fill_dx(dx, h, w, target, stat, grad, start: int, logits: dict, engine: str
     (n, D), width = h.shape, w.shape[0]
     flags = dict(ENTROPY=len(grad) == 2, **logits)
     if engine == "fused":
-        blocks = _blocks(h.dtype)
+        blocks = BLOCKS[h.dtype]
         grid = (triton.cdiv(n, blocks["BLOCK_N"]) * triton.cdiv(width, blocks["BLOCK_V"]),)
         jit.dx_kernel[grid](
             h, w, target, stat, grad, dx, n, stat.stride(0), start, width, D, *h.stride(), *w.stride(), dx.stride(0),

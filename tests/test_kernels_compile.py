@@ -1,0 +1,116 @@
+"""The kernels compiled for GPUs that are not here: registers, spills, shared memory, tensor cores, 64-bit offsets.
+
+Compiling needs no GPU, but a process in which TRITON_INTERPRET was never set; the figures come from the machine code,
+through the cuobjdump that triton carries.
+"""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+pytest.importorskip("minir1.kernels.logprob", exc_type=ImportError)  # a checkout without links
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+ROOT = Path(__file__).parent.parent
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block may have; the compiler does not check
+
+COMPILE = """
+import importlib, json, re, subprocess, sys, tempfile
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+tool, jobs = json.loads(sys.stdin.read())
+for job in jobs:
+    fn = getattr(importlib.import_module(job["module"]), job["kernel"])
+    index = {name: (i,) for i, name in enumerate(fn.arg_names)}
+    const, types = job["const"], job["types"]
+    signature = {name: "constexpr" if name in const else types.get(name, "i32") for name in fn.arg_names}
+    aligned = {index[name]: [["tt.divisibility", 16]] for name in job["aligned"]}
+    source = ASTSource(fn, signature, {index[name]: value for name, value in const.items()}, aligned)
+    built = triton.compile(source, target=GPUTarget("cuda", job["arch"], 32), options=job["options"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
+        f.write(built.asm["cubin"]), f.flush()
+        run = lambda flag: subprocess.check_output([tool, flag, f.name], text=True)
+        usage, sass = run("-res-usage"), run("-sass")
+    found = {
+        "registers": int(re.search(r"REG:(\\d+)", usage)[1]),
+        "spilled": int(re.search(r"STACK:(\\d+)", usage)[1]) + int(re.search(r"LOCAL:(\\d+)", usage)[1]),
+        "shared": built.metadata.shared,
+        "hgmma": len(re.findall(r"\\bHGMMA", sass)),
+        "hmma": len(re.findall(r"\\bHMMA", sass)),
+        "narrow": len(re.findall(r"tt.addptr .*, tensor<[0-9x]*xi32>", built.asm["ttir"])),
+    }
+    print("FOUND", json.dumps(found))
+"""
+
+
+def compiled(jobs: list[dict]) -> list[dict]:
+    """What the machine code of each job needs: dict(module, kernel, arch, const, types, aligned, options)."""
+    if not TOOL.exists():
+        pytest.skip("this triton carries no cuobjdump")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILE],
+        input=json.dumps([str(TOOL), jobs]),
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        cwd=ROOT, text=True, capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    assert len(found) == len(jobs)
+    return found
+
+
+# ---------------------------------------------------------------- log-probs
+
+PRODUCT = ("h_ptr", "w_ptr", "D", "stride_hn", "stride_wv")  # aligned by 16, as a model's are
+BLOCKS = """
+import json, torch
+from minir1.kernels import logprob
+print(json.dumps([logprob.BLOCKS[torch.float32], logprob.BLOCKS[torch.bfloat16], logprob.FOLD, logprob.SPLIT]))
+"""
+LOGPROB = [  # kernel, dtype, sm -> registers and bytes of shared memory at most; nothing is spilled
+    ("partials_kernel", "bf16", 80, 255, 65536),
+    ("partials_kernel", "bf16", 90, 204, 98304),
+    ("partials_kernel", "fp32", 90, 172, 24576),
+    ("dx_kernel", "bf16", 80, 235, 65536),
+    ("dx_kernel", "bf16", 90, 178, 98304),
+    ("fold_kernel", "fp32", 90, 72, 64),
+    ("unfold_kernel", "bf16", 90, 94, 0),
+]
+
+
+def logprob_jobs() -> list[dict]:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}  # the sizes of a GPU
+    sizes = subprocess.check_output([sys.executable, "-c", BLOCKS], env=env, cwd=ROOT, text=True)
+    fp32, bf16, fold, split = json.loads(sizes)
+    jobs = []
+    for kernel, dtype, arch, *_ in LOGPROB:
+        product = kernel in ("partials_kernel", "dx_kernel")
+        const = dict({"fp32": fp32, "bf16": bf16}[dtype] if product else fold)
+        options = {key: const.pop(key) for key in ("num_warps", "num_stages") if key in const}
+        const |= {"SOFTCAP": True}
+        const |= {"INTERPRET": False, "stride_hd": 1, "stride_wd": 1} if product else {}
+        const |= {"partials_kernel": {"SPLIT": split}, "dx_kernel": {"GROUP": 8}}.get(kernel, {})
+        const |= {"ENTROPY": True} if kernel in ("dx_kernel", "unfold_kernel") else {}
+        types = dict.fromkeys(("scale", "cap", "inv_temperature"), "fp32") | {"target_ptr": "*i64"}
+        types |= dict.fromkeys(("x_ptr", "part_ptr", "state_ptr", "stat_ptr", "grad_ptr"), "*fp32")
+        types |= dict.fromkeys(("h_ptr", "w_ptr", "dx_ptr"), f"*{dtype}")
+        aligned = list(PRODUCT) if product else ["x_ptr", "stride_x"]
+        aligned += ["dx_ptr", "stride_dx"] if kernel in ("dx_kernel", "unfold_kernel") else []
+        place = dict(module="minir1.kernels.logprob_jit", kernel=kernel, arch=arch)
+        jobs.append(place | dict(const=const, types=types, aligned=aligned, options=options))
+    return jobs
+
+
+def test_logprob():
+    for (kernel, dtype, arch, registers, shared), found in zip(LOGPROB, compiled(logprob_jobs())):
+        where = kernel, dtype, arch, found
+        assert found["registers"] <= registers and found["spilled"] == 0, where
+        assert found["shared"] <= min(shared, SHARED[arch]), where
+        assert found["narrow"] == 0, where  # offsets into [N, D], [V, D] and [N, V] of 64 bits
+        tensor_cores = found["hgmma" if arch == 90 else "hmma"]
+        assert (tensor_cores > 0) == (dtype == "bf16" and "fold" not in kernel), where  # fp32 is not rounded to tf32
