@@ -145,7 +145,9 @@ def skills(model: Transformer, tokenizer: Tokenizer, level: str, problems: int =
         lines = "".join(f"{countdown.try_text(t)}:{target}{word}" for t, word in zip(chosen, words))
         rows.append(tokenizer.encode(tokenizer.chat(problem.prompt) + "<think>" + lines))
     tokens, lengths = pad_rows(rows)
-    guess = model(tokens, lengths).argmax(-1)
+    asked = (tokens == equals) | torch.isin(tokens, torch.tensor([*ends])).roll(-1, 1)  # logits here, not of all
+    guess = torch.full_like(tokens, -1)
+    guess[asked] = model.logits(model.hidden(tokens, lengths=lengths)[asked]).argmax(-1)
     for row, best in zip(rows, guess.tolist()):
         results += [best[i] == row[i + 1] for i, token in enumerate(row[:-1]) if token == equals]
         verdicts += [(ends[row[i + 1]], best[i] == row[i + 1]) for i in range(len(row) - 1) if row[i + 1] in ends]
