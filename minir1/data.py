@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -51,3 +52,17 @@ def batches(stream: Iterable[list[int]], budget: int, pool: int, rng: random.Ran
             held, tokens = [], 0
     if held:
         yield from cut()
+
+
+def passes(count: int, size: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches of `size` of the numbers 0 … count - 1: pass after pass over all, each in an order of its own.
+
+    A batch may hold the end of a pass and the beginning of the next. A function of the arguments alone.
+    ValueError unless both are at least 1.
+    """
+    if count < 1 or size < 1:
+        raise ValueError(f"count = {count}, size = {size}: at least 1")
+    orders = (random.Random(f"pass {seed} {number}").sample(range(count), count) for number in itertools.count())
+    stream = itertools.chain.from_iterable(orders)
+    while True:
+        yield list(itertools.islice(stream, size))

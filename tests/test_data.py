@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minir1.data import batches, by_tokens, pad_rows
+from minir1.data import batches, by_tokens, pad_rows, passes
 
 
 def test_pad_rows():
@@ -88,3 +88,16 @@ def test_little_padding():
 @pytest.mark.parametrize("budget", [1, 7])
 def test_rows_longer_than_the_budget_stand_alone(budget):
     assert [len(batch) for batch in batches([[1] * 8] * 3, budget, 2, random.Random(0))] == [1, 1, 1]
+
+
+def test_passes_see_everything_once_before_anything_twice():
+    stream = list(itertools.islice(passes(10, 4, seed=0), 10))
+    assert all(len(batch) == 4 for batch in stream)
+    flat = sum(stream, [])
+    orders = [flat[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(order) == list(range(10)) for order in orders) and len({tuple(order) for order in orders}) == 4
+    assert stream == list(itertools.islice(passes(10, 4, seed=0), 10)) != list(itertools.islice(passes(10, 4, 1), 10))
+    assert sorted(next(passes(3, 6, seed=0))) == [0, 0, 1, 1, 2, 2]  # a batch may be longer than a pass
+    for wrong in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match=f"count = {wrong[0]}, size = {wrong[1]}: at least 1"):
+            next(passes(*wrong, seed=0))

@@ -1,0 +1,163 @@
+"""preference_data.py: the published layouts, by small files written by hand, and what is refused."""
+
+import gzip
+import json
+
+import pytest
+
+from minir1.preference_data import Pair, load, read_pair, read_pairs, tokenise, turns
+from minir1.tokenizer import word_level
+
+ASK = (("user", "make 24 from 11,3,3"),)
+PLAIN = {"prompt": "make 24 from 11,3,3", "chosen": "(11-3)*3", "rejected": "11+3"}
+HH = {
+    "chosen": "\n\nHuman: What is 2+2?\n\nAssistant: 4.\n\nHuman: And 3+3?\n\nAssistant: It is 6.",
+    "rejected": "\n\nHuman: What is 2+2?\n\nAssistant: 4.\n\nHuman: And 3+3?\n\nAssistant: I\n\nwill not say.",
+}
+ULTRA = {
+    "prompt": "What is 2+2?",
+    "prompt_id": "f0e3",
+    "chosen": [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}],
+    "rejected": [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "5"}],
+    "score_chosen": 8.5,
+    "score_rejected": 6.0,
+}
+
+
+def pair(values) -> Pair:
+    return read_pair(json.dumps(values))
+
+
+def test_plain_lines():
+    assert pair(PLAIN) == Pair(ASK, "(11-3)*3", "11+3", None)
+    assert pair(PLAIN | {"score_chosen": 1, "score_rejected": 0.5, "id": 7}).score_gap == 0.5
+    assert pair(PLAIN).prompt == [{"role": "user", "content": "make 24 from 11,3,3"}]
+
+
+def test_lines_of_hh_rlhf():
+    said = (("user", "What is 2+2?"), ("assistant", "4."), ("user", "And 3+3?"))
+    assert pair(HH) == Pair(said, "It is 6.", "I\n\nwill not say.", None)
+    two = {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: d"}
+    assert pair(two).messages == (("user", "a"), ("user", "b"))  # such lines are in the published files
+
+
+def test_turns_are_cut_at_their_marks_alone():
+    text = "\n\nHuman: Assistant: or Human: ?\n\nAssistant: a\nHuman: b\n\nassistant: c "
+    assert turns(text) == [("user", "Assistant: or Human: ?"), ("assistant", "a\nHuman: b\n\nassistant: c")]
+
+
+def test_lines_of_ultrafeedback():
+    assert pair(ULTRA) == Pair((("user", "What is 2+2?"),), "4", "5", 2.5)
+    system = [{"role": "system", "content": "Be brief."}]
+    assert pair(ULTRA | {key: system + ULTRA[key] for key in ("chosen", "rejected")}).messages[0][0] == "system"
+    assert pair({key: ULTRA[key] for key in ("chosen", "rejected")}).score_gap is None
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz"])
+def test_files_plain_and_compressed(tmp_path, name):
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in (PLAIN, HH, {**PLAIN, "chosen": "ü…"})) + "\n\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    assert [p.chosen for p in read_pairs(path)] == ["(11-3)*3", "It is 6.", "ü…"]
+
+
+WRONG = [
+    ("{", "no JSON: '{'"),
+    ("[1]", "needs an object with chosen and rejected, got list"),
+    ({"prompt": "a", "chosen": "b"}, r"needs an object with chosen and rejected, got \['chosen', 'prompt'\]"),
+    ({"chosen": "b", "rejected": "c"}, r"a dialogue begins with '\\n\\nHuman:' or '\\n\\nAssistant:', not 'b'"),
+    (PLAIN | {"chosen": 3}, "prompt, chosen, rejected are str, int, str: expected three strings, two dialogues"),
+    (PLAIN | {"chosen": ULTRA["chosen"]}, "prompt, chosen, rejected are str, list, str"),
+    (HH | {"prompt": "What?"}, "a text begins with .*: whole dialogues stand in chosen and rejected alone"),
+    (ULTRA | {"chosen": ["4"]}, "a message needs role and content, both strings, got '4'"),
+    (ULTRA | {"rejected": [{"role": "user"}]}, "a message needs role and content"),
+    (PLAIN | {"score_chosen": 1}, r"score_chosen, score_rejected = \[1, None\]: expected two finite numbers"),
+    (PLAIN | {"score_chosen": "9", "score_rejected": 1}, r"score_chosen, score_rejected = \['9', 1\]"),
+    ('{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": NaN, "score_rejected": 1}', r"score_chosen, score_rejected = \[nan, 1\]"),
+]
+NOTHING = [
+    (PLAIN | {"rejected": PLAIN["chosen"]}, "both answers are the same"),
+    (PLAIN | {"rejected": " \n"}, "the rejected answer is empty"),
+    (HH | {"chosen": "\n\nHuman: What?\n\nAssistant: 6"}, "chosen and rejected differ before the last answer"),
+    (HH | {"chosen": HH["chosen"] + "\n\nHuman: Thanks"}, "chosen does not end with an answer of the assistant"),
+    (HH | {"rejected": "\n\nAssistant: Hello"}, "rejected does not end with an answer of the assistant to somebody"),
+    (ULTRA | {"rejected": []}, "rejected does not end with an answer of the assistant"),
+]
+
+
+def written(path, *lines):
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("line, told", WRONG + NOTHING)
+def test_what_is_no_pair_is_named_with_its_line(tmp_path, line, told):
+    path = written(tmp_path / "a.jsonl", PLAIN, "", line)
+    with pytest.raises(ValueError, match=f"a.jsonl, line 3: {told}"):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize("line, told", WRONG)
+def test_damage_is_never_left_out(tmp_path, line, told):
+    with pytest.raises(ValueError, match=told):
+        read_pairs(written(tmp_path / "a.jsonl", line), [])
+
+
+def test_lines_that_compare_nothing_may_be_left_out_and_are_told(tmp_path):
+    left_out = []
+    path = written(tmp_path / "a.jsonl", PLAIN, *(line for line, _ in NOTHING), HH)
+    assert read_pairs(path, left_out) == [pair(PLAIN), pair(HH)]
+    assert len(left_out) == len(NOTHING) and left_out[0] == "line 2: both answers are the same"
+    with pytest.raises(ValueError, match="holds no pair; line 1: both answers are the same"):
+        read_pairs(written(path, NOTHING[0][0]), [])
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match="b.jsonl is no file: expected JSON lines"):
+        read_pairs(tmp_path / "b.jsonl")
+    with pytest.raises(ValueError, match="a.jsonl holds no pair"):
+        read_pairs(written(tmp_path / "a.jsonl", "", " "))
+    whole = gzip.compress(json.dumps(PLAIN).encode())
+    for content in (b"no gzip", whole[:-9], whole[:12] + b"\xff" * 40):
+        (tmp_path / "a.jsonl.gz").write_bytes(content)
+        with pytest.raises(ValueError, match="a.jsonl.gz cannot be read"):
+            read_pairs(tmp_path / "a.jsonl.gz")
+    (tmp_path / "c.jsonl").write_bytes(b'{"prompt": "\xff"}')
+    with pytest.raises(ValueError, match="c.jsonl cannot be read"):
+        read_pairs(tmp_path / "c.jsonl")
+
+
+# ---- as tokens ---------------------------------------------------------------------------------
+
+
+def tokenizer():
+    return word_level(["make ", " from ", "User:", "Assistant:", "\nAssistant:"], largest_number=30)
+
+
+def test_rows_are_the_prompt_of_the_template_the_answer_and_the_end():
+    words = tokenizer()
+    rows = tokenise(pair(PLAIN | {"score_chosen": 1, "score_rejected": 0}), words)
+    prompt = words.encode(words.chat(PLAIN["prompt"]))
+    assert rows.chosen == prompt + words.encode("(11-3)*3") + [words.eos]
+    assert rows.rejected == prompt + words.encode("11+3") + [words.eos]
+    assert (rows.prompt_len, rows.longest, rows.score_gap) == (len(prompt), len(prompt) + 8, 1.0)
+
+
+def test_dialogues_are_rendered_turn_by_turn():
+    words = tokenizer()
+    rows = tokenise(pair(HH), words)
+    text = "User:What is 2+2?\nAssistant:4.<|endoftext|>User:And 3+3?\nAssistant:"
+    assert words.render(pair(HH).prompt) == text and rows.chosen[: rows.prompt_len] == words.encode(text)
+
+
+def test_long_pairs_are_left_out_and_told(tmp_path):
+    words = tokenizer()
+    long = PLAIN | {"rejected": "1+" * 20 + "1"}
+    path = written(tmp_path / "a.jsonl", PLAIN, long, NOTHING[0][0])
+    length = tokenise(pair(long), words).longest
+    rows, left_out = load(path, words, length - 1)
+    assert rows == [tokenise(pair(PLAIN), words)]
+    assert left_out == ["line 3: both answers are the same", f"a pair of {length} tokens"]
+    assert len(load(path, words, length)[0]) == 2
+    with pytest.raises(ValueError, match="every pair has an answer that ends beyond 3 tokens"):
+        load(path, words, 3)
