@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from ablations import balance
+from ablations import balance, routes
 from seeds import rows
 
 from minir1.evaluate import seed_interval
@@ -167,6 +167,11 @@ def balance_tuning(found: dict) -> str:
     return grid(balance.TUNING, balance.tuning_rows(found))
 
 
+def routed(found: dict) -> str:
+    """A row a sampler and number of updates: what goes to other experts, and the ratios with and without replay."""
+    return grid(routes.COLUMNS, routes.rows(found))
+
+
 def speculative(found: dict[str, float]) -> str:
     """Accepted drafts, tokens a pass and speed, by depth, rows and temperature."""
     lines = ["| modules | rows at once | temperature | accepted | tokens a pass | tokens/s, plain | with drafts | |"]
@@ -196,6 +201,7 @@ BLOCKS = {  # name -> file under docs/results, function
     "count": ("count.json", count),
     "balance": ("balance.json", balanced),
     "balance_tuning": ("balance.json", balance_tuning),
+    "routes": ("routes.json", routed),
 }
 
 

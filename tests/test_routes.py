@@ -1,0 +1,69 @@
+"""experiments/ablations/routes.py at toy size, and what its table says."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parent.parent / "experiments"
+sys.path.insert(0, str(SCRIPTS))  # as python does for a script
+
+import pretrain  # noqa: E402
+import render_docs  # noqa: E402
+from ablations import routes  # noqa: E402
+
+from minir1.model.config import ModelConfig  # noqa: E402
+
+TINY = ModelConfig(
+    dim=32, layers=3, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, experts=8, expert_ffn=16, init_std=0.2
+)
+
+
+@pytest.fixture
+def toy(tmp_path):
+    pretrain.main(pretrain.Config(model=TINY, steps=2, batch=512, checkpoint_every=2, out=tmp_path / "base"))
+    sizes = {"seeds": (0, 4), "prompts": 4, "answers": 4, "max_tokens": 24, "minibatches": 4, "after": (1, 3)}
+    places = {"checkpoint": tmp_path / "base" / "checkpoint", "results": tmp_path / "docs" / "routes.json"}
+    return routes.Config(**sizes, **places, lr=0.01)
+
+
+def test_the_measurement_at_toy_size(toy, monkeypatch, capsys):
+    """The untrained base is never right, so rewards are given that make the updates move it."""
+    monkeypatch.setattr(routes.r1_zero, "judge", lambda answers, config: torch.arange(16.0).view(4, 4))
+    found = routes.main(toy)
+    assert found == json.loads(toy.results.read_text()) and "replayed" in capsys.readouterr().out
+    assert set(found) == {"0", "4"}
+    for one in found.values():
+        assert set(one) == {"fp32/0", "bf16/0", "fp32/1", "fp32/3"}
+        for result in one.values():  # a token counts if one of its two pairs does
+            assert 0 <= result["pairs"] <= result["tokens"] <= 2 * result["pairs"] + 1e-9 <= 2
+        same, half, after = one["fp32/0"], one["bf16/0"], one["fp32/3"]
+        assert same["pairs"] == 0 and same["largest/free"] < 1e-4 and same["largest/replayed"] < 1e-4
+        assert 0 < half["pairs"] < 0.2 and half["mean/replayed"] < half["mean/free"]
+        assert after["pairs"] > half["pairs"] and after["mean/replayed"] > half["mean/replayed"]
+
+
+def test_more_updates_than_there_are_minibatches_are_refused():
+    with pytest.raises(ValueError, match=r"after = \(1, 8\): 1 to minibatches - 1 = 7 updates"):
+        replace(routes.Config(), after=(1, 8))
+
+
+def test_the_table():
+    """50 ± t·s/√n = 50 ± 4.303·1/√3; a mark | within a cell would tear the page's table."""
+    one = {"pairs": 0.5, "tokens": 0.75, "mean/free": 0.002, "mean/replayed": 0.001}
+    one |= {"largest/free": 0.3, "largest/replayed": 0.2}
+    found = {}
+    for n, shift in enumerate((-0.01, 0.0, 0.01)):
+        shifted = one | {"pairs": 0.5 + shift, "largest/free": 0.3 + shift}
+        found[str(n)] = {"bf16/0": shifted, "fp32/12": one, "fp32/0": one}
+    lines = routes.rows(found)
+    assert [line[0] for line in lines] == ["fp32, 0", "bf16, 0", "fp32, 12"]
+    assert lines[1] == [
+        "bf16, 0", "50.000% [47.516, 52.484]", "75.000% [75.000, 75.000]", "2.0e-03", "1.0e-03", "3.1e-01", "2.0e-01"
+    ]
+    assert routes.rows({"0": found["1"]})[0][1] == "50.000%"
+    page = render_docs.routed(found).splitlines()
+    assert page[3].startswith("| bf16, 0 | 50.000% [47.516, 52.484] |") and {line.count("|") for line in page} == {8}
