@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from processes import go_on, same_command
 
 from minir1 import figures
 from minir1.evaluate import seed_interval
@@ -58,20 +58,10 @@ def run(config: Config, seed: int, no_think: bool, threads: int) -> dict[str, fl
     """
     folder = config.out / f"{'no-think' if no_think else 'think'}-{seed}"
     result, words = folder / "result.json", command(config, seed, no_think)
-    config.out.mkdir(parents=True, exist_ok=True)
-    log, asked = config.out / f"{folder.name}.log", config.out / f"{folder.name}.command"
-    options = " ".join(words[2:])
-    if asked.exists() and asked.read_text() != options:
-        raise ValueError(f"{folder} was run with {asked.read_text()!r}, not {options!r}: choose another --out")
-    asked.write_text(options)
+    same_command(folder, asked := " ".join(words[2:]))
     if not (result.exists() and "after/pass@1" in json.loads(result.read_text())):
-        print(f"running {folder.name}, see {log}", flush=True)
-        words[2:2] = ["--resume"] if folder.exists() else []
-        with open(log, "a") as file:
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
-        if done.returncode:
-            raise RuntimeError(f"{folder.name} failed:\n{log.read_text()[-2000:]}")
+        print(f"running {folder.name}, see {folder}.log", flush=True)
+        go_on(words, folder, asked, threads)
     return json.loads(result.read_text())
 
 

@@ -28,6 +28,7 @@ import evaluate  # noqa: E402
 import long_context  # noqa: E402
 import prefill  # noqa: E402
 import pretrain  # noqa: E402
+import processes  # noqa: E402
 import r1_zero  # noqa: E402
 import rl_common  # noqa: E402
 import seeds  # noqa: E402
@@ -817,7 +818,7 @@ def test_seeds_run_what_is_missing_and_make_the_table(tmp_path, monkeypatch, cap
         assert ("--no-think" in words) == ("--base-from" in words) == out.name.startswith("no-think")
         return subprocess.CompletedProcess(words, 0)
 
-    monkeypatch.setattr(seeds.subprocess, "run", stub)
+    monkeypatch.setattr(processes.subprocess, "run", stub)
     config = seeds.Config(
         out=tmp_path / "runs",
         results=tmp_path / "docs" / "r1_zero.json",

@@ -1,0 +1,225 @@
+"""Figures that compare trainings: where they end, and how they get there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from minir1.figures import (
+    BLUE,
+    DPI,
+    GREEN,
+    GREY,
+    HALO,
+    INK,
+    MUTED,
+    ORANGE,
+    RED,
+    STYLE,
+    VIOLET,
+    WIDTH,
+    _from_zero,
+    _headline,
+    _percent,
+    _percent_axis,
+    _write,
+    smooth,
+)
+
+COLOURS = (BLUE, ORANGE, GREEN, VIOLET, RED, "#b0892c", "#3b9ab2", "#5b6b7a")
+Interval = tuple[float, float, float]  # mean, low, high
+
+
+# ---- the algorithms --------------------------------------------------------------------------
+
+
+def algorithms(
+    start: Interval,
+    ends: dict[str, list[float]],
+    intervals: dict[str, Interval],
+    curves: dict[str, list[dict]],
+    path: Path,
+) -> Figure:
+    """Left: pass@1 of every method, its interval over seeds, a small dot a seed. Right: the way there, a panel each.
+
+    start: of the base, over problems. ends: label -> pass@1 of each seed; intervals: the same labels, where there are
+    seeds enough. curves: label -> one dictionary a seed with "tokens" (sampled so far) and "accuracy", [S] each; the
+    first label is drawn in grey behind all others.
+    """
+    colours, first = dict(zip(ends, COLOURS)), next(iter(ends))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 7.6), dpi=DPI)
+        sides = {"left": 0.13, "right": 0.985, "top": 0.785, "bottom": 0.09}
+        left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.7), wspace=0.14, **sides)
+        _ends(figure.add_subplot(left), start, ends, intervals, colours)
+        columns = 2 if len(ends) < 5 else 4
+        grid = right.subgridspec(-(-len(ends) // columns), columns, hspace=0.32, wspace=0.12)
+        most = max(curve["tokens"][-1] for runs in curves.values() for curve in runs) / 1e3
+        for number, label in enumerate(ends):
+            panel = figure.add_subplot(grid[number // columns, number % columns])
+            panel.axhline(start[0], color=GREY, lw=1, ls=(0, (4, 3)), zorder=1)
+            if label != first:
+                _course(panel, curves[first], GREY, behind=True)
+            _course(panel, curves[label], colours[label])
+            panel.set_title(label, loc="left", color=colours[label], size=12, weight="bold")
+            _percent_axis(panel)
+            panel.set_xlim(0, 1.03 * most)
+            panel.xaxis.set_major_locator(MaxNLocator(3))
+            panel.tick_params(labelsize=10.5, labelleft=number % columns == 0)
+        spot = right.get_position(figure)
+        text = "Training problems solved" + (f" (grey {first}, dashed the start)" if len(ends) > 1 else "")
+        figure.text(spot.x0, spot.y1 + 0.05, text, weight="bold", size=14)
+        figure.text(spot.x0 + spot.width / 2, 0.025, "sampled, thousand tokens", color=MUTED, ha="center")
+        _headline(figure, *_finding(start, ends))
+        return _write(figure, path)
+
+
+def _ends(panel: Axes, start: Interval, ends, intervals, colours) -> None:
+    """A row a method, the first on top; the base as a grey band, or as a word if it lies far below."""
+    values = [value for runs in ends.values() for value in runs] + [e for one in intervals.values() for e in one[1:]]
+    low, high = max(0.0, min(values)), min(1.0, max(values))
+    far = start[2] < low - 1.5 * (high - low)
+    if not far:
+        low, high = min(low, start[1]), max(high, start[2])
+        panel.axvspan(*start[1:], color=GREY, alpha=0.25, lw=0)
+        panel.axvline(start[0], color=GREY, lw=1.5)
+    place = {"xycoords": ("axes fraction" if far else "data", "axes fraction"), "textcoords": "offset points"}
+    text, x = (f"start at {_percent(start[0])}, far to the left", 0.0) if far else ("start", start[0])
+    panel.annotate(text, (x, 1), xytext=(0, 4), size=10.5, color=MUTED, ha="left" if far else "center", **place)
+    for row, (label, runs) in enumerate(ends.items()):
+        colour, mean = colours[label], float(np.mean(runs))
+        if label in intervals:
+            _, *bar = intervals[label]
+            panel.plot(np.clip(bar, 0, 1), [row, row], color=colour, lw=4, alpha=0.4, zorder=2)
+        panel.plot(runs, [row + 0.22] * len(runs), "o", color=colour, ms=4, alpha=0.6, mec="none", zorder=3)
+        panel.plot(mean, row, "o", color=colour, ms=9, mec="white", mew=1, zorder=4)
+        style = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "size": 11, "weight": "bold"}
+        panel.annotate(_percent(mean), (mean, row), color=colour, path_effects=HALO, zorder=5, **style)
+    panel.set_yticks(range(len(ends)), list(ends), color=INK)
+    margin = max(0.01, 0.06 * (high - low))
+    panel.set(ylim=(len(ends) - 0.4, -0.7), xlim=(low - margin, high + margin))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda share, _: _percent(share)))
+    panel.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+    panel.grid(True, axis="x")
+    panel.grid(False, axis="y")
+    panel.set_title("Test problems, pass@1", loc="left", weight="bold", size=14, pad=20)
+
+
+def _course(panel: Axes, runs: list[dict], colour: str, behind: bool = False) -> None:
+    """Accuracy in training over sampled tokens: thin lines the seeds, the strong one their mean, both running means."""
+    curves = [smooth(np.array(run["accuracy"]), 3) for run in runs]
+    tokens = [np.array(run["tokens"]) / 1e3 for run in runs]
+    if not behind:
+        for x, y in zip(tokens, curves):
+            panel.plot(x, y, color=colour, lw=0.8, alpha=0.4, zorder=3)
+    steps = min(len(x) for x in tokens)
+    mean = [np.mean([values[:steps] for values in lines], axis=0) for lines in (tokens, curves)]
+    panel.plot(*mean, color=colour, lw=1.6 if behind else 2.4, alpha=0.7 if behind else 1, zorder=2 if behind else 4)
+
+
+def _finding(start: Interval, ends: dict[str, list[float]]) -> tuple[str, str]:
+    means = {label: float(np.mean(values)) for label, values in ends.items()}
+    low, high = min(means, key=means.get), max(means, key=means.get)
+    seeds = sorted({len(values) for values in ends.values()})
+    count = f"{seeds[0]} seed" + "s" * (seeds[-1] > 1) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    note = f"{count}; bars are 95% intervals over seeds, small dots the seeds, the grey band the base over problems"
+    if len(means) == 1:
+        return f"{low}: {_percent(start[0])} → {_percent(means[low])}", note
+    span = f"{_percent(means[low])} ({low}) to {_percent(means[high])} ({high})"
+    return f"From {_percent(start[0])}: {span}", note
+
+
+# ---- settings of one algorithm ---------------------------------------------------------------
+
+
+def settings(start: Interval, ends, intervals, curves, path: Path, panels: dict[str, tuple[str, str]]) -> Figure:
+    """Pass@1 of every setting, and one panel over the steps for each of `panels`.
+
+    The arguments are those of `algorithms`; panels: key of a curve -> title, unit.
+    """
+    colours = dict(zip(ends, COLOURS))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 5.8), dpi=DPI)
+        axes = figure.subplots(1, 1 + len(panels))
+        figure.subplots_adjust(left=0.17, right=0.985, top=0.76, bottom=0.11, wspace=0.3)
+        _ends(axes[0], start, ends, intervals, colours)
+        for panel, (key, (title, unit)) in zip(axes[1:], panels.items()):
+            tops = [0.0]
+            for label, runs in curves.items():
+                lines = [smooth(np.array(run[key]), 3) for run in runs if key in run]
+                if lines:
+                    steps = min(map(len, lines))
+                    band = np.stack([line[:steps] for line in lines])
+                    x = np.arange(1, steps + 1)
+                    panel.fill_between(x, band.min(0), band.max(0), color=colours[label], alpha=0.15, lw=0)
+                    panel.plot(x, band.mean(0), color=colours[label], lw=2.4)
+                    tops.append(band.max())
+            panel.set_title(title, loc="left", weight="bold", size=14, pad=20)
+            panel.set(xlabel="step", ylabel=unit)
+            if len(tops) > 1:
+                panel.set_xlim(left=1)
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            if unit == "share":
+                _percent_axis(panel)
+            else:
+                _from_zero(panel, np.array(tops))
+        _headline(figure, *_finding(start, ends))
+        return _write(figure, path)
+
+
+# ---- a learned reward pushed too far ---------------------------------------------------------
+
+
+def overoptimization(curves: dict[str, list[dict]], path: Path) -> Figure:
+    """Proxy and gold reward over the steps, a panel a setting; thin lines the seeds.
+
+    curves: label -> one dictionary a seed with "reward" (of the learned model) and "accuracy" (of the rules), [S] each.
+    After Gao et al. 2022 (arXiv:2210.10760), who call the rules' place gold.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 5.8), dpi=DPI)
+        axes = figure.subplots(1, len(curves), squeeze=False)[0]
+        figure.subplots_adjust(left=0.075, right=0.93, top=0.77, bottom=0.11, wspace=0.14)
+        rewards = np.concatenate([run["reward"] for runs in curves.values() for run in runs])
+        margin = 0.05 * (rewards.max() - rewards.min()) or 0.1
+        for number, (panel, (label, runs)) in enumerate(zip(axes, curves.items())):
+            right = panel.twinx()
+            right.grid(False)
+            for place, key, colour in ((panel, "accuracy", BLUE), (right, "reward", ORANGE)):
+                lines = [smooth(np.array(run[key]), 3) for run in runs]
+                steps = min(map(len, lines))
+                x = np.arange(1, steps + 1)
+                for line in lines:
+                    place.plot(x, line[:steps], color=colour, lw=0.8, alpha=0.4)
+                place.plot(x, np.mean([line[:steps] for line in lines], axis=0), color=colour, lw=2.4)
+            _percent_axis(panel)
+            right.set_ylim(rewards.min() - margin, rewards.max() + margin)
+            panel.set(xlabel="step", xlim=(1, None))
+            panel.tick_params(labelleft=number == 0)
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            panel.set_title(label, loc="left", weight="bold", size=14, pad=12)
+            if number == 0:
+                panel.set_ylabel("gold: right answers", color=BLUE)
+            right.tick_params(labelright=number == len(curves) - 1)
+            if number == len(curves) - 1:
+                right.set_ylabel("proxy: score of the learned reward model", color=ORANGE)
+        _headline(figure, *_overoptimized(curves))
+        return _write(figure, path)
+
+
+def _overoptimized(curves: dict[str, list[dict]]) -> tuple[str, str]:
+    label, runs = next(iter(curves.items()))
+    last = max(1, len(runs[0]["reward"]) // 6)
+
+    def change(key: str) -> list[float]:
+        return [float(np.mean([run[key][part] for run in runs])) for part in (slice(last), slice(-last, None))]
+
+    proxy, gold = change("reward"), change("accuracy")
+    title = f"{label}: learned reward {proxy[0]:.1f} → {proxy[1]:.1f}, "
+    title += f"right answers {_percent(gold[0])} → {_percent(gold[1])}"
+    return title, "first and last sixth of the steps; thin lines are seeds, all are running means over three steps"

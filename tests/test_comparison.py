@@ -1,0 +1,390 @@
+"""Comparisons at toy size: cells that are killed, changed or done; what the tables say; the figures."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+SCRIPTS = Path(__file__).parent.parent / "experiments"
+sys.path.insert(0, str(SCRIPTS))  # as python does for a script
+
+import comparison  # noqa: E402
+import comparison_tables as tables  # noqa: E402
+import pretrain  # noqa: E402
+import processes  # noqa: E402
+from ablations import algorithms, group_size, reduction  # noqa: E402
+from comparison import START, Config, Measure, Method, cells_of, command, complete, end, load  # noqa: E402
+
+from minir1 import figures_algorithms  # noqa: E402
+from minir1.model import hf  # noqa: E402
+from minir1.model.config import ModelConfig  # noqa: E402
+
+# ---- processes, with scripts that only pretend ---------------------------------------------------
+
+TRAIN = """
+import json, os, signal, sys, time
+from pathlib import Path
+given = dict(zip(sys.argv[1:], sys.argv[2:]))
+out, seed, steps = Path(given["--out"]), int(given["--seed"]), int(given["--steps"])
+print("cores", sorted(os.sched_getaffinity(0)))
+print("threads", os.environ["OMP_NUM_THREADS"], "resumed", "--resume" in sys.argv)
+out.mkdir(parents=True, exist_ok=True)
+time.sleep(float(given.get("--sleep", 0)))
+if given.get("--kill") == "yes" and not (out / "half").exists():
+    (out / "half").write_text("")
+    os.kill(os.getpid(), signal.SIGKILL)
+if given.get("--fail") == "yes":
+    sys.exit("the loss is not finite")
+rows = [{"step": 0, "eval/pass@1": 0.3}]
+for step in range(1, steps + 1):
+    rows.append({"step": step, "train/sampled_tokens": 100, "train/trained_tokens": 60, "train/accuracy": 0.1 * step})
+    rows[-1] |= {"time/rollout_s": 1.0, "time/judge_s": 0.25, "time/update_s": 2.0}
+(out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+(out / "pass").write_text(str(float(given["--lr"]) * 1000 + seed / 100))
+with open(out.parent.parent / "runs.txt", "a") as file:
+    file.write(f"{out.parent.name}/{out.name}\\n")
+"""
+MEASURE = """
+import json, sys
+from pathlib import Path
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+trained = Path(given["--policy"]).parent / "pass"
+found = {"pass@1": float(trained.read_text()) if trained.exists() else 0.1, "split": given["--split"]}
+Path(given["--out"]).write_text(json.dumps(found))
+"""
+METHODS = {"a": Method("A", "train.py"), "b": Method("B", "train.py", {"clip": 0.3})}
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """Two methods, two seeds, scripts that take milliseconds."""
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    (scripts / "train.py").write_text(TRAIN)
+    (scripts / "comparison.py").write_text(MEASURE)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(comparison, "SCRIPTS", scripts)
+    places = {"out": tmp_path / "runs", "results": tmp_path / "docs" / "toy.json", "figure": tmp_path / "toy.png"}
+    return Config(checkpoint=tmp_path / "base", seeds=(0, 1), steps=2, **places)
+
+
+def done(config) -> list[str]:
+    path = config.out / "runs.txt"
+    return sorted(path.read_text().split()) if path.exists() else []
+
+
+def failures(cells, config) -> dict[str, str]:
+    return {cell.name: failure for cell, failure in complete(cells, config) if failure}
+
+
+def test_every_cell_is_run_measured_and_stored(toy, capsys):
+    cells = cells_of(METHODS, toy)
+    assert [cell.name for cell in cells] == [START, "a/0", "b/0", "a/1", "b/1"]  # seed by seed
+    assert failures(cells, toy) == {}
+    found = load(toy.results)
+    assert found.keys() == {cell.name for cell in cells} and found["b/1"]["pass@1"] == pytest.approx(0.31)
+    lines = toy.results.read_text().splitlines()
+    assert len(lines) == 2 + 5 and all(line.startswith('"') for line in lines[1:-1])  # a line a cell
+    told = "train.py --steps 2 --seed 1 --lr 0.0003 --prompts 16 --answers 8 --max-tokens 384 --eval-every 8"
+    assert found["b/1"]["command"] == f"{told} --eval-answers 1 --clip 0.3" and found[START]["command"] == ""
+    assert found["a/0"]["tokens/sampled"] == 200 and found["a/0"]["tokens/trained"] == 120
+    assert found["a/0"]["seconds/rollout"] == 2 and found["a/0"]["seconds/total"] == 6.5
+    assert found["a/0"]["curve"] == {"tokens": [100, 200], "accuracy": [0.1, 0.2]}
+    assert "tokens/sampled" not in found[START]
+    shown = capsys.readouterr().out
+    assert "5 of 5 cells, about 0 min left" in shown and "b/1: test pass@1 31.0%" in shown
+    said = (toy.out / "a" / "0.log").read_text()
+    assert "threads 1 resumed False" in said
+    if hasattr(os, "sched_setaffinity"):
+        assert len(json.loads(said[len("cores ") : said.index("]") + 1])) == 1
+    assert failures(cells, toy) == {} and len(done(toy)) == 4  # nothing is run again
+
+
+def test_a_killed_cell_resumes_and_a_failing_one_stops_no_other(toy, capsys):
+    methods = METHODS | {"k": Method("K", "train.py", {"kill": "yes"}), "f": Method("F", "train.py", {"fail": "yes"})}
+    toy = replace(toy, seeds=(0,))
+    failed = failures(cells_of(methods, toy), toy)
+    assert failed.keys() == {"k/0", "f/0"}
+    assert "failed with -9" in failed["k/0"] and "failed with 1" in failed["f/0"]
+    assert failed["f/0"].endswith("the loss is not finite\n") and "the loss is not finite" in capsys.readouterr().out
+    assert load(toy.results).keys() == {START, "a/0", "b/0"}
+    with pytest.raises(SystemExit, match="failed: k/0, f/0; the logs lie in") as stop:
+        end(list(failed), toy)
+    assert isinstance(stop.value.code, str)  # a message: the status is 1
+    end([], toy)
+    assert failures(cells_of(methods, toy), toy).keys() == {"f/0"}
+    assert load(toy.results).keys() == {START, "a/0", "b/0", "k/0"} and done(toy) == ["a/0", "b/0", "k/0"]
+    assert (toy.out / "k" / "0.log").read_text().count("resumed True") == 1
+
+
+def test_another_command_base_or_measurement_is_refused(toy):
+    cells = cells_of(METHODS, toy)
+    failures(cells, toy)
+    for changed, told in (
+        (replace(toy, steps=3), "a/0 was done with command 'train.py --steps 2 .*', now 'train.py --steps 3"),
+        (replace(toy, test_answers=4), "start was done with measured '400 test problems, 8 answers"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            failures(cells_of(METHODS, changed), changed)
+    (toy.checkpoint / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(ValueError, match="start was done with base '[0-9a-f]{12}', now '[0-9a-f]{12}'"):
+        failures(cells, toy)
+    toy.results.unlink()  # the trainings themselves know it too
+    failed = failures(cells, toy)
+    assert failed.keys() == {"a/0", "b/0", "a/1", "b/1"} and "was run with" in failed["a/0"]
+    with pytest.raises(ValueError, match="holds no \\*.safetensors"):
+        failures(cells, replace(toy, checkpoint=toy.out))
+
+
+@pytest.mark.parametrize("change, told", [({"jobs": 0}, "jobs = 0"), ({"seeds": (1, 1)}, "seeds"), ({"seeds": ()}, "=")])
+def test_bad_settings_are_named(change, told):
+    with pytest.raises(ValueError, match=told):
+        Config(**change)
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from processes import go_on
+folder = Path(sys.argv[3])
+words = [sys.executable, sys.argv[2], "--out", str(folder), "--seed", "0", "--steps", "1", "--lr", "1", "--sleep", "1"]
+go_on(words, folder, "asked")
+"""
+
+
+def test_after_a_kill_of_the_runner_alone_the_next_one_waits(toy, tmp_path, capsys):
+    script, folder = tmp_path / "scripts" / "train.py", toy.out / "a" / "0"
+    folder.parent.mkdir(parents=True)
+    words = [sys.executable, "-c", RUNNER, str(SCRIPTS), str(script), str(folder)]
+    runner = subprocess.Popen(words)
+    while not folder.exists():
+        time.sleep(0.02)
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
+    assert not done(toy)  # the training goes on without it
+    again = [sys.executable, str(script), "--out", str(folder), "--seed", "0", "--steps", "1", "--lr", "1"]
+    with pytest.raises(ValueError, match="was run with 'asked', not 'other'"):
+        processes.go_on(again, folder, "other")
+    processes.go_on(again, folder, "asked")
+    assert "waiting for a process of an earlier call" in capsys.readouterr().out
+    assert done(toy) == ["a/0", "a/0"]  # one after the other
+
+
+# ---- the sweep -----------------------------------------------------------------------------------
+
+
+def test_algorithms_sweep_choose_and_compare(toy, monkeypatch, capsys):
+    monkeypatch.setattr(algorithms, "METHODS", {"grpo": METHODS["a"], "rloo": METHODS["b"]})
+    drawn = []
+    monkeypatch.setattr(algorithms, "draw", lambda config: drawn.append(len(load(config.results))))
+    config = replace(toy, steps=6, seeds=(0, 1, 2))
+    assert algorithms.rates(config) == [1e-4, 3e-4, 9e-4]
+    sweep = algorithms.sweep(config)
+    assert len(sweep) == 6 and {(cell.steps, cell.split) for cell in sweep} == {(2, "validation")}
+    assert {cell.seed for cell in sweep}.isdisjoint(config.seeds)
+    found = {}
+    monkeypatch.setattr(algorithms.tables, "show", lambda title, *rest: found.update(rest[0]))
+    algorithms.main(config)
+    assert drawn[-1] == len(found) == 6 + 1 + 6
+    assert all("--lr 0.0009 " in found[f"{name}/{seed}"]["command"] for name in ("grpo", "rloo") for seed in range(3))
+    assert found["grpo/0"]["split"] == "test" and found["sweep/grpo/0.0001"]["split"] == "validation"
+    assert "sweep/grpo/0.0001" in capsys.readouterr().out
+
+    chosen = algorithms.chosen(found, config)
+    assert chosen == {"grpo": 9e-4, "rloo": 9e-4}
+    del found["sweep/grpo/0.0001"]
+    assert algorithms.chosen(found, config) == {"rloo": 9e-4}  # no choice before its sweep is done
+    assert [cell.name for cell in algorithms.trained(found, config)] == [START, "rloo/0", "rloo/1", "rloo/2"]
+    found["sweep/rloo/0.0003"]["pass@1"] = found["sweep/rloo/0.0009"]["pass@1"]
+    assert algorithms.chosen(found, config) == {"rloo": 3e-4}  # the smaller of equals
+
+
+def test_a_failing_sweep_leaves_its_method_out_and_the_status_says_so(toy, monkeypatch):
+    monkeypatch.setattr(algorithms, "METHODS", {"a": METHODS["a"], "f": Method("F", "train.py", {"fail": "yes"})})
+    monkeypatch.setattr(algorithms, "draw", lambda config: None)
+    monkeypatch.setattr(algorithms.tables, "show", lambda *rest: None)
+    with pytest.raises(SystemExit, match="failed: sweep/f/0.0001, sweep/f/0.0003, sweep/f/0.0009;"):
+        algorithms.main(toy)
+    assert {START, "a/0", "a/1"} < load(toy.results).keys() and "f/0" not in load(toy.results)
+
+
+ABLATIONS = {
+    "algorithms": (algorithms.METHODS, algorithms.DEFAULT),
+    "reduction": (reduction.METHODS, reduction.DEFAULT),
+    "group_size": (group_size.methods(group_size.DEFAULT), group_size.DEFAULT),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_the_scripts_understand_their_commands(name):
+    methods, config = ABLATIONS[name]
+    for cell in cells_of(methods, config)[1:]:
+        script, *words = command(cell, config)
+        script = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        read = tyro.cli(script.Config, args=words)
+        assert read.steps == config.steps and read.seed == cell.seed and read.prompts * read.answers == 128
+        for key, value in cell.options.items():
+            assert getattr(read, key.replace("-", "_")) == value
+
+
+def test_group_sizes_must_divide_the_answers_of_a_step():
+    with pytest.raises(ValueError, match="prompts times answers = 96: must be a multiple of 64"):
+        group_size.methods(Config(prompts=12))
+
+
+# ---- the measurement -----------------------------------------------------------------------------
+
+TINY = ModelConfig(dim=16, layers=1, heads=2, kv_lora=8, nope=4, rope=4, v_dim=8, ffn=16, experts=2, expert_ffn=8)
+
+
+def test_a_policy_is_measured(tmp_path, capsys):
+    tokenizer = pretrain.build_tokenizer("default")
+    for name, seed in (("base", 0), ("policy", 1)):
+        model = pretrain.build_model(pretrain.Config(model=TINY, seed=seed), tokenizer)
+        hf.save(model, tokenizer, tmp_path / name)
+    config = Measure(tmp_path / "policy", tmp_path / "base", problems=3, answers=2, max_tokens=9)
+    config = replace(config, out=tmp_path / "m.json")
+    found = comparison.main(config)
+    assert found == json.loads((tmp_path / "m.json").read_text()) and found["right"] == [0, 0, 0]
+    assert found["pass@1"] == 0 and found["answers"] == 2 and "test pass@1 0.0%" in capsys.readouterr().out
+    assert found["drift"] != 0
+    assert comparison.measure(replace(config, base=config.policy))["drift"] == pytest.approx(0, abs=1e-5)
+
+
+def test_costs_of_a_training_without_trained_tokens_are_those_sampled():
+    rows = [{"step": 0, "preflight/pass@1": 1.0}, {"step": 1, "train/sampled_tokens": 7, "time/rollout_s": 2.0}]
+    assert comparison.spent(rows) == {
+        "tokens/sampled": 7, "tokens/trained": 7, "seconds/rollout": 2.0, "seconds/total": 2.0, "curve": {"tokens": [7]}
+    }  # fmt: skip
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def result(solved: float, **more) -> dict:
+    """100 problems, of which the first `solved` share is right in all 4 answers."""
+    right = [4 * (p < 100 * solved) for p in range(100)]
+    found = {"pass@1": solved, "pass@1_low": solved - 0.05, "pass@1_high": solved + 0.05, "right": right, "answers": 4}
+    found |= {"length": 50.4, "truncated": 0.01, "entropy": 0.1234, "false_yes": 0.02, "drift": 1.5}
+    found |= {"tokens/sampled": 2e6, "tokens/trained": 1e6, "seconds/rollout": 3.0, "seconds/update": 4.0}
+    curve = {"tokens": [10, 20, 30], "accuracy": [0.1, 0.3, solved], "length": [5, 6, 7], "reward": [0.0, 1.0, 2.0]}
+    return found | {"seconds/total": 8.0, "curve": curve} | more
+
+
+def results(**solved: tuple[float, ...]) -> dict:
+    cells = {f"{name}/{seed}": result(one) for name, values in solved.items() for seed, one in enumerate(values)}
+    return {"start": result(0.3)} | cells
+
+
+def test_a_row_a_method():
+    found = results(a=(0.78, 0.80, 0.82), b=(0.5, 0.6))
+    start, first, second, third = tables.reached(found, METHODS | {"c": Method("C", "")})
+    assert start == ["start", "30.0% [25.0, 35.0]", "", "", "50", "1.0%", "0.123", "2.0%", "1.50"]
+    # 80 ± t·s/√n = 80 ± 4.303·2/√3
+    assert first[:4] == ["A", "80.0% [75.0, 85.0]", "+50.0", "yes"] and len(first) == len(tables.REACHED)
+    assert second[:4] == ["B", "55.0%", "+25.0", "2 seeds"] and third == ["C", "pending"] + [""] * 7
+    assert tables.costs(found, METHODS)[0] == ["A", "2.000", "1.000", "3", "4", "8"]
+    assert tables.reached({}, METHODS) == [] and tables.costs({}, METHODS) == []
+
+
+def test_clear_of_the_start_means_intervals_that_do_not_touch():
+    assert tables.clear(result(0.3), [result(v) for v in (0.40, 0.41, 0.42)]) is True
+    assert tables.clear(result(0.3), [result(v) for v in (0.30, 0.41, 0.52)]) is False
+    assert tables.clear(result(0.3), [result(0.9)] * 2) is None
+    found = results(a=(0.4, 0.41, 0.42), b=(0.3, 0.41, 0.52))
+    assert tables.against_start(found, METHODS) == "Clear of the start: A. Not clear of it: B."
+    assert tables.against_start(results(a=(0.4,)), METHODS) == ""
+
+
+def test_differences_are_paired_by_seed_and_by_problem():
+    ends = tables.difference(*(tables.of(results(a=(0.78, 0.80, 0.82), b=(0.70, 0.70, 0.70)), n) for n in "ab"))
+    mean, low, high = ends["seeds"]
+    assert (mean, low, high) == pytest.approx((0.10, 0.10 - 4.303 * 0.02 / 3**0.5, 0.10 + 4.303 * 0.02 / 3**0.5))
+    mean, low, high = ends["problems"]
+    assert mean == pytest.approx(0.10) and 0.03 < low < 0.08 < 0.12 < high < 0.17
+    same = tables.difference(*(tables.of(results(a=(0.5, 0.6, 0.7), b=(0.4, 0.5, 0.6)), n) for n in "ab"))
+    assert same["seeds"] == pytest.approx((0.1, 0.1, 0.1))  # what the seeds share cancels
+    other = {seed + 1: one for seed, one in tables.of(results(a=(0.5, 0.6, 0.7)), "a").items()}
+    assert tables.difference(tables.of(results(a=(0.5, 0.6, 0.7)), "a"), other) is None  # two seeds in common
+
+
+def test_what_separates_needs_both_intervals():
+    inside, above = (0.1, -0.01, 0.21), (0.1, 0.05, 0.15)
+    assert tables.separated({"seeds": above, "problems": above})
+    assert not tables.separated({"seeds": inside, "problems": above})
+    assert not tables.separated({"seeds": above, "problems": inside})
+    found = results(a=(0.6, 0.6, 0.6), b=(0.8, 0.8, 0.8), c=(0.5, 0.6, 0.7))
+    methods = METHODS | {"c": Method("C", "")}
+    told = "Separated from A by both intervals: B (+20.0 points). "
+    assert tables.verdict(found, methods, "a") == told + "Not separated, so that no order is claimed: C (+0.0 points)."
+    assert [line[0] for line in tables.against(found, methods, "a")] == ["B", "C"]
+    assert tables.verdict(results(a=(0.5,)), METHODS, "a") == ""
+
+
+def test_pages_name_the_pending_cells_and_the_command():
+    everything = algorithms.page_result({}), algorithms.page_sweep({})
+    assert everything[0].startswith("Pending, 49 of 49 cells: `sweep/grpo/0.0001`, ")
+    assert everything[0].endswith("```\npython experiments/ablations/algorithms.py\n```")
+    assert "| GRPO | pending | pending | pending |" in everything[1]
+    found = {name: result(0.5 + 0.01 * number) for number, name in enumerate(sorted(algorithms.names()))}
+    assert "All 49 cells are done." in algorithms.page_result(found)
+    page = algorithms.page_result(found)
+    assert "| GRPO, lr 0.0009 | " in page and "![" in page and "Tokens sampled in training" in page
+    assert "At the upper edge: GRPO, " in algorithms.page_sweep(found)
+    assert "**" in algorithms.page_sweep(found)
+    partly = {"start": result(0.3), "per_answer/0": result(0.5)}
+    told = reduction.page(partly)
+    assert "| per answer | 50.0% | +20.0 | 1 seed |" in told and "| token mean | pending |" in told
+    assert "Pending, 8 of 10 cells: `token/0`, `fixed/0`, `per_answer/1`" in told
+
+
+def test_the_edges_of_the_grid_are_told():
+    found = {f"sweep/{n}/{r:g}": result(0.5 - abs(i - 1) / 10) for n in algorithms.METHODS
+             for i, r in enumerate(algorithms.rates(algorithms.DEFAULT))}  # fmt: skip
+    assert algorithms.edges(found) == "No method's best rate lies at an edge of the grid."
+    found["sweep/gspo/0.0001"]["pass@1"] = 0.9
+    assert "smaller rate might be better still: GSPO. At the upper edge: none." in algorithms.edges(found)
+    assert algorithms.edges({}) == ""
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def words(figure) -> list[str]:
+    texts = [text.get_text() for owner in [figure, *figure.axes] for text in owner.texts]
+    return texts + [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def test_the_figures(tmp_path):
+    found = results(a=(0.78, 0.80, 0.82), b=(0.5, 0.6))
+    drawn = tables.parts(found, METHODS | {"c": Method("C", "")})
+    assert drawn["ends"] == {"A": [0.78, 0.80, 0.82], "B": [0.5, 0.6]} and drawn["intervals"].keys() == {"A"}
+    figure = figures_algorithms.algorithms(tables.start(found), **drawn, path=tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert {"From 30%: 55% (B) to 80% (A)", "A", "B", "80%", "55%", "start"} <= set(words(figure))
+    assert figure.axes[1].lines[-1].get_xdata()[-1] == 0.03  # thousand tokens
+    np.testing.assert_allclose(figure.axes[1].lines[-1].get_ydata()[0], 0.2)  # a mean of the first two steps
+    panels = {"length": ("Length", "tokens"), "accuracy": ("Training", "share"), "kl": ("KL", "nats")}
+    figure = figures_algorithms.settings(tables.start(found), **drawn, path=tmp_path / "s.png", panels=panels)
+    assert {"Length", "Training", "KL"} <= set(words(figure)) and len(figure.axes) == 4
+    assert not figure.axes[3].lines  # nothing measured it
+    single = {key: {"A": value["A"]} for key, value in drawn.items()}
+    figure = figures_algorithms.algorithms((0.1, 0.09, 0.11), **single, path=tmp_path / "a.png")
+    assert "A: 10% → 80%" in words(figure) and any("start at 10%" in text for text in words(figure))
+
+
+def test_the_figure_of_a_reward_pushed_too_far(tmp_path):
+    runs = [{"reward": list(range(12)), "accuracy": [0.5] * 6 + [0.2] * 6}] * 3
+    figure = figures_algorithms.overoptimization({"without KL": runs, "with KL": runs}, tmp_path / "o.png")
+    assert "without KL: learned reward 0.5 → 10.5, right answers 50% → 20%" in words(figure)
