@@ -62,7 +62,7 @@ def test_the_table():
     lines = routes.rows(found)
     assert [line[0] for line in lines] == ["fp32, 0", "bf16, 0", "fp32, 12"]
     assert lines[1] == [
-        "bf16, 0", "50.000% [47.516, 52.484]", "75.000% [75.000, 75.000]", "2.0e-03", "1.0e-03", "3.1e-01", "2.0e-01"
+        "bf16, 0", "50.000% [47.516, 52.484]", "75.000% [75.000, 75.000]", "2.00e-03", "1.00e-03", "3.1e-01", "2.0e-01"
     ]
     assert routes.rows({"0": found["1"]})[0][1] == "50.000%"
     page = render_docs.routed(found).splitlines()

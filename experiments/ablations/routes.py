@@ -125,7 +125,7 @@ def rows(found: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
     for name in sorted(seeds[0], key=lambda name: (int(name.split("/")[1]), name.startswith("bf16"))):
         here = {key: [one[name][key] for one in seeds] for key in seeds[0][name]}
         line = [name.replace("/", ", "), share(here["pairs"]), share(here["tokens"])]
-        line += [f"{sum(here[f'mean/{way}']) / len(seeds):.1e}" for way in ("free", "replayed")]
+        line += [f"{sum(here[f'mean/{way}']) / len(seeds):.2e}" for way in ("free", "replayed")]
         lines.append(line + [f"{max(here[f'largest/{way}']):.1e}" for way in ("free", "replayed")])
     return lines
 
