@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
-def _check(rewards: Tensor) -> None:
-    if rewards.ndim != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards has shape {tuple(rewards.shape)}; a group baseline needs [P, G] with G >= 2")
+def _check(rewards: Tensor, least: int = 2) -> None:
+    if rewards.ndim != 2 or rewards.shape[1] < least or not len(rewards):
+        raise ValueError(f"rewards has shape {tuple(rewards.shape)}; allowed is [P, G] with P >= 1 and G >= {least}")
     if not rewards.is_floating_point():
         raise ValueError(f"rewards are {rewards.dtype}; allowed are floats")
     if not rewards.isfinite().all():
         raise ValueError("rewards holds numbers that are not finite")
+
+
+# ---- one number an answer, from the rewards of others -------------------------------------------
+
+
+def batch_centered(rewards: Tensor) -> Tensor:
+    """A_i = r_i - b, b the mean reward of the whole batch of N answers, itself included. [P, G] -> [P, G].
+
+    The baseline of REINFORCE (Williams 1992, section 2). Since answer i takes part in its own baseline, the expected
+    gradient is (N - 1)/N of the true one: the direction is right, the step a little shorter.
+    Raises ValueError for no answers and for rewards that are not finite.
+    """
+    _check(rewards, least=1)
+    if (rewards == rewards[0, 0]).all():
+        return torch.zeros_like(rewards)
+    return rewards - rewards.mean()
+
+
+def moving_average(baseline: float | None, rewards: Tensor, decay: float) -> float:
+    """The next baseline, b <- λ b + (1 - λ) mean(r); the first is the mean itself.
+
+    Subtract the baseline *before* it is moved: then it does not depend on the answers, and the gradient is unbiased.
+    rewards: any shape; decay: λ in 0 … 1. Raises ValueError for a decay outside and for rewards that are not finite.
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay = {decay}: 0 to 1")
+    mean = rewards.mean().item()
+    if not math.isfinite(mean):
+        raise ValueError("rewards is empty or holds numbers that are not finite")
+    return mean if baseline is None else decay * baseline + (1 - decay) * mean
 
 
 def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
@@ -39,6 +71,80 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     """
     centered = group_centered(rewards)
     return centered * (rewards.shape[1] / (rewards.shape[1] - 1))
+
+
+# ---- one number a token -------------------------------------------------------------------------
+
+
+def _tokens(mask: Tensor, **named: Tensor) -> Tensor:
+    """The mask as bool, after a look at the tensors [B, T] that go with it."""
+    for name, x in named.items():
+        if x.shape != mask.shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, the mask {tuple(mask.shape)}: both [B, T]")
+        if not x.masked_select(mask.bool()).isfinite().all():
+            raise ValueError(f"{name} of trained tokens holds numbers that are not finite")
+    return mask.bool()
+
+
+def at_last_token(rewards: Tensor, mask: Tensor) -> Tensor:
+    """The reward of an answer, given for its last token: r_T = R, 0 before. rewards: [B]; mask, returns: [B, T].
+
+    A row without trained tokens has no place for its reward: it gives zeros. Raises ValueError for rewards that are not
+    finite.
+    """
+    if rewards.shape != mask.shape[:1] or not rewards.isfinite().all():
+        raise ValueError(f"rewards {tuple(rewards.shape)}, mask {tuple(mask.shape)}: want finite [B] and [B, T]")
+    mask = mask.bool()
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, columns, -1).amax(1, keepdim=True)
+    return rewards.unsqueeze(1) * (columns == last)
+
+
+def kl_in_reward(rewards: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """r_t - β (log π(x_t | x_<t) - log π_ref(x_t | x_<t)): the KL penalty as a reward a token (InstructGPT,
+    arXiv:2203.02155, equation 2; per token as in Ziegler et al. 2019).
+
+    Summed over the tokens to come (γ = 1) its expected gradient is that of the sequence's KL(π‖π_ref), exactly.
+    All [B, T]; no gradient; 0 outside the mask.
+    """
+    mask = _tokens(mask, rewards=rewards, logp=logp, ref_logp=ref_logp)
+    return (rewards - beta * (logp - ref_logp)).detach().masked_fill(~mask, 0.0)
+
+
+@torch.no_grad()
+def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """R_t = Σ_{l>=0} γ^l r_{t+l} = r_t + γ R_{t+1} over the trained tokens of a row (Sutton & Barto, equation 3.8).
+
+    rewards, mask: [B, T], the trained tokens in one piece a row. Returns [B, T], at least fp32, 0 outside the mask.
+    Raises ValueError for a mask with a hole, for γ outside 0 … 1 and for rewards that are not finite.
+    """
+    zero = torch.zeros_like(rewards)
+    return gae(rewards, zero, mask, gamma, 1.0)[1]
+
+
+def whiten(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """(A - mean) / (std + eps) over all trained tokens of the batch (REINFORCE++, arXiv:2501.03262, section 3).
+
+    advantage, mask: [B, T]; returns [B, T], 0 outside the mask; std is the sample deviation. A batch of equal
+    advantages, or of fewer than two, gives exactly 0. Computed over the whole batch, before it is split into parts.
+    """
+    mask = _tokens(mask, advantage=advantage)
+    chosen = advantage.masked_select(mask)
+    if chosen.numel() < 2 or (chosen == chosen[0]).all():
+        return torch.zeros_like(advantage)
+    return ((advantage - chosen.mean()) / (chosen.std() + eps)).masked_fill(~mask, 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(R - V) / Var(R) over the trained tokens: 1 for a perfect value, 0 for a constant, below 0 if it harms.
+
+    All [B, T]. Returns of no variance are explained by any constant: 0 by definition, as for no tokens.
+    """
+    mask = _tokens(mask, values=values, returns=returns)
+    value, target = (x.masked_select(mask).double() for x in (values, returns))
+    if target.numel() < 2 or (target == target[0]).all():
+        return 0.0
+    return (1 - (target - value).var() / target.var()).item()
 
 
 @torch.no_grad()

@@ -26,24 +26,44 @@ def reinforce(logp: Tensor, advantage: Tensor) -> Tensor:
 
 
 def clipped_surrogate(
-    logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
+    logp: Tensor,
+    old_logp: Tensor,
+    advantage: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
 ) -> Tensor:
     """-min(r_t A_t, clip(r_t, 1 - ε_low, 1 + ε_high) A_t) (PPO, arXiv:1707.06347, equation 7).
 
     The pessimistic of the two objectives: a gain is cut once the ratio has left the interval in the direction that the
     advantage asks for, a loss never. Two clips as in DAPO (arXiv:2503.14476, section 3.1). All [B, T].
+
+    dual_clip: c > 1 bounds that loss too: where A_t < 0 the objective is max(min(…), c A_t), so that a ratio beyond c
+    takes no gradient (Ye et al. 2020, arXiv:1912.09729, equation 5). None: no bound. Raises ValueError for c <= 1.
     """
     ratio = (_wide(logp) - old_logp.detach()).exp()
     advantage = advantage.detach()
-    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+    objective = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+    if dual_clip is not None:
+        if dual_clip <= 1:
+            raise ValueError(f"dual_clip = {dual_clip}: above 1, or None")
+        objective = torch.where(advantage < 0, torch.maximum(objective, dual_clip * advantage), objective)
+    return -objective
 
 
 def is_clipped(
-    logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
+    logp: Tensor,
+    old_logp: Tensor,
+    advantage: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
 ) -> Tensor:
     """bool [B, T]: where clipped_surrogate has no gradient because the ratio has left the interval."""
     ratio = (_wide(logp.detach()) - old_logp).exp()
-    return ((advantage > 0) & (ratio > 1 + clip_high)) | ((advantage < 0) & (ratio < 1 - clip_low))
+    most = float("inf") if dual_clip is None else dual_clip
+    low = (ratio < 1 - clip_low) | (ratio > most)
+    return ((advantage > 0) & (ratio > 1 + clip_high)) | ((advantage < 0) & low)
 
 
 def cispo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
@@ -71,6 +91,45 @@ def gspo(
     ratio = (log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()
     advantage = advantage.detach()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+
+
+def grpo_sequence(
+    logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float, mask: Tensor
+) -> Tensor:
+    """-min(r_i A_i, clip(r_i, 1 - ε_low, 1 + ε_high) A_i) at each token of answer i: GRPO as R1's paper writes it.
+
+        r_i = π_θ(o_i | q) / π_old(o_i | q) = exp(Σ_t log r_it)                   (arXiv:2501.12948, section 2.2.1)
+
+    One ratio a whole answer, over its trained tokens, the mask [B, T]. With the weights of `per_answer_mean` the sum is
+    the paper's objective; its gradient at r = 1 is REINFORCE with every token of the batch weighted 1/answers, long
+    answers not discounted. `gspo` takes the |o_i|-th root of the same ratio, which stays near 1 where this one leaves
+    the interval after a few tokens' change. All [B, T]; the advantage is one number an answer, repeated.
+    """
+    log_ratio = (_wide(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
+    ratio = log_ratio.sum(1, keepdim=True).exp()
+    advantage = advantage.detach()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+
+
+def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> Tensor:
+    """min(π_old / π_sampler, C) a token, without gradient: a weight for the loss where sampler and trainer differ.
+
+    Answers drawn by a sampler of other numerics (half precision, other experts) are not the trainer's: the weight
+    π_old / π_sampler mends a token's own mismatch, the cap C bounds its variance and leaves a bias where it bites
+    (truncated importance sampling, Ionides 2008; for language models Yao et al. 2025). With it the ratio of the
+    surrogate is π_θ / π_old, both of the trainer. All [B, T]. Raises ValueError for C <= 0.
+    """
+    if cap <= 0:
+        raise ValueError(f"cap = {cap}: above 0, infinite for none")
+    return (_wide(old_logp.detach()) - sampler_logp.detach()).exp().clamp(max=cap)
+
+
+def entropy_bonus(entropy: Tensor) -> Tensor:
+    """-H(π(· | x_<t)): add a small multiple to the loss, and the policy stays undecided longer (Williams & Peng 1991).
+
+    entropy: [B, T], nats, with gradient, of the distribution that x_t was drawn from.
+    """
+    return -_wide(entropy)
 
 
 def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -> Tensor:

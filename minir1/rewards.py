@@ -46,3 +46,18 @@ def answer(text: str) -> str | None:
     if still_open or before.rfind("</think>") <= before.rfind("<think>"):
         return None
     return content.strip() or None
+
+
+def overlong(length: int, budget: int, buffer: int) -> float:
+    """The soft penalty of long answers (DAPO, arXiv:2503.14476, equation 13): 0 … -1, linear over the last tokens.
+
+        0                                     length <= budget - buffer
+        ((budget - buffer) - length) / buffer   up to the budget
+        -1                                    beyond it
+
+    length, budget, buffer: tokens. An answer of exactly `budget` tokens, cut or not, gets -1.
+    Raises ValueError for a negative length and unless 0 < buffer <= budget.
+    """
+    if length < 0 or not 0 < buffer <= budget:
+        raise ValueError(f"length = {length}, budget = {budget}, buffer = {buffer}: 0 < buffer <= budget, length >= 0")
+    return max(-1.0, min(0.0, (budget - buffer - length) / buffer))

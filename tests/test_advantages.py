@@ -5,7 +5,19 @@ import math
 import pytest
 import torch
 
-from minir1.advantages import gae, group_advantages, group_centered, leave_one_out
+from minir1.advantages import (
+    at_last_token,
+    batch_centered,
+    discounted_returns,
+    explained_variance,
+    gae,
+    group_advantages,
+    group_centered,
+    kl_in_reward,
+    leave_one_out,
+    moving_average,
+    whiten,
+)
 
 GROUP = [group_advantages, group_centered, leave_one_out]
 
@@ -160,3 +172,86 @@ def test_gae_refuses():
     mask[2, 5] = False
     with pytest.raises(ValueError, match="row 2 of the mask has a hole"):
         gae(rewards, values, mask, 1.0, 1.0)
+
+
+def test_batch_centered_by_hand():
+    """Against the mean of all six, 2: a group of its own says nothing here."""
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    torch.testing.assert_close(batch_centered(rewards), torch.tensor([[-1.0, 0.0, 4.0], [-2.0, -2.0, 1.0]]))
+    assert not batch_centered(torch.full((3, 7), 0.1)).any() and batch_centered(torch.ones(1, 1)).tolist() == [[0.0]]
+    torch.testing.assert_close(batch_centered(rewards.view(6, 1)).flatten(), batch_centered(rewards).flatten())
+    for bad in (torch.tensor([[1.0, math.nan]]), torch.ones(0, 2), torch.ones(3), torch.ones(2, 2, dtype=torch.long)):
+        with pytest.raises(ValueError, match="rewards"):
+            batch_centered(bad)
+
+
+def test_moving_average_by_hand():
+    baseline = moving_average(None, torch.tensor([[1.0, 3.0]]), 0.9)
+    assert baseline == 2.0
+    assert moving_average(baseline, torch.tensor([7.0]), 0.9) == pytest.approx(0.9 * 2 + 0.1 * 7)
+    assert moving_average(2.0, torch.tensor([7.0]), 1.0) == 2.0 and moving_average(2.0, torch.tensor([7.0]), 0.0) == 7.0
+    with pytest.raises(ValueError, match="decay = 1.5: 0 to 1"):
+        moving_average(None, torch.ones(1), 1.5)
+    for bad in (torch.tensor([math.inf]), torch.ones(0)):
+        with pytest.raises(ValueError, match="rewards is empty or holds numbers that are not finite"):
+            moving_average(0.0, bad, 0.5)
+
+
+def test_the_reward_lands_on_the_last_token():
+    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.bool)
+    found = at_last_token(torch.tensor([1.0, 2.0, 3.0, -4.0]), mask)
+    assert found.tolist() == [[0, 0, 1, 0], [0, 0, 0, 2], [0, 0, 0, 0], [0, -4, 0, 0]]  # no token, no reward
+    for bad in (torch.ones(3), torch.tensor([1.0, math.nan, 0, 0])):
+        with pytest.raises(ValueError, match="want finite"):
+            at_last_token(bad, mask)
+
+
+def test_kl_in_reward_by_hand():
+    mask = torch.tensor([[False, True, True, False]])
+    rewards, logp = torch.tensor([[9.0, 0.0, 1.0, 9.0]]), torch.tensor([[math.nan, -1.0, -2.0, 5.0]], requires_grad=True)
+    found = kl_in_reward(rewards, logp, torch.tensor([[0.0, -3.0, -1.0, 0.0]]), mask, 0.1)
+    torch.testing.assert_close(found, torch.tensor([[0.0, -0.2, 1.1, 0.0]]))
+    assert not found.requires_grad
+    with pytest.raises(ValueError, match="ref_logp of trained tokens holds numbers that are not finite"):
+        kl_in_reward(rewards, logp, torch.full((1, 4), -math.inf), mask, 0.1)
+    with pytest.raises(ValueError, match="logp has shape"):
+        kl_in_reward(rewards, logp[:, :2], logp, mask, 0.1)
+
+
+def test_discounted_returns_by_hand():
+    """Ragged rows; nothing comes from behind the mask."""
+    rewards = torch.tensor([[9.0, 1.0, 2.0, 4.0], [9.0, 8.0, 0.0, math.nan], [1.0, 1.0, 1.0, 1.0]])
+    mask = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    found = discounted_returns(rewards, mask, 0.5)
+    assert found.tolist() == [[0, 1 + 0.5 * 4, 2 + 0.5 * 4, 4], [0, 8, 0, 0], [0, 0, 0, 0]]
+    assert discounted_returns(rewards, mask, 0.0).tolist() == [[0, 1, 2, 4], [0, 8, 0, 0], [0] * 4]
+    with pytest.raises(ValueError, match="gamma = 1.5"):
+        discounted_returns(rewards, mask, 1.5)
+
+
+def test_whitened_advantages_have_mean_zero_and_deviation_one():
+    _, advantage, mask = example()
+    found = whiten(advantage, mask)
+    chosen = found[mask]
+    assert chosen.mean().item() == pytest.approx(0, abs=1e-9) and chosen.std().item() == pytest.approx(1, abs=1e-6)
+    assert not found[~mask].any()
+    torch.testing.assert_close(whiten(5 * advantage + 3, mask), found, atol=1e-6, rtol=0)  # scale and level are gone
+    torch.testing.assert_close(whiten(advantage.masked_fill(~mask, math.nan), mask), found)
+    by_hand = whiten(torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([[False, True, True]]))
+    torch.testing.assert_close(by_hand, torch.tensor([[0.0, -1.0, 1.0]]) / math.sqrt(2))
+
+
+def test_what_does_not_vary_whitens_to_zero():
+    for value, trained in ((0.1, [1, 1, 1]), (5.0, [0, 1, 0]), (5.0, [0, 0, 0])):
+        assert not whiten(torch.full((1, 3), value), torch.tensor([trained])).any()
+    with pytest.raises(ValueError, match="advantage of trained tokens holds numbers that are not finite"):
+        whiten(torch.tensor([[math.inf, 1.0]]), torch.ones(1, 2))
+
+
+def test_explained_variance_by_hand():
+    mask, returns = torch.tensor([[0, 1, 1, 1]]), torch.tensor([[9.0, 1.0, 2.0, 3.0]])
+    assert explained_variance(returns, returns, mask) == 1.0
+    assert explained_variance(torch.full((1, 4), 7.0), returns, mask) == pytest.approx(0.0)
+    assert explained_variance(torch.tensor([[0.0, 3.0, 2.0, 1.0]]), returns, mask) == pytest.approx(-3.0)  # 1 - 4/1
+    assert explained_variance(returns, torch.ones(1, 4), mask) == 0.0  # nothing to explain
+    assert explained_variance(returns, returns, torch.zeros(1, 4)) == 0.0

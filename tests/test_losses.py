@@ -9,6 +9,8 @@ from torch import Tensor
 from minir1.losses import (
     cispo,
     clipped_surrogate,
+    entropy_bonus,
+    grpo_sequence,
     gspo,
     is_clipped,
     kl_k1,
@@ -16,6 +18,7 @@ from minir1.losses import (
     kl_k3,
     nll,
     reinforce,
+    truncated_importance,
     value_loss,
 )
 
@@ -69,14 +72,42 @@ def test_two_clips():
     assert is_clipped(logp, old, advantage, 0.2, 0.3).tolist() == [[False, True, False, True]]
 
 
-def test_is_clipped_exactly_where_there_is_no_gradient():
+# The dual clip c = 3 concerns losses alone: A < 0 and a ratio beyond c.
+DUAL = [
+    (4.0, -1.0, 3.0, 0.0),
+    (2.9, -1.0, 2.9, 2.9),
+    (4.0, 1.0, -1.2, 0.0),  # cut by ε already
+    (0.5, -2.0, 1.6, 0.0),
+    (4.0, 0.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize("ratio, advantage, loss, slope", DUAL)
+def test_dual_clip_by_hand(ratio, advantage, loss, slope):
+    old = grid(-2.5)
+    logp = (old + log(ratio)).requires_grad_()
+    value = clipped_surrogate(logp, old, grid(advantage), dual_clip=3.0)
+    assert value.item() == pytest.approx(loss, abs=1e-12)
+    assert gradient(value, logp) == pytest.approx([slope], abs=1e-12)
+    assert is_clipped(logp, old, grid(advantage), dual_clip=3.0).item() == (slope == 0 and advantage != 0)
+    free = clipped_surrogate(logp, old, grid(advantage))
+    assert torch.equal(clipped_surrogate(logp, old, grid(advantage), dual_clip=math.inf), free)
+
+
+def test_a_dual_clip_of_one_would_stop_every_punishment():
+    with pytest.raises(ValueError, match="dual_clip = 1.0: above 1, or None"):
+        clipped_surrogate(grid(-1.0), grid(-1.0), grid(-1.0), dual_clip=1.0)
+
+
+@pytest.mark.parametrize("dual", [None, 2.0])
+def test_is_clipped_exactly_where_there_is_no_gradient(dual):
     generator = torch.Generator().manual_seed(0)
     old = -3 * torch.rand(40, 50, generator=generator)
     logp = (old + 0.5 * torch.randn(40, 50, generator=generator)).requires_grad_()
     advantage = torch.randn(40, 50, generator=generator)
-    loss = clipped_surrogate(logp, old, advantage, 0.2, 0.28)
+    loss = clipped_surrogate(logp, old, advantage, 0.2, 0.28, dual)
     (slope,) = torch.autograd.grad(loss.sum(), logp)
-    clipped = is_clipped(logp, old, advantage, 0.2, 0.28)
+    clipped = is_clipped(logp, old, advantage, 0.2, 0.28, dual)
     assert torch.equal(clipped, slope == 0) and 0.1 < clipped.float().mean() < 0.6
     assert clipped.dtype == torch.bool and not clipped.requires_grad
 
@@ -93,12 +124,17 @@ def sample(rows=6, columns=9):
 
 def test_at_ratio_one_all_have_the_gradient_of_reinforce():
     logp, advantage, mask = sample()
-    weight = mask / mask.sum(1, keepdim=True)
+    weight = mask.double() / mask.sum(1, keepdim=True)
     want = gradient(weight * reinforce(logp, advantage), logp)
     old = logp.detach().clone()
     assert gradient(weight * clipped_surrogate(logp, old, advantage), logp) == pytest.approx(want, abs=1e-12)
     assert gradient(weight * cispo(logp, old, advantage, 0.2, 0.2), logp) == pytest.approx(want, abs=1e-12)
     assert gradient(weight * gspo(logp, old, advantage, 0.2, 0.2, mask), logp) == pytest.approx(want, abs=1e-12)
+    dual = clipped_surrogate(logp, old, advantage, dual_clip=3.0)
+    assert gradient(weight * dual, logp) == pytest.approx(want, abs=1e-12)
+    even = gradient(mask * reinforce(logp, advantage), logp)  # every token alike, whatever the length
+    whole = grpo_sequence(logp, old, advantage, 0.2, 0.2, mask)
+    assert gradient(weight * whole, logp) == pytest.approx(even, abs=1e-12)
     assert not is_clipped(logp, old, advantage).any()
 
 
@@ -272,3 +308,40 @@ def test_losses_are_fp32_or_better(dtype):
     want = torch.float64 if dtype == torch.float64 else torch.float32
     for name, loss in every_loss(x, old, advantage, mask).items():
         assert loss.dtype == want, name
+
+
+def test_the_ratio_of_a_whole_answer_by_hand():
+    """Ratios 2 and 3 make 6: clipped for a gain, whole for a loss; the padding has no say."""
+    mask = torch.tensor([[False, True, True, False]])
+    old = grid(-1.0, -2.0, -3.0, -9.0)
+    logp = (old + torch.tensor([[5.0, log(2), log(3), 7.0]])).requires_grad_()
+    gain = grpo_sequence(logp, old, torch.ones(1, 4), 0.2, 0.3, mask)
+    assert gain[0, 1:3].tolist() == pytest.approx([-1.3, -1.3]) and gradient(gain * mask, logp) == [0, 0, 0, 0]
+    weight = mask / 2  # per_answer_mean of one answer
+    loss = grpo_sequence(logp, old, -torch.ones(1, 4), 0.2, 0.3, mask)
+    assert (weight * loss).sum().item() == pytest.approx(6.0)
+    assert gradient(weight * loss, logp) == pytest.approx([0, 6, 6, 0])
+    one = gspo(logp, old, -torch.ones(1, 4), 0.2, 0.3, mask)  # the geometric mean: √6
+    assert (weight * one).sum().item() == pytest.approx(math.sqrt(6))
+
+
+def test_truncated_importance_by_hand():
+    """The trainer's over the sampler's probability, at most C, and no gradient through either."""
+    old, sampler = grid(-1.0, -1.0, -1.0, grad=True), grid(-1.0, -1.0 - log(3), -1.0 + log(4))
+    weight = truncated_importance(old, sampler, 2.0)
+    assert weight.flatten().tolist() == pytest.approx([1.0, 2.0, 0.25]) and not weight.requires_grad
+    assert truncated_importance(old, sampler, math.inf).flatten().tolist() == pytest.approx([1.0, 3.0, 0.25])
+    with pytest.raises(ValueError, match="cap = 0: above 0"):
+        truncated_importance(old, sampler, 0)
+
+
+def test_the_entropy_bonus_raises_the_entropy():
+    """A step down its gradient makes a skewed distribution flatter: H of (0.9, 0.1) grows."""
+    z = torch.tensor([2.2, 0.0], dtype=torch.float64, requires_grad=True)
+
+    def entropy(z):
+        return -(z.softmax(0) * z.log_softmax(0)).sum()
+
+    (slope,) = torch.autograd.grad(entropy_bonus(entropy(z)), z)
+    assert entropy(z - 0.1 * slope) > entropy(z) and entropy_bonus(entropy(z)) == -entropy(z)
+    assert entropy_bonus(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float32

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minir1.rewards import TAGS, answer, form
+from minir1.rewards import TAGS, answer, form, overlong
 
 # text, form, answer
 TABLE = [
@@ -87,3 +87,13 @@ def test_long_texts_are_fast(piece):
     text = piece * 20_000
     assert form(text) == 0.0 and answer(text) is None
     assert time.perf_counter() - start < 1
+
+
+def test_overlong_by_hand():
+    """A budget of 100 with a buffer of 20: free up to 80, then a twentieth a token."""
+    found = [overlong(n, 100, 20) for n in (0, 80, 81, 90, 99, 100, 150)]
+    assert found == pytest.approx([0, 0, -0.05, -0.5, -0.95, -1, -1])
+    assert overlong(5, 10, 10) == -0.5
+    for length, budget, buffer in ((-1, 10, 5), (3, 10, 0), (3, 10, 11)):
+        with pytest.raises(ValueError, match=f"length = {length}, budget = {budget}, buffer = {buffer}"):
+            overlong(length, budget, buffer)
