@@ -208,7 +208,8 @@ def test_the_reward_lands_on_the_last_token():
 
 def test_kl_in_reward_by_hand():
     mask = torch.tensor([[False, True, True, False]])
-    rewards, logp = torch.tensor([[9.0, 0.0, 1.0, 9.0]]), torch.tensor([[math.nan, -1.0, -2.0, 5.0]], requires_grad=True)
+    rewards = torch.tensor([[9.0, 0.0, 1.0, 9.0]])
+    logp = torch.tensor([[math.nan, -1.0, -2.0, 5.0]], requires_grad=True)
     found = kl_in_reward(rewards, logp, torch.tensor([[0.0, -3.0, -1.0, 0.0]]), mask, 0.1)
     torch.testing.assert_close(found, torch.tensor([[0.0, -0.2, 1.1, 0.0]]))
     assert not found.requires_grad
