@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from minir1 import checkpoint
+from minir1.data import by_tokens
 from minir1.evaluate import Answer, habits, judge_rollout, sample_answers, summary
 from minir1.log import Run, open_run, peak_memory_gib, progress, progress_line, read_metrics
 from minir1.model import hf
@@ -30,8 +31,8 @@ from minir1.tokenizer import Tokenizer
 
 def check(config) -> None:
     """ValueError for settings with which no script can run, naming the field, its value and what is allowed."""
-    for name in ("steps", "prompts", "minibatches", "epochs", "eval_every", "eval_answers"):
-        if getattr(config, name) < 1:
+    for name in ("steps", "prompts", "answers", "minibatches", "epochs", "eval_every", "eval_answers"):
+        if getattr(config, name, 1) < 1:
             raise ValueError(f"{name} = {getattr(config, name)}: at least 1")
     if config.temperature <= 0:
         raise ValueError(f"temperature = {config.temperature}: above 0")
@@ -70,6 +71,17 @@ def act(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], confi
     prompts = [tokenizer.encode(tokenizer.chat(p.prompt) + config.forced) for p in problems]
     sampling = {"answers": config.answers, "max_tokens": config.max_tokens, "temperature": config.temperature} | more
     return collect(model, prompts, stop=tokenizer.eos, seed=config.seed * 1_000_003 + step, **sampling)
+
+
+@torch.no_grad()
+def logprobs(model: Transformer, rollout: Rollout, microbatch: int) -> Tensor:
+    """log π(x_t | x_<t) of the answers under another model, at the sampler's temperature: fp32 [B, T]; no gradient."""
+    found = torch.zeros_like(rollout.logp)
+    for rows in by_tokens(rollout.length.tolist(), microbatch):
+        batch = rollout.select(torch.tensor(rows))
+        seen = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
+        found[rows, : batch.tokens.shape[1]] = model.logprob(batch.tokens, **seen)
+    return found
 
 
 # ---- watch -------------------------------------------------------------------------------------

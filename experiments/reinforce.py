@@ -1,0 +1,180 @@
+"""REINFORCE on Countdown: the policy gradient as it is, with a baseline (Williams 1992; Sutton & Barto, section 13.4).
+
+    python experiments/reinforce.py --checkpoint runs/base/checkpoint --out runs/reinforce
+    python experiments/reinforce.py --checkpoint runs/base/checkpoint --out runs/moving --baseline moving
+
+    ∇J(θ) = E_o~π_θ Σ_t A_t ∇ log π_θ(o_t | q, o_<t)         A_t = Σ_{l>=0} γ^l (r_{t+l} - β k1_{t+l})
+    r_T   = R - b for the last token, 0 before               k1_t = log π_θ(o_t | …) - log π_ref(o_t | …)
+
+R is the reward of the rules, as in r1_zero.py. The baseline b changes no expectation, only the noise: 0 (none), the
+mean of the batch (which holds R itself, so that the step is shortened to (N - 1)/N), or an average over past batches.
+The KL penalty stands in the reward: k1 summed over the tokens to come gives the gradient of the sequence's KL exactly.
+Every token is weighted alike, 1/(answers · max_tokens): a constant, so that the direction is that of ∇J.
+
+One update a rollout by default, while the samples are the policy's own. With more --minibatches the later ones learn
+from the samples of a policy that is a step old, and nothing corrects it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from rl_common import Clock, Session, act, check, draw, load_policy, logprobs, ratio_deviation, refuse_mismatch, report
+from torch import Tensor
+
+from minir1.advantages import at_last_token, batch_centered, discounted_returns, kl_in_reward, moving_average
+from minir1.data import by_tokens
+from minir1.evaluate import Answer, judge_rollout
+from minir1.losses import entropy_bonus, kl_k3, reinforce
+from minir1.model import hf
+from minir1.model.lora import merge
+from minir1.optim import clip_gradients
+from minir1.rollout import Rollout
+from minir1.seed import seed_everything
+from minir1.tasks import countdown
+from minir1.weights import fixed_length, token_mean
+
+
+@dataclass(frozen=True)
+class Config:
+    """REINFORCE."""
+
+    checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
+    level: str = "default"  # of Countdown: default | wide | four
+    steps: int = 40
+    prompts: int = 32  # P, problems a step
+    answers: int = 8  # G, answers a problem
+    max_tokens: int = 384  # budget of an answer
+    temperature: float = 1.0
+    lr: float = 3e-4  # AdamW
+    warmup: int = 5  # steps
+    baseline: Literal["none", "batch", "moving"] = "batch"  # b
+    baseline_decay: float = 0.9  # λ of the moving baseline
+    gamma: float = 1.0  # γ, discount a token
+    kl: float = 0.001  # β, in the reward
+    entropy_weight: float = 0.0
+    minibatches: int = 1  # optimizer steps a rollout
+    accuracy_weight: float = 1.0
+    form_weight: float = 0.1
+    grad_clip: float = 1.0
+    max_ratio_deviation: float = 0.5  # of any first ratio from 1, and a fiftieth of it in the mean; else the run stops
+    min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
+    eval_every: int = 10  # steps
+    eval_answers: int = 2  # a validation problem
+    seed: int = 0
+    out: Path = Path("runs/reinforce")
+    resume: bool = False
+    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
+    wandb: str = "off"
+
+    forced = ""  # answers begin with nothing
+
+    def __post_init__(self):
+        check(self)
+        if not (0 <= self.gamma <= 1 and 0 <= self.baseline_decay <= 1):
+            raise ValueError(f"gamma = {self.gamma}, baseline_decay = {self.baseline_decay}: 0 to 1")
+
+
+def judge(answers: list[list[Answer]], config: Config) -> Tensor:
+    """Rules alone: rewards fp32 [P, G]."""
+    return torch.tensor(
+        [[config.accuracy_weight * a.right + config.form_weight * a.form for a in group] for group in answers]
+    )
+
+
+class Baseline:
+    """b, and what it remembers of past batches."""
+
+    def __init__(self, config: Config):
+        self.config, self.average = config, None
+
+    def subtract(self, rewards: Tensor) -> Tensor:
+        """R - b, [P, G]; the moving average takes these rewards in afterwards."""
+        if self.config.baseline == "batch":
+            return batch_centered(rewards)
+        if self.config.baseline == "none":
+            return rewards
+        centered = rewards - (self.average or 0.0)
+        self.average = moving_average(self.average, rewards, self.config.baseline_decay)
+        return centered
+
+    def state_dict(self) -> dict:
+        """For a checkpoint."""
+        return {"average": self.average}
+
+    def load_state_dict(self, state: dict) -> None:
+        """From a checkpoint."""
+        self.average = state["average"]
+
+
+def advantages(rewards: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> Tensor:
+    """A, [B, T]: what an answer earned above the baseline, less the KL penalty of the tokens to come."""
+    earned = at_last_token(rewards.flatten(), rollout.mask)
+    earned = kl_in_reward(earned, rollout.logp, ref_logp, rollout.mask, config.kl)
+    return discounted_returns(earned, rollout.mask, config.gamma)
+
+
+def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config, step: int = 0) -> dict[str, float]:
+    """Update the policy on B = P·G rows; advantage: fp32 [B, T]. Returns what was measured."""
+    measured = {f"train/{name}": 0.0 for name in ("grad_norm", "ratio_deviation", "ratio_deviation_max")}
+    for update, part in enumerate(torch.arange(len(advantage)).chunk(config.minibatches)):
+        answers, tokens = len(part), int(rollout.mask[part].sum())
+        for rows in by_tokens(rollout.length[part].tolist(), config.microbatch):
+            batch = rollout.select(part[rows])
+            A = advantage[part[rows], : batch.tokens.shape[1]]
+            seen = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
+            logp, entropy = model.logprob(batch.tokens, **seen, entropy=True)
+            loss = reinforce(logp, A)
+            if config.entropy_weight:
+                loss = loss + config.entropy_weight * entropy_bonus(entropy)
+            (fixed_length(batch.mask, config.max_tokens, answers) * loss).sum().backward()
+            if update == 0:
+                total, most = ratio_deviation(logp, batch.logp, batch.mask)
+                measured["train/ratio_deviation"] += total / tokens
+                measured["train/ratio_deviation_max"] = max(measured["train/ratio_deviation_max"], most)
+        refuse_mismatch(measured, config, step)
+        measured["train/grad_norm"] += clip_gradients(model, config.grad_clip, step) / config.minibatches
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return measured
+
+
+def main(config: Config) -> dict[str, float]:
+    """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
+    seed_everything(config.seed)
+    model, tokenizer, source = load_policy(config)
+    reference, baseline = merge(hf.load(source)[0]).requires_grad_(False), Baseline(config)
+    trained = list(model.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    session = Session(config, model, tokenizer, source, {"optimizer": optimizer, "baseline": baseline})
+
+    for step in session.steps("REINFORCE"):
+        clock = Clock()
+        problems = draw(config, step)
+        rollout = act(model, tokenizer, problems, config, step)
+        clock.lap("rollout")
+
+        answers = judge_rollout(rollout, tokenizer, problems, countdown.verify, config.forced)
+        rewards = judge(answers, config)
+        clock.lap("judge")
+
+        ref_logp = logprobs(reference, rollout, config.microbatch) if config.kl else rollout.logp
+        advantage = advantages(baseline.subtract(rewards), ref_logp, rollout, config)
+        optimizer.param_groups[0]["lr"] = config.lr * min(1.0, step / max(1, config.warmup))
+        measured = learn(model, optimizer, rollout, advantage, config, step)
+        if config.kl:
+            kl = token_mean(rollout.mask, int(rollout.mask.sum())) * kl_k3(rollout.logp, ref_logp)
+            measured["train/kl"] = kl.sum().item()
+        clock.lap("update")
+
+        metrics = report(problems, rollout, answers, rewards) | measured | clock.speeds(rollout)
+        session.remember(step, metrics, problems, answers)
+    return session.finish()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
