@@ -73,7 +73,7 @@ WRONG = [
     (ULTRA | {"rejected": [{"role": "user"}]}, "a message needs role and content"),
     (PLAIN | {"score_chosen": 1}, r"score_chosen, score_rejected = \[1, None\]: expected two finite numbers"),
     (PLAIN | {"score_chosen": "9", "score_rejected": 1}, r"score_chosen, score_rejected = \['9', 1\]"),
-    ('{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": NaN, "score_rejected": 1}', r"score_chosen, score_rejected = \[nan, 1\]"),
+    (PLAIN | {"score_chosen": float("nan"), "score_rejected": 1}, r"score_chosen, score_rejected = \[nan, 1\]"),
 ]
 NOTHING = [
     (PLAIN | {"rejected": PLAIN["chosen"]}, "both answers are the same"),

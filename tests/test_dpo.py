@@ -1,0 +1,173 @@
+"""experiments/dpo.py at toy size: its gradient written out, its parts, its run folder, a run that goes on."""
+
+import copy
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_preference_pairs import assert_bad_option, save_base, write_pairs
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+
+import dpo  # noqa: E402
+from preference_common import padded  # noqa: E402
+
+from minir1 import checkpoint  # noqa: E402
+from minir1.log import read_metrics  # noqa: E402
+from minir1.model import hf  # noqa: E402
+from minir1.preference_data import load  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dpo")
+    small = {"steps": 9, "batch": 6, "warmup": 2, "lr": 3e-3, "eval_every": 4, "level": "none", "microbatch": 400}
+    return dpo.Config(checkpoint=save_base(folder / "base"), **write_pairs(folder), out=folder / "run", **small)
+
+
+@pytest.fixture(scope="module")
+def start(config):
+    """The policy, the reference (elsewhere), and ten pairs."""
+    model, tokenizer = hf.load(config.checkpoint)
+    reference = copy.deepcopy(model).requires_grad_(False)
+    with torch.no_grad():
+        for n, p in enumerate(reference.parameters()):
+            p += 0.3 * p.abs().mean() * torch.randn(p.shape, generator=torch.Generator().manual_seed(n))
+    return model, reference, load(config.pairs, tokenizer, 1024)[0][:10]
+
+
+def step(start, config, reference=None, **changes):
+    """`learn` by plain gradient descent with rate 1: what was measured, and how each parameter moved."""
+    model, other, pairs = start
+    policy = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    measured = dpo.learn(policy, reference or other, optimizer, pairs, replace(config, clip=1e9, **changes))
+    return measured, [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
+
+
+def assert_same(moves, others):
+    scale = max(move.abs().max().item() for move in others)
+    assert scale > 0
+    for move, other in zip(moves, others):
+        torch.testing.assert_close(move, other, atol=2e-5 * scale, rtol=0)
+
+
+def test_at_the_reference_the_step_is_half_of_beta_along_the_difference(start, config):
+    model, _, pairs = start
+    measured, moves = step(start, config, reference=model, beta=0.4)
+    tokens, lengths, mask = padded(pairs)
+    policy = copy.deepcopy(model)
+    chosen, rejected = (policy.logprob(tokens, lengths=lengths) * mask).sum(1).chunk(2)
+    (0.4 / 2 * (chosen - rejected).mean()).backward()
+    assert_same(moves, [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.parameters()])
+    assert measured["train/loss"] == pytest.approx(math.log(2)) and measured["train/accuracy"] == 0
+    assert measured["train/reward_chosen"] == measured["train/reward_rejected"] == measured["train/gap"] == 0
+    assert measured["train/logp_chosen"] == pytest.approx(chosen.mean().item(), rel=1e-5)
+    assert measured["train/logp_rejected"] == pytest.approx(rejected.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"label_smoothing": 0.2}], ids=str)
+def test_no_result_depends_on_the_microbatch(start, config, changes):
+    whole, moves = step(start, config, microbatch=10**6, **changes)
+    assert abs(whole["train/gap"]) > 1e-4 and whole["train/grad_norm"] > 0
+    for microbatch in (1, 150, 300):
+        measured, others = step(start, config, microbatch=microbatch, **changes)
+        assert_same(others, moves)
+        assert measured == pytest.approx(whole, rel=1e-4, abs=1e-6)
+
+
+def test_label_smoothing_and_beta_reach_the_loss(start, config):
+    plain, _ = step(start, config)
+    smooth, _ = step(start, config, label_smoothing=0.4)
+    assert smooth["train/loss"] != plain["train/loss"] and smooth["train/gap"] == plain["train/gap"]
+    double, _ = step(start, config, beta=0.2)
+    assert double["train/reward_chosen"] == pytest.approx(2 * plain["train/reward_chosen"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    dpo.main(config)
+    return config.out
+
+
+def test_a_run_is_a_folder_that_shows_both_rewards(whole, config):
+    first, *rows = read_metrics(whole)
+    assert first["step"] == 0 and first["eval/loss"] == pytest.approx(math.log(2)) and first["eval/accuracy"] == 0.5
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    names = ("loss", "accuracy", "gap", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected")
+    assert all({f"train/{name}" for name in (*names, "grad_norm")} <= row.keys() for row in rows)
+    measured = [row for row in rows if {f"eval/{name}" for name in (*names, "accuracy_low")} <= row.keys()]
+    assert [row["step"] for row in measured] == [4, 8, 9]
+    last = measured[-1]
+    assert last["eval/gap"] == pytest.approx(last["eval/reward_chosen"] - last["eval/reward_rejected"], abs=1e-5)
+    for which in ("chosen", "rejected"):  # β of the change since the start
+        change = last[f"eval/logp_{which}"] - first[f"eval/logp_{which}"]
+        assert last[f"eval/reward_{which}"] == pytest.approx(config.beta * change, rel=1e-3, abs=1e-5)
+    assert last["eval/accuracy"] > 0.95 and last["eval/loss"] < first["eval/loss"]
+    result = json.loads((whole / "result.json").read_text())
+    assert result["before/loss"] == first["eval/loss"] and result["after/accuracy"] == last["eval/accuracy"]
+    assert (whole / "figures" / "dpo.png").stat().st_size > 10_000
+
+
+def test_the_checkpoint_is_a_model_and_keeps_the_reference(whole, config):
+    path = checkpoint.latest(whole / "checkpoint")
+    policy, start = (hf.load(p)[0].state_dict() for p in (path, config.checkpoint))
+    assert any(not torch.equal(policy[name], start[name]) for name in start)
+    assert all(torch.equal(policy[name], start[name]) for name in start if name.endswith("ffn.bias"))
+    reference = checkpoint.load_state(path)["reference"]
+    assert reference.keys() == start.keys() and all(torch.equal(reference[name], start[name]) for name in start)
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(whole, config, tmp_path, monkeypatch, count):
+    again = replace(config, out=tmp_path / "run")
+    real, calls = dpo.clip_gradients, 0
+
+    def stop(*args):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dpo, "clip_gradients", stop)
+        dpo.main(again)
+    dpo.main(replace(again, resume=True, microbatch=400))
+    rows, others = (read_metrics(out) for out in (again.out, whole))
+    assert all(row.pop("perf/train_tok_s", 1) > 0 for row in rows + others) and rows == others
+    name = Path("checkpoint") / "step-000009" / "model.safetensors"
+    assert (again.out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_run_of_other_steps_or_settings_is_not_gone_on_with(whole, config):
+    with pytest.raises(ValueError, match="steps = 12: the learning rate follows it"):
+        dpo.main(replace(config, resume=True, steps=12))
+    with pytest.raises(ValueError, match="beta: 0.1 then, 0.2 now"):
+        dpo.main(replace(config, resume=True, beta=0.2))
+    with pytest.raises(ValueError, match="already holds a run"):
+        dpo.main(config)
+
+
+def test_with_a_level_the_policy_is_sampled(config, tmp_path):
+    small = {"steps": 1, "level": "default", "max_tokens": 8, "eval_answers": 1, "out": tmp_path}
+    result = dpo.main(replace(config, **small))
+    assert 0 <= result["before/pass@1"] <= 1 and "after/pass@1_low" in result
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("--beta 0", "beta = 0.0: above 0"),
+        ("--label-smoothing 0.5", "label_smoothing = 0.5: 0 to below 0.5"),
+        ("--batch 0", "batch = 0: at least 1"),
+        ("--margin 1", "--margin"),
+        ("--level five", "unknown level 'five'"),
+    ],
+)
+def test_bad_options_are_named(line, told, capsys):
+    assert_bad_option(dpo, line, told, capsys)

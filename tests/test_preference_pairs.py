@@ -1,0 +1,134 @@
+"""experiments/preference_pairs.py, and the toy base and pairs that the tests of reward_model.py and dpo.py share."""
+
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+SCRIPTS = Path(__file__).parent.parent / "experiments"
+sys.path.insert(0, str(SCRIPTS))  # as python does for a script
+
+import preference_pairs  # noqa: E402
+from pretrain import build_tokenizer  # noqa: E402
+
+from minir1.evaluate import Answer  # noqa: E402
+from minir1.model import hf  # noqa: E402
+from minir1.model.config import ModelConfig  # noqa: E402
+from minir1.model.transformer import Transformer  # noqa: E402
+from minir1.preference_data import read_pairs  # noqa: E402
+from minir1.tasks import countdown  # noqa: E402
+
+
+def save_base(path: Path) -> Path:
+    """An untrained MoE of two layers as a Hugging Face folder."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer("default")
+    sizes = {"nope": 8, "rope": 8, "v_dim": 16, "kv_lora": 16, "ffn": 64, "expert_ffn": 16}
+    tokens = {"vocab": -(-tokenizer.size // 16) * 16, "eos": tokenizer.eos, "pad": tokenizer.pad}
+    hf.save(Transformer(ModelConfig(dim=32, layers=2, heads=2, experts=4, **sizes, **tokens)), tokenizer, path)
+    return path
+
+
+def write_pairs(folder: Path, problems: int = 40) -> dict[str, Path]:
+    """Pairs by hand, `pairs` and `held_out`: a right answer that says yes over a wrong one, of several lengths."""
+    found = {}
+    for name, part in (("pairs", "train"), ("held_out", "validation")):
+        lines = []
+        for i, problem in enumerate(countdown.held_out("default", part, problems)):
+            chosen = "<think>" + "1+1=2:3 no\n" * (i % 3) + f"1+2=3:3 yes\n</think><answer>{problem.reference}</answer>"
+            for rejected in ("<think>1+2=3:4 no\n</think><answer>1+2</answer>", "1+1"):
+                scores = {"score_chosen": 1.1, "score_rejected": 0.1 * (rejected != "1+1")}
+                lines.append({"prompt": problem.prompt, "chosen": chosen, "rejected": rejected} | scores)
+        found[name] = folder / f"{name}.jsonl"
+        found[name].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return found
+
+
+def assert_bad_option(script, line: str, told: str, capsys) -> None:
+    """The command line is refused, saying `told`."""
+    with pytest.raises(SystemExit) as end:
+        tyro.cli(script.Config, args=line.split())
+    assert end.value.code == 2
+    assert told in " ".join(re.sub("[│╭╮╰╯─]", " ", "".join(capsys.readouterr())).split())
+
+
+# ---- pairing -----------------------------------------------------------------------------------
+
+
+def answer(text: str, right: bool, **more) -> Answer:
+    return Answer(text, 5, more.pop("truncated", False), right, right, **more)
+
+
+def test_couples_are_right_over_wrong_each_text_once():
+    answers = [answer("a", True), answer("a", True), answer("b", False), answer("c", False), answer("b", False)]
+    answers += [answer(t, right, truncated=True) for t, right in (("d", False), ("e", True))]
+    answers += [answer("f", False, unjudged=True)]
+    found = preference_pairs.couples(answers, 9, random.Random(0))
+    assert [(c.text, r.text) for c, r in found] == [("a", "b"), ("a", "c")]
+    assert preference_pairs.couples(answers[2:], 9, random.Random(0)) == []  # nothing right is left
+    many = [answer(str(i), i % 2 == 0) for i in range(12)]
+    drawn = [preference_pairs.couples(many, 5, random.Random(seed)) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2] and len(set(drawn[0])) == 5
+    assert all(c.right and not r.right for c, r in drawn[0])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+def scripted(model, tokenizer, problems, verify, *, answers, **sampling):
+    """What a base might have sampled: the reference every other time, and a wrong answer, judged as ever."""
+    grid = []
+    for n, problem in enumerate(problems):
+        texts = [f"<think>{i}</think><answer>{problem.reference if i % 2 else '1+1'}</answer>" for i in range(answers)]
+        texts = texts if n % 2 else ["<answer>"] * answers  # every second problem has no right answer
+        verdicts = [verify(problem, text) for text in texts]
+        grid.append([Answer(t, 7 + i, False, v.status == "right", bool(v.scores["form"]))
+                     for i, (t, v) in enumerate(zip(texts, verdicts))])
+    return grid
+
+
+def test_files_hold_pairs_of_their_split_that_the_rules_agree_with(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preference_pairs, "sample_answers", scripted)
+    config = preference_pairs.Config(checkpoint=base, problems=20, answers=6, pairs=3, out=tmp_path / "pairs")
+    result = preference_pairs.main(config)
+    assert result == json.loads((config.out / "result.json").read_text())
+    known = {p.prompt: p for p in countdown.problems("default")}
+    for name, split in (("train", "train"), ("held_out", "validation")):
+        pairs = read_pairs(config.out / f"{name}.jsonl")
+        assert len(pairs) == result[f"{name}/pairs"] == 30 and result[f"{name}/mixed"] == 0.5
+        assert result[f"{name}/pass@1"] == 0.25 and result[f"{name}/problems"] == 20
+        for pair in pairs:
+            problem = known[pair.messages[0][1]]
+            assert countdown.split(problem) == split and pair.score_gap == pytest.approx(1.0)
+            assert countdown.verify(problem, pair.chosen).status == "right"
+            assert countdown.verify(problem, pair.rejected).status == "wrong"
+    assert "held out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="pairs already holds pairs: choose another --out"):
+        preference_pairs.main(config)
+
+
+def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
+    """Sampled in earnest: an untrained model."""
+    config = preference_pairs.Config(checkpoint=base, problems=3, answers=2, max_tokens=8, out=tmp_path / "pairs")
+    with pytest.raises(ValueError, match="0 of 6 answers to train problems are right, and no problem has both kinds"):
+        preference_pairs.main(config)
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("--answers 1", "answers = 1: at least 2"),
+        ("--pairs 0", "pairs = 0: at least 1"),
+        ("--temperature 0", "temperature = 0.0: above 0, or the answers to a problem are all the same"),
+    ],
+)
+def test_bad_options_are_named(line, told, capsys):
+    assert_bad_option(preference_pairs, line, told, capsys)
