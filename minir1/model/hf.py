@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from minir1.model.config import ModelConfig
 from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
-from minir1.model.hf_config import from_hf_config, to_hf_config
+from minir1.model.hf_config import SCALAR, from_hf_config, to_hf_config
 from minir1.model.hf_tensors import harmless, to_hf_tensors, with_mtp_of
 from minir1.model.lora import adapters, load_adapters
 from minir1.model.transformer import Transformer, on_meta
@@ -32,7 +33,9 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FP8 = "F8_E4M3"
+EMBEDDING = "model.embed_tokens.weight"
 SHOWN = 4  # names of each kind in an error
+M = TypeVar("M", bound=nn.Module)
 
 
 def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes: int = 5 * 2**30) -> None:
@@ -42,13 +45,19 @@ def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes
     own) beside an index, and written one after another. Weights of an earlier save in the folder go when all of the
     new ones are written. ValueError where no Hugging Face class computes the same, or the model has adapters.
     """
-    if shard_bytes < 1:
-        raise ValueError(f"shard_bytes = {shard_bytes}: must be positive")
     if adapters(model):
         raise ValueError("the model has adapters: lora.merge folds them in, lora.save_adapters writes them alone")
-    path, tensors = Path(path), to_hf_tensors(model)
-    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    config = to_hf_config(model.config) | {"torch_dtype": dtype}
+    config = to_hf_config(model.config)
+    write(path, to_hf_tensors(model), config, shard_bytes)
+    _write_json(Path(path) / "generation_config.json", _generation(config, tokenizer.generation))
+    tokenizer.save(path)
+
+
+def write(path: str | Path, tensors: dict[str, Tensor], config: dict, shard_bytes: int = 5 * 2**30) -> None:
+    """config.json and the weights under their names there, in one file or in shards; what `save` says of them."""
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes = {shard_bytes}: must be positive")
+    path, dtype = Path(path), str(tensors[EMBEDDING].dtype).removeprefix("torch.")
     path.mkdir(parents=True, exist_ok=True)
     files = _shards(tensors, shard_bytes)
     for file, names in files.items():
@@ -66,9 +75,7 @@ def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes
         }
         where = {name: file for file, names in files.items() for name in names}
         _write_json(path / INDEX, {"metadata": counts, "weight_map": dict(sorted(where.items()))})
-    _write_json(path / "config.json", config)
-    _write_json(path / "generation_config.json", _generation(config, tokenizer.generation))
-    tokenizer.save(path)
+    _write_json(path / "config.json", config | {"torch_dtype": dtype})
 
 
 def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
@@ -79,32 +86,53 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     surplus or of another shape, and when the tokenizer has tokens that the model has not.
     """
     path = Path(path)
-    if dtype is not None and dtype not in DTYPES.values():
-        raise ValueError(f"dtype = {dtype}: must be one of {', '.join(map(str, DTYPES.values()))}, or None")
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         model, tokenizer = load(_base_of(path), device, dtype)
         load_adapters(model, path)
         return model, tokenizer
+    values, generation = describe(path)
+    name = (values.get("architectures") or ["?"])[0]
+    if name.endswith(SCALAR):
+        raise ValueError(f"{path} holds a {name}, no language model: minir1.model.heads.load opens scalar models")
+    tokenizer, config = tokenizer_and_config(path, values)
+    tokenizer.generation = generation
+    config = with_mtp_of(config, _headers(_files(path)))
+    return read(path, on_meta(config), to_hf_tensors, values, device, dtype), tokenizer
+
+
+def describe(path: str | Path) -> tuple[dict, dict]:
+    """config.json, with the special tokens that only generation_config.json names, and generation_config.json."""
+    path = Path(path)
     values, generation = read_json(path / "config.json", "not a checkpoint folder"), {}
     if (path / "generation_config.json").exists():
         generation = read_json(path / "generation_config.json")
-    values |= {key: generation.get(key) for key in ENDS if values.get(key) is None}
-    config, block = from_hf_config(values), block_of(values)
-    tokenizer = Tokenizer.load(path)
-    tokenizer.generation = generation
+    return values | {key: generation.get(key) for key in ENDS if values.get(key) is None}, generation
+
+
+def tokenizer_and_config(path: str | Path, values: dict) -> tuple[Tokenizer, ModelConfig]:
+    """Both of a folder described by `values`; ValueError when the tokenizer has tokens that the model has not."""
+    config, tokenizer = from_hf_config(values), Tokenizer.load(path)
     if tokenizer.size > config.vocab:
         raise ValueError(f"{path}: the tokenizer has {tokenizer.size} tokens, the model only {config.vocab}")
+    return tokenizer, config
 
+
+def read(path: str | Path, model: M, tensors_of: Callable[[M], dict[str, Tensor]], values: dict, device, dtype) -> M:
+    """The weights of a folder into a model that is on the meta device, with a `config`; `load` has the arguments.
+
+    tensors_of: their names -> tensors that share the memory of the model it is given.
+    """
+    if dtype is not None and dtype not in DTYPES.values():
+        raise ValueError(f"dtype = {dtype}: must be one of {', '.join(map(str, DTYPES.values()))}, or None")
+    path, block = Path(path), block_of(values)
     stored = _headers(_files(path))
-    config = with_mtp_of(config, stored)
-    model = on_meta(config)
-    wrong = _misfits(to_hf_tensors(model), stored, config, block)
+    wrong = _misfits(tensors_of(model), stored, model.config, block)
     if wrong:
         file = path / (WEIGHTS if (path / WEIGHTS).exists() else INDEX)
         raise ValueError(f"{file} does not fit its config.json: {'; '.join(wrong)}")
-    model = _allocate(model, device, dtype or DTYPES.get(stored["model.embed_tokens.weight"].dtype, torch.bfloat16))
-    _fill(to_hf_tensors(model), stored, block)
-    return model, tokenizer
+    model = _allocate(model, device, dtype or DTYPES.get(stored[EMBEDDING].dtype, torch.bfloat16))
+    _fill(tensors_of(model), stored, block)
+    return model
 
 
 def _base_of(adapters: Path) -> Path:
@@ -191,7 +219,7 @@ def _some(names: list[str], between: str = ", ") -> str:
     return between.join(names[:SHOWN] + more)
 
 
-def _allocate(model: Transformer, device: str, dtype: torch.dtype) -> Transformer:
+def _allocate(model: M, device: str, dtype: torch.dtype) -> M:
     """Memory for a model that is on the meta device, once. Weights are undefined, the selection bias is zero: where
     scores are softmax no checkpoint holds one."""
     model = model.to(dtype)

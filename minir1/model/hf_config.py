@@ -18,6 +18,7 @@ from minir1.model.rope import RopeScaling
 
 V3, V2, MOE = "DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM", "Qwen3MoeForCausalLM"
 QWEN3, GRANITE, QWEN2, LLAMA = "Qwen3ForCausalLM", "GraniteForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM"
+SCALAR = "ForSequenceClassification"  # how the same classes end where they give one number: heads.py
 SUPPORTED = {  # class -> model_type
     V3: "deepseek_v3",
     V2: "deepseek_v2",

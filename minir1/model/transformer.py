@@ -205,12 +205,14 @@ class Transformer(nn.Module):
         entropy: bool = False,
         record: list[Routing] | None = None,
         routes: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        value: nn.Module | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
         """logp[b, t] = log π(x_t | x_<t) under the softmax of z / temperature, without the logits of all tokens.
 
         tokens: int64 [B, T], right-padded; lengths: int64 [B] (None: full rows); mask: bool [B, T], the tokens wanted
         (None: every token but the first of its row). Returns fp32 [B, T], zero where not wanted, in column 0 and at
-        padding; with entropy=True also the entropy in nats of the distribution that x_t was drawn from, [B, T].
+        padding; with entropy=True also the entropy in nats of the distribution that x_t was drawn from, [B, T]; with
+        value, a `heads.ValueHead`, at last V of the state before x_t, [B, T], from the same pass.
 
         routes: int [B, T, L_moe, K_r], experts that each MoE layer must use for each token, -1 where it chooses: the
         replay of `Rollout.routes` (R3, arXiv:2510.11370). Their gates come from the present router. ValueError for a
@@ -220,8 +222,11 @@ class Transformer(nn.Module):
         given = None if routes is None else self._each_layer(routes, layout)
         hidden = self._fresh(flat, layout.positions(), layout, None, record, given)
         wanted = wanted.nonzero().squeeze(1)
-        scores = self._score(hidden.index_select(0, wanted - 1), flat, wanted, layout, temperature, entropy)
-        return scores if entropy else scores[0]
+        states = hidden.index_select(0, wanted - 1)
+        found = self._score(states, flat, wanted, layout, temperature, entropy)
+        if value is not None:
+            found.append(_grid(value(states), wanted, layout))
+        return tuple(found) if len(found) > 1 else found[0]
 
     def _each_layer(self, routes: Tensor, layout: Packing) -> list[Tensor | None]:
         """What to replay in each block, int [N, K_r], or None for a dense one. routes: int [B, T, L_moe, K_r]."""
@@ -247,9 +252,7 @@ class Transformer(nn.Module):
             logit_scale=self.config.logit_scale,
             entropy=entropy,
         )
-        place = wanted if layout.index is None else layout.index[wanted]
-        shape = layout.rows, layout.columns
-        return [x.new_zeros(shape).flatten().index_copy(0, place, x).view(shape) for x in found if x is not None]
+        return [_grid(x, wanted, layout) for x in found if x is not None]
 
     def mtp_logprob(
         self,
@@ -291,6 +294,13 @@ def _wanted(tokens: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tupl
     if mask is not None:
         wanted = wanted & layout.pack(mask.unsqueeze(-1)).squeeze(-1).bool()
     return layout, layout.pack(tokens.unsqueeze(-1)).squeeze(-1), wanted
+
+
+def _grid(x: Tensor, wanted: Tensor, layout: Packing) -> Tensor:
+    """Numbers of the packed tokens `wanted`, [M], to their places among zeros, [B, T]."""
+    place = wanted if layout.index is None else layout.index[wanted]
+    shape = layout.rows, layout.columns
+    return x.new_zeros(shape).flatten().index_copy(0, place, x).view(shape)
 
 
 def on_meta(config: ModelConfig) -> Transformer:

@@ -1,0 +1,143 @@
+"""A number instead of a token: the value of a state, the reward of an answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minir1.model import hf
+from minir1.model.config import ModelConfig
+from minir1.model.hf_config import SCALAR, architecture, to_hf_config
+from minir1.model.hf_tensors import to_hf_tensors
+from minir1.model.lora import adapters
+from minir1.model.transformer import Transformer, on_meta
+from minir1.tokenizer import Tokenizer
+
+WITHOUT = ("GraniteForCausalLM",)  # classes with no sequence classification of theirs
+
+
+class ValueHead(nn.Module):
+    """v = h·wᵀ, no bias: V of the state whose hidden state is h. w starts at zero, and so does every value.
+
+    >>> ValueHead(32)(torch.randn(2, 10, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, dim))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: [..., D] in any dtype -> at least fp32 [...]."""
+        # A half-precision product would round values to three digits, and advantages are differences of values.
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        return F.linear(hidden.to(wide), self.weight.to(wide)).squeeze(-1)
+
+
+class ScalarModel(nn.Module):
+    """A transformer that ends in one number: a critic of its own, or a reward model.
+
+    The trunk is taken over: its language head and its MTP modules, which nothing here uses, are dropped from it.
+    """
+
+    def __init__(self, trunk: Transformer, head: ValueHead):
+        super().__init__()
+        if head.weight.shape != (1, trunk.config.dim):
+            raise ValueError(f"a head of width {head.weight.shape[-1]} on a trunk of width {trunk.config.dim}")
+        trunk.head, trunk.mtp = None, nn.ModuleList()
+        trunk.config = replace(trunk.config, tied=False, mtp_depth=0)
+        self.trunk, self.head = trunk, head
+
+    @property
+    def config(self) -> ModelConfig:
+        """That of the trunk."""
+        return self.trunk.config
+
+    def values(self, tokens: Tensor, *, lengths: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """value[b, t] = V(x_<t), the value of the state before x_t, read off the hidden state of x_{t-1}.
+
+        tokens: int64 [B, T], right-padded; lengths: int64 [B] (None: full rows); mask: bool [B, T], the tokens wanted
+        (None: every token but the first of its row). Returns fp32 [B, T], zero where not wanted, in column 0 and at
+        padding.
+        """
+        rows, columns = tokens.shape
+        if mask is not None and mask.shape != tokens.shape:
+            raise ValueError(f"mask {tuple(mask.shape)}: expected the tokens' shape, {tuple(tokens.shape)}")
+        hidden = self.trunk.hidden(tokens, lengths=lengths)
+        inside = torch.arange(columns, device=tokens.device).expand(rows, columns)
+        wanted = inside > 0
+        if lengths is not None:
+            wanted = wanted & (inside < lengths.to(tokens.device).unsqueeze(1))
+        if mask is not None:
+            wanted = wanted & mask.bool()
+        return F.pad(self.head(hidden)[:, :-1], (1, 0)).masked_fill(~wanted, 0.0)
+
+    def score(self, tokens: Tensor, *, lengths: Tensor | None) -> Tensor:
+        """The number of a whole row, from the state of its last token. tokens: int64 [B, T], right-padded -> fp32 [B].
+
+        lengths: int64 [B] (None: full rows). ValueError for a row without tokens.
+        """
+        rows, columns = tokens.shape
+        if lengths is None:
+            lengths = torch.full((rows,), columns)
+        if (lengths < 1).any():
+            raise ValueError(f"lengths = {lengths.tolist()[:16]}: a row without tokens has no score")
+        hidden = self.trunk.hidden(tokens, lengths=lengths)
+        last = (lengths - 1).to(hidden.device)
+        return self.head(hidden[torch.arange(rows, device=hidden.device), last])
+
+
+# ---- folders -----------------------------------------------------------------------------------
+
+
+def save(model: ScalarModel, tokenizer: Tokenizer, path: str | Path) -> None:
+    """Write a folder that transformers opens as …ForSequenceClassification with one label, `score.weight` [1, D].
+
+    There the number is read off the last token that is not padding, found by the token's id. So where padding and the
+    end of a text are one token, no padding is named: transformers then takes single rows only, and takes them as here.
+    ValueError where no such class computes the same, or the model has adapters.
+    """
+    if adapters(model):
+        raise ValueError("the model has adapters: lora.merge folds them in")
+    config, name = model.config, architecture(model.config)
+    if name in WITHOUT:
+        raise ValueError(f"{name} has no class for sequence classification in transformers")
+    pad = tokenizer.pad if config.pad is None else config.pad
+    values = to_hf_config(config) | {
+        "architectures": [name.replace("ForCausalLM", SCALAR)],
+        "num_labels": 1,
+        "id2label": {"0": "score"},
+        "label2id": {"score": 0},
+        "pad_token_id": None if pad in (tokenizer.eos, config.eos) else pad,
+    }
+    hf.write(path, _tensors(model), values)
+    tokenizer.save(Path(path))
+
+
+def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[ScalarModel, Tokenizer]:
+    """Read a folder that `save`, or transformers, wrote. Arguments and errors as for `hf.load`.
+
+    ValueError for a folder with a language model, or with more than one label.
+    """
+    values, _ = hf.describe(path)
+    name = (values.get("architectures") or ["?"])[0]
+    if not name.endswith(SCALAR):
+        raise ValueError(f"{path} holds a {name}, not a …{SCALAR}: no scalar model; hf.load opens language models")
+    labels = len(values["id2label"]) if values.get("id2label") else values.get("num_labels", 2)  # theirs if not stated
+    if labels != 1:
+        raise ValueError(f"{path} has {labels} labels: a scalar model has 1")
+    values = values | {"architectures": [name.replace(SCALAR, "ForCausalLM")]}
+    tokenizer, trunk_config = hf.tokenizer_and_config(path, values)
+    trunk = on_meta(replace(trunk_config, mtp_depth=0))
+    with torch.device("meta"):
+        model = ScalarModel(trunk, ValueHead(trunk_config.dim))
+    return hf.read(path, model, _tensors, values, device, dtype), tokenizer
+
+
+def _tensors(model: ScalarModel) -> dict[str, Tensor]:
+    """Their names -> tensors that share the model's memory."""
+    return to_hf_tensors(model.trunk) | {"score.weight": model.head.weight}
