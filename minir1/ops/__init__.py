@@ -4,6 +4,8 @@
 insist, and what is asked for by name and cannot run is an error, never a quiet fallback. The environment variable
 MINIR1_KERNELS (auto | triton | torch) says what "auto" means.
 """
+from .attention import attention
+from .decode import decode_attention, decode_latent
 from .logprob import linear_logprob
 
-__all__ = ["linear_logprob"]
+__all__ = ["attention", "decode_attention", "decode_latent", "linear_logprob"]

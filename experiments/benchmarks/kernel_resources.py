@@ -1,0 +1,183 @@
+"""What the Triton kernels ask of a GPU, by compiling them for it; no GPU is needed.
+
+    python experiments/benchmarks/kernel_resources.py
+    python experiments/benchmarks/kernel_resources.py --save docs/results/kernel_resources.json
+
+Each kernel's own host code runs on small CPU tensors, but its launch is recorded instead of made; then Triton compiles
+what would have been launched, with the dtypes, constants and alignments of the arguments, for sm_90 (Hopper) and sm_80
+(Ampere). cuobjdump, which Triton carries, tells registers a thread, bytes a thread that do not fit them (spills),
+shared memory a block and instructions for tensor cores (HGMMA on sm_90, HMMA before).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import tyro
+
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block may ask for
+KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to compile."""
+
+    archs: tuple[int, ...] = (90, 80)  # compute capabilities
+    cases: tuple[str, ...] = ()  # names as printed, or their beginnings; all if none
+    save: Path | None = None  # JSON
+
+
+class Recorder:
+    """Stands for a kernel: `recorder[grid](...)` notes the arguments."""
+
+    def __init__(self, fn, launches: list):
+        self.fn, self.launches = fn, launches
+
+    def __getitem__(self, grid):
+        return lambda *args, **kw: self.launches.append((self.fn, args, kw))
+
+
+def record(module, arch: int, run: Callable) -> list[tuple]:
+    """The launches (kernel, args, keywords) that run() makes in a module of minir1.kernels on a GPU of that arch."""
+    launches = []
+    with ExitStack() as stack:
+        for name, fn in vars(module.jit).items():
+            if name.endswith("_kernel"):
+                stack.enter_context(patch.object(module.jit, name, Recorder(fn, launches)))
+        stack.enter_context(patch.object(attention_kernels(), "capability", lambda x: arch // 10))
+        run()
+    return launches
+
+
+def build(fn, args: tuple, kw: dict, arch: int) -> dict[str, int]:
+    """Compile one launch; the figures of the module's docstring."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    options = {name: kw.pop(name) for name in ("num_warps", "num_stages") if name in kw}
+    values = dict(zip(fn.arg_names, args)) | kw
+    free = {p.name for p in fn.params if p.do_not_specialize}
+    signature, constants, aligned = {}, {}, {}
+    for place, p in enumerate(fn.params):
+        x = values[p.name]
+        if p.is_constexpr or (x is None or type(x) is int and x == 1 and p.name not in free):  # as a launch does
+            signature[p.name], constants[(place,)] = "constexpr", x
+        elif isinstance(x, torch.Tensor):
+            signature[p.name] = "*" + KINDS[x.dtype]
+            aligned[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[p.name] = "fp32" if isinstance(x, float) else "i32"
+            if type(x) is int and x % 16 == 0 and p.name not in free:
+                aligned[(place,)] = [["tt.divisibility", 16]]
+    built = triton.compile(ASTSource(fn, signature, constants, aligned), target=GPUTarget("cuda", arch, 32),
+                           options=options)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage, sass = (subprocess.check_output([tool, flag, file.name], text=True, stderr=subprocess.DEVNULL) for flag in ("-res-usage", "-sass"))
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "spills": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "shared": built.metadata.shared,
+        "hgmma": len(re.findall(r"\bHGMMA", sass)),
+        "hmma": len(re.findall(r"\bHMMA", sass)),
+    }
+
+
+# ---- what is compiled: name -> module, and a call of its host code -----------------------------------------
+
+
+def attention_kernels():
+    """Not by an import statement: triton need not be there, and only minir1.ops may rely on it."""
+    return importlib.import_module("minir1.kernels.attention")
+
+
+def attention_call(d_qk: int, d_v: int, dtype: torch.dtype, **how) -> Callable:
+    """Forward and backward of two sequences."""
+
+    def run():
+        kernel = attention_kernels()
+        cu = torch.tensor([0, 200, 512], dtype=torch.int32)
+        q, k, v = (torch.empty(512, heads, size, dtype=dtype) for heads, size in ((8, d_qk), (2, d_qk), (2, d_v)))
+        call = dict(scale=0.1, causal=True, window=None, softcap=None) | how
+        o, lse = kernel._forward(q, k, v, cu, cu, 312, *call.values())
+        kernel._backward(q, k, v, o, lse, o, cu, cu, 312, 312, *call.values())
+
+    return run
+
+
+def decode_call(tokens: int, heads: int, kv_heads: int, size: int, dtype: torch.dtype) -> Callable:
+    def run():
+        kernel = importlib.import_module("minir1.kernels.decode")
+        q = torch.empty(2, tokens, heads, size, dtype=dtype)
+        k = torch.empty(2, kv_heads, 4096, size, dtype=dtype).transpose(1, 2)  # as minir1.model.cache lays it
+        kernel.decode(q, k, k, torch.zeros(2, dtype=torch.int64), scale=0.1)
+
+    return run
+
+
+def latent_call(tokens: int, heads: int, dtype: torch.dtype) -> Callable:
+    def run():
+        kernel = importlib.import_module("minir1.kernels.decode")
+        q_lat, q_rope = (torch.empty(2, tokens, heads, size, dtype=dtype) for size in (512, 64))
+        kernel.decode_latent(q_lat, q_rope, torch.empty(2, 4096, 576, dtype=dtype), torch.zeros(2, dtype=torch.int64),
+                             scale=0.1)
+
+    return run
+
+
+def cases() -> Iterator[tuple[str, str, Callable]]:
+    """(name, module, call)"""
+    for d_qk, d_v in ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)):
+        yield f"attention/{d_qk}/{d_v}/bf16", "attention", attention_call(d_qk, d_v, torch.bfloat16)
+    yield "attention/128/128/fp32", "attention", attention_call(128, 128, torch.float32)
+    yield ("attention/128/128/bf16/window/softcap", "attention",
+           attention_call(128, 128, torch.bfloat16, window=512, softcap=50.0))
+    for size in (64, 128):
+        yield f"decode/{size}/bf16", "decode", decode_call(1, 32, 8, size, torch.bfloat16)
+    yield "decode/128/bf16/4 new", "decode", decode_call(4, 40, 5, 128, torch.bfloat16)
+    yield "decode/128/fp32", "decode", decode_call(1, 32, 8, 128, torch.float32)
+    yield "decode/latent/128 heads/bf16", "decode", latent_call(1, 128, torch.bfloat16)
+    yield "decode/latent/16 heads/bf16", "decode", latent_call(1, 16, torch.bfloat16)
+    yield "decode/latent/16 heads/fp32", "decode", latent_call(1, 16, torch.float32)
+
+
+def measure(config: Config) -> dict[str, dict[str, int]]:
+    """'attention/128/128/bf16/forward_kernel/sm_90' -> its figures."""
+    found = {}
+    for name, module, run in cases():
+        for arch in config.archs:
+            if config.cases and not name.startswith(config.cases):
+                continue
+            for fn, args, kw in record(importlib.import_module(f"minir1.kernels.{module}"), arch, run):
+                key = f"{name}/{fn.fn.__name__}/sm_{arch}"
+                found[key] = figures = build(fn, args, dict(kw), arch)
+                print(f"{key:60}", *(f"{k} {v:6,}" for k, v in figures.items()), flush=True)
+    return found
+
+
+def main(config: Config) -> dict[str, dict[str, int]]:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise ValueError("TRITON_INTERPRET=1: the interpreter compiles nothing; unset it")
+    found = measure(config)
+    if config.save:
+        config.save.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,174 @@
+"""Attention over packed sequences, forward and backward, without the matrix of scores.
+
+    z_ij = softcap(scale · q_i·k_j)      softcap(x) = c · tanh(x / c)
+    p_ij = exp(z_ij - lse_i)             lse_i = log Σ_j exp z_ij
+    o_i  = Σ_j p_ij v_j                  over the keys j that query i sees
+
+    dv_j = Σ_i p_ij do_i                 Δ_i = do_i·o_i
+    dz_ij = p_ij (do_i·v_j - Δ_i)        through the softcap: times 1 - (z_ij / c)²
+    dq_i = scale Σ_j dz_ij k_j           dk_j = scale Σ_i dz_ij q_i
+
+FlashAttention-2 (Dao, arXiv:2307.08691), section 3.1: a program takes a block of queries through the keys it sees, with
+a running maximum and sum (Milakov & Gimelshein, arXiv:1805.02867), and leaves o and lse; backward makes the scores again
+from lse. The differences: dq has a kernel of its own, so that nothing is added by atomics and a repeated call gives the
+same bits; a group's queries are summed into its dk and dv by one program; and a head is cut in two powers of two instead
+of being padded to the next (192 = 128 + 64).
+
+Scores, maxima, sums and all accumulators are fp32. log₂e is applied after the product, so 16-bit q is not rounded again;
+p and dz are rounded once, to the dtype of v and k, where they enter a product. A query that sees no key gives o = 0,
+lse = -inf and gradients of 0.
+"""
+import math
+
+import torch
+import triton
+
+from . import attention_jit as jit
+
+INTERPRET = not isinstance(jit.forward_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
+LARGEST_HEAD = 256  # numbers: beyond it a block of accumulators leaves the registers
+
+# (BLOCK_M queries, BLOCK_N keys, warps, stages) by the larger head size. Chosen by compiling, not by timing: what spills
+# least and fits the shared memory (227 KiB on sm_90, 163 on sm_80); experiments/benchmarks/kernel_resources.py has the
+# figures.
+HOPPER = {
+    "forward": {64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 192: (128, 64, 8, 3), 256: (128, 64, 8, 2)},
+    "dq": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 192: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "dkv": {64: (32, 128, 8, 2), 128: (32, 128, 8, 2), 192: (32, 64, 8, 2), 256: (32, 32, 8, 1)},
+}
+AMPERE = {
+    "forward": {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 192: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
+    "dq": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 192: (64, 32, 8, 2), 256: (64, 32, 8, 2)},
+    "dkv": {64: (32, 128, 8, 2), 128: (32, 64, 8, 2), 192: (32, 32, 8, 2), 256: (16, 64, 8, 1)},
+}
+FP32 = {  # without tensor cores, since tf32 would round
+    "forward": {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 32, 8, 1)},
+    "dq": {64: (32, 32, 8, 1), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
+    "dkv": {64: (32, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 32, 8, 1)},
+}
+
+
+def blocks(kind: str, size: int, dtype: torch.dtype, major: int) -> dict:
+    """Configuration of one kernel; kind: forward, dq or dkv; size: the larger head size; major: of the capability."""
+    if INTERPRET:
+        return dict(BLOCK_M=32, BLOCK_N=32)
+    table = (FP32 if dtype == torch.float32 else HOPPER if major == 9 else AMPERE)[kind]
+    m, n, warps, stages = table[min(x for x in table if x >= size)]
+    return dict(BLOCK_M=m, BLOCK_N=n, num_warps=warps, num_stages=stages)
+
+
+def cut(size: int) -> tuple[int, int]:
+    """A head size as the sum of two powers of two, each at least 16, the second maybe 0; beyond it zeros are read."""
+    first = max(16, 1 << size.bit_length() - 1)
+    left = size - first
+    return (first, 0) if left <= 0 else (first, max(16, triton.next_power_of_2(left)))
+
+
+def heads(d_qk: int, d_v: int) -> dict:
+    """How the kernels take the two head sizes."""
+    (D1, D2), (V1, V2) = cut(d_qk), cut(d_v)
+    return dict(D=d_qk, D1=D1, D2=D2, DV=d_v, V1=V1, V2=V2)
+
+
+def scores(scale: float, softcap: float | None) -> dict:
+    """How the kernels make scores, in log 2, from q·k."""
+    if softcap is None:
+        return dict(factor=scale * math.log2(math.e), cap=0.0, SOFTCAP=False)
+    return dict(factor=scale / softcap, cap=float(softcap), SOFTCAP=True)
+
+
+def band(causal: bool, window: int | None) -> dict:
+    """Query i (counted from the end, as the keys) sees the keys i - left … i + right; a side that is off has no end."""
+    near = 0 if window is None else window - 1
+    return dict(left=near, right=0 if causal else near, LEFT=window is not None, RIGHT=causal or window is not None)
+
+
+def readable(x):
+    """x as the kernels read it: a head's numbers side by side, and a tile's offsets within 31 bits."""
+    return x if x.stride(-1) == 1 and x.stride(0) < 1 << 24 else x.contiguous()
+
+
+def capability(x) -> int:
+    """Major compute capability of the GPU that holds x."""
+    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0
+
+
+def _outputs(like) -> torch.dtype:
+    return torch.float32 if INTERPRET else like.dtype  # the interpreter rounds to bf16 otherwise than a GPU
+
+
+def _common(q, k, v) -> dict:
+    return dict(WIDEN=INTERPRET, **heads(q.shape[-1], v.shape[-1]))
+
+
+def _forward(q, k, v, cu_q, cu_k, max_q, scale, causal, window, softcap):
+    """o [N, H, Dv], lse [H, N] fp32."""
+    (N, H, d_qk), K, d_v = q.shape, k.shape[1], v.shape[-1]
+    o = torch.empty(N, H, d_v, dtype=_outputs(q), device=q.device)
+    lse = torch.empty(H, N, dtype=torch.float32, device=q.device)
+    config = blocks("forward", max(d_qk, d_v), q.dtype, capability(q))
+    across = triton.cdiv(max_q, config["BLOCK_M"])
+    grid = across * H * (len(cu_q) - 1)
+    if grid and N:
+        jit.forward_kernel[(grid,)](
+            q, k, v, cu_q, cu_k, o, lse, across, N, H, H // K,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *o.stride()[:2],
+            **band(causal, window), **scores(scale, softcap), **_common(q, k, v), **config,
+        )
+    return o, lse
+
+
+def _backward(q, k, v, o, lse, do, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap):
+    """dq, dk, dv like q, k, v."""
+    (N, H, d_qk), (M, K, _), d_v = q.shape, k.shape, v.shape[-1]
+    B, major, size = len(cu_q) - 1, capability(q), max(d_qk, d_v)
+    stat = torch.empty(2, H, N, dtype=torch.float32, device=q.device)  # lse in log 2, Δ
+    dq, dk, dv = (torch.empty(x.shape, dtype=_outputs(x), device=x.device) for x in (q, k, v))
+    strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *do.stride()[:2]
+    common = dict(**band(causal, window), **scores(scale, softcap), **_common(q, k, v), scale=scale)
+    if N:
+        sizes = {x: common[x] for x in ("WIDEN", "DV", "V1", "V2")}
+        jit.stat_kernel[(triton.cdiv(N, 64) * H,)](
+            o, do, lse, stat, N, H, *o.stride()[:2], *do.stride()[:2], BLOCK_M=64, **sizes)
+    config = blocks("dq", size, q.dtype, major)
+    across = triton.cdiv(max_q, config["BLOCK_M"])
+    if N and across * B:
+        jit.dq_kernel[(across * H * B,)](
+            q, k, v, do, stat, cu_q, cu_k, dq, across, N, H, H // K, *strides, *dq.stride()[:2],
+            **common, **config)
+    config = blocks("dkv", size, q.dtype, major)
+    across = triton.cdiv(max_k, config["BLOCK_N"])
+    if M and across * B:
+        jit.dkv_kernel[(across * K * B,)](
+            q, k, v, do, stat, cu_q, cu_k, dk, dv, across, N, K, H // K, *strides, *dk.stride()[:2],
+            *dv.stride()[:2], **common, **config)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap):
+        o, lse = _forward(q, k, v, cu_q, cu_k, max_q, scale, causal, window, softcap)
+        ctx.save_for_backward(q, k, v, cu_q, cu_k, o, lse)
+        ctx.how = max_q, max_k, scale, causal, window, softcap
+        ctx.mark_non_differentiable(lse)
+        return o.to(q.dtype), lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, do, _):
+        q, k, v, cu_q, cu_k, o, lse = ctx.saved_tensors
+        do = do.to(q.dtype)
+        do = do if 0 not in do.stride() else do.contiguous()
+        return *_backward(q, k, v, o, lse, readable(do), cu_q, cu_k, *ctx.how), *(None,) * 8
+
+
+def attention(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, causal=True, window=None, softcap=None):
+    """q [N, H, Dqk], k [M, K, Dqk], v [M, K, Dv] of one dtype (fp32, bf16, fp16); cu_q, cu_k [B + 1] int32; max_q, max_k
+    at least the longest sequences -> o [N, H, Dv] of that dtype, differentiable, and lse [H, N] fp32, which is not.
+
+    Query i of a sequence of n queries and m keys stands at i + m - n, so that the last query meets the last key: causal,
+    it sees keys up to there; with a window w, those less than w away. Arguments are taken as checked: see minir1.ops.
+    """
+    q, k, v = (readable(x) for x in (q, k, v))
+    return _Attention.apply(q, k, v, cu_q, cu_k, max_q, max_k, float(scale), causal, window, softcap)

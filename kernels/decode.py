@@ -1,0 +1,88 @@
+"""Attention of one or a few new tokens a row over a ragged cache: memory moves once, and long rows fill the GPU too.
+
+    o = Σ_j exp(z_j - lse) v_j           over the slots j that the token sees, z_j = softcap(scale · q·k_j)
+    o = Σ_i exp(lse_i - lse) o_i         lse = log Σ_i exp lse_i,   over the splits i of those slots
+
+All queries that share a key head, those of its group and of all new tokens, go through the keys together, so that each
+key is read once. The slots are cut in splits of a fixed size (Flash-Decoding; the merge is that of Milakov & Gimelshein,
+arXiv:1805.02867, section 3): each leaves a normalised output and its log-sum-exp in fp32, and a second kernel merges
+them in order. Because the cuts depend on nothing but the slot, and because there are no atomics, a row gives the same
+bits in any batch. What a launch looks like depends on shapes alone, never on the lengths, so that a step can be recorded
+as a CUDA graph: programs behind the end of their row return at once.
+
+MLA's cache holds one latent c and one RoPE key a token, (DeepSeek-V2, arXiv:2405.04434, section 2.1), and
+after absorbing W^UK and W^UV the latent is key and value at once: it is read once, as the first of the two parts in
+which a head is taken (576 = 512 + 64).
+"""
+import torch
+import triton
+
+from . import attention as base
+from . import decode_jit as jit
+
+INTERPRET = base.INTERPRET
+LARGEST_LATENT = 512
+
+
+def blocks(rows: int, size: int, dtype: torch.dtype, major: int) -> dict:
+    """rows: queries of a key head; size: the larger head size. SPLIT depends on the head size alone: on anything of the
+    batch it would end batch invariance."""
+    if INTERPRET:
+        return dict(BLOCK_R=16, BLOCK_N=32, SPLIT=64)
+    split = 1024 if size > 256 else 512  # slots; a latent has as many queries as heads, whose parts cost more to write
+    many = rows > 16
+    if dtype == torch.float32:
+        return dict(BLOCK_R=16, BLOCK_N=16 if size > 256 else 32, num_warps=4, num_stages=1, SPLIT=split)
+    if size > 256:
+        r, n, warps, stages = (64 if many else 16, 64, 8, 2) if major == 9 else (32 if many else 16, 32, 4, 2)
+    else:
+        r, n, warps, stages = (64 if many else 16, 64, 4, 2)
+    return dict(BLOCK_R=r, BLOCK_N=n, num_warps=warps, num_stages=stages, SPLIT=split)
+
+
+def _readable(x):
+    """x with the numbers of a head side by side: so does a cache keep them; what does not is copied whole."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _decode(q1, q2, k, v, past, sizes: dict, scale, window, softcap, latent: bool):
+    """q1 [B, T, H, ≥ D1], q2 [B, T, H, D2] (of any size without a second part), k [B, M, K, Dqk], v [B, M, K, Dv]."""
+    (B, T, H, _), M, K, d_v = q1.shape, k.shape[1], k.shape[2], sizes["DV"]
+    config = blocks(T * (H // K), max(sizes["D"], d_v), q1.dtype, base.capability(q1))
+    split = config["SPLIT"]
+    splits, rows = triton.cdiv(M, split), T * (H // K)
+    part = torch.empty(B, K, rows, splits, d_v, dtype=torch.float32, device=q1.device)
+    lse = torch.empty(B, K, rows, splits, dtype=torch.float32, device=q1.device)
+    o = torch.empty(B, T, H, d_v, dtype=torch.float32 if INTERPRET else q1.dtype, device=q1.device)
+    if o.numel():
+        reach = dict(window=window or 0, WINDOW=window is not None)
+        jit.split_kernel[(triton.cdiv(rows, config["BLOCK_R"]) * K * B, splits)](
+            q1, q2, k, v, past, part, lse, T, K, H // K, M, splits, *q1.stride()[:3], *q2.stride()[:3],
+            *k.stride()[:3], *v.stride()[:3], past.stride(0), **reach, **base.scores(scale, softcap),
+            **sizes, **config, LATENT=latent, WIDEN=INTERPRET,
+        )
+        jit.merge_kernel[(B * T * H,)](
+            part, lse, past, o, T, K, H // K, M, splits, past.stride(0), **reach, DV=d_v,
+            BLOCK_V=triton.next_power_of_2(d_v), SPLIT=split,
+        )
+    return o.to(q1.dtype)
+
+
+def decode(q, k, v, past, *, scale, window=None, softcap=None):
+    """q [B, T, H, Dqk], k [B, M, K, Dqk], v [B, M, K, Dv] of one dtype (fp32, bf16, fp16), past [B] integer -> o
+    [B, T, H, Dv] of that dtype. The T new tokens of row b lie in slots past[b] … past[b] + T - 1, and token t sees the
+    slots up to its own, with a window w the last w of them. Arguments are taken as checked: see minir1.ops.
+    """
+    q, k, v = (_readable(x) for x in (q, k, v))
+    sizes = base.heads(q.shape[-1], v.shape[-1])
+    return _decode(q, q[..., sizes["D1"]:], k, v, past, sizes, float(scale), window, softcap, False)
+
+
+def decode_latent(q_lat, q_rope, latent, past, *, scale):
+    """q_lat [B, T, H, C], q_rope [B, T, H, R], latent [B, M, C + R], C a power of two -> [B, T, H, C]; as `decode`, with
+    keys latent[b, m] and values latent[b, m, :C] of all heads."""
+    q_lat, q_rope, latent = (_readable(x) for x in (q_lat, q_rope, latent))
+    C, R = q_lat.shape[-1], q_rope.shape[-1]
+    sizes = dict(D=C + R, D1=C, D2=max(16, triton.next_power_of_2(R)), DV=C, V1=C, V2=0)
+    k = latent.unsqueeze(2)
+    return _decode(q_lat, q_rope, k, k, past, sizes, float(scale), None, None, True)
