@@ -43,6 +43,7 @@ SWEEP_SEED = 1000  # none of those that are compared afterwards
 DEFAULT = Config(
     steps=24,
     eval_every=12,
+    test_answers=8,
     out=Path("runs/algorithms"),
     results=Path("docs/results/algorithms.json"),
     figure=Path("docs/results/algorithms.png"),
