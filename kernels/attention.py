@@ -9,14 +9,14 @@
     dq_i = scale Σ_j dz_ij k_j           dk_j = scale Σ_i dz_ij q_i
 
 FlashAttention-2 (Dao, arXiv:2307.08691), section 3.1: a program takes a block of queries through the keys it sees, with
-a running maximum and sum (Milakov & Gimelshein, arXiv:1805.02867), and leaves o and lse; backward makes the scores again
-from lse. The differences: dq has a kernel of its own, so that nothing is added by atomics and a repeated call gives the
-same bits; a group's queries are summed into its dk and dv by one program; and a head is cut in two powers of two instead
-of being padded to the next (192 = 128 + 64).
+a running maximum and sum (Milakov & Gimelshein, arXiv:1805.02867), and leaves o and lse; backward makes the scores
+again from lse. The differences: dq has a kernel of its own, so that nothing is added by atomics and a repeated call
+gives the same bits; a group's queries are summed into its dk and dv by one program; and a head is cut in two powers of
+two instead of being padded to the next (192 = 128 + 64).
 
-Scores, maxima, sums and all accumulators are fp32. log₂e is applied after the product, so 16-bit q is not rounded again;
-p and dz are rounded once, to the dtype of v and k, where they enter a product. A query that sees no key gives o = 0,
-lse = -inf and gradients of 0.
+Scores, maxima, sums and all accumulators are fp32. log₂e is applied after the product, so 16-bit q is not rounded
+again; p and dz are rounded once, to the dtype of v and k, where they enter a product. A query that sees no key gives
+o = 0, lse = -inf and gradients of 0.
 """
 import math
 
@@ -26,11 +26,10 @@ import triton
 from . import attention_jit as jit
 
 INTERPRET = not isinstance(jit.forward_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
-LARGEST_HEAD = 256  # numbers: beyond it a block of accumulators leaves the registers
 
-# (BLOCK_M queries, BLOCK_N keys, warps, stages) by the larger head size. Chosen by compiling, not by timing: what spills
-# least and fits the shared memory (227 KiB on sm_90, 163 on sm_80); experiments/benchmarks/kernel_resources.py has the
-# figures.
+# (BLOCK_M queries, BLOCK_N keys, warps, stages) by the larger head size. Chosen by compiling, not by timing: what
+# spills least and fits the shared memory (227 KiB on sm_90, 163 on sm_80); experiments/benchmarks/kernel_resources.py
+# has the figures.
 HOPPER = {
     "forward": {64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 192: (128, 64, 8, 3), 256: (128, 64, 8, 2)},
     "dq": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 192: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
@@ -164,11 +163,13 @@ class _Attention(torch.autograd.Function):
 
 
 def attention(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, causal=True, window=None, softcap=None):
-    """q [N, H, Dqk], k [M, K, Dqk], v [M, K, Dv] of one dtype (fp32, bf16, fp16); cu_q, cu_k [B + 1] int32; max_q, max_k
-    at least the longest sequences -> o [N, H, Dv] of that dtype, differentiable, and lse [H, N] fp32, which is not.
+    """q [N, H, Dqk], k [M, K, Dqk], v [M, K, Dv] of one dtype (fp32, bf16, fp16); cu_q, cu_k [B + 1] int32; max_q,
+    max_k at least the longest sequences -> o [N, H, Dv] of that dtype, differentiable, and lse [H, N] fp32, which is
+    not.
 
-    Query i of a sequence of n queries and m keys stands at i + m - n, so that the last query meets the last key: causal,
-    it sees keys up to there; with a window w, those less than w away. Arguments are taken as checked: see minir1.ops.
+    Query i of a sequence of n queries and m keys stands at i + m - n, so that the last query meets the last key:
+    causal, it sees keys up to there; with a window w, those less than w away. Arguments are taken as checked: see
+    minir1.ops.
     """
     q, k, v = (readable(x) for x in (q, k, v))
     return _Attention.apply(q, k, v, cu_q, cu_k, max_q, max_k, float(scale), causal, window, softcap)

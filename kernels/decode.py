@@ -4,11 +4,11 @@
     o = Σ_i exp(lse_i - lse) o_i         lse = log Σ_i exp lse_i,   over the splits i of those slots
 
 All queries that share a key head, those of its group and of all new tokens, go through the keys together, so that each
-key is read once. The slots are cut in splits of a fixed size (Flash-Decoding; the merge is that of Milakov & Gimelshein,
-arXiv:1805.02867, section 3): each leaves a normalised output and its log-sum-exp in fp32, and a second kernel merges
-them in order. Because the cuts depend on nothing but the slot, and because there are no atomics, a row gives the same
-bits in any batch. What a launch looks like depends on shapes alone, never on the lengths, so that a step can be recorded
-as a CUDA graph: programs behind the end of their row return at once.
+key is read once. The slots are cut in splits of a fixed size (Flash-Decoding; the merge is that of Milakov &
+Gimelshein, arXiv:1805.02867, section 3): each leaves a normalised output and its log-sum-exp in fp32, and a second
+kernel merges them in order. Because the cuts depend on nothing but the slot, and because there are no atomics, a row
+gives the same bits in any batch. What a launch looks like depends on shapes alone, never on the lengths, so that a step
+can be recorded as a CUDA graph: programs behind the end of their row return at once.
 
 MLA's cache holds one latent c and one RoPE key a token, (DeepSeek-V2, arXiv:2405.04434, section 2.1), and
 after absorbing W^UK and W^UV the latent is key and value at once: it is read once, as the first of the two parts in
@@ -21,7 +21,6 @@ from . import attention as base
 from . import decode_jit as jit
 
 INTERPRET = base.INTERPRET
-LARGEST_LATENT = 512
 
 
 def blocks(rows: int, size: int, dtype: torch.dtype, major: int) -> dict:
@@ -79,8 +78,9 @@ def decode(q, k, v, past, *, scale, window=None, softcap=None):
 
 
 def decode_latent(q_lat, q_rope, latent, past, *, scale):
-    """q_lat [B, T, H, C], q_rope [B, T, H, R], latent [B, M, C + R], C a power of two -> [B, T, H, C]; as `decode`, with
-    keys latent[b, m] and values latent[b, m, :C] of all heads."""
+    """q_lat [B, T, H, C], q_rope [B, T, H, R], latent [B, M, C + R], C a power of two -> [B, T, H, C]; as `decode`,
+    with keys latent[b, m] and values latent[b, m, :C] of all heads.
+    """
     q_lat, q_rope, latent = (_readable(x) for x in (q_lat, q_rope, latent))
     C, R = q_lat.shape[-1], q_rope.shape[-1]
     sizes = dict(D=C + R, D1=C, D2=max(16, triton.next_power_of_2(R)), DV=C, V1=C, V2=0)

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minir1.model.attention import _attention_and_log_z, _explicit, cached_attention, causal_attention, chunk_attention
+from minir1.model.attention import _attention_and_log_z, _explicit, causal_attention, chunk_attention
+from minir1.ops.decode import over_slots
 
 SIZES = [(8, 8), (12, 8), (8, 12), (6, 4)]  # d_qk, d_v
 RATIOS = [(4, 4), (4, 2), (4, 1), (7, 1), (6, 3)]  # H, K
@@ -46,7 +47,7 @@ def test_cached(H, K, d_qk, d_v):
     q, k, v = tensors(2, 2, 6, H, K, d_qk, d_v)
     visible = torch.arange(6) <= torch.tensor([[1, 2], [4, 5]]).unsqueeze(-1)
     bias = torch.zeros(2, 2, 6).masked_fill(~visible, float("-inf"))
-    have = cached_attention(q, k, v, bias, 0.4)
+    have = over_slots(q, k, v, bias, 0.4)
     torch.testing.assert_close(have, naive(q, k, v, 0.4, visible), rtol=1e-5, atol=1e-6)
 
 
@@ -54,16 +55,16 @@ def test_cached(H, K, d_qk, d_v):
 def test_both_agree_over_whole_rows(H, K):
     q, k, v = tensors(2, 6, 6, H, K, 12, 8)
     bias = torch.zeros(2, 6, 6).masked_fill(~torch.ones(6, 6).tril().bool(), float("-inf"))
-    have = cached_attention(q, k, v, bias, 0.3)
+    have = over_slots(q, k, v, bias, 0.3)
     torch.testing.assert_close(have, causal_attention(q, k, v, 0.3), rtol=1e-5, atol=1e-6)
 
 
 def test_what_a_masked_slot_holds_is_of_no_account():
     q, k, v = tensors(1, 1, 4, 2, 1, 8, 8)
     bias = torch.tensor([[[0.0, 0.0, float("-inf"), float("-inf")]]])
-    before = cached_attention(q, k, v, bias, 0.4)
+    before = over_slots(q, k, v, bias, 0.4)
     k[:, 2:], v[:, 2:] = 1e4, -1e4
-    assert torch.equal(cached_attention(q, k, v, bias, 0.4), before)
+    assert torch.equal(over_slots(q, k, v, bias, 0.4), before)
 
 
 @pytest.mark.parametrize("d_qk,d_v", SIZES)
@@ -103,7 +104,7 @@ def test_the_first_token_sees_itself_alone():
 def test_large_scores_in_half_precision_stay_finite():
     q, k, v = tensors(1, 4, 4, 2, 2, 16, 16, torch.bfloat16)
     bias = torch.zeros(1, 4, 4).masked_fill(~torch.ones(4, 4).tril().bool(), float("-inf"))
-    for out in (causal_attention(q * 100, k * 100, v, 1.0), cached_attention(q * 100, k * 100, v, bias, 1.0)):
+    for out in (causal_attention(q * 100, k * 100, v, 1.0), over_slots(q * 100, k * 100, v, bias, 1.0)):
         assert out.dtype == torch.bfloat16 and out.isfinite().all()
 
 

@@ -49,6 +49,11 @@ class Recorder:
         return lambda *args, **kw: self.launches.append((self.fn, args, kw))
 
 
+def kernels(name: str):
+    """The module of that name; looked for when it is needed, since triton need not be there."""
+    return importlib.import_module(f"minir1.kernels.{name}")
+
+
 def record(module, arch: int, run: Callable) -> list[tuple]:
     """The launches (kernel, args, keywords) that run() makes in a module of minir1.kernels on a GPU of that arch."""
     launches = []
@@ -56,7 +61,7 @@ def record(module, arch: int, run: Callable) -> list[tuple]:
         for name, fn in vars(module.jit).items():
             if name.endswith("_kernel"):
                 stack.enter_context(patch.object(module.jit, name, Recorder(fn, launches)))
-        stack.enter_context(patch.object(attention_kernels(), "capability", lambda x: arch // 10))
+        stack.enter_context(patch.object(kernels("attention"), "capability", lambda x: arch // 10))
         run()
     return launches
 
@@ -88,7 +93,8 @@ def build(fn, args: tuple, kw: dict, arch: int) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
-        usage, sass = (subprocess.check_output([tool, flag, file.name], text=True, stderr=subprocess.DEVNULL) for flag in ("-res-usage", "-sass"))
+        ask = lambda flag: subprocess.check_output([tool, flag, file.name], text=True, stderr=subprocess.DEVNULL)
+        usage, sass = ask("-res-usage"), ask("-sass")
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "spills": int(re.search(r"STACK:(\d+)", usage)[1]),
@@ -101,16 +107,11 @@ def build(fn, args: tuple, kw: dict, arch: int) -> dict[str, int]:
 # ---- what is compiled: name -> module, and a call of its host code -----------------------------------------
 
 
-def attention_kernels():
-    """Not by an import statement: triton need not be there, and only minir1.ops may rely on it."""
-    return importlib.import_module("minir1.kernels.attention")
-
-
 def attention_call(d_qk: int, d_v: int, dtype: torch.dtype, **how) -> Callable:
     """Forward and backward of two sequences."""
 
     def run():
-        kernel = attention_kernels()
+        kernel = kernels("attention")
         cu = torch.tensor([0, 200, 512], dtype=torch.int32)
         q, k, v = (torch.empty(512, heads, size, dtype=dtype) for heads, size in ((8, d_qk), (2, d_qk), (2, d_v)))
         call = dict(scale=0.1, causal=True, window=None, softcap=None) | how
@@ -122,7 +123,7 @@ def attention_call(d_qk: int, d_v: int, dtype: torch.dtype, **how) -> Callable:
 
 def decode_call(tokens: int, heads: int, kv_heads: int, size: int, dtype: torch.dtype) -> Callable:
     def run():
-        kernel = importlib.import_module("minir1.kernels.decode")
+        kernel = kernels("decode")
         q = torch.empty(2, tokens, heads, size, dtype=dtype)
         k = torch.empty(2, kv_heads, 4096, size, dtype=dtype).transpose(1, 2)  # as minir1.model.cache lays it
         kernel.decode(q, k, k, torch.zeros(2, dtype=torch.int64), scale=0.1)
@@ -132,7 +133,7 @@ def decode_call(tokens: int, heads: int, kv_heads: int, size: int, dtype: torch.
 
 def latent_call(tokens: int, heads: int, dtype: torch.dtype) -> Callable:
     def run():
-        kernel = importlib.import_module("minir1.kernels.decode")
+        kernel = kernels("decode")
         q_lat, q_rope = (torch.empty(2, tokens, heads, size, dtype=dtype) for size in (512, 64))
         kernel.decode_latent(q_lat, q_rope, torch.empty(2, 4096, 576, dtype=dtype), torch.zeros(2, dtype=torch.int64),
                              scale=0.1)
@@ -163,7 +164,7 @@ def measure(config: Config) -> dict[str, dict[str, int]]:
         for arch in config.archs:
             if config.cases and not name.startswith(config.cases):
                 continue
-            for fn, args, kw in record(importlib.import_module(f"minir1.kernels.{module}"), arch, run):
+            for fn, args, kw in record(kernels(module), arch, run):
                 key = f"{name}/{fn.fn.__name__}/sm_{arch}"
                 found[key] = figures = build(fn, args, dict(kw), arch)
                 print(f"{key:60}", *(f"{k} {v:6,}" for k, v in figures.items()), flush=True)

@@ -1,4 +1,7 @@
-"""Scaled dot-product attention over fresh tokens and over a cache, for both kinds of attention layer."""
+"""Scaled dot-product attention over fresh tokens and over a cache, for both kinds of attention layer.
+
+On CUDA the kernels of minir1.ops do it; the rest is for devices without them, arranged as is quickest there.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minir1.model.packing import Packing
+from minir1.ops import attention, decode_attention, decode_latent
+from minir1.ops.choose import use_triton
+from minir1.ops.decode import over_slots
+
 KEY_BLOCK = 1024  # past keys that a chunk of a prompt looks at in one go
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: float) -> Tensor:
+    """Causal attention within each of the packed rows, from their first token on.
+
+    q: [N, H, Dqk]; k: [N, K, Dqk]; v: [N, K, Dv]; returns [N, H, Dv]. A kernel takes them as they lie; without one, all
+    rows padded to one length are quicker than one after the other.
+    """
+    if use_triton("auto", q, k, v):
+        cu, longest = packing.cu_seqlens, packing.columns
+        return attention(q, k, v, cu, cu, longest, longest, scale, check=False)[0]
+    return packing.pack(causal_attention(packing.pad(q), packing.pad(k), packing.pad(v), scale))
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -56,6 +76,11 @@ def chunk_attention(q: Tensor, k: Tensor, v: Tensor, past: Iterable[tuple[Tensor
 def _attention_and_log_z(q, k, v, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """What `causal_attention` takes -> out [B, H, T, Dv] and, in fp32 or better, log Z [B, H, T, 1]."""
     v_size = v.shape[-1]
+    if use_triton("auto", q, k, v):
+        rows = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
+        new, held, flat = q.shape[1], k.shape[1], (x.flatten(0, 1) for x in (q, k, v))
+        out, log_z = attention(*flat, rows * new, rows * held, new, held, scale, causal, check=False)
+        return out.unflatten(0, (-1, new)).transpose(1, 2), log_z.unflatten(1, (-1, new)).transpose(0, 1).unsqueeze(-1)
     if q.device.type == "cpu":  # the operator behind torch's fused attention: twice as fast as the lines below
         q, k, v = _heads_first(q, k, v)
         out, log_z = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
@@ -75,20 +100,27 @@ def _explicit(q, k, v, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     return out.flatten(1, 2), log_z.flatten(1, 2)
 
 
-def cached_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+def cached_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Attention of a few new tokens over the slots of a cache.
 
-    q: [B, T, H, Dqk]; k: [B, M, K, Dqk]; v: [B, M, K, Dv]; bias: [B, T, M], 0 where a slot is visible and -inf
-    elsewhere; returns [B, T, H, Dv]. Softmax in fp32.
+    q: [B, T, H, Dqk]; k: [B, M, K, Dqk]; v: [B, M, K, Dv]; positions: int64 [B, T], the slots of the new tokens; bias:
+    [B, T, M], 0 where a slot is visible and -inf elsewhere, which says the same and costs less to make once than in
+    every layer; returns [B, T, H, Dv]. Softmax in fp32.
     """
-    rows, new, heads, _ = q.shape
-    kv_heads = k.shape[2]
-    shared = heads // kv_heads  # query heads of one key head
-    q = q.unflatten(2, (kv_heads, shared)).permute(0, 2, 1, 3, 4).reshape(rows * kv_heads, new * shared, -1)
-    k = k.transpose(1, 2).flatten(0, 1) if kv_heads > 1 else k.squeeze(2)
-    v = v.transpose(1, 2).flatten(0, 1) if kv_heads > 1 else v.squeeze(2)
-    scores = torch.bmm(q, k.transpose(1, 2)).view(rows, kv_heads, new, shared, -1)
-    scores = torch.add(bias[:, None, :, None], scores.float(), alpha=scale)
-    weights = scores.softmax(-1).to(v.dtype).view(rows * kv_heads, new * shared, -1)
-    out = torch.bmm(weights, v).view(rows, kv_heads, new, shared, -1)
-    return out.permute(0, 2, 1, 3, 4).reshape(rows, new, heads, -1)
+    if use_triton("auto", q, k, v):
+        return decode_attention(q, k, v, _past(positions), scale, check=False)
+    return over_slots(q, k, v, bias, scale)
+
+
+def cached_latent_attention(q_latent, q_rope, latent: Tensor, positions: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """The same with MLA's latents for keys and values: q_latent [B, T, H, C], q_rope [B, T, H, R], latent [B, M, C + R];
+    returns [B, T, H, C]."""
+    if use_triton("auto", q_latent, q_rope, latent):
+        return decode_latent(q_latent, q_rope, latent, _past(positions), scale, check=False)
+    keys = latent.unsqueeze(2)
+    return over_slots(torch.cat((q_latent, q_rope), dim=-1), keys, keys[..., : q_latent.shape[-1]], bias, scale)
+
+
+def _past(positions: Tensor) -> Tensor:
+    """Tokens before the new ones. Counted from the last of them: see `speculative.draft` for a first one out of place."""
+    return positions[:, -1] - (positions.shape[1] - 1)

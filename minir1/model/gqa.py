@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from minir1.model.attention import KEY_BLOCK, cached_attention, causal_attention, chunk_attention
+from minir1.model.attention import KEY_BLOCK, cached_attention, chunk_attention, packed_attention
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
 from minir1.model.packing import Packing
@@ -39,16 +39,17 @@ class GQA(nn.Module):
         x: [N, D]; past: [B, S, 2, K, d]. Returns the output [N, D] and what a cache keeps, [N, 2, K, d].
         """
         q, k, v = self.project(x, cos, sin)
-        qkv = packing.pad(q), packing.pad(k), packing.pad(v)
         if past is None:
-            o = causal_attention(*qkv, self.scale)
+            o = packed_attention(q, k, v, packing, self.scale)
         else:
-            o = chunk_attention(*qkv, (block.unbind(2) for block in past.split(KEY_BLOCK, dim=1)), self.scale)
-        return self.wo(packing.pack(o).flatten(1)), torch.stack((k, v), dim=1)
+            qkv = packing.pad(q), packing.pad(k), packing.pad(v)
+            blocks = (block.unbind(2) for block in past.split(KEY_BLOCK, dim=1))
+            o = packing.pack(chunk_attention(*qkv, blocks, self.scale))
+        return self.wo(o.flatten(1)), torch.stack((k, v), dim=1)
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
         """New tokens over the cache. x: [B, T, D]; positions: [B, T]; bias: [B, T, M]. Returns [B, T, D]."""
         q, k, v = self.project(x, cos, sin)
         held = cache.write(layer, positions, torch.stack((k, v), dim=2))
-        o = cached_attention(q, held[:, :, 0], held[:, :, 1], bias, self.scale)
+        o = cached_attention(q, held[:, :, 0], held[:, :, 1], positions, bias, self.scale)
         return self.wo(o.flatten(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from minir1.model.attention import KEY_BLOCK, cached_attention, causal_attention, chunk_attention
+from minir1.model.attention import KEY_BLOCK, cached_latent_attention, chunk_attention, packed_attention
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
 from minir1.model.packing import Packing
@@ -63,16 +63,17 @@ class MLA(nn.Module):
         """
         q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
         k, v = self.expand(c, k_rope)
-        qkv = packing.pad(torch.cat((q_nope, q_rope), dim=-1)), packing.pad(k), packing.pad(v)
+        q = torch.cat((q_nope, q_rope), dim=-1)
         if past is None:
-            o = causal_attention(*qkv, self.scale)
+            o = packed_attention(q, k, v, packing, self.scale)
         else:
             # Expanded again a chunk, block by block, and not absorbed as in decode. A pair of query and key costs
             # nope + rope + v_dim products a head instead of 2·kv_lora + rope (V3: 320, not 1,088), and expanding a key
             # costs kv_lora·(nope + v_dim) a head, which all queries of the chunk share: from 171 queries on it pays.
+            qkv = packing.pad(q), packing.pad(k), packing.pad(v)
             blocks = (block.split((self.kv_lora, self.rope), dim=-1) for block in past.split(KEY_BLOCK, dim=1))
-            o = chunk_attention(*qkv, (self.expand(*block) for block in blocks), self.scale)
-        return self.wo(packing.pack(o).flatten(1)), torch.cat((c, k_rope), dim=-1)
+            o = packing.pack(chunk_attention(*qkv, (self.expand(*block) for block in blocks), self.scale))
+        return self.wo(o.flatten(1)), torch.cat((c, k_rope), dim=-1)
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
         """New tokens over the latent cache, absorbed.
@@ -80,9 +81,8 @@ class MLA(nn.Module):
         x: [B, T, D]; positions: [B, T]; bias: [B, T, M]. Returns [B, T, D].
         """
         q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
-        latent = cache.write(layer, positions, torch.cat((c, k_rope), dim=-1)).unsqueeze(2)
+        latent = cache.write(layer, positions, torch.cat((c, k_rope), dim=-1))
         w_uk, w_uv = self.wkv_b.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.v_dim), dim=1)
         q_latent = torch.einsum("bthn,hnc->bthc", q_nope, w_uk)
-        q = torch.cat((q_latent, q_rope), dim=-1)
-        o = cached_attention(q, latent, latent[..., : self.kv_lora], bias, self.scale)
+        o = cached_latent_attention(q_latent, q_rope, latent, positions, bias, self.scale)
         return self.wo(torch.einsum("bthc,hvc->bthv", o, w_uv).flatten(2))

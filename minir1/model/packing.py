@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,6 +32,11 @@ class Packing:
         if self.index is not None:
             x = x.new_zeros(self.rows * self.columns, *x.shape[1:]).index_copy(0, self.index, x)
         return x.unflatten(0, (self.rows, self.columns))
+
+    @cached_property
+    def cu_seqlens(self) -> Tensor:
+        """int32 [B + 1]: where each row starts among the packed tokens, and N"""
+        return F.pad(self.lengths.cumsum(0), (1, 0)).to(torch.int32)
 
     def positions(self) -> Tensor:
         """int64 [N]: the column of each token"""

@@ -30,8 +30,8 @@ def attention(
         lse_i = log Σ_j exp z_ij,          o_i = Σ_j exp(z_ij - lse_i) v_j
 
     q [N, H, Dqk], k [M, K, Dqk], v [M, K, Dv] of one floating dtype, K dividing H; cu_q, cu_k int32 [B + 1]: sequence b
-    holds the queries cu_q[b] … cu_q[b + 1] - 1 and likewise the keys; max_q, max_k: at least the longest. scale: None is
-    1/√Dqk. Returns o [N, H, Dv] in q's dtype, differentiable, and lse [H, N] in fp32 (fp64 for fp64), which is not.
+    holds the queries cu_q[b] … cu_q[b + 1] - 1 and likewise the keys; max_q, max_k: at least the longest. scale: None
+    is 1/√Dqk. Returns o [N, H, Dv] in q's dtype, differentiable, and lse [H, N] in fp32 (fp64 for fp64), which is not.
 
     Query i of n over m keys stands at place i + m - n, so that the last query meets the last key (as in FlashAttention;
     torch's is_causal lets the first meet the first). Causal, it sees the keys up to its place; with a window w, those

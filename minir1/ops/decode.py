@@ -25,8 +25,8 @@ def decode_attention(
         o = Σ_j exp(z_j - lse) v_j,   z_j = softcap(scale · q·k_j),   lse = log Σ_j exp z_j
 
     q [B, T, H, Dqk], k [B, M, K, Dqk], v [B, M, K, Dv] of one floating dtype, K dividing H; past, an integer [B]: row b
-    held that many tokens before the new ones, so that token t lies in slot past[b] + t; it sees the slots up to its own,
-    with a window w the last w of them. scale: None is 1/√Dqk. Returns o [B, T, H, Dv] in q's dtype.
+    held that many tokens before the new ones, so that token t lies in slot past[b] + t; it sees the slots up to its
+    own, with a window w the last w of them. scale: None is 1/√Dqk. Returns o [B, T, H, Dv] in q's dtype.
 
     ValueError, naming the argument, for what does not fit. Looking into past stalls a GPU: check=False takes it as it
     is. The kernel has no backward, so the twin runs, if it may, where a gradient is wanted.
@@ -76,7 +76,7 @@ def decode_latent(
     _check_past(past, q_lat, latent.shape[1], check)
     unfit = None
     if C & (C - 1) or not 16 <= C <= LARGEST_LATENT or R > 256:
-        unfit = f"its latent is a power of two from 16 to {LARGEST_LATENT} with a RoPE key of up to 256, not {C} and {R}"
+        unfit = f"its latent is a power of two from 16 to {LARGEST_LATENT}, its RoPE key at most 256, not {C} and {R}"
     if use_triton(impl, q_lat, q_rope, latent, unfit=unfit or _wants_gradient(q_lat, q_rope, latent)):
         from minir1.kernels import decode as kernel  # lazily: triton may not be there
 
