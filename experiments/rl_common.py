@@ -197,7 +197,8 @@ def preflight(model: Transformer, tokenizer: Tokenizer, config) -> dict[str, flo
     rollout = act(model, tokenizer, part, config, step=0)
     answers = judge_rollout(rollout, tokenizer, part, countdown.verify, config.forced)
     right = torch.tensor([[a.right for a in group] for group in answers]).float()
-    mixed = ((right.mean(1) > 0) & (right.mean(1) < 1)).float().mean().item()
+    share = right.mean(1) if config.answers > 1 else right.mean(0)  # answers of no group are compared with all
+    mixed = ((share > 0) & (share < 1)).float().mean().item()
     found = {"preflight/pass@1": right.mean().item(), f"preflight/pass@{config.answers}": right.amax(1).mean().item()}
     found["preflight/mixed_groups"] = mixed
     print("preflight: " + "  ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in found.items()))
