@@ -68,7 +68,7 @@ class Config:
     lr: float = 3e-4  # AdamW; the middle one where several are tried
     eval_every: int = 8  # steps; a checkpoint is kept then, so a killed training loses fewer than these
     problems: int = 400  # held-out problems, at most
-    test_answers: int = 8  # sampled, a held-out problem
+    test_answers: int = 4  # sampled, a held-out problem
     jobs: int = 2  # cells at a time
     out: Path = Path("runs/comparison")
     results: Path = Path("docs/results/comparison.json")
@@ -165,26 +165,29 @@ def run(cell: Cell, config: Config) -> dict:
     words = [sys.executable, str(SCRIPTS / "comparison.py")]
     call(words + [word for name, value in settings.items() for word in (f"--{name}", f"{value}")], folder)
     found = asked | {"seed": cell.seed, "steps": cell.steps} | json.loads(measured.read_text())
-    return found | (spent(read_metrics(folder)) if cell.script else {})
+    batch = config.prompts * config.answers  # as `command` has it; options that cut it otherwise keep the product
+    return found | (spent(read_metrics(folder), batch) if cell.script else {})
 
 
-def spent(rows: list[dict]) -> dict:
-    """What a training has cost, and its course. rows: of its metrics.jsonl.
+def spent(rows: list[dict], batch: int) -> dict:
+    """What a training has cost, and its course. rows: of its metrics.jsonl; batch: answers in the loss of a step, P·G.
 
     tokens/sampled counts every sampled token, those of refilled groups and of a value's warm-up too; tokens/trained the
     answer tokens that entered a loss, once each; seconds/total is of the steps alone, without validation.
     """
     rows = [row for row in rows if "train/sampled_tokens" in row]
     sampled = [row["train/sampled_tokens"] for row in rows]
-    trained = [row.get("train/trained_tokens", row["train/sampled_tokens"]) for row in rows]
-    found: dict = {"tokens/sampled": sum(sampled), "tokens/trained": sum(trained)}
+    trained = sum(row["train/length"] * batch for row in rows)
+    found: dict = {"tokens/sampled": sum(sampled), "tokens/trained": round(trained)}
     seconds = {key: sum(row.get(key, 0.0) for row in rows) for key in rows[0] if key.startswith("time/")}
     found |= {f"seconds/{key[5:-2]}": round(value, 1) for key, value in seconds.items()}
     found["seconds/total"] = round(sum(seconds.values()), 1)
     curve = {"tokens": [sum(sampled[: i + 1]) for i in range(len(sampled))]}
     for name in CURVE:
-        if all(row.get(f"train/{name}") is not None for row in rows):
-            curve[name] = [round(row[f"train/{name}"], 5) for row in rows]
+        # DAPO keeps mixed groups, whose accuracy is never far from a half: how good the policy is, all groups tell.
+        values = [row.get(f"train/{name}_drawn", row.get(f"train/{name}")) for row in rows]
+        if None not in values:
+            curve[name] = [round(value, 5) for value in values]
     return found | {"curve": curve}
 
 

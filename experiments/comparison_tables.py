@@ -216,7 +216,9 @@ def page(
     """
     told = []
     if lines := costs(found, methods):
-        told += [table(REACHED, reached(found, labelled or methods)), against_start(found, methods)]
+        batch = f"{config.prompts * config.answers} answers of at most {config.max_tokens} tokens"
+        told += [f"After {config.steps} steps of {batch}:", table(REACHED, reached(found, labelled or methods))]
+        told += [against_start(found, methods)]
         told += [f"![Pass@1 of every setting, and the way there](results/{config.figure.name})"]
         told += ["Means over seeds of a training:", table(COSTS, lines), note]
     if lines := against(found, methods, other):

@@ -52,7 +52,7 @@ def call(words: list[str], folder: Path, threads: int = 1, resume: bool = False)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
-        raise RuntimeError(f"{folder.name} failed with {done.returncode}, see {log}:\n{log.read_text()[-2000:]}")
+        raise RuntimeError(f"{folder} failed with {done.returncode}, see {log}:\n{log.read_text()[-2000:]}")
 
 
 def lock(file, waiting: str) -> None:

@@ -12,10 +12,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import preferences
+import reward_model
 import tyro
-from ablations import balance, routes
+import variants
+from ablations import algorithms, balance, group_size, kl, overoptimization, reduction, routes
 from seeds import rows
 
 from minir1.evaluate import seed_interval
@@ -185,7 +189,19 @@ def speculative(found: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {  # name -> file under docs/results, function
+def preference(results: Results) -> str:
+    """Pairs, reward model and DPO, a column a seed."""
+    return grid(preferences.head(results), preferences.rows(results))
+
+
+def reliability(results: Results) -> str:
+    """The calibration of the first seed's reward model."""
+    first = next(iter(results.values()))
+    found = {key.removeprefix("reward/"): value for key, value in first.items()}
+    return grid(reward_model.BINS, reward_model.bin_rows(found))
+
+
+BLOCKS = {  # name -> file under docs/results (None: made from scripts), function
     "r1_zero": ("r1_zero.json", r1_zero),
     "headline": ("r1_zero.json", headline),
     "wide": ("wide.json", r1_zero),
@@ -201,8 +217,16 @@ BLOCKS = {  # name -> file under docs/results, function
     "count": ("count.json", count),
     "balance": ("balance.json", balanced),
     "balance_tuning": ("balance.json", balance_tuning),
+    "preference": ("preference.json", preference),
+    "reliability": ("preference.json", reliability),
+    "algorithms": ("algorithms.json", algorithms.page_result),
+    "algorithms_sweep": ("algorithms.json", algorithms.page_sweep),
+    "kl": ("kl.json", kl.page),
+    "reduction": ("reduction.json", reduction.page),
+    "group_size": ("group_size.json", group_size.page),
+    "overoptimization": ("overoptimization.json", overoptimization.page),
     "routes": ("routes.json", routed),
-}
+} | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}  # made from the scripts alone
 
 
 # ---- the documents -----------------------------------------------------------------------------
@@ -234,6 +258,8 @@ def spans(text: str, where: str) -> list[tuple[str, int, int]]:
 def content(name: str, folder: Path) -> str:
     """The text of one block. ValueError if its results are missing, or lack what it tells."""
     file, function = BLOCKS[name]
+    if file is None:
+        return f"\n{function()}\n"
     path = folder / file
     if not path.exists():
         raise ValueError(f"{path} does not exist, and block {name!r} is made from it")

@@ -1,0 +1,105 @@
+"""What happens to right answers when PPO goes on raising the score of a learned reward model, with and without KL?
+
+    python experiments/ablations/overoptimization.py --checkpoint runs/base/checkpoint --jobs 2
+
+The proxy is a Bradley-Terry model of pairs that the base sampled (experiments/preference_pairs.py, then
+experiments/reward_model.py; made once, under --out). The gold reward is the rule that judged the pairs: whether the
+answer is right. PPO sees the proxy alone. Gao et al. (arXiv:2210.10760) drew the two against each other: the proxy
+keeps rising, the gold reward turns. Every answer beyond those that the base gives is one that no pair has shown.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import comparison_tables as tables  # noqa: E402
+from comparison import SCRIPTS, Config, Method, cells_of, complete, end, load  # noqa: E402
+from processes import call, go_on  # noqa: E402
+
+from minir1 import figures_algorithms, log  # noqa: E402
+
+COLUMNS = ("", "proxy, first sixth", "last sixth", "right answers, first sixth", "most at a time", "last sixth")
+DEFAULT = Config(
+    steps=40,
+    eval_every=20,
+    out=Path("runs/overoptimization"),
+    results=Path("docs/results/overoptimization.json"),
+    figure=Path("docs/results/overoptimization.png"),
+)
+
+
+def methods(config: Config) -> dict[str, Method]:
+    """PPO against the learned reward: the coefficient of the KL term alone differs."""
+    reward = f"model:{config.out / 'reward_model' / 'checkpoint'}"
+    return {
+        "free": Method("without KL", "ppo.py", {"reward": reward, "kl": 0.0}),
+        "kl": Method("with KL", "ppo.py", {"reward": reward, "kl": 0.05}),
+    }
+
+
+def reward_model(config: Config) -> None:
+    """Pairs from the base, and a reward model of them, unless they are there."""
+    pairs, folder = config.out / "pairs", config.out / "reward_model"
+    config.out.mkdir(parents=True, exist_ok=True)
+    base = ["--checkpoint", str(config.checkpoint)]
+    if not (pairs / "result.json").exists():
+        print(f"sampling pairs, see {pairs}.log", flush=True)
+        call([sys.executable, str(SCRIPTS / "preference_pairs.py"), *base, "--out", str(pairs)], pairs)
+    if not (folder / "result.json").exists():
+        print(f"training the reward model, see {folder}.log", flush=True)
+        words = [sys.executable, str(SCRIPTS / "reward_model.py"), *base, "--out", str(folder)]
+        words += ["--pairs", str(pairs / "train.jsonl"), "--held-out", str(pairs / "held_out.jsonl")]
+        go_on(words, folder, " ".join(words[2:]))
+
+
+def rows(found: tables.Found, config: Config = DEFAULT) -> list[list[str]]:
+    """A row a method, columns as in COLUMNS: means over seeds of the training's own samples."""
+    lines = []
+    for name, method in methods(config).items():
+        curves = [result["curve"] for result in tables.of(found, name).values()]
+        if curves:
+            sixth = max(1, len(curves[0]["reward"]) // 6)
+            proxy, gold = ([sum(x) / len(x) for x in zip(*(c[key] for c in curves))] for key in ("reward", "accuracy"))
+            blocks = [sum(gold[i : i + sixth]) / sixth for i in range(0, len(gold) - sixth + 1)]
+            ends = [f"{sum(proxy[part]) / sixth:.2f}" for part in (slice(sixth), slice(-sixth, None))]
+            lines.append([method.label, *ends, *(f"{share:.1%}" for share in (blocks[0], max(blocks), blocks[-1]))])
+    return lines
+
+
+def page(found: tables.Found) -> str:
+    """What docs/algorithms.md says of it."""
+    parts = []
+    if lines := rows(found):
+        parts = ["Samples of the training itself, in sixths of its steps:", tables.table(COLUMNS, lines)]
+    parts.append(tables.page(found, methods(DEFAULT), "free", DEFAULT, "ablations/overoptimization.py"))
+    return "\n\n".join(parts)
+
+
+def draw(config: Config) -> None:
+    """The figure of what is done so far."""
+    found = load(config.results)
+    curves = tables.parts(found, methods(config))["curves"]
+    if curves:
+        figures_algorithms.overoptimization(curves, config.figure)
+
+
+def main(config: Config) -> None:
+    """Make the reward model, run what is missing, draw, print. SystemExit if a cell fails."""
+    reward_model(config)
+    failed = []
+    for cell, failure in complete(cells_of(methods(config), config), config):
+        failed += [cell.name] if failure else []
+        draw(config)
+    found = load(config.results)
+    log.table("proxy and gold reward", list(COLUMNS), rows(found, config))
+    tables.show(f"learned reward, {config.steps} steps, test split", found, methods(config), "free")
+    end(failed, config)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, default=DEFAULT))
