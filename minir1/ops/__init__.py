@@ -6,6 +6,7 @@ MINIR1_KERNELS (auto | triton | torch) says what "auto" means.
 """
 from .attention import attention
 from .decode import decode_attention, decode_latent
+from .kl import linear_kl
 from .logprob import linear_logprob
 
-__all__ = ["attention", "decode_attention", "decode_latent", "linear_logprob"]
+__all__ = ["attention", "decode_attention", "decode_latent", "linear_kl", "linear_logprob"]

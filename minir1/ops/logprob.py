@@ -1,13 +1,12 @@
-"""Log-probability and entropy from hidden states and the vocabulary matrix: the twin, tile by tile over the tokens."""
+"""Log-probability and entropy from hidden states and the vocabulary matrix: the twin, by tiles of tokens and words."""
 import torch
 from torch import Tensor
 
 from .choose import use_triton
+from .tiles import float32_products, mm, shares, tile, wide
 
 ENGINES = ("auto", "hybrid", "fused")
-CHUNK_BYTES = 64 << 20  # of log-probs that the twin may hold at a time
-TILE_BYTES = 1 << 20  # of logits that stay in a core's cache from one pass to the next
-TILE_ROWS = 256  # but never fewer rows: below it the products with the vocabulary matrix turn slow
+CHUNK_BYTES = 64 << 20  # of logits that the twin keeps for the backward pass; what does not fit is made again
 
 
 def linear_logprob(
@@ -35,8 +34,8 @@ def linear_logprob(
     targets out of range; on a GPU, where looking would stall it, those give NaN or a device assertion.
 
     engine, of the Triton kernel: "hybrid" (auto) or "fused", whose logp and entropy of a row have the same bits in any
-    batch. chunk_bytes: how much of [N, V] is held at a time (None: 64 MiB, in Triton 128 MiB). If all fits, the twin
-    keeps the log-probs for the backward pass; else, and in Triton always, they are made again there.
+    batch. chunk_bytes: how much of [N, V] is held. The twin keeps that much of the logits for the backward pass (None:
+    64 MiB) and makes the others again there; Triton keeps none, and holds that much of their gradients (128 MiB).
     """
     _check(h, w, target, temperature, softcap, engine, chunk_bytes)
     triton = use_triton(impl, h, w)
@@ -55,10 +54,10 @@ def linear_logprob(
     if triton:
         logp, ent = _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, chunk_bytes)
     else:
-        with torch.autocast(h.device.type, enabled=False):  # autocast would round the logits to bf16
+        with float32_products(h):
             logp, ent = _LinearLogprob.apply(
-                h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes or CHUNK_BYTES,
-                torch.is_grad_enabled(),
+                h, w, target, temperature, softcap, logit_scale, entropy,
+                (chunk_bytes or CHUNK_BYTES) if torch.is_grad_enabled() else 0,
             )
     if rows is not None:
         logp = logp.new_zeros(kept.shape).index_copy(0, rows, logp)
@@ -95,94 +94,135 @@ def _check(h, w, target, temperature, softcap, engine, chunk_bytes) -> None:
         raise ValueError(f"chunk_bytes={chunk_bytes}: must be above 0, or None")
 
 
-def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b with the result in fp32 (fp64 for fp64), never rounded to bf16."""
-    if a.is_cuda and a.dtype == b.dtype and a.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(a, b, out_dtype=torch.float32)
-    dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-    return torch.mm(a.to(dtype), b.to(dtype))
-
-
 class _LinearLogprob(torch.autograd.Function):
-    """The twin, tile by tile over the tokens, with one hand-written derivation whether the log-probs are kept
-    or recomputed. Autograd on [N, V] would be shorter and slower, even where all fits: here a tile stays in
-    the cache from the product to its gradient, and nothing as large as the logits is filled with zeros.
+    """The twin, with one hand-written derivation whether the log-probs are kept or made again. Autograd on [N, V]
+    would be shorter and slower: here a tile stays in a core's cache from the product to what is taken from it, forward
+    as backward. Words are the outer loop, so that a piece of w and of dw stays there too.
+
+    A tile is normalised by itself, lp = log_softmax(z) over its words, and then has the share π of all mass:
+
+        log p_v = lp_v + log π,     H = Σ_tiles π (H_tile - log π)       (the chain rule of entropy)
     """
 
     @staticmethod
-    def forward(ctx, h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes, grad):
-        N, V = h.shape[0], w.shape[0]
-        dtype = torch.float64 if torch.float64 in (h.dtype, w.dtype) else torch.float32
-        row_bytes = V * dtype.itemsize
-        ctx.tile = min(max(TILE_ROWS, TILE_BYTES // row_bytes), max(1, chunk_bytes // row_bytes))
-        ctx.temperature, ctx.softcap, ctx.logit_scale = temperature, softcap, logit_scale
-        # tanh' needs the logits beside the log-probs: with a softcap nothing is kept.
-        keep = grad and softcap is None and N * row_bytes <= chunk_bytes
-        lp_NV = h.new_empty(N, V, dtype=dtype) if keep else None
-        logp = h.new_empty(N, dtype=dtype)
-        ent = h.new_empty(N, dtype=dtype) if entropy else None
-        w_ = _operand(w, h)
-        for i in range(0, N, ctx.tile):
-            n = slice(i, i + ctx.tile)
-            z = _tile_logits(h[n], w_, ctx)
-            lp = torch.log_softmax(z, -1, out=lp_NV[n] if keep else None)
-            logp[n] = lp.gather(1, target[n, None]).squeeze(1)
-            if entropy:
-                ent[n] = torch.linalg.vecdot(torch.exp(lp, out=z), lp).neg_()
-        ctx.save_for_backward(h, w, target, ent, lp_NV)
+    def forward(ctx, h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes):
+        N, V = len(h), len(w)
+        dtype = wide(h, w)
+        ctx.tokens, ctx.words = tile(N, V, dtype, h.device)
+        ctx.how, ctx.alone = (temperature, softcap, logit_scale), len(ctx.words) == 1
+        stat = h.new_empty(3, len(ctx.words), N, dtype=dtype)  # max z, max lp, -H of each tile
+        z_t, kept = h.new_empty(N, dtype=dtype), []
+        left = chunk_bytes if softcap is None else 0  # tanh' needs the logits beside the log-probs
+        room = _room(ctx, h, dtype)
+        for j, v in enumerate(ctx.words):
+            w_v = w[v] if h.is_cuda else w[v].to(dtype)
+            for n in ctx.tokens:
+                lp, p = room[:2, : n.stop - n.start, : v.stop - v.start]
+                left -= lp.nbytes
+                if left >= 0:
+                    lp = torch.empty_like(lp)
+                    kept.append(lp)
+                _logits(h[n], w_v, *ctx.how, out=lp)
+                _read(lp, p, target[n], v, stat[:, j, n], z_t[n], entropy, ctx.alone)
+        logp, ent, log_share = _merge(stat, z_t, entropy)
+        ctx.save_for_backward(h, w, target, ent, log_share, *kept)
         ctx.set_materialize_grads(False)
         return logp, ent
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g, g_H):
-        r"""dL/dz_v = g (1[v=t] - p_v) - g_H p_v (log p_v + H),  then through temperature, softcap and scale:
-        dx = dz / temperature · (1 - (softcap(x) / c)²) · logit_scale;  dh = dx w,  dw = dxᵀ h.
-        """
-        h, w, target, ent, lp_NV = ctx.saved_tensors
-        want_h, want_w = ctx.needs_input_grad[:2]
         if g is None and g_H is None:
-            return (None,) * 9
-        if g is None:
-            g = torch.zeros_like(target, dtype=g_H.dtype)
-        w_ = _operand(w, h)
-        dh = torch.empty_like(h) if want_h else None
-        dw = torch.zeros_like(w, dtype=g.dtype) if want_w else None  # summed in fp32, rounded once
-        with torch.autocast(h.device.type, enabled=False):
-            for i in range(0, h.shape[0], ctx.tile):
-                n = slice(i, i + ctx.tile)
-                z = _tile_logits(h[n], w_, ctx) if lp_NV is None else None
-                lp = torch.log_softmax(z, -1) if lp_NV is None else lp_NV[n]
-                dz = lp.exp()
-                if g_H is None:
-                    dz.mul_(-g[n, None])
-                else:
-                    dz.mul_((lp + ent[n, None]).mul_(-g_H[n, None]).sub_(g[n, None]))
-                dz.scatter_add_(1, target[n, None], g[n, None])
-                if ctx.softcap is not None:
-                    dz.mul_(1 - (z * (ctx.temperature / ctx.softcap)).square_())
-                if ctx.logit_scale != ctx.temperature:
-                    dz.mul_(ctx.logit_scale / ctx.temperature)
-                dz = dz.to(w_.dtype)
-                if want_h:
-                    dh[n] = _mm(dz, w_)
-                if want_w and w_.dtype == dw.dtype:
-                    dw.addmm_(dz.T, h[n].to(dw.dtype))  # no second [V, D] a tile
-                elif want_w:
-                    dw += _mm(dz.T, h[n])
-        return dh, None if dw is None else dw.to(w.dtype), *(None,) * 7
+            return (None,) * 8
+        h, w, target, ent, log_share, *kept = ctx.saved_tensors
+        want_h, want_w = ctx.needs_input_grad[:2]
+        dtype, kept = log_share.dtype, iter(kept)
+        dh = torch.empty_like(h, dtype=dtype) if want_h else None  # summed in fp32, rounded once
+        dw = (torch.empty_like(w) if len(h) else torch.zeros_like(w)) if want_w else None
+        room = _room(ctx, h, dtype)
+        with float32_products(h):
+            for j, v in enumerate(ctx.words):
+                w_v = w[v] if h.is_cuda else w[v].to(dtype)
+                dw_v = None if dw is None else dw[v] if dw.dtype == dtype else torch.empty_like(dw[v], dtype=dtype)
+                for i, n in enumerate(ctx.tokens):
+                    z, a, dx = room[:, : n.stop - n.start, : v.stop - v.start]
+                    lp = next(kept, None)
+                    if lp is None:
+                        lp = torch.log_softmax(_logits(h[n], w_v, *ctx.how, out=z), 1, out=a)
+                    rows = [None if x is None else x[n] for x in (log_share[j], g, g_H, ent)]
+                    dx = _slope(z, lp, target[n], v, *rows, *ctx.how, a, dx, ctx.alone)
+                    dx = dx.to(h.dtype) if h.is_cuda else dx
+                    if want_h:
+                        mm(dx, w_v, dh[n], add=j > 0)
+                    if want_w:
+                        mm(dx.T, h[n], dw_v, add=i > 0)
+                if want_w and dw_v.dtype != dw.dtype:
+                    dw[v] = dw_v
+        return None if dh is None else dh.to(h.dtype), dw, *(None,) * 6
 
 
-def _operand(w: Tensor, h: Tensor) -> Tensor:
-    """w as the products take it: unchanged where they can accumulate in fp32, else upcast once for all."""
-    if h.is_cuda and h.dtype == w.dtype:
-        return w
-    return w.to(torch.float64 if torch.float64 in (h.dtype, w.dtype) else torch.float32)
+def _room(ctx, h, dtype) -> Tensor:
+    """Three tiles of the largest size."""
+    return h.new_empty(3, *(max((x.stop - x.start for x in side), default=0) for side in (ctx.tokens, ctx.words)),
+                       dtype=dtype)
 
 
-def _tile_logits(h: Tensor, w: Tensor, ctx) -> Tensor:
-    """z [n, V] = softcap(logit_scale · h wᵀ) / temperature."""
-    z = _mm(h, w.T)
-    if ctx.softcap is not None:
-        return z.mul_(ctx.logit_scale / ctx.softcap).tanh_().mul_(ctx.softcap / ctx.temperature)
-    return z if ctx.logit_scale == ctx.temperature else z.mul_(ctx.logit_scale / ctx.temperature)
+def _logits(h, w, temperature, softcap, logit_scale, out) -> Tensor:
+    """z [n, v] = softcap(logit_scale · h wᵀ) / temperature."""
+    z = mm(h, w.T, out)
+    if softcap is not None:
+        return z.mul_(logit_scale / softcap).tanh_().mul_(softcap / temperature)
+    return z if logit_scale == temperature else z.mul_(logit_scale / temperature)
+
+
+def _read(z, p, target, v, stat, z_t, entropy: bool, alone: bool) -> None:
+    """Turns a tile z [n, v] of logits into its log-probs, in place, and writes what is to be known of it: max z, max lp
+    (the mass of a tile is log Σ e^{z - max z} = -max lp) and -H, and the logit of a target that lies in it; that of a
+    tile alone is its log-prob. p is room.
+    """
+    if not alone:
+        torch.amax(z, 1, out=stat[0])
+        here, place = _at(target, v, alone)
+        z_t.copy_(torch.where(here, z.gather(1, place)[:, 0], z_t))
+    lp = torch.log_softmax(z, 1, out=z)  # a row is read before it is written
+    if alone:
+        z_t.copy_(lp.gather(1, target[:, None])[:, 0])
+    else:
+        torch.amax(lp, 1, out=stat[1])
+    if entropy:
+        torch.linalg.vecdot(torch.softmax(lp, 1, out=p), lp, out=stat[2])  # softmax is faster than exp
+
+
+def _merge(stat, z_t, entropy: bool):
+    """logp [N], entropy [N] or None, and log π [tiles, N]:  log π = (m_tile - m) + (log s_tile - log s)."""
+    if stat.shape[1] == 1:
+        return z_t, -stat[2, 0] if entropy else None, torch.zeros_like(stat[0])
+    m, log_s, log_share = shares(stat[0], -stat[1])
+    ent = -(log_share.exp() * (log_share + stat[2])).sum(0) if entropy else None
+    return (z_t - m) - log_s, ent, log_share
+
+
+def _slope(z, lp, target, v, log_share, g, g_H, ent, temperature, softcap, logit_scale, a, b, alone) -> Tensor:
+    """dL/d(h wᵀ) [n, v]: dL/dz_v = g (1[v=t] - p_v) - g_H p_v (log p_v + H), then through temperature, softcap, scale:
+    dz / temperature · (1 - (softcap(x) / c)²) · logit_scale. a and b are room; b is returned.
+    """
+    share, dz = log_share.exp(), torch.softmax(lp, 1, out=b)
+    if g_H is None:
+        dz.mul_((-g * share)[:, None])
+    else:
+        slope = -g_H * share
+        level = slope * (log_share + ent) - (0 if g is None else g * share)
+        dz.mul_(torch.mul(lp, slope[:, None], out=a).add_(level[:, None]))  # addcmul broadcasts slowly
+    if g is not None:
+        here, place = _at(target, v, alone)
+        dz.scatter_add_(1, place, (g if here is None else torch.where(here, g, 0))[:, None])
+    if softcap is not None:
+        dz.mul_(torch.mul(z, temperature / softcap, out=a).square_().neg_().add_(1))
+    return dz if logit_scale == temperature else dz.mul_(logit_scale / temperature)
+
+
+def _at(target, v: slice, alone: bool):
+    """Whether each target is one of the words v, and its column [n, 1], any if not; in a tile alone every one is."""
+    if alone:
+        return None, target[:, None]
+    return (target >= v.start) & (target < v.stop), (target - v.start).clamp_(0, v.stop - v.start - 1)[:, None]

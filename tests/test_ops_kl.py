@@ -1,0 +1,178 @@
+"""linear_kl against the plain fp64 formula, differentiated by autograd."""
+import math
+
+import pytest
+import torch
+
+from minir1.ops import linear_kl
+
+KINDS = ["forward", "reverse", "js"]
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def reference(h_s, w_s, h_t, w_t, temperature=1.0, kind="forward"):
+    """In the dtype given, by the book, with [N, V] in full."""
+    s, t = (torch.log_softmax(h @ w.T / temperature, -1) for h, w in ((h_s, w_s), (h_t, w_t)))
+    if kind == "js":
+        m = torch.logaddexp(s, t) - math.log(2)
+        return ((s.exp() * (s - m)).sum(-1) + (t.exp() * (t - m)).sum(-1)) / 2
+    return (t.exp() * (t - s)).sum(-1) if kind == "forward" else (s.exp() * (s - t)).sum(-1)
+
+
+def problem(N, V=67, D=(24, 40), dtype=torch.float64, size=3.0, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    made = []
+    for d in D:
+        made.append(torch.randn(N, d, generator=gen, dtype=torch.float64))
+        made.append(torch.randn(V, d, generator=gen, dtype=torch.float64) * size / d**0.5)
+    return [x.to(dtype) for x in made]
+
+
+def gradients(f, inputs, g):
+    """Values, and gradients of the student."""
+    h, w = (x.detach().requires_grad_() for x in inputs[:2])
+    kl = f(h, w, *inputs[2:])
+    return (kl.detach(), *torch.autograd.grad((kl * g).sum(), (h, w)))
+
+
+@each_kind
+@pytest.mark.parametrize("N, V, chunk_bytes", [(0, 67, 1), (1, 67, None), (33, 67, 1), (33, 1100, None), (9, 1100, 1)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_gradients(N, V, chunk_bytes, kind, temperature):
+    """One tile and three; all kept and nothing kept; upstream gradients that differ."""
+    inputs = problem(N, V)
+    g = torch.randn(N, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    want = gradients(lambda *x: reference(*x, temperature, kind), inputs, g)
+    have = gradients(lambda *x: linear_kl(*x, temperature, kind, chunk_bytes=chunk_bytes), inputs, g)
+    for a, b in zip(have, want):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@each_kind
+def test_some_tiles_kept_gives_the_same_bits(kind):
+    inputs, g = problem(600, 1100, dtype=torch.float32), torch.ones(600)
+    run = lambda budget: gradients(lambda *x: linear_kl(*x, 0.9, kind, chunk_bytes=budget), inputs, g)
+    whole = run(None)
+    for budget in (1, 4 << 20):
+        assert all(torch.equal(a, b) for a, b in zip(run(budget), whole))
+
+
+def test_by_hand():
+    """Two words: p_s = (3/4, 1/4), p_t = (1/2, 1/2)."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    s, t = torch.tensor([[math.log(3)], [0.0]]).double(), torch.zeros(2, 1).double()
+    kl = {kind: linear_kl(one, s, one, t, kind=kind).item() for kind in KINDS}
+    assert kl["forward"] == pytest.approx(math.log(4 / 3) / 2, rel=1e-6)
+    assert kl["reverse"] == pytest.approx(0.75 * math.log(3) - math.log(2), rel=1e-6)
+    to_m = lambda p: p * math.log(p / (5 / 8)) + (1 - p) * math.log((1 - p) / (3 / 8))
+    assert kl["js"] == pytest.approx((to_m(0.75) + to_m(0.5)) / 2, rel=1e-6)
+
+
+@each_kind
+def test_gradcheck(kind):
+    h_s, w_s, h_t, w_t = problem(3, V=5, D=(3, 2))
+    f = lambda h, w: linear_kl(h, w, h_t, w_t, 1.3, kind)
+    assert torch.autograd.gradcheck(f, (h_s.requires_grad_(), w_s.requires_grad_()))
+
+
+@each_kind
+def test_the_same_model_is_at_zero_with_no_slope(kind):
+    h, w, *_ = problem(50, dtype=torch.float32)
+    kl, dh, dw = gradients(lambda *x: linear_kl(*x, kind=kind), (h, w, h, w), torch.ones(50))
+    assert kl.abs().max() <= 1e-6 and dh.abs().max() <= 1e-5 and dw.abs().max() <= 1e-5
+
+
+def test_js_is_symmetric_and_at_most_log_2():
+    inputs = problem(40, size=30.0)
+    kl = linear_kl(*inputs, kind="js")
+    torch.testing.assert_close(kl, linear_kl(*inputs[2:], *inputs[:2], kind="js"))
+    assert (kl >= 0).all() and (kl <= math.log(2) + 1e-12).all() and kl.max() > 0.6
+
+
+@each_kind
+def test_distributions_far_apart_stay_finite(kind):
+    """Words that fp32 gives probability 0: no 0 · ∞."""
+    inputs = problem(20, 600, dtype=torch.float32, size=60.0)
+    for x in gradients(lambda *x: linear_kl(*x, kind=kind), inputs, torch.ones(20)):
+        assert x.isfinite().all()
+
+
+@each_kind
+def test_fp32_accuracy(kind):
+    """Values no further from fp64 than the plain formula's in fp32, gradients to 2e-6."""
+    inputs, g = problem(300, 1000, D=(64, 64), dtype=torch.float32), torch.randn(300).double()
+    exact = gradients(lambda *x: reference(*x, kind=kind), [x.double() for x in inputs], g)
+    ours = gradients(lambda *x: linear_kl(*x, kind=kind), inputs, g.float())
+    assert (ours[0] - exact[0]).norm() <= 1.2 * (reference(*inputs, kind=kind) - exact[0]).norm()
+    for a, b in zip(ours[1:], exact[1:]):
+        assert (a - b).norm() <= 2e-6 * b.norm()
+
+
+@each_kind
+def test_bf16_inputs_give_fp32_logits(kind):
+    inputs = problem(40, 700, dtype=torch.bfloat16)
+    exact = gradients(lambda *x: reference(*x, kind=kind), [x.double() for x in inputs], torch.ones(40))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = gradients(lambda *x: linear_kl(*x, kind=kind), inputs, torch.ones(40))
+    assert ours[0].dtype == torch.float32 and ours[1].dtype == ours[2].dtype == torch.bfloat16
+    assert (ours[0] - exact[0]).abs().max() <= 1e-4
+    for a, b in zip(ours[1:], exact[1:]):
+        assert (a - b).norm() <= 5e-3 * b.norm()
+
+
+def test_strides():
+    """Columns of something wider, a transposed matrix, and the stride-0 gradient of a sum."""
+    inputs = problem(33)
+    want = gradients(lambda *x: reference(*x), inputs, 1.0)
+    wide = torch.zeros(33, 50, dtype=torch.float64)
+    wide[:, 1:49:2] = inputs[0]
+    odd = [wide[:, 1:49:2], inputs[1].T.contiguous().T, inputs[2], inputs[3].T.contiguous().T]
+    h, w = odd[0].detach().requires_grad_(), odd[1].detach().requires_grad_()
+    for a, b in zip(torch.autograd.grad(linear_kl(h, w, *odd[2:]).sum(), (h, w)), want[1:]):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_teacher_gets_no_gradient():
+    h, w, *_ = problem(5)
+    h, w = h.requires_grad_(), w.requires_grad_()
+    dh, dw = torch.autograd.grad(linear_kl(h + 1, w, h, w, kind="reverse").sum(), (h, w))
+    want = gradients(lambda *x: linear_kl(x[0] + 1, *x[1:], kind="reverse"), (h, w, h.detach(), w.detach()), 1.0)
+    assert torch.equal(dh, want[1]) and torch.equal(dw, want[2])
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        linear_kl(h.detach(), w.detach(), h, w).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(kind="kl"), "kind='kl': choose one of forward, reverse, js"),
+        (dict(temperature=0.0), "temperature=0.0"),
+        (dict(chunk_bytes=0), "chunk_bytes=0"),
+        (dict(impl="triton"), "impl='triton': "),
+        (dict(impl="fast"), "impl='fast'"),
+        (dict(h_t=torch.zeros(5, 40)), r"h_t \(5, 40\)"),
+        (dict(w_t=torch.zeros(66, 40)), r"w_t \(66, 40\)"),
+        (dict(w_s=torch.zeros(67, 40)), r"w_s \(67, 40\)"),
+        (dict(h_s=torch.zeros(24)), r"h_s \(24,\)"),
+        (dict(h_s=torch.zeros(6, 24, dtype=torch.int64)), "h_s torch.int64"),
+        (dict(h_t=torch.zeros(6, 40, device="meta")), "h_t meta"),
+    ],
+)
+def test_errors_name_the_value(change, message):
+    names = ("h_s", "w_s", "h_t", "w_t")
+    with pytest.raises(ValueError, match=message):
+        linear_kl(**{**dict(zip(names, problem(6, dtype=torch.float32))), **change})
+
+
+@pytest.mark.gpu
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda(kind, dtype):
+    inputs = [x.cuda() for x in problem(5000, 5000, dtype=dtype)]
+    g = torch.randn(5000, device="cuda")
+    exact = gradients(lambda *x: reference(*x, kind=kind), [x.double() for x in inputs], g)
+    for budget in (1, None):
+        ours = gradients(lambda *x: linear_kl(*x, kind=kind, chunk_bytes=budget), inputs, g)
+        assert (ours[0] - exact[0]).abs().max() <= 1e-4
+        for a, b in zip(ours[1:], exact[1:]):
+            assert (a - b).norm() <= (2e-6 if dtype == torch.float32 else 5e-3) * b.norm()
