@@ -44,6 +44,8 @@ def reliability(result: dict[str, float], path: Path) -> Figure:
         panel = figure.subplots()
         figure.subplots_adjust(left=0.09, right=0.96, top=0.84, bottom=0.1)
         panel.plot([0.5, 1], [0.5, 1], color=GREY, lw=1.3, ls=(0, (4, 3)), zorder=1)
+        place = {"ha": "left", "va": "top", "color": MUTED, "size": 11}
+        panel.text(0.705, 0.69, "as often right as it claims to be", **place)
         seen = count > 0
         panel.plot(confidence[seen], right[seen], color=BLUE, lw=1.4, alpha=0.5, zorder=2)
         area = 60 + 1500 * count[seen] / count.sum()

@@ -86,7 +86,8 @@ def scripted(model, tokenizer, problems, verify, *, answers, **sampling):
     """What a base might have sampled: the reference every other time, and a wrong answer, judged as ever."""
     grid = []
     for n, problem in enumerate(problems):
-        texts = [f"<think>{i}</think><answer>{problem.reference if i % 2 else '1+1'}</answer>" for i in range(answers)]
+        ends = [("yes", problem.reference), ("no", "1+1")]
+        texts = [f"<think>{i}=1:2 {ends[i % 2][0]}\n</think><answer>{ends[i % 2][1]}</answer>" for i in range(answers)]
         texts = texts if n % 2 else ["<answer>"] * answers  # every second problem has no right answer
         verdicts = [verify(problem, text) for text in texts]
         grid.append([Answer(t, 7 + i, False, v.status == "right", bool(v.scores["form"]))

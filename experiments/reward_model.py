@@ -1,0 +1,190 @@
+"""A reward model from comparisons: a scalar head on a language model, by Bradley and Terry.
+
+    python experiments/preference_pairs.py --checkpoint runs/base/checkpoint --out runs/pairs
+    python experiments/reward_model.py --checkpoint runs/base/checkpoint --out runs/reward-model
+
+    L(φ) = -1/N Σ log σ(r_φ(x, y_c) - r_φ(x, y_r) - m)
+
+r is read off the state of the last token, the end of the answer. All weights are trained, from those of --checkpoint,
+with a new head; the selection bias of experts stays. m is --margin times the difference of the two scores in the file
+(Llama 2, arXiv:2307.09288, section 3.2.2), ε is --label-smoothing; see minir1/preference.py.
+
+--pairs takes any file that minir1/preference_data.py reads: plain lines, HH-RLHF's, UltraFeedback's. Held-out pairs say
+how often the model agrees with the preference, beside a rule that always prefers the longer answer, and whether
+σ(r_c - r_r) is the share that it claims to be. The checkpoint is what `--reward model:PATH` of ppo.py opens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from preference_common import accuracy, check, in_parts, load_pairs, padded, resume
+from torch import Tensor
+
+from minir1 import checkpoint, figures_preference
+from minir1.data import passes
+from minir1.log import open_run, peak_memory_gib, progress, progress_line, table
+from minir1.model import heads, hf
+from minir1.model.heads import ScalarModel, ValueHead
+from minir1.model.lora import merge
+from minir1.optim import clip_gradients, warmup_stable_decay
+from minir1.preference import bradley_terry, calibration, calibration_error
+from minir1.preference_data import Rows
+from minir1.seed import seed_everything
+
+
+@dataclass(frozen=True)
+class Config:
+    """A reward model. The defaults are those of docs/preferences.md."""
+
+    checkpoint: Path = Path("runs/base/checkpoint")  # the trunk: a Hugging Face folder, or a folder of checkpoints
+    pairs: Path = Path("runs/pairs/train.jsonl")
+    held_out: Path = Path("runs/pairs/held_out.jsonl")
+    longest: int = 1024  # tokens of prompt and answer; pairs that are longer are left out
+    steps: int = 90
+    batch: int = 32  # N, pairs a step
+    lr: float = 1e-3  # AdamW; up over the warm-up, down to 0 over the second half
+    warmup: int = 10  # steps
+    margin: float = 0.0  # m a point of difference between the scores
+    label_smoothing: float = 0.0  # ε
+    clip: float = 1.0  # largest norm of the gradient
+    bins: int = 5  # of the confidence, for the calibration
+    eval_every: int = 30  # steps
+    seed: int = 0
+    out: Path = Path("runs/reward-model")
+    resume: bool = False
+    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
+    wandb: str = "off"
+
+    def __post_init__(self):
+        check(self)
+        if self.margin < 0 or self.bins < 1:
+            raise ValueError(f"margin = {self.margin} (0 or more), bins = {self.bins} (at least 1)")
+
+
+def score(model: ScalarModel, pairs: list[Rows], config: Config) -> dict[str, Tensor]:
+    """Loss and both rewards of each pair, [N]."""
+    tokens, lengths, _ = padded(pairs)
+    chosen, rejected = model.score(tokens, lengths=lengths).chunk(2)
+    margin = config.margin * torch.tensor([pair.score_gap for pair in pairs]) if config.margin else 0.0
+    loss = bradley_terry(chosen, rejected, margin, config.label_smoothing)
+    return {"loss": loss, "chosen": chosen, "rejected": rejected}
+
+
+def learn(model: ScalarModel, optimizer, pairs: list[Rows], config: Config, step: int = 0) -> dict[str, float]:
+    """One step on N pairs; returns means over them."""
+
+    def backward(part: list[Rows]) -> dict[str, Tensor]:
+        found = score(model, part, config)
+        (found["loss"].sum() / len(pairs)).backward()
+        return found
+
+    found = in_parts(pairs, config.microbatch, backward)
+    norm = clip_gradients(model, config.clip, step)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    gap = found["chosen"] - found["rejected"]
+    means = {"loss": found["loss"], "gap": gap, "accuracy": (gap > 0).float()}
+    return {f"train/{name}": x.mean().item() for name, x in means.items()} | {"train/grad_norm": norm}
+
+
+@torch.no_grad()
+def measure(model: ScalarModel, pairs: list[Rows], config: Config) -> tuple[dict[str, float], Tensor]:
+    """The rewards of held-out pairs: flat figures, and the gaps r_c - r_r, [N]."""
+    found = in_parts(pairs, config.microbatch, lambda part: score(model, part, config))
+    gap = found["chosen"] - found["rejected"]
+    values = {"loss": found["loss"].mean().item(), "gap": gap.mean().item()}
+    values |= accuracy(found["chosen"], found["rejected"], pairs)
+    values["calibration_error"] = calibration_error(calibration(gap, config.bins))
+    return {f"eval/{name}": value for name, value in values.items()}, gap
+
+
+def closing(gap: Tensor, pairs: list[Rows], config: Config) -> dict[str, float]:
+    """The rule that prefers the longer answer, and the bins of the calibration, as flat figures."""
+    lengths = [torch.tensor([len(row) for row in rows]) for rows in zip(*((p.chosen, p.rejected) for p in pairs))]
+    found = {f"longer/{name}": value for name, value in accuracy(*lengths, pairs).items()}
+    bins = calibration(gap, config.bins)
+    for b, columns in enumerate(zip(*(column.tolist() for column in bins))):
+        found |= {f"calibration/{b}/{name}": value for name, value in zip(bins._fields, columns)}
+    return found
+
+
+BINS = ["σ(|r_c - r_r|)", "pairs", "claimed", "right"]
+
+
+def bin_rows(result: dict[str, float]) -> list[list[str]]:
+    """The calibration, a row a bin, columns as in BINS. result: holds what `closing` returns."""
+    count = sum(key.startswith("calibration/") and key.endswith("/count") for key in result)
+    lines = []
+    for b in range(count):
+        pairs, confidence, right = (result[f"calibration/{b}/{key}"] for key in ("count", "confidence", "accuracy"))
+        edges = f"{0.5 + b / (2 * count):.2f} to {0.5 + (b + 1) / (2 * count):.2f}"
+        lines.append([edges, f"{pairs:.0f}", *(f"{x:.1%}" if pairs else "-" for x in (confidence, right))])
+    return lines
+
+
+def show(result: dict[str, float]) -> None:
+    """The closing lines and table."""
+    for name, key in (("reward model", "eval"), ("the longer answer", "longer")):
+        middle, low, high = (result[f"{key}/accuracy{end}"] for end in ("", "_low", "_high"))
+        print(f"{name}: {middle:.1%} of held-out pairs [{100 * low:.1f}, {100 * high:.1f}]")
+    print(f"expected calibration error {result['eval/calibration_error']:.1%}")
+    table("calibration on held-out pairs", BINS, bin_rows(result))
+
+
+def main(config: Config) -> dict[str, float]:
+    """Train, save the reward model under out/checkpoint; returns what the closing tables say."""
+    seed_everything(config.seed)
+    trunk, tokenizer = hf.load(checkpoint.latest(config.checkpoint) or config.checkpoint)
+    model = ScalarModel(merge(trunk), ValueHead(trunk.config.dim))
+    train, held_out = load_pairs(config, tokenizer)
+    if config.margin and any(pair.score_gap is None for pair in train + held_out):
+        raise ValueError(f"margin = {config.margin}: some pairs have no score_chosen and score_rejected; 0 without")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    folder, run = config.out / "checkpoint", open_run(config.out, config, resume=config.resume, wandb=config.wandb)
+    path = checkpoint.latest(folder) if config.resume else None
+    start, spent = 0, 0.0
+    if path:
+        model.load_state_dict(heads.load(path)[0].state_dict())
+        state = resume(path, config.steps, {"optimizer": optimizer})
+        start, spent = state["step"], state["seconds"]
+    run.cut_back(start if path else -1)
+    began, seen = time.perf_counter() - spent, 0
+
+    batches = itertools.islice(passes(len(train), config.batch, config.seed), start, config.steps)
+    with progress(config.steps, "reward model") as bar:
+        bar.advance(start)
+        for step, batch in enumerate(batches, start=start + 1):
+            factor = warmup_stable_decay(step - 1, config.steps, config.warmup)
+            optimizer.param_groups[0]["lr"] = config.lr * factor
+            metrics = learn(model, optimizer, [train[i] for i in batch], config, step)
+            seen += sum(len(train[i].chosen) + len(train[i].rejected) for i in batch)
+            metrics["perf/train_tok_s"] = seen / (time.perf_counter() - began - spent)
+            due = step % config.eval_every == 0 or step == config.steps
+            if due:
+                metrics |= measure(model, held_out, config)[0]
+                shown = [(name, f"{metrics[name]:.3f}") for name in ("train/loss", "eval/loss", "eval/gap")]
+                progress_line(step, config.steps, [*shown, ("eval/accuracy", f"{metrics['eval/accuracy']:.1%}")])
+            run.log(step, metrics)
+            if due:
+                state = {"step": step, "steps": config.steps, "seconds": time.perf_counter() - began}
+                state["optimizer"] = optimizer.state_dict()
+                checkpoint.save(folder, step, lambda path: heads.save(model, tokenizer, path), state)
+            bar.advance()
+
+    result, gap = measure(model, held_out, config)
+    result |= closing(gap, held_out, config) | {"pairs/train": len(train), "pairs/held_out": len(held_out)}
+    show(result)
+    figures_preference.reliability(result, config.out / "figures" / "reliability.png")
+    run.result(result | {"seconds/train": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib()})
+    run.close()
+    return result
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,171 @@
+"""experiments/reward_model.py at toy size: its gradient written out, its parts, what it leaves, a run that goes on."""
+
+import copy
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_preference_pairs import assert_bad_option, save_base, write_pairs
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+
+import reward_model  # noqa: E402
+from preference_common import padded  # noqa: E402
+
+from minir1 import checkpoint  # noqa: E402
+from minir1.log import read_metrics  # noqa: E402
+from minir1.model import heads, hf  # noqa: E402
+from minir1.model.heads import ScalarModel, ValueHead  # noqa: E402
+from minir1.preference_data import load  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward")
+    small = {"steps": 9, "batch": 6, "warmup": 2, "lr": 1e-2, "eval_every": 4, "microbatch": 400}
+    base = save_base(folder / "base")
+    return reward_model.Config(checkpoint=base, **write_pairs(folder), out=folder / "run", **small)
+
+
+@pytest.fixture(scope="module")
+def start(config):
+    """A reward model whose head is not zero, so that the trunk learns too, and ten pairs."""
+    trunk, tokenizer = hf.load(config.checkpoint)
+    model = ScalarModel(trunk, ValueHead(trunk.config.dim))
+    torch.nn.init.normal_(model.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    return model, load(config.pairs, tokenizer, 1024)[0][:10]
+
+
+def step(start, config, **changes):
+    """`learn` by plain gradient descent with rate 1: what was measured, and how each parameter moved."""
+    before, pairs = start
+    model = copy.deepcopy(before)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    measured = reward_model.learn(model, optimizer, pairs, replace(config, clip=1e9, **changes))
+    return measured, [(b - a).detach() for a, b in zip(before.parameters(), model.parameters())]
+
+
+def assert_same(moves, others):
+    scale = max(move.abs().max().item() for move in others)
+    assert scale > 0
+    for move, other in zip(moves, others):
+        torch.testing.assert_close(move, other, atol=2e-5 * scale, rtol=0)
+
+
+def test_the_step_is_the_gradient_of_the_loss_written_out(start, config):
+    """-1/N Σ log σ(r_c - r_r - m), m half of the scores' difference, each row scored by itself."""
+    model, pairs = copy.deepcopy(start[0]), start[1]
+    loss = 0.0
+    for pair in pairs:
+        chosen, rejected = (model.score(torch.tensor([row]), lengths=None) for row in (pair.chosen, pair.rejected))
+        loss = loss + (1 + (-(chosen - rejected - 0.5 * pair.score_gap)).exp()).log().squeeze() / len(pairs)
+    loss.backward()
+    measured, moves = step(start, config, margin=0.5)
+    assert measured["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert_same(moves, [torch.zeros_like(p) if p.grad is None else -p.grad for p in model.parameters()])
+
+
+@pytest.mark.parametrize("changes", [{}, {"margin": 2.0, "label_smoothing": 0.2}], ids=str)
+def test_no_result_depends_on_the_microbatch(start, config, changes):
+    whole, moves = step(start, config, microbatch=10**6, **changes)
+    assert abs(whole["train/gap"]) > 1e-4 and whole["train/grad_norm"] > 0
+    for microbatch in (1, 150, 300):
+        measured, others = step(start, config, microbatch=microbatch, **changes)
+        assert_same(others, moves)
+        assert measured == pytest.approx(whole, rel=1e-4, abs=1e-6)
+
+
+def test_margin_and_label_smoothing_reach_the_loss(start, config):
+    plain, wide, smooth = (step(start, config, **c)[0] for c in ({}, {"margin": 1.0}, {"label_smoothing": 0.3}))
+    assert wide["train/loss"] > plain["train/loss"] and smooth["train/loss"] != plain["train/loss"]
+    assert plain["train/gap"] == wide["train/gap"] == smooth["train/gap"]
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    reward_model.main(config)
+    return config.out
+
+
+def test_a_run_is_a_folder_with_accuracy_and_calibration(whole, config):
+    rows = read_metrics(whole)
+    assert [row["step"] for row in rows] == list(range(1, 10)) and rows[0]["train/loss"] == pytest.approx(math.log(2))
+    names = ("loss", "gap", "accuracy", "accuracy_low", "accuracy_high", "calibration_error")
+    measured = [row for row in rows if {f"eval/{name}" for name in names} <= row.keys()]
+    assert [row["step"] for row in measured] == [4, 8, 9]
+    result = json.loads((whole / "result.json").read_text())
+    assert all(result[key] == value for key, value in measured[-1].items() if key.startswith("eval/"))
+    assert result["eval/accuracy"] > 0.95 and result["longer/accuracy"] == 1.0  # as the pairs were written
+    count, confidence, right = (
+        [result[f"calibration/{b}/{name}"] for b in range(config.bins)] for name in ("count", "confidence", "accuracy")
+    )
+    assert sum(count) == result["pairs/held_out"] == 80
+    error = sum(n / 80 * abs(x - y) for n, x, y in zip(count, confidence, right))
+    assert result["eval/calibration_error"] == pytest.approx(error)
+    assert (whole / "figures" / "reliability.png").stat().st_size > 10_000
+
+
+def test_the_checkpoint_is_a_scalar_model_that_prefers_as_measured(whole, config):
+    path = checkpoint.latest(whole / "checkpoint")
+    model, tokenizer = heads.load(path)
+    pairs = load(config.held_out, tokenizer, config.longest)[0]
+    tokens, lengths, _ = padded(pairs)
+    chosen, rejected = model.score(tokens, lengths=lengths).chunk(2)
+    last = read_metrics(whole)[-1]
+    assert (chosen - rejected).mean().item() == pytest.approx(last["eval/gap"], rel=1e-4)
+    start = hf.load(config.checkpoint)[0].state_dict()
+    biases = {n: p for n, p in model.trunk.state_dict().items() if n.endswith("ffn.bias")}
+    assert biases and all(torch.equal(start[name], bias) for name, bias in biases.items())
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(whole, config, tmp_path, monkeypatch, count):
+    again = replace(config, out=tmp_path / "run")
+    real, calls = reward_model.clip_gradients, 0
+
+    def stop(*args):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reward_model, "clip_gradients", stop)
+        reward_model.main(again)
+    reward_model.main(replace(again, resume=True))
+    rows, others = (read_metrics(out) for out in (again.out, whole))
+    assert all(row.pop("perf/train_tok_s") > 0 for row in rows + others) and rows == others
+    name = Path("checkpoint") / "step-000009" / "model.safetensors"
+    assert (again.out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_run_of_other_steps_is_not_gone_on_with(whole, config):
+    with pytest.raises(ValueError, match="steps = 12: the learning rate follows it"):
+        reward_model.main(replace(config, resume=True, steps=12))
+
+
+def test_a_margin_needs_scores(config, tmp_path):
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text(config.pairs.read_text().replace("score_", "points_"))
+    with pytest.raises(ValueError, match="margin = 1.0: some pairs have no score_chosen and score_rejected"):
+        reward_model.main(replace(config, pairs=plain, margin=1.0, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("--margin -1", "margin = -1.0 (0 or more)"),
+        ("--bins 0", "bins = 0 (at least 1)"),
+        ("--label-smoothing 0.5", "label_smoothing = 0.5: 0 to below 0.5"),
+        ("--steps 0", "steps = 0: at least 1"),
+        ("--beta 1", "--beta"),
+    ],
+)
+def test_bad_options_are_named(line, told, capsys):
+    assert_bad_option(reward_model, line, told, capsys)
