@@ -1,0 +1,250 @@
+"""PPO at toy size: the update against formulas written out, resume to the bit, rewards from rules and from a model."""
+import copy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+SCRIPTS = Path(__file__).parent.parent / "experiments"
+sys.path.insert(0, str(SCRIPTS))
+
+import ppo  # noqa: E402
+import pretrain  # noqa: E402
+import rl_common  # noqa: E402
+
+from minir1 import checkpoint  # noqa: E402
+from minir1.log import read_metrics  # noqa: E402
+from minir1.losses import kl_k1, kl_k3  # noqa: E402
+from minir1.model import heads, hf  # noqa: E402
+from minir1.model.config import ModelConfig  # noqa: E402
+from minir1.model.heads import ScalarModel, ValueHead  # noqa: E402
+from minir1.tasks.countdown_corpus import Mix  # noqa: E402
+from minir1.tokenizer import word_level  # noqa: E402
+
+MOE = ModelConfig(dim=32, layers=2, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, experts=4, expert_ffn=16)
+MIX = Mix(facts=0, untagged=0, at_once=0.5, at_once_right=1, orderly=0, forgetful=0, patient=0, give_up=1)
+BASE = pretrain.Config(model=MOE, mix=MIX, steps=60, batch=1024, muon_lr=0.02, adam_lr=0.02, checkpoint_every=60)
+TOY = {"prompts": 4, "answers": 2, "max_tokens": 16, "min_mixed": 0.0, "eval_answers": 1}
+PPO = ppo.Config(**TOY, steps=4, eval_every=2, value_warmup=1, warmup=1, kl=0.01, lam=0.9)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The checkpoint folder of an MoE that has begun to know what an answer looks like."""
+    out = tmp_path_factory.mktemp("base")
+    pretrain.main(replace(BASE, out=out))
+    return out / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def reward_folder(base, tmp_path_factory):
+    """A reward model nobody has trained."""
+    trunk, tokenizer = hf.load(checkpoint.latest(base))
+    model = ScalarModel(trunk, ValueHead(32))
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    path = tmp_path_factory.mktemp("reward")
+    heads.save(model, tokenizer, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sampled(base):
+    """The policy, critics of both kinds, a rollout, and an estimate of it with another model as the reference."""
+    model, tokenizer = hf.load(checkpoint.latest(base))
+    problems = ppo.draw(PPO, 1)
+    rollout = rl_common.act(model, tokenizer, problems, PPO, step=1)
+    head = ValueHead(32)
+    torch.nn.init.normal_(head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    critics = {"trunk": head, "own": ScalarModel(hf.load(checkpoint.latest(base))[0], copy.deepcopy(head))}
+    rewards = torch.arange(8.0).view(4, 2).sin()
+    values = ppo.state_values(model, head, rollout, 8192)
+    ref_logp = rollout.logp + 0.1 * torch.randn(rollout.logp.shape, generator=torch.Generator().manual_seed(1))
+    told = ppo.estimate(rewards, values, ref_logp.masked_fill(~rollout.mask, 0.0), rollout, PPO)
+    return model, critics, rollout, rewards, told
+
+
+def step(sampled, kind="trunk", *, lr=1.0, frozen=False, told=None, **changes):
+    """`learn` with plain gradient descent: (what was measured, how policy and critic moved)."""
+    model, critics, rollout, _, given = sampled
+    policy, critic = copy.deepcopy(model).requires_grad_(not frozen), copy.deepcopy(critics[kind])
+    optimizers = [torch.optim.SGD(part.parameters(), lr=lr) for part in (policy, critic)]
+    config = replace(PPO, **{"minibatches": 1, "grad_clip": 1e9, "critic": kind, **changes})
+    measured = ppo.learn(policy, critic, optimizers, rollout, told or given, config)
+    moves = [[(b - a).detach() for a, b in zip(old.parameters(), new.parameters())]
+             for old, new in ((model, policy), (critics[kind], critic))]
+    return measured, *moves
+
+
+def assert_same(moves, others):
+    scale = max(move.abs().max() for move in others)
+    assert scale > 0
+    for move, other in zip(moves, others):
+        torch.testing.assert_close(move, other, atol=2e-5 * scale.item(), rtol=0)
+
+
+# ---- the update --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["trunk", "own"])
+def test_no_result_depends_on_the_microbatch(sampled, kind):
+    changes = {"minibatches": 2, "entropy_weight": 0.1, "kl_in": "loss", "kl": 0.1, "value_clip": 0.2}
+    whole, policy, critic = step(sampled, kind, lr=0.1, microbatch=10**6, **changes)
+    assert min(whole[f"train/{name}"] for name in ("value_loss", "grad_norm", "value_grad_norm")) > 0
+    for microbatch in (1, 80):
+        measured, *others = step(sampled, kind, lr=0.1, microbatch=microbatch, **changes)
+        assert_same(others[0], policy)
+        assert_same(others[1], critic)
+        assert measured == pytest.approx(whole, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["trunk", "own"])
+def test_the_gradient_is_that_of_the_objective_written_out(sampled, kind):
+    """At ratio 1: -A log π - c_H H + β k3 + c_V ½ (V - R)², a mean over the tokens; the trunk gets both parts."""
+    model, critics, rollout, _, told = sampled
+    config = {"entropy_weight": 0.3, "kl_in": "loss", "kl": 0.2, "value_weight": 0.7}
+    _, moves, critic_moves = step(sampled, kind, **config)
+    policy, critic = copy.deepcopy(model), copy.deepcopy(critics[kind])
+    logp, entropy = policy.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask, entropy=True)
+    hidden = policy.hidden(rollout.tokens, lengths=rollout.length)
+    value = torch.nn.functional.pad(critic(hidden)[:, :-1], (1, 0)) if kind == "trunk" else critic.values(
+        rollout.tokens, lengths=rollout.length)
+    loss = -told.advantage * logp - 0.3 * entropy + 0.2 * kl_k3(logp, told.ref_logp)
+    loss = loss + 0.7 * 0.5 * (value - told.returns) ** 2
+    loss[rollout.mask].mean().backward()
+    assert_same(moves, [-p.grad for p in policy.parameters()])
+    assert_same(critic_moves, [-p.grad for p in critic.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["trunk", "own"])
+def test_while_the_value_warms_up_the_policy_stays(sampled, kind):
+    measured, policy, critic = step(sampled, kind, frozen=True)
+    assert all(move.abs().max() == 0 for move in policy) and max(move.abs().max() for move in critic) > 0
+    assert measured["train/grad_norm"] == 0 and measured["train/value_grad_norm"] > 0
+    assert measured["train/ratio_deviation_max"] < 1e-4
+    _, _, moving = step(sampled, kind)
+    assert_same(critic, moving)  # what the critic learns is the same
+
+
+def test_estimates_by_hand(sampled):
+    model, critics, rollout, rewards, _ = sampled
+    values, mask = ppo.state_values(model, critics["trunk"], rollout, 60), rollout.mask
+    torch.testing.assert_close(ppo.state_values(model, critics["own"], rollout, 8192), values)
+    config = replace(PPO, lam=1.0, whitening=False, kl=0.0)
+    told = ppo.estimate(rewards, values, rollout.logp, rollout, config)
+    torch.testing.assert_close(told.returns, rewards.view(8, 1) * mask)
+    torch.testing.assert_close(told.advantage, (rewards.view(8, 1) - values) * mask)
+    other = rollout.logp - 0.1 * mask
+    told = ppo.estimate(rewards, values, other, rollout, replace(config, kl=2.0))
+    to_come = mask.flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(kl_k1(rollout.logp, other), 0.1 * mask, atol=1e-6, rtol=0)
+    torch.testing.assert_close(told.returns, (rewards.view(8, 1) - 0.2 * to_come) * mask, atol=1e-5, rtol=0)
+    in_loss = ppo.estimate(rewards, values, other, rollout, replace(config, kl=2.0, kl_in="loss"))
+    torch.testing.assert_close(in_loss.returns, rewards.view(8, 1) * mask)
+    white = ppo.estimate(rewards, values, rollout.logp, rollout, replace(config, whitening=True)).advantage[mask]
+    assert white.mean().abs() < 1e-6 and white.std() == pytest.approx(1)
+
+
+def test_a_wrong_sampler_stops_the_run(sampled):
+    model, critics, rollout, rewards, told = sampled
+    wrong = replace(rollout, logp=rollout.logp - 0.2 * rollout.mask)
+    with pytest.raises(RuntimeError, match="sampler and trainer do not compute the same policy"):
+        step((model, critics, wrong, rewards, told))
+
+
+def test_the_learned_reward_scores_whole_rows(base, reward_folder, sampled):
+    rollout = sampled[2]
+    tokenizer = hf.load(checkpoint.latest(base))[1]
+    config = replace(PPO, reward=f"model:{reward_folder}")
+    learned = ppo.load_reward(config, tokenizer)
+    found = ppo.judge([[]] * 4, rollout, learned, replace(config, microbatch=60))
+    torch.testing.assert_close(found.flatten(), learned.score(rollout.tokens, lengths=rollout.length))
+    assert found.std() > 0.1 and ppo.load_reward(PPO, tokenizer) is None
+    with pytest.raises(ValueError, match="its tokenizer is not that of"):
+        ppo.load_reward(config, word_level(("other",), 24))
+    with pytest.raises(ValueError, match="DeepseekV3ForCausalLM, .*no scalar model"):
+        ppo.load_reward(replace(config, reward=f"model:{base}"), tokenizer)
+
+
+# ---- runs --------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def same(a, b) -> bool:
+    """Nested states are equal to the bit, but for the seconds."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "seconds")
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("kind", ["trunk", "own"])
+def test_a_killed_run_goes_on_to_the_same_bits(base, tmp_path, monkeypatch, kind):
+    config = replace(PPO, checkpoint=base, critic=kind)
+    ppo.main(replace(config, out=tmp_path / "whole"))
+    calls, real = [], ppo.learn
+
+    def lethal(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Killed
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(ppo, "learn", lethal)
+        ppo.main(replace(config, out=tmp_path / "killed"))
+    assert [row["step"] for row in read_metrics(tmp_path / "killed")] == [0, 1, 2, 3]
+    ppo.main(replace(config, out=tmp_path / "killed", resume=True))
+    names, clock = ("whole", "killed"), ("time/", "perf/")
+    whole, killed = (
+        [{k: v for k, v in row.items() if not k.startswith(clock)} for row in read_metrics(tmp_path / name)]
+        for name in names
+    )
+    assert whole == killed and len(whole) == 5
+    paths = [checkpoint.latest(tmp_path / name / "checkpoint") for name in names]
+    states = [checkpoint.load_state(path) for path in paths]
+    assert same(*states) and {"critic", "optimizer", "value_optimizer"} < states[0].keys()
+    weights = [hf.load(path)[0].state_dict() for path in (*paths, checkpoint.latest(base))]
+    assert same(*weights[:2]) and not same(*weights[1:])
+    assert [row["train/grad_norm"] > 0 for row in whole[1:]] == [False, True, True, True]  # after the warm-up
+    assert whole[1]["train/explained_variance"] == pytest.approx(0, abs=1e-6)
+    assert states[0]["critic"]["weight" if kind == "trunk" else "head.weight"].abs().max() > 0
+
+
+def test_a_run_against_a_reward_model(base, reward_folder, tmp_path):
+    config = replace(PPO, checkpoint=base, reward=f"model:{reward_folder}", answers=1, prompts=8, steps=2, epochs=2)
+    last = ppo.main(replace(config, out=tmp_path, kl=0.0, dual_clip=3.0, entropy_weight=0.01, lr=1e-2))
+    assert last["train/proxy"] == last["train/reward"] and last["train/gold"] == last["train/accuracy"]
+    assert last["train/proxy"] != last["train/gold"] and "train/kl" not in last and last["train/mixed_groups"] == 0
+
+
+def test_one_answer_a_problem_is_compared_with_all(base):
+    model, tokenizer = hf.load(checkpoint.latest(base))
+    found = rl_common.preflight(model, tokenizer, replace(PPO, answers=1))
+    assert found["preflight/mixed_groups"] == (0 < found["preflight/pass@1"] < 1)
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("--gamma 2", "gamma = 2.0: 0 to 1"),
+        ("--lam -1", "lam = -1.0: 0 to 1"),
+        ("--value-warmup 40", "value_warmup = 40: 0 to 39, below steps"),
+        ("--value-clip 0", "value_clip = 0.0: above 0"),
+        ("--reward model:", "reward = 'model:': rules, or model:PATH"),
+        ("--reward rule", "reward = 'rule': rules, or model:PATH"),
+        ("--critic none", "trunk"),
+        ("--answers 0", "answers = 0: at least 1"),
+    ],
+)
+def test_bad_options_are_named(line, told, capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(ppo.Config, args=line.split())
+    assert told in " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+
