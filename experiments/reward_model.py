@@ -114,7 +114,7 @@ def closing(gap: Tensor, pairs: list[Rows], config: Config) -> dict[str, float]:
     return found
 
 
-BINS = ["σ(|r_c - r_r|)", "pairs", "claimed", "right"]
+BINS = ["confidence", "pairs", "claimed", "right"]
 
 
 def bin_rows(result: dict[str, float]) -> list[list[str]]:
