@@ -6,6 +6,8 @@ advantage. Every function returns fp32 of the shape it is given, or fp64 where i
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,17 @@ def reinforce(logp: Tensor, advantage: Tensor) -> Tensor:
     return -advantage.detach() * _wide(logp)
 
 
+def _pessimistic(log_ratio: Tensor, advantage: Tensor, low: float, high: float, most: float = math.inf) -> Tensor:
+    """min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) for r = exp(log_ratio), and where A < 0 no less than `most`·A.
+
+    That is min(r, 1 + ε_high) A for a gain, and max(r, 1 - ε_low) A for a loss. The cut is made in log r: a ratio that
+    overflows has the gradient 0 where it is clipped, and not ∞·0.
+    """
+    floor = math.log(1 - low) if low < 1 else -math.inf
+    loss, gain = log_ratio.clamp(floor, math.log(most)), log_ratio.clamp(max=math.log(1 + high))
+    return torch.where(advantage < 0, loss, gain).exp() * advantage
+
+
 def clipped_surrogate(
     logp: Tensor,
     old_logp: Tensor,
@@ -39,16 +52,12 @@ def clipped_surrogate(
     advantage asks for, a loss never. Two clips as in DAPO (arXiv:2503.14476, section 3.1). All [B, T].
 
     dual_clip: c > 1 bounds that loss too: where A_t < 0 the objective is max(min(…), c A_t), so that a ratio beyond c
-    takes no gradient (Ye et al. 2020, arXiv:1912.09729, equation 5). None: no bound. Raises ValueError for c <= 1.
+    takes no gradient (Ye et al. 2020, arXiv:1912.09729, "Dual-clip PPO"). None: no bound. Raises ValueError for c <= 1.
     """
-    ratio = (_wide(logp) - old_logp.detach()).exp()
-    advantage = advantage.detach()
-    objective = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
-    if dual_clip is not None:
-        if dual_clip <= 1:
-            raise ValueError(f"dual_clip = {dual_clip}: above 1, or None")
-        objective = torch.where(advantage < 0, torch.maximum(objective, dual_clip * advantage), objective)
-    return -objective
+    if dual_clip is not None and dual_clip <= 1:
+        raise ValueError(f"dual_clip = {dual_clip}: above 1, or None")
+    log_ratio, most = _wide(logp) - old_logp.detach(), math.inf if dual_clip is None else dual_clip
+    return -_pessimistic(log_ratio, advantage.detach(), clip_low, clip_high, most)
 
 
 def is_clipped(
@@ -61,7 +70,7 @@ def is_clipped(
 ) -> Tensor:
     """bool [B, T]: where clipped_surrogate has no gradient because the ratio has left the interval."""
     ratio = (_wide(logp.detach()) - old_logp).exp()
-    most = float("inf") if dual_clip is None else dual_clip
+    most = math.inf if dual_clip is None else dual_clip
     low = (ratio < 1 - clip_low) | (ratio > most)
     return ((advantage > 0) & (ratio > 1 + clip_high)) | ((advantage < 0) & low)
 
@@ -88,9 +97,8 @@ def gspo(
     s_i stays nearer to 1 than r_t does: the paper clips at 3e-4 and 4e-4.
     """
     log_ratio = (_wide(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
-    ratio = (log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()
-    advantage = advantage.detach()
-    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+    mean = log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+    return -_pessimistic(mean, advantage.detach(), clip_low, clip_high)
 
 
 def grpo_sequence(
@@ -106,9 +114,7 @@ def grpo_sequence(
     the interval after a few tokens' change. All [B, T]; the advantage is one number an answer, repeated.
     """
     log_ratio = (_wide(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
-    ratio = log_ratio.sum(1, keepdim=True).exp()
-    advantage = advantage.detach()
-    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+    return -_pessimistic(log_ratio.sum(1, keepdim=True), advantage.detach(), clip_low, clip_high)
 
 
 def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> Tensor:

@@ -94,6 +94,33 @@ def test_dual_clip_by_hand(ratio, advantage, loss, slope):
     assert torch.equal(clipped_surrogate(logp, old, grid(advantage), dual_clip=math.inf), free)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_ratio_that_overflows_is_clipped_and_never_nan(dtype):
+    """exp(1000) is infinite: a gain is cut at 1 + ε, a loss at c if there is one, an advantage of 0 gives 0."""
+    old, mask = torch.full((1, 3), -1000.0, dtype=dtype), torch.ones(1, 3)
+    logp = torch.zeros(1, 3, dtype=dtype, requires_grad=True)
+    for advantage, value in ((torch.ones(1, 3), -1.2), (torch.zeros(1, 3), 0.0)):
+        whole = (clipped_surrogate(logp, old, advantage), gspo(logp, old, advantage, 0.2, 0.2, mask))
+        for loss in (*whole, grpo_sequence(logp, old, advantage, 0.2, 0.2, mask)):
+            assert loss.flatten().tolist() == pytest.approx([value] * 3) and gradient(loss, logp) == [0, 0, 0]
+    bounded = clipped_surrogate(logp, old, -torch.ones(1, 3), dual_clip=3.0)
+    assert bounded.flatten().tolist() == pytest.approx([3.0] * 3) and gradient(bounded, logp) == [0, 0, 0]
+    assert clipped_surrogate(logp, old, -torch.ones(1, 3)).isinf().all()  # nothing bounds it: the run must stop
+    assert truncated_importance(logp, old, 2.0).tolist() == [[2.0] * 3]
+
+
+@pytest.mark.parametrize("clip_low", [0.2, 1.0, 10.0])
+def test_the_objective_is_the_lesser_of_the_two(clip_low):
+    """As PPO's paper writes it, term by term; at ε_low >= 1 nothing is cut below."""
+    generator = torch.Generator().manual_seed(3)
+    old, logp, advantage = (torch.randn(30, 40, generator=generator, dtype=torch.float64) for _ in range(3))
+    ratio = (logp - old).exp()
+    want = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1.3) * advantage)
+    torch.testing.assert_close(clipped_surrogate(logp, old, advantage, clip_low, 0.3), -want)
+    dual = torch.where(advantage < 0, torch.maximum(want, 2 * advantage), want)
+    torch.testing.assert_close(clipped_surrogate(logp, old, advantage, clip_low, 0.3, 2.0), -dual)
+
+
 def test_a_dual_clip_of_one_would_stop_every_punishment():
     with pytest.raises(ValueError, match="dual_clip = 1.0: above 1, or None"):
         clipped_surrogate(grid(-1.0), grid(-1.0), grid(-1.0), dual_clip=1.0)
@@ -274,6 +301,8 @@ def every_loss(x, old, advantage, mask):
         "clipped_surrogate": clipped_surrogate(x, old, advantage),
         "cispo": cispo(x, old, advantage, 0.2, 0.2),
         "gspo": gspo(x, old, advantage, 0.2, 0.2, mask),
+        "grpo_sequence": grpo_sequence(x, old, advantage, 0.2, 0.2, mask),
+        "dual": clipped_surrogate(x, old, advantage, dual_clip=3.0),
         "value_loss": value_loss(x, old, advantage, 0.2),
         "kl_k1": kl_k1(x, old),
         "kl_k2": kl_k2(x, old),
