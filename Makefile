@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench
 
 demo: $(VENV)/.demo
 	$(BIN)/python experiments/demo.py $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q tests
+
+bench: $(VENV)/.demo
+	$(BIN)/python experiments/benchmarks/bench_kernels.py $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check --line-length 120 --target-version py310 --select E,F,W,I --ignore E731,E741 .

@@ -1,0 +1,90 @@
+"""How fast, how large and how exact are the kernels and their twins, beside what else there is?
+
+    python experiments/benchmarks/bench_kernels.py --device cpu --out docs/results/bench_kernels_cpu.json
+    python experiments/benchmarks/bench_kernels.py --device cuda --out docs/results/bench_kernels_gpu.json
+
+On the CPU: linear_logprob with entropy, forward and backward, by how many logits it may keep, against the naive way;
+the same for linear_kl against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: the ceilings of
+the device first (a product, a copy), then every way to a log-prob, Liger's and cut-cross-entropy's too if installed. All
+variants of a comparison are called in turn, and medians are told.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import bench_logprob
+import torch
+import tyro
+from bench_timing import ceilings
+
+from minir1.log import replace_text, table
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured; shapes are N tokens, width D, vocabulary V."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: both parts, as far as the machine can
+    shape: Shape = (1024, 512, 32768)  # on the CPU
+    budgets: tuple[int, ...] = (0, 16, 32, 64, 128)  # MiB that the twin may keep for the backward pass
+    small: tuple[Shape, ...] = ((2048, 128, 160), (4096, 128, 160), (8192, 128, 160))  # the demonstration's
+    gpu_shapes: tuple[Shape, ...] = ((8192, 4096, 32768), (8192, 4096, 129280), (32768, 4096, 151936))
+    repeats: int = 5  # on the CPU; small shapes take twelve times as many
+    gpu_repeats: int = 30
+    out: Path | None = None  # a JSON file for the figures
+
+
+def cpu(config: Config) -> dict[str, float]:
+    """Time is that of one thread, in seconds of the processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = bench_logprob.cpu_large(config.shape, config.budgets, config.repeats, kl=False)
+        found |= bench_logprob.cpu_large(config.shape, config.budgets, config.repeats, kl=True)
+        found |= bench_logprob.cpu_small(config.small, 12 * config.repeats)
+        ways = {"naive": bench_logprob.naive, "twin": bench_logprob.twin()}
+        found |= bench_logprob.accuracy(config.shape, "cpu", ways, torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+    return found
+
+
+def cuda(config: Config) -> dict[str, float]:
+    """The device is named beside the figures."""
+    found = ceilings()
+    for shape in config.gpu_shapes:
+        found |= bench_logprob.gpu(shape, config.gpu_repeats, found["tflops"])
+    ways = {"naive": bench_logprob.naive, "twin": bench_logprob.twin()}
+    ways |= {engine: bench_logprob.triton(engine) for engine in ("hybrid", "fused")}
+    return found | bench_logprob.accuracy((1024, 1024, 32768), "cuda", ways, torch.bfloat16)
+
+
+def main(config: Config) -> dict:
+    """Measure, print, and write the figures."""
+    can = torch.cuda.is_available()
+    if config.device == "cuda" and not can:
+        raise ValueError("device='cuda': this machine has no GPU that torch can use; cpu, or auto")
+    found: dict = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+    if config.device != "cuda":
+        found |= cpu(config)
+    if config.device != "cpu" and can:
+        found |= {"gpu": torch.cuda.get_device_name(), **cuda(config)}
+    rows = [[key, f"{value:.4g}" if isinstance(value, float) else value] for key, value in found.items()]
+    table("kernels", ["", "measured"], rows)
+    if not can:
+        print("No GPU here: figures of the kernels themselves are missing; run this again on a machine that has one.")
+    if config.out:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(config.out, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

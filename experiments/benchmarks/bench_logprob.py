@@ -1,0 +1,175 @@
+"""The parts of bench_kernels.py about linear_logprob and linear_kl: who is compared, where, and how exactly."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from bench_timing import against, cpu_peak, cuda_peak, interleaved
+from torch.utils.checkpoint import checkpoint
+
+from minir1.ops import linear_kl, linear_logprob
+
+Shape = tuple[int, int, int]  # N tokens, width D, vocabulary V
+COPIES = 4  # of the inputs on a GPU, taken in turn
+
+
+def inputs(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0, teacher: bool = False) -> list[torch.Tensor]:
+    """h, w (with gradient), target, g, g_H; with `teacher` a second h, w before the target. Logits of deviation 2."""
+    (N, D, V), gen = shape, torch.Generator(device).manual_seed(seed)
+    normal = lambda *size: torch.randn(size, generator=gen, device=device, dtype=torch.float32)
+    pairs = [x for _ in range(1 + teacher) for x in (normal(N, D).to(dtype), (normal(V, D) * 2 / D**0.5).to(dtype))]
+    pairs[0].requires_grad_(), pairs[1].requires_grad_()
+    return [*pairs, torch.randint(V, (N,), generator=gen, device=device), normal(N), normal(N) * 0.01]
+
+
+# ---- who is compared: (h, w, target) -> logp, entropy or None -------------------------------------------------------
+
+
+def naive(h, w, target):
+    """What one writes first: the logits in the dtype of the model, then their log-softmax in fp32."""
+    lp = torch.log_softmax((h @ w.T).float(), -1)
+    return lp.gather(1, target[:, None])[:, 0], -(lp.exp() * lp).sum(-1)
+
+
+def checkpointed(h, w, target):
+    """naive, whose logits are made again in the backward pass."""
+    return checkpoint(naive, h, w, target, use_reentrant=False)
+
+
+def twin(chunk_bytes: int | None = None) -> Callable:
+    return lambda h, w, target: linear_logprob(h, w, target, entropy=True, impl="torch", chunk_bytes=chunk_bytes)
+
+
+def triton(engine: str) -> Callable:
+    return lambda h, w, target: linear_logprob(h, w, target, entropy=True, impl="triton", engine=engine)
+
+
+def others() -> dict[str, Callable]:
+    """Packages that are installed. Neither has an entropy: they do less."""
+    found = {}
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        loss = LigerFusedLinearCrossEntropyLoss(reduction="sum")  # per-token gradients cannot be given
+        found["liger"] = lambda h, w, target: (-loss(w, h, target), None)
+    if importlib.util.find_spec("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy
+
+        found["cut_cross_entropy"] = lambda h, w, target: (-linear_cross_entropy(h, w, target, reduction="none"), None)
+    return found
+
+
+def both_ways(f: Callable, batches: list[list[torch.Tensor]]) -> Callable[[int], list]:
+    """Forward and backward with the inputs of round i."""
+
+    def run(i: int):
+        h, w, *rest, g, g_H = batches[i % len(batches)]
+        logp, ent = f(h, w, *rest)
+        loss = (logp * g).sum() if ent is None else (logp * g).sum() + (ent * g_H).sum()
+        return torch.autograd.grad(loss, (h, w))
+
+    return run
+
+
+def full_softmax_kl(h, w, h_t, w_t, _):
+    """Two full log-softmaxes."""
+    s = torch.log_softmax((h @ w.T).float(), -1)
+    with torch.no_grad():
+        t = torch.log_softmax((h_t @ w_t.T).float(), -1)
+    return (t.exp() * (t - s)).sum(-1), None
+
+
+def tiled_kl(kind: str = "forward", chunk_bytes: int | None = None) -> Callable:
+    return lambda h, w, h_t, w_t, _: (linear_kl(h, w, h_t, w_t, kind=kind, chunk_bytes=chunk_bytes), None)
+
+
+# ---- on the CPU ----------------------------------------------------------------------------------------------------
+
+
+def _work(name: str, shape: Shape, budget: int):
+    """For cpu_peak, which starts a process and cannot be given a function of this one."""
+    f = {"naive": naive, "twin": twin(budget), "kl/naive": full_softmax_kl, "kl/twin": tiled_kl(chunk_bytes=budget)}
+    run = both_ways(f[name], [inputs(shape, "cpu", torch.float32, teacher=name.startswith("kl"))])
+    both_ways(f[name], [inputs((8, 8, 8), "cpu", torch.float32, teacher=name.startswith("kl"))])(0)  # what loads once
+    return lambda: run(0)
+
+
+def cpu_large(shape: Shape, budgets_mib: tuple[int, ...], repeats: int, kl: bool) -> dict[str, float]:
+    """Time and peak memory (both gradients counted) of the naive way, and of the twin by what it may keep."""
+    base, ours = ("kl/naive", "kl/twin") if kl else ("naive", "twin")
+    batch = [inputs(shape, "cpu", torch.float32, teacher=kl)]
+    names = {base: None} | {f"{ours}/{mib}": max(1, mib << 20) for mib in budgets_mib}
+    make = lambda budget: (tiled_kl(chunk_bytes=budget) if kl else twin(budget)) if budget else (
+        full_softmax_kl if kl else naive
+    )
+    times = interleaved({name: both_ways(make(budget), batch) for name, budget in names.items()}, repeats, "cpu")
+    found = {}
+    for name, (seconds, ratio) in against(times, base).items():
+        peak = cpu_peak(_work, base if name == base else ours, shape, names[name] or 1)
+        found |= {f"{name}/seconds": seconds, f"{name}/time_ratio": ratio, f"{name}/peak_mib": peak}
+    for name in names:
+        found[f"{name}/memory_ratio"] = found[f"{name}/peak_mib"] / found[f"{base}/peak_mib"]
+    return found
+
+
+def cpu_small(shapes: tuple[Shape, ...], repeats: int) -> dict[str, float]:
+    """Small vocabularies, where all is kept: time against naive."""
+    found = {}
+    for shape in shapes:
+        batch = [inputs(shape, "cpu", torch.float32)]
+        times = interleaved({"naive": both_ways(naive, batch), "twin": both_ways(twin(), batch)}, repeats, "cpu")
+        for name, (seconds, ratio) in against(times, "naive").items():
+            place = "small/{}x{}x{}/{}".format(*shape, name)
+            found |= {f"{place}/seconds": seconds, f"{place}/time_ratio": ratio}
+    return found
+
+
+def accuracy(shape: Shape, device: str, variants: dict[str, Callable], dtype: torch.dtype) -> dict[str, float]:
+    """Of each variant against fp64 on the same inputs: the largest error of logp and of the entropy, and the norm of the
+    error of each gradient relative to that of the gradient."""
+    batch = inputs(shape, device, dtype)
+    exact_batch = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in batch]
+    exact = (*_values(_naive64, exact_batch), *both_ways(_naive64, [exact_batch])(0))
+    found = {}
+    for name, f in variants.items():
+        ours = (*_values(f, batch), *both_ways(f, [batch])(0))
+        worst = [(a - b).abs().max().item() for a, b in zip(ours[:2], exact[:2])]
+        norms = [((a - b).norm() / b.norm()).item() for a, b in zip(ours[2:], exact[2:])]
+        found |= dict(zip((f"accuracy/{name}/{key}" for key in ("logp", "entropy", "dh", "dw")), worst + norms))
+    return found
+
+
+def _naive64(h, w, target):
+    lp = torch.log_softmax(h @ w.T, -1)
+    return lp.gather(1, target[:, None])[:, 0], -(lp.exp() * lp).sum(-1)
+
+
+@torch.no_grad()
+def _values(f, batch):
+    return f(*batch[:-2])
+
+
+# ---- on a GPU ------------------------------------------------------------------------------------------------------
+
+
+def gpu(shape: Shape, repeats: int, tflops: float) -> dict[str, float]:
+    """Forward and backward in bf16 of every way there is; the floor is 8 NDV operations at the measured ceiling."""
+    N, D, V = shape
+    batches = [inputs(shape, "cuda", torch.bfloat16, seed) for seed in range(COPIES)]
+    ways = {"naive": naive, "compiled": torch.compile(naive), "checkpointed": checkpointed, "twin": twin()}
+    ways |= {"hybrid": triton("hybrid"), "fused": triton("fused"), **others()}
+    runs = {name: both_ways(f, batches) for name, f in ways.items()}
+    place = "logprob/{}x{}x{}".format(*shape)
+    found = {f"{place}/floor/seconds": 8 * N * D * V / (tflops * 1e12)}
+    for name, run in dict(runs).items():
+        try:
+            found[f"{place}/{name}/peak_mib"] = cuda_peak(run)
+        except torch.cuda.OutOfMemoryError:
+            found[f"{place}/{name}/peak_mib"] = float("inf")
+            del runs[name]
+    for name, (seconds, _) in against(interleaved(runs, repeats, "cuda"), next(iter(runs))).items():
+        found[f"{place}/{name}/seconds"] = seconds
+        found[f"{place}/{name}/of_floor"] = seconds / found[f"{place}/floor/seconds"]
+    return found
