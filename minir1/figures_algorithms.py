@@ -131,7 +131,9 @@ def _finding(start: Interval, ends: dict[str, list[float]]) -> tuple[str, str]:
     if len(means) == 1:
         return f"{low}: {_percent(start[0])} → {_percent(means[low])}", note
     span = f"{_percent(means[low])} ({low}) to {_percent(means[high])} ({high})"
-    return f"From {_percent(start[0])}: {span}", note
+    title = f"From {_percent(start[0])}: {span}"
+    plain = f"From {_percent(start[0])} to between {_percent(means[low])} and {_percent(means[high])}"
+    return (title if len(title) < 60 else plain), note
 
 
 # ---- settings of one algorithm ---------------------------------------------------------------

@@ -391,7 +391,7 @@ def test_the_reward_model_is_made_once(toy, monkeypatch):
 
 def test_kl_in_the_reward_is_held_against_its_own_algorithm():
     found = results(plain=(0.5, 0.5, 0.5), none=(0.9, 0.9, 0.9), reward=(0.7, 0.7, 0.7))
-    told = "Separated from REINFORCE without by both intervals: k1 in the reward, β = 0.05 (+20.0 points)"
+    told = "Separated from no KL (REINFORCE) by both intervals: k1 in reward, 0.05 (+20.0 points)"
     assert told in kl.page(found)
 
 

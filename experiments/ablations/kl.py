@@ -28,12 +28,12 @@ from comparison import START, Config, Method, cells_of, complete, end, load  # n
 from minir1 import figures_algorithms  # noqa: E402
 
 METHODS = {
-    "none": Method("GRPO without", "r1_zero.py", {"kl": 0.0}),
-    "weak": Method("k3 in the loss, β = 0.001", "r1_zero.py", {"kl": 0.001}),
-    "loss": Method("k3 in the loss, β = 0.05", "r1_zero.py", {"kl": 0.05}),
+    "none": Method("no KL (GRPO)", "r1_zero.py", {"kl": 0.0}),
+    "weak": Method("k3 in loss, 0.001", "r1_zero.py", {"kl": 0.001}),
+    "loss": Method("k3 in loss, 0.05", "r1_zero.py", {"kl": 0.05}),
     "refresh": Method("the same, refreshed", "r1_zero.py", {"kl": 0.05, "refresh": 4}),
-    "plain": Method("REINFORCE without", "reinforce.py", {"kl": 0.0}),
-    "reward": Method("k1 in the reward, β = 0.05", "reinforce.py", {"kl": 0.05}),
+    "plain": Method("no KL (REINFORCE)", "reinforce.py", {"kl": 0.0}),
+    "reward": Method("k1 in reward, 0.05", "reinforce.py", {"kl": 0.05}),
 }
 PANELS = {"entropy": ("Entropy of a token", "nats"), "accuracy": ("Training problems", "share")}
 DEFAULT = Config(out=Path("runs/kl"), results=Path("docs/results/kl.json"), figure=Path("docs/results/kl.png"))
