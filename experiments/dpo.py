@@ -1,6 +1,5 @@
 """Direct preference optimisation: a policy from comparisons, without a reward model and without sampling.
 
-    python experiments/preference_pairs.py --checkpoint runs/base/checkpoint --out runs/pairs
     python experiments/dpo.py --checkpoint runs/base/checkpoint --out runs/dpo
 
     L(θ)    = -1/N Σ log σ(r(x, y_c) - r(x, y_r))                     (arXiv:2305.18290, equation 7)
@@ -9,9 +8,9 @@
 π_ref is the policy at the start, and stays. ε (--label-smoothing) is the chance that a label is wrong. The loss knows
 only the difference of the two rewards: watch `logp_chosen`, which may fall, as long as `logp_rejected` falls faster.
 
---pairs takes any file that minir1/preference_data.py reads: plain lines, HH-RLHF's, UltraFeedback's; for them say
---level none. With a level of Countdown the policy is also sampled on its validation problems, and judged by the rules.
-All weights are trained; the selection bias of experts stays.
+--pairs takes any file that minir1/preference_data.py reads: plain lines (those of preference_pairs.py), HH-RLHF's,
+UltraFeedback's; for the last two say --level none. With a level of Countdown the policy is also sampled on its
+validation problems, and judged by the rules. All weights are trained; the selection bias of experts stays.
 """
 
 from __future__ import annotations

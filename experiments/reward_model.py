@@ -1,6 +1,5 @@
 """A reward model from comparisons: a scalar head on a language model, by Bradley and Terry.
 
-    python experiments/preference_pairs.py --checkpoint runs/base/checkpoint --out runs/pairs
     python experiments/reward_model.py --checkpoint runs/base/checkpoint --out runs/reward-model
 
     L(φ) = -1/N Σ log σ(r_φ(x, y_c) - r_φ(x, y_r) - m)
@@ -9,9 +8,10 @@ r is read off the state of the last token, the end of the answer. All weights ar
 with a new head; the selection bias of experts stays. m is --margin times the difference of the two scores in the file
 (Llama 2, arXiv:2307.09288, section 3.2.2), ε is --label-smoothing; see minir1/preference.py.
 
---pairs takes any file that minir1/preference_data.py reads: plain lines, HH-RLHF's, UltraFeedback's. Held-out pairs say
-how often the model agrees with the preference, beside a rule that always prefers the longer answer, and whether
-σ(r_c - r_r) is the share that it claims to be. The checkpoint is what `--reward model:PATH` of ppo.py opens.
+--pairs takes any file that minir1/preference_data.py reads: plain lines (those of preference_pairs.py), HH-RLHF's,
+UltraFeedback's. Held-out pairs say how often the model agrees with the preference, beside a rule that always prefers
+the longer answer, and whether σ(r_c - r_r) is the share that it claims to be. The checkpoint is what `--reward
+model:PATH` of ppo.py opens, and transformers, as a sequence classifier with one label.
 """
 
 from __future__ import annotations
