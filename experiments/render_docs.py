@@ -201,6 +201,27 @@ def reliability(results: Results) -> str:
     return grid(reward_model.BINS, reward_model.bin_rows(found))
 
 
+def kernels_cpu(found: dict[str, float]) -> str:
+    """Log-prob and KL tile by tile against the naive way: time, peak memory, errors against fp64."""
+    lines = []
+    for name, title in (("", "log-prob and entropy"), ("kl/", "forward KL")):
+        for key in found:
+            if (way := re.fullmatch(rf"{name}(naive|twin/(\d+))/seconds", key)) and "small" not in key:
+                place = key.removesuffix("/seconds")
+                label = f"{title}, tiles, {way[2]} MiB kept" if way[2] else f"{title}, naive"
+                one = {what: found[f"{place}/{what}"] for what in ("seconds", "time_ratio", "peak_mib", "memory_ratio")}
+                cells = [f"{one['seconds']:.2f}", f"{one['time_ratio']:.2f}", f"{one['peak_mib']:.0f}"]
+                lines.append([label, *cells, f"{one['memory_ratio']:.2f}"])
+    text = grid(["N=1,024, D=512, V=32,768", "seconds", "of naive", "peak MiB", "of naive"], lines)
+    small = {key.split("/")[1]: value for key, value in found.items() if re.fullmatch("small/.*/twin/time_ratio", key)}
+    told = ", ".join(f"{value:.2f} at {shape.replace('x', ' × ')}" for shape, value in small.items())
+    text += f"\n\nSmall vocabularies (N × D × V), time as a share of naive: {told}."
+    worst = {way: found[f"accuracy/{way}/logp"] for way in ("twin", "naive")}
+    text += f" Largest error of a log-prob against fp64: {worst['twin']:.1e}, torch's log_softmax {worst['naive']:.1e};"
+    dh, dw = (found[f"accuracy/twin/{key}"] for key in ("dh", "dw"))
+    return f"{text} relative error of the gradients: {dh:.1e} for h and {dw:.1e} for w."
+
+
 BLOCKS = {  # name -> file under docs/results (None: made from scripts), function
     "r1_zero": ("r1_zero.json", r1_zero),
     "headline": ("r1_zero.json", headline),
@@ -216,6 +237,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from scripts), functio
     "count_parts": ("count.json", count_parts),
     "count": ("count.json", count),
     "balance": ("balance.json", balanced),
+    "kernels_cpu": ("bench_kernels_cpu.json", kernels_cpu),
     "balance_tuning": ("balance.json", balance_tuning),
     "preference": ("preference.json", preference),
     "reliability": ("preference.json", reliability),

@@ -1,4 +1,4 @@
-"""RLOO on Countdown: REINFORCE against the mean of the other answers (arXiv:2402.14740, section 4).
+"""RLOO on Countdown: REINFORCE against the mean of the other answers (arXiv:2402.14740).
 
     python experiments/ablations/rloo.py --checkpoint runs/base/checkpoint --out runs/rloo
 
@@ -82,7 +82,7 @@ def judge(answers: list[list[Answer]], config: Config) -> Tensor:
 
 def advantages(rewards: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> Tensor:
     """A, [B, T]: what an answer earned, its KL penalty included, above the others of its group."""
-    penalty = config.kl * (rollout.logp - ref_logp).sum(1).view_as(rewards)
+    penalty = config.kl * ((rollout.logp - ref_logp) * rollout.mask).sum(1).view_as(rewards)
     return leave_one_out(rewards - penalty).flatten().unsqueeze(1) * rollout.mask
 
 

@@ -1,0 +1,293 @@
+"""REINFORCE and the copies in experiments/ablations: they run, they are short, their gradients are what they say."""
+
+import copy
+import importlib
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "experiments"
+sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "ablations")]  # as python does for a script
+
+import pretrain  # noqa: E402
+import reinforce  # noqa: E402
+import rl_common  # noqa: E402
+import variants  # noqa: E402
+
+from minir1 import checkpoint  # noqa: E402
+from minir1.advantages import group_advantages  # noqa: E402
+from minir1.evaluate import Answer  # noqa: E402
+from minir1.log import read_metrics  # noqa: E402
+from minir1.model import hf  # noqa: E402
+from minir1.model.config import ModelConfig  # noqa: E402
+from minir1.rollout import BUDGET, Rollout  # noqa: E402
+from minir1.tasks import countdown  # noqa: E402
+from minir1.tasks.countdown_corpus import Mix  # noqa: E402
+
+SHAPE = ModelConfig(dim=32, layers=2, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, experts=4, expert_ffn=16)
+MIX = Mix(facts=0, untagged=0, at_once=0.5, at_once_right=1, orderly=0, forgetful=0, patient=0, give_up=1)
+TOY = {"prompts": 4, "answers": 4, "max_tokens": 24, "min_mixed": 0.0, "eval_every": 2, "eval_answers": 1, "warmup": 0}
+OWN = {"dapo": {"overlong_buffer": 8, "rounds": 2}}  # settings that the toy size needs
+ALL = ["reinforce", *variants.COPIES]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A toy that writes the tags and sometimes tries."""
+    out = tmp_path_factory.mktemp("base")
+    training = {"steps": 60, "batch": 768, "muon_lr": 0.02, "adam_lr": 0.02, "warmup": 5, "checkpoint_every": 60}
+    pretrain.main(pretrain.Config(model=SHAPE, mix=MIX, out=out, **training))
+    return out / "checkpoint"
+
+
+def config_of(name: str, **changes):
+    return importlib.import_module(name).Config(**{**TOY, **OWN.get(name, {}), **changes})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_variant_runs_and_logs_what_the_others_log(base, tmp_path, name, monkeypatch):
+    script, held_out = importlib.import_module(name), countdown.held_out
+    monkeypatch.setattr(countdown, "held_out", lambda level, part, _: held_out(level, part, 8))
+    last = script.main(config_of(name, checkpoint=base, steps=2, out=tmp_path / "run"))
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [0, 1, 2] and "eval/pass@1" in last
+    shared = "reward accuracy form length entropy tries false_yes mixed_groups sampled_tokens grad_norm"
+    assert {f"train/{key}" for key in shared.split()} <= rows[1].keys()
+    assert {"time/rollout_s", "time/update_s", "perf/rollout_tok_s"} <= rows[1].keys()
+    assert rows[1]["train/ratio_deviation_max"] < (2.0 if name == "tis" else 1e-3)
+    start, end = (hf.load(checkpoint.latest(p))[0].state_dict() for p in (base, tmp_path / "run" / "checkpoint"))
+    assert any(not torch.equal(start[key], end[key]) for key in start)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["checkpoint"] == str(base) and saved["answers"] == 4
+
+
+def test_a_variant_is_a_short_copy():
+    """None changes more than 60 lines, and each changes something that its original has."""
+    for name in variants.COPIES:
+        assert 5 < variants.changed(name) <= 60, name
+        original = variants.code(SCRIPTS / f"{variants.COPIES[name]}.py")
+        assert all(line[1:] in original for line in variants.difference(name) if line.startswith("-"))
+    with pytest.raises(ValueError, match="unknown variant 'ppo'; known are rloo"):
+        variants.main("ppo")
+
+
+def test_the_difference_leaves_out_docstrings_and_imports_of_the_shared_part(capsys):
+    variants.main("dr_grpo")
+    shown = capsys.readouterr().out
+    assert "+        advantage = group_centered(rewards).flatten()" in shown.splitlines()
+    assert "noqa" not in shown and "arXiv" not in shown and "sys.path" not in shown
+
+
+# ---- gradients: at ratio 1 each is -Σ_i,t w_it A_it ∇ log π, with w and A by hand ----------------------------------
+
+
+@pytest.fixture(scope="module")
+def sampled(base):
+    """A rollout of the toy base, rewards that differ within every group, and the base itself."""
+    model, tokenizer = hf.load(checkpoint.latest(base))
+    problems = [p for p in countdown.problems("default") if countdown.split(p) == "train"][:4]
+    rollout = rl_common.act(model, tokenizer, problems, config_of("reinforce"), step=1)
+    assert rollout.length.unique().numel() > 1
+    return model, rollout, torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def moved(name: str, model, rollout, advantage, **changes) -> list[torch.Tensor]:
+    """How `learn` moves the weights in one step of plain gradient descent, less the norm clip."""
+    policy, script = copy.deepcopy(model), importlib.import_module(name)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    config = config_of(name, minibatches=1, grad_clip=1e9, kl=0.0, **changes)
+    if name == "tis":
+        script.learn(policy, None, optimizer, rollout, rollout.logp, advantage, config)
+    elif variants.COPIES.get(name, "reinforce") == "reinforce":
+        script.learn(policy, optimizer, rollout, advantage, config)
+    else:
+        script.learn(policy, None, optimizer, rollout, advantage, config)
+    return [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
+
+
+def by_hand(model, rollout, coefficient) -> list[torch.Tensor]:
+    """The gradient of Σ coefficient · log π."""
+    policy = copy.deepcopy(model)
+    logp = policy.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask)
+    (coefficient * logp).sum().backward()
+    return [p.grad for p in policy.parameters()]
+
+
+def assert_same(moves, others):
+    scale = max(move.abs().max() for move in others)
+    assert scale > 0
+    for move, other in zip(moves, others):
+        torch.testing.assert_close(move, other, atol=3e-5 * scale.item(), rtol=0)
+
+
+@pytest.mark.parametrize("microbatch", [10**6, 100])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("reinforce", "rloo", "reinforce_pp")])
+def test_the_gradient_is_the_one_that_is_claimed(sampled, name, microbatch):
+    model, rollout, rewards = sampled
+    advantage = group_advantages(rewards).flatten()
+    lengths = rollout.mask.sum(1, keepdim=True)
+    weight = {
+        "dr_grpo": torch.tensor(1 / (16 * TOY["max_tokens"])),
+        "dapo": 1 / lengths.sum(),
+        "cispo": 1 / lengths.sum(),
+        "gspo": 1 / (16 * lengths),
+        "tis": 1 / (16 * lengths),
+        "sequence_grpo": torch.tensor(1 / 16),
+    }[name]
+    found = moved(name, model, rollout, advantage, microbatch=microbatch)
+    assert_same(found, by_hand(model, rollout, weight * advantage.unsqueeze(1) * rollout.mask))
+
+
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "reinforce_pp"])
+@pytest.mark.parametrize("microbatch", [10**6, 100])
+def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbatch):
+    """With a reference at hand: the KL is in the reward, token by token or once an answer."""
+    model, rollout, rewards = sampled
+    script, config = importlib.import_module(name), config_of(name, kl=0.5)
+    ref_logp = rollout.logp - 0.3 * torch.rand(rollout.logp.shape, generator=torch.Generator().manual_seed(1))
+    advantage = script.advantages(rewards, ref_logp, rollout, config)
+    k1 = (rollout.logp - ref_logp) * rollout.mask
+    if name == "rloo":
+        scores = rewards - 0.5 * k1.sum(1).view(4, 4)
+        others = (scores.sum(1, keepdim=True) - scores) / 3
+        want = (scores - others).flatten().unsqueeze(1) * rollout.mask
+    else:
+        to_come = k1.flip(1).cumsum(1).flip(1)
+        want = (rewards.flatten().unsqueeze(1) - 0.5 * to_come) * rollout.mask
+    if name == "reinforce_pp":
+        chosen = want[rollout.mask]
+        want = (want - chosen.mean()) / chosen.std() * rollout.mask
+    torch.testing.assert_close(advantage, want, atol=2e-5, rtol=1e-4)
+    weight = 1 / rollout.mask.sum() if name == "reinforce_pp" else 1 / (16 * TOY["max_tokens"])
+    found = moved(name, model, rollout, advantage, microbatch=microbatch)
+    assert_same(found, by_hand(model, rollout, weight * want))
+
+
+def test_the_weight_of_truncated_importance_mends_the_ratio(sampled):
+    """A sampler that gave half the probability of the trainer to every token: weight 2 at most C, whatever it took."""
+    model, rollout, _ = sampled
+    advantage = torch.ones(16)
+    other = replace(rollout, logp=rollout.logp - math.log(2) * rollout.mask)
+    script = importlib.import_module("tis")
+
+    def step(cap: float):
+        policy = copy.deepcopy(model)
+        config = config_of("tis", minibatches=1, grad_clip=1e9, kl=0.0, cap=cap)
+        script.learn(policy, None, torch.optim.SGD(policy.parameters(), lr=1.0), other, rollout.logp, advantage, config)
+        return [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
+
+    plain = moved("tis", model, rollout, advantage)
+    assert_same(step(4.0), [2 * move for move in plain])
+    assert_same(step(1.5), [1.5 * move for move in plain])
+
+
+# ---- what only one of them has ------------------------------------------------------------------------------------
+
+
+def test_the_baselines_of_reinforce():
+    rewards = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
+    none, batch, moving = (reinforce.Baseline(reinforce.Config(baseline=name)) for name in ("none", "batch", "moving"))
+    assert torch.equal(none.subtract(rewards), rewards) and torch.equal(batch.subtract(rewards), rewards - 1)
+    assert torch.equal(moving.subtract(rewards), rewards) and moving.average == 1.0  # nothing is known at first
+    torch.testing.assert_close(moving.subtract(rewards + 1), rewards + 1 - 1.0)
+    assert moving.average == pytest.approx(0.9 * 1 + 0.1 * 2)
+    other = reinforce.Baseline(moving.config)
+    other.load_state_dict(moving.state_dict())
+    assert other.average == moving.average
+    with pytest.raises(ValueError, match="gamma = 2.0, baseline_decay = 0.9: 0 to 1"):
+        reinforce.Config(gamma=2.0)
+
+
+def test_reinforce_goes_on_to_the_same_bits_with_its_baseline(base, tmp_path, monkeypatch):
+    held_out = countdown.held_out
+    monkeypatch.setattr(countdown, "held_out", lambda level, part, _: held_out(level, part, 8))
+    config = config_of("reinforce", checkpoint=base, steps=4, baseline="moving", entropy_weight=0.01, gamma=0.99)
+    reinforce.main(replace(config, out=tmp_path / "whole"))
+    learn = reinforce.learn
+
+    def stop(*arguments):
+        if arguments[-1] == 4:  # the step
+            raise KeyboardInterrupt
+        return learn(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reinforce, "learn", stop)
+        reinforce.main(replace(config, out=tmp_path / "run"))
+    reinforce.main(replace(config, out=tmp_path / "run", resume=True))
+    whole, run = (checkpoint.latest(tmp_path / name / "checkpoint") for name in ("whole", "run"))
+    assert (whole / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    a, b = checkpoint.load_state(whole), checkpoint.load_state(run)
+    assert a["baseline"]["average"] == b["baseline"]["average"] is not None
+
+
+def dapo_draws(monkeypatch, accuracies: list[list[int]]):
+    """`refill` of dapo.py over made-up rollouts: how many of 2 answers are right, for every group of every round."""
+    import dapo
+
+    config = config_of("dapo", prompts=len(accuracies[0]), answers=2, minibatches=1, rounds=len(accuracies))
+    count = len(accuracies[0])
+    calls = []
+
+    def act(model, tokenizer, problems, config, step, **_):
+        calls.append(step)
+        rows = count * 2
+        mask = torch.tensor([[False, True, True]]).repeat(rows, 1)
+        zeros = torch.zeros(rows, 3)
+        tokens = torch.full((rows, 3), len(calls))
+        full = torch.full((rows,), 3)
+        group = torch.arange(count).repeat_interleave(2)
+        return Rollout(tokens, torch.ones_like(full), full, mask, zeros, zeros, full * 0, group, 1.0)
+
+    def judged(rollout, *_):
+        right = accuracies[len(calls) - 1]
+        return [[Answer("", 2, False, i < n, True) for i in range(2)] for n in right]
+
+    monkeypatch.setattr(dapo, "act", act)
+    monkeypatch.setattr(dapo, "judge_rollout", judged)
+    found = dapo.refill(None, None, config, 3, rl_common.Clock(), mixed=False)
+    return calls, *found
+
+
+def test_dapo_stops_as_soon_as_its_groups_are_mixed(monkeypatch):
+    calls, problems, rollout, answers, spent = dapo_draws(monkeypatch, [[1, 1], [1, 1]])
+    assert len(calls) == 1 and spent["train/rounds"] == 1 and spent["train/kept"] == 1.0
+    assert spent["train/sampled_tokens"] == 8 and len(problems) == 2 and rollout.group.tolist() == [0, 0, 1, 1]
+
+
+def test_dapo_refills_and_counts_what_it_throws_away(monkeypatch):
+    """First round: one mixed of three; second: all mixed. Kept: the mixed one, then two of the second round."""
+    calls, problems, rollout, answers, spent = dapo_draws(monkeypatch, [[0, 1, 2], [1, 1, 1], [1, 1, 1]])
+    assert len(calls) == 2 and len(set(calls)) == 2
+    assert spent["train/rounds"] == 2 and spent["train/sampled_tokens"] == 2 * 12 and spent["train/kept"] == 0.5
+    assert spent["train/accuracy"] == pytest.approx(6 / 12)  # of all that was drawn
+    assert rollout.tokens[:, 0].tolist() == [1, 1, 2, 2, 2, 2] and rollout.group.tolist() == [0, 0, 1, 1, 2, 2]
+    assert all(len({a.right for a in group}) == 2 for group in answers)
+
+
+def test_dapo_gives_up_after_its_rounds(monkeypatch):
+    calls, problems, rollout, answers, spent = dapo_draws(monkeypatch, [[0, 1], [2, 2]])
+    assert len(calls) == 2 and len(answers) == 2
+    assert [len({a.right for a in group}) for group in answers] == [2, 1]  # filled up with one that carries nothing
+
+
+def test_dapo_makes_long_answers_pay():
+    import dapo
+
+    config = config_of("dapo", max_tokens=100, overlong_buffer=20)
+    answers = [[Answer("", n, n == 100, True, False) for n in (50, 90, 100)]]
+    torch.testing.assert_close(dapo.judge(answers, config), torch.tensor([[1.0, 0.5, 0.0]]))
+
+
+def test_truncated_answers_can_be_left_out_of_a_variant(sampled):
+    model, rollout, rewards = sampled
+    assert (rollout.stop == BUDGET).any()
+    advantage = group_advantages(rewards).flatten()
+    cut = torch.where(rollout.stop == BUDGET, advantage + 5, advantage)
+    a, b = (moved("dr_grpo", model, rollout, x, mask_truncated=True) for x in (advantage, cut))
+    assert all(torch.equal(x, y) for x, y in zip(a, b))
