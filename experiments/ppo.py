@@ -1,7 +1,7 @@
 """PPO on Countdown: a critic says what each state is worth (arXiv:1707.06347; for language models arXiv:2203.02155).
 
     python experiments/ppo.py --checkpoint runs/base/checkpoint --out runs/ppo
-    python experiments/ppo.py --checkpoint runs/base/checkpoint --out runs/ppo-own --critic own --lam 0.95
+    python experiments/ppo.py --checkpoint runs/base/checkpoint --out runs/ppo-trunk --critic trunk --lam 0.95
     python experiments/ppo.py --out runs/ppo-proxy --reward model:runs/reward-model/checkpoint --kl 0.05
 
     J(θ, φ) = E 1/N Σ_t [ min(r_t A_t, clip(r_t, 1-ε_low, 1+ε_high) A_t) + c_H H_t - c_V ½ (V_φ(s_t) - R_t)² ]
@@ -12,8 +12,8 @@ r_t = π_θ(o_t | s_t) / π_old(o_t | s_t), s_t is the prompt and o_<t, N counts
 advantages are whitened over the whole batch. With λ = 1 they are A_t = R - V(s_t): the critic is a baseline and adds no
 bias, right or wrong. With λ < 1 it also stands in for what has not happened yet.
 
-The critic is a head on the policy's own trunk (one forward pass; c_V says how much of the trunk's gradient is the
-value's), or a model of its own that starts as the base does. Both give V = 0 at first; for --value-warmup steps only
+The critic is a model of its own that starts as the base does, or a head on the policy's trunk: one forward pass, and
+c_V says how much of the trunk's gradient is the value's. Both give V = 0 at first; for --value-warmup steps only
 the critic learns, the trunk held. These count as steps, and their answers among the sampled tokens. An answer that the
 budget cuts ends there: nothing is bootstrapped.
 
@@ -68,7 +68,7 @@ class Config:
     gamma: float = 1.0  # γ, discount a token
     lam: float = 1.0  # λ
     whitening: bool = True  # of the advantages
-    critic: Literal["trunk", "own"] = "trunk"  # a head on the policy's trunk, or a model of its own
+    critic: Literal["trunk", "own"] = "own"  # a head on the policy's trunk, or a model of its own
     value_lr: float = 1e-3  # of the head, or of the critic of its own; AdamW
     value_weight: float = 0.1  # c_V
     value_clip: float = float("inf")  # ε of the value loss
