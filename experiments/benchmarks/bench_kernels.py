@@ -4,9 +4,9 @@
     python experiments/benchmarks/bench_kernels.py --device cuda --out docs/results/bench_kernels_gpu.json
 
 On the CPU: linear_logprob with entropy, forward and backward, by how many logits it may keep, against the naive way;
-the same for linear_kl against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: the ceilings of
-the device first (a product, a copy), then every way to a log-prob, Liger's and cut-cross-entropy's too if installed. All
-variants of a comparison are called in turn, and medians are told.
+the same for linear_kl against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: first the
+ceilings of the device (a product, a copy), then every way to a log-prob, Liger's and cut-cross-entropy's too if they
+are installed. All variants of a comparison are called in turn, and medians are told.
 """
 
 from __future__ import annotations

@@ -127,8 +127,8 @@ def cpu_small(shapes: tuple[Shape, ...], repeats: int) -> dict[str, float]:
 
 
 def accuracy(shape: Shape, device: str, variants: dict[str, Callable], dtype: torch.dtype) -> dict[str, float]:
-    """Of each variant against fp64 on the same inputs: the largest error of logp and of the entropy, and the norm of the
-    error of each gradient relative to that of the gradient."""
+    """Of each variant against fp64 on the same inputs: the largest error of logp and of the entropy, and the norm of
+    the error of each gradient relative to that of the gradient."""
     batch = inputs(shape, device, dtype)
     exact_batch = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in batch]
     exact = (*_values(_naive64, exact_batch), *both_ways(_naive64, [exact_batch])(0))
