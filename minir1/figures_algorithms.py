@@ -180,48 +180,56 @@ def settings(start: Interval, ends, intervals, curves, path: Path, panels: dict[
 def overoptimization(curves: dict[str, list[dict]], path: Path) -> Figure:
     """Proxy and gold reward over the steps, a panel a setting; thin lines the seeds.
 
-    curves: label -> one dictionary a seed with "reward" (of the learned model) and "accuracy" (of the rules), [S] each.
-    After Gao et al. 2022 (arXiv:2210.10760), who call the rules' place gold.
+    curves: label -> one dictionary a seed with "accuracy" (by the rules, gold) and, where a learned reward was trained
+    on, "proxy" (its score), [S] each. After Gao et al. 2022 (arXiv:2210.10760).
     """
+    proxies = [value for runs in curves.values() for run in runs for value in run.get("proxy", ())]
+    low, high = min(proxies, default=0.0), max(proxies, default=1.0)
+    margin = 0.05 * (high - low) or 0.1
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 5.8), dpi=DPI)
         axes = figure.subplots(1, len(curves), squeeze=False)[0]
         figure.subplots_adjust(left=0.075, right=0.93, top=0.77, bottom=0.11, wspace=0.14)
-        rewards = np.concatenate([run["reward"] for runs in curves.values() for run in runs])
-        margin = 0.05 * (rewards.max() - rewards.min()) or 0.1
         for number, (panel, (label, runs)) in enumerate(zip(axes, curves.items())):
+            first, last = number == 0, number == len(curves) - 1
             right = panel.twinx()
             right.grid(False)
-            for place, key, colour in ((panel, "accuracy", BLUE), (right, "reward", ORANGE)):
-                lines = [smooth(np.array(run[key]), 3) for run in runs]
-                steps = min(map(len, lines))
-                x = np.arange(1, steps + 1)
-                for line in lines:
-                    place.plot(x, line[:steps], color=colour, lw=0.8, alpha=0.4)
-                place.plot(x, np.mean([line[:steps] for line in lines], axis=0), color=colour, lw=2.4)
+            _seeds_and_mean(panel, runs, "accuracy", BLUE)
+            _seeds_and_mean(right, runs, "proxy", ORANGE)
             _percent_axis(panel)
-            right.set_ylim(rewards.min() - margin, rewards.max() + margin)
-            panel.set(xlabel="step", xlim=(1, None))
-            panel.tick_params(labelleft=number == 0)
+            right.set_ylim(low - margin, high + margin)
+            panel.set(xlabel="step", xlim=(1, None), ylabel="gold: right answers" if first else "")
+            right.set_ylabel("proxy: score of the learned reward model" if last else "", color=ORANGE)
+            panel.yaxis.label.set_color(BLUE)
+            panel.tick_params(labelleft=first)
+            right.tick_params(labelright=last)
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             panel.set_title(label, loc="left", weight="bold", size=14, pad=12)
-            if number == 0:
-                panel.set_ylabel("gold: right answers", color=BLUE)
-            right.tick_params(labelright=number == len(curves) - 1)
-            if number == len(curves) - 1:
-                right.set_ylabel("proxy: score of the learned reward model", color=ORANGE)
         _headline(figure, *_overoptimized(curves))
         return _write(figure, path)
 
 
+def _seeds_and_mean(panel: Axes, runs: list[dict], key: str, colour: str) -> None:
+    lines = [smooth(np.array(run[key]), 3) for run in runs if key in run]
+    if lines:
+        steps = min(map(len, lines))
+        x = np.arange(1, steps + 1)
+        for line in lines:
+            panel.plot(x, line[:steps], color=colour, lw=0.8, alpha=0.4)
+        panel.plot(x, np.mean([line[:steps] for line in lines], axis=0), color=colour, lw=2.4)
+
+
 def _overoptimized(curves: dict[str, list[dict]]) -> tuple[str, str]:
     label, runs = next(iter(curves.items()))
-    last = max(1, len(runs[0]["reward"]) // 6)
+    last = max(1, len(runs[0]["accuracy"]) // 6)
+    note = "first and last sixth of the steps; thin lines are seeds, all are running means over three steps"
 
     def change(key: str) -> list[float]:
         return [float(np.mean([run[key][part] for run in runs])) for part in (slice(last), slice(-last, None))]
 
-    proxy, gold = change("reward"), change("accuracy")
-    title = f"{label}: learned reward {proxy[0]:.1f} → {proxy[1]:.1f}, "
-    title += f"right answers {_percent(gold[0])} → {_percent(gold[1])}"
-    return title, "first and last sixth of the steps; thin lines are seeds, all are running means over three steps"
+    gold = change("accuracy")
+    title = f"{label}: right answers {_percent(gold[0])} → {_percent(gold[1])}"
+    if all("proxy" in run for run in runs):
+        proxy = change("proxy")
+        title = f"{label}: learned reward {proxy[0]:.1f} → {proxy[1]:.1f}, " + title.removeprefix(f"{label}: ")
+    return title, note

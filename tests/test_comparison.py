@@ -368,12 +368,14 @@ def test_the_edges_of_the_grid_are_told():
 
 
 def test_the_page_of_a_reward_pushed_too_far():
-    curve = {"tokens": [1] * 12, "reward": [float(s) for s in range(12)], "accuracy": [0.4] * 2 + [0.6] * 8 + [0.1] * 2}
+    curve = {"tokens": [1] * 12, "proxy": [float(s) for s in range(12)], "accuracy": [0.4] * 2 + [0.6] * 8 + [0.1] * 2}
     found = {"start": result(0.3)} | {f"free/{seed}": result(0.1, curve=curve) for seed in range(3)}
     assert overoptimization.rows(found) == [["without KL", "0.50", "10.50", "40.0%", "60.0%", "10.0%"]]
     page = overoptimization.page(found)
-    assert "| with KL | pending |" in page and "Pending, 3 of 7 cells: `kl/0`, `kl/1`, `kl/2`" in page
-    assert overoptimization.page({}).startswith("Pending, 7 of 7 cells: `start`")
+    assert "| with KL | pending |" in page and "Pending, 6 of 10 cells: `kl/0`, `rules/0`, `kl/1`" in page
+    assert overoptimization.page({}).startswith("Pending, 10 of 10 cells: `start`")
+    control = {"rules/0": result(0.8, curve={"tokens": [1] * 6, "accuracy": [0.4, 0.5, 0.6, 0.7, 0.8, 0.7]})}
+    assert overoptimization.rows(control) == [["rules, without KL", "-", "-", "40.0%", "80.0%", "70.0%"]]
 
 
 def test_the_reward_model_is_made_once(toy, monkeypatch):
@@ -422,6 +424,10 @@ def test_the_figures(tmp_path):
 
 
 def test_the_figure_of_a_reward_pushed_too_far(tmp_path):
-    runs = [{"reward": list(range(12)), "accuracy": [0.5] * 6 + [0.2] * 6}] * 3
-    figure = figures_algorithms.overoptimization({"without KL": runs, "with KL": runs}, tmp_path / "o.png")
-    assert "without KL: learned reward 0.5 → 10.5, right answers 50% → 20%" in words(figure)
+    runs = [{"proxy": list(range(12)), "accuracy": [0.5] * 6 + [0.2] * 6}] * 3
+    control = [{"accuracy": [0.5] * 6 + [0.8] * 6}]
+    figure = figures_algorithms.overoptimization({"without KL": runs, "rules": control}, tmp_path / "o.png")
+    assert {"without KL: learned reward 0.5 → 10.5, right answers 50% → 20%", "rules"} <= set(words(figure))
+    assert [len(axes.lines) for axes in figure.axes] == [4, 2, 4, 0]  # the control has no proxy
+    figure = figures_algorithms.overoptimization({"rules": control}, tmp_path / "o.png")
+    assert "rules: right answers 50% → 80%" in words(figure)

@@ -5,7 +5,9 @@
 The proxy is a Bradley-Terry model of pairs that the base sampled (experiments/preference_pairs.py, then
 experiments/reward_model.py; made once, under --out). The gold reward is the rule that judged the pairs: whether the
 answer is right. PPO sees the proxy alone. Gao et al. (arXiv:2210.10760) drew the two against each other: the proxy
-keeps rising, the gold reward turns. Every answer beyond those that the base gives is one that no pair has shown.
+keeps rising, the gold reward turns. Every answer beyond those that the base gives is one that no pair has shown. The
+learning rate is twice the usual one, to get there in few steps; the control, PPO on the rules themselves at the same
+rate, tells what of it is the learned reward's doing.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from minir1 import figures_algorithms, log  # noqa: E402
 
 COLUMNS = ("", "proxy, first sixth", "last sixth", "right answers, first sixth", "most at a time", "last sixth")
 DEFAULT = Config(
-    steps=40,
-    eval_every=20,
+    steps=32,
+    lr=6e-4,
+    eval_every=16,
     out=Path("runs/overoptimization"),
     results=Path("docs/results/overoptimization.json"),
     figure=Path("docs/results/overoptimization.png"),
@@ -34,11 +37,12 @@ DEFAULT = Config(
 
 
 def methods(config: Config) -> dict[str, Method]:
-    """PPO against the learned reward: the coefficient of the KL term alone differs."""
+    """PPO against the learned reward, with and without the KL term in it, and against the rules."""
     reward = f"model:{config.out / 'reward_model' / 'checkpoint'}"
     return {
         "free": Method("without KL", "ppo.py", {"reward": reward, "kl": 0.0}),
         "kl": Method("with KL", "ppo.py", {"reward": reward, "kl": 0.05}),
+        "rules": Method("rules, without KL", "ppo.py", {"reward": "rules", "kl": 0.0}),
     }
 
 
@@ -62,12 +66,15 @@ def rows(found: tables.Found, config: Config = DEFAULT) -> list[list[str]]:
     lines = []
     for name, method in methods(config).items():
         curves = [result["curve"] for result in tables.of(found, name).values()]
-        if curves:
-            sixth = max(1, len(curves[0]["reward"]) // 6)
-            proxy, gold = ([sum(x) / len(x) for x in zip(*(c[key] for c in curves))] for key in ("reward", "accuracy"))
-            blocks = [sum(gold[i : i + sixth]) / sixth for i in range(0, len(gold) - sixth + 1)]
-            ends = [f"{sum(proxy[part]) / sixth:.2f}" for part in (slice(sixth), slice(-sixth, None))]
-            lines.append([method.label, *ends, *(f"{share:.1%}" for share in (blocks[0], max(blocks), blocks[-1]))])
+        if not curves:
+            continue
+        line, sixth = [method.label], max(1, len(curves[0]["accuracy"]) // 6)
+        for key, form, most in (("proxy", "{:.2f}", False), ("accuracy", "{:.1%}", True)):
+            values = [sum(x) / len(x) for x in zip(*(curve[key] for curve in curves if key in curve))]
+            means = [sum(values[i : i + sixth]) / sixth for i in range(len(values) - sixth + 1)]
+            told = [means[0], *([max(means)] if most else []), means[-1]] if means else []
+            line += [form.format(value) for value in told] or ["-", "-"]
+        lines.append(line)
     return lines
 
 
