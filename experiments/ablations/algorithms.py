@@ -2,7 +2,7 @@
 
     python experiments/ablations/algorithms.py --checkpoint runs/base/checkpoint --jobs 2
 
-Eight objectives from one base. Learning rates first: three for each method, the same three for all, one seed, a third
+Eight objectives from one base. Learning rates first: three for each method, the same three for all, one seed, half
 of the steps, judged by pass@1 on the validation split. Then the chosen rate with fresh seeds and all steps, judged on
 the test split, by the last checkpoint. Everything else is what the scripts have as defaults, which each of them states.
 
@@ -41,7 +41,7 @@ METHODS = {
 FACTORS = (1 / 3, 1, 3)  # of Config.lr
 SWEEP_SEED = 1000  # none of those that are compared afterwards
 DEFAULT = Config(
-    steps=36,
+    steps=24,
     eval_every=12,
     test_answers=4,
     out=Path("runs/algorithms"),
@@ -61,8 +61,8 @@ def rates(config: Config) -> list[float]:
 
 
 def sweep(config: Config) -> list[Cell]:
-    """Every method at every rate, one seed, a third of the steps, on the validation split."""
-    steps = max(1, config.steps // 3)
+    """Every method at every rate, one seed, half of the steps, on the validation split."""
+    steps = max(1, config.steps // 2)
     return [
         Cell(f"sweep/{name}/{rate:g}", method.script, with_rate(method, rate).options, steps, SWEEP_SEED, "validation")
         for name, method in METHODS.items()
