@@ -123,7 +123,7 @@ def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 
 
 def whiten(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """(A - mean) / (std + eps) over all trained tokens of the batch (REINFORCE++, arXiv:2501.03262, section 3).
+    """(A - mean) / (std + eps) over all trained tokens of the batch (REINFORCE++, arXiv:2501.03262).
 
     advantage, mask: [B, T]; returns [B, T], 0 outside the mask; std is the sample deviation. A batch of equal
     advantages, or of fewer than two, gives exactly 0. Computed over the whole batch, before it is split into parts.

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "experiments"
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "ablations")]  # as python does for a script
 
+import dapo  # noqa: E402
 import pretrain  # noqa: E402
 import reinforce  # noqa: E402
 import rl_common  # noqa: E402
@@ -24,6 +25,7 @@ from minir1 import checkpoint  # noqa: E402
 from minir1.advantages import group_advantages  # noqa: E402
 from minir1.evaluate import Answer  # noqa: E402
 from minir1.log import read_metrics  # noqa: E402
+from minir1.losses import grpo_sequence, gspo  # noqa: E402
 from minir1.model import hf  # noqa: E402
 from minir1.model.config import ModelConfig  # noqa: E402
 from minir1.rollout import BUDGET, Rollout  # noqa: E402
@@ -228,8 +230,6 @@ def test_reinforce_goes_on_to_the_same_bits_with_its_baseline(base, tmp_path, mo
 
 def dapo_draws(monkeypatch, accuracies: list[list[int]]):
     """`refill` of dapo.py over made-up rollouts: how many of 2 answers are right, for every group of every round."""
-    import dapo
-
     config = config_of("dapo", prompts=len(accuracies[0]), answers=2, minibatches=1, rounds=len(accuracies))
     count = len(accuracies[0])
     calls = []
@@ -277,8 +277,6 @@ def test_dapo_gives_up_after_its_rounds(monkeypatch):
 
 
 def test_dapo_makes_long_answers_pay():
-    import dapo
-
     config = config_of("dapo", max_tokens=100, overlong_buffer=20)
     answers = [[Answer("", n, n == 100, True, False) for n in (50, 90, 100)]]
     torch.testing.assert_close(dapo.judge(answers, config), torch.tensor([[1.0, 0.5, 0.0]]))
@@ -291,3 +289,26 @@ def test_truncated_answers_can_be_left_out_of_a_variant(sampled):
     cut = torch.where(rollout.stop == BUDGET, advantage + 5, advantage)
     a, b = (moved("dr_grpo", model, rollout, x, mask_truncated=True) for x in (advantage, cut))
     assert all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def test_dapo_refuses_what_cannot_be_refilled_or_penalised():
+    for wrong in ({"rounds": 0}, {"overlong_buffer": 0}, {"overlong_buffer": 25}):
+        with pytest.raises(ValueError, match="at least 1, and 1 to max_tokens = 24"):
+            config_of("dapo", **wrong)
+
+
+@pytest.mark.parametrize("name", ["gspo", "sequence_grpo"])
+def test_an_answer_is_clipped_where_it_has_no_gradient(name):
+    """The fraction that is logged is of the tokens that the loss of their answer leaves alone."""
+    script = importlib.import_module(name)
+    config = config_of(name, clip_low=0.3, clip_high=0.3)
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(8) < torch.randint(1, 9, (200, 1), generator=generator)
+    old = -torch.rand(200, 8, generator=generator) * mask
+    logp = (old + 0.5 * torch.randn(200, 8, generator=generator) * mask).requires_grad_()
+    advantage = torch.randn(200, 1, generator=generator).expand(200, 8)
+    loss = {"gspo": gspo, "sequence_grpo": grpo_sequence}[name](logp, old, advantage, 0.3, 0.3, mask)
+    (slope,) = torch.autograd.grad((mask * loss).sum(), logp)
+    more = (mask,) if name == "gspo" else ()
+    clipped = script.whole_is_clipped(logp, old, advantage, *more, config)
+    assert torch.equal((clipped & mask), (slope == 0) & mask) and 0.05 < clipped.float().mean() < 0.95

@@ -8,7 +8,7 @@ A copy of r1_zero.py. Four changes: the upper clip is wider, so that unlikely to
 or all wrong carry no signal and are replaced by groups of fresh problems, until P are mixed or --rounds are spent; all
 tokens of the batch weigh alike; and the last --overlong-buffer tokens of the budget cost up to one point. No KL term.
 What refilling samples and throws away is counted: train/sampled_tokens, train/rounds, train/kept (share of groups), and
-train/accuracy is that of all answers drawn.
+train/accuracy is that of all answers drawn; reward, length and entropy are those of the batch that is learned from.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class Config:
         if self.answers < 2:
             raise ValueError(f"answers = {self.answers}: a group needs 2")
         if self.rounds < 1 or not 0 < self.overlong_buffer <= self.max_tokens:
-            raise ValueError(f"rounds = {self.rounds}, overlong_buffer = {self.overlong_buffer}: both at least 1")
+            allowed = f"at least 1, and 1 to max_tokens = {self.max_tokens}"
+            raise ValueError(f"rounds = {self.rounds}, overlong_buffer = {self.overlong_buffer}: {allowed}")
         if self.lora_rank < 0 or self.lora_alpha <= 0:
             raise ValueError(f"lora_rank = {self.lora_rank} (0 or more), lora_alpha = {self.lora_alpha} (above 0)")
         if not 0 <= self.follow <= 1:

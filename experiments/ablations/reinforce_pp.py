@@ -1,4 +1,4 @@
-"""REINFORCE++ on Countdown: PPO without a critic, whitened over the whole batch (arXiv:2501.03262, section 3).
+"""REINFORCE++ on Countdown: PPO without a critic, whitened over the whole batch (arXiv:2501.03262).
 
     python experiments/ablations/reinforce_pp.py --checkpoint runs/base/checkpoint --out runs/reinforce-pp
 

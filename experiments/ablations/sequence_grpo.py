@@ -5,8 +5,8 @@
     J(θ) = E 1/G Σ_i [ min(r_i A_i, clip(r_i, 1-ε, 1+ε) A_i) - β k3_i ]     r_i = π_θ(o_i | q) / π_old(o_i | q)
 
 A copy of r1_zero.py. The ratio of an answer is the product of those of its tokens: a small change of each takes it out
-of the interval, which is why R1 clips widely (ε = 10 in its first stage of RL). No 1/|o_i|: at r = 1 every token of the
-batch weighs alike. k3 stays per token, weighted as GRPO weighs it.
+of PPO's narrow interval. The default is the ε = 10 of R1's first stage of RL, with which nothing is cut from below. No
+1/|o_i|: at r = 1 every token of the batch weighs alike. k3 stays per token, weighted as GRPO weighs it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Config:
     temperature: float = 1.0
     lr: float = 3e-4  # AdamW
     warmup: int = 5  # steps
-    clip_low: float = 0.2  # ε
+    clip_low: float = 10.0  # ε; 1 or more: no lower bound
     clip_high: float = 10.0  # ε
     kl: float = 0.001  # β
     refresh: int = 0  # the policy becomes the reference every so many steps; 0: never
