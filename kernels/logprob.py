@@ -17,7 +17,8 @@ z_t - (m + log s) loses them, at large |z|; and u is a sum of *shifted* logits f
 
 Backward, the logits of some columns are made again in the same way, and leave as dz, rounded once to the dtype of h and
 w; two products follow, dh += dz w and dw = dzᵀ h, summed in fp32. Columns are the outer loop, since a sum over them
-costs [N, D] where a sum over rows would cost [V, D]. No atomics here either.
+costs [N, D] where a sum over rows would cost [V, D]. No atomics here either. In fp16, dz under 6e-8 is lost: the loss
+has to be scaled, as always in fp16.
 
 Two-level log-sum-exp over vocabulary splits: as in verl's linear cross-entropy; the online merge is that of Milakov &
 Gimelshein, "Online normalizer calculation for softmax" (arXiv:1805.02867), section 3.

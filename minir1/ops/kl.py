@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .choose import use_triton
-from .tiles import float32_products, mm, shares, tile, wide
+from .tiles import float32_products, mm, shares, tile, wants_grad, wide
 
 KINDS = ("forward", "reverse", "js")
 CHUNK_BYTES = 64 << 20  # of log-probs of both models that are kept for the backward pass
@@ -38,9 +38,9 @@ def linear_kl(
     """
     _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes)
     use_triton(impl, h_s, w_s, h_t, w_t, unfit="linear_kl has no kernel; the twin in torch runs on CUDA as well")
+    kept_bytes = (chunk_bytes or CHUNK_BYTES) if wants_grad(h_s, w_s) else 0
     with float32_products(h_s):
-        kept = (chunk_bytes or CHUNK_BYTES) if torch.is_grad_enabled() else 0
-        return _LinearKL.apply(h_s, w_s, h_t.detach(), w_t.detach(), temperature, kind, kept)
+        return _LinearKL.apply(h_s, w_s, h_t.detach(), w_t.detach(), temperature, kind, kept_bytes)
 
 
 def _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes) -> None:

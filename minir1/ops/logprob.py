@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from .choose import use_triton
-from .tiles import float32_products, mm, shares, tile, wide
+from .tiles import float32_products, mm, shares, tile, wants_grad, wide
 
 ENGINES = ("auto", "hybrid", "fused")
 CHUNK_BYTES = 64 << 20  # of logits that the twin keeps for the backward pass; what does not fit is made again
@@ -54,11 +54,9 @@ def linear_logprob(
     if triton:
         logp, ent = _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, chunk_bytes)
     else:
+        kept_bytes = (chunk_bytes or CHUNK_BYTES) if wants_grad(h, w) else 0
         with float32_products(h):
-            logp, ent = _LinearLogprob.apply(
-                h, w, target, temperature, softcap, logit_scale, entropy,
-                (chunk_bytes or CHUNK_BYTES) if torch.is_grad_enabled() else 0,
-            )
+            logp, ent = _LinearLogprob.apply(h, w, target, temperature, softcap, logit_scale, entropy, kept_bytes)
     if rows is not None:
         logp = logp.new_zeros(kept.shape).index_copy(0, rows, logp)
         ent = ent.new_zeros(kept.shape).index_copy(0, rows, ent) if entropy else None
@@ -111,13 +109,13 @@ class _LinearLogprob(torch.autograd.Function):
         ctx.tokens, ctx.words = tile(N, V, dtype, h.device)
         ctx.how, ctx.alone = (temperature, softcap, logit_scale), len(ctx.words) == 1
         stat = h.new_empty(3, len(ctx.words), N, dtype=dtype)  # max z, max lp, -H of each tile
-        z_t, kept = h.new_empty(N, dtype=dtype), []
+        z_t, kept = h.new_full((N,), float("nan"), dtype=dtype), []
         left = chunk_bytes if softcap is None else 0  # tanh' needs the logits beside the log-probs
-        room = _room(ctx, h, dtype)
+        room = _room(2, ctx, h, dtype)
         for j, v in enumerate(ctx.words):
             w_v = w[v] if h.is_cuda else w[v].to(dtype)
             for n in ctx.tokens:
-                lp, p = room[:2, : n.stop - n.start, : v.stop - v.start]
+                lp, p = room[:, : n.stop - n.start, : v.stop - v.start]
                 left -= lp.nbytes
                 if left >= 0:
                     lp = torch.empty_like(lp)
@@ -139,7 +137,7 @@ class _LinearLogprob(torch.autograd.Function):
         dtype, kept = log_share.dtype, iter(kept)
         dh = torch.empty_like(h, dtype=dtype) if want_h else None  # summed in fp32, rounded once
         dw = (torch.empty_like(w) if len(h) else torch.zeros_like(w)) if want_w else None
-        room = _room(ctx, h, dtype)
+        room = _room(3, ctx, h, dtype)
         with float32_products(h):
             for j, v in enumerate(ctx.words):
                 w_v = w[v] if h.is_cuda else w[v].to(dtype)
@@ -161,10 +159,10 @@ class _LinearLogprob(torch.autograd.Function):
         return None if dh is None else dh.to(h.dtype), dw, *(None,) * 6
 
 
-def _room(ctx, h, dtype) -> Tensor:
-    """Three tiles of the largest size."""
-    return h.new_empty(3, *(max((x.stop - x.start for x in side), default=0) for side in (ctx.tokens, ctx.words)),
-                       dtype=dtype)
+def _room(count: int, ctx, h, dtype) -> Tensor:
+    """So many tiles of the largest size."""
+    sizes = (max((x.stop - x.start for x in side), default=0) for side in (ctx.tokens, ctx.words))
+    return h.new_empty(count, *sizes, dtype=dtype)
 
 
 def _logits(h, w, temperature, softcap, logit_scale, out) -> Tensor:

@@ -13,6 +13,11 @@ def wide(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
+def wants_grad(*tensors: Tensor) -> bool:
+    """Whether a backward pass may come."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 def cuts(length: int, step: int) -> list[slice]:
     """Pieces of one size, at most `step`; the last may be smaller."""
     step = -(-length // -(-length // step)) if length else 1
