@@ -6,7 +6,8 @@
 
 A copy of r1_zero.py. Answers are drawn from a bf16 copy of the policy, as fast samplers do: their log-probs are not the
 trainer's. The trainer therefore scores the rollout anew before it learns (π_old), the ratio is its own against itself,
-and a weight a token mends the rest; C bounds its variance. --cap 0 leaves the mismatch as it is.
+and a weight a token mends the rest; C bounds its variance. --cap 0 leaves the mismatch as it is. How large it is stands
+in train/ratio_deviation (mean of |π_old / π_sampler - 1|) and train/ratio_deviation_max.
 """
 
 from __future__ import annotations
