@@ -17,8 +17,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP32 = 2e-6
 
 
-def problem(*args, **kw):
-    return [x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in tensors(*args, **dict(dtype=torch.float32) | kw)]
+def problem(*args, dtype=torch.float32, **kw):
+    return [x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in tensors(*args, dtype=dtype, **kw)]
 
 
 def run(inputs, tolerance=FP32, **how):
@@ -30,7 +30,9 @@ def test_one_sequence(N):
     run(problem([N], [N], 1, 1, 16, 16))
 
 
-HEADS = [(2, 2, 64, 64), (4, 2, 80, 80), (4, 1, 96, 96), (7, 1, 128, 128), (8, 1, 192, 128), (2, 1, 24, 20), (1, 1, 5, 7)]
+HEADS = [  # H, K, d_qk, d_v
+    (2, 2, 64, 64), (4, 2, 80, 80), (4, 1, 96, 96), (7, 1, 128, 128), (8, 1, 192, 128), (2, 1, 24, 20), (1, 1, 5, 7),
+]
 
 
 @pytest.mark.parametrize("H,K,d_qk,d_v", HEADS)
@@ -88,8 +90,7 @@ def test_half_precision(dtype, tolerance):
 
 
 def test_repeated_to_the_bit_and_packed_as_alone():
-    """The interpreter multiplies with numpy, whose rounding depends on the shape of the whole: here a sequence fills the
-    same tiles alone and packed."""
+    """A sequence fills the same tiles alone and packed, and no sum is taken in an order of chance."""
     lengths = [33, 2]
     inputs = problem(lengths, lengths, 2, 1, 16, 16)
     first, again = run(inputs), run(inputs)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import bench_attention
 import bench_logprob
 import torch
 import tyro
@@ -38,6 +39,7 @@ class Config:
     gpu_shapes: tuple[Shape, ...] = ((8192, 4096, 32768), (8192, 4096, 129280), (32768, 4096, 151936))
     repeats: int = 5  # on the CPU; small shapes take twelve times as many
     gpu_repeats: int = 30
+    attention: bool = True  # on a GPU too: bench_attention.py
     out: Path | None = None  # a JSON file for the figures
 
 
@@ -61,6 +63,8 @@ def cuda(config: Config) -> dict[str, float]:
     found = ceilings()
     for shape in config.gpu_shapes:
         found |= bench_logprob.gpu(shape, config.gpu_repeats, found["tflops"])
+    if config.attention:
+        found |= bench_attention.gpu(bench_attention.Config(repeats=config.gpu_repeats), found["tflops"], found["tb_s"])
     ways = {"naive": bench_logprob.naive, "twin": bench_logprob.twin()}
     ways |= {engine: bench_logprob.triton(engine) for engine in ("hybrid", "fused")}
     return found | bench_logprob.accuracy((1024, 1024, 32768), "cuda", ways, torch.bfloat16)

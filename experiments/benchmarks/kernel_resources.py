@@ -1,4 +1,4 @@
-"""What the Triton kernels ask of a GPU, by compiling them for it; no GPU is needed.
+"""What the Triton kernels of attention and decoding ask of a GPU, by compiling them for it; no GPU is needed.
 
     python experiments/benchmarks/kernel_resources.py
     python experiments/benchmarks/kernel_resources.py --save docs/results/kernel_resources.json
@@ -12,6 +12,7 @@ shared memory a block and instructions for tensor cores (HGMMA on sm_90, HMMA be
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import os
 import re
@@ -146,7 +147,7 @@ def cases() -> Iterator[tuple[str, str, Callable]]:
     for d_qk, d_v in ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)):
         yield f"attention/{d_qk}/{d_v}/bf16", "attention", attention_call(d_qk, d_v, torch.bfloat16)
     yield "attention/128/128/fp32", "attention", attention_call(128, 128, torch.float32)
-    yield ("attention/128/128/bf16/window/softcap", "attention",
+    yield ("attention/window/softcap/128/128/bf16", "attention",
            attention_call(128, 128, torch.bfloat16, window=512, softcap=50.0))
     for size in (64, 128):
         yield f"decode/{size}/bf16", "decode", decode_call(1, 32, 8, size, torch.bfloat16)
@@ -158,14 +159,14 @@ def cases() -> Iterator[tuple[str, str, Callable]]:
 
 
 def measure(config: Config) -> dict[str, dict[str, int]]:
-    """'attention/128/128/bf16/forward_kernel/sm_90' -> its figures."""
+    """'attention/128/128/bf16/forward/sm_90' -> its figures."""
     found = {}
     for name, module, run in cases():
         for arch in config.archs:
             if config.cases and not name.startswith(config.cases):
                 continue
             for fn, args, kw in record(kernels(module), arch, run):
-                key = f"{name}/{fn.fn.__name__}/sm_{arch}"
+                key = f"{name}/{fn.fn.__name__.removesuffix('_kernel')}/sm_{arch}"
                 found[key] = figures = build(fn, args, dict(kw), arch)
                 print(f"{key:60}", *(f"{k} {v:6,}" for k, v in figures.items()), flush=True)
     return found
@@ -176,7 +177,8 @@ def main(config: Config) -> dict[str, dict[str, int]]:
         raise ValueError("TRITON_INTERPRET=1: the interpreter compiles nothing; unset it")
     found = measure(config)
     if config.save:
-        config.save.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        result = {"triton": importlib.metadata.version("triton"), "kernels": found}
+        config.save.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return found
 
 

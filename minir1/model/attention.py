@@ -113,8 +113,10 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bias: T
 
 
 def cached_latent_attention(q_latent, q_rope, latent: Tensor, positions: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """The same with MLA's latents for keys and values: q_latent [B, T, H, C], q_rope [B, T, H, R], latent [B, M, C + R];
-    returns [B, T, H, C]."""
+    """The same with MLA's latents for keys and values.
+
+    q_latent: [B, T, H, C]; q_rope: [B, T, H, R]; latent: [B, M, C + R]; returns [B, T, H, C].
+    """
     if use_triton("auto", q_latent, q_rope, latent):
         return decode_latent(q_latent, q_rope, latent, _past(positions), scale, check=False)
     keys = latent.unsqueeze(2)
@@ -122,5 +124,6 @@ def cached_latent_attention(q_latent, q_rope, latent: Tensor, positions: Tensor,
 
 
 def _past(positions: Tensor) -> Tensor:
-    """Tokens before the new ones. Counted from the last of them: see `speculative.draft` for a first one out of place."""
+    """int64 [B]: tokens before the new ones, counted from the last: in `speculative.draft` the first may be out of
+    place."""
     return positions[:, -1] - (positions.shape[1] - 1)

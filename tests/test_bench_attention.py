@@ -1,0 +1,91 @@
+"""The benchmark of attention at toy size, and what it counts."""
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments" / "benchmarks"))  # as python does for a script
+
+import bench_attention  # noqa: E402
+from bench_attention import Shape  # noqa: E402
+
+TOY = Shape(2, 9, 4, 2, 12, 8)
+
+
+def test_all_ways_compute_the_same():
+    batch = bench_attention.inputs(TOY, "cpu", torch.float64)
+    for how in (bench_attention.forward, bench_attention.both_ways):
+        first, *others = (how(f, [batch])(0) for f in bench_attention.ways(TOY, "cpu").values())
+        for other in others:
+            for a, b in zip(first, other):
+                torch.testing.assert_close(a, b)
+
+
+def test_cpu_at_toy_size():
+    found = bench_attention.training(TOY, "cpu", torch.float32, 1, 1e-3)
+    for part in ("forward", "both"):
+        for name in ("twin", "sdpa"):
+            assert found[f"attention/{TOY}/{part}/{name}/seconds"] > 0
+    assert found[f"attention/{TOY}/both/sdpa/tflops"] > 0
+    found = bench_attention.decoding(TOY, False, "cpu", torch.float32, 1, 1.0)
+    assert found[f"decode/{TOY}/twin/tb_s"] > 0 and found[f"decode/{TOY}/sdpa/of_floor"] > 0
+    latent = Shape(2, 9, 4, 1, 12, 8)
+    assert bench_attention.decoding(latent, True, "cpu", torch.float32, 1, 1.0)[f"latent/{latent}/twin/seconds"] > 0
+    errors = bench_attention.accuracy(TOY, "cpu", torch.float32)
+    assert len(errors) == 8 and all(0 < x < 1e-6 for x in errors.values())
+
+
+def test_a_way_that_cannot_run_is_told_and_left_out(capsys):
+    def refuse(i):
+        raise RuntimeError("No available kernel.\nAborting.")
+
+    assert list(bench_attention.possible({"a": lambda i: i, "b": refuse})) == ["a"]
+    assert capsys.readouterr().out == "b: No available kernel.\n"
+
+
+def test_counts():
+    """B = 4, H = 16, T = 4096, causal, D = 128: 0.275 TFLOP forward; MLA 320 / 256 of it."""
+    plain, latent = Shape(4, 4096, 16, 16, 128, 128), Shape(4, 4096, 16, 16, 192, 128)
+    assert bench_attention.operations(plain, False) == 2 * 64 * (4096**2 / 2) * 256
+    assert bench_attention.operations(plain, True) == 3.5 * bench_attention.operations(plain, False)
+    assert bench_attention.operations(latent, False) == 1.25 * bench_attention.operations(plain, False)
+    assert bench_attention.cache_bytes(Shape(2, 10, 8, 4, 64, 64)) == 2 * 10 * 4 * 128 * 2
+    assert bench_attention.cache_bytes(Shape(2, 10, 8, 1, 576, 512)) == 2 * 10 * 576 * 2
+
+
+def test_roofline(tmp_path):
+    shape = Shape(2, 10, 8, 1, 576, 512)
+    found = {"tflops": 100.0, "tb_s": 2.0, f"attention/{TOY}/forward/triton/seconds": 1e-9,
+             f"latent/{shape}/triton/seconds": 1e-6, f"latent/{shape}/twin/seconds": 1.0}
+    placed = bench_attention.points(found)
+    assert placed.keys() == {f"attention {TOY} forward", f"latent {shape}"}
+    assert placed[f"latent {shape}"] == (2 * 8 * (576 + 512) / (576 * 2), pytest.approx(2 * 160 * 1088 / 1e6))
+    bench_attention.roofline(found, tmp_path / "roof.png")
+    assert (tmp_path / "roof.png").stat().st_size > 1000
+
+
+def test_without_a_gpu_it_says_so():
+    if torch.cuda.is_available():
+        pytest.skip("has CUDA")
+    with pytest.raises(ValueError, match="needs a GPU that torch can use, and there is none here"):
+        bench_attention.main(bench_attention.Config())
+
+
+@pytest.mark.gpu
+def test_gpu_at_toy_size(tmp_path):
+    config = bench_attention.Config(training=(Shape(2, 256, 4, 2, 64, 64),), decoding=(Shape(2, 600, 4, 2, 64, 64),),
+                                    latents=(Shape(2, 600, 16, 1, 576, 512),), repeats=2, figure=tmp_path / "roof.png")
+    found = bench_attention.main(config)
+    assert found["latent/2x600x16x1x576x512/triton/tb_s"] > 0
+
+
+def test_tiles(tmp_path):
+    """Six queries over eight keys in tiles of two: the last meets the last, so the diagonal is one tile off."""
+    import attention_tiles as drawn
+
+    e, m, w = drawn.EMPTY, drawn.MASKED, drawn.WHOLE
+    assert drawn.tiles(6, 8, 2, True, None) == [[w, m, e, e], [w, w, m, e], [w, w, w, m]]
+    assert drawn.tiles(6, 8, 2, True, 3) == [[m, m, e, e], [e, m, m, e], [e, e, m, m]]
+    drawn.main(drawn.Config(out=tmp_path / "tiles.png"))
+    assert (tmp_path / "tiles.png").stat().st_size > 1000
