@@ -6,7 +6,13 @@ up to the loss of the whole and no result depends on how the batch is split.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+
+def _wide(mask: Tensor) -> Tensor:
+    """The mask as numbers: fp32, or fp64 where it is given so."""
+    return mask.to(torch.promote_types(mask.dtype, torch.float32))
 
 
 def _check(total: float) -> None:
@@ -20,14 +26,14 @@ def per_answer_mean(mask: Tensor, total: int) -> Tensor:
     mask: [B, T], the trained tokens; total: how many answers with a trained token the whole batch has. fp32 [B, T].
     """
     _check(total)
-    mask = mask.float()
+    mask = _wide(mask)
     return mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / total
 
 
 def token_mean(mask: Tensor, total: int) -> Tensor:
     """1 / (tokens of all answers) (DAPO, arXiv:2503.14476, section 3.3). total: trained tokens of the whole batch."""
     _check(total)
-    return mask.float() / total
+    return _wide(mask) / total
 
 
 def fixed_length(mask: Tensor, length: int, total: int) -> Tensor:
@@ -38,4 +44,4 @@ def fixed_length(mask: Tensor, length: int, total: int) -> Tensor:
     _check(total)
     if length < 1:
         raise ValueError(f"length = {length}: must be at least 1")
-    return mask.float() / length / total
+    return _wide(mask) / length / total
