@@ -17,6 +17,9 @@ c_V says how much of the trunk's gradient is the value's. Both give V = 0 at fir
 the critic learns, the trunk held. These count as steps, and their answers among the sampled tokens. An answer that the
 budget cuts ends there: nothing is bootstrapped.
 
+train/explained_variance is of what followed, Σ_l γ^l ρ_{t+l}, for any λ: below 1 the R_t are made of V itself, and a
+critic of pure noise would explain them.
+
 With `--reward model:PATH` a learned reward (reward_model.py) scores whole rows [prompt | answer]. What it says is
 logged as train/proxy, what the rules say of the same answers as train/gold.
 """
@@ -33,7 +36,7 @@ from rl_common import Clock, Session, act, check, draw, load_policy, logprobs, r
 from torch import Tensor
 
 from minir1 import checkpoint
-from minir1.advantages import at_last_token, explained_variance, gae, kl_in_reward, whiten
+from minir1.advantages import at_last_token, discounted_returns, explained_variance, gae, kl_in_reward, whiten
 from minir1.data import by_tokens
 from minir1.evaluate import Answer, judge_rollout
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3, value_loss
@@ -158,11 +161,16 @@ def state_values(model: Transformer, critic: ValueHead | ScalarModel, rollout: R
     return found
 
 
-def estimate(rewards: Tensor, values: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> Estimate:
-    """Advantages and returns, from rewards [P, G], values [B, T] and log π_ref [B, T]."""
+def earn(rewards: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> Tensor:
+    """ρ_t, fp32 [B, T], from rewards [P, G] and log π_ref [B, T]."""
     earned = at_last_token(rewards.flatten(), rollout.mask)
     if config.kl_in == "reward":
         earned = kl_in_reward(earned, rollout.logp, ref_logp, rollout.mask, config.kl)
+    return earned
+
+
+def estimate(earned: Tensor, values: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> Estimate:
+    """Advantages and returns, from ρ, V_old and log π_ref, [B, T] each."""
     advantage, returns = gae(earned, values, rollout.mask, config.gamma, config.lam)
     return Estimate(whiten(advantage, rollout.mask) if config.whitening else advantage, returns, values, ref_logp)
 
@@ -244,14 +252,16 @@ def main(config: Config) -> dict[str, float]:
 
         ref_logp = logprobs(reference, rollout, config.microbatch) if config.kl else rollout.logp
         values = state_values(model, critic, rollout, config.microbatch)
-        told = estimate(rewards, values, ref_logp, rollout, config)
+        earned = earn(rewards, ref_logp, rollout, config)
+        told = estimate(earned, values, ref_logp, rollout, config)
         model.requires_grad_(step > config.value_warmup)
         factor = min(1.0, (step - config.value_warmup) / max(1, config.warmup))
         optimizer.param_groups[0]["lr"] = config.lr * max(0.0, factor)
         measured = learn(model, critic, (optimizer, value_optimizer), rollout, told, config, step)
         clock.lap("update")
 
-        measured["train/explained_variance"] = explained_variance(values, told.returns, rollout.mask)
+        followed = discounted_returns(earned, rollout.mask, config.gamma)
+        measured["train/explained_variance"] = explained_variance(values, followed, rollout.mask)
         if config.kl:
             kl = token_mean(rollout.mask, int(rollout.mask.sum())) * kl_k3(rollout.logp, ref_logp)
             measured["train/kl"] = kl.sum().item()

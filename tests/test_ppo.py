@@ -31,6 +31,13 @@ TOY = {"prompts": 4, "answers": 2, "max_tokens": 16, "min_mixed": 0.0, "eval_ans
 PPO = ppo.Config(**TOY, steps=4, eval_every=2, value_warmup=1, warmup=1, kl=0.01, lam=0.9)
 
 
+@pytest.fixture(autouse=True)
+def few_problems(monkeypatch):
+    """Ten validation problems, not 200: at toy size they are most of a run."""
+    real = rl_common.countdown.held_out
+    monkeypatch.setattr(rl_common.countdown, "held_out", lambda level, part, most: real(level, part, min(most, 10)))
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """The checkpoint folder of an MoE that has begun to know what an answer looks like."""
@@ -62,8 +69,13 @@ def sampled(base):
     rewards = torch.arange(8.0).view(4, 2).sin()
     values = ppo.state_values(model, head, rollout, 8192)
     ref_logp = rollout.logp + 0.1 * torch.randn(rollout.logp.shape, generator=torch.Generator().manual_seed(1))
-    told = ppo.estimate(rewards, values, ref_logp.masked_fill(~rollout.mask, 0.0), rollout, PPO)
+    told = estimate(rewards, values, ref_logp.masked_fill(~rollout.mask, 0.0), rollout, PPO)
     return model, critics, rollout, rewards, told
+
+
+def estimate(rewards, values, ref_logp, rollout, config):
+    """From rewards [P, G] to advantages and returns."""
+    return ppo.estimate(ppo.earn(rewards, ref_logp, rollout, config), values, ref_logp, rollout, config)
 
 
 def step(sampled, kind="trunk", *, lr=1.0, frozen=False, told=None, **changes):
@@ -133,17 +145,17 @@ def test_estimates_by_hand(sampled):
     values, mask = ppo.state_values(model, critics["trunk"], rollout, 60), rollout.mask
     torch.testing.assert_close(ppo.state_values(model, critics["own"], rollout, 8192), values)
     config = replace(PPO, lam=1.0, whitening=False, kl=0.0)
-    told = ppo.estimate(rewards, values, rollout.logp, rollout, config)
+    told = estimate(rewards, values, rollout.logp, rollout, config)
     torch.testing.assert_close(told.returns, rewards.view(8, 1) * mask)
     torch.testing.assert_close(told.advantage, (rewards.view(8, 1) - values) * mask)
     other = rollout.logp - 0.1 * mask
-    told = ppo.estimate(rewards, values, other, rollout, replace(config, kl=2.0))
+    told = estimate(rewards, values, other, rollout, replace(config, kl=2.0))
     to_come = mask.flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(kl_k1(rollout.logp, other), 0.1 * mask, atol=1e-6, rtol=0)
     torch.testing.assert_close(told.returns, (rewards.view(8, 1) - 0.2 * to_come) * mask, atol=1e-5, rtol=0)
-    in_loss = ppo.estimate(rewards, values, other, rollout, replace(config, kl=2.0, kl_in="loss"))
+    in_loss = estimate(rewards, values, other, rollout, replace(config, kl=2.0, kl_in="loss"))
     torch.testing.assert_close(in_loss.returns, rewards.view(8, 1) * mask)
-    white = ppo.estimate(rewards, values, rollout.logp, rollout, replace(config, whitening=True)).advantage[mask]
+    white = estimate(rewards, values, rollout.logp, rollout, replace(config, whitening=True)).advantage[mask]
     assert white.mean().abs() < 1e-6 and white.std() == pytest.approx(1)
 
 
@@ -217,11 +229,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(base, tmp_path, monkeypatch, kind
     assert states[0]["critic"]["weight" if kind == "trunk" else "head.weight"].abs().max() > 0
 
 
-def test_a_run_against_a_reward_model(base, reward_folder, tmp_path):
+def test_a_run_against_a_reward_model(base, reward_folder, tmp_path, monkeypatch):
+    explained, real = [], ppo.explained_variance
+    monkeypatch.setattr(ppo, "explained_variance", lambda *args: explained.append(args) or real(*args))
     config = replace(PPO, checkpoint=base, reward=f"model:{reward_folder}", answers=1, prompts=8, steps=2, epochs=2)
     last = ppo.main(replace(config, out=tmp_path, kl=0.0, dual_clip=3.0, entropy_weight=0.01, lr=1e-2))
     assert last["train/proxy"] == last["train/reward"] and last["train/gold"] == last["train/accuracy"]
     assert last["train/proxy"] != last["train/gold"] and "train/kl" not in last and last["train/mixed_groups"] == 0
+    values, followed, mask = explained[1]  # λ = 0.9; the λ-returns would hold V, and differ from token to token
+    first = followed.gather(1, mask.int().argmax(1, keepdim=True))
+    torch.testing.assert_close(followed, first * mask)
+    assert values[mask].std() > 0 and first.mean().item() == pytest.approx(last["train/proxy"])
 
 
 def test_one_answer_a_problem_is_compared_with_all(base):
