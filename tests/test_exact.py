@@ -291,8 +291,9 @@ def test_two_problems_are_reweighted_by_their_chance_of_success():
 
     assert w(0.01) > w(0.2) > w(0.5) and w(0.01) == pytest.approx(w(0.99)) and w(1e-9) == pytest.approx(1.5, abs=1e-6)
     assert w(0.5) == pytest.approx(0.75 * (0.25 * 2 + 0.5 * math.sqrt(3) + 0.25 * 2))
-    hard, even = table(3).detach(), table(4).detach()
-    hard[:, 1], hard[0, 2] = hard[:, 1] - 3, -4.0
+    hard, even = 0.5 * table(3).detach(), 0.5 * table(4).detach()
+    hard[1:, 0] -= 4  # to end in time is right
+    even[1:, 0] += 1
     weights, chances = [], []
     for logits in (hard, even):
         one = Policy(exact.tabular(logits.requires_grad_(), TOKENS), [logits])
@@ -487,16 +488,10 @@ def test_the_ratio_of_the_whole_answer_mends_everything_and_that_of_a_token_its_
     assert_close(whole, want)
     # a token's ratio makes its own step right: Σ_s d_old(s) Σ_a ∇π(a|s) Q_old(s, a). The states, and what follows a
     # token, stay those of the old policy
-    behind = exact.state_values(sampled, REWARDS, TOKENS, MASK)
-    Q = torch.where(MASK[:, 1:], behind[:, 1:], REWARDS.unsqueeze(1))  # V_old of the next state, or the reward
-    reached = torch.cat((torch.zeros(Y, 1).double(), sampled[:, :1]), 1).exp()  # d_old of the state before x_t
-    step = policy.logp.exp()
-    objective, seen = 0.0, set()
-    for y in range(Y):
-        for t in range(int(LENGTH[y])):
-            if (key := tuple(TOKENS[y, : t + 1].tolist())) not in seen:
-                seen.add(key)
-                objective = objective + reached[y, t] * step[y, t] * (Q[y, 0] if t == 0 else REWARDS[y])
+    Q = exact.state_values(sampled, REWARDS, TOKENS, MASK)[:, 1] + REWARDS * (LENGTH == 1)  # V_old behind token 0, or R
+    starts = [0, 1, 4]  # one answer for each first token
+    objective = (policy.logp[starts, 0].exp() * Q[starts]).sum()
+    objective = objective + (sampled[:, 0].exp() * policy.logp[:, 1].exp() * REWARDS)[LENGTH == 2].sum()
     by_hand = policy.gradient(objective)
     assert_close(token, by_hand)
     assert 0.01 < (token - want).norm() / want.norm() < (uncorrected - want).norm() / want.norm()

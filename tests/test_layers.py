@@ -19,7 +19,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "evaluate", "experiments")
-FIGURES = {"figures", "figures_algorithms", "figures_model", "figures_long_context", "figures_preference"}
+FIGURES = {
+    "figures", "figures_algorithms", "figures_estimators", "figures_model", "figures_long_context", "figures_preference",
+}
 BELOW_SAMPLE = {"tokenizer", "data", "preference_data", "log", "seed", "checkpoint", "optim", "distributed", *FIGURES}
 TORCH_ONLY = {"exact", "advantages", "losses", "weights", "preference", "distill"}
 NO_TORCH = {"tasks", "rewards", ""}  # "" is minir1/__init__.py, which runs before any of its modules
