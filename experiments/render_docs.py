@@ -19,7 +19,7 @@ import preferences
 import reward_model
 import tyro
 import variants
-from ablations import algorithms, balance, group_size, kl, overoptimization, reduction, routes
+from ablations import algorithms, balance, estimators, group_size, kl, overoptimization, reduction, routes
 from seeds import rows
 
 from minir1.evaluate import seed_interval
@@ -222,6 +222,20 @@ def kernels_cpu(found: dict[str, float]) -> str:
     return f"{text} relative error of the gradients: {dh:.1e} for h and {dw:.1e} for w."
 
 
+def kernel_resources(found: dict) -> str:
+    """What each kernel of attention and decoding needs, on both generations."""
+    made: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
+    for key, figures in found["kernels"].items():
+        *case, kernel, arch = key.split("/")
+        if "bf16" in case and kernel not in ("stat", "merge"):
+            made.setdefault((" ".join(x for x in case if x != "bf16"), kernel), {})[arch] = figures
+    cells = lambda x: [x["registers"], x["spills"], f"{x['shared'] / 1024:.0f}", x["hgmma"] + x["hmma"]]
+    lines = [[case, kernel, *cells(on["sm_90"]), *cells(on["sm_80"])] for (case, kernel), on in made.items()]
+    columns = ["registers", "spilled", "shared KiB", "tensor-core instructions"]
+    head = ["heads (q and k, v)", "kernel", *(f"{arch}: {x}" for arch in ("sm_90", "sm_80") for x in columns)]
+    return grid(head, lines) + f"\n\nTriton {found['triton']}."
+
+
 BLOCKS = {  # name -> file under docs/results (None: made from scripts), function
     "r1_zero": ("r1_zero.json", r1_zero),
     "headline": ("r1_zero.json", headline),
@@ -237,6 +251,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from scripts), functio
     "count_parts": ("count.json", count_parts),
     "count": ("count.json", count),
     "balance": ("balance.json", balanced),
+    "kernel_resources": ("kernel_resources.json", kernel_resources),
     "kernels_cpu": ("bench_kernels_cpu.json", kernels_cpu),
     "balance_tuning": ("balance.json", balance_tuning),
     "preference": ("preference.json", preference),
@@ -248,6 +263,10 @@ BLOCKS = {  # name -> file under docs/results (None: made from scripts), functio
     "group_size": ("group_size.json", group_size.page),
     "overoptimization": ("overoptimization.json", overoptimization.page),
     "routes": ("routes.json", routed),
+    "estimators": ("estimators.json", estimators.page),
+    "estimators_problems": ("estimators.json", estimators.page_problems),
+    "estimators_kl": ("estimators.json", estimators.page_kl),
+    "estimators_moved": ("estimators.json", estimators.page_moved),
 } | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}  # made from the scripts alone
 
 

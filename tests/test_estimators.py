@@ -1,0 +1,100 @@
+"""experiments/ablations/estimators.py: the table says what the identities say, and is the one that is published."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))  # as python does for a script
+
+from ablations import estimators  # noqa: E402
+
+from minir1 import figures_estimators  # noqa: E402
+from minir1.figures_estimators import BLUE, GREEN, ORANGE  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def found():
+    return estimators.run(steps=(0.1, 0.3))
+
+
+def test_the_published_numbers_are_these(found):
+    published = json.loads((ROOT / "docs" / "results" / "estimators.json").read_text())
+    assert published.keys() == found.keys()
+    for part, values in found.items():
+        for name, value in values.items():
+            assert published[part][name] == pytest.approx(value, abs=1e-9), (part, name)
+
+
+def test_who_is_unbiased_and_who_only_shortens_the_step(found):
+    on = found["on_policy"]
+    assert {name for name, f in on.items() if f["bias"] < 1e-9} == {
+        "reinforce",
+        "constant",
+        "rloo",
+        "gae_1",
+        "gae_true",
+    }
+    scaled = {name: f["scale"] for name, f in on.items() if f["direction"] < 1e-9 <= f["bias"]}
+    assert scaled == pytest.approx({"batch": 3 / 4, "dr_grpo": 3 / 4})
+    for f in on.values():  # bias² is what scale and direction come to
+        assert f["bias"] ** 2 == pytest.approx((f["scale"] - 1) ** 2 + (f["scale"] * f["direction"]) ** 2, abs=1e-9)
+        assert f["cosine"] == pytest.approx((1 + f["direction"] ** 2) ** -0.5)
+    assert on["rloo"]["deviation"] == pytest.approx(on["dr_grpo"]["deviation"])
+    assert on["gspo"] == pytest.approx(on["grpo"]) and on["sequence"] == pytest.approx(on["std"], abs=1e-5)
+
+
+def test_the_deviation_follows_the_binomial_formula(found):
+    f = found["problems"]
+    for name in ("hard", "even"):
+        assert f[f"{name}/w"] == pytest.approx(estimators.deviation_weight(f[f"{name}/p"], 4), abs=1e-5)  # eps = 1e-6
+    assert estimators.deviation_weight(0.3, 2) == pytest.approx(2**-0.5)  # k = 1: σ = 1/√2, times (G-1)/G
+    assert estimators.deviation_weight(0.2, 1000) == pytest.approx(1 / 0.4, rel=2e-3)
+
+
+def test_which_kl_each_term_descends(found):
+    kl = found["kl"]
+    hits = {name: {key for key in ("bias", "to_steps", "to_reverse_steps") if f[key] < 1e-9} for name, f in kl.items()}
+    whole = {"bias"}
+    assert hits == {"reward": whole, "answer": whole, "k2": {"to_steps"}, "k3": {"to_reverse_steps"}, "k1": set()}
+    assert kl["k1"]["scale"] == 0 and kl["k1"]["deviation"] is None and kl["k1"]["noise"] > 1
+    assert kl["reward"]["noise"] < kl["answer"]["noise"]
+
+
+def test_only_the_ratio_of_an_answer_mends_everything(found):
+    for step in ("moved_0.1", "moved_0.3"):
+        part = found[step]
+        assert [name for name in estimators.MOVED if part[name]["bias"] < 1e-9][0] == "answer"
+        assert part["token"]["bias"] < part["none"]["bias"]
+    near, far = found["moved_0.1"], found["moved_0.3"]
+    assert near["setting"]["clipped"] == 0 and near["clip"] == pytest.approx(near["token"])
+    assert far["setting"]["clipped"] > 0 and far["clip"]["bias"] > far["token"]["bias"]
+    assert far["answer"]["deviation"] > near["answer"]["deviation"]
+
+
+def test_the_page_has_a_row_an_estimator(found):
+    assert len(estimators.page(found).splitlines()) == 2 + len(estimators.ON_POLICY)
+    assert "| k2 in the loss | Σ_t ∇KL_t(π‖π_ref) |" in estimators.page_kl(found)
+    assert "| G = 4 | 1.50 |" in estimators.page_problems(found)
+    assert "0.0% of tokens clipped" in estimators.page_moved(found)
+
+
+def test_the_figure_colours_by_what_is_biased(tmp_path):
+    def one(direction, scale, bias):
+        return {"direction": direction, "scale": scale, "bias": bias, "deviation": 2.0}
+
+    gradients = {"A": one(0.0, 1.0, 0.0), "B": one(1e-16, 0.5, 0.5), "C": one(0.3, 1.0, 0.3)}
+    kl = {
+        "D": {"bias": 0.0, "to_steps": 0.2, "to_reverse_steps": 0.4},
+        "E": dict.fromkeys(("bias", "to_steps", "to_reverse_steps"), 1.0),
+    }
+    figure = figures_estimators.estimators(gradients, kl, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert figure.texts[0].get_text() == "2 of 3 estimators point along ∇J on average"
+    bias, noise, terms = figure.axes
+    assert [line.get_color() for line in bias.lines[1::2]] == [GREEN, BLUE, ORANGE]
+    assert [text.get_text() for text in bias.texts] == ["0", "0   step × 0.50", "30%"]
+    assert [line.get_xdata()[0] for line in noise.lines[1::2]] == [2.0, 2.0, 2.0]
+    assert any(text.get_text() == "no gradient at all, only noise" for text in terms.texts)
