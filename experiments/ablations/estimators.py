@@ -4,7 +4,8 @@
 
 Two problems; three tokens, one of them the end, at most two steps: seven answers to each. The policy is a table of
 logits. A batch is four answers to each problem; a problem has 7^4 such draws. For each estimator the library's own
-advantage, loss and weight (estimators_catalogue.py) give the gradient g of every draw; with their probabilities, exactly,
+advantage, loss and weight (estimators_catalogue.py) give the gradient g of every draw; with the probabilities of the
+draws follow, exactly,
 
     scale       E g · ∇J / |∇J|²                   what it multiplies the step by, on the way of ∇J
     direction   |E g - scale ∇J| / (scale |∇J|)    what it adds across that way, 0 for none
