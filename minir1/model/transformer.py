@@ -184,9 +184,10 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """z = softcap(logit_scale · h·wᵀ), fp32. hidden: [..., D] -> [..., V]."""
+        """z = softcap(logit_scale · h·wᵀ), fp32 (fp64 of fp64). hidden: [..., D] -> [..., V]."""
         # Half-precision logits would be rounded where logprob's are not: sampler and trainer would differ.
-        z = F.linear(hidden.float(), self.head.weight.float()) * self.config.logit_scale
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        z = F.linear(hidden.to(dtype), self.head.weight.to(dtype)) * self.config.logit_scale
         if self.config.softcap is not None:
             z = self.config.softcap * torch.tanh(z / self.config.softcap)
         return z
