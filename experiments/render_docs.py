@@ -229,7 +229,7 @@ def kernel_resources(found: dict) -> str:
         *case, kernel, arch = key.split("/")
         if "bf16" in case and kernel not in ("stat", "merge"):
             made.setdefault((" ".join(x for x in case if x != "bf16"), kernel), {})[arch] = figures
-    cells = lambda x: [x["registers"], x["spills"], f"{x['shared'] / 1024:.0f}", x["hgmma"] + x["hmma"]]
+    cells = lambda x: [f"{n:.0f}" for n in (x["registers"], x["spills"], x["shared"] / 1024, x["hgmma"] + x["hmma"])]
     lines = [[case, kernel, *cells(on["sm_90"]), *cells(on["sm_80"])] for (case, kernel), on in made.items()]
     columns = ["registers", "spilled", "shared KiB", "tensor-core instructions"]
     head = ["heads (q and k, v)", "kernel", *(f"{arch}: {x}" for arch in ("sm_90", "sm_80") for x in columns)]

@@ -2,8 +2,8 @@
 
 Alone it measures these parts only, and draws them under the roof of the device:
 
-    python experiments/benchmarks/bench_attention.py --out docs/results/bench_attention_gpu.json \\
-        --figure docs/results/bench_attention_gpu.png
+    python experiments/benchmarks/bench_attention.py --out runs/bench_attention_gpu.json \\
+        --figure runs/bench_attention_gpu.png
 """
 
 from __future__ import annotations
@@ -281,6 +281,9 @@ def main(config: Config) -> dict[str, float]:
     found = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), **ceilings()}
     found |= gpu(config, found["tflops"], found["tb_s"])
     table("attention", ["", "measured"], [[k, f"{v:.4g}" if isinstance(v, float) else v] for k, v in found.items()])
+    for path in (config.out, config.figure):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
     if config.out:
         replace_text(config.out, json.dumps(found, indent=2) + "\n")
     if config.figure:
