@@ -54,7 +54,8 @@ def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
     exactly 0. Raises ValueError for G = 1 and for rewards that are not finite.
     """
     centered = group_centered(rewards)
-    return centered / (rewards.std(dim=1, keepdim=True) + eps)
+    scaled = centered / (rewards.std(dim=1, keepdim=True) + eps)
+    return scaled.masked_fill(centered == 0, 0.0)  # with eps = 0 an equal group would be 0/0
 
 
 def group_centered(rewards: Tensor) -> Tensor:
@@ -156,9 +157,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     rewards, values: [B, T], r_t for choosing x_t and V_t of the state before it. mask: [B, T], the trained tokens, in
     one piece a row; behind the last of them A and V are 0, nothing is bootstrapped. Returns advantages A and returns R
     (the targets of the value), [B, T], at least fp32, 0 outside the mask, without gradient.
-    Raises ValueError for a mask with a hole, for γ or λ outside 0 … 1 and for numbers that are not finite.
+    Raises ValueError for other shapes, a mask with a hole, γ or λ outside 0 … 1 and numbers that are not finite.
     """
-    mask = mask.bool()
+    mask = _tokens(mask, rewards=rewards, values=values)
     starts = (mask[:, 1:] & ~mask[:, :-1]).sum(1) + mask[:, 0]
     if (starts > 1).any():
         raise ValueError(f"row {int(starts.argmax())} of the mask has a hole: the trained tokens are one piece")
@@ -166,8 +167,6 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         raise ValueError(f"gamma = {gamma}, lam = {lam}: both in 0 … 1")
     dtype = torch.promote_types(torch.promote_types(rewards.dtype, values.dtype), torch.float32)
     rewards, values = (x.to(dtype).masked_fill(~mask, 0.0) for x in (rewards, values))
-    if not (rewards.isfinite().all() and values.isfinite().all()):
-        raise ValueError("rewards or values of trained tokens are not finite")
     advantages = torch.zeros_like(values)
     later = next_value = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):

@@ -29,6 +29,7 @@ def test_group_advantages_by_hand():
     found = group_advantages(torch.tensor([[1.0, 2.0, 3.0], [30.0, 10.0, 20.0]], dtype=torch.float64))
     want = torch.tensor([[-1.0, 0.0, 1.0], [10.0, -10.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(found, want / torch.tensor([[1 + 1e-6], [10 + 1e-6]]))
+    assert not group_advantages(torch.full((2, 3), 0.1), eps=0.0).any()  # not 0/0
     assert group_advantages(torch.tensor([[0.0, 1.0]]), eps=1.0)[0, 1].item() == pytest.approx(0.5 / (0.5**0.5 + 1))
 
 
@@ -166,8 +167,10 @@ def test_gae_refuses():
     for gamma, lam in ((1.1, 1.0), (1.0, -0.1)):
         with pytest.raises(ValueError, match=f"gamma = {gamma}, lam = {lam}"):
             gae(rewards, values, mask, gamma, lam)
+    with pytest.raises(ValueError, match=r"rewards has shape \(9,\), the mask \(6, 9\)"):
+        gae(rewards[0], values, mask, 1.0, 1.0)  # it would broadcast
     values[2, 5] = float("nan")
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="values of trained tokens holds numbers that are not finite"):
         gae(rewards, values, mask, 1.0, 1.0)
     mask[2, 5] = False
     with pytest.raises(ValueError, match="row 2 of the mask has a hole"):
