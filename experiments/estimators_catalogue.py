@@ -11,6 +11,7 @@ from torch import Tensor
 from minir1 import exact
 from minir1.advantages import (
     at_last_token,
+    batch_centered,
     discounted_returns,
     gae,
     group_advantages,
@@ -78,7 +79,8 @@ class Estimator:
 
     label: str
     claim: str
-    loss: Callable[[Problem], Callable[[Tensor], Tensor]]  # of log-probs [M·G, T], weighted
+    loss: Callable[..., Callable[[Tensor], Tensor]]  # problem -> weighted loss of log-probs [M·G, T]
+    whole_batch: bool = False  # the loss takes the answers to the other problem too, [G]: they enter A or the weight
 
 
 # ---- parts ------------------------------------------------------------------------------------
@@ -87,7 +89,11 @@ ROWS = DRAWN.flatten()
 ROW_MASK = MASK[ROWS]
 FIXED = fixed_length(ROW_MASK.double(), 1, G)  # length 1: the scale of ∇J
 PER_ANSWER = per_answer_mean(ROW_MASK.double(), G)
-TOKEN = torch.cat([token_mean(m, int(m.sum())) for m in ROW_MASK.double().view(-1, G, T)])
+
+# Answers of the same length and reward have the same advantage and weight: the first of each kind stands for all.
+KIND = ((WIDE.sum(1)[:, None] == WIDE.sum(1)) & (REWARDS[:, None] == REWARDS)).int().argmax(1)  # [Y]
+OWN, OWN_OF = KIND[DRAWN].unique(dim=0, return_inverse=True)  # [·, G], [M]
+OTHER, OTHER_OF = KIND[DRAWN].sort(1)[0].unique(dim=0, return_inverse=True)  # order does not matter here
 
 
 def spread(advantage: Tensor) -> Tensor:
@@ -127,11 +133,40 @@ def lam(value: Callable[[Problem], Tensor], λ: float):
     return tokens(lambda problem: gae(at_last_token(REWARDS, MASK), value(problem), MASK, 1.0, λ)[0])
 
 
-def plus_plus(problem: Problem):
-    """REINFORCE++: whitened over the tokens of the draw."""
-    A = REWARDS[ROWS].unsqueeze(1) * ROW_MASK
-    A = torch.stack([whiten(a, m) for a, m in zip(A.view(-1, G, T), ROW_MASK.view(-1, G, T))]).view(-1, T)
-    return lambda logp: FIXED * reinforce(logp, A)
+def beside(make: Callable[[Tensor], Tensor], other: Tensor) -> Tensor:
+    """make(all 2G answers of the batch) -> [2G, T], of which the own part of every draw: [M·G, T]."""
+    return torch.stack([make(torch.cat((own, other)))[:G] for own in OWN])[OWN_OF].flatten(0, 1)
+
+
+def of_batch(loss, advantage: Callable[[Tensor], Tensor], weight: Callable[[Tensor], Tensor]):
+    """A loss whose advantage and weight see the 2G answers of the batch; both make [2G, T] of them."""
+
+    def at(problem: Problem, other: Tensor):
+        A, w = beside(advantage, other), beside(weight, other)
+        old = () if loss is reinforce else (problem.sampler[ROWS],)
+        return lambda logp: w * loss(logp, *old, A)
+
+    return at
+
+
+def centered_over_batch(rows: Tensor) -> Tensor:
+    return batch_centered(REWARDS[rows].view(2, G)).view(-1, 1).expand(-1, T)
+
+
+def whitened_over_batch(rows: Tensor) -> Tensor:
+    return whiten(discounted_returns(at_last_token(REWARDS[rows], MASK[rows]), MASK[rows], 1.0), MASK[rows])
+
+
+def normalised_in_group(rows: Tensor) -> Tensor:
+    return group_advantages(REWARDS[rows].view(2, G)).view(-1, 1).expand(-1, T)
+
+
+def fixed_over_batch(rows: Tensor) -> Tensor:
+    return fixed_length(WIDE[rows], 1, len(rows))
+
+
+def tokens_of_batch(rows: Tensor) -> Tensor:
+    return token_mean(WIDE[rows], int(MASK[rows].sum()))
 
 
 # ---- on policy, moved, KL ---------------------------------------------------------------------
@@ -142,7 +177,9 @@ ON_POLICY = {
     "rloo": Estimator("RLOO", "∇J", plain(leave_one_out)),
     "gae_1": Estimator("GAE, λ = 1, wrong V", "∇J", lam(constant, 1.0)),
     "gae_true": Estimator("GAE, λ = 0, exact V", "∇J", lam(true_value, 0.0)),
-    "batch": Estimator("REINFORCE, batch mean", "(N-1)/N ∇J", plain(group_centered)),  # see `batch_mean`
+    "batch": Estimator(
+        "REINFORCE, batch mean", "(N-1)/N ∇J", of_batch(reinforce, centered_over_batch, fixed_over_batch), True
+    ),
     "dr_grpo": Estimator("Dr. GRPO", "(G-1)/G ∇J", surrogate(clipped_surrogate, group_centered)),
     "std": Estimator("GRPO, no 1/|o|", "mean of w(p) ∇p", surrogate(clipped_surrogate, group_advantages)),
     "sequence": Estimator(
@@ -157,8 +194,15 @@ ON_POLICY = {
     "gspo": Estimator(
         "GSPO", "as GRPO", surrogate(gspo, group_advantages, PER_ANSWER, True, clip_low=3e-4, clip_high=4e-4)
     ),
-    "token": Estimator("DAPO", "1/Σ|o| of the draw", surrogate(clipped_surrogate, group_advantages, TOKEN)),
-    "plus_plus": Estimator("REINFORCE++", "whitened over the draw", plus_plus),
+    "token": Estimator(
+        "DAPO", "w(p), 1/Σ|o| of the batch", of_batch(clipped_surrogate, normalised_in_group, tokens_of_batch), True
+    ),
+    "plus_plus": Estimator(
+        "REINFORCE++",
+        "one mean, one std, 1/Σ|o| of the batch",
+        of_batch(clipped_surrogate, whitened_over_batch, tokens_of_batch),
+        True,
+    ),
     "discount": Estimator(
         "REINFORCE, γ = ½",
         "late tokens count more",

@@ -381,6 +381,66 @@ def test_whitening_is_a_baseline_and_a_scale_of_the_draw(policy):
     assert 0.7 < cosine < 0.9999
 
 
+# ---- longer answers -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[(2, 8), (3, 3)], ids=["9 of up to 8", "15 of up to 3"])
+def longer(request):
+    """Tokens, mask, log π of policy and reference, ∇ log π, rewards, logits; two steps show no λ²."""
+    noise = torch.Generator().manual_seed(1)
+    tokens, mask = exact.answers(*request.param)
+    states = (request.param[0] ** request.param[1] - 1) // (request.param[0] - 1)
+    logits = 0.6 * torch.randn(states, request.param[0], dtype=torch.float64, generator=noise)
+    logits[:, 0] -= 0.7  # to go on is likely
+    reference = logits + 0.5 * torch.randn(logits.shape, dtype=torch.float64, generator=noise)
+    logits.requires_grad_()
+    lp = [exact.tabular(x, tokens) for x in (logits, reference)]
+    logp = [exact.chosen(x, tokens, mask) for x in lp]
+    rewards = torch.randn(len(tokens), dtype=torch.float64, generator=noise)
+    return tokens, mask, lp, logp, exact.scores(logp[0], [logits]), rewards, logits
+
+
+def expected_over(longer, advantage=None, loss=None):
+    """E of the ascent direction of single answers: of REINFORCE with an advantage [Y, T], or of a loss."""
+    tokens, mask, _, (logp, _), scores, *_ = longer
+    loss = loss or (lambda x: mask.double() * reinforce(x, advantage))
+    found = exact.estimates(loss, logp, scores, exact.draws(len(tokens), 1))
+    return exact.moments(found, logp.detach().sum(1).exp())[0]
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
+def test_the_bias_of_gae_over_many_steps(longer, lam):
+    """E Σ_t ∇ log π_t · (1 - λ) Σ_{l>=0} λ^l e(s_{t+1+l}), e the error of the value, at γ = 1."""
+    tokens, mask, _, (logp, _), scores, rewards, logits = longer
+    earned, J = at_last_token(rewards, mask), exact.gradient(exact.expected_reward(logp, rewards), [logits])
+    value = exact.state_values(logp.detach(), rewards, tokens, mask)
+    assert_close(expected_over(longer, gae(earned, value, mask, 1.0, lam)[0]), J)
+    length = tokens.shape[1]
+    error = torch.sin(3.0 * value + torch.arange(length)) * mask  # one number a state
+    behind = torch.zeros_like(error)
+    for t in range(length):
+        for u in range(t + 1, length):
+            behind[:, t] += (1 - lam) * lam ** (u - t - 1) * error[:, u]
+    bias = torch.einsum("y,yt,ytn->n", logp.detach().sum(1).exp(), behind, scores)
+    assert_close(expected_over(longer, gae(earned, value + error, mask, 1.0, lam)[0]), J + bias)
+    assert (bias.norm() < 1e-12) == (lam == 1.0)
+
+
+def test_where_the_kl_goes_over_many_steps(longer):
+    _, mask, (lp, ref_lp), (logp, ref_logp), scores, _, logits = longer
+    p, steps = logp.detach().sum(1).exp(), exact.step_kl(lp, ref_lp, mask)
+    whole = exact.gradient(exact.sequence_kl(logp, ref_logp), [logits])
+    forward = exact.gradient(p @ steps.sum(1), [logits])
+    reverse = exact.gradient(p @ exact.step_kl(ref_lp, lp, mask).sum(1), [logits])
+    later = (steps.flip(1).cumsum(1).flip(1) - steps).detach()
+    assert_close(forward + torch.einsum("y,yt,ytn->n", p, later, scores), whole)
+    for kl, wanted in ((kl_k2, forward), (kl_k3, reverse)):
+        assert_close(-expected_over(longer, loss=lambda x: mask.double() * kl(x, ref_logp)), wanted)  # noqa: B023
+    earned = kl_in_reward(torch.zeros_like(logp), logp, ref_logp, mask, 1.0)
+    assert_close(-expected_over(longer, discounted_returns(earned, mask, 1.0)), whole)
+    assert (expected_over(longer, discounted_returns(earned, mask, 0.9)) + whole).norm() > 0.01 * whole.norm()
+
+
 # ---- KL -----------------------------------------------------------------------------------------
 
 

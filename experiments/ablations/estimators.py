@@ -37,24 +37,22 @@ from estimators_catalogue import (  # noqa: E402
     MASK,
     MOVED,
     ON_POLICY,
+    OTHER,
+    OTHER_OF,
     REWARDS,
     ROW_MASK,
     ROWS,
-    WIDE,
     Estimator,
     G,
     Problem,
-    T,
-    Y,
     problems,
     spread,
 )
 
 from minir1 import exact, figures_estimators  # noqa: E402
-from minir1.advantages import batch_centered, leave_one_out  # noqa: E402
+from minir1.advantages import leave_one_out  # noqa: E402
 from minir1.log import replace_text, table  # noqa: E402
-from minir1.losses import is_clipped, reinforce  # noqa: E402
-from minir1.weights import fixed_length  # noqa: E402
+from minir1.losses import is_clipped  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -85,20 +83,22 @@ def against(truth: Tensor, mean: Tensor, variance: float, answers: int) -> dict[
 
 
 def measure(estimator: Estimator, pair: list[Problem], truth: Tensor) -> dict[str, float]:
-    """One estimator over batches of G answers to each problem."""
-    means, variances = zip(*(problem.moments(estimator.loss(problem)) for problem in pair))
+    """One estimator over batches of G answers to each problem. The problems share no logits: variances add up."""
     P = len(pair)
+    if estimator.whole_batch:
+        means, variances = zip(*(over_batches(estimator, *both) for both in (pair, pair[::-1])))
+        return against(truth, torch.cat(means), sum(variances), P * G)
+    means, variances = zip(*(problem.moments(estimator.loss(problem)) for problem in pair))
     return against(truth, torch.cat(means) / P, sum(variances) / P**2, P * G)
 
 
-def batch_mean(pair: list[Problem], truth: Tensor) -> dict[str, float]:
-    """The mean reward of a batch that holds both problems, two answers to each: N = 4."""
-    drawn = torch.cat((DRAWN[:, :2], DRAWN[:, 2:] + Y), 1)
-    A = spread(torch.stack([batch_centered(r.view(2, 2)).flatten() for r in REWARDS.repeat(2)[drawn]]))
-    weight = fixed_length(WIDE.repeat(2, 1)[drawn.flatten()], 1, 4)
-    logp, logits = torch.cat([problem.logp for problem in pair]), [problem.logits for problem in pair]
-    found = exact.estimates(lambda x: weight * reinforce(x, A), logp, exact.scores(logp, logits), drawn)
-    return against(truth, *exact.moments(found, exact.probability_of(logp, drawn)), answers=4)
+def over_batches(estimator: Estimator, problem: Problem, other: Problem) -> tuple[Tensor, float]:
+    """Moments of one problem's part of g, over its own draws and what the other problem's may be beside them."""
+    own, beside = (exact.probability_of(x.sampler, DRAWN) for x in (problem, other))
+    chance = torch.zeros(len(OTHER), dtype=torch.float64).index_add(0, OTHER_OF, beside)  # of each kind of company
+    losses = (estimator.loss(problem, answers) for answers in OTHER)
+    found = torch.cat([exact.estimates(loss, problem.logp, problem.scores, DRAWN) for loss in losses])
+    return exact.moments(found, torch.outer(chance, own).flatten())
 
 
 def ascent(pair: list[Problem]) -> Tensor:
@@ -112,7 +112,7 @@ def clipped_share(pair: list[Problem]) -> float:
     for problem in pair:
         cut = is_clipped(problem.logp[ROWS], problem.sampler[ROWS], A, **CLIP) & ROW_MASK
         p = exact.probability_of(problem.sampler, DRAWN)
-        count = [(p @ x.view(-1, G, T).sum((1, 2)).double()).item() for x in (cut, ROW_MASK)]
+        count = [(p @ x.view(len(DRAWN), -1).sum(1).double()).item() for x in (cut, ROW_MASK)]
         share.append(count[0] / count[1])
     return sum(share) / len(share)
 
@@ -165,7 +165,6 @@ def run(steps: tuple[float, ...] = (0.1, 0.3)) -> dict[str, dict]:
     pair = problems()
     truth = ascent(pair)
     found = {"on_policy": {name: measure(one, pair, truth) for name, one in ON_POLICY.items()}}
-    found["on_policy"]["batch"] = batch_mean(pair, truth)
     found["problems"] = reweighting(pair)
     found["kl"] = kl_terms(pair)
     for step in steps:
