@@ -74,13 +74,17 @@ def act(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], confi
 
 
 @torch.no_grad()
-def logprobs(model: Transformer, rollout: Rollout, microbatch: int) -> Tensor:
-    """log π(x_t | x_<t) of the answers under another model, at the sampler's temperature: fp32 [B, T]; no gradient."""
+def logprobs(model: Transformer, rollout: Rollout, microbatch: int, replay: bool = False) -> Tensor:
+    """log π(x_t | x_<t) of the answers under another model, at the sampler's temperature: fp32 [B, T]; no gradient.
+
+    replay: each token goes to the experts that the sampler chose.
+    """
     found = torch.zeros_like(rollout.logp)
     for rows in by_tokens(rollout.length.tolist(), microbatch):
         batch = rollout.select(torch.tensor(rows))
         seen = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
-        found[rows, : batch.tokens.shape[1]] = model.logprob(batch.tokens, **seen)
+        given = batch.routes if replay else None
+        found[rows, : batch.tokens.shape[1]] = model.logprob(batch.tokens, **seen, routes=given)
     return found
 
 

@@ -189,6 +189,29 @@ def test_the_weight_of_truncated_importance_mends_the_ratio(sampled):
     assert_same(step(1.5), [1.5 * move for move in plain])
 
 
+def test_what_is_replayed_in_the_update_is_replayed_in_the_score_before_it(base, tmp_path, monkeypatch):
+    """Every token sent to other experts than the trainer would choose: π_old and π are still one policy at first."""
+    script, act, held_out, checked = importlib.import_module("tis"), rl_common.act, countdown.held_out, []
+
+    def elsewhere(*arguments, **more):
+        rollout = act(*arguments, **more)
+        return replace(rollout, routes=torch.where(rollout.routes < 0, -1, (rollout.routes + 1) % SHAPE.experts))
+
+    def learn(model, reference, optimizer, rollout, old, *rest):
+        seen = {"lengths": rollout.length, "mask": rollout.mask}
+        with torch.no_grad():
+            torch.testing.assert_close(old, model.logprob(rollout.tokens, **seen, routes=rollout.routes))
+            checked.append((old - model.logprob(rollout.tokens, **seen)).abs().max().item())
+        return real(model, reference, optimizer, rollout, old, *rest)
+
+    real = script.learn
+    monkeypatch.setattr(script, "act", elsewhere)
+    monkeypatch.setattr(script, "learn", learn)
+    monkeypatch.setattr(countdown, "held_out", lambda level, part, _: held_out(level, part, 8))
+    script.main(config_of("tis", checkpoint=base, steps=1, out=tmp_path / "run", replay_routes=True))
+    assert len(checked) == 1 and checked[0] > 1e-3
+
+
 # ---- what only one of them has ------------------------------------------------------------------------------------
 
 

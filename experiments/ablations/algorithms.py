@@ -6,9 +6,9 @@ Eight objectives from one base. Learning rates first: three for each method, the
 of the steps, judged by pass@1 on the validation split. Then the chosen rate with fresh seeds and all steps, judged on
 the test split, by the last checkpoint. Everything else is what the scripts have as defaults, which each of them states.
 
-Equal cost means equal answers in a batch, and equal steps. Two methods sample more than that: DAPO refills its batch
-until every group is mixed, and PPO warms its value up. All sampled tokens are counted and told, and the learning curves
-are drawn over them; DAPO's steps are not cut.
+Equal cost means equal answers in a batch, and equal steps. Two methods do otherwise: DAPO samples more, to refill its
+batch until every group is mixed, and PPO spends its first steps on its value alone. All sampled tokens are counted and
+told, and the learning curves are drawn over them; DAPO's steps are not cut.
 """
 
 from __future__ import annotations

@@ -183,7 +183,8 @@ def main(config: Config) -> dict[str, float]:
         clock.lap("judge")
 
         optimizer.param_groups[0]["lr"] = config.lr * min(1.0, step / max(1, config.warmup))
-        old = logprobs(model, rollout, config.microbatch) if config.cap else rollout.logp
+        replay = config.replay_routes
+        old = logprobs(model, rollout, config.microbatch, replay) if config.cap else rollout.logp
         measured = learn(model, reference, optimizer, rollout, old, advantage, config, step)
         if config.refresh and step % config.refresh == 0:
             reference.load_state_dict(model.state_dict())
