@@ -184,8 +184,7 @@ def spent(rows: list[dict], batch: int) -> dict:
     found["seconds/total"] = round(sum(seconds.values()), 1)
     curve = {"tokens": [sum(sampled[: i + 1]) for i in range(len(sampled))]}
     for name in CURVE:
-        # DAPO keeps mixed groups, whose accuracy is never far from a half: how good the policy is, all groups tell.
-        values = [row.get(f"train/{name}_drawn", row.get(f"train/{name}")) for row in rows]
+        values = [row.get(f"train/{name}") for row in rows]  # of DAPO, accuracy is that of all drawn groups
         if None not in values:
             curve[name] = [round(value, 5) for value in values]
     return found | {"curve": curve}

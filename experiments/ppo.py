@@ -106,6 +106,8 @@ class Config:
             raise ValueError(f"value_warmup = {self.value_warmup}: 0 to {self.steps - 1}, below steps")
         if self.value_clip <= 0:
             raise ValueError(f"value_clip = {self.value_clip}: above 0, inf for none")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip = {self.dual_clip}: above 1, or None")
         kind, _, path = self.reward.partition(":")
         if self.reward != "rules" and (kind != "model" or not path):
             raise ValueError(f"reward = {self.reward!r}: rules, or model:PATH")

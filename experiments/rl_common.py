@@ -36,6 +36,9 @@ def check(config) -> None:
             raise ValueError(f"{name} = {getattr(config, name)}: at least 1")
     if config.temperature <= 0:
         raise ValueError(f"temperature = {config.temperature}: above 0")
+    for name in ("clip_low", "clip_high"):
+        if getattr(config, name, 0) < 0:
+            raise ValueError(f"{name} = {getattr(config, name)}: 0 or more")
     if config.prompts % config.minibatches:
         raise ValueError(f"minibatches = {config.minibatches} must divide prompts = {config.prompts}")
     shortest = 4 if config.forced else 8  # tags, an answer, the end token

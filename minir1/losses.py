@@ -33,6 +33,8 @@ def _pessimistic(log_ratio: Tensor, advantage: Tensor, low: float, high: float, 
     That is min(r, 1 + ε_high) A for a gain, and max(r, 1 - ε_low) A for a loss. The cut is made in log r: a ratio that
     overflows has the gradient 0 where it is clipped, and not ∞·0.
     """
+    if not (low >= 0 and high >= 0):
+        raise ValueError(f"clip_low = {low}, clip_high = {high}: 0 or more, the interval holds the ratio 1")
     floor = math.log(1 - low) if low < 1 else -math.inf
     loss, gain = log_ratio.clamp(floor, math.log(most)), log_ratio.clamp(max=math.log(1 + high))
     return torch.where(advantage < 0, loss, gain).exp() * advantage

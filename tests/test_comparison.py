@@ -268,7 +268,7 @@ def test_what_a_refilled_batch_has_cost():
     """200 tokens are sampled in each of two steps; of them 8 answers of 10 and of 12 tokens are learned from."""
     rows = [{"step": 0, "preflight/pass@1": 1.0}] + [
         {"step": step, "train/sampled_tokens": 200, "train/length": length, "time/rollout_s": 2.0, "time/update_s": 1.5}
-        | {"train/accuracy": 0.5, "train/accuracy_drawn": 0.8, "train/kl": 0.1}
+        | {"train/accuracy": 0.8, "train/kl": 0.1}
         for step, length in ((1, 10.0), (2, 12.0))
     ]
     del rows[-1]["train/kl"]

@@ -126,6 +126,14 @@ def test_a_dual_clip_of_one_would_stop_every_punishment():
         clipped_surrogate(grid(-1.0), grid(-1.0), grid(-1.0), dual_clip=1.0)
 
 
+@pytest.mark.parametrize("low, high", [(-0.1, 0.2), (0.2, -2.0), (math.nan, 0.2)])
+def test_an_interval_without_one_is_refused(low, high):
+    mask = torch.ones(1, 1)
+    for loss, more in ((clipped_surrogate, ()), (gspo, (mask,)), (grpo_sequence, (mask,))):
+        with pytest.raises(ValueError, match=f"clip_low = {low}, clip_high = {high}: 0 or more"):
+            loss(grid(-1.0), grid(-1.0), grid(1.0), low, high, *more)
+
+
 @pytest.mark.parametrize("dual", [None, 2.0])
 def test_is_clipped_exactly_where_there_is_no_gradient(dual):
     generator = torch.Generator().manual_seed(0)

@@ -255,6 +255,8 @@ def test_one_answer_a_problem_is_compared_with_all(base):
         ("--lam -1", "lam = -1.0: 0 to 1"),
         ("--value-warmup 40", "value_warmup = 40: 0 to 39, below steps"),
         ("--value-clip 0", "value_clip = 0.0: above 0"),
+        ("--clip-high -0.1", "clip_high = -0.1: 0 or more"),
+        ("--dual-clip 1", "dual_clip = 1.0: above 1, or None"),
         ("--reward model:", "reward = 'model:': rules, or model:PATH"),
         ("--reward rule", "reward = 'rule': rules, or model:PATH"),
         ("--critic none", "trunk"),
