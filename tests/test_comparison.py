@@ -191,7 +191,7 @@ def test_algorithms_sweep_choose_and_compare(toy, monkeypatch, capsys):
     config = replace(toy, steps=6, seeds=(0, 1, 2))
     assert algorithms.rates(config) == [1e-4, 3e-4, 9e-4]
     sweep = algorithms.sweep(config)
-    assert len(sweep) == 6 and {(cell.steps, cell.split) for cell in sweep} == {(2, "validation")}
+    assert len(sweep) == 6 and {(cell.steps, cell.split) for cell in sweep} == {(3, "validation")}
     assert {cell.seed for cell in sweep}.isdisjoint(config.seeds)
     found = {}
     monkeypatch.setattr(algorithms.tables, "show", lambda title, *rest: found.update(rest[0]))
