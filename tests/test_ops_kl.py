@@ -99,14 +99,18 @@ def test_distributions_far_apart_stay_finite(kind):
 
 @each_kind
 def test_fp32_accuracy(kind):
-    """Values no further from fp64 than the plain formula's in fp32 (or about an ulp), gradients to 2e-6."""
-    inputs, g = problem(300, 1000, D=(64, 64), dtype=torch.float32), torch.randn(300).double()
-    exact = gradients(lambda *x: reference(*x, kind=kind), [x.double() for x in inputs], g)
-    ours = gradients(lambda *x: linear_kl(*x, kind=kind), inputs, g.float())
-    theirs = reference(*inputs, kind=kind)
-    assert (ours[0] - exact[0]).norm() <= max(1.2 * (theirs - exact[0]).norm(), 2e-7 * exact[0].norm())
-    for a, b in zip(ours[1:], exact[1:]):
-        assert (a - b).norm() <= 2e-6 * b.norm()
+    """Values no further from fp64 than the plain formula's in fp32 (or about an ulp); gradients to 2e-6, or, where js is
+    near log 2 and its slope a small difference, no further than the plain formula's.
+    """
+    inputs = problem(300, 1000, D=(64, 64), dtype=torch.float32)
+    for seed in range(3):
+        g = torch.randn(300, generator=torch.Generator().manual_seed(seed))
+        exact = gradients(lambda *x: reference(*x, kind=kind), [x.double() for x in inputs], g.double())
+        theirs = gradients(lambda *x: reference(*x, kind=kind), inputs, g)
+        ours = gradients(lambda *x: linear_kl(*x, kind=kind), inputs, g)
+        ours, theirs = ([(a - b).norm() / b.norm() for a, b in zip(found, exact)] for found in (ours, theirs))
+        assert ours[0] <= max(1.2 * theirs[0], 2e-7)
+        assert all(a <= max(2e-6, b) for a, b in zip(ours[1:], theirs[1:]))
 
 
 @each_kind
