@@ -99,8 +99,8 @@ def test_distributions_far_apart_stay_finite(kind):
 
 @each_kind
 def test_fp32_accuracy(kind):
-    """Values no further from fp64 than the plain formula's in fp32 (or about an ulp); gradients to 2e-6, or, where js is
-    near log 2 and its slope a small difference, no further than the plain formula's.
+    """Values no further from fp64 than the plain formula's in fp32 (or about an ulp); gradients to 2e-6 or, where js
+    is near log 2 and its slope a small difference, no further than the plain formula's.
     """
     inputs = problem(300, 1000, D=(64, 64), dtype=torch.float32)
     for seed in range(3):
