@@ -124,16 +124,14 @@ def _course(panel: Axes, runs: list[dict], colour: str, behind: bool = False) ->
 
 def _finding(start: Interval, ends: dict[str, list[float]]) -> tuple[str, str]:
     means = {label: float(np.mean(values)) for label, values in ends.items()}
-    low, high = min(means, key=means.get), max(means, key=means.get)
+    low, high = min(means.values()), max(means.values())
     seeds = sorted({len(values) for values in ends.values()})
     count = f"{seeds[0]} seed" + "s" * (seeds[-1] > 1) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     note = f"{count}; bars are 95% intervals over seeds, small dots the seeds, the grey band the base over problems"
     if len(means) == 1:
-        return f"{low}: {_percent(start[0])} → {_percent(means[low])}", note
-    span = f"{_percent(means[low])} ({low}) to {_percent(means[high])} ({high})"
-    title = f"From {_percent(start[0])}: {span}"
-    plain = f"From {_percent(start[0])} to between {_percent(means[low])} and {_percent(means[high])}"
-    return (title if len(title) < 60 else plain), note
+        return f"{next(iter(means))}: {_percent(start[0])} → {_percent(low)}", note
+    # Without the names of the ends: an order is for the tables to claim, by their intervals.
+    return f"From {_percent(start[0])} to between {_percent(low)} and {_percent(high)}", note
 
 
 # ---- settings of one algorithm ---------------------------------------------------------------

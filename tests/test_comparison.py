@@ -411,7 +411,7 @@ def test_the_figures(tmp_path):
     assert drawn["ends"] == {"A": [0.78, 0.80, 0.82], "B": [0.5, 0.6]} and drawn["intervals"].keys() == {"A"}
     figure = figures_algorithms.algorithms(tables.start(found), **drawn, path=tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert {"From 30%: 55% (B) to 80% (A)", "A", "B", "80%", "55%", "start"} <= set(words(figure))
+    assert {"From 30% to between 55% and 80%", "A", "B", "80%", "55%", "start"} <= set(words(figure))
     assert figure.axes[1].lines[-1].get_xdata()[-1] == 0.03  # thousand tokens
     np.testing.assert_allclose(figure.axes[1].lines[-1].get_ydata()[0], 0.2)  # a mean of the first two steps
     panels = {"length": ("Length", "tokens"), "accuracy": ("Training", "share"), "kl": ("KL", "nats")}
