@@ -37,7 +37,7 @@ from minir1.rollout import collect
 from minir1.tasks import countdown
 
 SCRIPTS = Path(__file__).parent
-CURVE = ("accuracy", "reward", "length", "entropy", "false_yes", "kl", "mixed_groups", "proxy")  # of train/, for figures
+CURVE = ("accuracy", "reward", "length", "entropy", "false_yes", "kl", "mixed_groups", "proxy")  # of train/
 
 
 @dataclass(frozen=True)
