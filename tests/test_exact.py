@@ -371,11 +371,22 @@ def test_gae_with_a_wrong_value_is_unbiased_at_lambda_one_only(policy):
 
 
 def test_whitening_is_a_baseline_and_a_scale_of_the_draw(policy):
-    """REINFORCE++: shifted by the draw's own mean over tokens and divided by its deviation, so not unbiased."""
+    """REINFORCE++: shifted by the draw's own mean over tokens and divided by its deviation, so not unbiased.
+
+    With n_i tokens of reward R_i: mean μ = Σ n_i R_i / Σ n_i, variance Σ n_i (R_i - μ)² / (Σ n_i - 1).
+    """
     rows = PAIRS.flatten()
+    R_i, n = REWARDS[PAIRS], LENGTH[PAIRS]
+    mean = (n * R_i).sum(1, keepdim=True) / n.sum(1, keepdim=True)
+    deviation = ((n * (R_i - mean) ** 2).sum(1, keepdim=True) / (n.sum(1, keepdim=True) - 1)).sqrt()
+    white = (R_i - mean) / (deviation + 1e-8)
+    white[R_i[:, 0] == R_i[:, 1]] = 0.0
+    p, whole = exact.probability_of(policy.logp, PAIRS), policy.scores.sum(1)
+    by_hand = sum((p * white[:, i] / 2) @ whole[PAIRS[:, i]] for i in range(2))
     A = REWARDS[rows].unsqueeze(1) * WIDE[rows]
     A = torch.stack([whiten(a, m) for a, m in zip(A.view(-1, 2, T), MASK[rows].view(-1, 2, T))]).view(-1, T)
     found = policy.mean(lambda logp: WIDE[rows] / 2 * reinforce(logp, A), PAIRS)
+    assert_close(found, by_hand)
     J = truth(policy)
     cosine = torch.nn.functional.cosine_similarity(found, J, dim=0).item()
     assert 0.7 < cosine < 0.9999
