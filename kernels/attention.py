@@ -78,7 +78,7 @@ def scores(scale: float, softcap: float | None) -> dict:
 
 def band(causal: bool, window: int | None) -> dict:
     """Query i (counted from the end, as the keys) sees the keys i - left … i + right; a side that is off has no end."""
-    near = 0 if window is None else window - 1
+    near = 0 if window is None else min(window, 1 << 30) - 1  # place + near stays within 32 bits
     return dict(left=near, right=0 if causal else near, LEFT=window is not None, RIGHT=causal or window is not None)
 
 

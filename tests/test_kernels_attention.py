@@ -59,6 +59,14 @@ def test_packs_and_masks(causal, window):
     assert dead.sum() == 2 * (4 if causal else 2) or window == 5 and not causal
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_without_end_is_none(causal):
+    """The largest number of 32 bits, to which a place is added."""
+    inputs = problem([3, 33], [3, 33], 1, 1, 16, 16)
+    for a, b in zip(run(inputs, causal=causal, window=2**31 - 1), run(inputs, causal=causal)):
+        assert all(torch.equal(x, y) for x, y in zip(a, b))
+
+
 @pytest.mark.parametrize("causal,window", [(True, None), (False, 9)])
 @pytest.mark.parametrize("softcap", [0.5, 20.0])
 def test_softcap(softcap, causal, window):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 IMPLS = ("auto", "triton", "torch")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that the kernels take
 
 
 @functools.cache
@@ -39,7 +40,7 @@ def use_triton(impl: str, *tensors: Tensor, unfit: str | None = None) -> bool:
     why_not = kernels_missing() or unfit
     if not on_cuda and (impl == "auto" or os.environ.get("TRITON_INTERPRET") != "1"):
         why_not = f"the tensors are on {tensors[0].device}, and Triton runs on CUDA"
-    elif len({x.dtype for x in tensors}) > 1 or tensors[0].dtype == torch.float64:
+    elif len({x.dtype for x in tensors}) > 1 or tensors[0].dtype not in DTYPES:
         why_not = f"it wants one dtype of fp32, bf16, fp16, not {', '.join(str(x.dtype) for x in tensors)}"
     if why_not and impl == "triton":
         raise ValueError(f"{asked}: {why_not}")
