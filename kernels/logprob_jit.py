@@ -2,6 +2,8 @@
 import triton
 import triton.language as tl
 
+from .attention_jit import tanh
+
 LOW = tl.constexpr(-1e38)  # no logit: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m)
 
 
@@ -22,7 +24,7 @@ def _logits(x, scale, cap, inv_temperature, SOFTCAP: tl.constexpr):
     """z from x = h wᵀ."""
     z = x * scale
     if SOFTCAP:
-        z = cap * (2 * tl.sigmoid(2 * z / cap) - 1)  # tanh(x) = 2 σ(2x) - 1
+        z = cap * tanh(z / cap)
     return z * inv_temperature
 
 

@@ -87,6 +87,15 @@ def test_as_accurate_as_torch(engine):
     assert (ours_H - exact_H).abs().max() <= 1.2 * (theirs_H - exact_H).abs().max()
 
 
+@each_engine
+def test_a_softcap_far_above_the_logits_costs_no_digits(engine):
+    h, w, target = put(*problem(64, D=64, V=700, dtype=torch.float32, size=2.0, ignored=0))
+    exact, _ = reference(h.double(), w.double(), target, softcap=50.0)
+    theirs, _ = reference(h, w, target, softcap=50.0)
+    ours, _ = linear_logprob(h, w, target, softcap=50.0, impl="triton", engine=engine)
+    assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max()
+
+
 @pytest.mark.parametrize("V", [63, 130])
 @each_engine
 def test_phantom_columns_add_nothing(V, engine):
