@@ -127,7 +127,7 @@ def _finding(start: Interval, ends: dict[str, list[float]]) -> tuple[str, str]:
     low, high = min(means.values()), max(means.values())
     seeds = sorted({len(values) for values in ends.values()})
     count = f"{seeds[0]} seed" + "s" * (seeds[-1] > 1) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    note = f"{count}; bars are 95% intervals over seeds, small dots the seeds, the grey band the base over problems"
+    note = f"{count}; bars are 95% intervals over seeds, small dots the seeds; a grey band is the base"
     if len(means) == 1:
         return f"{next(iter(means))}: {_percent(start[0])} → {_percent(low)}", note
     # Without the names of the ends: an order is for the tables to claim, by their intervals.

@@ -27,14 +27,18 @@ def reinforce(logp: Tensor, advantage: Tensor) -> Tensor:
     return -advantage.detach() * _wide(logp)
 
 
+def _check_clips(low: float, high: float) -> None:
+    if not (low >= 0 and high >= 0):
+        raise ValueError(f"clip_low = {low}, clip_high = {high}: 0 or more, the interval holds the ratio 1")
+
+
 def _pessimistic(log_ratio: Tensor, advantage: Tensor, low: float, high: float, most: float = math.inf) -> Tensor:
     """min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) for r = exp(log_ratio), and where A < 0 no less than `most`·A.
 
     That is min(r, 1 + ε_high) A for a gain, and max(r, 1 - ε_low) A for a loss. The cut is made in log r: a ratio that
     overflows has the gradient 0 where it is clipped, and not ∞·0.
     """
-    if not (low >= 0 and high >= 0):
-        raise ValueError(f"clip_low = {low}, clip_high = {high}: 0 or more, the interval holds the ratio 1")
+    _check_clips(low, high)
     floor = math.log(1 - low) if low < 1 else -math.inf
     loss, gain = log_ratio.clamp(floor, math.log(most)), log_ratio.clamp(max=math.log(1 + high))
     return torch.where(advantage < 0, loss, gain).exp() * advantage
@@ -83,6 +87,7 @@ def cispo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, cl
     The weight is clipped and takes no gradient (sg), so that no token loses its own: REINFORCE with a bounded
     importance weight. The paper sets no lower bound, which is clip_low = 1. All [B, T].
     """
+    _check_clips(clip_low, clip_high)
     ratio = (_wide(logp.detach()) - old_logp).exp()
     return reinforce(logp, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
 
@@ -127,7 +132,7 @@ def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> 
     (truncated importance sampling, Ionides 2008; for language models Yao et al. 2025). With it the ratio of the
     surrogate is π_θ / π_old, both of the trainer. All [B, T]. Raises ValueError for C <= 0.
     """
-    if cap <= 0:
+    if not cap > 0:
         raise ValueError(f"cap = {cap}: above 0, infinite for none")
     return (_wide(old_logp.detach()) - sampler_logp.detach()).exp().clamp(max=cap)
 

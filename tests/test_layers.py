@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 
 CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "evaluate", "experiments")
 FIGURES = {
-    "figures", "figures_algorithms", "figures_estimators", "figures_model", "figures_long_context", "figures_preference",
+    "figures", "figures_algorithms", "figures_estimators", "figures_long_context", "figures_model",
+    "figures_preference",
 }
 BELOW_SAMPLE = {"tokenizer", "data", "preference_data", "log", "seed", "checkpoint", "optim", "distributed", *FIGURES}
 TORCH_ONLY = {"exact", "advantages", "losses", "weights", "preference", "distill"}

@@ -129,7 +129,7 @@ def test_a_dual_clip_of_one_would_stop_every_punishment():
 @pytest.mark.parametrize("low, high", [(-0.1, 0.2), (0.2, -2.0), (math.nan, 0.2)])
 def test_an_interval_without_one_is_refused(low, high):
     mask = torch.ones(1, 1)
-    for loss, more in ((clipped_surrogate, ()), (gspo, (mask,)), (grpo_sequence, (mask,))):
+    for loss, more in ((clipped_surrogate, ()), (cispo, ()), (gspo, (mask,)), (grpo_sequence, (mask,))):
         with pytest.raises(ValueError, match=f"clip_low = {low}, clip_high = {high}: 0 or more"):
             loss(grid(-1.0), grid(-1.0), grid(1.0), low, high, *more)
 
@@ -368,8 +368,9 @@ def test_truncated_importance_by_hand():
     weight = truncated_importance(old, sampler, 2.0)
     assert weight.flatten().tolist() == pytest.approx([1.0, 2.0, 0.25]) and not weight.requires_grad
     assert truncated_importance(old, sampler, math.inf).flatten().tolist() == pytest.approx([1.0, 3.0, 0.25])
-    with pytest.raises(ValueError, match="cap = 0: above 0"):
-        truncated_importance(old, sampler, 0)
+    for cap in (0, math.nan):
+        with pytest.raises(ValueError, match=f"cap = {cap}: above 0"):
+            truncated_importance(old, sampler, cap)
 
 
 def test_the_entropy_bonus_raises_the_entropy():
