@@ -61,7 +61,9 @@ def test_roofline(tmp_path):
     placed = bench_attention.points(found)
     assert placed.keys() == {f"attention {TOY} forward", f"latent {shape}"}
     assert placed[f"latent {shape}"] == (2 * 8 * (576 + 512) / (576 * 2), pytest.approx(2 * 160 * 1088 / 1e6))
-    bench_attention.roofline(found, tmp_path / "roof.png")
+    more = bench_attention.points({"logprob/4x2x6/fused/seconds": 1e-9, "logprob/4x2x6/naive/seconds": 1.0})
+    assert more == {"logprob 4x2x6 fused": (8 * 48 / (4 * 2 * 10), pytest.approx(8 * 48 / 1e3))}
+    bench_attention.roofline(found | {"logprob/4x2x6/fused/seconds": 1e-9}, tmp_path / "roof.png")
     assert (tmp_path / "roof.png").stat().st_size > 1000
 
 

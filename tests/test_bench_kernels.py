@@ -33,6 +33,8 @@ def test_a_gpu_by_name_or_an_error():
         pytest.skip("has CUDA")
     with pytest.raises(ValueError, match="device='cuda': this machine has no GPU"):
         bench_kernels.main(bench_kernels.Config(device="cuda"))
+    with pytest.raises(ValueError, match="figure = roof.png: the roofline is that of a GPU"):
+        bench_kernels.main(bench_kernels.Config(device="cpu", figure=Path("roof.png")))
 
 
 def test_all_ways_compute_the_same():

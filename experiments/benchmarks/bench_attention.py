@@ -242,12 +242,20 @@ def gpu(config: Config, tflops: float, tb_s: float) -> dict[str, float]:
 
 
 def points(found: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """Label -> (operations a byte, TFLOP/s) of our kernels. Bytes are inputs and results, moved once."""
+    """Label -> (operations a byte, TFLOP/s) of our kernels. Bytes are inputs and results, moved once.
+
+    found may be that of bench_kernels.py too, which has log-probs.
+    """
     placed = {}
     for key, value in found.items():
-        if not key.startswith(("attention/", "decode/", "latent/")) or not key.endswith("/triton/seconds"):
+        kind, _, behind = key.partition("/")
+        name, *rest = behind.split("/")
+        if kind == "logprob" and rest in (["hybrid", "seconds"], ["fused", "seconds"]):
+            N, D, V = (int(x) for x in name.split("x"))  # bf16 inputs and gradients; logits made twice
+            placed[" ".join((kind, name, rest[0]))] = 8 * N * D * V / (4 * D * (N + V)), 8 * N * D * V / value / 1e12
             continue
-        kind, name, *rest = key.split("/")
+        if kind not in ("attention", "decode", "latent") or not key.endswith("/triton/seconds"):
+            continue
         shape = Shape(*(int(x) for x in name.split("x")))
         if kind == "attention":
             work, tokens = operations(shape, rest[0] == "both"), shape.rows * shape.tokens

@@ -1,7 +1,7 @@
 """How fast, how large and how exact are the kernels and their twins, beside what else there is?
 
     python experiments/benchmarks/bench_kernels.py --device cpu --out docs/results/bench_kernels_cpu.json
-    python experiments/benchmarks/bench_kernels.py --device cuda --out docs/results/bench_kernels_gpu.json
+    python experiments/benchmarks/bench_kernels.py --device cuda --out runs/bench_gpu.json --figure runs/bench_gpu.png
 
 On the CPU: linear_logprob with entropy, forward and backward, by how many logits it may keep, against the naive way;
 the same for linear_kl against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: first the
@@ -41,6 +41,7 @@ class Config:
     gpu_repeats: int = 30
     attention: bool = True  # on a GPU too: bench_attention.py
     out: Path | None = None  # a JSON file for the figures
+    figure: Path | None = None  # the roofline, of a GPU
 
 
 def cpu(config: Config) -> dict[str, float]:
@@ -75,6 +76,8 @@ def main(config: Config) -> dict:
     can = torch.cuda.is_available()
     if config.device == "cuda" and not can:
         raise ValueError("device='cuda': this machine has no GPU that torch can use; cpu, or auto")
+    if config.figure and (config.device == "cpu" or not can):
+        raise ValueError(f"figure = {config.figure}: the roofline is that of a GPU, and none is measured here")
     found: dict = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
     if config.device != "cuda":
         found |= cpu(config)
@@ -87,6 +90,9 @@ def main(config: Config) -> dict:
     if config.out:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config.out, json.dumps(found, indent=2) + "\n")
+    if config.figure:
+        config.figure.parent.mkdir(parents=True, exist_ok=True)
+        bench_attention.roofline(found, config.figure)
     return found
 
 

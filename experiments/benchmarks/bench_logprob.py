@@ -167,8 +167,7 @@ def gpu(shape: Shape, repeats: int, tflops: float) -> dict[str, float]:
         try:
             found[f"{place}/{name}/peak_mib"] = cuda_peak(run)
         except torch.cuda.OutOfMemoryError:
-            found[f"{place}/{name}/peak_mib"] = float("inf")
-            del runs[name]
+            del runs[name]  # no figures: it does not fit
     for name, (seconds, _) in against(interleaved(runs, repeats, "cuda"), next(iter(runs))).items():
         found[f"{place}/{name}/seconds"] = seconds
         found[f"{place}/{name}/of_floor"] = seconds / found[f"{place}/floor/seconds"]
