@@ -683,7 +683,7 @@ def test_a_reference_without_adapters_is_not_refreshed():
 
 def test_a_resumed_run_knows_the_best_so_far(bases, tmp_path, monkeypatch):
     scores = iter([0.9, 0.5, 0.2, 0.4])  # of the start, and at steps 4, 8, 9
-    monkeypatch.setattr(r1_zero, "validate", lambda *_: {"eval/pass@1": next(scores)})
+    monkeypatch.setattr(rl_common, "validate", lambda *_: {"eval/pass@1": next(scores)})
     config = replace(config_of("r1_zero", "dense", bases), out=tmp_path / "run")
     stop(monkeypatch, "r1_zero", config, "r1_zero", "learn", 6)
     last = r1_zero.main(replace(config, resume=True))
