@@ -9,7 +9,7 @@ from .choose import use_triton
 from .tiles import float32_products, mm, shares, tile, wants_grad, wide
 
 KINDS = ("forward", "reverse", "js")
-CHUNK_BYTES = 64 << 20  # of log-probs of both models that are kept for the backward pass
+CHUNK_BYTES = 48 << 20  # of log-probs of both models that are kept for the backward pass
 
 
 def linear_kl(
@@ -33,7 +33,7 @@ def linear_kl(
     is). Differentiable in h_s and w_s; the teacher is a constant and gets no gradient, even if it is the same model.
     Nothing is multiplied by temperature² (Hinton et al., arXiv:1503.02531, section 2, does, to keep the size of the
     gradient): that is the caller's. chunk_bytes: of the log-probs of both models that are kept for the backward pass
-    (None: 64 MiB); the others are made again. There is no Triton kernel: on a GPU, too, tiles of fp32 logits are taken
+    (None: 48 MiB); the others are made again. There is no Triton kernel: on a GPU, too, tiles of fp32 logits are taken
     by torch. ValueError for what does not fit.
     """
     _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes)

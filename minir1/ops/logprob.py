@@ -6,7 +6,7 @@ from .choose import use_triton
 from .tiles import float32_products, mm, shares, tile, wants_grad, wide
 
 ENGINES = ("auto", "hybrid", "fused")
-CHUNK_BYTES = 64 << 20  # of logits that the twin keeps for the backward pass; what does not fit is made again
+CHUNK_BYTES = 48 << 20  # of logits that the twin keeps for the backward pass; what does not fit is made again
 
 
 def linear_logprob(
@@ -35,7 +35,7 @@ def linear_logprob(
 
     engine, of the Triton kernel: "hybrid" (auto) or "fused", whose logp and entropy of a row have the same bits in any
     batch. chunk_bytes: how much of [N, V] is held. The twin keeps that much of the logits for the backward pass (None:
-    64 MiB) and makes the others again there; Triton keeps none, and holds that much of their gradients (128 MiB).
+    48 MiB) and makes the others again there; Triton keeps none, and holds that much of their gradients (128 MiB).
     """
     _check(h, w, target, temperature, softcap, engine, chunk_bytes)
     triton = use_triton(impl, h, w)
