@@ -257,8 +257,8 @@ def dapo_draws(monkeypatch, accuracies: list[list[int]]):
     count = len(accuracies[0])
     calls = []
 
-    def act(model, tokenizer, problems, config, step, **_):
-        calls.append(step)
+    def act(model, tokenizer, problems, config, step, rows, **_):
+        calls.append((step, *rows.tolist()))
         rows = count * 2
         mask = torch.tensor([[False, True, True]]).repeat(rows, 1)
         zeros = torch.zeros(rows, 3)
@@ -286,7 +286,7 @@ def test_dapo_stops_as_soon_as_its_groups_are_mixed(monkeypatch):
 def test_dapo_refills_and_counts_what_it_throws_away(monkeypatch):
     """First round: one mixed of three; second: all mixed. Kept: the mixed one, then two of the second round."""
     calls, problems, rollout, answers, spent = dapo_draws(monkeypatch, [[0, 1, 2], [1, 1, 1], [1, 1, 1]])
-    assert len(calls) == 2 and len(set(calls)) == 2
+    assert calls == [(3, 0, 1, 2, 3, 4, 5), (3, 6, 7, 8, 9, 10, 11)]  # rounds of a step, each with noise of its own
     assert spent["train/rounds"] == 2 and spent["train/sampled_tokens"] == 2 * 12 and spent["train/kept"] == 0.5
     assert spent["train/accuracy"] == pytest.approx(6 / 12)  # of all that was drawn
     assert rollout.tokens[:, 0].tolist() == [1, 1, 2, 2, 2, 2] and rollout.group.tolist() == [0, 0, 1, 1, 2, 2]

@@ -115,10 +115,12 @@ def refill(model, tokenizer, config: Config, step: int, clock: Clock, mixed: boo
 
     Returns the problems, rollout and answers of P groups, and what it took.
     """
+    B = config.prompts * config.answers
     drawn = []  # (is unmixed, problem, rows of one group, its answers), in the order of sampling
     for round_ in range(config.rounds):
         problems = draw(config, step + 1_000_000 * round_)
-        rollout = act(model, tokenizer, problems, config, step + 500_000 * round_, record_routes=mixed)
+        ids = torch.arange(B) + round_ * B  # no two rounds share their noise
+        rollout = act(model, tokenizer, problems, config, step, rows=ids, record_routes=mixed)
         clock.lap("rollout")
         answers = judge_rollout(rollout, tokenizer, problems, countdown.verify, config.forced)
         for p, group in enumerate(answers):
