@@ -111,6 +111,9 @@ class Config:
         kind, _, path = self.reward.partition(":")
         if self.reward != "rules" and (kind != "model" or not path):
             raise ValueError(f"reward = {self.reward!r}: rules, or model:PATH")
+        weights = self.accuracy_weight, self.form_weight
+        if kind == "model" and weights != (Config.accuracy_weight, Config.form_weight):
+            raise ValueError(f"accuracy_weight, form_weight = {weights}: of the rules; {self.reward} has none")
 
 
 # ---- what an answer and a state are worth -------------------------------------------------------
