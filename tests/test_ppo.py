@@ -259,7 +259,7 @@ def test_one_answer_a_problem_is_compared_with_all(base):
         ("--dual-clip 1", "dual_clip = 1.0: above 1, or None"),
         ("--reward model:", "reward = 'model:': rules, or model:PATH"),
         ("--reward rule", "reward = 'rule': rules, or model:PATH"),
-        ("--reward model:x --form-weight 0", "accuracy_weight, form_weight = (1.0, 0.0): of the rules; model:x has none"),
+        ("--reward model:x --form-weight 0", "form_weight = (1.0, 0.0): of the rules; model:x has none"),
         ("--critic none", "trunk"),
         ("--answers 0", "answers = 0: at least 1"),
     ],
