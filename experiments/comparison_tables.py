@@ -7,6 +7,7 @@ from three seeds on.
 from __future__ import annotations
 
 import re
+from statistics import median
 
 import numpy as np
 from comparison import START, Config, Method, cells_of
@@ -91,12 +92,15 @@ def reached(found: Found, methods: dict[str, Method]) -> list[list[str]]:
 
 
 def costs(found: Found, methods: dict[str, Method]) -> list[list[str]]:
-    """A row a method that has a cell, columns as in COSTS: means over seeds."""
+    """A row a method that has a cell, columns as in COSTS: tokens in the mean over seeds; of seconds the median, which a
+    training that was suspended for a while does not spoil.
+    """
     lines = []
     for name, method in methods.items():
         if results := list(of(found, name).values()):
             tokens = [f"{mean(results, f'tokens/{kind}') / 1e6:.3f}" for kind in ("sampled", "trained")]
-            seconds = [f"{mean(results, f'seconds/{kind}'):.0f}" for kind in ("rollout", "update", "total")]
+            kinds = [f"seconds/{kind}" for kind in ("rollout", "update", "total")]
+            seconds = [f"{median(result[kind] for result in results):.0f}" for kind in kinds]
             lines.append([method.label, *tokens, *seconds])
     return lines
 
@@ -182,7 +186,7 @@ def start(found: Found) -> tuple[float, float, float]:
 def show(title: str, found: Found, methods: dict[str, Method], other: str) -> None:
     """Print what is known so far."""
     log.table(title, list(REACHED), reached(found, methods))
-    log.table("cost of a training, mean over seeds", list(COSTS), costs(found, methods))
+    log.table("cost of a training, tokens in the mean over seeds, seconds in the median", list(COSTS), costs(found, methods))
     log.table(f"against {methods[other].label}, points", list(AGAINST), against(found, methods, other))
     print("\n".join(filter(None, (against_start(found, methods), verdict(found, methods, other)))))
 
@@ -220,7 +224,7 @@ def page(
         told += [f"After {config.steps} steps of {batch}:", table(REACHED, reached(found, labelled or methods))]
         told += [against_start(found, methods)]
         told += [f"![Pass@1 of every setting, and the way there](results/{config.figure.name})"]
-        told += ["Means over seeds of a training:", table(COSTS, lines), note]
+        told += ["A training, tokens in the mean over seeds, seconds in the median:", table(COSTS, lines), note]
     if lines := against(found, methods, other):
         told += [f"Against {methods[other].label}, in points of pass@1:", table(AGAINST, lines)]
         told += [verdict(found, methods, other)]
