@@ -109,8 +109,8 @@ def _fill_dx(dx, h, w, target, stat, grad, start: int, logits: dict, engine: str
             )
 
 
-def _backward(h, w, target, stat, grad, logits: dict, engine: str, dx_bytes: int, want_h: bool, want_w: bool):
-    """dh [N, D] and dw [V, D], None where not wanted, from grad [1 or 2, N]: g, and g_H if entropy is in the loss."""
+def _two_products(h, w, fill, dx_bytes: int, want_h: bool, want_w: bool):
+    """dh = dx w [N, D] and dw = dxᵀ h [V, D], None where not wanted; fill(dx, n, v) writes dx of rows n, columns v."""
     (N, D), V = h.shape, w.shape[0]
     dtype = torch.float32 if INTERPRET else h.dtype  # the interpreter rounds to bf16 otherwise than a GPU
     rows = min(N, max(1, dx_bytes // (DX_COLUMNS * dtype.itemsize)))
@@ -122,7 +122,7 @@ def _backward(h, w, target, stat, grad, logits: dict, engine: str, dx_bytes: int
         dw_v = None
         for n in _cuts(N, rows):
             dx = room[: n.stop - n.start, : v.stop - v.start]
-            _fill_dx(dx, h[n], w[v], target[n], stat[:, n], grad[:, n], v.start, logits, engine)
+            fill(dx, n, v)
             if want_h:
                 dh[n] += _mm(dx, w[v])
             if want_w:
@@ -131,6 +131,12 @@ def _backward(h, w, target, stat, grad, logits: dict, engine: str, dx_bytes: int
         if want_w:
             dw[v] = dw_v  # rounded once
     return None if dh is None else dh.to(h.dtype), dw
+
+
+def _backward(h, w, target, stat, grad, logits: dict, engine: str, dx_bytes: int, want_h: bool, want_w: bool):
+    """dh and dw from grad [1 or 2, N]: g, and g_H if entropy is in the loss."""
+    fill = lambda dx, n, v: _fill_dx(dx, h[n], w[v], target[n], stat[:, n], grad[:, n], v.start, logits, engine)
+    return _two_products(h, w, fill, dx_bytes, want_h, want_w)
 
 
 class _LinearLogprob(torch.autograd.Function):
