@@ -1,147 +1,14 @@
 """The Triton programs of attention.py, which says what they compute and in which order they run.
 
-Offsets: the place of a tile is a 64-bit scalar, and only offsets inside a tile are 32-bit tensors.
+Names throughout: q [N, H, Dqk], k [M, K, Dqk], v [M, K, Dv] and do like o [N, H, Dv], each at a pointer, with its
+strides of token and head (stride_qn, stride_qh); cu_q, cu_k [B + 1] int32 bound the sequences; `blocks` a head and
+sequence, at least as many as the longest has; `shared` = H / K query heads a key head; left and right are the band, and
+LEFT and RIGHT say whether a side of it ends; factor and cap as in `in_log2`; in parts Dqk is D1 + D2 and Dv V1 + V2.
 """
 import triton
 import triton.language as tl
 
-LOW = tl.constexpr(-1e38)  # a maximum before any key: exp2(LOW - m) is 0, and LOW - LOW is 0 and not NaN
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def _part(ptr, first, length, stride, AT: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
-          WIDEN: tl.constexpr):
-    """x[first : first + BLOCK, AT : AT + WIDTH], with zeros from row `length` and column D on."""
-    rows = tl.arange(0, BLOCK)[:, None]
-    dims = AT + tl.arange(0, WIDTH)[None, :]
-    mask = rows < length - first
-    if AT + WIDTH > D:
-        mask = mask & (dims < D)
-    x = tl.load(ptr + tl.cast(first, tl.int64) * stride + (rows * stride + dims), mask=mask, other=0.0)
-    if WIDEN:  # the interpreter multiplies the raw bits of bf16
-        x = x.to(tl.float32)
-    return x
-
-
-@triton.jit
-def load(ptr, first, length, stride, D1: tl.constexpr, D2: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
-         WIDEN: tl.constexpr):
-    """BLOCK rows of a head of D numbers in two parts, [BLOCK, D1] and [BLOCK, D2]; without a second, the first twice.
-
-    A tile's sides are powers of two: 192 = 128 + 64, 96 = 64 + 32 and 80 = 64 + 16 cost what they hold.
-    """
-    x1 = _part(ptr, first, length, stride, 0, D1, D, BLOCK, WIDEN)
-    x2 = x1
-    if D2 > 0:
-        x2 = _part(ptr, first, length, stride, D1, D2, D, BLOCK, WIDEN)
-    return x1, x2
-
-
-@triton.jit
-def store(ptr, x1, x2, first, length, stride, D1: tl.constexpr, D2: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """The opposite of `load`: rows from `length` on are not touched."""
-    rows = tl.arange(0, BLOCK)[:, None]
-    place = ptr + tl.cast(first, tl.int64) * stride + rows * stride
-    inside = rows < length - first
-    dims = tl.arange(0, D1)[None, :]
-    tl.store(place + dims, x1, mask=inside & (dims < D))
-    if D2 > 0:
-        dims = D1 + tl.arange(0, D2)[None, :]
-        tl.store(place + dims, x2, mask=inside & (dims < D))
-
-
-@triton.jit
-def dot_t(a1, a2, b1, b2, SECOND: tl.constexpr):
-    """a bᵀ in fp32, over both parts."""
-    out = tl.dot(a1, tl.trans(b1), input_precision="ieee")
-    if SECOND:
-        out = tl.dot(a2, tl.trans(b2), out, input_precision="ieee")
-    return out
-
-
-@triton.jit
-def add_dot(acc1, acc2, p, x1, x2, SECOND: tl.constexpr, WIDEN: tl.constexpr):
-    """acc + p x, part by part; p is rounded to the dtype of x."""
-    if not WIDEN:
-        p = p.to(x1.dtype)
-    acc1 = tl.dot(p, x1, acc1, input_precision="ieee")
-    if SECOND:
-        acc2 = tl.dot(p, x2, acc2, input_precision="ieee")
-    return acc1, acc2
-
-
-@triton.jit
-def tanh(x):
-    """2 σ(2x) - 1 loses the digits of a small x, which its Taylor series keeps (to 1e-8 below 1/4)."""
-    y = x * x
-    small = x * (1 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835)))))
-    return tl.where(y < 0.0625, small, 2 * tl.sigmoid(2 * x) - 1)
-
-
-@triton.jit
-def in_log2(x, factor, cap, SOFTCAP: tl.constexpr):
-    """The score z = softcap(scale · x) in units of log 2, from x = q·k; factor is scale · log₂e, or with a softcap
-    scale / cap."""
-    if SOFTCAP:
-        return tanh(x * factor) * (cap * LOG2E)
-    return x * factor
-
-
-@triton.jit
-def online(acc1, acc2, m, s, z, v1, v2, SECOND: tl.constexpr, WIDEN: tl.constexpr):
-    """Scores z [rows, keys], in log 2, taken into the running maximum m, sum s and output acc."""
-    m_new = tl.maximum(m, tl.max(z, 1))
-    p = tl.exp2(z - m_new[:, None])
-    shrink = tl.exp2(m - m_new)
-    s = s * shrink + tl.sum(p, 1)
-    acc1 = acc1 * shrink[:, None]
-    if SECOND:
-        acc2 = acc2 * shrink[:, None]
-    acc1, acc2 = add_dot(acc1, acc2, p, v1, v2, SECOND, WIDEN)
-    return acc1, acc2, m_new, s
-
-
-# ---------------------------------------------------------------- which query sees which key
-# Query i of a sequence sees key j if  i + shift - left <= j <= i + shift + right,  shift = keys - queries.
-
-
-@triton.jit
-def _sequence(cu_ptr, b):
-    """First token and number of tokens of sequence b."""
-    start = tl.load(cu_ptr + b)
-    return start.to(tl.int64), tl.load(cu_ptr + b + 1) - start
-
-
-@triton.jit
-def _visible(inside, i, j, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr):
-    """Which of the pairs that are inside the sequence are in the band; i is already shifted."""
-    if LEFT:
-        inside = inside & (j >= i - left)
-    if RIGHT:
-        inside = inside & (j <= i + right)
-    return inside
-
-
-@triton.jit
-def _bounds(first, last, low, high, length, LOW_SIDE: tl.constexpr, HIGH_SIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """What rows first … last of one side meet of the other, when row x meets x - low … x + high of `length`:
-    begin and end, and the part between them, in whole blocks, that all of them meet: there no mask is needed.
-
-    Without a side (LOW_SIDE, HIGH_SIDE) everything there is met.
-    """
-    begin, end, whole_begin, whole_end = 0, length, 0, length
-    if LOW_SIDE:
-        begin = tl.minimum(tl.maximum(first - low, 0), length) // BLOCK * BLOCK
-        whole_begin = tl.minimum(tl.maximum(last - low, 0), length)
-    if HIGH_SIDE:
-        end = tl.minimum(tl.maximum(last + high + 1, 0), length)
-        whole_end = tl.minimum(tl.maximum(first + high + 1, 0), length)
-    whole_begin = tl.maximum(begin, tl.cdiv(whole_begin, BLOCK) * BLOCK)
-    whole_end = tl.maximum(whole_begin, whole_end // BLOCK * BLOCK)
-    return begin, whole_begin, whole_end, end
-
+from .attention_core_jit import LN2, LOG2E, LOW, add_dot, bounds, dot_t, in_log2, load, online, sequence, store, visible
 
 # ---------------------------------------------------------------- forward
 
@@ -151,12 +18,14 @@ def _forward_over(acc1, acc2, m, s, q1, q2, k_ptr, v_ptr, stride_k, stride_v, ro
                   factor, cap, MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
                   WIDEN: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr,
                   V1: tl.constexpr, V2: tl.constexpr, BLOCK_N: tl.constexpr):
+    """acc, m and s of `online` for a block of queries q in parts, at the shifted places row [BLOCK_M], with the keys
+    begin … end - 1 of one head, k and v at their first; MASK: not all of these pairs are seen."""
     for j in range(begin, end, BLOCK_N):
         k1, k2 = load(k_ptr, j, keys, stride_k, D1, D2, D, BLOCK_N, WIDEN)
         z = in_log2(dot_t(q1, q2, k1, k2, D2 > 0), factor, cap, SOFTCAP)
         if MASK:
             col = j + tl.arange(0, BLOCK_N)[None, :]
-            z = tl.where(_visible(col < keys, row[:, None], col, left, right, LEFT, RIGHT), z, float("-inf"))
+            z = tl.where(visible(col < keys, row[:, None], col, left, right, LEFT, RIGHT), z, float("-inf"))
         v1, v2 = load(v_ptr, j, keys, stride_v, V1, V2, DV, BLOCK_N, WIDEN)
         acc1, acc2, m, s = online(acc1, acc2, m, s, z, v1, v2, V2 > 0, WIDEN)
     return acc1, acc2, m, s
@@ -172,15 +41,18 @@ def forward_kernel(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
-    # All on axis 0, since the others end at 65535; the heads of a group are neighbours and find its keys in L2, and
-    # under a causal mask the blocks with the most keys start first.
+    """o and lse [H, N] fp32 of one block of BLOCK_M queries of one head, over the keys it sees.
+
+    Grid (blocks · H · B): all on axis 0, since the others end at 65535; the heads of a group are neighbours and find
+    its keys in L2, and under a causal mask the blocks with the most keys start first.
+    """
     at = tl.program_id(0)
     first = (blocks - 1 - at % blocks) * BLOCK_M
     h, b = at // blocks % H, at // blocks // H
-    q_start, queries = _sequence(cu_q_ptr, b)
+    q_start, queries = sequence(cu_q_ptr, b)
     if first >= queries:
         return
-    k_start, keys = _sequence(cu_k_ptr, b)
+    k_start, keys = sequence(cu_k_ptr, b)
     kv, h = tl.cast(h // shared, tl.int64), tl.cast(h, tl.int64)
     k_ptr += k_start * stride_kn + kv * stride_kh
     v_ptr += k_start * stride_vn + kv * stride_vh
@@ -194,7 +66,7 @@ def forward_kernel(
     m = tl.full([BLOCK_M], LOW, tl.float32)
     s = tl.zeros([BLOCK_M], tl.float32)
     last = tl.minimum(first + BLOCK_M, queries) - 1
-    begin, whole_begin, whole_end, end = _bounds(first + shift, last + shift, left, right, keys, LEFT, RIGHT, BLOCK_N)
+    begin, whole_begin, whole_end, end = bounds(first + shift, last + shift, left, right, keys, LEFT, RIGHT, BLOCK_N)
     if LEFT:
         acc1, acc2, m, s = _forward_over(
             acc1, acc2, m, s, q1, q2, k_ptr, v_ptr, stride_kn, stride_vn, row, begin, whole_begin, keys, left, right,
@@ -224,7 +96,8 @@ def stat_kernel(
     N, H, stride_on, stride_oh, stride_gn, stride_gh, WIDEN: tl.constexpr,
     DV: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, BLOCK_M: tl.constexpr,
 ):
-    """Of every query lse in log 2, or inf if it sees no key, so that p = exp2(z - inf) is 0; and Δ = Σ_d o_d · do_d."""
+    """Of BLOCK_M queries of one head lse in log 2, or inf if a query sees no key, so that p = exp2(z - inf) is 0; and
+    Δ = Σ_d o_d · do_d. Grid (blocks · H)."""
     h, first = tl.cast(tl.program_id(0) % H, tl.int64), tl.program_id(0) // H * BLOCK_M
     o1, o2 = load(o_ptr + h * stride_oh, first, N, stride_on, V1, V2, DV, BLOCK_M, WIDEN)
     g1, g2 = load(do_ptr + h * stride_gh, first, N, stride_gn, V1, V2, DV, BLOCK_M, WIDEN)
@@ -239,7 +112,7 @@ def stat_kernel(
 
 @triton.jit
 def _through_softcap(dz, z, cap, SOFTCAP: tl.constexpr):
-    """The gradient of the score before its softcap: dz (1 - (z / c)²); z in log 2."""
+    """The gradient of the score before its softcap, from that behind it: dz (1 - (z / c)²); z in log 2."""
     if SOFTCAP:
         t = z / (cap * LOG2E)
         dz *= 1 - t * t
@@ -251,13 +124,15 @@ def _dq_over(dq1, dq2, q1, q2, g1, g2, lse, delta, k_ptr, v_ptr, stride_k, strid
              right, factor, cap, MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
              WIDEN: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr,
              V1: tl.constexpr, V2: tl.constexpr, BLOCK_N: tl.constexpr):
+    """dq / scale [BLOCK_M, Dqk] in parts with what the keys begin … end - 1 of one head add; of its queries q and
+    do = g in parts, lse in log 2 and Δ [BLOCK_M], and the shifted places row; MASK: not all of these pairs are seen."""
     for j in range(begin, end, BLOCK_N):
         k1, k2 = load(k_ptr, j, keys, stride_k, D1, D2, D, BLOCK_N, WIDEN)
         z = in_log2(dot_t(q1, q2, k1, k2, D2 > 0), factor, cap, SOFTCAP)
         p = tl.exp2(z - lse[:, None])
         if MASK:
             col = j + tl.arange(0, BLOCK_N)[None, :]
-            p = tl.where(_visible(col < keys, row[:, None], col, left, right, LEFT, RIGHT), p, 0.0)
+            p = tl.where(visible(col < keys, row[:, None], col, left, right, LEFT, RIGHT), p, 0.0)
         v1, v2 = load(v_ptr, j, keys, stride_v, V1, V2, DV, BLOCK_N, WIDEN)
         dz = p * (dot_t(g1, g2, v1, v2, V2 > 0) - delta[:, None])
         dz = _through_softcap(dz, z, cap, SOFTCAP)
@@ -275,14 +150,15 @@ def dq_kernel(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
-    """dq of one block of queries of one head, over the keys it sees, as in the forward."""
+    """dq of one block of BLOCK_M queries of one head, over the keys it sees; stat [2, H, N] from `stat_kernel`. Grid as
+    in the forward."""
     at = tl.program_id(0)
     first = (blocks - 1 - at % blocks) * BLOCK_M
     h, b = at // blocks % H, at // blocks // H
-    q_start, queries = _sequence(cu_q_ptr, b)
+    q_start, queries = sequence(cu_q_ptr, b)
     if first >= queries:
         return
-    k_start, keys = _sequence(cu_k_ptr, b)
+    k_start, keys = sequence(cu_k_ptr, b)
     kv, h = tl.cast(h // shared, tl.int64), tl.cast(h, tl.int64)
     k_ptr += k_start * stride_kn + kv * stride_kh
     v_ptr += k_start * stride_vn + kv * stride_vh
@@ -299,7 +175,7 @@ def dq_kernel(
     if D2 > 0:
         dq2 = tl.zeros([BLOCK_M, D2], tl.float32)
     last = tl.minimum(first + BLOCK_M, queries) - 1
-    begin, whole_begin, whole_end, end = _bounds(first + shift, last + shift, left, right, keys, LEFT, RIGHT, BLOCK_N)
+    begin, whole_begin, whole_end, end = bounds(first + shift, last + shift, left, right, keys, LEFT, RIGHT, BLOCK_N)
     if LEFT:
         dq1, dq2 = _dq_over(
             dq1, dq2, q1, q2, g1, g2, lse, delta, k_ptr, v_ptr, stride_kn, stride_vn, row, begin, whole_begin, keys,
@@ -319,7 +195,11 @@ def _dkv_over(dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_ptr, do_ptr, stat_ptr, plane
               begin, end, queries, left, right, factor, cap, MASK: tl.constexpr, LEFT: tl.constexpr,
               RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, WIDEN: tl.constexpr, D: tl.constexpr, D1: tl.constexpr,
               D2: tl.constexpr, DV: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Everything transposed, [keys, queries], so that pᵀ and dzᵀ come as the products want them."""
+    """dk / scale and dv of BLOCK_N keys, at the places col, in parts, with what the queries begin … end - 1 of one head
+    add: q, do and lse at their first, Δ `plane` behind lse; MASK: not all of these pairs are seen.
+
+    Everything transposed, [keys, queries], so that pᵀ and dzᵀ come as the products want them.
+    """
     for i in range(begin, end, BLOCK_M):
         q1, q2 = load(q_ptr, i, queries, stride_q, D1, D2, D, BLOCK_M, WIDEN)
         place = i + tl.arange(0, BLOCK_M)
@@ -328,7 +208,7 @@ def _dkv_over(dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_ptr, do_ptr, stat_ptr, plane
         p = tl.exp2(z - lse[None, :])
         if MASK:
             row = place[None, :]
-            p = tl.where(_visible(row < queries, row + shift, col[:, None], left, right, LEFT, RIGHT), p, 0.0)
+            p = tl.where(visible(row < queries, row + shift, col[:, None], left, right, LEFT, RIGHT), p, 0.0)
         g1, g2 = load(do_ptr, i, queries, stride_g, V1, V2, DV, BLOCK_M, WIDEN)
         dv1, dv2 = add_dot(dv1, dv2, p, g1, g2, V2 > 0, WIDEN)
         delta = tl.load(stat_ptr + plane + place, mask=place < queries, other=0.0)
@@ -349,15 +229,16 @@ def dkv_kernel(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
-    """dk and dv of one block of keys of one key head, over its query heads, one after the other, and the queries that
-    see it: one program writes each, so nothing is added by atomics."""
+    """dk [M, K, Dqk] and dv [M, K, Dv] of one block of BLOCK_N keys of one key head, over its query heads, one after
+    the other, and the queries that see it: one program writes each, so nothing is added by atomics. Grid (blocks · K ·
+    B)."""
     at = tl.program_id(0)
     first = at % blocks * BLOCK_N  # under a causal mask the first keys have the most queries
     kv, b = tl.cast(at // blocks % K, tl.int64), at // blocks // K
-    k_start, keys = _sequence(cu_k_ptr, b)
+    k_start, keys = sequence(cu_k_ptr, b)
     if first >= keys:
         return
-    q_start, queries = _sequence(cu_q_ptr, b)
+    q_start, queries = sequence(cu_q_ptr, b)
     shift = keys - queries
     col = first + tl.arange(0, BLOCK_N)
     k1, k2 = load(k_ptr + k_start * stride_kn + kv * stride_kh, first, keys, stride_kn, D1, D2, D, BLOCK_N, WIDEN)
@@ -370,7 +251,7 @@ def dkv_kernel(
     if V2 > 0:
         dv2 = tl.zeros([BLOCK_N, V2], tl.float32)
     last = tl.minimum(first + BLOCK_N, keys) - 1
-    begin, whole_begin, whole_end, end = _bounds(
+    begin, whole_begin, whole_end, end = bounds(
         first - shift, last - shift, right, left, queries, RIGHT, LEFT, BLOCK_M)
     if not LEFT:
         whole_end = tl.maximum(whole_begin, end)  # rows past the last query need no mask: their p is 0

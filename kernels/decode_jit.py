@@ -2,12 +2,12 @@
 import triton
 import triton.language as tl
 
-from .attention_jit import LOW, dot_t, in_log2, load, online, store
+from .attention_core_jit import LOW, dot_t, in_log2, load, online, store
 
 
 @triton.jit
 def _reach(past, new, slots, window, WINDOW: tl.constexpr):
-    """First and last slot that some of the new tokens see, as begin and end."""
+    """The slots that some of the `new` tokens of a row see, as begin and end; the first of them lies in slot `past`."""
     begin, end = 0, tl.minimum(past + new, slots)
     if WINDOW:
         begin = tl.maximum(past + 1 - window, 0)
@@ -25,7 +25,13 @@ def split_kernel(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
 ):
-    """A block of the new · shared queries of one key head over one split of the slots of one row."""
+    """Normalised output and log-sum-exp, in log 2, of BLOCK_R of the new · shared queries of one key head over one
+    split of SPLIT slots of one row.
+
+    q1, q2 [B, new, H, D1 and D2] are the parts of a query, k [B, M, K, Dqk] and v [B, M, K, Dv] the cache, past [B]
+    integer; LATENT: the first part of a key is its value. Grid (blocks of BLOCK_R · K · B, splits); beyond the end of a
+    row nothing is written.
+    """
     split = tl.program_id(1)
     rows = new * shared
     across = tl.cdiv(rows, BLOCK_R)
@@ -88,7 +94,8 @@ def merge_kernel(
     new, K, shared, slots, splits, stride_past, window,
     WINDOW: tl.constexpr, DV: tl.constexpr, BLOCK_V: tl.constexpr, SPLIT: tl.constexpr,
 ):
-    """One query: o = Σ_i 2^(lse_i - m) o_i / Σ_i 2^(lse_i - m) over the splits it reached, in order."""
+    """One query: o = Σ_i 2^(lse_i - m) o_i / Σ_i 2^(lse_i - m) over the splits its row reached, in order.
+    Grid (B · K · new · shared)."""
     at = tl.cast(tl.program_id(0), tl.int64)
     rows = new * shared
     row, kv, b = at % rows, at // rows % K, at // rows // K

@@ -2,7 +2,7 @@
 import triton
 import triton.language as tl
 
-from .attention_jit import tanh
+from .softcap_jit import tanh
 
 LOW = tl.constexpr(-1e38)  # no logit: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m)
 
@@ -21,7 +21,7 @@ def _merge(m_a, s_a, u_a, m_b, s_b, u_b):
 
 @triton.jit
 def _logits(x, scale, cap, inv_temperature, SOFTCAP: tl.constexpr):
-    """z from x = h wᵀ."""
+    """z [n, v] in fp32 from x = h wᵀ [n, v]: z = softcap(scale · x) / temperature."""
     z = x * scale
     if SOFTCAP:
         z = cap * tanh(z / cap)
@@ -30,7 +30,7 @@ def _logits(x, scale, cap, inv_temperature, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def _fold(m, s, u, z_t, z, cols, target, V):
-    """(m, s, u, z_t) with the logits z [n, v] of some more columns; those from V on are phantoms."""
+    """(m, s, u, z_t), each [n], with the logits z [n, v] of some more columns; those from V on are phantoms."""
     hit = (cols[None, :] == target[:, None]) & (cols[None, :] < V)  # the target may lie in the next tile
     z = tl.where(cols[None, :] < V, z, LOW)  # a phantom column must add 0, not exp(0)
     m_tile = tl.max(z, 1)
@@ -43,7 +43,7 @@ def _fold(m, s, u, z_t, z, cols, target, V):
 @triton.jit
 def _product(h_ptr, w_ptr, rows, cols, N, V, D, stride_hn, stride_hd, stride_wv, stride_wd,
              INTERPRET: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr):
-    """h wᵀ [BLOCK_N, BLOCK_V] in fp32 registers; 0 outside."""
+    """h wᵀ [BLOCK_N, BLOCK_V] in fp32 registers, of the rows of h [N, D] and cols of w [V, D]; 0 outside."""
     acc = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     for d in range(0, D, BLOCK_D):
         dims = d + tl.arange(0, BLOCK_D).to(tl.int64)
@@ -59,6 +59,7 @@ def _product(h_ptr, w_ptr, rows, cols, N, V, D, stride_hn, stride_hd, stride_wv,
 
 @triton.jit
 def _store_state(out, plane, m, s, u, z_t, mask):
+    """m, s, u, z_t [n] to memory at out [n], `plane` numbers apart, where mask."""
     tl.store(out, m, mask=mask)
     tl.store(out + plane, s, mask=mask)
     tl.store(out + 2 * plane, u, mask=mask)
@@ -77,6 +78,7 @@ def partials_kernel(
     SOFTCAP: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):
+    """(m, s, u, z_t) of BLOCK_N tokens over one split of SPLIT columns. Grid (blocks of tokens, splits)."""
     split = tl.program_id(1)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     target = tl.load(target_ptr + rows, mask=rows < N, other=-1)
@@ -99,6 +101,8 @@ def fold_kernel(
     N, plane, start, width, stride_x, scale: tl.float32, cap: tl.float32, inv_temperature: tl.float32,
     SOFTCAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
+    """(m, s, u, z_t) of BLOCK_N tokens, read, folded with a tile of logits, and written back. Grid (blocks of tokens).
+    """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     state, plane = state_ptr + rows, tl.cast(plane, tl.int64)
     target = tl.load(target_ptr + rows, mask=rows < N, other=-1) - start
@@ -120,6 +124,7 @@ def finish_kernel(
     part_ptr, target_ptr, logp_ptr, stat_ptr,  # [4, splits, N], [N], [N] -> [N], [3, N]: m, log s, H
     N, V, splits, BLOCK_N: tl.constexpr,
 ):
+    """BLOCK_N tokens: their splits merged in order; NaN for a target outside [0, V). Grid (blocks of tokens)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     target = tl.load(target_ptr + rows, mask=rows < N, other=0)
     plane = tl.cast(splits, tl.int64) * N
@@ -149,7 +154,11 @@ def finish_kernel(
 @triton.jit
 def _dx(x, rows, cols, target_ptr, stat_ptr, grad_ptr, N, plane, start, width, scale, cap, inv_temperature,
         SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr):
-    """dL/dx [n, v] from x = h wᵀ: dz, then through temperature, softcap and scale."""
+    """dL/dx [n, v] from x = h wᵀ [n, v]: dz, then through temperature, softcap and scale.
+
+    stat [3, plane] is m, log s, H of a token and grad [1 or 2, plane] is g, g_H; the columns stand `start` further on
+    in the vocabulary, and of them those from `width` on are phantoms.
+    """
     mask = rows < N
     plane = tl.cast(plane, tl.int64)
     target = tl.load(target_ptr + rows, mask=mask, other=-1) - start
@@ -178,7 +187,8 @@ def dx_kernel(
     SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):
-    # GROUP blocks of rows go through the columns together, so that h and w are found in L2.
+    """dx of a tile of BLOCK_N tokens and BLOCK_V columns, the product made here. Grid (tiles): GROUP blocks of rows go
+    through the columns together, so that h and w are found in L2."""
     across = tl.cdiv(width, BLOCK_V)
     group, place = tl.program_id(0) // (GROUP * across), tl.program_id(0) % (GROUP * across)
     tall = tl.minimum(tl.cdiv(N, BLOCK_N) - group * GROUP, GROUP)
@@ -198,6 +208,7 @@ def unfold_kernel(
     N, plane, start, width, stride_x, stride_dx, scale: tl.float32, cap: tl.float32, inv_temperature: tl.float32,
     SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
+    """dx of a tile of BLOCK_N tokens and BLOCK_V columns, from a product that torch made. Grid (tiles)."""
     across = tl.cdiv(width, BLOCK_V)
     rows = (tl.program_id(0) // across).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = (tl.program_id(0) % across).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
