@@ -47,7 +47,7 @@ def _log_probs(x_s_ptr, x_t_ptr, stat_ptr, rows, cols, N, plane, width, stride_x
 
 @triton.jit
 def _against_mixture(lp, d):
-    """p and log (p / m), m the mean of p and of the other, whose log-prob is lp + d: finite where both are 0 in fp32."""
+    """p and log (p / m), m the mean of p and of another, whose log-prob is lp + d; finite where fp32 has 0 for both."""
     return tl.exp(lp), LOG_2 - (tl.maximum(d, 0.0) + tl.log(1 + tl.exp(-tl.abs(d))))
 
 

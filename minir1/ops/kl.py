@@ -32,12 +32,16 @@ def linear_kl(
     h_s [N, D_s], w_s [V, D_s] of the student, h_t [N, D_t], w_t [V, D_t] of the teacher -> [N] fp32 (fp64 if an input
     is). Differentiable in h_s and w_s; the teacher is a constant and gets no gradient, even if it is the same model.
     Nothing is multiplied by temperature² (Hinton et al., arXiv:1503.02531, section 2, does, to keep the size of the
-    gradient): that is the caller's. chunk_bytes: of the log-probs of both models that are kept for the backward pass
-    (None: 48 MiB); the others are made again. There is no Triton kernel: on a GPU, too, tiles of fp32 logits are taken
-    by torch. ValueError for what does not fit.
+    gradient): that is the caller's. chunk_bytes: the twin keeps that much of the log-probs of both models for the
+    backward pass (None: 48 MiB) and makes the others again there; Triton keeps none, and holds that much of the
+    gradients of the student's logits (128 MiB). ValueError for what does not fit.
     """
     _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes)
-    use_triton(impl, h_s, w_s, h_t, w_t, unfit="linear_kl has no kernel; the twin in torch runs on CUDA as well")
+    if use_triton(impl, h_s, w_s) and use_triton(impl, h_t, w_t):
+        from minir1.kernels import kl as kernel  # lazily: triton may not be there
+
+        return kernel.linear_kl(h_s, w_s, h_t, w_t, temperature=temperature, kind=kind,
+                                dx_bytes=chunk_bytes or kernel.DX_BYTES)
     kept_bytes = (chunk_bytes or CHUNK_BYTES) if wants_grad(h_s, w_s) else 0
     with float32_products(h_s):
         return _LinearKL.apply(h_s, w_s, h_t.detach(), w_t.detach(), temperature, kind, kept_bytes)
