@@ -215,6 +215,21 @@ def test_never_holds_N_by_V(softcap):
     assert kept <= budget and (kept > budget - tile) == (softcap is None) and bool(kept) == (softcap is None)
 
 
+@pytest.mark.parametrize("entropy", [False, True])
+def test_small_vocabularies_keep_what_the_budget_allows(entropy):
+    """Rows of 60 words: log-probs, and with the entropy probabilities too, of as many whole tiles as fit."""
+    h, w, target = problem(3 * 4369, 4, 60, dtype=torch.float32, ignored=0)  # tiles of 512 · 512 // 60 = 4,369 rows
+    h.requires_grad_(), w.requires_grad_()
+    tile = 4369 * 60 * 4 * (1 + entropy)
+    grads = []
+    for budget, tiles in ((1, 0), (tile - 1, 0), (tile, 1), (3 * tile - 1, 2), (3 * tile, 3)):
+        logp, ent = linear_logprob(h, w, target, entropy=entropy, chunk_bytes=budget)
+        assert logp.grad_fn.saved_tensors[-1].nbytes == tiles * tile
+        grads.append(torch.autograd.grad((logp.square() + (ent if entropy else 0)).sum(), (h, w)))
+    for again in grads[1:]:
+        torch.testing.assert_close(again, grads[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -1,9 +1,10 @@
-"""Log-probability and entropy from hidden states and the vocabulary matrix: the twin, by tiles of tokens and words."""
+"""Log-probability and entropy from hidden states and the vocabulary matrix, by the kernel or its twin."""
 import torch
 from torch import Tensor
 
 from .choose import use_triton
-from .tiles import float32_products, mm, shares, tile, wants_grad, wide
+from .logprob_twin import logprob as twin
+from .tiles import wants_grad
 
 ENGINES = ("auto", "hybrid", "fused")
 CHUNK_BYTES = 48 << 20  # of logits that the twin keeps for the backward pass; what does not fit is made again
@@ -55,8 +56,7 @@ def linear_logprob(
         logp, ent = _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, chunk_bytes)
     else:
         kept_bytes = (chunk_bytes or CHUNK_BYTES) if wants_grad(h, w) else 0
-        with float32_products(h):
-            logp, ent = _LinearLogprob.apply(h, w, target, temperature, softcap, logit_scale, entropy, kept_bytes)
+        logp, ent = twin(h, w, target, temperature, softcap, logit_scale, entropy, kept_bytes)
     if rows is not None:
         logp = logp.new_zeros(kept.shape).index_copy(0, rows, logp)
         ent = ent.new_zeros(kept.shape).index_copy(0, rows, ent) if entropy else None
@@ -90,137 +90,3 @@ def _check(h, w, target, temperature, softcap, engine, chunk_bytes) -> None:
         raise ValueError(f"softcap={softcap}: must be above 0, or None")
     if chunk_bytes is not None and chunk_bytes <= 0:
         raise ValueError(f"chunk_bytes={chunk_bytes}: must be above 0, or None")
-
-
-class _LinearLogprob(torch.autograd.Function):
-    """The twin, with one hand-written derivation whether the log-probs are kept or made again. Autograd on [N, V]
-    would be shorter and slower: here a tile stays in a core's cache from the product to what is taken from it, forward
-    as backward. Words are the outer loop, so that a piece of w and of dw stays there too.
-
-    A tile is normalised by itself, lp = log_softmax(z) over its words, and then has the share π of all mass:
-
-        log p_v = lp_v + log π,     H = Σ_tiles π (H_tile - log π)       (the chain rule of entropy)
-    """
-
-    @staticmethod
-    def forward(ctx, h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes):
-        N, V = len(h), len(w)
-        dtype = wide(h, w)
-        ctx.tokens, ctx.words = tile(N, V, dtype, h.device)
-        ctx.how, ctx.alone = (temperature, softcap, logit_scale), len(ctx.words) == 1
-        stat = h.new_empty(3, len(ctx.words), N, dtype=dtype)  # max z, max lp, -H of each tile
-        z_t, kept = h.new_full((N,), float("nan"), dtype=dtype), []
-        left = chunk_bytes if softcap is None else 0  # tanh' needs the logits beside the log-probs
-        room = _room(2, ctx, h, dtype)
-        for j, v in enumerate(ctx.words):
-            w_v = w[v] if h.is_cuda else w[v].to(dtype)
-            for n in ctx.tokens:
-                lp, p = room[:, : n.stop - n.start, : v.stop - v.start]
-                left -= lp.nbytes
-                if left >= 0:
-                    lp = torch.empty_like(lp)
-                    kept.append(lp)
-                _logits(h[n], w_v, *ctx.how, out=lp)
-                _read(lp, p, target[n], v, stat[:, j, n], z_t[n], entropy, ctx.alone)
-        logp, ent, log_share = _merge(stat, z_t, entropy)
-        ctx.save_for_backward(h, w, target, ent, log_share, *kept)
-        ctx.set_materialize_grads(False)
-        return logp, ent
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g, g_H):
-        if g is None and g_H is None:
-            return (None,) * 8
-        h, w, target, ent, log_share, *kept = ctx.saved_tensors
-        want_h, want_w = ctx.needs_input_grad[:2]
-        dtype, kept = log_share.dtype, iter(kept)
-        dh = torch.empty_like(h, dtype=dtype) if want_h else None  # summed in fp32, rounded once
-        dw = (torch.empty_like(w) if len(h) else torch.zeros_like(w)) if want_w else None
-        room = _room(3, ctx, h, dtype)
-        with float32_products(h):
-            for j, v in enumerate(ctx.words):
-                w_v = w[v] if h.is_cuda else w[v].to(dtype)
-                dw_v = None if dw is None else dw[v] if dw.dtype == dtype else torch.empty_like(dw[v], dtype=dtype)
-                for i, n in enumerate(ctx.tokens):
-                    z, a, dx = room[:, : n.stop - n.start, : v.stop - v.start]
-                    lp = next(kept, None)
-                    if lp is None:
-                        lp = torch.log_softmax(_logits(h[n], w_v, *ctx.how, out=z), 1, out=a)
-                    rows = [None if x is None else x[n] for x in (log_share[j], g, g_H, ent)]
-                    dx = _slope(z, lp, target[n], v, *rows, *ctx.how, a, dx, ctx.alone)
-                    dx = dx.to(h.dtype) if h.is_cuda else dx
-                    if want_h:
-                        mm(dx, w_v, dh[n], add=j > 0)
-                    if want_w:
-                        mm(dx.T, h[n], dw_v, add=i > 0)
-                if want_w and dw_v.dtype != dw.dtype:
-                    dw[v] = dw_v
-        return None if dh is None else dh.to(h.dtype), dw, *(None,) * 6
-
-
-def _room(count: int, ctx, h, dtype) -> Tensor:
-    """So many tiles of the largest size."""
-    sizes = (max((x.stop - x.start for x in side), default=0) for side in (ctx.tokens, ctx.words))
-    return h.new_empty(count, *sizes, dtype=dtype)
-
-
-def _logits(h, w, temperature, softcap, logit_scale, out) -> Tensor:
-    """z [n, v] = softcap(logit_scale · h wᵀ) / temperature."""
-    z = mm(h, w.T, out)
-    if softcap is not None:
-        return z.mul_(logit_scale / softcap).tanh_().mul_(softcap / temperature)
-    return z if logit_scale == temperature else z.mul_(logit_scale / temperature)
-
-
-def _read(z, p, target, v, stat, z_t, entropy: bool, alone: bool) -> None:
-    """Turns a tile z [n, v] of logits into its log-probs, in place, and writes what is to be known of it: max z, max lp
-    (the mass of a tile is log Σ e^{z - max z} = -max lp) and -H, and the logit of a target that lies in it; that of a
-    tile alone is its log-prob. p is room.
-    """
-    if not alone:
-        torch.amax(z, 1, out=stat[0])
-        here, place = _at(target, v, alone)
-        z_t.copy_(torch.where(here, z.gather(1, place)[:, 0], z_t))
-    lp = torch.log_softmax(z, 1, out=z)  # a row is read before it is written
-    if alone:
-        z_t.copy_(lp.gather(1, target[:, None])[:, 0])
-    else:
-        torch.amax(lp, 1, out=stat[1])
-    if entropy:
-        torch.linalg.vecdot(torch.softmax(lp, 1, out=p), lp, out=stat[2])  # softmax is faster than exp
-
-
-def _merge(stat, z_t, entropy: bool):
-    """logp [N], entropy [N] or None, and log π [tiles, N]:  log π = (m_tile - m) + (log s_tile - log s)."""
-    if stat.shape[1] == 1:
-        return z_t, -stat[2, 0] if entropy else None, torch.zeros_like(stat[0])
-    m, log_s, log_share = shares(stat[0], -stat[1])
-    ent = -(log_share.exp() * (log_share + stat[2])).sum(0) if entropy else None
-    return (z_t - m) - log_s, ent, log_share
-
-
-def _slope(z, lp, target, v, log_share, g, g_H, ent, temperature, softcap, logit_scale, a, b, alone) -> Tensor:
-    """dL/d(h wᵀ) [n, v]: dL/dz_v = g (1[v=t] - p_v) - g_H p_v (log p_v + H), then through temperature, softcap, scale:
-    dz / temperature · (1 - (softcap(x) / c)²) · logit_scale. a and b are room; b is returned.
-    """
-    share, dz = log_share.exp(), torch.softmax(lp, 1, out=b)
-    if g_H is None:
-        dz.mul_((-g * share)[:, None])
-    else:
-        slope = -g_H * share
-        level = slope * (log_share + ent) - (0 if g is None else g * share)
-        dz.mul_(torch.mul(lp, slope[:, None], out=a).add_(level[:, None]))  # addcmul broadcasts slowly
-    if g is not None:
-        here, place = _at(target, v, alone)
-        dz.scatter_add_(1, place, (g if here is None else torch.where(here, g, 0))[:, None])
-    if softcap is not None:
-        dz.mul_(torch.mul(z, temperature / softcap, out=a).square_().neg_().add_(1))
-    return dz if logit_scale == temperature else dz.mul_(logit_scale / temperature)
-
-
-def _at(target, v: slice, alone: bool):
-    """Whether each target is one of the words v, and its column [n, 1], any if not; in a tile alone every one is."""
-    if alone:
-        return None, target[:, None]
-    return (target >= v.start) & (target < v.stop), (target - v.start).clamp_(0, v.stop - v.start - 1)[:, None]
