@@ -223,7 +223,7 @@ def kernels_cpu(found: dict[str, float]) -> str:
 
 
 def kernel_resources(found: dict) -> str:
-    """What each kernel of attention and decoding needs, on both generations."""
+    """What each kernel but the log-prob's needs, on both generations."""
     made: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
     for key, figures in found["kernels"].items():
         *case, kernel, arch = key.split("/")
@@ -232,7 +232,7 @@ def kernel_resources(found: dict) -> str:
     cells = lambda x: [f"{n:.0f}" for n in (x["registers"], x["spills"], x["shared"] / 1024, x["hgmma"] + x["hmma"])]
     lines = [[case, kernel, *cells(on["sm_90"]), *cells(on["sm_80"])] for (case, kernel), on in made.items()]
     columns = ["registers", "spilled", "shared KiB", "tensor-core instructions"]
-    head = ["heads (q and k, v)", "kernel", *(f"{arch}: {x}" for arch in ("sm_90", "sm_80") for x in columns)]
+    head = ["operation, heads (qk, v)", "kernel", *(f"{arch}: {x}" for arch in ("sm_90", "sm_80") for x in columns)]
     return grid(head, lines) + f"\n\nTriton {found['triton']}."
 
 

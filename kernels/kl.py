@@ -22,7 +22,7 @@ import triton
 from . import kl_jit as jit
 from .logprob import DX_BYTES, INTERPRET, _cuts, _mm, _two_products
 
-FOLD = dict(BLOCK_N=4, BLOCK_V=256, num_warps=4)  # 64 registers: the 1024 blocks of a tile run at once
+FOLD = dict(BLOCK_N=4, BLOCK_V=256, num_warps=4)  # 64 registers: 132 processors run the 1024 blocks of a tile at once
 TILE_N, TILE_V = 4096, 1024  # of fp32 logits, twice: 33 MB lie in L2
 if INTERPRET:  # several of each at the sizes of a test
     FOLD = dict(BLOCK_N=64, BLOCK_V=64)

@@ -59,6 +59,7 @@ def fold_kernel(
     x_a_ptr, x_b_ptr, state_ptr,  # h wᵀ [N, width] fp32 of the two models; [5, plane]: m_a, s_a, m_b, s_b, u
     N, plane, width, stride_x, inv_temperature: tl.float32, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
+    """The five numbers of BLOCK_N tokens, read, folded with a tile and written back. Grid (blocks of tokens)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     plane = tl.cast(plane, tl.int64)
     m_a, s_a = _row(state_ptr, plane, 0, rows, N), _row(state_ptr, plane, 1, rows, N)
@@ -83,9 +84,10 @@ def fold_kernel(
 
 @triton.jit(do_not_specialize=["N", "plane", "width"])
 def mixture_kernel(
-    x_s_ptr, x_t_ptr, stat_ptr, kl_ptr,  # h wᵀ [N, width] fp32; [4, plane] -> [2, plane]: KL(p_s ‖ m), KL(p_t ‖ m)
+    x_s_ptr, x_t_ptr, stat_ptr, kl_ptr,  # h wᵀ [N, width] fp32; [5, plane]; [2, plane]: KL(p_s ‖ m), KL(p_t ‖ m)
     N, plane, width, stride_x, inv_temperature: tl.float32, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
+    """Both divergences of BLOCK_N tokens from the mixture, with what a tile adds. Grid (blocks of tokens)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     plane = tl.cast(plane, tl.int64)
     kl_s, kl_t = _row(kl_ptr, plane, 0, rows, N), _row(kl_ptr, plane, 1, rows, N)
@@ -109,6 +111,8 @@ def unfold_kernel(
     N, plane, width, stride_x, stride_dx, inv_temperature: tl.float32,
     KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
+    """dL/d(h_s w_sᵀ) of BLOCK_N tokens and BLOCK_V columns, by stat as `_log_probs` has it and, fifth, the divergence
+    that KIND subtracts. Grid (blocks of tokens · blocks of columns), all on axis 0."""
     across = tl.cdiv(width, BLOCK_V)
     rows = (tl.program_id(0) // across).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = (tl.program_id(0) % across).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)

@@ -114,3 +114,38 @@ def test_logprob():
         assert found["narrow"] == 0, where  # offsets into [N, D], [V, D] and [N, V] of 64 bits
         tensor_cores = found["hgmma" if arch == 90 else "hmma"]
         assert (tensor_cores > 0) == (dtype == "bf16" and "fold" not in kernel), where  # fp32 is not rounded to tf32
+
+
+# ---------------------------------------------------------------- divergences
+
+KL_FOLD = "import json; from minir1.kernels import kl; print(json.dumps(kl.FOLD))"
+KL = [  # kernel, kind, sm -> registers at most: 64 let a GPU run the 1024 blocks of a tile at once
+    ("fold_kernel", None, 90, 64),
+    ("mixture_kernel", None, 90, 64),
+    ("unfold_kernel", "forward", 80, 64),
+    ("unfold_kernel", "reverse", 90, 64),
+    ("unfold_kernel", "js", 90, 64),
+]
+
+
+def kl_jobs() -> list[dict]:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    fold = json.loads(subprocess.check_output([sys.executable, "-c", KL_FOLD], env=env, cwd=ROOT, text=True))
+    jobs = []
+    for kernel, kind, arch, _ in KL:
+        const = {key: size for key, size in fold.items() if key.startswith("BLOCK")} | ({"KIND": kind} if kind else {})
+        x = ["x_a_ptr", "x_b_ptr"] if kernel == "fold_kernel" else ["x_s_ptr", "x_t_ptr"]
+        types = dict.fromkeys([*x, "state_ptr", "stat_ptr", "kl_ptr", "g_ptr"], "*fp32")
+        types |= {"inv_temperature": "fp32", "dx_ptr": "*bf16"}
+        aligned = [*x, "stride_x", *(["dx_ptr", "stride_dx"] if kind else [])]
+        place = dict(module="minir1.kernels.kl_jit", kernel=kernel, arch=arch, options={"num_warps": fold["num_warps"]})
+        jobs.append(place | dict(const=const, types=types, aligned=aligned))
+    return jobs
+
+
+def test_kl():
+    for (kernel, kind, arch, registers), found in zip(KL, compiled(kl_jobs())):
+        where = kernel, kind, arch, found
+        assert found["registers"] <= registers and found["spilled"] == 0 and found["shared"] <= 1024, where
+        assert found["narrow"] == 0, where  # offsets into the tile, dx [N, V] and the numbers of a token of 64 bits
+        assert found["hgmma"] + found["hmma"] == 0, where  # the products are torch's

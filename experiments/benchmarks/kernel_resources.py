@@ -1,4 +1,4 @@
-"""What the Triton kernels of attention and decoding ask of a GPU, by compiling them for it; no GPU is needed.
+"""What Triton kernels (attention, decoding, linear_kl) ask of a GPU, by compiling them for it; no GPU is needed.
 
     python experiments/benchmarks/kernel_resources.py
     python experiments/benchmarks/kernel_resources.py --save docs/results/kernel_resources.json
@@ -142,6 +142,17 @@ def latent_call(tokens: int, heads: int, dtype: torch.dtype) -> Callable:
     return run
 
 
+def kl_call(kind: str, dtype: torch.dtype) -> Callable:
+    """Forward and backward of one tile."""
+
+    def run():
+        kernel = kernels("kl")
+        (h_s, w_s), (h_t, w_t) = [[torch.empty(n, D, dtype=dtype) for n in (64, 1024)] for D in (64, 128)]
+        kernel.linear_kl(h_s, w_s.requires_grad_(), h_t, w_t, temperature=0.9, kind=kind).sum().backward()
+
+    return run
+
+
 def cases() -> Iterator[tuple[str, str, Callable]]:
     """(name, module, call)"""
     for d_qk, d_v in ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)):
@@ -156,6 +167,8 @@ def cases() -> Iterator[tuple[str, str, Callable]]:
     yield "decode/latent/128 heads/bf16", "decode", latent_call(1, 128, torch.bfloat16)
     yield "decode/latent/16 heads/bf16", "decode", latent_call(1, 16, torch.bfloat16)
     yield "decode/latent/16 heads/fp32", "decode", latent_call(1, 16, torch.float32)
+    for kind in ("forward", "reverse", "js"):
+        yield f"kl/{kind}/bf16", "kl", kl_call(kind, torch.bfloat16)
 
 
 def measure(config: Config) -> dict[str, dict[str, int]]:
