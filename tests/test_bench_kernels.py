@@ -49,6 +49,24 @@ def test_all_ways_compute_the_same():
         torch.testing.assert_close(a, b)
 
 
+def test_gpu_comparison_of_kl_without_one(monkeypatch):
+    """The same code on the CPU, where the kernel is interpreted: every way, its peak and its share of the floor."""
+    if torch.cuda.is_available():
+        pytest.skip("has CUDA")
+    pytest.importorskip("minir1.kernels.kl", exc_type=ImportError)
+    monkeypatch.setattr(bench_logprob, "COPIES", 1)
+    monkeypatch.setattr(torch, "compile", lambda f: f)
+    make, timed = bench_logprob.inputs, bench_logprob.interleaved
+    monkeypatch.setattr(bench_logprob, "inputs", lambda shape, device, *rest, **kw: make(shape, "cpu", *rest, **kw))
+    monkeypatch.setattr(bench_logprob, "interleaved", lambda runs, repeats, device: timed(runs, repeats, "cpu"))
+    monkeypatch.setattr(bench_logprob, "cuda_peak", lambda run: float(sum(x.nbytes for x in run(0))))
+    found = bench_logprob.gpu_kl((20, 8, 30), repeats=1, tflops=1e-6)
+    assert found["kl/20x8x30/floor/seconds"] == pytest.approx(12 * 20 * 8 * 30 / 1e6)
+    for name in ("naive", "compiled", "twin", "triton"):
+        assert found[f"kl/20x8x30/{name}/peak_mib"] == (20 + 30) * 8 * 2
+        assert found[f"kl/20x8x30/{name}/of_floor"] == pytest.approx(found[f"kl/20x8x30/{name}/seconds"] / 0.0576)
+
+
 def test_interleaved_and_against():
     calls = []
 
@@ -83,3 +101,4 @@ def test_gpu_part_at_toy_size():
                                   attention=False)
     found = bench_kernels.main(config)
     assert found["tflops"] > 0 and found["logprob/256x128x1000/hybrid/seconds"] > 0
+    assert found["kl/256x128x1000/triton/seconds"] > 0 and found["kl/256x128x1000/compiled/of_floor"] > 0

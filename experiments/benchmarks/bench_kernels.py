@@ -6,7 +6,7 @@
 On the CPU: linear_logprob with entropy, forward and backward, by how many logits it may keep, against the naive way;
 the same for linear_kl against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: first the
 ceilings of the device (a product, a copy), then every way to a log-prob, Liger's and cut-cross-entropy's too if they
-are installed. All variants of a comparison are called in turn, and medians are told.
+are installed, and to a forward KL. All variants of a comparison are called in turn, and medians are told.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def cuda(config: Config) -> dict[str, float]:
     found = ceilings()
     for shape in config.gpu_shapes:
         found |= bench_logprob.gpu(shape, config.gpu_repeats, found["tflops"])
+        found |= bench_logprob.gpu_kl(shape, config.gpu_repeats, found["tflops"])
     if config.attention:
         found |= bench_attention.gpu(bench_attention.Config(repeats=config.gpu_repeats), found["tflops"], found["tb_s"])
     ways = {"naive": bench_logprob.naive, "twin": bench_logprob.twin()}

@@ -81,8 +81,8 @@ def full_softmax_kl(h, w, h_t, w_t, _):
     return (t.exp() * (t - s)).sum(-1), None
 
 
-def tiled_kl(kind: str = "forward", chunk_bytes: int | None = None) -> Callable:
-    return lambda h, w, h_t, w_t, _: (linear_kl(h, w, h_t, w_t, kind=kind, chunk_bytes=chunk_bytes), None)
+def tiled_kl(kind: str = "forward", chunk_bytes: int | None = None, impl: str = "torch") -> Callable:
+    return lambda h, w, h_t, w_t, _: (linear_kl(h, w, h_t, w_t, kind=kind, chunk_bytes=chunk_bytes, impl=impl), None)
 
 
 # ---- on the CPU ----------------------------------------------------------------------------------------------------
@@ -157,12 +157,25 @@ def _values(f, batch):
 def gpu(shape: Shape, repeats: int, tflops: float) -> dict[str, float]:
     """Forward and backward in bf16 of every way there is; the floor is 8 NDV operations at the measured ceiling."""
     N, D, V = shape
-    batches = [inputs(shape, "cuda", torch.bfloat16, seed) for seed in range(COPIES)]
     ways = {"naive": naive, "compiled": torch.compile(naive), "checkpointed": checkpointed, "twin": twin()}
     ways |= {"hybrid": triton("hybrid"), "fused": triton("fused"), **others()}
+    batches = [inputs(shape, "cuda", torch.bfloat16, seed) for seed in range(COPIES)]
+    return _beside(ways, batches, "logprob/{}x{}x{}".format(*shape), repeats, 8 * N * D * V / (tflops * 1e12))
+
+
+def gpu_kl(shape: Shape, repeats: int, tflops: float) -> dict[str, float]:
+    """The same of forward KL, both models of width D; the floor is 12 NDV, two products forward and four backward."""
+    N, D, V = shape
+    ways = {"naive": full_softmax_kl, "compiled": torch.compile(full_softmax_kl), "twin": tiled_kl()}
+    ways |= {"triton": tiled_kl(impl="triton")}
+    batches = [inputs(shape, "cuda", torch.bfloat16, seed, teacher=True) for seed in range(COPIES)]
+    return _beside(ways, batches, "kl/{}x{}x{}".format(*shape), repeats, 12 * N * D * V / (tflops * 1e12))
+
+
+def _beside(ways: dict[str, Callable], batches: list, place: str, repeats: int, floor: float) -> dict[str, float]:
+    """Peak, seconds and their ratio to the floor of every way whose memory suffices."""
     runs = {name: both_ways(f, batches) for name, f in ways.items()}
-    place = "logprob/{}x{}x{}".format(*shape)
-    found = {f"{place}/floor/seconds": 8 * N * D * V / (tflops * 1e12)}
+    found = {f"{place}/floor/seconds": floor}
     for name, run in dict(runs).items():
         try:
             found[f"{place}/{name}/peak_mib"] = cuda_peak(run)
@@ -170,5 +183,5 @@ def gpu(shape: Shape, repeats: int, tflops: float) -> dict[str, float]:
             del runs[name]  # no figures: it does not fit
     for name, (seconds, _) in against(interleaved(runs, repeats, "cuda"), next(iter(runs))).items():
         found[f"{place}/{name}/seconds"] = seconds
-        found[f"{place}/{name}/of_floor"] = seconds / found[f"{place}/floor/seconds"]
+        found[f"{place}/{name}/of_floor"] = seconds / floor
     return found
