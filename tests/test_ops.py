@@ -187,6 +187,22 @@ def test_graph_may_be_walked_twice():
     assert torch.equal(first[0], torch.autograd.grad(logp.sum(), h)[0])
 
 
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 1])
+def test_what_waits_in_the_gradient_is_made_again_on_a_second_walk(chunk_bytes):
+    """Of 1,100 words in three pieces the first tile of each waits where dw will be, which the first walk gives away."""
+    h, w, target = problem(40, 64, 1100, dtype=torch.float32)
+    h.requires_grad_(), w.requires_grad_()
+    loss = sum(x.square().sum() for x in linear_logprob(h, w, target, entropy=True, chunk_bytes=chunk_bytes))
+    want = torch.autograd.grad(sum(x.square().sum() for x in reference(h, w, target)), (h, w))
+    (of_h,) = torch.autograd.grad(loss, h, retain_graph=True)
+    first = torch.autograd.grad(loss, (h, w), retain_graph=True)
+    saved = [x.clone() for x in first]
+    second = torch.autograd.grad(loss, (h, w))
+    assert torch.equal(of_h, saved[0]) and all(torch.equal(a, b) for a, b in zip(first, saved))  # not written again
+    for have in (first, second):
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
+
+
 class Largest(TorchDispatchMode):
     """The size of the largest tensor that any operation made."""
 

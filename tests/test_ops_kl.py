@@ -57,6 +57,22 @@ def test_some_tiles_kept_gives_the_same_bits(kind):
         assert all(torch.equal(a, b) for a, b in zip(run(budget), whole))
 
 
+@pytest.mark.parametrize("kind", ["forward", "reverse", "js"])
+def test_what_waits_in_the_gradient_is_made_again_on_a_second_walk(kind):
+    """Of 1,100 words in three pieces the first tile of each waits where dw will be, which the first walk gives away."""
+    inputs = problem(30, 1100, D=(64, 40), dtype=torch.float32)
+    leaves = [x.requires_grad_() for x in inputs[:2]]
+    loss = linear_kl(*inputs, kind=kind).square().sum()
+    want = torch.autograd.grad(reference(*inputs, kind=kind).square().sum(), leaves)
+    (of_h,) = torch.autograd.grad(loss, leaves[0], retain_graph=True)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    saved = [x.clone() for x in first]
+    second = torch.autograd.grad(loss, leaves)
+    assert torch.equal(of_h, saved[0]) and all(torch.equal(a, b) for a, b in zip(first, saved))  # not written again
+    for have in (first, second):
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
+
+
 def test_by_hand():
     """Two words: p_s = (3/4, 1/4), p_t = (1/2, 1/2)."""
     one = torch.ones(1, 1, dtype=torch.float64)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .choose import use_triton
-from .tiles import float32_products, mm, shares, tile, wants_grad, wide
+from .tiles import float32_products, mm, shares, tile, waiting, wants_grad, wide
 
 KINDS = ("forward", "reverse", "js")
 CHUNK_BYTES = 48 << 20  # of log-probs of both models that are kept for the backward pass
@@ -81,15 +81,20 @@ class _LinearKL(torch.autograd.Function):
     def forward(ctx, h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes):
         N, V = len(h_s), len(w_s)
         dtype = wide(h_s, w_s, h_t, w_t)
-        ctx.tokens, ctx.words = tile(N, V, dtype, h_s.device)
+        ctx.tokens, ctx.words = tile(N, V, dtype, h_s.device, models=2)
         ctx.temperature, ctx.kind = temperature, kind
+        wait = chunk_bytes and ctx.needs_input_grad[1] and w_s.dtype == dtype and N
+        wait = bool(wait and 2 * ctx.tokens[0].stop <= w_s.shape[1])
+        ctx.dw, ctx.first_waits = w_s.new_empty(w_s.shape) if wait else None, wait
         inputs, kept, left = (h_s, w_s, h_t, w_t), [], chunk_bytes
         stat = h_s.new_empty(2, 2, len(ctx.words), N, dtype=dtype)  # max z, max lp of student and teacher
         part = h_s.new_zeros(len(ctx.words), N, dtype=dtype)
         for j, i, z in _tiles(ctx, inputs, (), dtype):
             n = ctx.tokens[i]
-            left -= z.nbytes
-            if left >= 0:
+            if i == 0 and wait:
+                z = waiting(ctx.dw, ctx.words[j], *z.shape).copy_(z)
+            elif left >= z.nbytes:
+                left -= z.nbytes
                 z = z.clone()
                 kept.append(z)
             torch.amax(z, 2, out=stat[0, :, j, n])
@@ -101,7 +106,7 @@ class _LinearKL(torch.autograd.Function):
         log_share = torch.stack([shares(*pair)[2] for pair in zip(stat[0], -stat[1])]) if N else stat[0]
         if kind == "js":
             kl_s, kl_t = h_s.new_zeros(2, N, dtype=dtype)
-            for j, i, z in _tiles(ctx, inputs, kept, dtype, normal=True):
+            for j, i, z in _tiles(ctx, inputs, kept, dtype, ctx.dw, normal=True):
                 n = ctx.tokens[i]
                 (p_s, p_t), r_s, r_t = _against_mixture(z, log_share[:, j, n])
                 kl_s[n] += torch.linalg.vecdot(p_s, r_s)
@@ -123,9 +128,11 @@ class _LinearKL(torch.autograd.Function):
         h, w, dtype = *inputs[:2], log_share.dtype
         want_h, want_w = ctx.needs_input_grad[:2]
         dh = torch.zeros_like(h, dtype=dtype) if want_h else None
-        dw = torch.zeros_like(w, dtype=dtype) if want_w else None
+        there = ctx.dw
+        if want_w:
+            dw, ctx.dw = torch.zeros_like(w, dtype=dtype) if there is None else there, None  # given away
         with float32_products(h):
-            for j, i, z in _tiles(ctx, inputs, ctx.saved_tensors[6:], dtype, normal=True):
+            for j, i, z in _tiles(ctx, inputs, ctx.saved_tensors[6:], dtype, there, normal=True):
                 n, v = ctx.tokens[i], ctx.words[j]
                 if ctx.kind == "forward":
                     p_s, p_t = z.softmax(2) * log_share[:, j, n].exp()[..., None]
@@ -141,14 +148,14 @@ class _LinearKL(torch.autograd.Function):
                 if want_h:
                     mm(dx, w[v], dh[n], add=True)
                 if want_w:
-                    mm(dx.T, h[n], dw[v], add=True)
-        return None if dh is None else dh.to(h.dtype), None if dw is None else dw.to(w.dtype), *(None,) * 5
+                    mm(dx.T, h[n], dw[v], add=i > 0)
+        return None if dh is None else dh.to(h.dtype), dw.to(w.dtype) if want_w else None, *(None,) * 5
 
 
-def _tiles(ctx, inputs, kept, dtype, normal: bool = False):
+def _tiles(ctx, inputs, kept, dtype, there=None, normal: bool = False):
     """(word piece, token piece, z [2, n, v] of student and teacher): logits, or with `normal` their log_softmax.
 
-    What was kept is normal; the rest is made in one room, which the next tile overwrites.
+    What was kept, or waits in `there` (dw), is normal; the rest is made in one room, which the next tile overwrites.
     """
     h_s, w_s, h_t, w_t = inputs
     sizes = [max((x.stop - x.start for x in side), default=0) for side in (ctx.tokens, ctx.words)]
@@ -157,9 +164,13 @@ def _tiles(ctx, inputs, kept, dtype, normal: bool = False):
     for j, v in enumerate(ctx.words):
         pairs = [(h, w[v] if h.is_cuda else w[v].to(dtype)) for h, w in ((h_s, w_s), (h_t, w_t))]
         for i, n in enumerate(ctx.tokens):
-            z = next(kept, None)
+            size = n.stop - n.start, v.stop - v.start
+            if i == 0 and ctx.first_waits:
+                z = None if there is None else waiting(there, v, 2, *size)
+            else:
+                z = next(kept, None)
             if z is None:
-                z = room[:, : n.stop - n.start, : v.stop - v.start]
+                z = room[:, : size[0], : size[1]]
                 for out, (h, w) in zip(z, pairs):
                     mm(h[n], w.T, out)
                 if ctx.temperature != 1:

@@ -6,7 +6,7 @@ from it, forward as backward. Log-probs are kept for the backward pass as far as
 import torch
 from torch import Tensor
 
-from .tiles import float32_products, mm, shares, tile, wide
+from .tiles import float32_products, mm, shares, tile, waiting, wide
 
 
 def logprob(h, w, target, temperature, softcap, logit_scale, entropy: bool, kept_bytes: int):
@@ -32,7 +32,7 @@ def _through(dz, z, room, temperature, softcap, logit_scale) -> Tensor:
 
 
 class _Rows(torch.autograd.Function):
-    """A small vocabulary: a tile holds whole rows, and its log_softmax is theirs. With the entropy p is kept as well."""
+    """A small vocabulary: a tile holds whole rows, and its log_softmax is theirs. With the entropy p is kept too."""
 
     @staticmethod
     def forward(ctx, h, w, target, temperature, softcap, logit_scale, entropy, kept_bytes):
@@ -91,7 +91,8 @@ class _Rows(torch.autograd.Function):
 
 
 class _Tiles(torch.autograd.Function):
-    """A large vocabulary. Words are the outer loop, so that a piece of w and of dw stays in the cache too.
+    """A large vocabulary. Words are the outer loop, so that a piece of w and of dw stays in the cache too. The first
+    tile of each piece waits for the backward pass in the memory of its dw, which nothing needs before.
 
     A tile is normalised by itself, lp = log_softmax(z) over its words, and then has the share π of all mass:
 
@@ -107,13 +108,17 @@ class _Tiles(torch.autograd.Function):
         stat = h.new_empty(3, len(ctx.words), N, dtype=dtype)  # max z, max lp, -H of each tile
         z_t, kept = h.new_full((N,), float("nan"), dtype=dtype), []
         left = chunk_bytes if softcap is None else 0  # tanh' needs the logits beside the log-probs
+        wait = left and ctx.needs_input_grad[1] and w.dtype == dtype and N and ctx.tokens[0].stop <= w.shape[1]
+        ctx.dw, ctx.first_waits = torch.empty(w.shape, dtype=dtype, device=w.device) if wait else None, bool(wait)
         room = _room(2, ctx, h, dtype)
         for j, v in enumerate(ctx.words):
             w_v = w[v] if h.is_cuda else w[v].to(dtype)
-            for n in ctx.tokens:
+            for i, n in enumerate(ctx.tokens):
                 lp, p = room[:, : n.stop - n.start, : v.stop - v.start]
-                left -= lp.nbytes
-                if left >= 0:
+                if i == 0 and ctx.first_waits:
+                    lp = waiting(ctx.dw, v, *lp.shape)
+                elif left >= lp.nbytes:
+                    left -= lp.nbytes
                     lp = torch.empty_like(lp)
                     kept.append(lp)
                 _logits(h[n], w_v, *ctx.how, out=lp)
@@ -132,15 +137,22 @@ class _Tiles(torch.autograd.Function):
         want_h, want_w = ctx.needs_input_grad[:2]
         dtype, kept = log_share.dtype, iter(kept)
         dh = torch.empty_like(h, dtype=dtype) if want_h else None  # summed in fp32, rounded once
-        dw = (torch.empty_like(w) if len(h) else torch.zeros_like(w)) if want_w else None
+        dw, there = ctx.dw, ctx.dw is not None
+        if want_w:
+            ctx.dw = None  # it is given away: a second walk finds nothing there
+            dw = dw if there else torch.empty_like(w) if len(h) else torch.zeros_like(w)
         room = _room(3, ctx, h, dtype)
         with float32_products(h):
             for j, v in enumerate(ctx.words):
                 w_v = w[v] if h.is_cuda else w[v].to(dtype)
-                dw_v = None if dw is None else dw[v] if dw.dtype == dtype else torch.empty_like(dw[v], dtype=dtype)
+                if want_w:
+                    dw_v = dw[v] if dw.dtype == dtype else torch.empty_like(dw[v], dtype=dtype)
                 for i, n in enumerate(ctx.tokens):
                     z, a, dx = room[:, : n.stop - n.start, : v.stop - v.start]
-                    lp = next(kept, None)
+                    if i == 0 and ctx.first_waits:
+                        lp = waiting(dw, v, *z.shape) if there else None
+                    else:
+                        lp = next(kept, None)
                     if lp is None:
                         lp = torch.log_softmax(_logits(h[n], w_v, *ctx.how, out=z), 1, out=a)
                     rows = [None if x is None else x[n] for x in (log_share[j], g, g_H, ent)]
@@ -152,7 +164,7 @@ class _Tiles(torch.autograd.Function):
                         mm(dx.T, h[n], dw_v, add=i > 0)
                 if want_w and dw_v.dtype != dw.dtype:
                     dw[v] = dw_v
-        return None if dh is None else dh.to(h.dtype), dw, *(None,) * 6
+        return None if dh is None else dh.to(h.dtype), dw if want_w else None, *(None,) * 6
 
 
 def _room(count: int, ctx, h, dtype) -> Tensor:

@@ -1,5 +1,6 @@
 """Tiles of [N, V], and products whose result is never rounded to 16 bits."""
 import contextlib
+import math
 
 import torch
 from torch import Tensor
@@ -24,12 +25,19 @@ def cuts(length: int, step: int) -> list[slice]:
     return [slice(i, min(i + step, length)) for i in range(0, length, step)]
 
 
-def tile(N: int, V: int, dtype: torch.dtype, device: torch.device) -> tuple[list[slice], list[slice]]:
-    """Where to cut N tokens and V words; a small vocabulary leaves room for more tokens."""
+def tile(
+    N: int, V: int, dtype: torch.dtype, device: torch.device, models: int = 1
+) -> tuple[list[slice], list[slice]]:
+    """Where to cut N tokens and V words; a small vocabulary leaves room for more tokens, a second model for fewer."""
     rows, columns = TILE["cuda" if device.type == "cuda" else "cpu"]
     words = cuts(V, columns)
     width = max(v.stop - v.start for v in words)
-    return cuts(N, rows * columns * 4 // (width * dtype.itemsize)), words
+    return cuts(N, rows * columns * 4 // (width * dtype.itemsize * models)), words
+
+
+def waiting(dw: Tensor, v: slice, *size: int) -> Tensor:
+    """A tile of that size in the memory of dw[v]: what waits there costs nothing, until the gradient overwrites it."""
+    return dw[v].view(-1)[: math.prod(size)].view(size)
 
 
 def float32_products(x: Tensor):
