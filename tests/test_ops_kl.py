@@ -73,6 +73,20 @@ def test_what_waits_in_the_gradient_is_made_again_on_a_second_walk(kind):
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["forward", "reverse", "js"])
+def test_small_vocabularies_keep_what_the_budget_allows(kind):
+    """Rows of 60 words: of as many whole tiles as fit, the slope of the student's logits."""
+    inputs = problem(3 * 2184, 60, D=(4, 4), dtype=torch.float32)  # tiles of 512 · 256 // 60 = 2,184 rows
+    leaves = [x.requires_grad_() for x in inputs[:2]]
+    tile, grads = 2184 * 60 * 4, []
+    for budget, tiles in ((1, 0), (tile - 1, 0), (tile, 1), (3 * tile - 1, 2), (3 * tile, 3)):
+        kl = linear_kl(*inputs, kind=kind, chunk_bytes=budget)
+        assert kl.grad_fn.saved_tensors[-1].nbytes == tiles * tile
+        grads.append(torch.autograd.grad(kl.square().sum(), leaves))
+    for again in grads[1:]:
+        torch.testing.assert_close(again, grads[0], rtol=1e-5, atol=1e-6)
+
+
 def test_by_hand():
     """Two words: p_s = (3/4, 1/4), p_t = (1/2, 1/2)."""
     one = torch.ones(1, 1, dtype=torch.float64)
