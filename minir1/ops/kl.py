@@ -29,8 +29,10 @@ def linear_kl(
     h_s [N, D_s], w_s [V, D_s] of the student, h_t [N, D_t], w_t [V, D_t] of the teacher -> [N] fp32 (fp64 if an input
     is). Differentiable in h_s and w_s; the teacher is a constant and gets no gradient, even if it is the same model.
     Nothing is multiplied by temperature² (Hinton et al., arXiv:1503.02531, section 2, does, to keep the size of the
-    gradient): that is the caller's. chunk_bytes: the twin keeps that much of [N, V] for the backward pass (None: 48 MiB;
-    log-probs of both models, or gradients of small vocabularies) and makes the rest again there; Triton keeps none, and holds that much of the
+    gradient): that is the caller's.
+
+    chunk_bytes: the twin keeps that much of [N, V] for the backward pass (None: 48 MiB; log-probs of both models, or
+    gradients of small vocabularies) and makes the rest again there; Triton keeps none, and holds that much of the
     gradients of the student's logits (128 MiB). ValueError for what does not fit.
     """
     _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes)
