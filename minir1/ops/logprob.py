@@ -31,8 +31,9 @@ def linear_logprob(
 
     h [N, D], w [V, D], target [N] int64 -> logp [N], entropy [N] (None if not asked for); fp32, whatever the
     dtype of h and w (fp64 if one of them is fp64). Both are differentiable in h and w. A row whose target is
-    ignore_index has value 0 and gradient 0 and costs nothing. ValueError for what does not fit, and on the CPU for
-    targets out of range; on a GPU, where looking would stall it, those give NaN or a device assertion.
+    ignore_index has value 0 and gradient 0 and costs nothing; to know whether there is one, a GPU is waited for once.
+    ValueError for what does not fit, and on the CPU for targets out of range; on a GPU those give NaN or a device
+    assertion.
 
     engine, of the Triton kernel: "hybrid" (auto) or "fused", whose logp and entropy of a row have the same bits in any
     batch. chunk_bytes: how much of [N, V] is held. The twin keeps that much of the logits for the backward pass (None:
