@@ -92,7 +92,7 @@ def reached(found: Found, methods: dict[str, Method]) -> list[list[str]]:
 
 
 def costs(found: Found, methods: dict[str, Method]) -> list[list[str]]:
-    """A row a method that has a cell, columns as in COSTS: tokens in the mean over seeds; of seconds the median, which a
+    """A row a method that has a cell, columns as in COSTS: tokens in the mean over seeds, seconds in the median, which a
     training that was suspended for a while does not spoil.
     """
     lines = []
@@ -186,7 +186,7 @@ def start(found: Found) -> tuple[float, float, float]:
 def show(title: str, found: Found, methods: dict[str, Method], other: str) -> None:
     """Print what is known so far."""
     log.table(title, list(REACHED), reached(found, methods))
-    log.table("cost of a training, tokens in the mean over seeds, seconds in the median", list(COSTS), costs(found, methods))
+    log.table("cost of a training, seconds in the median over seeds", list(COSTS), costs(found, methods))
     log.table(f"against {methods[other].label}, points", list(AGAINST), against(found, methods, other))
     print("\n".join(filter(None, (against_start(found, methods), verdict(found, methods, other)))))
 

@@ -213,11 +213,14 @@ def kernels_cpu(found: dict[str, float]) -> str:
                 cells = [f"{one['seconds']:.2f}", f"{one['time_ratio']:.2f}", f"{one['peak_mib']:.0f}"]
                 lines.append([label, *cells, f"{one['memory_ratio']:.2f}"])
     text = grid(["N=1,024, D=512, V=32,768", "seconds", "of naive", "peak MiB", "of naive"], lines)
-    small = {key.split("/")[1]: value for key, value in found.items() if re.fullmatch("small/.*/twin/time_ratio", key)}
-    told = ", ".join(f"{value:.2f} at {shape.replace('x', ' × ')}" for shape, value in small.items())
-    text += f"\n\nSmall vocabularies (N × D × V), time as a share of naive: {told}."
-    worst = {way: found[f"accuracy/{way}/logp"] for way in ("twin", "naive")}
-    text += f" Largest error of a log-prob against fp64: {worst['twin']:.1e}, torch's log_softmax {worst['naive']:.1e};"
+    shapes = [match[1] for key in found if (match := re.fullmatch(r"small/([\dx]+)/twin/time_ratio", key))]
+    lines = [
+        [title, *(f"{found[f'small/{name}{shape}/twin/time_ratio']:.2f}" for shape in shapes)]
+        for name, title in (("", "log-prob and entropy"), ("kl/", "forward KL"))
+    ]
+    text += "\n\n" + grid(["N × D × V: time of naive", *(shape.replace("x", " × ") for shape in shapes)], lines)
+    ours, torchs = (found[f"accuracy/{way}/logp"] for way in ("twin", "naive"))
+    text += f"\n\nLargest error of a log-prob against fp64: {ours:.1e}, torch's log_softmax {torchs:.1e};"
     dh, dw = (found[f"accuracy/twin/{key}"] for key in ("dh", "dw"))
     return f"{text} relative error of the gradients: {dh:.1e} for h and {dw:.1e} for w."
 

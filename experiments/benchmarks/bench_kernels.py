@@ -35,7 +35,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: both parts, as far as the machine can
     shape: Shape = (1024, 512, 32768)  # on the CPU
     budgets: tuple[int, ...] = (0, 16, 32, 64, 128)  # MiB that the twin may keep for the backward pass
-    small: tuple[Shape, ...] = ((2048, 128, 160), (4096, 128, 160), (8192, 128, 160))  # the demonstration's
+    small: tuple[Shape, ...] = tuple((N, 128, 160) for N in (1024, 2048, 4096, 8192))  # the demonstration's
     gpu_shapes: tuple[Shape, ...] = ((8192, 4096, 32768), (8192, 4096, 129280), (32768, 4096, 151936))
     repeats: int = 5  # on the CPU; small shapes take twelve times as many
     gpu_repeats: int = 30
@@ -51,7 +51,8 @@ def cpu(config: Config) -> dict[str, float]:
     try:
         found = bench_logprob.cpu_large(config.shape, config.budgets, config.repeats, kl=False)
         found |= bench_logprob.cpu_large(config.shape, config.budgets, config.repeats, kl=True)
-        found |= bench_logprob.cpu_small(config.small, 12 * config.repeats)
+        for kl in (False, True):
+            found |= bench_logprob.cpu_small(config.small, 12 * config.repeats, kl)
         ways = {"naive": bench_logprob.naive, "twin": bench_logprob.twin()}
         found |= bench_logprob.accuracy(config.shape, "cpu", ways, torch.float32)
     finally:

@@ -114,14 +114,15 @@ def cpu_large(shape: Shape, budgets_mib: tuple[int, ...], repeats: int, kl: bool
     return found
 
 
-def cpu_small(shapes: tuple[Shape, ...], repeats: int) -> dict[str, float]:
+def cpu_small(shapes: tuple[Shape, ...], repeats: int, kl: bool) -> dict[str, float]:
     """Small vocabularies, where all is kept: time against naive."""
     found = {}
     for shape in shapes:
-        batch = [inputs(shape, "cpu", torch.float32)]
-        times = interleaved({"naive": both_ways(naive, batch), "twin": both_ways(twin(), batch)}, repeats, "cpu")
+        batch = [inputs(shape, "cpu", torch.float32, teacher=kl)]
+        ways = {"naive": full_softmax_kl, "twin": tiled_kl()} if kl else {"naive": naive, "twin": twin()}
+        times = interleaved({name: both_ways(f, batch) for name, f in ways.items()}, repeats, "cpu")
         for name, (seconds, ratio) in against(times, "naive").items():
-            place = "small/{}x{}x{}/{}".format(*shape, name)
+            place = "small/{}{}x{}x{}/{}".format("kl/" if kl else "", *shape, name)
             found |= {f"{place}/seconds": seconds, f"{place}/time_ratio": ratio}
     return found
 
