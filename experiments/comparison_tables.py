@@ -92,8 +92,8 @@ def reached(found: Found, methods: dict[str, Method]) -> list[list[str]]:
 
 
 def costs(found: Found, methods: dict[str, Method]) -> list[list[str]]:
-    """A row a method that has a cell, columns as in COSTS: tokens in the mean over seeds, seconds in the median, which a
-    training that was suspended for a while does not spoil.
+    """A row a method that has a cell, columns as in COSTS: tokens in the mean over seeds, seconds in the median, which
+    a training that was suspended for a while does not spoil.
     """
     lines = []
     for name, method in methods.items():
