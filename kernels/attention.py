@@ -71,9 +71,8 @@ def heads(d_qk: int, d_v: int) -> dict:
 
 def scores(scale: float, softcap: float | None) -> dict:
     """How the kernels make scores, in log 2, from q·k."""
-    if softcap is None:
-        return dict(factor=scale * math.log2(math.e), cap=0.0, SOFTCAP=False)
-    return dict(factor=scale / softcap, cap=float(softcap), SOFTCAP=True)
+    log2e = math.log2(math.e)
+    return dict(factor=scale * log2e, cap=(softcap or 0.0) * log2e, SOFTCAP=softcap is not None)
 
 
 def band(causal: bool, window: int | None) -> dict:

@@ -7,7 +7,7 @@ Offsets: the place of a tile is a 64-bit scalar, and only offsets inside a tile 
 import triton
 import triton.language as tl
 
-from .softcap_jit import tanh
+from .softcap_jit import softcap
 
 LOW = tl.constexpr(-1e38)  # a maximum before any key: exp2(LOW - m) is 0, and LOW - LOW is 0 and not NaN
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -75,11 +75,12 @@ def add_dot(acc1, acc2, p, x1, x2, SECOND: tl.constexpr, WIDEN: tl.constexpr):
 
 @triton.jit
 def in_log2(x, factor, cap, SOFTCAP: tl.constexpr):
-    """The score z = softcap(scale · x) in units of log 2, from x = q·k; factor is scale · log₂e, or with a softcap
-    scale / cap."""
+    """The score z = softcap(scale · x) in units of log 2, of the shape of x = q·k; factor is scale · log₂e, and cap
+    that of softcap times log₂e."""
+    z = x * factor
     if SOFTCAP:
-        return tanh(x * factor) * (cap * LOG2E)
-    return x * factor
+        z = softcap(z, cap)
+    return z
 
 
 @triton.jit

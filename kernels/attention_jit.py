@@ -112,9 +112,9 @@ def stat_kernel(
 
 @triton.jit
 def _through_softcap(dz, z, cap, SOFTCAP: tl.constexpr):
-    """The gradient of the score before its softcap, from that behind it: dz (1 - (z / c)²); z in log 2."""
+    """The gradient of the score before its softcap, from that behind it: dz (1 - (z / c)²); z and c in log 2."""
     if SOFTCAP:
-        t = z / (cap * LOG2E)
+        t = z * (1 / cap)
         dz *= 1 - t * t
     return dz
 
@@ -251,10 +251,10 @@ def dkv_kernel(
     if V2 > 0:
         dv2 = tl.zeros([BLOCK_N, V2], tl.float32)
     last = tl.minimum(first + BLOCK_N, keys) - 1
-    begin, whole_begin, whole_end, end = bounds(
-        first - shift, last - shift, right, left, queries, RIGHT, LEFT, BLOCK_M)
-    if not LEFT:
-        whole_end = tl.maximum(whole_begin, end)  # rows past the last query need no mask: their p is 0
+    # Rows past the last query need no mask: their p is 0. With a window all is masked: a third loop would spill.
+    begin, whole, _, end = bounds(first - shift, last - shift, right, left, queries, RIGHT, LEFT, BLOCK_M)
+    if LEFT:
+        whole = end
     plane = tl.cast(K * shared, tl.int64) * N
     for g in range(0, shared):
         h = kv * shared + g
@@ -264,16 +264,12 @@ def dkv_kernel(
         if RIGHT:
             dk1, dk2, dv1, dv2 = _dkv_over(
                 dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_head, do_head, stat_head, plane, stride_qn, stride_gn,
-                col, shift, begin, whole_begin, queries, left, right, factor, cap, True, LEFT, RIGHT,
+                col, shift, begin, whole, queries, left, right, factor, cap, True, LEFT, RIGHT,
                 SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_M)
-        dk1, dk2, dv1, dv2 = _dkv_over(
-            dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_head, do_head, stat_head, plane, stride_qn, stride_gn,
-            col, shift, whole_begin, whole_end, queries, left, right, factor, cap, False, LEFT, RIGHT,
-            SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_M)
-        if LEFT:
+        if not LEFT:
             dk1, dk2, dv1, dv2 = _dkv_over(
                 dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_head, do_head, stat_head, plane, stride_qn, stride_gn,
-                col, shift, whole_end, end, queries, left, right, factor, cap, True, LEFT, RIGHT,
+                col, shift, whole, end, queries, left, right, factor, cap, False, LEFT, RIGHT,
                 SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_M)
     store(dk_ptr + k_start * stride_dkn + kv * stride_dkh, dk1 * scale, dk2 * scale, first, keys, stride_dkn,
           D1, D2, D, BLOCK_N)

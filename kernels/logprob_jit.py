@@ -2,7 +2,7 @@
 import triton
 import triton.language as tl
 
-from .softcap_jit import tanh
+from .softcap_jit import softcap
 
 LOW = tl.constexpr(-1e38)  # no logit: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m)
 
@@ -24,7 +24,7 @@ def _logits(x, scale, cap, inv_temperature, SOFTCAP: tl.constexpr):
     """z [n, v] in fp32 from x = h wᵀ [n, v]: z = softcap(scale · x) / temperature."""
     z = x * scale
     if SOFTCAP:
-        z = cap * tanh(z / cap)
+        z = softcap(z, cap)
     return z * inv_temperature
 
 

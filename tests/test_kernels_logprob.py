@@ -77,23 +77,21 @@ def test_many_chunks_in_the_backward(engine):
     check(*put(*problem(4, D=24, V=300, dtype=torch.float32, ignored=0)), engine, chunk_bytes=1)
 
 
-@each_engine
-def test_as_accurate_as_torch(engine):
-    h, w, target = put(*problem(64, D=64, V=1000, dtype=torch.float32, size=4.0, ignored=0))
-    exact, exact_H = reference(h.double(), w.double(), target)
-    theirs, theirs_H = reference(h, w, target)
-    ours, ours_H = linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True)
-    assert (ours - exact).abs().max() <= 1.2 * (theirs - exact).abs().max()
-    assert (ours_H - exact_H).abs().max() <= 1.2 * (theirs_H - exact_H).abs().max()
-
-
-@each_engine
-def test_a_softcap_far_above_the_logits_costs_no_digits(engine):
-    h, w, target = put(*problem(64, D=64, V=700, dtype=torch.float32, size=2.0, ignored=0))
-    exact, _ = reference(h.double(), w.double(), target, softcap=50.0)
-    theirs, _ = reference(h, w, target, softcap=50.0)
-    ours, _ = linear_logprob(h, w, target, softcap=50.0, impl="triton", engine=engine)
-    assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max()
+@pytest.mark.parametrize("engine,kw", [
+    ("hybrid", {}), ("fused", {}), ("hybrid", dict(softcap=50.0)), ("fused", dict(softcap=20.0)),
+    ("fused", dict(softcap=3.0, temperature=1.6, logit_scale=1.7)),
+    ("hybrid", dict(softcap=30.0, temperature=0.6, logit_scale=0.3)),
+])
+def test_as_accurate_as_torch(engine, kw):
+    """Logits of deviation 6, under caps that most are far below or far above. The largest error of many tokens is one
+    token's, and a matter of luck by a tenth; the norm of all is not."""
+    h, w, target = put(*problem(512, D=32, V=500, dtype=torch.float32, size=6.0, ignored=0))
+    exact = reference(h.double(), w.double(), target, **kw)
+    theirs = reference(h, w, target, **kw)
+    ours = linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True, **kw)
+    for a, b, want in zip(ours, theirs, exact):
+        assert (a - want).abs().max() <= 1.2 * (b - want).abs().max()
+        assert (a - want).norm() <= 1.1 * (b - want).norm()
 
 
 @pytest.mark.parametrize("V", [63, 130])

@@ -37,7 +37,7 @@ class Config:
 
     archs: tuple[int, ...] = (90, 80)  # compute capabilities
     cases: tuple[str, ...] = ()  # names as printed, or their beginnings; all if none
-    save: Path | None = None  # JSON
+    save: Path | None = None  # JSON; with some cases only, the others stay as they are
 
 
 class Recorder:
@@ -188,10 +188,17 @@ def measure(config: Config) -> dict[str, dict[str, int]]:
 def main(config: Config) -> dict[str, dict[str, int]]:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise ValueError("TRITON_INTERPRET=1: the interpreter compiles nothing; unset it")
+    version, others = importlib.metadata.version("triton"), {}
+    if config.save and config.cases and config.save.exists():
+        recorded = json.loads(config.save.read_text(encoding="utf-8"))
+        if recorded["triton"] != version:
+            raise ValueError(f"cases = {config.cases}: {config.save} is of triton {recorded['triton']}, and this is "
+                             f"{version}; compile all, or save elsewhere")
+        others = recorded["kernels"]
     found = measure(config)
     if config.save:
-        result = {"triton": importlib.metadata.version("triton"), "kernels": found}
-        config.save.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        config.save.write_text(json.dumps({"triton": version, "kernels": others | found}, indent=1) + "\n",
+                               encoding="utf-8")
     return found
 
 
