@@ -36,12 +36,28 @@ def test_cpu_at_toy_size():
     assert len(errors) == 8 and all(0 < x < 1e-6 for x in errors.values())
 
 
-def test_a_way_that_cannot_run_is_told_and_left_out(capsys):
-    def refuse(i):
+def test_a_way_that_cannot_run_costs_its_own_figures_only(monkeypatch):
+    """The first of them too, and on every page."""
+
+    def refuse(q, k, v):
         raise RuntimeError("No available kernel.\nAborting.")
 
-    assert list(bench_attention.possible({"a": lambda i: i, "b": refuse})) == ["a"]
-    assert capsys.readouterr().out == "b: No available kernel.\n"
+    ways = bench_attention.ways
+    monkeypatch.setattr(bench_attention, "ways", lambda shape, device: {"flash": refuse} | ways(shape, device))
+    found = bench_attention.training(TOY, "cpu", torch.float32, 1, 1.0)
+    found |= bench_attention.accuracy(TOY, "cpu", torch.float32)
+    for part in (f"attention/{TOY}/forward", f"attention/{TOY}/both", f"accuracy/{TOY}"):
+        assert found[f"{part}/flash/refused"] == "RuntimeError: No available kernel."
+    assert sum("flash" in key for key in found) == 3
+    assert found[f"attention/{TOY}/both/twin/seconds"] > 0 and found[f"accuracy/{TOY}/sdpa/dq"] > 0
+
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(bench_attention, "decode_attention", out_of_memory)
+    found = bench_attention.decoding(TOY, False, "cpu", torch.float32, 1, 1.0)
+    assert found[f"decode/{TOY}/twin/refused"] == "OutOfMemoryError: CUDA out of memory."
+    assert found[f"decode/{TOY}/sdpa/seconds"] > 0 and f"decode/{TOY}/twin/seconds" not in found
 
 
 def test_counts():

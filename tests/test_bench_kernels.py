@@ -3,6 +3,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,8 +50,9 @@ def test_all_ways_compute_the_same():
         torch.testing.assert_close(a, b)
 
 
-def test_gpu_comparison_of_kl_without_one(monkeypatch):
-    """The same code on the CPU, where the kernel is interpreted: every way, its peak and its share of the floor."""
+@pytest.fixture
+def gpu_part(monkeypatch):
+    """The code of the GPU part on the CPU, where the kernels are interpreted."""
     if torch.cuda.is_available():
         pytest.skip("has CUDA")
     pytest.importorskip("minir1.kernels.kl", exc_type=ImportError)
@@ -58,13 +60,34 @@ def test_gpu_comparison_of_kl_without_one(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f: f)
     make, timed = bench_logprob.inputs, bench_logprob.interleaved
     monkeypatch.setattr(bench_logprob, "inputs", lambda shape, device, *rest, **kw: make(shape, "cpu", *rest, **kw))
-    monkeypatch.setattr(bench_logprob, "interleaved", lambda runs, repeats, device: timed(runs, repeats, "cpu"))
+    monkeypatch.setattr(bench_logprob, "interleaved", lambda runs, n, device, refused: timed(runs, n, "cpu", refused))
     monkeypatch.setattr(bench_logprob, "cuda_peak", lambda run: float(sum(x.nbytes for x in run(0))))
+
+
+def test_gpu_comparison_of_kl_without_one(gpu_part):
+    """Every way, its peak and its share of the floor."""
     found = bench_logprob.gpu_kl((20, 8, 30), repeats=1, tflops=1e-6)
     assert found["kl/20x8x30/floor/seconds"] == pytest.approx(12 * 20 * 8 * 30 / 1e6)
     for name in ("naive", "compiled", "twin", "triton"):
         assert found[f"kl/20x8x30/{name}/peak_mib"] == (20 + 30) * 8 * 2
         assert found[f"kl/20x8x30/{name}/of_floor"] == pytest.approx(found[f"kl/20x8x30/{name}/seconds"] / 0.0576)
+
+
+def test_gpu_comparison_of_log_probs_without_one(gpu_part, monkeypatch):
+    """A package that refuses is named, and the others are measured."""
+
+    def refuse(h, w, target):
+        raise ValueError("V = 30 is too few")
+
+    monkeypatch.setattr(bench_logprob, "others", lambda: {"package": refuse})
+    found = bench_logprob.gpu((20, 8, 30), repeats=1, tflops=1e-6)
+    for name in ("naive", "compiled", "checkpointed", "twin", "hybrid", "fused"):
+        peak, seconds, share = (found[f"logprob/20x8x30/{name}/{key}"] for key in ("peak_mib", "seconds", "of_floor"))
+        assert peak == (20 + 30) * 8 * 2 and share == pytest.approx(seconds / 0.0384)
+    assert found["logprob/20x8x30/package/refused"] == "ValueError: V = 30 is too few"
+    assert sum("package" in key for key in found) == 1
+    batch = bench_logprob.accuracy((20, 8, 30), "cpu", {"package": refuse, "twin": bench_logprob.twin()}, torch.float32)
+    assert batch["accuracy/package/refused"] and batch["accuracy/twin/dw"] < 2e-6 and len(batch) == 5
 
 
 def test_interleaved_and_against():
@@ -83,6 +106,46 @@ def test_interleaved_and_against():
     assert calls == [(name, i) for i in range(4) for name in "ab"]
     found = bench_timing.against(times, "a")
     assert found["a"][1] == 1 and 2.5 < found["b"][1] < 3.5 and found["b"][0] == pytest.approx(0.006, rel=0.2)
+
+
+def test_what_does_not_fit_or_compile_is_refused_and_a_mistake_is_not():
+    triton = pytest.importorskip("triton")
+    refused = {}
+
+    def give(error):
+        raise error
+
+    uncompiled = triton.CompilationError("def f():\n    tl.dot(1)", SimpleNamespace(lineno=2, col_offset=4), "no such")
+    unfit = triton.OutOfResources(180000, 101376, "shared memory")
+    assert bench_timing.attempt(lambda: give(unfit), "a", refused) is None
+    assert bench_timing.attempt(lambda: give(uncompiled), "b", refused) is None
+    assert bench_timing.attempt(lambda: give(AssertionError()), "c", refused) is None
+    assert bench_timing.attempt(lambda: 5, "d", refused) == 5
+    with pytest.raises(TypeError, match="a mistake"):
+        bench_timing.attempt(lambda: give(TypeError("a mistake")), "e", refused)
+    assert refused.pop("a").startswith("OutOfResources: out of resource: shared memory, Required: 180000, Hardware")
+    assert refused == {"b": "CompilationError: no such", "c": "AssertionError: no reason given"}
+
+
+def test_a_variant_that_fails_leaves_the_comparison(capsys):
+    """At once, or when the others have been measured twice."""
+
+    def full(after):
+        def run(i):
+            if i >= after:
+                raise torch.OutOfMemoryError("out of memory.\nMuch more.")
+
+        return run
+
+    variants = {"first": full(0), "good": lambda i: i, "late": full(2)}
+    refused = {}
+    times = bench_timing.interleaved(variants, 3, "cpu", refused)
+    assert times.keys() == {"good"} and len(times["good"]) == 3
+    assert refused == dict.fromkeys(("first", "late"), "OutOfMemoryError: out of memory.")
+    assert "late: OutOfMemoryError: out of memory.\n" in capsys.readouterr().out
+    with pytest.raises(torch.OutOfMemoryError):
+        bench_timing.interleaved(variants, 3, "cpu")
+    assert bench_timing.interleaved({"first": full(0)}, 3, "cpu", {}) == {}
 
 
 def _allocate(mib):

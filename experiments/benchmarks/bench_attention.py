@@ -9,6 +9,7 @@ Alone it measures these parts only, and draws them under the roof of the device:
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 import tyro
-from bench_timing import against, ceilings, cuda_peak, interleaved
+from bench_timing import Figures, Refused, attempt, ceilings, cuda_peak, interleaved
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -155,36 +156,27 @@ def cache_bytes(shape: Shape, itemsize: int = 2) -> float:
     return shape.rows * shape.tokens * shape.kv_heads * (shape.d_qk + values) * itemsize
 
 
-def possible(runs: dict[str, Callable[[int], object]]) -> dict[str, Callable[[int], object]]:
-    """Those that can run: a backend of torch refuses shapes by RuntimeError, which is told."""
-    found = {}
-    for name, run in runs.items():
-        try:
-            run(0)
-            found[name] = run
-        except RuntimeError as error:
-            print(f"{name}: {str(error).splitlines()[0]}")
-    return found
-
-
-def training(shape: Shape, device: str, dtype: torch.dtype, repeats: int, tflops: float) -> dict[str, float]:
-    """Seconds, share of the floor (the operations at the measured ceiling) and peak memory, of every way."""
+def training(shape: Shape, device: str, dtype: torch.dtype, repeats: int, tflops: float) -> Figures:
+    """Seconds, share of the floor (the operations at the measured ceiling) and peak memory, of every way; or why there
+    are none."""
     batches = [inputs(shape, device, dtype, seed) for seed in range(COPIES if device == "cuda" else 1)]
     found = {}
     for part, how in (("forward", forward), ("both", both_ways)):
+        refused: Refused = {}
         needed = operations(shape, part == "both")
-        runs = possible({name: how(f, batches) for name, f in ways(shape, device).items()})
-        for name, (seconds, _) in against(interleaved(runs, repeats, device), next(iter(runs))).items():
-            place = f"attention/{shape}/{part}/{name}"
+        runs = {name: how(f, batches) for name, f in ways(shape, device).items()}
+        for name, times in interleaved(runs, repeats, device, refused).items():
+            place, seconds = f"attention/{shape}/{part}/{name}", statistics.median(times)
             found |= {f"{place}/seconds": seconds, f"{place}/tflops": needed / seconds / 1e12}
             found[f"{place}/of_floor"] = seconds / (needed / (tflops * 1e12))
-            if device == "cuda":
-                found[f"{place}/peak_mib"] = cuda_peak(runs[name])
+            if device == "cuda" and (peak := attempt(lambda: cuda_peak(runs[name]), name, refused)) is not None:
+                found[f"{place}/peak_mib"] = peak
+        found |= {f"attention/{shape}/{part}/{name}/refused": why for name, why in refused.items()}
     return found
 
 
 @torch.no_grad()
-def decoding(shape: Shape, latent: bool, device: str, dtype: torch.dtype, repeats: int, tb_s: float) -> dict:
+def decoding(shape: Shape, latent: bool, device: str, dtype: torch.dtype, repeats: int, tb_s: float) -> Figures:
     """One new token a row over full caches, laid out as in minir1.model.cache."""
     B, M, H, K, d_qk, d_v = shape
     gen = torch.Generator(device).manual_seed(0)
@@ -203,29 +195,29 @@ def decoding(shape: Shape, latent: bool, device: str, dtype: torch.dtype, repeat
     if not latent:
         runs["sdpa"] = lambda i: F.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (queries[i % COPIES], k, v)), enable_gqa=H != K).transpose(1, 2)
-    found = {}
-    for name, (seconds, _) in against(interleaved(possible(runs), repeats, device), next(iter(runs))).items():
-        place = f"{'latent' if latent else 'decode'}/{shape}/{name}"
+    found, place, refused = {}, f"{'latent' if latent else 'decode'}/{shape}", {}
+    for name, times in interleaved(runs, repeats, device, refused).items():
+        seconds = statistics.median(times)
         rate = cache_bytes(shape, queries[0].element_size()) / seconds / 1e12
-        found |= {f"{place}/seconds": seconds, f"{place}/tb_s": rate, f"{place}/of_floor": tb_s / rate}
-    return found
+        found |= {f"{place}/{name}/seconds": seconds, f"{place}/{name}/tb_s": rate}
+        found[f"{place}/{name}/of_floor"] = tb_s / rate
+    return found | {f"{place}/{name}/refused": why for name, why in refused.items()}
 
 
-def accuracy(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, float]:
+def accuracy(shape: Shape, device: str, dtype: torch.dtype) -> Figures:
     """Norm of the error against fp64 on the same inputs, relative to the exact one's: o, dq, dk, dv."""
     batch = inputs(shape, device, dtype)
     exact_batch = [x.detach().double().requires_grad_(x.requires_grad) for x in batch]
     exact = forward(ours("torch"), [exact_batch])(0), *both_ways(ours("torch"), [exact_batch])(0)
-    found = {}
-    runs = {name: both_ways(f, [batch]) for name, f in ways(shape, device).items()}
-    for name in possible(runs):
-        have = forward(ways(shape, device)[name], [batch])(0), *runs[name](0)
-        for what, a, b in zip(("o", "dq", "dk", "dv"), have, exact):
+    found, refused = {}, {}
+    for name, f in ways(shape, device).items():
+        have = attempt(lambda: (forward(f, [batch])(0), *both_ways(f, [batch])(0)), name, refused)
+        for what, a, b in zip(("o", "dq", "dk", "dv"), have or (), exact):
             found[f"accuracy/{shape}/{name}/{what}"] = ((a - b).norm() / b.norm()).item()
-    return found
+    return found | {f"accuracy/{shape}/{name}/refused": why for name, why in refused.items()}
 
 
-def gpu(config: Config, tflops: float, tb_s: float) -> dict[str, float]:
+def gpu(config: Config, tflops: float, tb_s: float) -> Figures:
     """Everything, in bf16."""
     found, how = {}, ("cuda", torch.bfloat16, config.repeats)
     for shape in config.training:
@@ -241,7 +233,7 @@ def gpu(config: Config, tflops: float, tb_s: float) -> dict[str, float]:
 # ---- the picture ---------------------------------------------------------------------------------------------------
 
 
-def points(found: dict[str, float]) -> dict[str, tuple[float, float]]:
+def points(found: Figures) -> dict[str, tuple[float, float]]:
     """Label -> (operations a byte, TFLOP/s) of our kernels. Bytes are inputs and results, moved once.
 
     found may be that of bench_kernels.py too, which has log-probs.
@@ -267,7 +259,7 @@ def points(found: dict[str, float]) -> dict[str, tuple[float, float]]:
     return placed
 
 
-def roofline(found: dict[str, float], path: Path) -> None:
+def roofline(found: Figures, path: Path) -> None:
     """What each kernel reaches, under what the device allows at its intensity."""
     import matplotlib.pyplot as plt
 
@@ -282,7 +274,7 @@ def roofline(found: dict[str, float], path: Path) -> None:
     plt.close(fig)
 
 
-def main(config: Config) -> dict[str, float]:
+def main(config: Config) -> Figures:
     """Measure, print, write, draw; on a GPU only."""
     if not torch.cuda.is_available():
         raise ValueError("this benchmark needs a GPU that torch can use, and there is none here")

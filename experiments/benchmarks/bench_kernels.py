@@ -6,7 +6,8 @@
 On the CPU: linear_logprob with entropy, forward and backward, by how many logits it may keep, against the naive way;
 the same for linear_kl against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: first the
 ceilings of the device (a product, a copy), then every way to a log-prob, Liger's and cut-cross-entropy's too if they
-are installed, and to a forward KL. All variants of a comparison are called in turn, and medians are told.
+are installed, and to a forward KL. All variants of a comparison are called in turn, and medians are told; one that
+does not fit the machine or does not compile costs its own figures only, and is named with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import bench_attention
 import bench_logprob
 import torch
 import tyro
-from bench_timing import ceilings
+from bench_timing import Figures, ceilings
 
 from minir1.log import replace_text, table
 
@@ -44,7 +45,7 @@ class Config:
     figure: Path | None = None  # the roofline, of a GPU
 
 
-def cpu(config: Config) -> dict[str, float]:
+def cpu(config: Config) -> Figures:
     """Time is that of one thread, in seconds of the processor."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -60,7 +61,7 @@ def cpu(config: Config) -> dict[str, float]:
     return found
 
 
-def cuda(config: Config) -> dict[str, float]:
+def cuda(config: Config) -> Figures:
     """The device is named beside the figures."""
     found = ceilings()
     for shape in config.gpu_shapes:

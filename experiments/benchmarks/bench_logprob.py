@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import statistics
 from collections.abc import Callable
 
 import torch
-from bench_timing import against, cpu_peak, cuda_peak, interleaved
+from bench_timing import Figures, against, attempt, cpu_peak, cuda_peak, interleaved
 from torch.utils.checkpoint import checkpoint
 
 from minir1.ops import linear_kl, linear_logprob
@@ -127,19 +128,19 @@ def cpu_small(shapes: tuple[Shape, ...], repeats: int, kl: bool) -> dict[str, fl
     return found
 
 
-def accuracy(shape: Shape, device: str, variants: dict[str, Callable], dtype: torch.dtype) -> dict[str, float]:
+def accuracy(shape: Shape, device: str, variants: dict[str, Callable], dtype: torch.dtype) -> Figures:
     """Of each variant against fp64 on the same inputs: the largest error of logp and of the entropy, and the norm of
     the error of each gradient relative to that of the gradient."""
     batch = inputs(shape, device, dtype)
     exact_batch = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in batch]
     exact = (*_values(_naive64, exact_batch), *both_ways(_naive64, [exact_batch])(0))
-    found = {}
+    found, refused = {}, {}
     for name, f in variants.items():
-        ours = (*_values(f, batch), *both_ways(f, [batch])(0))
+        ours = attempt(lambda: (*_values(f, batch), *both_ways(f, [batch])(0)), name, refused) or ()
         worst = [(a - b).abs().max().item() for a, b in zip(ours[:2], exact[:2])]
         norms = [((a - b).norm() / b.norm()).item() for a, b in zip(ours[2:], exact[2:])]
         found |= dict(zip((f"accuracy/{name}/{key}" for key in ("logp", "entropy", "dh", "dw")), worst + norms))
-    return found
+    return found | {f"accuracy/{name}/refused": why for name, why in refused.items()}
 
 
 def _naive64(h, w, target):
@@ -155,7 +156,7 @@ def _values(f, batch):
 # ---- on a GPU ------------------------------------------------------------------------------------------------------
 
 
-def gpu(shape: Shape, repeats: int, tflops: float) -> dict[str, float]:
+def gpu(shape: Shape, repeats: int, tflops: float) -> Figures:
     """Forward and backward in bf16 of every way there is; the floor is 8 NDV operations at the measured ceiling."""
     N, D, V = shape
     ways = {"naive": naive, "compiled": torch.compile(naive), "checkpointed": checkpointed, "twin": twin()}
@@ -164,7 +165,7 @@ def gpu(shape: Shape, repeats: int, tflops: float) -> dict[str, float]:
     return _beside(ways, batches, "logprob/{}x{}x{}".format(*shape), repeats, 8 * N * D * V / (tflops * 1e12))
 
 
-def gpu_kl(shape: Shape, repeats: int, tflops: float) -> dict[str, float]:
+def gpu_kl(shape: Shape, repeats: int, tflops: float) -> Figures:
     """The same of forward KL, both models of width D; the floor is 12 NDV, two products forward and four backward."""
     N, D, V = shape
     ways = {"naive": full_softmax_kl, "compiled": torch.compile(full_softmax_kl), "twin": tiled_kl()}
@@ -173,16 +174,13 @@ def gpu_kl(shape: Shape, repeats: int, tflops: float) -> dict[str, float]:
     return _beside(ways, batches, "kl/{}x{}x{}".format(*shape), repeats, 12 * N * D * V / (tflops * 1e12))
 
 
-def _beside(ways: dict[str, Callable], batches: list, place: str, repeats: int, floor: float) -> dict[str, float]:
-    """Peak, seconds and their ratio to the floor of every way whose memory suffices."""
+def _beside(ways: dict[str, Callable], batches: list, place: str, repeats: int, floor: float) -> Figures:
+    """Peak, seconds and their ratio to the floor of every way; or why there are none."""
     runs = {name: both_ways(f, batches) for name, f in ways.items()}
-    found = {f"{place}/floor/seconds": floor}
-    for name, run in dict(runs).items():
-        try:
-            found[f"{place}/{name}/peak_mib"] = cuda_peak(run)
-        except torch.cuda.OutOfMemoryError:
-            del runs[name]  # no figures: it does not fit
-    for name, (seconds, _) in against(interleaved(runs, repeats, "cuda"), next(iter(runs))).items():
-        found[f"{place}/{name}/seconds"] = seconds
-        found[f"{place}/{name}/of_floor"] = seconds / floor
-    return found
+    found, refused = {f"{place}/floor/seconds": floor}, {}
+    for name, times in interleaved(runs, repeats, "cuda", refused).items():
+        seconds = statistics.median(times)
+        found |= {f"{place}/{name}/seconds": seconds, f"{place}/{name}/of_floor": seconds / floor}
+        if (peak := attempt(lambda: cuda_peak(runs[name]), name, refused)) is not None:
+            found[f"{place}/{name}/peak_mib"] = peak
+    return found | {f"{place}/{name}/refused": why for name, why in refused.items()}

@@ -2,29 +2,71 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 Timings = dict[str, list[float]]  # variant -> seconds of each repeat
+Refused = dict[str, str]  # variant -> why it has no figures
+Figures = dict[str, float | str]  # "logprob/8192x4096x32768/fused/seconds", or "…/refused" -> what the JSON says
+T = TypeVar("T")
 
 
-def interleaved(variants: dict[str, Callable[[int], object]], repeats: int, device: str) -> Timings:
+def refusals() -> tuple[type[Exception], ...]:
+    """What is raised where a machine, or the package behind a variant, cannot have it.
+
+    torch refuses by RuntimeError: memory, a backend that takes no such shape, a graph that does not compile. Packages
+    refuse by ValueError, by assertions, or when they are imported. Triton's errors, for a kernel that asks for more
+    shared memory than there is (OutOfResources) or does not compile, are none of these.
+    """
+    known = (RuntimeError, ValueError, AssertionError, ImportError)
+    if importlib.util.find_spec("triton") is None:
+        return known
+    from triton.errors import TritonError
+
+    return *known, TritonError
+
+
+def attempt(call: Callable[[], T], name: str, refused: Refused) -> T | None:
+    """call(), or None if it cannot be had here: then refused[name] says why, in one line, and so does the screen."""
+    try:
+        return call()
+    except refusals() as error:
+        told = getattr(error, "error_message", None) or str(error) or "no reason given"  # Triton's has code around it
+        refused[name] = f"{type(error).__name__}: {told.strip().splitlines()[0]}"[:200]
+    print(f"{name}: {refused[name]}")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what it had of the memory
+    return None
+
+
+def interleaved(variants: dict[str, Callable[[int], object]], repeats: int, device: str,
+                refused: Refused | None = None) -> Timings:
     """Seconds of every variant, called in turn, A B C A B C …, after one round that does not count.
 
     A variant gets the number of the round, by which it may choose other inputs, so that nothing is found in a cache. On
     CUDA the time is that between two events; on the CPU it is that of the processor, which other work on the machine
     does not lengthen (much); with one thread that is the time it would take alone.
+
+    With `refused`, a variant that cannot run, in whichever round, is left out, and why is noted there; without, its
+    error ends the comparison.
     """
     times: Timings = {name: [] for name in variants}
+    seconds_of = _cuda_seconds if device == "cuda" else _cpu_seconds
     for i in range(repeats + 1):
-        for name, run in variants.items():
-            seconds = _cuda_seconds(run, i) if device == "cuda" else _cpu_seconds(run, i)
-            if i:
+        for name in list(times):
+            call = partial(seconds_of, variants[name], i)
+            seconds = call() if refused is None else attempt(call, name, refused)
+            if seconds is None:
+                del times[name]
+            elif i:
                 times[name].append(seconds)
     return times
 
