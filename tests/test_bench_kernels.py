@@ -2,11 +2,13 @@
 import json
 import sys
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments" / "benchmarks"))  # as python does for a script
 
@@ -76,10 +78,10 @@ def test_gpu_comparison_of_kl_without_one(gpu_part):
 def test_gpu_comparison_of_log_probs_without_one(gpu_part, monkeypatch):
     """A package that refuses is named, and the others are measured."""
 
-    def refuse(h, w, target):
+    def refuse(*_):
         raise ValueError("V = 30 is too few")
 
-    monkeypatch.setattr(bench_logprob, "others", lambda: {"package": refuse})
+    monkeypatch.setattr(bench_logprob, "others", lambda batches: {"package": refuse})
     found = bench_logprob.gpu((20, 8, 30), repeats=1, tflops=1e-6)
     for name in ("naive", "compiled", "checkpointed", "twin", "hybrid", "fused"):
         peak, seconds, share = (found[f"logprob/20x8x30/{name}/{key}"] for key in ("peak_mib", "seconds", "of_floor"))
@@ -88,6 +90,57 @@ def test_gpu_comparison_of_log_probs_without_one(gpu_part, monkeypatch):
     assert sum("package" in key for key in found) == 1
     batch = bench_logprob.accuracy((20, 8, 30), "cpu", {"package": refuse, "twin": bench_logprob.twin()}, torch.float32)
     assert batch["accuracy/package/refused"] and batch["accuracy/twin/dw"] < 2e-6 and len(batch) == 5
+
+
+class ToyGRPO:
+    """Liger's chunked GRPO, as of 0.8.5, by its definition and as far as it is used here."""
+
+    def __init__(self, beta=0.04, compiled=True, use_ref_model=True, chunk_size=1, epsilon_low=0.2, epsilon_high=0.2,
+                 loss_type="dapo"):
+        assert beta == 0 and not use_ref_model and loss_type == "bnpo" and chunk_size > 1
+        self.clip = 1 - epsilon_low, 1 + epsilon_high
+
+    def __call__(self, h, w, target, mask, advantages):
+        logp = torch.log_softmax(h @ w.T, -1).gather(-1, target[..., None])[..., 0]  # [B, T]
+        ratio = torch.exp(logp - logp.detach())
+        loss = -torch.min(ratio * advantages[:, None], ratio.clamp(*self.clip) * advantages[:, None])
+        return (loss * mask).sum() / mask.sum(), ()
+
+
+def test_other_packages_are_asked_for_the_same_gradient(monkeypatch):
+    """Stand-ins with the signatures of Liger and cut cross-entropy; all but Liger's cross-entropy take a gradient for
+    each token."""
+    batch = bench_logprob.inputs((20, 8, 30), "cpu", torch.float32)
+    assert bench_logprob.others([batch]).keys() <= {"liger", "liger_grpo", "cut_cross_entropy"}
+    nll = lambda h, w, target, reduction: F.cross_entropy(h @ w.T, target, reduction=reduction)
+    summed = lambda reduction: lambda w, h, target: nll(h, w, target, reduction)
+    contents = {"liger_kernel": {}, "liger_kernel.chunked_loss": dict(LigerFusedLinearGRPOLoss=ToyGRPO),
+                "liger_kernel.transformers": dict(LigerFusedLinearCrossEntropyLoss=summed),
+                "cut_cross_entropy": dict(linear_cross_entropy=nll)}
+    for name, content in contents.items():
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    h, w, target, g, _ = batch
+    logp, _ = bench_logprob.naive(h, w, target)
+    by_token = torch.autograd.grad((logp * g).sum(), (h, w), retain_graph=True)
+    same_for_all = torch.autograd.grad(logp.sum() * g.sum(), (h, w))
+    runs = bench_logprob.others([batch])
+    assert runs.keys() == {"liger", "liger_grpo", "cut_cross_entropy"}
+    for name, run in runs.items():
+        for a, b in zip(run(3), same_for_all if name == "liger" else by_token):
+            torch.testing.assert_close(a, b)
+
+
+def test_the_real_chunked_grpo_has_this_gradient(monkeypatch):
+    pytest.importorskip("liger_kernel.chunked_loss")
+    monkeypatch.setattr(torch, "compile", lambda f: f)
+    h, w, target, g, _ = batch = bench_logprob.inputs((5000, 8, 30), "cpu", torch.float32)  # three chunks
+    logp, _ = bench_logprob.naive(h, w, target)
+    want = torch.autograd.grad((logp * g).sum(), (h, w))
+    for a, b in zip(bench_logprob.whole_loss(bench_logprob.liger_grpo, [batch])(0), want):
+        assert (a - b).norm() <= 1e-5 * b.norm()
 
 
 def test_interleaved_and_against():

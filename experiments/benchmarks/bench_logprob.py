@@ -47,18 +47,41 @@ def triton(engine: str) -> Callable:
     return lambda h, w, target: linear_logprob(h, w, target, entropy=True, impl="triton", engine=engine)
 
 
-def others() -> dict[str, Callable]:
-    """Packages that are installed. Neither has an entropy: they do less."""
+def liger(h, w, target):
+    """One sum over all tokens: gradients are made in the forward pass, and none can come from above for each token."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return -LigerFusedLinearCrossEntropyLoss(reduction="sum")(w, h, target), None
+
+
+def cut_cross_entropy(h, w, target):
+    from cut_cross_entropy import linear_cross_entropy
+
+    return -linear_cross_entropy(h, w, target, reduction="none"), None
+
+
+def liger_grpo(h, w, target, g):
+    """Liger's chunked GRPO as a loss with the gradient of Σ_n g_n logp_n, by token and to the last factor.
+
+    It takes rows of tokens and an advantage a row, and makes gradients in the forward pass. Here each token is a row,
+    with the advantage -N g_n; the old policy is the new one, so that the ratio is 1 and nothing is clipped; there is no
+    KL, and "bnpo" divides by the N tokens. 2,048 tokens a chunk are what it cuts a longer row into by itself.
+    """
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="bnpo", chunk_size=min(2048, len(h)))
+    target = target[:, None]
+    return loss(h[:, None], w, target, torch.ones_like(target), -len(h) * g)[0]
+
+
+def others(batches: list[list[torch.Tensor]]) -> dict[str, Callable[[int], object]]:
+    """Forward and backward of the packages that are installed. None has an entropy: they do less; nor does Liger give
+    log-probs."""
     found = {}
     if importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-        loss = LigerFusedLinearCrossEntropyLoss(reduction="sum")  # per-token gradients cannot be given
-        found["liger"] = lambda h, w, target: (-loss(w, h, target), None)
+        found |= {"liger": both_ways(liger, batches), "liger_grpo": whole_loss(liger_grpo, batches)}
     if importlib.util.find_spec("cut_cross_entropy"):
-        from cut_cross_entropy import linear_cross_entropy
-
-        found["cut_cross_entropy"] = lambda h, w, target: (-linear_cross_entropy(h, w, target, reduction="none"), None)
+        found["cut_cross_entropy"] = both_ways(cut_cross_entropy, batches)
     return found
 
 
@@ -70,6 +93,16 @@ def both_ways(f: Callable, batches: list[list[torch.Tensor]]) -> Callable[[int],
         logp, ent = f(h, w, *rest)
         loss = (logp * g).sum() if ent is None else (logp * g).sum() + (ent * g_H).sum()
         return torch.autograd.grad(loss, (h, w))
+
+    return run
+
+
+def whole_loss(f: Callable, batches: list[list[torch.Tensor]]) -> Callable[[int], tuple]:
+    """The same of what is a loss already, and has to be told g."""
+
+    def run(i: int):
+        h, w, target, g, _ = batches[i % len(batches)]
+        return torch.autograd.grad(f(h, w, target, g), (h, w))
 
     return run
 
@@ -160,9 +193,10 @@ def gpu(shape: Shape, repeats: int, tflops: float) -> Figures:
     """Forward and backward in bf16 of every way there is; the floor is 8 NDV operations at the measured ceiling."""
     N, D, V = shape
     ways = {"naive": naive, "compiled": torch.compile(naive), "checkpointed": checkpointed, "twin": twin()}
-    ways |= {"hybrid": triton("hybrid"), "fused": triton("fused"), **others()}
+    ways |= {"hybrid": triton("hybrid"), "fused": triton("fused")}
     batches = [inputs(shape, "cuda", torch.bfloat16, seed) for seed in range(COPIES)]
-    return _beside(ways, batches, "logprob/{}x{}x{}".format(*shape), repeats, 8 * N * D * V / (tflops * 1e12))
+    runs = {name: both_ways(f, batches) for name, f in ways.items()} | others(batches)
+    return _beside(runs, "logprob/{}x{}x{}".format(*shape), repeats, 8 * N * D * V / (tflops * 1e12))
 
 
 def gpu_kl(shape: Shape, repeats: int, tflops: float) -> Figures:
@@ -171,12 +205,12 @@ def gpu_kl(shape: Shape, repeats: int, tflops: float) -> Figures:
     ways = {"naive": full_softmax_kl, "compiled": torch.compile(full_softmax_kl), "twin": tiled_kl()}
     ways |= {"triton": tiled_kl(impl="triton")}
     batches = [inputs(shape, "cuda", torch.bfloat16, seed, teacher=True) for seed in range(COPIES)]
-    return _beside(ways, batches, "kl/{}x{}x{}".format(*shape), repeats, 12 * N * D * V / (tflops * 1e12))
-
-
-def _beside(ways: dict[str, Callable], batches: list, place: str, repeats: int, floor: float) -> Figures:
-    """Peak, seconds and their ratio to the floor of every way; or why there are none."""
     runs = {name: both_ways(f, batches) for name, f in ways.items()}
+    return _beside(runs, "kl/{}x{}x{}".format(*shape), repeats, 12 * N * D * V / (tflops * 1e12))
+
+
+def _beside(runs: dict[str, Callable[[int], object]], place: str, repeats: int, floor: float) -> Figures:
+    """Peak, seconds and their ratio to the floor of every way; or why there are none."""
     found, refused = {f"{place}/floor/seconds": floor}, {}
     for name, times in interleaved(runs, repeats, "cuda", refused).items():
         seconds = statistics.median(times)
