@@ -6,7 +6,7 @@ from .kl_twin import kl as twin
 from .tiles import wants_grad
 
 KINDS = ("forward", "reverse", "js")
-CHUNK_BYTES = 48 << 20  # of [N, V] that the twin keeps for the backward pass
+CHUNK_BYTES = 40 << 20  # of [N, V] that the twin keeps for the backward pass
 
 
 def linear_kl(
@@ -31,7 +31,7 @@ def linear_kl(
     Nothing is multiplied by temperature² (Hinton et al., arXiv:1503.02531, section 2, does, to keep the size of the
     gradient): that is the caller's.
 
-    chunk_bytes: the twin keeps that much of [N, V] for the backward pass (None: 48 MiB; log-probs of both models, or
+    chunk_bytes: the twin keeps that much of [N, V] for the backward pass (None: 40 MiB; log-probs of both models, or
     gradients of small vocabularies) and makes the rest again there; Triton keeps none, and holds that much of the
     gradients of the student's logits (128 MiB). ValueError for what does not fit.
     """
