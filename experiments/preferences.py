@@ -115,8 +115,10 @@ def rows(results: dict[str, dict[str, float]]) -> list[list[str]]:
             ends = [text.format(result[f"{key}{end}"]) for end in ("_low", "_high") if f"{key}{end}" in result]
             cells.append(text.format(value) + (f" [{', '.join(ends)}]" if ends else ""))
         if len(values) >= 3:
-            middle, low, high = (text.format(x) for x in seed_interval(values))
-            cells.append(f"{middle} [{low}, {high}]")
+            middle, low, high = seed_interval(values)
+            if "%" in text:  # within the limits of a share
+                low, high = max(low, 0.0), min(high, 1.0)
+            cells.append(f"{text.format(middle)} [{text.format(low)}, {text.format(high)}]")
         lines.append([label, *cells])
     return lines
 
