@@ -39,6 +39,7 @@ def _pessimistic(log_ratio: Tensor, advantage: Tensor, low: float, high: float, 
     overflows has the gradient 0 where it is clipped, and not ∞·0.
     """
     _check_clips(low, high)
+    log_ratio = torch.where(advantage == 0, 0.0, log_ratio)  # an open clip would make ∞·0 of it
     floor = math.log(1 - low) if low < 1 else -math.inf
     loss, gain = log_ratio.clamp(floor, math.log(most)), log_ratio.clamp(max=math.log(1 + high))
     return torch.where(advantage < 0, loss, gain).exp() * advantage
@@ -89,6 +90,7 @@ def cispo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, cl
     """
     _check_clips(clip_low, clip_high)
     ratio = (_wide(logp.detach()) - old_logp).exp()
+    ratio = torch.where(advantage == 0, 1.0, ratio)  # an open clip would make ∞·0 of it
     return reinforce(logp, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
 
 
@@ -150,8 +152,10 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -
 
     The larger of the two, so that the step away from V_old is cut, never a way back. Not in PPO's paper but in its
     code (Huang et al. 2022, "The 37 Implementation Details of PPO", detail 9). clip: ε, infinite for the plain
-    square. All [B, T]; no gradient goes through old_value and returns.
+    square. All [B, T]; no gradient goes through old_value and returns. ValueError for clip < 0.
     """
+    if not clip >= 0:
+        raise ValueError(f"clip = {clip}: 0 or more, infinite for none")
     value, old_value, returns = _wide(value), old_value.detach(), returns.detach()
     clipped = value.clamp(old_value - clip, old_value + clip)
     return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square())

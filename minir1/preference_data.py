@@ -71,7 +71,7 @@ def read_pairs(path: Path, left_out: list[str] | None = None) -> list[Pair]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -138,7 +138,7 @@ def _score_gap(found: dict) -> float | None:
     scores = [found.get(name) for name in SCORES]
     if scores == [None, None]:
         return None
-    if not all(isinstance(s, (int, float)) and abs(s) < float("inf") for s in scores):
+    if not all(type(s) in (int, float) and abs(s) < float("inf") for s in scores):
         raise ValueError(f"score_chosen, score_rejected = {scores}: expected two finite numbers, or neither")
     return float(scores[0] - scores[1])
 

@@ -103,6 +103,9 @@ def test_a_ratio_that_overflows_is_clipped_and_never_nan(dtype):
         whole = (clipped_surrogate(logp, old, advantage), gspo(logp, old, advantage, 0.2, 0.2, mask))
         for loss in (*whole, grpo_sequence(logp, old, advantage, 0.2, 0.2, mask)):
             assert loss.flatten().tolist() == pytest.approx([value] * 3) and gradient(loss, logp) == [0, 0, 0]
+    nothing = torch.zeros(1, 3)
+    for loss in (clipped_surrogate(logp, old, nothing, 0.2, math.inf), cispo(logp, old, nothing, 1.0, math.inf)):
+        assert loss.flatten().tolist() == [0, 0, 0] and gradient(loss, logp) == [0, 0, 0]
     bounded = clipped_surrogate(logp, old, -torch.ones(1, 3), dual_clip=3.0)
     assert bounded.flatten().tolist() == pytest.approx([3.0] * 3) and gradient(bounded, logp) == [0, 0, 0]
     assert clipped_surrogate(logp, old, -torch.ones(1, 3)).isinf().all()  # nothing bounds it: the run must stop
@@ -288,6 +291,13 @@ def test_what_their_gradients_are():
     torch.testing.assert_close(expected(kl_k2)[1], forward, atol=1e-10, rtol=0)
     torch.testing.assert_close(expected(kl_k3)[1], backward, atol=1e-10, rtol=0)
     assert (forward - backward).abs().max() > 0.1
+
+
+def test_the_value_clip_is_no_less_than_0():
+    assert value_loss(grid(1.0), grid(0.5), grid(3.0), 0.0).item() == pytest.approx(3.125)  # V_old is held
+    for clip in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="clip = .*: 0 or more, infinite for none"):
+            value_loss(grid(1.0), grid(0.5), grid(3.0), clip)
 
 
 def test_reinforce_with_k1_in_the_reward_descends_the_kl():

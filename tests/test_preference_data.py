@@ -73,6 +73,7 @@ WRONG = [
     (ULTRA | {"rejected": [{"role": "user"}]}, "a message needs role and content"),
     (PLAIN | {"score_chosen": 1}, r"score_chosen, score_rejected = \[1, None\]: expected two finite numbers"),
     (PLAIN | {"score_chosen": "9", "score_rejected": 1}, r"score_chosen, score_rejected = \['9', 1\]"),
+    (PLAIN | {"score_chosen": True, "score_rejected": 1}, r"score_chosen, score_rejected = \[True, 1\]"),
     (PLAIN | {"score_chosen": float("nan"), "score_rejected": 1}, r"score_chosen, score_rejected = \[nan, 1\]"),
 ]
 NOTHING = [
@@ -110,6 +111,11 @@ def test_lines_that_compare_nothing_may_be_left_out_and_are_told(tmp_path):
     assert len(left_out) == len(NOTHING) and left_out[0] == "line 2: both answers are the same"
     with pytest.raises(ValueError, match="holds no pair; line 1: both answers are the same"):
         read_pairs(written(path, NOTHING[0][0]), [])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(PLAIN).encode())
+    assert read_pairs(tmp_path / "a.jsonl") == [pair(PLAIN)]
 
 
 def test_files_that_are_none(tmp_path):
