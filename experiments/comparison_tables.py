@@ -20,6 +20,8 @@ Found = dict[str, dict]
 REACHED = ("", "pass@1", "gain, points", "clear of the start", "tokens an answer", "cut")
 REACHED += ("entropy, nats", "false yes", "drift, nats")
 COSTS = ("", "sampled, M tokens", "trained, M tokens", "rollout, s", "update, s", "all, s")
+PAIRED = ("", "difference", "over seeds", "separated")
+QUANTITIES = {"drift": ("drift, in nats", "{:+.1f}"), "length": ("length, in tokens an answer", "{:+.0f}")}
 AGAINST = ("", "difference", "over seeds", "over problems", "separated")
 
 
@@ -122,6 +124,20 @@ def difference(one: dict[int, dict], other: dict[int, dict]) -> dict[str, tuple[
     return {"seeds": seed_interval(pairs), "problems": paired_bootstrap(right(one), right(other))}
 
 
+def paired(found: Found, methods: dict[str, Method], other: str, key: str) -> list[list[str]]:
+    """A row a method, columns as in PAIRED: a result's `key` less that of the other method with the same seed, its
+    interval over seeds; of methods with three seeds that both have."""
+    lines, base, form = [], of(found, other), QUANTITIES[key][1]
+    for name, method in methods.items():
+        both = sorted(of(found, name).keys() & base.keys())
+        if name == other or len(both) < 3:
+            continue
+        mean, low, high = seed_interval([of(found, name)[seed][key] - base[seed][key] for seed in both])
+        ends = f"[{form.format(low)}, {form.format(high)}]"
+        lines.append([method.label, form.format(mean), ends, "yes" if low > 0 or high < 0 else "no"])
+    return lines
+
+
 def separated(ends: dict[str, tuple[float, float, float]]) -> bool:
     """Whether both intervals leave out 0: neither other problems nor other seeds would be likely to turn it round."""
     return all(low > 0 or high < 0 for _, low, high in ends.values())
@@ -195,12 +211,13 @@ def show(title: str, found: Found, methods: dict[str, Method], other: str) -> No
 
 
 def pending(found: Found, names: list[str], script: str) -> str:
-    """The cells that are still to be run, with the command that goes on; or that there are none."""
+    """The cells that are still to be run, or that there are none; and the command that runs or prints them."""
     missing = [name for name in names if name not in found]
+    told = f"Pending, {len(missing)} of {len(names)} cells: {', '.join(f'`{name}`' for name in missing)}. To go on:"
     if not missing:
-        return f"All {len(names)} cells are done."
-    told = ", ".join(f"`{name}`" for name in missing)
-    return f"Pending, {len(missing)} of {len(names)} cells: {told}. To go on:\n\n```\npython experiments/{script}\n```"
+        base = next(iter(found.values())).get("base", "unknown")
+        told = f"All {len(names)} cells are done, from the base whose weights have the fingerprint `{base}`:"
+    return f"{told}\n\n```\npython experiments/{script} --checkpoint runs/base/checkpoint\n```"
 
 
 def page(
@@ -212,11 +229,13 @@ def page(
     names: list[str] | None = None,
     note: str = "",
     labelled: dict[str, Method] | None = None,
+    also: str = "",
 ) -> str:
     """The whole result of an ablation: what was reached, at what cost, what separated, the figure, what is pending.
 
     other: the method that all are compared with; names: of all cells, where they are more than methods and seeds; note:
-    a sentence on the costs; labelled: the methods as the first table calls them.
+    a sentence on the costs; labelled: the methods as the first table calls them; also: what else the question is about,
+    one of QUANTITIES.
     """
     told = []
     if lines := costs(found, methods):
@@ -228,5 +247,7 @@ def page(
     if lines := against(found, methods, other):
         told += [f"Against {methods[other].label}, in points of pass@1:", table(AGAINST, lines)]
         told += [verdict(found, methods, other)]
+    if also and (lines := paired(found, methods, other, also)):
+        told += [f"The same for {QUANTITIES[also][0]}:", table(PAIRED, lines)]
     names = names or [cell.name for cell in cells_of(methods, config)]
     return "\n\n".join(filter(None, [*told, pending(found, names, script)]))

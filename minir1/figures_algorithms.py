@@ -31,7 +31,7 @@ from minir1.figures import (
     smooth,
 )
 
-COLOURS = (BLUE, ORANGE, GREEN, VIOLET, RED, "#b0892c", "#3b9ab2", "#5b6b7a")
+COLOURS = (BLUE, ORANGE, GREEN, VIOLET, RED, "#b0892c", "#3b9ab2", "#5b6b7a", "#a0522d", "#c2529b", "#2f6f5e")
 Interval = tuple[float, float, float]  # mean, low, high
 
 
@@ -56,7 +56,7 @@ def algorithms(
         figure = Figure(figsize=(WIDTH, 7.6), dpi=DPI)
         sides = {"left": 0.13, "right": 0.985, "top": 0.785, "bottom": 0.09}
         left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.7), wspace=0.14, **sides)
-        _ends(figure.add_subplot(left), start, ends, intervals, colours)
+        far = _ends(figure.add_subplot(left), start, ends, intervals, colours)
         columns = 2 if len(ends) < 5 else 4
         grid = right.subgridspec(-(-len(ends) // columns), columns, hspace=0.32, wspace=0.12)
         most = max(curve["tokens"][-1] for runs in curves.values() for curve in runs) / 1e3
@@ -75,12 +75,12 @@ def algorithms(
         text = "Training problems solved" + (f" (grey {first}, dashed the start)" if len(ends) > 1 else "")
         figure.text(spot.x0, spot.y1 + 0.05, text, weight="bold", size=14)
         figure.text(spot.x0 + spot.width / 2, 0.025, "sampled, thousand tokens", color=MUTED, ha="center")
-        _headline(figure, *_finding(start, ends))
+        _headline(figure, *_finding(start, ends, far))
         return _write(figure, path)
 
 
-def _ends(panel: Axes, start: Interval, ends, intervals, colours) -> None:
-    """A row a method, the first on top; the base as a grey band, or as a word if it lies far below."""
+def _ends(panel: Axes, start: Interval, ends, intervals, colours) -> bool:
+    """A row a method, the first on top; the base as a grey band, or as a word if it lies far below: then True."""
     values = [value for runs in ends.values() for value in runs] + [e for one in intervals.values() for e in one[1:]]
     low, high = max(0.0, min(values)), min(1.0, max(values))
     far = start[2] < low - 1.5 * (high - low)
@@ -108,6 +108,19 @@ def _ends(panel: Axes, start: Interval, ends, intervals, colours) -> None:
     panel.grid(True, axis="x")
     panel.grid(False, axis="y")
     panel.set_title("Test problems, pass@1", loc="left", weight="bold", size=14, pad=20)
+    return far
+
+
+def _dots(panel: Axes, beside: Axes, title: str, unit: str, values: dict[str, list[float]], colours) -> None:
+    """A row a setting, those of `beside`: a small dot a seed, a large one their mean."""
+    for row, (label, colour) in enumerate(colours.items()):
+        if seeds := values.get(label):
+            panel.plot(seeds, [row + 0.22] * len(seeds), "o", color=colour, ms=4, alpha=0.6, mec="none")
+            panel.plot(np.mean(seeds), row, "o", color=colour, ms=9, mec="white", mew=1, zorder=4)
+    panel.set(ylim=beside.get_ylim(), xlabel=unit, yticks=[])
+    panel.set_xlim(left=0)
+    panel.grid(True, axis="x")
+    panel.set_title(title, loc="left", weight="bold", size=14, pad=20)
 
 
 def _course(panel: Axes, runs: list[dict], colour: str, behind: bool = False) -> None:
@@ -122,12 +135,13 @@ def _course(panel: Axes, runs: list[dict], colour: str, behind: bool = False) ->
     panel.plot(*mean, color=colour, lw=1.6 if behind else 2.4, alpha=0.7 if behind else 1, zorder=2 if behind else 4)
 
 
-def _finding(start: Interval, ends: dict[str, list[float]]) -> tuple[str, str]:
+def _finding(start: Interval, ends: dict[str, list[float]], far: bool) -> tuple[str, str]:
     means = {label: float(np.mean(values)) for label, values in ends.items()}
     low, high = min(means.values()), max(means.values())
     seeds = sorted({len(values) for values in ends.values()})
     count = f"{seeds[0]} seed" + "s" * (seeds[-1] > 1) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    note = f"{count}; bars are 95% intervals over seeds, small dots the seeds; a grey band is the base"
+    note = f"{count}; bars are 95% intervals over seeds, small dots the seeds"
+    note += "" if far else "; a grey band is the base"
     if len(means) == 1:
         return f"{next(iter(means))}: {_percent(start[0])} → {_percent(low)}", note
     # Without the names of the ends: an order is for the tables to claim, by their intervals.
@@ -137,18 +151,29 @@ def _finding(start: Interval, ends: dict[str, list[float]]) -> tuple[str, str]:
 # ---- settings of one algorithm ---------------------------------------------------------------
 
 
-def settings(start: Interval, ends, intervals, curves, path: Path, panels: dict[str, tuple[str, str]]) -> Figure:
+def settings(
+    start: Interval,
+    ends,
+    intervals,
+    curves,
+    path: Path,
+    panels: dict[str, tuple[str, str]],
+    dots: tuple[str, str, dict[str, list[float]]] | None = None,
+) -> Figure:
     """Pass@1 of every setting, and one panel over the steps for each of `panels`.
 
-    The arguments are those of `algorithms`; panels: key of a curve -> title, unit.
+    The arguments are those of `algorithms`; panels: key of a curve -> title, unit; dots: title, unit and label -> what
+    was measured at the end of each seed, drawn in the rows of the first panel.
     """
     colours = dict(zip(ends, COLOURS))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 5.8), dpi=DPI)
-        axes = figure.subplots(1, 1 + len(panels))
+        axes = figure.subplots(1, 1 + len(panels) + (dots is not None))
         figure.subplots_adjust(left=0.17, right=0.985, top=0.76, bottom=0.11, wspace=0.3)
-        _ends(axes[0], start, ends, intervals, colours)
-        for panel, (key, (title, unit)) in zip(axes[1:], panels.items()):
+        far = _ends(axes[0], start, ends, intervals, colours)
+        if dots:
+            _dots(axes[1], axes[0], *dots, colours)
+        for panel, (key, (title, unit)) in zip(axes[1 + (dots is not None) :], panels.items()):
             tops = [0.0]
             for label, runs in curves.items():
                 lines = [smooth(np.array(run[key]), 3) for run in runs if key in run]
@@ -168,7 +193,7 @@ def settings(start: Interval, ends, intervals, curves, path: Path, panels: dict[
                 _percent_axis(panel)
             else:
                 _from_zero(panel, np.array(tops))
-        _headline(figure, *_finding(start, ends))
+        _headline(figure, *_finding(start, ends, far))
         return _write(figure, path)
 
 

@@ -341,13 +341,25 @@ def test_what_separates_needs_both_intervals():
     assert tables.verdict(results(a=(0.5,)), METHODS, "a") == ""
 
 
+def test_other_quantities_are_paired_by_seed():
+    """B drifts by 1, 2 and 3 nats more than A with the same seed: 2 ± 4.303 / √3."""
+    found = results(a=(0.5, 0.5, 0.5), b=(0.5, 0.5, 0.5), c=(0.5, 0.5))
+    for seed in range(3):
+        found[f"a/{seed}"] = found[f"a/{seed}"] | {"drift": 10.0 * seed}
+        found[f"b/{seed}"] = found[f"b/{seed}"] | {"drift": 10.0 * seed + 1 + seed}
+    assert tables.paired(found, METHODS, "a", "drift") == [["B", "+2.0", "[-0.5, +4.5]", "no"]]
+    found["b/0"]["drift"], found["b/2"]["drift"] = 1.9, 22.1
+    assert tables.paired(found, METHODS, "a", "drift") == [["B", "+2.0", "[+1.8, +2.2]", "yes"]]
+
+
 def test_pages_name_the_pending_cells_and_the_command():
     everything = algorithms.page_result({}), algorithms.page_sweep({})
-    assert everything[0].startswith("Pending, 49 of 49 cells: `sweep/grpo/0.0001`, ")
-    assert everything[0].endswith("```\npython experiments/ablations/algorithms.py\n```")
+    assert everything[0].startswith("Pending, 67 of 67 cells: `sweep/grpo/0.0001`, ")
+    command = "python experiments/ablations/algorithms.py --checkpoint runs/base/checkpoint"
+    assert everything[0].endswith(f"```\n{command}\n```")
     assert "| GRPO | pending | pending | pending |" in everything[1]
     found = {name: result(0.5 + 0.01 * number) for number, name in enumerate(sorted(algorithms.names()))}
-    assert "All 49 cells are done." in algorithms.page_result(found)
+    assert "All 67 cells are done, from the base" in algorithms.page_result(found)
     page = algorithms.page_result(found)
     assert "| GRPO, lr 0.0009 | " in page and "![" in page and "Tokens sampled in training" in page
     assert "At the upper edge: GRPO, " in algorithms.page_sweep(found)
@@ -372,10 +384,10 @@ def test_the_page_of_a_reward_pushed_too_far():
     found = {"start": result(0.3)} | {f"free/{seed}": result(0.1, curve=curve) for seed in range(3)}
     assert overoptimization.rows(found) == [["without KL", "0.50", "10.50", "40.0%", "60.0%", "10.0%"]]
     page = overoptimization.page(found)
-    assert "| with KL | pending |" in page and "Pending, 6 of 10 cells: `kl/0`, `rules/0`, `kl/1`" in page
+    assert "| with KL 0.05 | pending |" in page and "Pending, 6 of 10 cells: `kl/0`, `rules/0`, `kl/1`" in page
     assert overoptimization.page({}).startswith("Pending, 10 of 10 cells: `start`")
     control = {"rules/0": result(0.8, curve={"tokens": [1] * 6, "accuracy": [0.4, 0.5, 0.6, 0.7, 0.8, 0.7]})}
-    assert overoptimization.rows(control) == [["rules, without KL", "-", "-", "40.0%", "80.0%", "70.0%"]]
+    assert overoptimization.rows(control) == [["rules without KL", "-", "-", "40.0%", "80.0%", "70.0%"]]
 
 
 def test_the_reward_model_is_made_once(toy, monkeypatch):
@@ -393,7 +405,7 @@ def test_the_reward_model_is_made_once(toy, monkeypatch):
 
 def test_kl_in_the_reward_is_held_against_its_own_algorithm():
     found = results(plain=(0.5, 0.5, 0.5), none=(0.9, 0.9, 0.9), reward=(0.7, 0.7, 0.7))
-    told = "Separated from no KL (REINFORCE) by both intervals: k1 in reward, 0.05 (+20.0 points)"
+    told = "Separated from no KL (REINFORCE) by both intervals: k1 in reward 0.05 (+20.0 points)"
     assert told in kl.page(found)
 
 

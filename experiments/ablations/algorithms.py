@@ -2,7 +2,7 @@
 
     python experiments/ablations/algorithms.py --checkpoint runs/base/checkpoint --jobs 2
 
-Eight objectives from one base. Learning rates first: three for each method, the same three for all, one seed, half
+Eleven objectives from one base. Learning rates first: three for each method, the same three for all, one seed, half
 of the steps, judged by pass@1 on the validation split. Then the chosen rate with fresh seeds and all steps, judged on
 the test split, by the last checkpoint. Everything else is what the scripts have as defaults, which each of them states.
 
@@ -34,6 +34,9 @@ METHODS = {
     "rloo": Method("RLOO", "ablations/rloo.py"),
     "dr_grpo": Method("Dr. GRPO", "ablations/dr_grpo.py"),
     "gspo": Method("GSPO", "ablations/gspo.py"),
+    "sequence_grpo": Method("GRPO, sequences", "ablations/sequence_grpo.py"),
+    "cispo": Method("CISPO", "ablations/cispo.py"),
+    "reinforce_pp": Method("REINFORCE++", "ablations/reinforce_pp.py"),
     "dapo": Method("DAPO", "ablations/dapo.py"),
     "ppo": Method("PPO, λ = 1", "ppo.py", {"lam": 1.0}),
     "ppo_gae": Method("PPO, λ = 0.95", "ppo.py", {"lam": 0.95}),

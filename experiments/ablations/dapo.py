@@ -5,9 +5,9 @@
     J(θ) = E 1/Σ|o_i| Σ_i Σ_t min(r_it A_i, clip(r_it, 1-ε_low, 1+ε_high) A_i)      0 < |{i : o_i right}| < G
 
 A copy of r1_zero.py. Four changes: the upper clip is wider, so that unlikely tokens can grow; groups that are all right
-or all wrong carry no signal and are replaced by groups of problems drawn anew (one may come twice), until P are mixed
-or --rounds are spent; all tokens of the batch weigh alike; and the last --overlong-buffer tokens of the budget cost up
-to one point. No KL term.
+or all wrong say nothing of what is right and are replaced by groups of problems drawn anew (one may come twice), until
+P are mixed or --rounds are spent; all tokens of the batch weigh alike; and the last --overlong-buffer tokens of the
+budget cost up to one point. No KL term.
 What refilling samples and throws away is counted: train/sampled_tokens, train/rounds, train/kept (share of groups), and
 train/accuracy is that of all answers drawn; reward, length and entropy are those of the batch that is learned from.
 """

@@ -41,7 +41,7 @@ def methods(config: Config) -> dict[str, Method]:
 
 def page(found: tables.Found) -> str:
     """What docs/algorithms.md says of it."""
-    return tables.page(found, methods(DEFAULT), "G8", DEFAULT, "ablations/group_size.py")
+    return tables.page(found, methods(DEFAULT), "G8", DEFAULT, "ablations/group_size.py", also="length")
 
 
 def draw(config: Config) -> None:

@@ -29,20 +29,22 @@ from minir1 import figures_algorithms  # noqa: E402
 
 METHODS = {
     "none": Method("no KL (GRPO)", "r1_zero.py", {"kl": 0.0}),
-    "weak": Method("k3 in loss, 0.001", "r1_zero.py", {"kl": 0.001}),
-    "loss": Method("k3 in loss, 0.05", "r1_zero.py", {"kl": 0.05}),
-    "refresh": Method("the same, refreshed", "r1_zero.py", {"kl": 0.05, "refresh": 4}),
+    "weak": Method("k3 in loss 0.001", "r1_zero.py", {"kl": 0.001}),
+    "loss": Method("k3 in loss 0.05", "r1_zero.py", {"kl": 0.05}),
+    "refresh": Method("k3 0.05 refreshed", "r1_zero.py", {"kl": 0.05, "refresh": 4}),
     "plain": Method("no KL (REINFORCE)", "reinforce.py", {"kl": 0.0}),
-    "reward": Method("k1 in reward, 0.05", "reinforce.py", {"kl": 0.05}),
+    "reward": Method("k1 in reward 0.05", "reinforce.py", {"kl": 0.05}),
 }
-PANELS = {"entropy": ("Entropy of a token", "nats"), "accuracy": ("Training problems", "share")}
+PANELS = {"accuracy": ("Training problems", "share")}
 DEFAULT = Config(out=Path("runs/kl"), results=Path("docs/results/kl.json"), figure=Path("docs/results/kl.png"))
 
 
 def page(found: tables.Found) -> str:
     """What docs/algorithms.md says of it."""
-    note = tables.verdict(found, {name: METHODS[name] for name in ("plain", "reward")}, "plain")
-    return tables.page(found, METHODS, "none", DEFAULT, "ablations/kl.py", note=note)
+    own = {name: METHODS[name] for name in ("plain", "reward")}
+    drift = [f" {label} {mean} {ends}" for label, mean, ends, _ in tables.paired(found, own, "plain", "drift")]
+    note = tables.verdict(found, own, "plain") + "".join(f" Of its drift, in nats:{text}." for text in drift)
+    return tables.page(found, METHODS, "none", DEFAULT, "ablations/kl.py", note=note, also="drift")
 
 
 def draw(config: Config) -> None:
@@ -50,7 +52,9 @@ def draw(config: Config) -> None:
     found = load(config.results)
     drawn = tables.parts(found, METHODS)
     if drawn["ends"] and START in found:
-        figures_algorithms.settings(tables.start(found), **drawn, path=config.figure, panels=PANELS)
+        drift = {METHODS[name].label: [r["drift"] for r in tables.of(found, name).values()] for name in METHODS}
+        dots = ("Drift from the base", "nats", drift)
+        figures_algorithms.settings(tables.start(found), **drawn, path=config.figure, panels=PANELS, dots=dots)
 
 
 def main(config: Config) -> None:

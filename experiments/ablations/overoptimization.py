@@ -41,8 +41,8 @@ def methods(config: Config) -> dict[str, Method]:
     reward = f"model:{config.out / 'reward_model' / 'checkpoint'}"
     return {
         "free": Method("without KL", "ppo.py", {"reward": reward, "kl": 0.0}),
-        "kl": Method("with KL", "ppo.py", {"reward": reward, "kl": 0.05}),
-        "rules": Method("rules, without KL", "ppo.py", {"reward": "rules", "kl": 0.0}),
+        "kl": Method("with KL 0.05", "ppo.py", {"reward": reward, "kl": 0.05}),
+        "rules": Method("rules without KL", "ppo.py", {"reward": "rules", "kl": 0.0}),
     }
 
 

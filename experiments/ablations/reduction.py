@@ -37,7 +37,7 @@ DEFAULT = Config(
 
 def page(found: tables.Found) -> str:
     """What docs/algorithms.md says of it."""
-    return tables.page(found, METHODS, "per_answer", DEFAULT, "ablations/reduction.py")
+    return tables.page(found, METHODS, "per_answer", DEFAULT, "ablations/reduction.py", also="length")
 
 
 def draw(config: Config) -> None:
