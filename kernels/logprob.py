@@ -83,6 +83,7 @@ def _forward(h, w, target, logits: dict, engine: str):
                 jit.fold_kernel[(triton.cdiv(len(x), FOLD["BLOCK_N"]),)](
                     x, target[n], part[0, 0, n], len(x), N, v.start, x.shape[1], x.stride(0), **logits, **FOLD,
                 )
+                del x  # so that the next tile takes its place, and one is in L2
     jit.finish_kernel[(triton.cdiv(N, 128),)](part, target, logp, stat, N, V, splits, BLOCK_N=128)
     return logp, stat
 
@@ -107,6 +108,7 @@ def _fill_dx(dx, h, w, target, stat, grad, start: int, logits: dict, engine: str
                 x, target[r], stat[:, r], grad[:, r], dx[r, c], len(x), stat.stride(0), start + c.start, x.shape[1],
                 x.stride(0), dx.stride(0), **flags, **FOLD,
             )
+            del x
 
 
 def _two_products(h, w, fill, dx_bytes: int, want_h: bool, want_w: bool):
