@@ -252,17 +252,28 @@ def test_no_result_depends_on_the_microbatch(sampled, changes):
         assert measured == pytest.approx(whole, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.4])
 @pytest.mark.parametrize("reduction", ["per_answer", "token", "fixed"])
-def test_the_gradient_is_that_of_the_objective_written_out(sampled, reduction):
-    """At ratio 1 and without KL the loss is -Σ_i w_i A_i Σ_t log π: w_i by hand for every reduction."""
+def test_the_gradient_is_that_of_the_objective_written_out(sampled, reduction, spread):
+    """Without KL the loss is -Σ_it w_i min(r A_i, clip(r) A_i): w_i by hand for every reduction, at ratio 1 and off it.
+
+    The sampler's log-probs are moved by noise of that spread: with 0.4 both clips, 0.1 and 0.3, bind for some token.
+    """
     model, _, rollout, advantage = sampled
-    _, moves = step(sampled, reduction=reduction, kl=0.0)
-    policy = copy.deepcopy(model)
-    logp = policy.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask)
-    lengths = (rollout.length - rollout.prompt_len).float()
+    noise = spread * torch.randn(rollout.logp.shape, generator=torch.Generator().manual_seed(2))
+    rollout = replace(rollout, logp=rollout.logp - noise * rollout.mask)
+    more = {"clip_low": 0.1, "clip_high": 0.3, "max_ratio_deviation": 1e9}
+    measured, moves = step(sampled, rollout=rollout, reduction=reduction, kl=0.0, **more)
+    policy, mask = copy.deepcopy(model), rollout.mask
+    logp = policy.logprob(rollout.tokens, lengths=rollout.length, mask=mask)
+    lengths = (rollout.length - rollout.prompt_len).float().view(16, 1)
     w = {"per_answer": 1 / (16 * lengths), "token": 1 / lengths.sum(), "fixed": torch.tensor(1 / (16 * RL.max_tokens))}
-    (w[reduction] * advantage * logp.sum(1)).sum().backward()
+    r, A = (logp - rollout.logp).exp(), advantage.view(16, 1)
+    (w[reduction] * torch.minimum(r * A, r.clamp(0.9, 1.3) * A) * mask).sum().backward()
     assert_same(moves, [p.grad for p in policy.parameters()])
+    bounds = [(A > 0) & (r > 1.3) & mask, (A < 0) & (r < 0.9) & mask]
+    assert [bool(bound.any()) for bound in bounds] == [spread > 0] * 2
+    assert measured["train/clip_fraction"] == pytest.approx((w[reduction] * sum(bounds)).sum().item())
 
 
 def test_minibatches_are_steps_one_after_the_other(sampled):

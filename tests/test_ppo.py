@@ -112,22 +112,45 @@ def test_no_result_depends_on_the_microbatch(sampled, kind):
         assert measured == pytest.approx(whole, rel=1e-3, abs=1e-5)
 
 
+def apart(sampled):
+    """The same rollout as an older policy and an older critic would have left it: no ratio is 1, no V is V_old."""
+    model, critics, rollout, rewards, told = sampled
+    generator = torch.Generator().manual_seed(2)
+    log_ratio, ahead = (scale * torch.randn(rollout.logp.shape, generator=generator) for scale in (0.5, 0.3))
+    rollout = replace(rollout, logp=rollout.logp - log_ratio * rollout.mask)
+    return model, critics, rollout, rewards, told._replace(values=told.values - ahead * rollout.mask)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["ratio 1", "apart"])
 @pytest.mark.parametrize("kind", ["trunk", "own"])
-def test_the_gradient_is_that_of_the_objective_written_out(sampled, kind):
-    """At ratio 1: -A log π - c_H H + β k3 + c_V ½ (V - R)², a mean over the tokens; the trunk gets both parts."""
+def test_the_gradient_is_that_of_the_objective_written_out(sampled, kind, moved):
+    """-min(r A, clip(r) A), at most -c A, - c_H H + β k3 + c_V ½ max(…)², a mean over the tokens; the trunk gets all.
+
+    Clips 0.1 and 0.3, c = 1.5, ε = 0.2 of the value: apart each binds for some token, at ratio 1 none does.
+    """
+    sampled = apart(sampled) if moved else sampled
     model, critics, rollout, _, told = sampled
-    config = {"entropy_weight": 0.3, "kl_in": "loss", "kl": 0.2, "value_weight": 0.7}
-    _, moves, critic_moves = step(sampled, kind, **config)
+    config = {"clip_low": 0.1, "clip_high": 0.3, "dual_clip": 1.5, "value_clip": 0.2, "max_ratio_deviation": 1e9}
+    config |= {"entropy_weight": 0.3, "kl_in": "loss", "kl": 0.2, "value_weight": 0.7}
+    measured, moves, critic_moves = step(sampled, kind, **config)
     policy, critic = copy.deepcopy(model), copy.deepcopy(critics[kind])
     logp, entropy = policy.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask, entropy=True)
     hidden = policy.hidden(rollout.tokens, lengths=rollout.length)
     value = torch.nn.functional.pad(critic(hidden)[:, :-1], (1, 0)) if kind == "trunk" else critic.values(
         rollout.tokens, lengths=rollout.length)
-    loss = -told.advantage * logp - 0.3 * entropy + 0.2 * kl_k3(logp, told.ref_logp)
-    loss = loss + 0.7 * 0.5 * (value - told.returns) ** 2
+    A, r = told.advantage, (logp - rollout.logp).exp()
+    gain = torch.minimum(r * A, r.clamp(0.9, 1.3) * A)
+    gain = torch.where(A < 0, torch.maximum(gain, 1.5 * A), gain)
+    near = told.values + (value - told.values).clamp(-0.2, 0.2)
+    error, near_error = (value - told.returns) ** 2, (near - told.returns) ** 2
+    loss = -gain - 0.3 * entropy + 0.2 * kl_k3(logp, told.ref_logp)
+    loss = loss + 0.7 * 0.5 * torch.maximum(error, near_error)
     loss[rollout.mask].mean().backward()
     assert_same(moves, [-p.grad for p in policy.parameters()])
     assert_same(critic_moves, [-p.grad for p in critic.parameters()])
+    bounds = [(A > 0) & (r > 1.3), (A < 0) & (r < 0.9), (A < 0) & (r > 1.5)]
+    assert [bool((bound & rollout.mask).any()) for bound in (*bounds, near_error > error + 1e-4)] == [moved] * 4
+    assert measured["train/clip_fraction"] == pytest.approx(sum(bounds)[rollout.mask].float().mean().item())
 
 
 @pytest.mark.parametrize("kind", ["trunk", "own"])
@@ -157,6 +180,22 @@ def test_estimates_by_hand(sampled):
     torch.testing.assert_close(in_loss.returns, rewards.view(8, 1) * mask)
     white = estimate(rewards, values, rollout.logp, rollout, replace(config, whitening=True)).advantage[mask]
     assert white.mean().abs() < 1e-6 and white.std() == pytest.approx(1)
+
+
+def test_both_discounts_reach_the_estimate(sampled):
+    """A_t = Σ_l (γλ)^l δ_{t+l} with γ = 0.9 and λ = 0.7, as a matrix of powers; nothing follows the last token."""
+    model, critics, rollout, rewards, _ = sampled
+    values, mask = ppo.state_values(model, critics["trunk"], rollout, 8192), rollout.mask
+    config = replace(PPO, gamma=0.9, lam=0.7, whitening=False, kl=0.0)
+    told = estimate(rewards, values, rollout.logp, rollout, config)
+    last = torch.arange(mask.shape[1]) == rollout.length.unsqueeze(1) - 1
+    to_come = torch.nn.functional.pad((values * mask)[:, 1:], (0, 1))
+    delta = (rewards.view(8, 1) * last + 0.9 * to_come - values) * mask
+    t = torch.arange(mask.shape[1])
+    powers = (0.63 ** (t - t.unsqueeze(1)).clamp(min=0)).triu()
+    want = delta @ powers.T * mask
+    torch.testing.assert_close(told.advantage, want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(told.returns, (want + values) * mask, atol=1e-5, rtol=1e-5)
 
 
 def test_a_wrong_sampler_stops_the_run(sampled):

@@ -86,7 +86,7 @@ def test_the_difference_leaves_out_docstrings_and_imports_of_the_shared_part(cap
     assert "noqa" not in shown and "arXiv" not in shown and "sys.path" not in shown
 
 
-# ---- gradients: at ratio 1 each is -Σ_i,t w_it A_it ∇ log π, with w and A by hand ----------------------------------
+# ---- gradients: at ratio 1 each is -Σ_i,t w_it A_it ∇ log π, with w and A by hand; off it, the objective is ---------
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +99,24 @@ def sampled(base):
     return model, rollout, torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def moved(name: str, model, rollout, advantage, **changes) -> list[torch.Tensor]:
-    """How `learn` moves the weights in one step of plain gradient descent, less the norm clip."""
+def learned(name: str, model, rollout, advantage, old=None, **changes):
+    """`learn` with plain gradient descent, less the norm clip: (what was measured, how the weights moved)."""
     policy, script = copy.deepcopy(model), importlib.import_module(name)
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
     config = config_of(name, minibatches=1, grad_clip=1e9, kl=0.0, **changes)
     if name == "tis":
-        script.learn(policy, None, optimizer, rollout, rollout.logp, advantage, config)
+        old = rollout.logp if old is None else old
+        measured = script.learn(policy, None, optimizer, rollout, old, advantage, config)
     elif variants.COPIES.get(name, "reinforce") == "reinforce":
-        script.learn(policy, optimizer, rollout, advantage, config)
+        measured = script.learn(policy, optimizer, rollout, advantage, config)
     else:
-        script.learn(policy, None, optimizer, rollout, advantage, config)
-    return [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
+        measured = script.learn(policy, None, optimizer, rollout, advantage, config)
+    return measured, [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
+
+
+def moved(*arguments, **changes) -> list[torch.Tensor]:
+    """How `learn` moves the weights."""
+    return learned(*arguments, **changes)[1]
 
 
 def by_hand(model, rollout, coefficient) -> list[torch.Tensor]:
@@ -146,12 +152,70 @@ def test_the_gradient_is_the_one_that_is_claimed(sampled, name, microbatch):
     assert_same(found, by_hand(model, rollout, weight * advantage.unsqueeze(1) * rollout.mask))
 
 
-@pytest.mark.parametrize("name", ["reinforce", "rloo", "reinforce_pp"])
-@pytest.mark.parametrize("microbatch", [10**6, 100])
-def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbatch):
-    """With a reference at hand: the KL is in the reward, token by token or once an answer."""
+LOW, HIGH = 0.02, 0.5  # far from each other and from 0.2
+OFF = {"clip_low": LOW, "clip_high": HIGH, "max_ratio_deviation": 1e9}
+
+
+def drifted(rollout, whole: bool = False):
+    """The rollout as another policy would have drawn it: no ratio is 1, and an answer's mean log r_t is the given one.
+
+    whole: its sum is, so that the ratio of the whole answer stays near 1.
+    """
+    lengths = rollout.mask.sum(1, keepdim=True)
+    generator = torch.Generator().manual_seed(3)  # some answer would be clipped by 0.2 and is not, or the other way
+    given = torch.linspace(-0.6, 0.6, 16)[torch.randperm(16, generator=generator)].unsqueeze(1)
+    noise = 0.3 * torch.randn(rollout.logp.shape, generator=generator) * rollout.mask
+    log_ratio = (given + noise - noise.sum(1, keepdim=True) / lengths) * rollout.mask
+    return replace(rollout, logp=rollout.logp - (log_ratio / lengths if whole else log_ratio))
+
+
+def objective(name: str, logp, old, A, mask):
+    """What a script maximises at each token, before its weights, and where the ratio is clipped; [B, T] each."""
+    log_ratio = (logp - old) * mask
+    if name == "gspo":
+        log_ratio = log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+    if name == "sequence_grpo":
+        log_ratio = log_ratio.sum(1, keepdim=True)
+    r = log_ratio.exp().expand_as(logp)
+    bounded = r.clamp(1 - LOW, 1 + HIGH)
+    if name == "cispo":
+        return bounded.detach() * A * logp, bounded != r
+    return torch.minimum(r * A, bounded * A), bounded * A < r * A
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if variants.COPIES.get(name) == "r1_zero"])
+def test_away_from_ratio_one_the_objective_is_the_one_that_is_claimed(sampled, name):
     model, rollout, rewards = sampled
-    script, config = importlib.import_module(name), config_of(name, kl=0.5)
+    rollout, mask = drifted(rollout, whole=name == "sequence_grpo"), rollout.mask
+    advantage, old, correction, changes = group_advantages(rewards).flatten(), rollout.logp, 1.0, OFF
+    if name == "tis":  # its sampler is neither the old policy nor the new one, and no mismatch stops it
+        mismatch = 0.5 * torch.rand(old.shape, generator=torch.Generator().manual_seed(6)) * mask
+        rollout, correction = replace(rollout, logp=old - mismatch), mismatch.exp().clamp(max=1.3)
+        changes = {"clip_low": LOW, "clip_high": HIGH, "cap": 1.3}
+    lengths, policy = mask.sum(1, keepdim=True), copy.deepcopy(model)
+    weight = {"dr_grpo": 1 / (16 * TOY["max_tokens"]), "dapo": 1 / lengths.sum(), "cispo": 1 / lengths.sum()}
+    weight = weight.get(name, 1 / (16 * lengths)) * mask
+    logp = policy.logprob(rollout.tokens, lengths=rollout.length, mask=mask)
+    A = advantage.unsqueeze(1).expand_as(logp)
+    gain, clipped = objective(name, logp, old, A, mask)
+    assert all((clipped & mask)[side].any() for side in (advantage > 0, advantage < 0))
+    (weight * correction * gain).sum().backward()
+    measured, found = learned(name, model, rollout, advantage, old, microbatch=100, **changes)
+    assert_same(found, [p.grad for p in policy.parameters()])
+    assert measured["train/clip_fraction"] == pytest.approx((weight * clipped).sum().item())
+
+
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "reinforce_pp"])
+@pytest.mark.parametrize("microbatch, off", [(10**6, False), (100, False), (100, True)])
+def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbatch, off):
+    """With a reference at hand: the KL is in the reward, token by token or once an answer; and with an entropy bonus.
+
+    Off ratio 1, where only REINFORCE++ has a ratio, the gradient of the others stays what it is.
+    """
+    model, rollout, rewards = sampled
+    rollout = drifted(rollout) if off else rollout
+    discount = {} if name == "rloo" else {"gamma": 0.9}
+    script, config = importlib.import_module(name), config_of(name, kl=0.5, **discount)
     ref_logp = rollout.logp - 0.3 * torch.rand(rollout.logp.shape, generator=torch.Generator().manual_seed(1))
     advantage = script.advantages(rewards, ref_logp, rollout, config)
     k1 = (rollout.logp - ref_logp) * rollout.mask
@@ -160,15 +224,27 @@ def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbat
         others = (scores.sum(1, keepdim=True) - scores) / 3
         want = (scores - others).flatten().unsqueeze(1) * rollout.mask
     else:
-        to_come = k1.flip(1).cumsum(1).flip(1)
-        want = (rewards.flatten().unsqueeze(1) - 0.5 * to_come) * rollout.mask
+        t = torch.arange(k1.shape[1])
+        last = t == rollout.length.unsqueeze(1) - 1
+        powers = (0.9 ** (t - t.unsqueeze(1)).clamp(min=0)).triu()  # Σ_l γ^l r_{t+l}
+        want = (rewards.flatten().unsqueeze(1) * last - 0.5 * k1) @ powers.T * rollout.mask
     if name == "reinforce_pp":
         chosen = want[rollout.mask]
         want = (want - chosen.mean()) / chosen.std() * rollout.mask
     torch.testing.assert_close(advantage, want, atol=2e-5, rtol=1e-4)
     weight = 1 / rollout.mask.sum() if name == "reinforce_pp" else 1 / (16 * TOY["max_tokens"])
-    found = moved(name, model, rollout, advantage, microbatch=microbatch)
-    assert_same(found, by_hand(model, rollout, weight * want))
+    clips = {"clip_low": LOW, "clip_high": HIGH} if name == "reinforce_pp" else {}
+    changes = {"microbatch": microbatch, "entropy_weight": 0.3, "max_ratio_deviation": 1e9, **clips}
+    measured, found = learned(name, model, rollout, advantage, **changes)
+    policy, mask = copy.deepcopy(model), rollout.mask
+    logp, entropy = policy.logprob(rollout.tokens, lengths=rollout.length, mask=mask, entropy=True)
+    gain, clipped = want * logp, torch.zeros_like(mask)
+    if name == "reinforce_pp":
+        gain, clipped = objective(name, logp, rollout.logp, want, mask)
+        assert [(clipped & mask & side).any().item() for side in (want > 0, want < 0)] == [off] * 2
+    (weight * (gain + 0.3 * entropy) * mask).sum().backward()
+    assert_same(found, [p.grad for p in policy.parameters()])
+    assert measured.get("train/clip_fraction", 0.0) == pytest.approx((weight * clipped * mask).sum().item())
 
 
 def test_the_weight_of_truncated_importance_mends_the_ratio(sampled):
@@ -255,10 +331,10 @@ def dapo_draws(monkeypatch, accuracies: list[list[int]]):
     """`refill` of dapo.py over made-up rollouts: how many of 2 answers are right, for every group of every round."""
     config = config_of("dapo", prompts=len(accuracies[0]), answers=2, minibatches=1, rounds=len(accuracies))
     count = len(accuracies[0])
-    calls = []
+    calls = []  # (problems, step, rows) of every round
 
     def act(model, tokenizer, problems, config, step, rows, **_):
-        calls.append((step, *rows.tolist()))
+        calls.append((problems, step, rows.tolist()))
         rows = count * 2
         mask = torch.tensor([[False, True, True]]).repeat(rows, 1)
         zeros = torch.zeros(rows, 3)
@@ -286,7 +362,9 @@ def test_dapo_stops_as_soon_as_its_groups_are_mixed(monkeypatch):
 def test_dapo_refills_and_counts_what_it_throws_away(monkeypatch):
     """First round: one mixed of three; second: all mixed. Kept: the mixed one, then two of the second round."""
     calls, problems, rollout, answers, spent = dapo_draws(monkeypatch, [[0, 1, 2], [1, 1, 1], [1, 1, 1]])
-    assert calls == [(3, 0, 1, 2, 3, 4, 5), (3, 6, 7, 8, 9, 10, 11)]  # rounds of a step, each with noise of its own
+    (first, *one), (second, *two) = calls  # rounds of a step, each with problems and noise of its own
+    assert one == [3, [0, 1, 2, 3, 4, 5]] and two == [3, [6, 7, 8, 9, 10, 11]]
+    assert not any(problem in first for problem in second) and problems == [first[1], *second[:2]]
     assert spent["train/rounds"] == 2 and spent["train/sampled_tokens"] == 2 * 12 and spent["train/kept"] == 0.5
     assert spent["train/accuracy"] == pytest.approx(6 / 12)  # of all that was drawn
     assert rollout.tokens[:, 0].tolist() == [1, 1, 2, 2, 2, 2] and rollout.group.tolist() == [0, 0, 1, 1, 2, 2]
