@@ -53,12 +53,14 @@ def algorithms(
     """
     colours, first = dict(zip(ends, COLOURS)), next(iter(ends))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 7.6), dpi=DPI)
-        sides = {"left": 0.13, "right": 0.985, "top": 0.785, "bottom": 0.09}
+        columns = 2 if len(ends) < 5 else 4
+        rows = -(-len(ends) // columns)
+        height = max(7.6, 3.2 * rows)
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+        sides = {"left": 0.13, "right": 0.985, "top": 1 - 1.634 / height, "bottom": 0.684 / height}
         left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.7), wspace=0.14, **sides)
         far = _ends(figure.add_subplot(left), start, ends, intervals, colours)
-        columns = 2 if len(ends) < 5 else 4
-        grid = right.subgridspec(-(-len(ends) // columns), columns, hspace=0.32, wspace=0.12)
+        grid = right.subgridspec(rows, columns, hspace=0.32, wspace=0.12)
         most = max(curve["tokens"][-1] for runs in curves.values() for curve in runs) / 1e3
         for number, label in enumerate(ends):
             panel = figure.add_subplot(grid[number // columns, number % columns])
@@ -73,8 +75,8 @@ def algorithms(
             panel.tick_params(labelsize=10.5, labelleft=number % columns == 0)
         spot = right.get_position(figure)
         text = "Training problems solved" + (f" (grey {first}, dashed the start)" if len(ends) > 1 else "")
-        figure.text(spot.x0, spot.y1 + 0.05, text, weight="bold", size=14)
-        figure.text(spot.x0 + spot.width / 2, 0.025, "sampled, thousand tokens", color=MUTED, ha="center")
+        figure.text(spot.x0, spot.y1 + 0.38 / height, text, weight="bold", size=14)
+        figure.text(spot.x0 + spot.width / 2, 0.19 / height, "sampled, thousand tokens", color=MUTED, ha="center")
         _headline(figure, *_finding(start, ends, far))
         return _write(figure, path)
 

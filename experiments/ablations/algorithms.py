@@ -34,7 +34,7 @@ METHODS = {
     "rloo": Method("RLOO", "ablations/rloo.py"),
     "dr_grpo": Method("Dr. GRPO", "ablations/dr_grpo.py"),
     "gspo": Method("GSPO", "ablations/gspo.py"),
-    "sequence_grpo": Method("GRPO, sequences", "ablations/sequence_grpo.py"),
+    "sequence_grpo": Method("GRPO (seq.)", "ablations/sequence_grpo.py"),
     "cispo": Method("CISPO", "ablations/cispo.py"),
     "reinforce_pp": Method("REINFORCE++", "ablations/reinforce_pp.py"),
     "dapo": Method("DAPO", "ablations/dapo.py"),
