@@ -236,7 +236,11 @@ def kernel_resources(found: dict) -> str:
     lines = [[case, kernel, *cells(on["sm_90"]), *cells(on["sm_80"])] for (case, kernel), on in made.items()]
     columns = ["registers", "spilled", "shared KiB", "tensor-core instructions"]
     head = ["operation, heads (qk, v)", "kernel", *(f"{arch}: {x}" for arch in ("sm_90", "sm_80") for x in columns)]
-    return grid(head, lines) + f"\n\nTriton {found['triton']}."
+    small = [x["shared"] for key, x in found["kernels"].items() if key.endswith(("sm_86", "sm_89"))]
+    inner = {" ".join(key.split("/")[:-1]) for key, x in found["kernels"].items() if x["inner"]}
+    return (f"{grid(head, lines)}\n\nTriton {found['triton']}. On sm_86 and sm_89 the largest asks for "
+            f"{max(small) / 1024:.0f} KiB. What is spilled comes back in an inner loop of "
+            f"{', '.join(sorted(inner)) or 'none of them'}.")
 
 
 BLOCKS = {  # name -> file under docs/results (None: made from scripts), function

@@ -28,30 +28,37 @@ from . import attention_jit as jit
 INTERPRET = not isinstance(jit.forward_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
 
 # (BLOCK_M queries, BLOCK_N keys, warps, stages) by the larger head size. Chosen by compiling, not by timing: what
-# spills least and fits the shared memory (227 KiB on sm_90, 163 on sm_80); experiments/benchmarks/kernel_resources.py
-# has the figures.
+# spills least and fits the shared memory of a block, 227 KiB on sm_90, 163 on sm_80, 99 on sm_86, sm_89 and sm_120;
+# experiments/benchmarks/kernel_resources.py has the figures.
 HOPPER = {
     "forward": {64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 192: (128, 64, 8, 3), 256: (128, 64, 8, 2)},
     "dq": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 192: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     "dkv": {64: (32, 128, 8, 2), 128: (32, 128, 8, 2), 192: (32, 64, 8, 2), 256: (32, 32, 8, 1)},
 }
+AMPERE_SHARED = 163 << 10  # bytes that a block may have there
 AMPERE = {
     "forward": {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 192: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
     "dq": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 192: (64, 32, 8, 2), 256: (64, 32, 8, 2)},
     "dkv": {64: (32, 128, 8, 2), 128: (32, 64, 8, 2), 192: (32, 32, 8, 2), 256: (16, 64, 8, 1)},
 }
+SMALL = {  # GPUs with less shared memory than that
+    "forward": AMPERE["forward"] | {192: (128, 32, 8, 3), 256: (64, 32, 8, 2)},
+    "dq": AMPERE["dq"] | {256: (32, 32, 8, 2)},
+    "dkv": AMPERE["dkv"],
+}
 FP32 = {  # without tensor cores, since tf32 would round
     "forward": {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 32, 8, 1)},
-    "dq": {64: (32, 32, 8, 1), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
+    "dq": {64: (32, 32, 8, 1), 256: (16, 16, 8, 1)},
     "dkv": {64: (32, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 32, 8, 1)},
 }
 
 
-def blocks(kind: str, size: int, dtype: torch.dtype, major: int) -> dict:
-    """Configuration of one kernel; kind: forward, dq or dkv; size: the larger head size; major: of the capability."""
+def blocks(kind: str, size: int, dtype: torch.dtype, major: int, shared: int) -> dict:
+    """Configuration of one kernel; kind: forward, dq or dkv; size: the larger head size; major, shared: of `gpu`."""
     if INTERPRET:
         return dict(BLOCK_M=32, BLOCK_N=32)
-    table = (FP32 if dtype == torch.float32 else HOPPER if major == 9 else AMPERE)[kind]
+    wide = HOPPER if major == 9 else AMPERE if shared >= AMPERE_SHARED else SMALL
+    table = (FP32 if dtype == torch.float32 else wide)[kind]
     m, n, warps, stages = table[min(x for x in table if x >= size)]
     return dict(BLOCK_M=m, BLOCK_N=n, num_warps=warps, num_stages=stages)
 
@@ -86,9 +93,12 @@ def readable(x):
     return x if x.stride(-1) == 1 and x.stride(0) < 1 << 24 else x.contiguous()
 
 
-def capability(x) -> int:
-    """Major compute capability of the GPU that holds x."""
-    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0
+def gpu(x) -> tuple[int, int]:
+    """Of the GPU that holds x: major compute capability, and bytes of shared memory that a block may have."""
+    if not x.is_cuda:
+        return 0, 0
+    of = torch.cuda.get_device_properties(x.device)
+    return of.major, of.shared_memory_per_block_optin
 
 
 def _outputs(like) -> torch.dtype:
@@ -104,7 +114,7 @@ def _forward(q, k, v, cu_q, cu_k, max_q, scale, causal, window, softcap):
     (N, H, d_qk), K, d_v = q.shape, k.shape[1], v.shape[-1]
     o = torch.empty(N, H, d_v, dtype=_outputs(q), device=q.device)
     lse = torch.empty(H, N, dtype=torch.float32, device=q.device)
-    config = blocks("forward", max(d_qk, d_v), q.dtype, capability(q))
+    config = blocks("forward", max(d_qk, d_v), q.dtype, *gpu(q))
     across = triton.cdiv(max_q, config["BLOCK_M"])
     grid = across * H * (len(cu_q) - 1)
     if grid and N:
@@ -119,7 +129,7 @@ def _forward(q, k, v, cu_q, cu_k, max_q, scale, causal, window, softcap):
 def _backward(q, k, v, o, lse, do, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap):
     """dq, dk, dv like q, k, v."""
     (N, H, d_qk), (M, K, _), d_v = q.shape, k.shape, v.shape[-1]
-    B, major, size = len(cu_q) - 1, capability(q), max(d_qk, d_v)
+    B, size = len(cu_q) - 1, max(d_qk, d_v)
     stat = torch.empty(2, H, N, dtype=torch.float32, device=q.device)  # lse in log 2, Δ
     dq, dk, dv = (torch.empty(x.shape, dtype=_outputs(x), device=x.device) for x in (q, k, v))
     strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *do.stride()[:2]
@@ -128,13 +138,13 @@ def _backward(q, k, v, o, lse, do, cu_q, cu_k, max_q, max_k, scale, causal, wind
         sizes = {x: common[x] for x in ("WIDEN", "DV", "V1", "V2")}
         jit.stat_kernel[(triton.cdiv(N, 64) * H,)](
             o, do, lse, stat, N, H, *o.stride()[:2], *do.stride()[:2], BLOCK_M=64, **sizes)
-    config = blocks("dq", size, q.dtype, major)
+    config = blocks("dq", size, q.dtype, *gpu(q))
     across = triton.cdiv(max_q, config["BLOCK_M"])
     if N and across * B:
         jit.dq_kernel[(across * H * B,)](
             q, k, v, do, stat, cu_q, cu_k, dq, across, N, H, H // K, *strides, *dq.stride()[:2],
             **common, **config)
-    config = blocks("dkv", size, q.dtype, major)
+    config = blocks("dkv", size, q.dtype, *gpu(q))
     across = triton.cdiv(max_k, config["BLOCK_N"])
     if M and across * B:
         jit.dkv_kernel[(across * K * B,)](

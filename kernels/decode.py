@@ -23,9 +23,9 @@ from . import decode_jit as jit
 INTERPRET = base.INTERPRET
 
 
-def blocks(rows: int, size: int, dtype: torch.dtype, major: int) -> dict:
-    """rows: queries of a key head; size: the larger head size. SPLIT depends on the head size alone: on anything of the
-    batch it would end batch invariance."""
+def blocks(rows: int, size: int, dtype: torch.dtype, major: int, shared: int) -> dict:
+    """rows: queries of a key head; size: the larger head size; major, shared: of `attention.gpu`. SPLIT depends on
+    the head size alone: on anything of the batch it would end batch invariance."""
     if INTERPRET:
         return dict(BLOCK_R=16, BLOCK_N=32, SPLIT=64)
     split = 1024 if size > 256 else 512  # slots; a latent has as many queries as heads, whose parts cost more to write
@@ -34,20 +34,23 @@ def blocks(rows: int, size: int, dtype: torch.dtype, major: int) -> dict:
         return dict(BLOCK_R=16, BLOCK_N=16 if size > 256 else 32, num_warps=4, num_stages=1, SPLIT=split)
     if size > 256:
         r, n, warps, stages = (64 if many else 16, 64, 8, 2) if major == 9 else (32 if many else 16, 32, 4, 2)
+    elif many and size > 128 and shared < base.AMPERE_SHARED:
+        r, n, warps, stages = 64, 32, 8, 2
     else:
         r, n, warps, stages = (64 if many else 16, 64, 4, 2)
     return dict(BLOCK_R=r, BLOCK_N=n, num_warps=warps, num_stages=stages, SPLIT=split)
 
 
 def _readable(x):
-    """x with the numbers of a head side by side: so does a cache keep them; what does not is copied whole."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """x [B, M or T, …] with the numbers of a head side by side, and a tile's offsets within 31 bits: so does a cache
+    keep them; what does not is copied whole."""
+    return x if x.stride(-1) == 1 and x.stride(1) < 1 << 24 else x.contiguous()
 
 
 def _decode(q1, q2, k, v, past, sizes: dict, scale, window, softcap, latent: bool):
     """q1 [B, T, H, ≥ D1], q2 [B, T, H, D2] (of any size without a second part), k [B, M, K, Dqk], v [B, M, K, Dv]."""
     (B, T, H, _), M, K, d_v = q1.shape, k.shape[1], k.shape[2], sizes["DV"]
-    config = blocks(T * (H // K), max(sizes["D"], d_v), q1.dtype, base.capability(q1))
+    config = blocks(T * (H // K), max(sizes["D"], d_v), q1.dtype, *base.gpu(q1))
     split = config["SPLIT"]
     splits, rows = triton.cdiv(M, split), T * (H // K)
     part = torch.empty(B, K, rows, splits, d_v, dtype=torch.float32, device=q1.device)

@@ -46,15 +46,15 @@ def split_kernel(
         return
     row = first + tl.arange(0, BLOCK_R)
     t = row // shared
-    h = kv * shared + row % shared
+    h = kv * shared + row % shared  # in 64 bits, as kv
     inside = (row < rows)[:, None]
     dims1 = tl.arange(0, D1)[None, :]
-    q1 = tl.load(q1_ptr + b * stride_q1b + (t * stride_q1t + h * stride_q1h)[:, None] + dims1,
+    q1 = tl.load(q1_ptr + b * stride_q1b + (t.to(tl.int64) * stride_q1t + h * stride_q1h)[:, None] + dims1,
                  mask=inside & (dims1 < D), other=0.0)
     q2 = q1
     if D2 > 0:
         dims2 = tl.arange(0, D2)[None, :]
-        q2 = tl.load(q2_ptr + b * stride_q2b + (t * stride_q2t + h * stride_q2h)[:, None] + dims2,
+        q2 = tl.load(q2_ptr + b * stride_q2b + (t.to(tl.int64) * stride_q2t + h * stride_q2h)[:, None] + dims2,
                      mask=inside & (dims2 < D - D1), other=0.0)
     if WIDEN:
         q1, q2 = q1.to(tl.float32), q2.to(tl.float32)

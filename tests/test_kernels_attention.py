@@ -191,8 +191,18 @@ def test_every_head_size_has_blocks(monkeypatch):
     for kind in ("forward", "dq", "dkv"):
         for size in range(1, 257):
             for dtype in (torch.float32, torch.bfloat16):
-                for major in (8, 9, 10):
-                    assert kernel.blocks(kind, size, dtype, major)["BLOCK_M"] >= 16
+                for of in ((8, 163 << 10), (8, 99 << 10), (9, 227 << 10), (10, 227 << 10), (12, 99 << 10)):
+                    assert kernel.blocks(kind, size, dtype, *of)["BLOCK_M"] >= 16
+
+
+def test_tiles_by_shared_memory(monkeypatch):
+    """The same generation of GPUs with 163 KiB a block and with 99: other tiles where the first do not fit."""
+    monkeypatch.setattr(kernel, "INTERPRET", False)
+    of = lambda kind, size, shared: kernel.blocks(kind, size, torch.bfloat16, 8, shared)
+    for kind, differ in (("forward", {192, 256}), ("dq", {256}), ("dkv", set())):
+        sizes = (64, 80, 96, 128, 192, 256)
+        assert {size for size in sizes if of(kind, size, 163 << 10) != of(kind, size, 99 << 10)} == differ
+        assert of(kind, 256, 227 << 10) == of(kind, 256, 163 << 10)
 
 
 # ---------------------------------------------------------------- the model over the kernels
@@ -244,6 +254,14 @@ def test_numerics_on_a_gpu(H, K, d_qk, d_v, dtype, tolerance):
         for have, want in zip(*results):
             alive = want.isfinite()
             close(have[alive], want[alive], tolerance)
+
+
+@pytest.mark.gpu
+def test_what_the_gpu_is_asked_for():
+    x = torch.empty(0, device=DEVICE)
+    major, shared = kernel.gpu(x)
+    assert major == torch.cuda.get_device_capability()[0] and 48 << 10 <= shared <= 256 << 10
+    assert kernel.gpu(x.cpu()) == (0, 0)
 
 
 @pytest.mark.gpu

@@ -161,6 +161,24 @@ def test_offsets_beyond_31_bits():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("latent", [False, True])
+def test_no_race(latent):
+    """A hundred calls over many splits of ragged rows, with a second stream keeping the device busy: equal bits."""
+    past = [32_000, 1, 17_000, 600, 24_575, 0, 511, 9_999]
+    if latent:
+        *inputs, at = latent_problem(past, 32_768, 2, 16, 512, 64, torch.bfloat16)
+        call = lambda: decode_latent(*inputs, at, 0.04, impl="triton", check=False)
+    else:
+        inputs = problem(past, 32_768, 2, 8, 2, 128, 128, torch.bfloat16)
+        call = lambda: decode_attention(*inputs, impl="triton", check=False)
+    first, other, load = call(), torch.cuda.Stream(), torch.randn(4096, 4096, device=DEVICE)
+    for _ in range(100):
+        with torch.cuda.stream(other):
+            load @ load
+        assert torch.equal(call(), first)
+
+
+@pytest.mark.gpu
 def test_a_step_can_be_recorded():
     """As a CUDA graph: replayed with other lengths and another cache it gives what a call would."""
     q, k, v, past = problem([5, 900], 2048, 1, 8, 2, 128, 128, torch.bfloat16)

@@ -146,8 +146,51 @@ def test_targets_ignored_and_out_of_range(engine):
     )
     assert logp[1] == ent[1] == 0 and not dh[1].any()
     assert all(x.isfinite().all() for x in (logp, ent, dh, dw))
-    target[:] = IGNORE
-    assert not linear_logprob(h, w, target, impl="triton", engine=engine)[0].any()
+
+
+@each_engine
+def test_all_labels_ignored(engine):
+    """Values and gradients are there, and are 0, whatever stands in the hidden states."""
+    h, w, target = put(*problem(35, V=130, dtype=torch.float32))
+    h[3], target[:] = float("nan"), IGNORE
+    f = lambda h, w: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True)
+    logp, ent, dh, dw = gradients(f, h, w, *upstream(35))
+    assert logp.shape == ent.shape == (35,) and dh.shape == h.shape and dw.shape == w.shape
+    assert all(x.eq(0).all() for x in (logp, ent, dh, dw))  # and not NaN
+
+
+AXIS = 65535  # programs on axis y or z of a grid
+
+
+class Launches:
+    """Stands for a kernel's module: notes the grids that are asked for, and starts nothing."""
+
+    def __init__(self, jit):
+        self.jit, self.grids = jit, {}
+
+    def __getattr__(self, name):
+        return self if name.endswith("_kernel") and not setattr(self, "last", name) else getattr(self.jit, name)
+
+    def __getitem__(self, grid):
+        self.grids.setdefault(self.last, []).append(grid)
+        return lambda *args, **kw: None
+
+
+@each_engine
+def test_grids_hold_any_number_of_tokens(monkeypatch, engine):
+    """More blocks of tokens than axes y and z may have go along x; with a large vocabulary too. On the meta device."""
+    monkeypatch.setattr(kernel, "jit", launches := Launches(kernel.jit))
+    largest = max(blocks["BLOCK_N"] for blocks in (*kernel.BLOCKS.values(), kernel.FOLD))
+    N, V = AXIS * max(largest, 128) + 1, 3 * kernel.SPLIT
+    monkeypatch.setattr(kernel, "TILE_N", N)  # even where the hybrid engine would take them in one piece
+    h, w = (torch.empty(n, 16, device="meta", dtype=torch.bfloat16) for n in (N, V))
+    target, grad = torch.empty(N, device="meta", dtype=torch.int64), torch.empty(2, N, device="meta")
+    _, stat = kernel._forward(h, w, target, {}, engine)
+    kernel._backward(h, w, target, stat, grad, {}, engine, 1 << 40, True, True)
+    assert launches.grids.keys() == {"finish_kernel"} | (
+        {"partials_kernel", "dx_kernel"} if engine == "fused" else {"fold_kernel", "unfold_kernel"})
+    for grid in sum(launches.grids.values(), []):
+        assert AXIS < grid[0] < 2**31 and all(n <= AXIS for n in grid[1:])
 
 
 @pytest.mark.parametrize("used, frozen", [("logp", "h"), ("logp", "w"), ("entropy", "h"), ("entropy", "w")])
@@ -256,8 +299,23 @@ def test_gpu_offsets_beyond_32_bits(engine):
 
 @pytest.mark.gpu
 @each_engine
-def test_gpu_many_tokens_and_a_large_dx(engine):
-    """More rows than a grid axis has (65535 blocks would do): 300,000 tokens, 9,000 columns, dx of 2.7e9 elements."""
+def test_gpu_more_blocks_of_tokens_than_axis_y_has(engine):
+    """65,536 blocks of 128 and a little: forward, and the gradients of the last tokens."""
+    N = 128 * (AXIS + 1) + 5
+    h, w, target = put(*problem(N, D=16, V=300, dtype=torch.bfloat16, ignored=0))
+    f = lambda h, w, target: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True)
+    g, g_H = upstream(N)
+    logp, ent, dh, _ = gradients(lambda h, w: f(h, w, target), h, w, g, g_H)
+    tail = slice(-300, None)
+    want = gradients(lambda h, w: reference(h, w, target[tail]), h[tail].double(), w.double(), g[tail], g_H[tail])
+    compare((logp[tail], ent[tail], dh[tail]), want[:3], h.dtype, atol=1e-4)
+    assert logp.isfinite().all() and (logp < 0).all()
+
+
+@pytest.mark.gpu
+@each_engine
+def test_gpu_a_large_dx(engine):
+    """300,000 tokens and 9,000 columns: dx of 2.7e9 elements, from one launch of more than 65,535 blocks."""
     h, w, target = put(*problem(300_000, D=16, V=9000, dtype=torch.bfloat16, ignored=0))
     f = lambda h, w, target, **kw: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True, **kw)
     g, g_H = upstream(len(h))

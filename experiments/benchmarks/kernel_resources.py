@@ -4,9 +4,16 @@
     python experiments/benchmarks/kernel_resources.py --save docs/results/kernel_resources.json
 
 Each kernel's own host code runs on small CPU tensors, but its launch is recorded instead of made; then Triton compiles
-what would have been launched, with the dtypes, constants and alignments of the arguments, for sm_90 (Hopper) and sm_80
-(Ampere). cuobjdump, which Triton carries, tells registers a thread, bytes a thread that do not fit them (spills),
-shared memory a block and instructions for tensor cores (HGMMA on sm_90, HMMA before).
+what would have been launched, with the dtypes, constants and alignments of the arguments, for sm_90 (Hopper), sm_80
+(Ampere), and sm_86 and sm_89, whose blocks may have less shared memory. cuobjdump, which Triton carries, tells
+
+registers  of a thread
+spills     bytes of a thread that do not fit them
+inner      instructions in innermost loops that fetch or put away such bytes: others are paid once, these in every round
+shared     bytes of shared memory a block
+hgmma      instructions for tensor cores on sm_90
+hmma       those before
+narrow     products of a stride, or of N, that are taken in 32 bits and may go beyond: there must be none
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ from unittest.mock import patch
 import torch
 import tyro
 
-SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block may ask for
+SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # bytes that a block may ask for
 KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
 
 
@@ -35,7 +42,7 @@ KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", t
 class Config:
     """What to compile."""
 
-    archs: tuple[int, ...] = (90, 80)  # compute capabilities
+    archs: tuple[int, ...] = (90, 80, 86, 89)  # compute capabilities
     cases: tuple[str, ...] = ()  # names as printed, or their beginnings; all if none
     save: Path | None = None  # JSON; with some cases only, the others stay as they are
 
@@ -62,9 +69,40 @@ def record(module, arch: int, run: Callable) -> list[tuple]:
         for name, fn in vars(module.jit).items():
             if name.endswith("_kernel"):
                 stack.enter_context(patch.object(module.jit, name, Recorder(fn, launches)))
-        stack.enter_context(patch.object(kernels("attention"), "capability", lambda x: arch // 10))
+        stack.enter_context(patch.object(kernels("attention"), "gpu", lambda x: (arch // 10, SHARED[arch])))
         run()
     return launches
+
+
+def narrow(ttir: str) -> int:
+    """Products in 32 bits of a stride, or of N, in Triton's intermediate code, but for a stride by a row of a tile."""
+    made = {}  # name -> operation, and the names that it takes
+    for name, operation, rest in re.findall(r"^ *(%\w+) = ([\w.]+) (.*)$", ttir, re.M):
+        made[name] = operation, re.findall(r"%\w+", rest)
+
+    def through(name: str, operations: tuple[str, ...]) -> str:
+        while name in made and made[name][0] in operations:
+            name = made[name][1][0]
+        return name
+
+    def far(name: str) -> bool:
+        return bool(re.fullmatch(r"%(stride_\w+|N)", through(name, ("tt.splat",))))
+
+    def inside(name: str) -> bool:
+        return made.get(through(name, ("tt.expand_dims", "tt.broadcast")), ("", ()))[0] == "tt.make_range"
+
+    products = re.findall(r"= arith\.muli (%\w+), (%\w+).* : (?:i32|tensor<[\dx]*xi32>)", ttir)
+    return sum(far(a) and not inside(b) or far(b) and not inside(a) for a, b in products)
+
+
+def inner(sass: str) -> int:
+    """Fetches and stores of spilled registers within loops that hold no loop."""
+    found = [(int(at, 16), text) for at, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.M)]
+    jumps = [(int(to[1], 16), at) for at, text in found if (to := re.search(r"\bBRA\b.*?\b0x([0-9a-f]+)", text))]
+    loops = [(to, at) for to, at in jumps if to < at]
+    innermost = [(a, b) for a, b in loops if not any(a <= c and d <= b for c, d in loops if (c, d) != (a, b))]
+    spilled = [at for at, text in found if re.search(r"\b(LDL|STL)\b", text)]
+    return sum(any(a <= at <= b for a, b in innermost) for at in spilled)
 
 
 def build(fn, args: tuple, kw: dict, arch: int) -> dict[str, int]:
@@ -96,12 +134,17 @@ def build(fn, args: tuple, kw: dict, arch: int) -> dict[str, int]:
         file.flush()
         ask = lambda flag: subprocess.check_output([tool, flag, file.name], text=True, stderr=subprocess.DEVNULL)
         usage, sass = ask("-res-usage"), ask("-sass")
+    ttir = built.asm["ttir"]
+    if f"%{fn.arg_names[0]}" not in ttir:
+        raise ValueError("this triton does not name arguments in its intermediate code, by which `narrow` looks")
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "spills": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "inner": inner(sass),
         "shared": built.metadata.shared,
         "hgmma": len(re.findall(r"\bHGMMA", sass)),
         "hmma": len(re.findall(r"\bHMMA", sass)),
+        "narrow": narrow(ttir),
     }
 
 
@@ -157,12 +200,14 @@ def cases() -> Iterator[tuple[str, str, Callable]]:
     """(name, module, call)"""
     for d_qk, d_v in ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)):
         yield f"attention/{d_qk}/{d_v}/bf16", "attention", attention_call(d_qk, d_v, torch.bfloat16)
-    yield "attention/128/128/fp32", "attention", attention_call(128, 128, torch.float32)
+    for size in (128, 256):
+        yield f"attention/{size}/{size}/fp32", "attention", attention_call(size, size, torch.float32)
     yield ("attention/window/softcap/128/128/bf16", "attention",
            attention_call(128, 128, torch.bfloat16, window=512, softcap=50.0))
     for size in (64, 128):
         yield f"decode/{size}/bf16", "decode", decode_call(1, 32, 8, size, torch.bfloat16)
-    yield "decode/128/bf16/4 new", "decode", decode_call(4, 40, 5, 128, torch.bfloat16)
+    for size in (128, 256):
+        yield f"decode/{size}/bf16/4 new", "decode", decode_call(4, 40, 5, size, torch.bfloat16)
     yield "decode/128/fp32", "decode", decode_call(1, 32, 8, 128, torch.float32)
     yield "decode/latent/128 heads/bf16", "decode", latent_call(1, 128, torch.bfloat16)
     yield "decode/latent/16 heads/bf16", "decode", latent_call(1, 16, torch.bfloat16)
