@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minir1.ops import linear_logprob
+from minir1.ops import linear_logprob, tiles
 from minir1.ops.logprob import CHUNK_BYTES
 
 IGNORE = -100
@@ -203,6 +203,26 @@ def test_what_waits_in_the_gradient_is_made_again_on_a_second_walk(chunk_bytes):
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("entropy", [True, False])
+def test_any_budget_gives_the_same_gradients(monkeypatch, entropy):
+    """Tiles of 16 by 16 at most, the last ones smaller: what is kept ends anywhere."""
+    monkeypatch.setitem(tiles.TILE, "cpu", (16, 16))
+    h, w, target = problem(39, 24, 71)
+    h.requires_grad_(), w.requires_grad_()
+    f = lambda **kw: sum(x.square().sum() for x in linear_logprob(h, w, target, entropy=entropy, **kw) if x is not None)
+    want = torch.autograd.grad(f(chunk_bytes=1), (h, w))
+    for budget in range(500, 39 * 71 * 8 + 1500, 333):
+        torch.testing.assert_close(torch.autograd.grad(f(chunk_bytes=budget), (h, w)), want)
+
+
+def test_there_is_no_second_derivative(monkeypatch):
+    for V in (67, 1100):  # whole rows, and tiles
+        h, w, target = problem(5, 24, V)
+        logp, _ = linear_logprob(h.requires_grad_(), w, target)
+        with pytest.raises(RuntimeError, match="create_graph=True: .* no second derivative"):
+            torch.autograd.grad(logp.sum(), h, create_graph=True)
+
+
 class Largest(TorchDispatchMode):
     """The size of the largest tensor that any operation made."""
 
@@ -238,9 +258,9 @@ def test_small_vocabularies_keep_what_the_budget_allows(entropy):
     h.requires_grad_(), w.requires_grad_()
     tile = 4369 * 60 * 4 * (1 + entropy)
     grads = []
-    for budget, tiles in ((1, 0), (tile - 1, 0), (tile, 1), (3 * tile - 1, 2), (3 * tile, 3)):
+    for budget, whole in ((1, 0), (tile - 1, 0), (tile, 1), (3 * tile - 1, 2), (3 * tile, 3)):
         logp, ent = linear_logprob(h, w, target, entropy=entropy, chunk_bytes=budget)
-        assert logp.grad_fn.saved_tensors[-1].nbytes == tiles * tile
+        assert logp.grad_fn.saved_tensors[-1].nbytes == whole * tile
         grads.append(torch.autograd.grad((logp.square() + (ent if entropy else 0)).sum(), (h, w)))
     for again in grads[1:]:
         torch.testing.assert_close(again, grads[0], rtol=1e-5, atol=1e-6)

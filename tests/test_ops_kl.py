@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from minir1.ops import linear_kl
+from minir1.ops import linear_kl, tiles
 
 KINDS = ["forward", "reverse", "js"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -79,12 +79,32 @@ def test_small_vocabularies_keep_what_the_budget_allows(kind):
     inputs = problem(3 * 2184, 60, D=(4, 4), dtype=torch.float32)  # tiles of 512 · 256 // 60 = 2,184 rows
     leaves = [x.requires_grad_() for x in inputs[:2]]
     tile, grads = 2184 * 60 * 4, []
-    for budget, tiles in ((1, 0), (tile - 1, 0), (tile, 1), (3 * tile - 1, 2), (3 * tile, 3)):
+    for budget, whole in ((1, 0), (tile - 1, 0), (tile, 1), (3 * tile - 1, 2), (3 * tile, 3)):
         kl = linear_kl(*inputs, kind=kind, chunk_bytes=budget)
-        assert kl.grad_fn.saved_tensors[-1].nbytes == tiles * tile
+        assert kl.grad_fn.saved_tensors[-1].nbytes == whole * tile
         grads.append(torch.autograd.grad(kl.square().sum(), leaves))
     for again in grads[1:]:
         torch.testing.assert_close(again, grads[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "js"])
+def test_any_budget_gives_the_same_gradients(monkeypatch, kind):
+    """Tiles of 8 by 16 at most, the last ones smaller: what is kept ends anywhere."""
+    monkeypatch.setitem(tiles.TILE, "cpu", (16, 16))
+    inputs = problem(39, 71, D=(24, 10))
+    leaves = [x.requires_grad_() for x in inputs[:2]]
+    f = lambda budget: linear_kl(*inputs, kind=kind, chunk_bytes=budget).square().sum()
+    want = torch.autograd.grad(f(1), leaves)
+    for budget in range(500, 2 * 39 * 71 * 8 + 3000, 999):
+        torch.testing.assert_close(torch.autograd.grad(f(budget), leaves), want)
+
+
+def test_there_is_no_second_derivative():
+    for V in (67, 1100):  # whole rows, and tiles
+        inputs = problem(5, V)
+        kl = linear_kl(inputs[0].requires_grad_(), *inputs[1:])
+        with pytest.raises(RuntimeError, match="create_graph=True: .* no second derivative"):
+            torch.autograd.grad(kl.sum(), inputs[0], create_graph=True)
 
 
 def test_by_hand():

@@ -4,7 +4,7 @@ import math
 import torch
 from torch.nn.functional import softplus
 
-from .tiles import float32_products, mm, shares, tile, waiting, wide
+from .tiles import differentiable_once, float32_products, mm, room_in_dw, shares, tile, waiting, wide
 
 
 def kl(h_s, w_s, h_t, w_t, temperature: float, kind: str, kept_bytes: int):
@@ -33,7 +33,7 @@ class _Rows(torch.autograd.Function):
         return found
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx, g):
         """dL/dz_s = g times the slope, which _row writes."""
         h, w, h_t, w_t, kept = ctx.saved_tensors
@@ -108,20 +108,21 @@ class _Tiles(torch.autograd.Function):
         dtype = wide(h_s, w_s, h_t, w_t)
         ctx.tokens, ctx.words = tile(N, V, dtype, h_s.device, models=2)
         ctx.temperature, ctx.kind = temperature, kind
-        wait = chunk_bytes and ctx.needs_input_grad[1] and w_s.dtype == dtype and N
-        wait = bool(wait and 2 * ctx.tokens[0].stop <= w_s.shape[1])
-        ctx.dw, ctx.first_waits = w_s.new_empty(w_s.shape) if wait else None, wait
+        ctx.dw = room_in_dw(w_s, dtype, ctx.tokens, 2, chunk_bytes) if ctx.needs_input_grad[1] else None
+        ctx.first_waits = ctx.dw is not None
         inputs, kept, left = (h_s, w_s, h_t, w_t), [], chunk_bytes
         stat = h_s.new_empty(2, 2, len(ctx.words), N, dtype=dtype)  # max z, max lp of student and teacher
         part = h_s.new_zeros(len(ctx.words), N, dtype=dtype)
         for j, i, z in _tiles(ctx, inputs, (), dtype):
             n = ctx.tokens[i]
-            if i == 0 and wait:
+            if i == 0 and ctx.first_waits:
                 z = waiting(ctx.dw, ctx.words[j], *z.shape).copy_(z)
             elif left >= z.nbytes:
                 left -= z.nbytes
                 z = z.clone()
                 kept.append(z)
+            else:
+                left = 0  # a later, smaller tile might fit, but what is kept comes first
             torch.amax(z, 2, out=stat[0, :, j, n])
             lp_s, lp_t = torch.log_softmax(z, 2, out=z)
             torch.amax(z, 2, out=stat[1, :, j, n])
@@ -144,7 +145,7 @@ class _Tiles(torch.autograd.Function):
         return kl
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx, g):
         """Of the student's logits:  forward  g (p_s - p_t);   reverse  g p_s (log p_s - log p_t - KL(p_s ‖ p_t));
         js  ½ g p_s (log p_s - log m - KL(p_s ‖ m)).

@@ -6,7 +6,7 @@ from it, forward as backward. Log-probs are kept for the backward pass as far as
 import torch
 from torch import Tensor
 
-from .tiles import float32_products, mm, shares, tile, waiting, wide
+from .tiles import differentiable_once, float32_products, mm, room_in_dw, shares, tile, waiting, wide
 
 
 def logprob(h, w, target, temperature, softcap, logit_scale, entropy: bool, kept_bytes: int):
@@ -55,7 +55,7 @@ class _Rows(torch.autograd.Function):
         return logp.squeeze(1), H
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx, g, g_H):
         """dz_v = g (1[v=t] - p_v) - g_H p_v (log p_v + H)"""
         if g is None and g_H is None:
@@ -108,8 +108,8 @@ class _Tiles(torch.autograd.Function):
         stat = h.new_empty(3, len(ctx.words), N, dtype=dtype)  # max z, max lp, -H of each tile
         z_t, kept = h.new_full((N,), float("nan"), dtype=dtype), []
         left = chunk_bytes if softcap is None else 0  # tanh' needs the logits beside the log-probs
-        wait = left and ctx.needs_input_grad[1] and w.dtype == dtype and N and ctx.tokens[0].stop <= w.shape[1]
-        ctx.dw, ctx.first_waits = torch.empty(w.shape, dtype=dtype, device=w.device) if wait else None, bool(wait)
+        ctx.dw = room_in_dw(w, dtype, ctx.tokens, 1, left) if ctx.needs_input_grad[1] else None
+        ctx.first_waits = ctx.dw is not None
         room = _room(2, ctx, h, dtype)
         for j, v in enumerate(ctx.words):
             w_v = w[v] if h.is_cuda else w[v].to(dtype)
@@ -121,6 +121,8 @@ class _Tiles(torch.autograd.Function):
                     left -= lp.nbytes
                     lp = torch.empty_like(lp)
                     kept.append(lp)
+                else:
+                    left = 0  # a later, smaller tile might fit, but what is kept comes first
                 _logits(h[n], w_v, *ctx.how, out=lp)
                 _read(lp, p, target[n], v, stat[:, j, n], z_t[n], entropy)
         logp, ent, log_share = _merge(stat, z_t, entropy)
@@ -129,7 +131,7 @@ class _Tiles(torch.autograd.Function):
         return logp, ent
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx, g, g_H):
         if g is None and g_H is None:
             return (None,) * 8

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # tokens, words: of fp32, a tile is as large as the level-2 cache of a core, or most of that of a GPU
 TILE = {"cpu": (512, 512), "cuda": (4096, 2048)}
@@ -35,9 +36,32 @@ def tile(
     return cuts(N, rows * columns * 4 // (width * dtype.itemsize * models)), words
 
 
+def room_in_dw(w: Tensor, dtype: torch.dtype, tokens: list[slice], planes: int, kept_bytes: int) -> Tensor | None:
+    """dw [V, D], made before its time, if the first tile of each piece of words, of so many planes, fits where its dw
+    will stand, and dw is at most twice what may be kept: each graph that waits for its backward pass holds its own.
+    """
+    fits = tokens and planes * tokens[0].stop <= w.shape[1] and w.nbytes <= 2 * kept_bytes
+    return torch.empty(w.shape, dtype=dtype, device=w.device) if fits and w.dtype == dtype else None
+
+
 def waiting(dw: Tensor, v: slice, *size: int) -> Tensor:
-    """A tile of that size in the memory of dw[v]: what waits there costs nothing, until the gradient overwrites it."""
+    """A tile of that size in the memory of dw[v], where it may wait until the gradient overwrites it."""
     return dw[v].view(-1)[: math.prod(size)].view(size)
+
+
+def differentiable_once(backward):
+    """For a backward pass without one of its own. RuntimeError for create_graph=True, which would go without it."""
+
+    @once_differentiable
+    def run(ctx, *grads):
+        return backward(ctx, *grads)
+
+    def checked(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise RuntimeError("create_graph=True: what is made from hidden states has no second derivative here")
+        return run(ctx, *grads)
+
+    return checked
 
 
 def float32_products(x: Tensor):
