@@ -24,6 +24,7 @@ import torch
 import triton
 
 from . import attention_jit as jit
+from .once import differentiable_once
 
 INTERPRET = not isinstance(jit.forward_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
 
@@ -163,7 +164,7 @@ class _Attention(torch.autograd.Function):
         return o.to(q.dtype), lse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx, do, _):
         q, k, v, cu_q, cu_k, o, lse = ctx.saved_tensors
         do = do.to(q.dtype)
@@ -180,5 +181,5 @@ def attention(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, causal=True, window=N
     causal, it sees keys up to there; with a window w, those less than w away. Arguments are taken as checked: see
     minir1.ops.
     """
-    q, k, v = (readable(x) for x in (q, k, v))
+    q, k, v, cu_q, cu_k = (*(readable(x) for x in (q, k, v)), cu_q.contiguous(), cu_k.contiguous())
     return _Attention.apply(q, k, v, cu_q, cu_k, max_q, max_k, float(scale), causal, window, softcap)

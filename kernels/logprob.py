@@ -27,6 +27,7 @@ import torch
 import triton
 
 from . import logprob_jit as jit
+from .once import differentiable_once
 
 INTERPRET = not isinstance(jit.partials_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
 DX_BYTES = 128 << 20  # of dx that wait for their two products
@@ -151,7 +152,7 @@ class _LinearLogprob(torch.autograd.Function):
         return logp, stat[2].clone() if entropy else None
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx, g, g_H):
         h, w, target, stat = ctx.saved_tensors
         if g is None and g_H is None:

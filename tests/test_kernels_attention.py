@@ -121,6 +121,20 @@ def test_a_gradient_of_stride_zero():
         close(a, b.double(), 3e-6)
 
 
+def test_bounds_may_be_a_column_of_a_table():
+    q, k, v, cu_q, cu_k, *longest = problem([20, 14], [20, 14], 2, 1, 16, 16)
+    beside = lambda cu: torch.stack((cu, cu + 7), 1)[:, 0]
+    o, _ = attention(q, k, v, cu_q, cu_k, *longest, impl="triton")
+    assert torch.equal(o, attention(q, k, v, beside(cu_q), beside(cu_k), *longest, impl="triton")[0])
+
+
+def test_there_is_no_second_derivative():
+    q, k, v, *bounds = problem([5], [5], 2, 1, 16, 16)
+    o, _ = attention(q.requires_grad_(), k, v, *bounds, impl="triton")
+    with pytest.raises(RuntimeError, match="create_graph=True: a kernel has no second derivative"):
+        torch.autograd.grad(o.sum(), q, create_graph=True)
+
+
 def test_lse_is_no_way_back_and_nothing_else_is_asked():
     q, k, v, *bounds = problem([5], [5], 2, 1, 16, 16)
     o, lse = attention(q.requires_grad_(), k, v, *bounds, impl="triton")

@@ -273,6 +273,8 @@ def test_small_vocabularies_keep_what_the_budget_allows(entropy):
         (dict(temperature=0.0), "temperature=0.0"),
         (dict(temperature=float("nan")), "temperature=nan"),
         (dict(softcap=0.0), "softcap=0.0"),
+        (dict(softcap=math.inf), "softcap=inf: must be above 0 and finite"),
+        (dict(logit_scale=math.nan), "logit_scale=nan: must be finite"),
         (dict(chunk_bytes=0), "chunk_bytes=0"),
         (dict(engine="fast"), "engine='fast': choose one of auto, hybrid, fused"),
         (dict(engine="fused"), "engine='fused': only Triton"),

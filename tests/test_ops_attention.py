@@ -278,3 +278,17 @@ def test_by_itself_the_cpu_takes_the_twin(monkeypatch):
     monkeypatch.setitem(sys.modules, "minir1.kernels.attention", None)  # importing it would fail
     attention(**good())
     decode_attention(**good_decode())
+
+
+def test_nothing_asked_leaves_gradients_of_zero():
+    q, k, v = (torch.randn(n, 2, 8, dtype=torch.float64, requires_grad=True) for n in (0, 5, 5))
+    o, lse = attention(q, k, v, torch.tensor([0, 0], dtype=torch.int32), torch.tensor([0, 5], dtype=torch.int32), 0, 5)
+    assert o.shape == (0, 2, 8) and lse.shape == (2, 0)
+    assert [x.abs().sum().item() for x in torch.autograd.grad(o.sum(), (q, k, v))] == [0, 0, 0]
+
+
+def test_decoding_of_nothing_is_empty():
+    for B, T in ((0, 1), (2, 0)):
+        q, k = torch.zeros(B, T, 4, 8), torch.zeros(B, 6, 2, 8)
+        past = torch.zeros(B, dtype=torch.int64)
+        assert decode_attention(q, k, k[..., :5], past, scale=1.0).shape == (B, T, 4, 5)

@@ -1,4 +1,6 @@
 """Attention over packed sequences: the twin, sequence by sequence, and the way to the kernel."""
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,7 +71,8 @@ def _twin(q, k, v, cu_q, cu_k, scale, causal, window, softcap):
         _one(q[i:j], k[m:n], v[m:n], scale, causal, window, softcap) for (i, j), (m, n) in bounds if j > i
     ]
     if not found:
-        return q.new_zeros(len(q), q.shape[1], v.shape[-1]), q.new_zeros(q.shape[1], len(q), dtype=_wide(q))
+        o = q.new_zeros(len(q), q.shape[1], v.shape[-1]) + (q.sum() + k[:0].sum() + v[:0].sum())  # gradients are 0
+        return o, q.new_zeros(q.shape[1], len(q), dtype=_wide(q))
     return torch.cat([o for o, _ in found]), torch.cat([lse for _, lse in found], dim=1)
 
 
@@ -136,8 +139,8 @@ def check_heads(**tensors: Tensor) -> None:
 def check_numbers(window: int | None, softcap: float | None) -> None:
     if window is not None and window < 1:
         raise ValueError(f"window={window}: must be at least 1, or None")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap={softcap}: must be above 0, or None")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap={softcap}: must be above 0 and finite, or None")
 
 
 def _check(q, k, v, cu_q, cu_k, max_q, max_k, window, softcap) -> None:

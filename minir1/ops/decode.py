@@ -102,17 +102,17 @@ def over_slots(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, soft
     rows, new, heads, _ = q.shape
     kv_heads = k.shape[2]
     shared = heads // kv_heads  # query heads of one key head
-    q = q.unflatten(2, (kv_heads, shared)).permute(0, 2, 1, 3, 4).reshape(rows * kv_heads, new * shared, -1)
+    q = q.unflatten(2, (kv_heads, shared)).permute(0, 2, 1, 3, 4).reshape(rows * kv_heads, new * shared, q.shape[-1])
     k = k.transpose(1, 2).flatten(0, 1) if kv_heads > 1 else k.squeeze(2)
     v = v.transpose(1, 2).flatten(0, 1) if kv_heads > 1 else v.squeeze(2)
-    scores = torch.bmm(q, k.transpose(1, 2)).view(rows, kv_heads, new, shared, -1)
+    scores = torch.bmm(q, k.transpose(1, 2)).view(rows, kv_heads, new, shared, k.shape[1])
     scores = scores if scores.dtype == torch.float64 else scores.float()
     if softcap is not None:
         scores, scale = torch.tanh(scores * (scale / softcap)), softcap
     scores = torch.add(bias[:, None, :, None], scores, alpha=scale)
-    weights = scores.softmax(-1).to(v.dtype).view(rows * kv_heads, new * shared, -1)
-    out = torch.bmm(weights, v).view(rows, kv_heads, new, shared, -1)
-    return out.permute(0, 2, 1, 3, 4).reshape(rows, new, heads, -1)
+    weights = scores.softmax(-1).to(v.dtype).view(rows * kv_heads, new * shared, k.shape[1])
+    out = torch.bmm(weights, v).view(rows, kv_heads, new, shared, v.shape[-1])
+    return out.permute(0, 2, 1, 3, 4).reshape(rows, new, heads, v.shape[-1])
 
 
 def _wants_gradient(*tensors: Tensor) -> str | None:

@@ -32,8 +32,9 @@ def linear_kl(
     gradient): that is the caller's.
 
     chunk_bytes: the twin keeps that much of [N, V] for the backward pass (None: 40 MiB; log-probs of both models, or
-    gradients of small vocabularies) and makes the rest again there; Triton keeps none, and holds that much of the
-    gradients of the student's logits (128 MiB). ValueError for what does not fit.
+    gradients of small vocabularies), and in the memory that dw will take if that is at most twice as much, and makes
+    the rest again there; each call holds its own until its backward pass. Triton keeps none, and holds that much of the
+    gradients of the student's logits (128 MiB). Rows may have any strides, 0 as well. ValueError for what does not fit.
     """
     _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes)
     if use_triton(impl, h_s, w_s) and use_triton(impl, h_t, w_t):

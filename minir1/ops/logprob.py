@@ -1,4 +1,6 @@
 """Log-probability and entropy from hidden states and the vocabulary matrix, by the kernel or its twin."""
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,11 @@ def linear_logprob(
 
     engine, of the Triton kernel: "hybrid" (auto) or "fused", whose logp and entropy of a row have the same bits in any
     batch. chunk_bytes: how much of [N, V] is held. The twin keeps that much of the logits for the backward pass (None:
-    48 MiB) and makes the others again there; Triton keeps none, and holds that much of their gradients (128 MiB).
+    48 MiB), and in the memory that dw will take if that is at most twice as much, and makes the others again there;
+    each call holds its own until its backward pass. Triton keeps none, and holds that much of their gradients (None:
+    128 MiB). Rows may have any strides, 0 as well.
     """
-    _check(h, w, target, temperature, softcap, engine, chunk_bytes)
+    _check(h, w, target, temperature, softcap, logit_scale, engine, chunk_bytes)
     triton = use_triton(impl, h, w)
     if engine != "auto" and not triton:
         raise ValueError(f"engine={engine!r}: only Triton has engines, and here the twin in torch runs; impl='triton' "
@@ -73,7 +77,7 @@ def _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, ch
     )
 
 
-def _check(h, w, target, temperature, softcap, engine, chunk_bytes) -> None:
+def _check(h, w, target, temperature, softcap, logit_scale, engine, chunk_bytes) -> None:
     if h.dim() != 2 or w.dim() != 2 or h.shape[1] != w.shape[1] or target.shape != h.shape[:1]:
         raise ValueError(f"h {tuple(h.shape)}, w {tuple(w.shape)}, target {tuple(target.shape)}: "
                          "want [N, D], [V, D], [N]")
@@ -87,7 +91,9 @@ def _check(h, w, target, temperature, softcap, engine, chunk_bytes) -> None:
         raise ValueError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap={softcap}: must be above 0, or None")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap={softcap}: must be above 0 and finite, or None")
+    if not math.isfinite(logit_scale):
+        raise ValueError(f"logit_scale={logit_scale}: must be finite")
     if chunk_bytes is not None and chunk_bytes <= 0:
         raise ValueError(f"chunk_bytes={chunk_bytes}: must be above 0, or None")

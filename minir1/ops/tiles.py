@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # tokens, words: of fp32, a tile is as large as the level-2 cache of a core, or most of that of a GPU
 TILE = {"cpu": (512, 512), "cuda": (4096, 2048)}
@@ -50,18 +49,13 @@ def waiting(dw: Tensor, v: slice, *size: int) -> Tensor:
 
 
 def differentiable_once(backward):
-    """For a backward pass without one of its own. RuntimeError for create_graph=True, which would go without it."""
-
-    @once_differentiable
+    """For a backward pass without one of its own: RuntimeError under create_graph=True, which would go without it."""
     def run(ctx, *grads):
-        return backward(ctx, *grads)
-
-    def checked(ctx, *grads):
         if torch.is_grad_enabled():
             raise RuntimeError("create_graph=True: what is made from hidden states has no second derivative here")
-        return run(ctx, *grads)
+        return backward(ctx, *grads)
 
-    return checked
+    return run
 
 
 def float32_products(x: Tensor):
