@@ -226,11 +226,11 @@ def kernels_cpu(found: dict[str, float]) -> str:
 
 
 def kernel_resources(found: dict) -> str:
-    """What each kernel but the log-prob's needs, on both generations."""
+    """What each kernel needs, on both generations."""
     made: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
     for key, figures in found["kernels"].items():
         *case, kernel, arch = key.split("/")
-        if "bf16" in case and kernel not in ("stat", "merge"):
+        if "bf16" in case and kernel not in ("stat", "merge", "finish"):
             made.setdefault((" ".join(x for x in case if x != "bf16"), kernel), {})[arch] = figures
     cells = lambda x: [f"{n:.0f}" for n in (x["registers"], x["spills"], x["shared"] / 1024, x["hgmma"] + x["hmma"])]
     lines = [[case, kernel, *cells(on["sm_90"]), *cells(on["sm_80"])] for (case, kernel), on in made.items()]

@@ -19,7 +19,7 @@ import kernel_resources  # noqa: E402
 
 RECORD = json.loads((ROOT / "docs" / "results" / "kernel_resources.json").read_text())
 RECORDED = RECORD["kernels"]
-PRODUCTS = {"forward", "dq", "dkv", "split"}  # kernels with matrix products
+PRODUCTS = {"forward", "dq", "dkv", "split", "partials", "dx"}  # kernels with matrix products
 
 
 def need_cuobjdump():

@@ -1,4 +1,4 @@
-"""What Triton kernels (attention, decoding, linear_kl) ask of a GPU, by compiling them for it; no GPU is needed.
+"""What the Triton kernels ask of a GPU, by compiling them for it; no GPU is needed.
 
     python experiments/benchmarks/kernel_resources.py
     python experiments/benchmarks/kernel_resources.py --save docs/results/kernel_resources.json
@@ -185,6 +185,19 @@ def latent_call(tokens: int, heads: int, dtype: torch.dtype) -> Callable:
     return run
 
 
+def logprob_call(engine: str, dtype: torch.dtype) -> Callable:
+    """Forward and backward, with entropy."""
+
+    def run():
+        kernel = kernels("logprob")
+        h, w = (torch.empty(n, 128, dtype=dtype, requires_grad=True) for n in (256, 1024))
+        target = torch.zeros(256, dtype=torch.int64)
+        logp, entropy = kernel.linear_logprob(h, w, target, temperature=0.9, entropy=True, engine=engine)
+        (logp + entropy).sum().backward()
+
+    return run
+
+
 def kl_call(kind: str, dtype: torch.dtype) -> Callable:
     """Forward and backward of one tile."""
 
@@ -212,6 +225,9 @@ def cases() -> Iterator[tuple[str, str, Callable]]:
     yield "decode/latent/128 heads/bf16", "decode", latent_call(1, 128, torch.bfloat16)
     yield "decode/latent/16 heads/bf16", "decode", latent_call(1, 16, torch.bfloat16)
     yield "decode/latent/16 heads/fp32", "decode", latent_call(1, 16, torch.float32)
+    for engine in ("fused", "hybrid"):
+        yield f"logprob/{engine}/bf16", "logprob", logprob_call(engine, torch.bfloat16)
+    yield "logprob/fused/fp32", "logprob", logprob_call("fused", torch.float32)
     for kind in ("forward", "reverse", "js"):
         yield f"kl/{kind}/bf16", "kl", kl_call(kind, torch.bfloat16)
 
