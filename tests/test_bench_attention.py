@@ -107,3 +107,15 @@ def test_tiles(tmp_path):
     assert drawn.tiles(6, 8, 2, True, 3) == [[m, m, e, e], [e, m, m, e], [e, e, m, m]]
     drawn.main(drawn.Config(out=tmp_path / "tiles.png"))
     assert (tmp_path / "tiles.png").stat().st_size > 1000
+
+
+def test_splits(tmp_path):
+    """Slots in pieces of four: a token at place 5 sees the first piece and half of the second."""
+    import decode_splits as drawn
+
+    assert drawn.pieces(5, 16, 4) == [drawn.WHOLE, drawn.PART, drawn.IDLE, drawn.IDLE]
+    assert drawn.pieces(7, 8, 4) == [drawn.WHOLE, drawn.WHOLE] and drawn.pieces(0, 8, 4) == [drawn.PART, drawn.IDLE]
+    drawn.main(drawn.Config(out=tmp_path / "splits.png"))
+    assert (tmp_path / "splits.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match=r"past = \(16,\): 0 to 15"):
+        drawn.main(drawn.Config(past=(16,), slots=16, split=4, out=tmp_path / "none.png"))
