@@ -137,6 +137,7 @@ def check_heads(**tensors: Tensor) -> None:
 
 
 def check_numbers(window: int | None, softcap: float | None) -> None:
+    """ValueError for a window below 1, and a softcap that is not above 0 and finite."""
     if window is not None and window < 1:
         raise ValueError(f"window={window}: must be at least 1, or None")
     if softcap is not None and not 0 < softcap < math.inf:

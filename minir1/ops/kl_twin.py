@@ -103,14 +103,14 @@ class _Tiles(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes):
+    def forward(ctx, h_s, w_s, h_t, w_t, temperature, kind, kept_bytes):
         N, V = len(h_s), len(w_s)
         dtype = wide(h_s, w_s, h_t, w_t)
         ctx.tokens, ctx.words = tile(N, V, dtype, h_s.device, models=2)
         ctx.temperature, ctx.kind = temperature, kind
-        ctx.dw = room_in_dw(w_s, dtype, ctx.tokens, 2, chunk_bytes) if ctx.needs_input_grad[1] else None
+        ctx.dw = room_in_dw(w_s, dtype, ctx.tokens, 2, kept_bytes) if ctx.needs_input_grad[1] else None
         ctx.first_waits = ctx.dw is not None
-        inputs, kept, left = (h_s, w_s, h_t, w_t), [], chunk_bytes
+        inputs, kept, left = (h_s, w_s, h_t, w_t), [], kept_bytes
         stat = h_s.new_empty(2, 2, len(ctx.words), N, dtype=dtype)  # max z, max lp of student and teacher
         part = h_s.new_zeros(len(ctx.words), N, dtype=dtype)
         for j, i, z in _tiles(ctx, inputs, (), dtype):

@@ -92,7 +92,7 @@ class _Rows(torch.autograd.Function):
 
 class _Tiles(torch.autograd.Function):
     """A large vocabulary. Words are the outer loop, so that a piece of w and of dw stays in the cache too. The first
-    tile of each piece waits for the backward pass in the memory of its dw, which nothing needs before.
+    tile of each piece waits for the backward pass in the memory of its dw.
 
     A tile is normalised by itself, lp = log_softmax(z) over its words, and then has the share π of all mass:
 
@@ -100,14 +100,14 @@ class _Tiles(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes):
+    def forward(ctx, h, w, target, temperature, softcap, logit_scale, entropy, kept_bytes):
         N, V = len(h), len(w)
         dtype = wide(h, w)
         ctx.tokens, ctx.words = tile(N, V, dtype, h.device)
         ctx.how = temperature, softcap, logit_scale
         stat = h.new_empty(3, len(ctx.words), N, dtype=dtype)  # max z, max lp, -H of each tile
         z_t, kept = h.new_full((N,), float("nan"), dtype=dtype), []
-        left = chunk_bytes if softcap is None else 0  # tanh' needs the logits beside the log-probs
+        left = kept_bytes if softcap is None else 0  # tanh' needs the logits beside the log-probs
         ctx.dw = room_in_dw(w, dtype, ctx.tokens, 1, left) if ctx.needs_input_grad[1] else None
         ctx.first_waits = ctx.dw is not None
         room = _room(2, ctx, h, dtype)
@@ -133,6 +133,7 @@ class _Tiles(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx, g, g_H):
+        """dh [N, D] is summed over pieces of words, dw [V, D] over pieces of tokens; _slope is what a tile adds."""
         if g is None and g_H is None:
             return (None,) * 8
         h, w, target, ent, log_share, *kept = ctx.saved_tensors
