@@ -11,7 +11,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from pathlib import Path
 
 from rich import get_console
@@ -251,11 +250,10 @@ def table(title: str, columns: list[str], rows: list[list]) -> None:
 
 
 def peak_memory_gib() -> float:
-    """The largest resident memory of this process so far, in GiB."""
-    import resource  # not on Windows
+    """`device.peak_memory_gib` of the process."""
+    from minir1.device import peak_memory_gib as peak  # lazily: this module does without torch
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # macOS counts bytes, Linux KiB
+    return peak()
 
 
 def _console() -> Console:

@@ -98,9 +98,7 @@ def _run_on_cpu(op, *args, **kwargs):
 
 
 def _attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
-    """The CPU's fused attention, which torch chooses by the name of the device; with a mask it writes scores out."""
-    if enable_gqa:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    """The CPU's fused attention, which takes fewer key heads as they are; torch chooses it by the device's name."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return fused(q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
@@ -119,8 +117,11 @@ def register() -> torch.device:
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
     register.library = torch.library.Library("_", "IMPL")  # registrations live as long as this object
     register.library.fallback(_run_on_cpu, "PrivateUse1")
-    register.attention = torch.library.Library("aten", "IMPL")
-    register.attention.impl("scaled_dot_product_attention", _attention, "AutogradPrivateUse1")
+    # What torch computes by other operators on a device that it does not know.
+    register.named = torch.library.Library("aten", "IMPL")
+    register.named.impl("scaled_dot_product_attention", _attention, "AutogradPrivateUse1")
+    silu_backward = functools.partial(_run_on_cpu, torch.ops.aten.silu_backward.default)
+    register.named.impl("silu_backward", silu_backward, "PrivateUse1")
     return torch.device(NAME)
 
 
