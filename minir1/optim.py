@@ -115,7 +115,7 @@ class Masters:
         """
         shapes = [tuple(master.shape) for master in self.masters]
         if [tuple(master.shape) for master in state.get("masters", ())] != shapes:
-            raise ValueError(f"the optimizer's state does not hold {len(shapes)} masters of the shapes of these weights")
+            raise ValueError(f"the state does not hold {len(shapes)} masters of the shapes of these weights")
         self.inner.load_state_dict(state["optimizer"])
         for weight, master, saved in zip(self.weights, self.masters, state["masters"]):
             master.copy_(saved)
@@ -176,7 +176,7 @@ def follow(reference: nn.Module, model: nn.Module, share: float) -> None:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices inside blocks and MTP modules, for Muon; embedding, head, router, norm weights, biases, for AdamW."""
+    """The matrices inside blocks and MTP modules, for Muon; embedding, head, router, norms and biases, for AdamW."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
         inside = name.startswith(("blocks.", "mtp.")) and p.ndim >= 2 and "router" not in name

@@ -1,4 +1,4 @@
-"""optim.py: Newton-Schulz against singular values, Muon against its formula, masters against fp32, schedules by hand."""
+"""optim.py: Newton-Schulz against singular values, Muon against its formula, masters against fp32."""
 
 import copy
 import io
@@ -73,12 +73,12 @@ def test_two_steps_of_muon_by_hand(shape, scale):
     """M = G, W -= lr·√max(1, m/n)·O(G + μM); then M = μG₁ + G₂. Decay is decoupled."""
     p = parameter(*shape)
     w, g1, g2 = p.detach().clone(), p.grad.clone(), well_conditioned(*shape, seed=9)
-    muon = Muon([p], lr=0.1, momentum=0.9, weight_decay=0.5)
-    muon.step()
+    optimizer = Muon([p], lr=0.1, momentum=0.9, weight_decay=0.5)
+    optimizer.step()
     want = w * (1 - 0.1 * 0.5) - 0.1 * scale * orthogonalize(g1 + 0.9 * g1)
     torch.testing.assert_close(p.detach(), want, atol=1e-5, rtol=0)
     p.grad = g2.clone()
-    muon.step()
+    optimizer.step()
     want = want * (1 - 0.1 * 0.5) - 0.1 * scale * orthogonalize(g2 + 0.9 * (0.9 * g1 + g2))
     torch.testing.assert_close(p.detach(), want, atol=1e-5, rtol=0)
     assert torch.equal(p.grad, g2)
@@ -94,8 +94,8 @@ def test_muon_on_stacked_experts_is_muon_on_each():
         for p, g in zip(apart, [*gradients[0], gradients[1]]):
             p.grad = g.clone()
         together.step()
-        for muon in one_by_one:
-            muon.step()
+        for optimizer in one_by_one:
+            optimizer.step()
     for p, q in zip([*stack.detach(), lone.detach()], apart):
         torch.testing.assert_close(p, q.detach(), atol=1e-5, rtol=0)
 
@@ -132,13 +132,13 @@ def test_a_gradient_step_of_muon_lowers_the_loss():
     torch.manual_seed(0)
     model = Transformer(ModelConfig(vocab=32, dim=32, layers=2, heads=2, ffn=48, expert_ffn=16, experts=4))
     matrices, rest = split_parameters(model)
-    muon, adam = Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=0.01)
+    optimizers = Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=0.01)
     tokens = torch.randint(0, 32, (8, 16))
     losses = []
     for _ in range(8):
         loss = -model.logprob(tokens)[:, 1:].mean()
         loss.backward()
-        for optimizer in (muon, adam):
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.item())
@@ -146,18 +146,18 @@ def test_a_gradient_step_of_muon_lowers_the_loss():
 
 
 def test_a_restored_state_goes_on_to_the_bit():
-    def run(p, muon, steps):
+    def run(p, optimizer, steps):
         for step in steps:
             for i, q in enumerate(p):
                 q.grad = well_conditioned(*q.shape, seed=100 * step + i)
-            muon.step()
+            optimizer.step()
 
     def fresh():
         p = [parameter(8, 12), parameter(3, 8, 12, seed=4), parameter(12, 8, seed=7)]
         return p, Muon(p, lr=0.05, momentum=0.9, weight_decay=0.01)
 
-    p, muon = fresh()
-    run(p, muon, range(6))
+    p, optimizer = fresh()
+    run(p, optimizer, range(6))
     q, before = fresh()
     run(q, before, range(3))
     r, after = fresh()
