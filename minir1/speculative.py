@@ -34,11 +34,6 @@ class Drafts:
         """Accepted drafts / tried ones; 0 if none was tried."""
         return self.accepted.sum().item() / max(1, self.tried.sum().item())
 
-    @property
-    def row_rate(self) -> Tensor:
-        """The same for each row, fp32 [B]."""
-        return self.accepted.sum(1) / self.tried.sum(1).clamp(min=1)
-
 
 # ---- one step of the algorithm: from p, q and a draft to an exact sample of p -------------------
 
