@@ -1,8 +1,8 @@
 """Pre-train the tiny base on the synthetic Countdown corpus: next-token prediction, and if asked for the tokens behind.
 
-    python experiments/pretrain.py --out runs/base
-    python experiments/pretrain.py --out runs/base-dense --dense
-    python experiments/pretrain.py --out runs/base-mtp --model.mtp-depth 1
+    python -m experiments.pretrain --out runs/base
+    python -m experiments.pretrain --out runs/base-dense --dense
+    python -m experiments.pretrain --out runs/base-mtp --model.mtp-depth 1
 
 Muon moves the matrices, AdamW the rest; after every step each expert's selection bias moves against its load
 (auxiliary-loss-free balancing, DeepSeek-V3, section 2.1.2), beside V3's small sequence-wise balance loss. The run ends
@@ -30,11 +30,11 @@ from minir1.model.config import ModelConfig, dense
 from minir1.model.moe import MoE, balance_step, expert_load, maximal_violation, sequence_balance_loss
 from minir1.model.transformer import Transformer
 from minir1.optim import Muon, clip_gradients, split_parameters, warmup_stable_decay
+from minir1.reduction import token_mean
 from minir1.seed import seed_everything
 from minir1.tasks import countdown, countdown_corpus
 from minir1.tasks.countdown_corpus import Mix
 from minir1.tokenizer import EOS, Tokenizer, word_level
-from minir1.weights import token_mean
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """R1-Zero: reinforcement learning with rule rewards alone, from the base, by GRPO (DeepSeek-R1, section 2.2).
 
-    python experiments/r1_zero.py --checkpoint runs/base/checkpoint --out runs/r1-zero
+    python -m experiments.r1_zero --checkpoint runs/base/checkpoint --out runs/r1-zero
 
     J(θ) = E_q,{o_i}~π_old  1/G Σ_i 1/|o_i| Σ_t [ min(r_it A_i, clip(r_it, 1-ε, 1+ε) A_i) - β k3_it ]
     A_i  = (R_i - mean R) / (std R + 1e-6)         R_i = accuracy + 0.1·form
@@ -24,20 +24,31 @@ from typing import Literal
 
 import torch
 import tyro
-from rl_common import Clock, Session, act, check, draw, load_policy, ratio_deviation, refuse_mismatch, report, rerouting
 from torch import Tensor
 
+from experiments.rl_common import (
+    Clock,
+    Session,
+    act,
+    check,
+    draw,
+    load_policy,
+    ratio_deviation,
+    refuse_mismatch,
+    report,
+    rerouting,
+)
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
-from minir1.evaluate import NO_THINK, Answer, judge_rollout
+from minir1.judge import NO_THINK, Answer, judge_rollout
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.model import hf
 from minir1.model.lora import adapters_off, add_adapters, merge
 from minir1.optim import clip_gradients, follow
+from minir1.reduction import fixed_length, per_answer_mean, token_mean
 from minir1.rollout import BUDGET, Rollout
 from minir1.seed import seed_everything
 from minir1.tasks import countdown
-from minir1.weights import fixed_length, per_answer_mean, token_mean
 
 
 @dataclass(frozen=True)
