@@ -7,8 +7,9 @@ from itertools import islice
 
 import pytest
 
-from minir1.tasks import Problem, countdown, countdown_search, load
+from minir1.tasks import Problem, countdown, load
 from minir1.tasks.countdown_corpus import WORDS, Mix
+from minir1.tasks.countdown_search import expected_tries, parse, tries, try_text, value_of
 from minir1.tokenizer import EOS, UNK, word_level
 
 COUNT = 4000
@@ -63,7 +64,7 @@ def worked(texts):
 def test_only_train_problems_occur(level):
     """And, of their numbers, problems without a solution."""
     known = {p.prompt: countdown.split_of(p) for p in countdown.all_problems(level)}
-    numbers = {prompt: countdown_search.parse(Problem(prompt, ""))[0] for prompt in known}
+    numbers = {prompt: parse(Problem(prompt, ""))[0] for prompt in known}
     train = {numbers[prompt] for prompt, name in known.items() if name == "train"}
     unseen = {tuple(sorted(numbers[prompt])) for prompt, name in known.items() if name == "unseen"}
     found = [d for d in (read(text, level) for text in sample(count=2000, level=level)) if d]
@@ -71,9 +72,9 @@ def test_only_train_problems_occur(level):
     solvable = [d for d in found if d.problem.prompt in known]
     assert all(known[d.problem.prompt] == "train" for d in solvable)
     for d in found:
-        of, target = countdown_search.parse(d.problem)
+        of, target = parse(d.problem)
         assert of in train and tuple(sorted(of)) not in unseen
-        reached = target in map(countdown_search.value_of, countdown_search.tries(of, level))
+        reached = target in map(value_of, tries(of, level))
         assert reached == (d.problem.prompt in known)
     assert len({d.problem.prompt for d in solvable}) > 0.4 * min(len(train), len(solvable))  # and they vary
 
@@ -124,7 +125,7 @@ def test_shares_are_those_of_the_mix(texts, worked):
     assert near(sum(not d.tagged for d in searches), len(searches), mix.untagged)
     assert all(d.tagged for d in at_once)
     assert len(at_once) >= 0.1 * len(texts)
-    luck = sum(1 / countdown_search.expected_tries(d.problem) for d in at_once) / len(at_once)  # a random try may be right
+    luck = sum(1 / expected_tries(d.problem) for d in at_once) / len(at_once)  # a random try may be right
     assert near(sum(d.right for d in at_once), len(at_once), mix.at_once_right + (1 - mix.at_once_right) * luck)
     counts = [counted(d) for d in searches]
     total = {key: sum(c[key] for c in counts) for key in counts[0]}
@@ -147,19 +148,19 @@ def test_giving_up():
 
 def test_the_impossible_is_gone_through():
     """Every try once, in order, and no success; about as often as the mix says, as far as there are such targets."""
-    everything = {p.prompt for p in countdown.all_problems()}
+    solvable = {p.prompt for p in countdown.all_problems()}
     found = list(map(read, sample(Mix(**SEARCHES | {"impossible": 1}), 400)))
-    impossible = [d for d in found if d.problem.prompt not in everything]
+    impossible = [d for d in found if d.problem.prompt not in solvable]
     assert len(impossible) > 0.8 * len(found)
     for d in found:
-        tries = [countdown_search.try_text(t) for t in countdown_search.tries(countdown_search.parse(d.problem)[0])]
+        everything = [try_text(t) for t in tries(parse(d.problem)[0])]
         tried = [tried for tried, _, _ in d.lines]
-        assert tried == tries[: len(tried)]
-        if d.problem.prompt not in everything:
-            assert len(tried) == len(tries) and not any(verdict for _, _, verdict in d.lines) and not d.right
+        assert tried == everything[: len(tried)]
+        if d.problem.prompt not in solvable:
+            assert len(tried) == len(everything) and not any(verdict for _, _, verdict in d.lines) and not d.right
     some = list(map(read, sample(Mix(**SEARCHES | {"impossible": 0.3}), 1500)))
     share = 0.3 * len(impossible) / len(found)
-    assert near(sum(d.problem.prompt not in everything for d in some), len(some), share)
+    assert near(sum(d.problem.prompt not in solvable for d in some), len(some), share)
 
 
 @pytest.mark.parametrize("habit", ["orderly", "forgetful", "neither"])
@@ -170,7 +171,7 @@ def test_habits(habit):
     for d in map(read, sample(Mix(**SEARCHES, patient=1, **choice), 400)):
         tried = [x for x, _, _ in d.lines]
         repeats += len(tried) - len(set(tried))
-        everything = [countdown_search.try_text(t) for t in countdown_search.tries(countdown_search.parse(d.problem)[0])]
+        everything = [try_text(t) for t in tries(parse(d.problem)[0])]
         assert set(tried) <= set(everything)
         assert d.right or habit == "forgetful"  # the patient find it
         if habit == "orderly":
@@ -185,7 +186,7 @@ def test_without_slips_every_verdict_is_true():
         counts = counted(d)
         assert counts["tries"] == len(d.lines)
         assert not any(counts[key] for key in ("arithmetic_errors", "illegal", "false_yes", "false_no"))
-        assert {t for _, t, _ in d.lines} == {str(countdown_search.parse(d.problem)[1])}
+        assert {t for _, t, _ in d.lines} == {str(parse(d.problem)[1])}
         assert last == d.right  # the answer is the last try
 
 

@@ -23,7 +23,9 @@ FIGURES = {
     "figures", "figures_algorithms", "figures_estimators", "figures_long_context", "figures_model",
     "figures_preference",
 }
-BELOW_SAMPLE = {"tokenizer", "templates", "data", "preference_data", "log", "seed", "checkpoint", "optim", "distributed", *FIGURES}
+BELOW_SAMPLE = {
+    "tokenizer", "templates", "data", "preference_data", "log", "seed", "checkpoint", "optim", "distributed", *FIGURES,
+}
 TORCH_ONLY = {"exact", "advantages", "losses", "weights", "preference", "distill"}
 NO_TORCH = {"tasks", "rewards", ""}  # "" is minir1/__init__.py, which runs before any of its modules
 DEPENDENCIES = {

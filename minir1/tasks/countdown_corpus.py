@@ -66,10 +66,10 @@ def documents(train: Sequence[Problem], level: str, seed: int, mix: Mix = Mix())
 
 
 def probes(problems: Sequence[Problem]) -> list[list[tuple[str, str]]]:
-    """What reinforcement learning will build on, a text a problem: pieces (text, label), label "" where nothing is asked.
+    """What reinforcement learning will build on: for each problem a text in pieces (text, label).
 
-    The text shows five tries of the problem, the last a solution. `sums` asks for the result of each step, `yes` and
-    `no` for the verdict on each try.
+    The text shows up to five tries, the last a solution. The label is `sums` for the result of a step, `yes` or `no`
+    for the verdict on a try, and "" for pieces that the model need not predict.
     """
     rng = random.Random(0)
     texts = []

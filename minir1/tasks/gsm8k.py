@@ -17,10 +17,14 @@ VALIDATION = 0.07  # share of the published training problems, by a stable hash 
 
 MAX_CHARS = 60  # of an answer that may still be a number
 NUMBER = re.compile(
-    r"(?:[$€£] ?)?(?P<sign>[-+]?) ?(?:[$€£] ?)?(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(?P<part>\.[0-9]+|/[0-9]+)?"
-    r"(?: ?%| ?(?P<unit>[A-Za-z]+(?: [A-Za-z]+){0,2}))?"
+    r"""(?:[$€£]\ ?)?  (?P<sign>[-+]?)\ ?  (?:[$€£]\ ?)?
+        (?P<whole> [0-9]{1,3}(?:,[0-9]{3})+ | [0-9]+ | (?=\.) )  # 1,200 or 1200 or, as in .5, nothing
+        (?P<part> \.[0-9]+ | /[0-9]+ )?
+        (?: \ ?% | \ ?(?P<unit> [A-Za-z]+(?:\ [A-Za-z]+){0,2} ) )?""",
+    re.VERBOSE,
 )
 BOXED = re.compile(r"\\boxed\{([^{}]{0,60})\}")
+STATED = re.compile(r"\bthe (?:final )?answer is\b:?", re.IGNORECASE)
 NO_UNITS = re.compile(  # words that change the number, offer another one, or deny it
     r"x|k|e|and|or|to|not|no|but|plus|minus|point|squared|cubed|dozens?|hundreds?|thousands?|millions?|billions?|"
     r"trillions?|half|halves|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|"
@@ -41,15 +45,14 @@ def problems(split: str, data: str | Path) -> list[Problem]:
     path, name = Path(data), "test.jsonl" if split == "test" else "train.jsonl"
     if path.is_dir():
         path = path / name
-    elif (path.name == "test.jsonl") != (split == "test"):
+    elif path.is_file() and (path.name == "test.jsonl") != (split == "test"):
         raise ValueError(f"{path} does not hold the split {split!r}: give {DATA}")
     if not path.is_file():
         raise ValueError(f"there is no file {path}: give {DATA}")
     with path.open("rb") as lines:
-        numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
+        listed = [_read(line, f"{path}, line {i}") for i, line in enumerate(lines, start=1) if line.strip()]
+    if not listed:
         raise ValueError(f"{path} holds no problems")
-    listed = [_read(line, f"{path}, line {number}") for number, line in numbered]
     if split == "test":
         return listed
     return [problem for problem in listed if (share(problem.prompt) < VALIDATION) == (split == "validation")]
@@ -100,8 +103,8 @@ def claim(text: str) -> str | None:
         return boxed[0] if len(boxed) == said.count("\\boxed") == 1 else None
     if "####" in said:
         return said.partition("####")[2].partition("\n")[0] if said.count("####") == 1 else None
-    stated = re.findall(r"\bthe (?:final )?answer is\b:?([^\n]*)", said, re.IGNORECASE)
-    return stated[0] if len(stated) == 1 else None
+    _, *stated = STATED.split(said)
+    return stated[0].partition("\n")[0] if len(stated) == 1 else None
 
 
 def number(text: str | None) -> Fraction | None:
