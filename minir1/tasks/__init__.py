@@ -1,4 +1,4 @@
-"""Tasks: where problems come from and how answers are judged. One task a file; none imports torch.
+"""Tasks: where problems come from and how answers are judged. None imports torch.
 
 A task is a module with two functions:
 
@@ -11,7 +11,7 @@ Scripts also use and report whatever else of the following the module defines:
 
     SPLITS     the names of its splits; without it ("train", "test")
     VARIANTS   what may stand behind a colon, as in `countdown:wide`, the default first. Then `problems`, `documents`,
-               `vocabulary` and `probes` take one more argument, `variant`
+               `vocabulary` and `probes` also take the keyword argument `variant`
     DATA       a sentence on what --data must be, if the task needs it, or None if it takes none. Without it,
                --data may be given or not
     behaviour(problem, text) -> dict[str, float]   counts of what the model does in its thinking
@@ -193,10 +193,10 @@ def _final(problem: Problem, text: str) -> str | None:
 
 
 def _mixture(tasks: list[Task]) -> Task:
-    """The problems of all tasks, each judged by its own; of tasks that lack a function the others still have it.
+    """The problems of all tasks, each judged by its own task, in the splits that all of them have.
 
-    For a problem whose task lacks it, `behaviour` and `baselines` return {} and `difficulty` "". A mixture has no
-    corpus. Its splits are those that all tasks have.
+    An optional function is there if one of the tasks has it. For problems of a task without it, `behaviour` and
+    `baselines` return {} and `difficulty` returns "". A mixture has no corpus.
     """
     by_name = {task.name: task for task in tasks}
     name = "+".join(task.name for task in tasks)
