@@ -16,7 +16,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TEMPLATE_FILE, OLDER_MAP = "chat_template.jinja", "special_tokens_map.json"
-TEMPLATE = (  # R1-Zero's: the question, then the assistant's turn (arXiv:2501.12948, table 1)
+TEMPLATE = (  # of a tokenizer that brings none: the bare question, then the assistant's turn
     "{% for message in messages %}"
     "{% if message.role == 'user' %}User:{{ message.content }}\nAssistant:"
     "{% else %}{{ message.content }}{{ eos_token }}{% endif %}"
@@ -117,7 +117,7 @@ class Tokenizer:
         """Read what `save` or a Hugging Face folder holds; ValueError names what is missing or damaged.
 
         Special tokens are those of tokenizer_config.json, else of special_tokens_map.json; the template that of
-        chat_template.jinja, else of tokenizer_config.json (of several the one called default), else R1-Zero's.
+        chat_template.jinja, else of tokenizer_config.json (of several the one called default), else `TEMPLATE`.
         """
         path = Path(path)
         read_json(path / "tokenizer.json")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge", "experiments")
 BELOW_SAMPLE = {
-    "tokenizer", "data", "preference_data", "log", "seed", "checkpoint", "optim", "distributed", "figures",
+    "tokenizer", "templates", "data", "preference_data", "log", "seed", "checkpoint", "optim", "distributed", "figures",
     "figures_model",
 }
 BESIDE_JUDGE = {"policy", "monitor"}
