@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich import get_console
@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 WANDB_MODES = ("off", "online", "offline")
-MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch")  # what a resumed run may set anew
+MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # what a resumed run may set anew
 
 
 # ---- the folder ------------------------------------------------------------------------------
@@ -215,6 +215,15 @@ def progress(total: int, description: str) -> Bar:
     return Bar(total, description)
 
 
+def steps(start: int, end: int, description: str) -> Iterator[int]:
+    """The steps start + 1 … end of a training, under a progress bar."""
+    with progress(end, description) as bar:
+        bar.advance(start)
+        for step in range(start + 1, end + 1):
+            yield step
+            bar.advance()
+
+
 class Bar:
     """One rich progress bar; `advance(n)` moves it, `say(text)` changes its description."""
 
@@ -251,11 +260,10 @@ def table(title: str, columns: list[str], rows: list[list]) -> None:
 
 
 def peak_memory_gib() -> float:
-    """The largest resident memory of this process so far, in GiB."""
-    import resource  # not on Windows
+    """`device.peak_memory_gib` of the process."""
+    from minir1.device import peak_memory_gib as peak  # lazily: this module does without torch
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # macOS counts bytes, Linux KiB
+    return peak()
 
 
 def _console() -> Console:

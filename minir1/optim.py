@@ -1,10 +1,10 @@
-"""Optimizers: Muon for matrices (single or stacked), AdamW for the rest."""
+"""Optimizers: Muon for matrices (single or stacked), AdamW for the rest; 16-bit weights are trained by fp32 masters."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +63,95 @@ class Muon(torch.optim.Optimizer):
                     p.add_(part.view_as(p), alpha=-group["lr"] * math.sqrt(max(1.0, m / n)))
 
 
+class Masters:
+    """An optimizer for weights of which some have 16 bits: it steps fp32 copies, the masters, and rounds them down.
+
+        g_master <- g        one step on the masters, in fp32        w <- round(master)
+
+    A step below 2^-9 of a bfloat16 weight is lost in the weight, but adds up in its master. Weights of 32 or 64 bits are
+    their own masters. Gradients of micro-batches are still summed in the dtype of the weights, and those of 16 bits are
+    gone after a step. Used as any optimizer of torch; its state holds the masters, so a resumed run has the same bits.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]):
+        parameters = list(parameters)
+        self.weights = [p for p in parameters if p.dtype.itemsize < 4]
+        copies = {p: nn.Parameter(p.detach().float()) for p in self.weights}
+        self.masters = list(copies.values())
+        self.inner = make([copies.get(p, p) for p in parameters])
+
+    @property
+    def param_groups(self) -> list[dict]:
+        """Those of the optimizer inside: learning rates are set here; "params" are the masters."""
+        return self.inner.param_groups
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every weight that has a gradient."""
+        for weight, master in zip(self.weights, self.masters):
+            master.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None  # so that a gradient is in memory once
+        self.inner.step()
+        for weight, master in zip(self.weights, self.masters):
+            if master.grad is not None:
+                weight.copy_(master)
+                master.grad = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for weight in self.weights:
+            weight.grad = None
+        self.inner.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict:
+        """The masters, and the state of the optimizer inside."""
+        return {"masters": [master.detach() for master in self.masters], "optimizer": self.inner.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        """Put back what `state_dict` returned; the weights become the rounded masters.
+
+        ValueError for the state of an optimizer of other weights, or of one without masters.
+        """
+        shapes = [tuple(master.shape) for master in self.masters]
+        if [tuple(master.shape) for master in state.get("masters", ())] != shapes:
+            raise ValueError(f"the state does not hold {len(shapes)} masters of the shapes of these weights")
+        self.inner.load_state_dict(state["optimizer"])
+        for weight, master, saved in zip(self.weights, self.masters, state["masters"]):
+            master.copy_(saved)
+            weight.copy_(master)
+
+
+def _with_masters(parameters, make):
+    """The optimizer itself where no weight has 16 bits."""
+    parameters = list(parameters)
+    return Masters(parameters, make) if any(p.dtype.itemsize < 4 for p in parameters) else make(parameters)
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.0
+) -> torch.optim.AdamW | Masters:
+    """torch's AdamW, over fp32 masters where weights have 16 bits."""
+    settings = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "fused": True}
+    return _with_masters(parameters, lambda ps: torch.optim.AdamW(ps, **settings))
+
+
+def muon(
+    parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+) -> Muon | Masters:
+    """Muon, over fp32 masters where weights have 16 bits."""
+    return _with_masters(parameters, lambda ps: Muon(ps, lr, momentum, weight_decay))
+
+
 def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
     """Scale the gradients, in place, to a joint norm of at most `largest`; returns the norm before.
 
     Raises RuntimeError naming step and tensor where a gradient is not finite, before any weight has been touched.
     """
-    norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    # In fp32 at least: bfloat16 would leave three digits of a norm.
+    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
     if not norm.isfinite():
         bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         raise RuntimeError(f"step {step}: the gradient of {', '.join(bad[:3]) or 'all tensors together'} is not finite")
@@ -80,17 +163,20 @@ def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
 def follow(reference: nn.Module, model: nn.Module, share: float) -> None:
     """θ_ref <- (1 - τ) θ_ref + τ θ, in place, τ = `share`: an exponential moving average of the policy as reference.
 
-    Buffers (the selection bias of experts) move as weights do. Raises ValueError for a share outside 0 … 1.
+    Buffers (the selection bias of experts) move as weights do. ValueError for a share outside 0 … 1, and for a 16-bit
+    reference, in which small steps vanish; beside a 16-bit policy keep it in fp32: copy.deepcopy(model).float().
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share}: 0 to 1")
     policy = model.state_dict()
-    for name, value in reference.state_dict().items():
+    for name, value in (*reference.named_parameters(), *reference.named_buffers()):  # a tied matrix once
+        if value.dtype.itemsize < 4:
+            raise ValueError(f"the reference is in {value.dtype}, where small steps vanish: keep it in float32")
         value.lerp_(policy[name].to(value), share)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices inside blocks and MTP modules (for Muon); embedding, head, router, gains and biases (for AdamW)."""
+    """The matrices inside blocks and MTP modules, for Muon; embedding, head, router, norms and biases, for AdamW."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
         inside = name.startswith(("blocks.", "mtp.")) and p.ndim >= 2 and "router" not in name

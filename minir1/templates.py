@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from minir1.tasks import Problem
 from minir1.tokenizer import Tokenizer
 
 TEMPLATES = ("chat", "r1_zero", "plain")
@@ -39,3 +42,8 @@ def opened(text: str) -> str:
     the verifiers read the whole: `format_reward(opened(prompt) + text)`.
     """
     return "<think>" if text.rstrip().endswith("<think>") else ""
+
+
+def encode(tokenizer: Tokenizer, problems: Sequence[Problem], template: str, forced: str = "") -> list[list[int]]:
+    """The prompt of each problem as tokens, and behind it what every answer is made to begin with."""
+    return [tokenizer.encode(prompt(tokenizer, problem.prompt, template) + forced) for problem in problems]

@@ -29,7 +29,7 @@ class Tokenizer:
 
     `encode` adds no special token, whatever the folder's post-processor or `add_bos_token` says: a prompt holds the
     tokens that are written in it, and the chat template writes the ones a model expects. `generation` is what the
-    folder's generation_config.json said (several end tokens, sampling defaults): kept for the next save, not used.
+    folder's generation_config.json said (several end tokens, sampling defaults): kept for the next save; of it only the end tokens are used.
     """
 
     def __init__(
@@ -46,6 +46,12 @@ class Tokenizer:
         if number is None:
             raise ValueError(f"the tokenizer has no token {token!r}")
         return number
+
+    @property
+    def stops(self) -> list[int]:
+        """The tokens that end an answer: the EOS, then the further ones that generation_config.json names."""
+        also = self.generation.get("eos_token_id")
+        return list(dict.fromkeys([self.eos, *(also if isinstance(also, list) else [])]))
 
     @property
     def size(self) -> int:

@@ -1,5 +1,7 @@
-"""optim.py: Newton-Schulz against singular values, Muon against its formula, schedules by hand."""
+"""optim.py: Newton-Schulz against singular values, Muon against its formula, masters against fp32."""
 
+import copy
+import io
 import math
 
 import pytest
@@ -8,7 +10,17 @@ from torch import nn
 
 from minir1.model.config import ModelConfig, dense
 from minir1.model.transformer import Transformer
-from minir1.optim import Muon, clip_gradients, follow, orthogonalize, split_parameters, warmup_stable_decay
+from minir1.optim import (
+    Masters,
+    Muon,
+    adamw,
+    clip_gradients,
+    follow,
+    muon,
+    orthogonalize,
+    split_parameters,
+    warmup_stable_decay,
+)
 
 
 def well_conditioned(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -61,12 +73,12 @@ def test_two_steps_of_muon_by_hand(shape, scale):
     """M = G, W -= lr·√max(1, m/n)·O(G + μM); then M = μG₁ + G₂. Decay is decoupled."""
     p = parameter(*shape)
     w, g1, g2 = p.detach().clone(), p.grad.clone(), well_conditioned(*shape, seed=9)
-    muon = Muon([p], lr=0.1, momentum=0.9, weight_decay=0.5)
-    muon.step()
+    optimizer = Muon([p], lr=0.1, momentum=0.9, weight_decay=0.5)
+    optimizer.step()
     want = w * (1 - 0.1 * 0.5) - 0.1 * scale * orthogonalize(g1 + 0.9 * g1)
     torch.testing.assert_close(p.detach(), want, atol=1e-5, rtol=0)
     p.grad = g2.clone()
-    muon.step()
+    optimizer.step()
     want = want * (1 - 0.1 * 0.5) - 0.1 * scale * orthogonalize(g2 + 0.9 * (0.9 * g1 + g2))
     torch.testing.assert_close(p.detach(), want, atol=1e-5, rtol=0)
     assert torch.equal(p.grad, g2)
@@ -82,8 +94,8 @@ def test_muon_on_stacked_experts_is_muon_on_each():
         for p, g in zip(apart, [*gradients[0], gradients[1]]):
             p.grad = g.clone()
         together.step()
-        for muon in one_by_one:
-            muon.step()
+        for optimizer in one_by_one:
+            optimizer.step()
     for p, q in zip([*stack.detach(), lone.detach()], apart):
         torch.testing.assert_close(p, q.detach(), atol=1e-5, rtol=0)
 
@@ -120,13 +132,13 @@ def test_a_gradient_step_of_muon_lowers_the_loss():
     torch.manual_seed(0)
     model = Transformer(ModelConfig(vocab=32, dim=32, layers=2, heads=2, ffn=48, expert_ffn=16, experts=4))
     matrices, rest = split_parameters(model)
-    muon, adam = Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=0.01)
+    optimizers = Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=0.01)
     tokens = torch.randint(0, 32, (8, 16))
     losses = []
     for _ in range(8):
         loss = -model.logprob(tokens)[:, 1:].mean()
         loss.backward()
-        for optimizer in (muon, adam):
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.item())
@@ -134,18 +146,18 @@ def test_a_gradient_step_of_muon_lowers_the_loss():
 
 
 def test_a_restored_state_goes_on_to_the_bit():
-    def run(p, muon, steps):
+    def run(p, optimizer, steps):
         for step in steps:
             for i, q in enumerate(p):
                 q.grad = well_conditioned(*q.shape, seed=100 * step + i)
-            muon.step()
+            optimizer.step()
 
     def fresh():
         p = [parameter(8, 12), parameter(3, 8, 12, seed=4), parameter(12, 8, seed=7)]
         return p, Muon(p, lr=0.05, momentum=0.9, weight_decay=0.01)
 
-    p, muon = fresh()
-    run(p, muon, range(6))
+    p, optimizer = fresh()
+    run(p, optimizer, range(6))
     q, before = fresh()
     run(q, before, range(3))
     r, after = fresh()
@@ -205,3 +217,136 @@ def test_a_reference_follows_the_policy_by_a_share():
     assert all(torch.equal(value, policy.state_dict()[name]) for name, value in reference.state_dict().items())
     with pytest.raises(ValueError, match="share = 1.5: 0 to 1"):
         follow(reference, policy, 1.5)
+
+
+def test_a_reference_of_a_tied_model_moves_the_shared_matrix_once():
+    config = dense(vocab=8, dim=16, layers=1, heads=2, ffn=16, tied=True)
+    policy, reference = Transformer(config), Transformer(config)
+    nn.init.ones_(policy.embedding.weight)
+    nn.init.zeros_(reference.embedding.weight)
+    follow(reference, policy, 0.25)
+    assert (reference.head.weight == 0.25).all() and reference.head.weight is reference.embedding.weight
+
+
+def test_a_reference_in_fp32_follows_a_policy_in_bf16_and_a_bf16_reference_is_refused():
+    policy = nn.Linear(2, 2, bias=False).bfloat16()
+    nn.init.constant_(policy.weight, 2.0)
+    reference = nn.Linear(2, 2, bias=False)
+    nn.init.ones_(reference.weight)
+    for _ in range(100):
+        follow(reference, policy, 0.001)
+    torch.testing.assert_close(reference.weight.detach(), torch.full((2, 2), 2 - 0.999**100), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="the reference is in torch.bfloat16.*keep it in float32"):
+        follow(copy.deepcopy(policy), policy, 0.001)
+
+
+# ---- masters -----------------------------------------------------------------------------------
+
+
+def test_without_16_bit_weights_the_optimizers_are_the_plain_ones():
+    """Same class, same state, same bits."""
+    parts = [parameter(6, 4), parameter(6, 4)]
+    ours, theirs = adamw(parts[:1], 0.1), torch.optim.AdamW(parts[1:], 0.1, (0.9, 0.95), weight_decay=0.0, fused=True)
+    assert type(ours) is type(theirs) is torch.optim.AdamW and type(muon([parameter(6, 4)], 0.1)) is Muon
+    for optimizer in (ours, theirs):
+        optimizer.step()
+    assert torch.equal(*parts)
+    assert ours.state_dict()["param_groups"] == theirs.state_dict()["param_groups"]
+
+
+def test_one_step_of_masters_by_hand():
+    """Muon's step on the fp32 master; the weight is the rounded master; the fp32 weight beside it is its own master."""
+    half, full = nn.Parameter(parameter(6, 4).detach().bfloat16()), parameter(6, 4, seed=2)
+    start, g = half.detach().float(), well_conditioned(6, 4, seed=5).bfloat16()
+    half.grad = g.clone()
+    alone = nn.Parameter(full.detach().clone())
+    alone.grad = full.grad.clone()
+    optimizer = muon([half, full], lr=0.01)
+    assert isinstance(optimizer, Masters) and len(optimizer.masters) == 1
+    assert optimizer.masters[0].dtype == torch.float32 and optimizer.param_groups[0]["params"][1] is full
+    optimizer.step()
+    Muon([alone], lr=0.01).step()
+    want = start - 0.01 * math.sqrt(6 / 4) * orthogonalize(g.float() + 0.95 * g.float())
+    torch.testing.assert_close(optimizer.masters[0].detach(), want, atol=1e-6, rtol=0)
+    assert torch.equal(half, optimizer.masters[0].bfloat16()) and torch.equal(full, alone)
+    assert half.grad is None and optimizer.masters[0].grad is None
+    before = half.detach().clone()
+    optimizer.zero_grad()
+    optimizer.step()  # without gradients nothing moves
+    assert torch.equal(half, before) and full.grad is None
+
+
+def fall(dtype, make, steps=200):
+    """By how much training lowers the loss of a small MoE model on one batch, in fp32 before and after, in `dtype`
+    between; the weights before are numbers of bfloat16."""
+    torch.manual_seed(0)
+    shape = {"dim": 32, "layers": 2, "heads": 2, "ffn": 48, "kv_lora": 8, "nope": 8, "rope": 8, "v_dim": 16}
+    model = Transformer(ModelConfig(vocab=32, experts=4, expert_ffn=16, **shape)).bfloat16().to(dtype)
+    exact = copy.deepcopy(model).float()
+    tokens = torch.randint(0, 32, (8, 16))
+    before = -exact.logprob(tokens).detach()[:, 1:].mean()
+    optimizers = make(model)
+    for _ in range(steps):
+        (-model.logprob(tokens)[:, 1:].mean()).backward()
+        clip_gradients(model, 1.0, step=0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    masters = {w: m for o in optimizers if isinstance(o, Masters) for w, m in zip(o.weights, o.masters)}
+    with torch.no_grad():
+        for p, q in zip(exact.parameters(), model.parameters()):
+            p.copy_(masters.get(q, q))
+    return (before + exact.logprob(tokens).detach()[:, 1:].mean()).item()
+
+
+def test_training_in_bf16_follows_fp32_where_plain_adamw_stands_still():
+    """Steps of 1e-6, a fifty-thousandth of a weight where half a unit of bfloat16 is a 512th: they count by masters."""
+    full = fall(torch.float32, lambda model: [adamw(model.parameters(), 1e-6)])
+    half = fall(torch.bfloat16, lambda model: [adamw(model.parameters(), 1e-6)])
+    naive = fall(torch.bfloat16, lambda model: [torch.optim.AdamW(model.parameters(), 1e-6, weight_decay=0.0)])
+    assert full > 0.01 and half == pytest.approx(full, rel=0.01) and abs(naive) < 0.1 * full
+
+
+def test_muon_and_adamw_in_bf16_follow_fp32():
+    def both(model):
+        matrices, rest = split_parameters(model)
+        return muon(matrices, 1e-4), adamw(rest, 1e-5)
+
+    full, half = fall(torch.float32, both, 50), fall(torch.bfloat16, both, 50)
+    assert full > 0.02 and half == pytest.approx(full, rel=0.01)
+
+
+@pytest.mark.parametrize("make", [adamw, muon])
+def test_a_resumed_run_in_bf16_has_the_same_bits(make):
+    def fresh():
+        weights = [nn.Parameter(parameter(*shape).detach().bfloat16()) for shape in ((6, 4), (3, 6, 4))]
+        return weights, make(weights, 1e-3)
+
+    def run(weights, optimizer, steps):
+        for step in steps:
+            for i, p in enumerate(weights):
+                p.grad = well_conditioned(*p.shape, seed=10 * step + i).bfloat16()
+            optimizer.step()
+
+    weights, optimizer = fresh()
+    run(weights, optimizer, range(6))
+    other, before = fresh()
+    run(other, before, range(3))
+    file = io.BytesIO()
+    torch.save(before.state_dict(), file)
+    file.seek(0)
+    again, after = fresh()
+    after.load_state_dict(torch.load(file, weights_only=True))
+    assert all(torch.equal(a, b) for a, b in zip(again, other))
+    run(again, after, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(weights, again))
+    assert all(torch.equal(a, b) for a, b in zip(optimizer.masters, after.masters))
+    with pytest.raises(ValueError, match="does not hold 2 masters"):
+        after.load_state_dict(make([parameter(6, 4)], 1e-3).state_dict())
+
+
+def test_the_norm_of_bf16_gradients_has_fp32_digits():
+    layer = nn.Linear(1000, 100, bias=False).bfloat16()
+    layer.weight.grad = torch.randn(100, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    want = layer.weight.grad.double().norm().item()
+    assert clip_gradients(layer, 1e9, step=0) == pytest.approx(want, rel=1e-6)

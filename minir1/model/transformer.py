@@ -51,6 +51,12 @@ class Transformer(nn.Module):
             else:
                 parameter.fill_(1.0)
 
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self.config.tied and self.head is not None:  # some devices replace parameters, which would untie them
+            self.head.weight = self.embedding.weight
+        return self
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
