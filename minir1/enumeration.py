@@ -2,8 +2,8 @@
 
 An estimator of a gradient is a loss over sampled answers, and its gradient is linear in the scores ∇ log π(x_t | x_<t)
 of their tokens. So from the scores of all Y answers follows its gradient on every possible draw, and with the
-probabilities of the draws its expectation and its variance, exactly. `tests/test_enumeration.py` holds the objectives of this
-library to what they claim, and experiments/studies/estimators.py prints the table.
+probabilities of the draws its expectation and its variance, exactly. `tests/test_enumeration.py` holds the objectives
+of this library to what they claim, and experiments/studies/estimators.py prints the table.
 
 Answers are rows of T tokens without a prompt: column t is token x_t, as everywhere.
 """

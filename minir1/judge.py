@@ -77,7 +77,7 @@ def judge_rollout(
     template: str = "chat",
     forced: str = "",
 ) -> list[list[Answer]]:
-    """The answers of a rollout to `problems`, judged: [P][G]. An empty thinking is well formed only if it was forced."""
+    """The answers of a rollout to `problems`, judged: [P][G]. Empty thinking is well formed only if it was forced."""
     entropy = (rollout.entropy.sum(1) / rollout.mask.sum(1).clamp(min=1)).tolist()
     begun = [templates.opened(templates.prompt(tokenizer, p.prompt, template)) + forced for p in problems]
     grid: list[list[Answer]] = [[] for _ in problems]

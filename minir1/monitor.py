@@ -93,7 +93,8 @@ def preflight(answers: list[list[Answer]], min_mixed: float) -> dict[str, float]
     if mixed < min_mixed:
         raise ValueError(
             f"only {mixed:.1%} of the groups hold both right and wrong answers, so there is no signal: start from a "
-            f"better base or an easier --task (pass@1 is {right.mean():.1%}), or raise --num-generations or --temperature"
+            f"better base or an easier --task (pass@1 is {right.mean():.1%}), or raise --num-generations or "
+            "--temperature"
         )
     return {f"preflight/{name}": value for name, value in metrics.items()}
 
@@ -111,7 +112,8 @@ SHOWN = (  # metric, its name in a line of the log, its format
 def show(step: int, steps: int, metrics: dict[str, float]) -> None:
     """One line a step, and its alarms. The loss is not shown: in GRPO it is near zero by construction."""
     fields = [(label, f"{metrics[key]:{form}}") for key, label, form in SHOWN if key in metrics]
-    fields += [(key.partition("/")[2], f"{value:.3g}") for key, value in metrics.items() if key.startswith("behaviour/")]
+    thinking = {key.partition("/")[2]: value for key, value in metrics.items() if key.startswith("behaviour/")}
+    fields += [(name, f"{value:.3g}") for name, value in thinking.items()]
     progress_line(step, steps, fields)
     for alarm in alarms(metrics):
         print(f"warning, step {step}: {alarm}")

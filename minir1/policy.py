@@ -1,4 +1,4 @@
-"""A policy beside its scripts: opened on a device in a dtype, scored on a rollout, checked against its sampler, saved."""
+"""A policy: opened on a device in a dtype, scored on a rollout, checked against its sampler, saved and restored."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def on_policy_check(
 
     The mean and the 99 % quantile of |r_t - 1| over the tokens of at most `rows` answers, spread over the rollout: both
     are 0, but for rounding, if sampler and trainer compute the same policy. The one largest value says little: rounding
-    to bfloat16 alone moved it by 0.4. RuntimeError where the mean is above `most`, or the quantile above 10 · `most`: no
-    objective is right for samples of another policy.
+    to bfloat16 alone moved it by 0.4. RuntimeError where the mean is above `most`, or the quantile above 10 · `most`:
+    no objective is right for samples of another policy.
     """
     B = len(rollout.length)
     part = rollout.select(torch.arange(min(rows, B), device=rollout.length.device) * B // min(rows, B))
@@ -79,8 +79,8 @@ def on_policy_check(
     mean, high = deviation.mean().item(), deviation.sort().values[int(0.99 * (len(deviation) - 1))].item()
     if not (mean <= most and high <= 10 * most):
         raise RuntimeError(
-            f"before the first update |ratio - 1| is {mean:.2g} on average and {high:.2g} at the 99 % quantile (allowed: "
-            f"{most:g} and {10 * most:g}): sampler and trainer do not compute the same policy"
+            f"before the first update |ratio - 1| is {mean:.2g} on average and {high:.2g} at the 99 % quantile "
+            f"(allowed: {most:g} and {10 * most:g}): sampler and trainer do not compute the same policy"
         )
     return {"train/ratio_deviation": mean, "train/ratio_deviation_q99": high}
 

@@ -29,7 +29,8 @@ class Tokenizer:
 
     `encode` adds no special token, whatever the folder's post-processor or `add_bos_token` says: a prompt holds the
     tokens that are written in it, and the chat template writes the ones a model expects. `generation` is what the
-    folder's generation_config.json said (several end tokens, sampling defaults): kept for the next save; of it only the end tokens are used.
+    folder's generation_config.json said (several end tokens, sampling defaults): kept for the next save, and of it only
+    the end tokens are used.
     """
 
     def __init__(
