@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge", "experiments")
 BELOW_SAMPLE = {
-    "tokenizer", "templates", "data", "preference_data", "log", "seed", "checkpoint", "optim", "distributed", "device",
+    "tokenizer", "templates", "data", "preference_data", "log", "seed", "settings", "checkpoint", "optim", "distributed", "device",
     "memory", "files", "figures", "figures_model",
 }
 BESIDE_JUDGE = {"policy", "monitor"}
