@@ -7,13 +7,13 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 .PHONY: demo test lint bench
 
 demo: $(VENV)/.demo
-	$(BIN)/python experiments/demo.py $(ARGS)
+	$(BIN)/python -m experiments.demo $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 tests
 
 bench: $(VENV)/.demo
-	$(BIN)/python experiments/benchmarks/bench_kernels.py $(ARGS)
+	$(BIN)/python -m experiments.benchmarks.bench_kernels $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check --line-length 120 --target-version py310 --select E,F,W,I --ignore E731,E741 .

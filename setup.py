@@ -38,7 +38,7 @@ setup(
     ],
     extras_require={
         "test": [
-            "pytest", "hypothesis", "transformers", "peft", "nbclient", "ipykernel", "openai", "playwright",
+            "pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "nbclient", "ipykernel", "openai", "playwright",
         ],
         "math": ["math-verify"],
         "chat": ["gradio"],

@@ -1,6 +1,6 @@
 """The whole demonstration: pre-train a tiny base, train it by reinforcement learning, and show what changed.
 
-    python experiments/demo.py --out runs/demo
+    python -m experiments.demo --out runs/demo
 
 About ten minutes on two CPU cores. It composes three scripts, each of which runs alone: pretrain.py, r1_zero.py and
 evaluate.py. The test problems are looked at here, once, after training: validation problems alone chose the checkpoint.
@@ -13,16 +13,15 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import evaluate
-import pretrain
-import r1_zero
 import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from minir1 import checkpoint, figures
-from minir1.evaluate import Answer, paired_bootstrap
+from experiments import demo_figure, evaluate, pretrain, r1_zero
+from minir1 import checkpoint
+from minir1.judge import Answer
 from minir1.log import open_run, peak_memory_gib, read_metrics
+from minir1.metrics import paired_bootstrap
 from minir1.model import hf
 from minir1.tasks import Problem, countdown
 
@@ -131,7 +130,7 @@ def main(config: Config) -> dict[str, float]:
     result |= {"seconds/total": sum(seconds.values()), "memory/peak_gib": peak_memory_gib(), "seed": config.seed}
     run.result(result)
     result = read_result(config.out)
-    figures.r1_zero(read_metrics(rl.out), config.out / "figures" / "r1_zero.png", result=result)
+    demo_figure.r1_zero(read_metrics(rl.out), config.out / "figures" / "r1_zero.png", result=result)
     print(
         f"\npass@1 on problems never seen: {result['before/pass@1']:.1%} -> {result['after/pass@1']:.1%}; "
         f"forced to answer at once {result['forced/pass@1']:.1%}"

@@ -1,6 +1,6 @@
 """Direct preference optimisation: a policy from comparisons, without a reward model and without sampling.
 
-    python experiments/dpo.py --checkpoint runs/base/checkpoint --out runs/dpo
+    python -m experiments.dpo --checkpoint runs/base/checkpoint --out runs/dpo
 
     L(θ)    = -1/N Σ log σ(r(x, y_c) - r(x, y_r))                     (arXiv:2305.18290, equation 7)
     r(x, y) = β log π_θ(y|x) / π_ref(y|x)                              the implicit reward
@@ -22,11 +22,12 @@ from pathlib import Path
 
 import torch
 import tyro
-from preference_common import accuracy, check, in_parts, load_pairs, padded, resume
-from rl_common import validate
 from torch import Tensor
 
-from minir1 import checkpoint, figures_preference
+from experiments import preference_figures as figures_preference
+from experiments.preference_common import accuracy, check, in_parts, load_pairs, padded, resume
+from experiments.rl_common import validate
+from minir1 import checkpoint
 from minir1.data import passes
 from minir1.log import open_run, peak_memory_gib, progress, progress_line, read_metrics
 from minir1.model import hf

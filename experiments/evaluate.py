@@ -1,6 +1,6 @@
 """Measure a checkpoint on Countdown problems that it has never seen.
 
-    python experiments/evaluate.py --checkpoint runs/r1-zero/checkpoint
+    python -m experiments.evaluate --checkpoint runs/r1-zero/checkpoint
 
 Two held-out sets: `test`, whose numbers and target occur together in no training document, and `unseen`, whose numbers
 occur in none under any target. Each problem gets several sampled answers at temperature 1, one greedy answer, and some
@@ -20,8 +20,9 @@ import numpy as np
 import tyro
 
 from minir1 import checkpoint
-from minir1.evaluate import NO_THINK, Answer, bootstrap, paired_bootstrap, sample_answers, summary
+from minir1.judge import NO_THINK, Answer, sample_answers, summary
 from minir1.log import replace_text, table
+from minir1.metrics import bootstrap, paired_bootstrap
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.tasks import Problem, countdown

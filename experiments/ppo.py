@@ -1,8 +1,8 @@
 """PPO on Countdown: a critic says what each state is worth (arXiv:1707.06347; for language models arXiv:2203.02155).
 
-    python experiments/ppo.py --checkpoint runs/base/checkpoint --out runs/ppo
-    python experiments/ppo.py --checkpoint runs/base/checkpoint --out runs/ppo-trunk --critic trunk --lam 0.95
-    python experiments/ppo.py --out runs/ppo-proxy --reward model:runs/reward-model/checkpoint --kl 0.05
+    python -m experiments.ppo --checkpoint runs/base/checkpoint --out runs/ppo
+    python -m experiments.ppo --checkpoint runs/base/checkpoint --out runs/ppo-trunk --critic trunk --lam 0.95
+    python -m experiments.ppo --out runs/ppo-proxy --reward model:runs/reward-model/checkpoint --kl 0.05
 
     J(θ, φ) = E 1/N Σ_t [ min(r_t A_t, clip(r_t, 1-ε_low, 1+ε_high) A_t) + c_H H_t - c_V ½ (V_φ(s_t) - R_t)² ]
     δ_t = ρ_t + γ V_old(s_{t+1}) - V_old(s_t)        A_t = δ_t + γλ A_{t+1}        R_t = A_t + V_old(s_t)
@@ -32,24 +32,35 @@ from typing import Literal, NamedTuple
 
 import torch
 import tyro
-from rl_common import Clock, Session, act, check, draw, load_policy, logprobs, ratio_deviation, refuse_mismatch, report
 from torch import Tensor
 
+from experiments.rl_common import (
+    Clock,
+    Session,
+    act,
+    check,
+    draw,
+    load_policy,
+    logprobs,
+    ratio_deviation,
+    refuse_mismatch,
+    report,
+)
 from minir1 import checkpoint
 from minir1.advantages import at_last_token, discounted_returns, explained_variance, gae, kl_in_reward, whiten
 from minir1.data import by_tokens
-from minir1.evaluate import Answer, judge_rollout
+from minir1.judge import Answer, judge_rollout
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3, value_loss
 from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel, ValueHead
 from minir1.model.lora import merge
 from minir1.model.transformer import Transformer
 from minir1.optim import clip_gradients
+from minir1.reduction import token_mean
 from minir1.rollout import Rollout
 from minir1.seed import seed_everything
 from minir1.tasks import countdown
 from minir1.tokenizer import Tokenizer
-from minir1.weights import token_mean
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minir1 import checkpoint
 from minir1.data import by_tokens, pad_rows
-from minir1.evaluate import bootstrap
+from minir1.metrics import bootstrap
 from minir1.preference import agreement
 from minir1.preference_data import Rows, load
 from minir1.tokenizer import Tokenizer

@@ -1,6 +1,6 @@
 """Comparisons for Countdown: two answers that a checkpoint sampled, the right one preferred to the wrong one.
 
-    python experiments/preference_pairs.py --checkpoint runs/base/checkpoint --out runs/pairs
+    python -m experiments.preference_pairs --checkpoint runs/base/checkpoint --out runs/pairs
 
 Stands in for annotators, so that the chain pairs -> reward model -> PPO runs without data from outside, and against a
 gold reward that is known: R = accuracy + 0.1·form, as in r1_zero.py. Training problems give train.jsonl, validation
@@ -20,7 +20,7 @@ from pathlib import Path
 import tyro
 
 from minir1 import checkpoint
-from minir1.evaluate import Answer, sample_answers
+from minir1.judge import Answer, sample_answers
 from minir1.log import replace_text, table
 from minir1.model import hf
 from minir1.tasks import Problem, countdown

@@ -1,7 +1,7 @@
 """REINFORCE on Countdown: the policy gradient as it is, with a baseline (Williams 1992; Sutton & Barto, section 13.4).
 
-    python experiments/reinforce.py --checkpoint runs/base/checkpoint --out runs/reinforce
-    python experiments/reinforce.py --checkpoint runs/base/checkpoint --out runs/moving --baseline moving
+    python -m experiments.reinforce --checkpoint runs/base/checkpoint --out runs/reinforce
+    python -m experiments.reinforce --checkpoint runs/base/checkpoint --out runs/moving --baseline moving
 
     ∇J(θ) = E_o~π_θ Σ_t A_t ∇ log π_θ(o_t | q, o_<t)         A_t = Σ_{l>=0} γ^l (r_{t+l} - β k1_{t+l})
     r_T   = R - b for the last token, 0 before               k1_t = log π_θ(o_t | …) - log π_ref(o_t | …)
@@ -23,20 +23,31 @@ from typing import Literal
 
 import torch
 import tyro
-from rl_common import Clock, Session, act, check, draw, load_policy, logprobs, ratio_deviation, refuse_mismatch, report
 from torch import Tensor
 
+from experiments.rl_common import (
+    Clock,
+    Session,
+    act,
+    check,
+    draw,
+    load_policy,
+    logprobs,
+    ratio_deviation,
+    refuse_mismatch,
+    report,
+)
 from minir1.advantages import at_last_token, batch_centered, discounted_returns, kl_in_reward, moving_average
 from minir1.data import by_tokens
-from minir1.evaluate import Answer, judge_rollout
+from minir1.judge import Answer, judge_rollout
 from minir1.losses import entropy_bonus, kl_k3, reinforce
 from minir1.model import hf
 from minir1.model.lora import merge
 from minir1.optim import clip_gradients
+from minir1.reduction import fixed_length, token_mean
 from minir1.rollout import Rollout
 from minir1.seed import seed_everything
 from minir1.tasks import countdown
-from minir1.weights import fixed_length, token_mean
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A reward model from comparisons: a scalar head on a language model, by Bradley and Terry.
 
-    python experiments/reward_model.py --checkpoint runs/base/checkpoint --out runs/reward-model
+    python -m experiments.reward_model --checkpoint runs/base/checkpoint --out runs/reward-model
 
     L(φ) = -1/N Σ log σ(r_φ(x, y_c) - r_φ(x, y_r) - m)
 
@@ -23,10 +23,11 @@ from pathlib import Path
 
 import torch
 import tyro
-from preference_common import accuracy, check, in_parts, load_pairs, padded, resume
 from torch import Tensor
 
-from minir1 import checkpoint, figures_preference
+from experiments import preference_figures as figures_preference
+from experiments.preference_common import accuracy, check, in_parts, load_pairs, padded, resume
+from minir1 import checkpoint
 from minir1.data import passes
 from minir1.log import open_run, peak_memory_gib, progress, progress_line, table
 from minir1.model import heads, hf

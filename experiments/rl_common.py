@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minir1 import checkpoint
 from minir1.data import by_tokens
-from minir1.evaluate import Answer, habits, judge_rollout, sample_answers, summary
+from minir1.judge import Answer, habits, judge_rollout, sample_answers, summary
 from minir1.log import Run, open_run, peak_memory_gib, progress, progress_line, read_metrics
 from minir1.model import hf
 from minir1.model.lora import adapters, merge, save_adapters

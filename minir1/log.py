@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich import get_console
@@ -21,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 WANDB_MODES = ("off", "online", "offline")
-MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch")  # what a resumed run may set anew
+MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # what a resumed run may set anew
 
 
 # ---- the folder ------------------------------------------------------------------------------
@@ -212,6 +213,15 @@ def progress_line(step: int, steps: int, fields: list[tuple[str, str]]) -> None:
 def progress(total: int, description: str) -> Bar:
     """A progress bar: `with progress(100, "pretrain") as bar: bar.advance()`. Silent where there is no terminal."""
     return Bar(total, description)
+
+
+def steps(start: int, end: int, description: str) -> Iterator[int]:
+    """The steps start + 1 … end of a training, under a progress bar."""
+    with progress(end, description) as bar:
+        bar.advance(start)
+        for step in range(start + 1, end + 1):
+            yield step
+            bar.advance()
 
 
 class Bar:

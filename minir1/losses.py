@@ -1,4 +1,4 @@
-"""Losses a token: functions of tensors [B, T] to minimise, without reduction (see weights.py).
+"""Losses a token: functions of tensors [B, T] to minimise, without reduction (see reduction.py).
 
 Entry [b, t] speaks of token x_t of row b. r_t = π_θ(x_t | x_<t) / π_old(x_t | x_<t) is the importance ratio, A_t the
 advantage. Every function returns fp32 of the shape it is given, or fp64 where it is given fp64.

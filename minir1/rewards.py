@@ -9,7 +9,7 @@ plain text. A chat template may already have written the leading `<think>`, so i
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-def form(text: str, allow_empty_think: bool = False) -> float:
+def format_reward(text: str, allow_empty_think: bool = False) -> float:
     """1.0 iff the whole text is `<think>…</think> <answer>…</answer>`, else 0.0.
 
     Each tag stands exactly once and in this order (the leading `<think>` may be absent), the answer is
@@ -33,7 +33,7 @@ def answer(text: str) -> str | None:
 
     None if either answer tag occurs more or less than once or the two are in the wrong order, if the
     content is blank, if the thinking before it was never closed (or was opened more often than
-    closed), or if any think tag follows `<answer>`. More lenient than `form`: text before, between or
+    closed), or if any think tag follows `<answer>`. More lenient than `format_reward`: text before, between or
     after the blocks costs the form reward, not the answer.
     """
     if text.count("<answer>") != 1 or text.count("</answer>") != 1:

@@ -16,7 +16,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TEMPLATE_FILE, OLDER_MAP = "chat_template.jinja", "special_tokens_map.json"
-TEMPLATE = (  # R1-Zero's: the question, then the assistant's turn (arXiv:2501.12948, table 1)
+TEMPLATE = (  # of a tokenizer that brings none: the bare question, then the assistant's turn
     "{% for message in messages %}"
     "{% if message.role == 'user' %}User:{{ message.content }}\nAssistant:"
     "{% else %}{{ message.content }}{{ eos_token }}{% endif %}"
@@ -29,7 +29,8 @@ class Tokenizer:
 
     `encode` adds no special token, whatever the folder's post-processor or `add_bos_token` says: a prompt holds the
     tokens that are written in it, and the chat template writes the ones a model expects. `generation` is what the
-    folder's generation_config.json said (several end tokens, sampling defaults): kept for the next save, not used.
+    folder's generation_config.json said (several end tokens, sampling defaults): kept for the next save, and of it only
+    the end tokens are used.
     """
 
     def __init__(
@@ -46,6 +47,12 @@ class Tokenizer:
         if number is None:
             raise ValueError(f"the tokenizer has no token {token!r}")
         return number
+
+    @property
+    def stops(self) -> list[int]:
+        """The tokens that end an answer: the EOS, then the further ones that generation_config.json names."""
+        also = self.generation.get("eos_token_id")
+        return list(dict.fromkeys([self.eos, *(also if isinstance(also, list) else [])]))
 
     @property
     def size(self) -> int:
@@ -117,7 +124,7 @@ class Tokenizer:
         """Read what `save` or a Hugging Face folder holds; ValueError names what is missing or damaged.
 
         Special tokens are those of tokenizer_config.json, else of special_tokens_map.json; the template that of
-        chat_template.jinja, else of tokenizer_config.json (of several the one called default), else R1-Zero's.
+        chat_template.jinja, else of tokenizer_config.json (of several the one called default), else `TEMPLATE`.
         """
         path = Path(path)
         read_json(path / "tokenizer.json")

@@ -1,22 +1,18 @@
-"""experiments/ablations/balance.py at toy size, and what its tables say."""
+"""experiments/studies/balance.py at toy size, and what its tables say."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from experiments.studies import balance, balance_figures
+from minir1.log import read_metrics
+from minir1.model.config import ModelConfig
+from minir1.model.moe import Routing
+
 SCRIPTS = Path(__file__).parent.parent / "experiments"
-sys.path.insert(0, str(SCRIPTS))  # as python does for a script
-
-from ablations import balance  # noqa: E402
-
-from minir1 import figures_model  # noqa: E402
-from minir1.log import read_metrics  # noqa: E402
-from minir1.model.config import ModelConfig  # noqa: E402
-from minir1.model.moe import Routing  # noqa: E402
 
 TINY = ModelConfig(
     dim=16, layers=2, heads=2, kv_lora=8, nope=4, rope=4, v_dim=8, ffn=16, experts=4, expert_ffn=8, experts_per_token=1
@@ -106,7 +102,7 @@ def test_the_figure_tells_the_ends(tmp_path):
         return [{"step": s, "train/loss": loss, "train/max_violation": violation} for s in range(1, 13)]
 
     curves = {"no balancing": [run(1.0, 3.0), run(1.2, 3.2)], "selection bias, γ = 1": [run(1.0, 0.5), run(1.0, 0.5)]}
-    figure = figures_model.balance(curves, tmp_path / "a.png")
+    figure = balance_figures.balance(curves, tmp_path / "a.png")
     words = [text.get_text() for text in figure.texts]
     assert "Balancing: MaxVio 3.1 → 0.5; losses end within 0.100 nats" in words
     assert {"MaxVio 3.10 · loss 1.100", "MaxVio 0.50 · loss 1.000"} | set(curves) <= set(words)

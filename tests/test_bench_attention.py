@@ -1,14 +1,10 @@
 """The benchmark of attention at toy size, and what it counts."""
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "experiments" / "benchmarks"))  # as python does for a script
-
-import bench_attention  # noqa: E402
-from bench_attention import Shape  # noqa: E402
+from experiments.benchmarks import bench_attention
+from experiments.benchmarks.bench_attention import Shape
 
 TOY = Shape(2, 9, 4, 2, 12, 8)
 

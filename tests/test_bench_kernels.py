@@ -10,11 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "experiments" / "benchmarks"))  # as python does for a script
-
-import bench_kernels  # noqa: E402
-import bench_logprob  # noqa: E402
-import bench_timing  # noqa: E402
+from experiments.benchmarks import bench_kernels, bench_logprob, bench_timing
 
 
 def test_cpu_part_at_toy_size(tmp_path, capsys, monkeypatch):

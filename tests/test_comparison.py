@@ -14,19 +14,13 @@ import numpy as np
 import pytest
 import tyro
 
-SCRIPTS = Path(__file__).parent.parent / "experiments"
-sys.path.insert(0, str(SCRIPTS))  # as python does for a script
-
-import comparison  # noqa: E402
-import comparison_tables as tables  # noqa: E402
-import pretrain  # noqa: E402
-import processes  # noqa: E402
-from ablations import algorithms, group_size, kl, overoptimization, reduction  # noqa: E402
-from comparison import START, Config, Measure, Method, cells_of, command, complete, end, load  # noqa: E402
-
-from minir1 import figures_algorithms  # noqa: E402
-from minir1.model import hf  # noqa: E402
-from minir1.model.config import ModelConfig  # noqa: E402
+from experiments import pretrain
+from experiments.studies import algorithms, comparison, group_size, kl, overoptimization, processes, reduction
+from experiments.studies import algorithms_figures as figures_algorithms
+from experiments.studies import comparison_tables as tables
+from experiments.studies.comparison import START, Config, Measure, Method, cells_of, command, complete, end, load
+from minir1.model import hf
+from minir1.model.config import ModelConfig
 
 # ---- processes, with scripts that only pretend ---------------------------------------------------
 
@@ -61,19 +55,21 @@ trained = Path(given["--policy"]).parent / "pass"
 found = {"pass@1": float(trained.read_text()) if trained.exists() else 0.1, "split": given["--split"]}
 Path(given["--out"]).write_text(json.dumps(found))
 """
-METHODS = {"a": Method("A", "train.py"), "b": Method("B", "train.py", {"clip": 0.3})}
+ROOT = Path(__file__).parent.parent
+METHODS = {"a": Method("A", "train"), "b": Method("B", "train", {"clip": 0.3})}
 
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """Two methods, two seeds, scripts that take milliseconds."""
-    scripts = tmp_path / "scripts"
-    scripts.mkdir()
+    scripts = tmp_path / "toy_scripts"
+    (scripts / "studies").mkdir(parents=True)
     (scripts / "train.py").write_text(TRAIN)
-    (scripts / "comparison.py").write_text(MEASURE)
+    (scripts / "studies" / "comparison.py").write_text(MEASURE)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(comparison, "SCRIPTS", scripts)
+    monkeypatch.setattr(comparison, "PACKAGE", "toy_scripts")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     places = {"out": tmp_path / "runs", "results": tmp_path / "docs" / "toy.json", "figure": tmp_path / "toy.png"}
     return Config(checkpoint=tmp_path / "base", seeds=(0, 1), steps=2, **places)
 
@@ -95,7 +91,7 @@ def test_every_cell_is_run_measured_and_stored(toy, capsys):
     assert found.keys() == {cell.name for cell in cells} and found["b/1"]["pass@1"] == pytest.approx(0.31)
     lines = toy.results.read_text().splitlines()
     assert len(lines) == 2 + 5 and all(line.startswith('"') for line in lines[1:-1])  # a line a cell
-    told = "train.py --steps 2 --seed 1 --lr 0.0003 --prompts 16 --answers 8 --max-tokens 384 --eval-every 8"
+    told = "train --steps 2 --seed 1 --lr 0.0003 --prompts 16 --answers 8 --max-tokens 384 --eval-every 8"
     assert found["b/1"]["command"] == f"{told} --eval-answers 1 --clip 0.3" and found[START]["command"] == ""
     assert found["a/0"]["tokens/sampled"] == 200 and found["a/0"]["tokens/trained"] == 2 * 128 * 0.5
     assert found["a/0"]["seconds/rollout"] == 2 and found["a/0"]["seconds/total"] == 6.5
@@ -111,7 +107,7 @@ def test_every_cell_is_run_measured_and_stored(toy, capsys):
 
 
 def test_a_killed_cell_resumes_and_a_failing_one_stops_no_other(toy, capsys):
-    methods = METHODS | {"k": Method("K", "train.py", {"kill": "yes"}), "f": Method("F", "train.py", {"fail": "yes"})}
+    methods = METHODS | {"k": Method("K", "train", {"kill": "yes"}), "f": Method("F", "train", {"fail": "yes"})}
     toy = replace(toy, seeds=(0,))
     failed = failures(cells_of(methods, toy), toy)
     assert failed.keys() == {"k/0", "f/0"}
@@ -131,7 +127,7 @@ def test_another_command_base_or_measurement_is_refused(toy):
     cells = cells_of(METHODS, toy)
     failures(cells, toy)
     for changed, told in (
-        (replace(toy, steps=3), "a/0 was done with command 'train.py --steps 2 .*', now 'train.py --steps 3"),
+        (replace(toy, steps=3), "a/0 was done with command 'train --steps 2 .*', now 'train --steps 3"),
         (replace(toy, test_answers=8), "start was done with measured '400 test problems, 4 answers"),
     ):
         with pytest.raises(ValueError, match=told):
@@ -155,25 +151,26 @@ def test_bad_settings_are_named(change):
 RUNNER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from processes import go_on
-folder = Path(sys.argv[3])
-words = [sys.executable, sys.argv[2], "--out", str(folder), "--seed", "0", "--steps", "1", "--lr", "1", "--sleep", "1"]
+from experiments.studies.processes import go_on
+folder = Path(sys.argv[1])
+words = [sys.executable, "-m", "toy_scripts.train", "--out", str(folder)]
+words += ["--seed", "0", "--steps", "1", "--lr", "1", "--sleep", "1"]
 go_on(words, folder, "asked")
 """
 
 
 def test_after_a_kill_of_the_runner_alone_the_next_one_waits(toy, tmp_path, capsys):
-    script, folder = tmp_path / "scripts" / "train.py", toy.out / "a" / "0"
+    folder = toy.out / "a" / "0"
     folder.parent.mkdir(parents=True)
-    words = [sys.executable, "-c", RUNNER, str(SCRIPTS), str(script), str(folder)]
+    words = [sys.executable, "-c", RUNNER, str(folder)]
     runner = subprocess.Popen(words)
     while not folder.exists():
         time.sleep(0.02)
     runner.send_signal(signal.SIGKILL)
     runner.wait()
     assert not done(toy)  # the training goes on without it
-    again = [sys.executable, str(script), "--out", str(folder), "--seed", "0", "--steps", "1", "--lr", "1"]
+    again = [sys.executable, "-m", "toy_scripts.train", "--out", str(folder)]
+    again += ["--seed", "0", "--steps", "1", "--lr", "1"]
     with pytest.raises(ValueError, match="was run with 'asked', not 'other'"):
         processes.go_on(again, folder, "other")
     processes.go_on(again, folder, "asked")
@@ -211,7 +208,7 @@ def test_algorithms_sweep_choose_and_compare(toy, monkeypatch, capsys):
 
 
 def test_a_failing_sweep_leaves_its_method_out_and_the_status_says_so(toy, monkeypatch):
-    monkeypatch.setattr(algorithms, "METHODS", {"a": METHODS["a"], "f": Method("F", "train.py", {"fail": "yes"})})
+    monkeypatch.setattr(algorithms, "METHODS", {"a": METHODS["a"], "f": Method("F", "train", {"fail": "yes"})})
     monkeypatch.setattr(algorithms, "draw", lambda config: None)
     monkeypatch.setattr(algorithms.tables, "show", lambda *rest: None)
     with pytest.raises(SystemExit, match=r"failed: (sweep/f/0.000\d(, )?){3};"):
@@ -233,7 +230,7 @@ def test_the_scripts_understand_their_commands(name):
     methods, config = ABLATIONS[name]
     for cell in cells_of(methods, config)[1:]:
         script, *words = command(cell, config)
-        script = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        script = importlib.import_module(f"experiments.{script}")
         read = tyro.cli(script.Config, args=words)
         assert read.steps == config.steps and read.seed == cell.seed and read.prompts * read.answers == 128
         for key, value in cell.options.items():
@@ -355,7 +352,7 @@ def test_other_quantities_are_paired_by_seed():
 def test_pages_name_the_pending_cells_and_the_command():
     everything = algorithms.page_result({}), algorithms.page_sweep({})
     assert everything[0].startswith("Pending, 67 of 67 cells: `sweep/grpo/0.0001`, ")
-    command = "python experiments/ablations/algorithms.py --checkpoint runs/base/checkpoint"
+    command = "python -m experiments.studies.algorithms --checkpoint runs/base/checkpoint"
     assert everything[0].endswith(f"```\n{command}\n```")
     assert "| GRPO | pending | pending | pending |" in everything[1]
     found = {name: result(0.5 + 0.01 * number) for number, name in enumerate(sorted(algorithms.names()))}
@@ -390,13 +387,13 @@ def test_the_page_of_a_reward_pushed_too_far():
     assert overoptimization.rows(control) == [["rules without KL", "-", "-", "40.0%", "80.0%", "70.0%"]]
 
 
-def test_the_reward_model_is_made_once(toy, monkeypatch):
+def test_the_reward_model_is_made_once(toy, monkeypatch, tmp_path):
     for name in ("preference_pairs.py", "reward_model.py"):
-        (comparison.SCRIPTS / name).write_text(
+        (tmp_path / "toy_scripts" / name).write_text(
             "import sys\nfrom pathlib import Path\n"
             "out = Path(sys.argv[sys.argv.index('--out') + 1])\nout.mkdir()\n(out / 'result.json').write_text('{}')\n"
         )
-    monkeypatch.setattr(overoptimization, "SCRIPTS", comparison.SCRIPTS)
+    monkeypatch.setattr(overoptimization, "PACKAGE", "toy_scripts")
     overoptimization.reward_model(toy)
     overoptimization.reward_model(toy)  # a second time mkdir would fail
     told = (toy.out / "reward_model.command").read_text()

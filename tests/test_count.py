@@ -4,23 +4,19 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments import pretrain
 from minir1 import figures_model
 from minir1.model import count as counting
 from minir1.model.config import ModelConfig, dense
 from minir1.model.hf_config import to_hf_config
 from minir1.model.presets import DEEPSEEK_V3, PRESETS
 from minir1.model.transformer import Transformer, on_meta
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
-
-import pretrain  # noqa: E402
 
 MOE = {"vocab": 40, "dim": 24, "layers": 3, "heads": 3, "kv_lora": 10, "nope": 6, "rope": 4, "v_dim": 8, "ffn": 20}
 MOE |= {"experts": 6, "experts_per_token": 2, "expert_ffn": 5}  # a width that torch's grouped product cannot take

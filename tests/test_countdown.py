@@ -1,3 +1,4 @@
+import hashlib
 import random
 import time
 from collections import Counter
@@ -9,24 +10,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minir1 import rewards
-from minir1.tasks import Problem, countdown
+from minir1.tasks import Problem, countdown, load, spread
 from minir1.tasks.countdown import (
-    LEVELS,
-    Level,
+    SPLITS,
+    all_problems,
+    baselines,
     behaviour,
     difficulty,
     evaluate_expression,
+    problems,
+    split_of,
+    verify,
+)
+from minir1.tasks.countdown_search import (
+    LEVELS,
+    Level,
+    expected_tries,
     expression,
     parse,
-    problems,
     random_search,
     random_search_distinct,
     solutions,
-    split,
     tries,
     try_text,
     value_of,
-    verify,
 )
 
 P = Problem("make 24 from 11,3,3", "(11-3)*3")
@@ -156,12 +163,14 @@ def test_no_cheat_is_right(name):
 @pytest.mark.parametrize("name", CHEATING_TEXTS)
 def test_no_cheating_text_is_right(name):
     verdict = verify(P, CHEATING_TEXTS[name])
-    assert verdict.status == "wrong" and verdict.scores == {"accuracy": 0.0, "form": 0.0}
+    assert verdict.status == "wrong" and verdict.scores == {"accuracy": 0.0}
+    assert rewards.format_reward(CHEATING_TEXTS[name]) == 0
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_right_answer_in_bad_form_gets_no_form_reward(name):
-    assert verify(P, MALFORMED[name]).scores == {"accuracy": 1.0, "form": 0.0}
+def test_a_right_answer_in_a_malformed_text_is_right_and_gets_no_format_reward(name):
+    assert verify(P, MALFORMED[name]).scores == {"accuracy": 1.0}
+    assert rewards.format_reward(MALFORMED[name]) == 0
 
 
 @pytest.mark.parametrize(
@@ -170,7 +179,8 @@ def test_a_right_answer_in_bad_form_gets_no_form_reward(name):
 )
 def test_right_answers(answer):
     verdict = verify(P, said(answer))
-    assert verdict.status == "right" and verdict.scores == {"accuracy": 1.0, "form": 1.0}
+    assert verdict.status == "right" and verdict.scores == {"accuracy": 1.0}
+    assert rewards.format_reward(said(answer)) == 1
 
 
 def test_values_on_the_way_are_not_restricted():
@@ -180,7 +190,8 @@ def test_values_on_the_way_are_not_restricted():
 
 def test_the_control_without_thinking():
     text = "<think></think><answer>(11-3)*3</answer>"
-    assert verify(P, text, allow_empty_think=True).scores == {"accuracy": 1.0, "form": 1.0}
+    assert verify(P, text).scores == {"accuracy": 1.0}
+    assert rewards.format_reward(text, allow_empty_think=True) == 1
 
 
 def test_operators_group_to_the_left_and_times_binds_closer():
@@ -241,42 +252,57 @@ COUNTS = {
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_counts(level):
-    assert Counter(split(p) for p in problems(level)) == COUNTS[level]
+    assert Counter(split_of(p) for p in all_problems(level)) == COUNTS[level]
 
 
 def test_the_default_level_has_1457_problems():
-    assert len(problems()) == 1457
+    assert len(all_problems()) == 1457
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_problem_is_its_own_and_solved_by_its_reference(level):
-    found = problems(level)
+    found = all_problems(level)
     assert len({(tuple(sorted(parse(p)[0])), parse(p)[1]) for p in found}) == len(found)
     for p in found[:: max(1, len(found) // 1500)]:
         assert p.level == level and p.language == "en"
         assert verify(p, said(p.reference)).status == "right"
 
 
-def test_held_out_problems_are_spread_over_the_level():
-    found = countdown.held_out("wide", "validation", 100)
-    everything = [p for p in problems("wide") if split(p) == "validation"]
-    places = [everything.index(p) for p in found]
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_problems_of_a_split_are_those_of_the_level_in_their_order(level):
+    parts = {split: problems(split, None, level) for split in SPLITS}
+    for split, part in parts.items():
+        assert part == [p for p in all_problems(level) if split_of(p) == split]
+    assert sum(map(len, parts.values())) == len(all_problems(level))
+    with pytest.raises(ValueError, match="'dev'; allowed: train, validation, test, unseen"):
+        problems("dev")
+
+
+DIGESTS = {"default": "152c4f348162fdbe", "wide": "68b7377baeb3e332", "four": "9190e1cbf45dfffe"}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_training_problems_never_change(level):
+    text = "".join(f"{p.prompt} = {p.reference}\n" for p in load(f"countdown:{level}").problems("train"))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == DIGESTS[level]
+
+
+def test_spread_problems_come_from_the_whole_level():
+    everything = problems("validation", None, "wide")
+    places = [everything.index(p) for p in spread(everything, 100)]
     assert len(set(places)) == 100 and places == sorted(places) and max(places) > 0.98 * len(everything)
-    assert countdown.held_out("default", "unseen", 10_000) == [p for p in problems() if split(p) == "unseen"]
-    with pytest.raises(ValueError, match="0 of .* problems in split 'test'"):
-        countdown.held_out("default", "test", 0)
 
 
 def test_prompts_are_shuffled():
-    orders = [parse(p)[0] for p in problems()]
+    orders = [parse(p)[0] for p in all_problems()]
     assert 0.1 < sum(list(n) == sorted(n) for n in orders) / len(orders) < 0.5
     assert 0.1 < sum(list(n) == sorted(n)[::-1] for n in orders) / len(orders) < 0.5
 
 
 def test_members_of_the_splits_never_change():
-    assert problems()[0] == Problem("make 10 from 5,1,1", "5*(1+1)", level="default")
+    assert all_problems()[0] == Problem("make 10 from 5,1,1", "5*(1+1)", level="default")
     for prompt, name in MEMBERS.items():
-        assert split(Problem(prompt, "")) == name
+        assert split_of(Problem(prompt, "")) == name
 
 
 MEMBERS = {
@@ -292,17 +318,17 @@ MEMBERS = {
 def test_unseen_numbers_are_in_no_other_split_of_any_level():
     where: dict[tuple[int, ...], set[str]] = {}
     for level in LEVELS:
-        for p in problems(level):
-            where.setdefault(tuple(sorted(parse(p)[0])), set()).add(split(p))
+        for p in all_problems(level):
+            where.setdefault(tuple(sorted(parse(p)[0])), set()).add(split_of(p))
     assert all(len(names) == 1 for names in where.values() if "unseen" in names)
     assert sum("unseen" in names for names in where.values()) > 100
 
 
 def test_the_split_ignores_order_and_level():
-    for p in problems()[::50]:
+    for p in all_problems()[::50]:
         numbers, target = parse(p)
         turned = ",".join(str(n) for n in numbers[::-1])
-        assert split(Problem(f"make {target} from {turned}", "", level="wide")) == split(p)
+        assert split_of(Problem(f"make {target} from {turned}", "", level="wide")) == split_of(p)
 
 
 FOREIGN = ["", "make 24"]
@@ -317,7 +343,7 @@ def test_a_foreign_prompt_is_an_error(prompt):
 
 def test_an_unknown_level_is_an_error():
     with pytest.raises(ValueError, match="default, wide, four"):
-        problems("hard")
+        all_problems("hard")
 
 
 # Tries
@@ -368,7 +394,7 @@ def test_tries_against_brute_force(numbers):
 
 @pytest.mark.parametrize("level, stride", [("default", 1), ("wide", 40), ("four", 150)])
 def test_every_expression_of_every_try_has_its_value_and_uses_the_numbers(level, stride):
-    for numbers in sorted({parse(p)[0] for p in problems(level)[::stride]}):
+    for numbers in sorted({parse(p)[0] for p in all_problems(level)[::stride]}):
         for t in tries(numbers, level):
             value, used = evaluate_expression(expression(t))
             assert value == value_of(t) and sorted(used) == sorted(numbers)
@@ -387,7 +413,7 @@ def test_expressions_by_hand():
 
 def test_difficulty_and_search_by_hand():
     assert [try_text(t) for t in solutions(P)] == ["11-3=8,8*3=24"]
-    assert difficulty(P) == 9
+    assert expected_tries(P) == 9
     assert random_search(P, 0) == 0 and random_search(P, 1) == pytest.approx(1 / 9)
     assert random_search(P, 2) == pytest.approx(17 / 81)
     assert random_search_distinct(P, 4) == random_search_distinct(P, 4.7) == pytest.approx(4 / 9)
@@ -397,16 +423,33 @@ def test_difficulty_and_search_by_hand():
             search(P, -1)
 
 
-@pytest.mark.parametrize("p", problems()[7::300], ids=lambda p: p.prompt)
+@pytest.mark.parametrize("p", all_problems()[7::300], ids=lambda p: p.prompt)
 def test_search_against_enumeration(p):
     numbers, target = parse(p)
     hits = [value_of(t) == target for t in tries(numbers, p.level)]
-    assert difficulty(p) == pytest.approx(len(hits) / sum(hits))
+    assert expected_tries(p) == pytest.approx(len(hits) / sum(hits))
     for k in (1, 2, 3):
         drawn = list(product(hits, repeat=k))
         assert random_search(p, k) == pytest.approx(sum(map(any, drawn)) / len(drawn))
         drawn = list(combinations(hits, k))
         assert random_search_distinct(p, k) == pytest.approx(sum(map(any, drawn)) / len(drawn))
+
+
+GROUPS = {"easy": (0, 6), "middle": (6, 12), "hard": (12, float("inf"))}
+
+
+def test_groups_of_difficulty():
+    needed = {name: [expected_tries(p) for p in all_problems() if difficulty(p) == name] for name in GROUPS}
+    assert sum(map(len, needed.values())) == len(all_problems()) and all(needed.values())
+    for name, (low, high) in GROUPS.items():
+        assert all(low <= n < high for n in needed[name])
+
+
+def test_baselines_search_as_long_as_the_text():
+    lines = "11+3=14,14+3=17 no\n11-3=8,8-3=5 no\n"
+    for thinking, k in (("", 1), (lines, 2), (lines * 2, 4)):
+        want = {"search": random_search(P, k), "search_distinct": random_search_distinct(P, k)}
+        assert baselines(P, said("24", thinking)) == want
 
 
 # Behaviour
@@ -432,6 +475,7 @@ ZERO = dict(tries=0, steps=0, arithmetic_errors=0, illegal=0, repeats=0, said_ye
         ("3+3=6,6+6=12 no\n", dict(tries=1, steps=2, illegal=1)),  # one 6 only
         ("3+3=6,11+6=17 no\n3+3=6,6+11=17 no\n3+3=6,11-6=5 no\n", dict(tries=3, steps=6, repeats=1)),
         ("11-3=8,8*3=24 yes\n11-3=8,3*8=24 yes\n", dict(tries=2, steps=4, repeats=1, said_yes=True)),
+        ("11-3=8,8+3=11 yes\n" * 2, dict(tries=2, steps=4, repeats=1, said_yes=True, false_yes=1)),
         ("٣+3=6,11+6=17 no\n99999999999+3=6 no\n", {}),
     ],
 )
@@ -446,7 +490,7 @@ def test_only_the_thinking_counts():
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_behaviour_of_true_tries_is_clean(level):
-    for p in problems(level)[:: len(problems(level)) // 20]:
+    for p in all_problems(level)[:: len(all_problems(level)) // 20]:
         numbers, target = parse(p)
         lines = [f"{try_text(t)} {'yes' if value_of(t) == target else 'no'}\n" for t in tries(numbers, level)]
         counts = behaviour(p, said(p.reference, "".join(lines)))

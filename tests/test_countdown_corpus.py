@@ -1,13 +1,15 @@
 """countdown_corpus.py: every document of a few thousand is read again."""
 
+import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 
 import pytest
 
-from minir1.tasks import Problem, countdown
-from minir1.tasks.countdown_corpus import WORDS, Mix, documents
+from minir1.tasks import Problem, countdown, load
+from minir1.tasks.countdown_corpus import WORDS, Mix
+from minir1.tasks.countdown_search import expected_tries, parse, tries, try_text, value_of
 from minir1.tokenizer import EOS, UNK, word_level
 
 COUNT = 4000
@@ -45,7 +47,7 @@ def read(text: str, level: str = "default") -> Document | None:
 
 
 def sample(mix: Mix = Mix(), count: int = COUNT, seed: int = 0, level: str = "default") -> list[str]:
-    return list(islice(documents(level, seed, mix), count))
+    return list(islice(countdown.documents(seed, level, **asdict(mix)), count))
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +63,8 @@ def worked(texts):
 @pytest.mark.parametrize("level", ["default", "wide"])
 def test_only_train_problems_occur(level):
     """And, of their numbers, problems without a solution."""
-    known = {p.prompt: countdown.split(p) for p in countdown.problems(level)}
-    numbers = {prompt: countdown.parse(Problem(prompt, ""))[0] for prompt in known}
+    known = {p.prompt: countdown.split_of(p) for p in countdown.all_problems(level)}
+    numbers = {prompt: parse(Problem(prompt, ""))[0] for prompt in known}
     train = {numbers[prompt] for prompt, name in known.items() if name == "train"}
     unseen = {tuple(sorted(numbers[prompt])) for prompt, name in known.items() if name == "unseen"}
     found = [d for d in (read(text, level) for text in sample(count=2000, level=level)) if d]
@@ -70,9 +72,9 @@ def test_only_train_problems_occur(level):
     solvable = [d for d in found if d.problem.prompt in known]
     assert all(known[d.problem.prompt] == "train" for d in solvable)
     for d in found:
-        of, target = countdown.parse(d.problem)
+        of, target = parse(d.problem)
         assert of in train and tuple(sorted(of)) not in unseen
-        reached = target in map(countdown.value_of, countdown.tries(of, level))
+        reached = target in map(value_of, tries(of, level))
         assert reached == (d.problem.prompt in known)
     assert len({d.problem.prompt for d in solvable}) > 0.4 * min(len(train), len(solvable))  # and they vary
 
@@ -123,7 +125,7 @@ def test_shares_are_those_of_the_mix(texts, worked):
     assert near(sum(not d.tagged for d in searches), len(searches), mix.untagged)
     assert all(d.tagged for d in at_once)
     assert len(at_once) >= 0.1 * len(texts)
-    luck = sum(1 / countdown.difficulty(d.problem) for d in at_once) / len(at_once)  # a random try may be right
+    luck = sum(1 / expected_tries(d.problem) for d in at_once) / len(at_once)  # a random try may be right
     assert near(sum(d.right for d in at_once), len(at_once), mix.at_once_right + (1 - mix.at_once_right) * luck)
     counts = [counted(d) for d in searches]
     total = {key: sum(c[key] for c in counts) for key in counts[0]}
@@ -146,19 +148,19 @@ def test_giving_up():
 
 def test_the_impossible_is_gone_through():
     """Every try once, in order, and no success; about as often as the mix says, as far as there are such targets."""
-    everything = {p.prompt for p in countdown.problems()}
+    solvable = {p.prompt for p in countdown.all_problems()}
     found = list(map(read, sample(Mix(**SEARCHES | {"impossible": 1}), 400)))
-    impossible = [d for d in found if d.problem.prompt not in everything]
+    impossible = [d for d in found if d.problem.prompt not in solvable]
     assert len(impossible) > 0.8 * len(found)
     for d in found:
-        tries = [countdown.try_text(t) for t in countdown.tries(countdown.parse(d.problem)[0])]
+        everything = [try_text(t) for t in tries(parse(d.problem)[0])]
         tried = [tried for tried, _, _ in d.lines]
-        assert tried == tries[: len(tried)]
-        if d.problem.prompt not in everything:
-            assert len(tried) == len(tries) and not any(verdict for _, _, verdict in d.lines) and not d.right
+        assert tried == everything[: len(tried)]
+        if d.problem.prompt not in solvable:
+            assert len(tried) == len(everything) and not any(verdict for _, _, verdict in d.lines) and not d.right
     some = list(map(read, sample(Mix(**SEARCHES | {"impossible": 0.3}), 1500)))
     share = 0.3 * len(impossible) / len(found)
-    assert near(sum(d.problem.prompt not in everything for d in some), len(some), share)
+    assert near(sum(d.problem.prompt not in solvable for d in some), len(some), share)
 
 
 @pytest.mark.parametrize("habit", ["orderly", "forgetful", "neither"])
@@ -169,7 +171,7 @@ def test_habits(habit):
     for d in map(read, sample(Mix(**SEARCHES, patient=1, **choice), 400)):
         tried = [x for x, _, _ in d.lines]
         repeats += len(tried) - len(set(tried))
-        everything = [countdown.try_text(t) for t in countdown.tries(countdown.parse(d.problem)[0])]
+        everything = [try_text(t) for t in tries(parse(d.problem)[0])]
         assert set(tried) <= set(everything)
         assert d.right or habit == "forgetful"  # the patient find it
         if habit == "orderly":
@@ -184,7 +186,7 @@ def test_without_slips_every_verdict_is_true():
         counts = counted(d)
         assert counts["tries"] == len(d.lines)
         assert not any(counts[key] for key in ("arithmetic_errors", "illegal", "false_yes", "false_no"))
-        assert {t for _, t, _ in d.lines} == {str(countdown.parse(d.problem)[1])}
+        assert {t for _, t, _ in d.lines} == {str(parse(d.problem)[1])}
         assert last == d.right  # the answer is the last try
 
 
@@ -246,6 +248,39 @@ def test_mix_rejects_bad_shares(change, field):
     Mix(orderly=0.7, forgetful=0.3)
 
 
-def test_unknown_level():
+def test_the_corpus_rejects_what_it_does_not_know():
     with pytest.raises(ValueError, match="'easy'"):
-        next(documents("easy", 0))
+        countdown.documents(0, "easy")
+    with pytest.raises(ValueError, match="the mix has no patience; it has facts, checked, .*longest"):
+        countdown.documents(0, patience=0.5)
+
+
+DIGESTS = {"default": "410078d8db71a5d5", "wide": "2ec3aa6d25207a71", "four": "c6cccbb4763449fa"}
+
+
+@pytest.mark.parametrize("level", DIGESTS)
+def test_the_corpus_never_changes(level):
+    text = "\n".join(islice(load(f"countdown:{level}").documents(5), 300))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == DIGESTS[level]
+
+
+@pytest.mark.parametrize("level", DIGESTS)
+def test_probes_ask_for_true_sums_and_verdicts(level):
+    """Five tries a problem, the last a solution; each labelled piece is a token of the task's own vocabulary."""
+    task = load(f"countdown:{level}")
+    tokenizer = word_level(*task.vocabulary())
+    probes = task.probes()
+    assert len(probes) == 100
+    for pieces in probes:
+        text = "".join(piece for piece, _ in pieces)
+        rows = [tokenizer.encode(piece) for piece, _ in pieces]
+        assert sum(rows, []) == tokenizer.encode(text) and tokenizer.id(UNK) not in tokenizer.encode(text)
+        assert all(len(row) == 1 for row, (_, label) in zip(rows, pieces) if label)
+        prompt, _, lines = text.removeprefix("User:").partition("\nAssistant:<think>")
+        assert text.startswith(tokenizer.chat(prompt))
+        problem = Problem(prompt, "", level=level)
+        counts = countdown.behaviour(problem, lines)
+        assert counts["tries"] == lines.count("\n") <= 5 and counts["said_yes"]
+        assert not any(counts[key] for key in ("arithmetic_errors", "illegal", "false_yes", "false_no"))
+        assert [label for _, label in pieces].count("sums") == counts["steps"]
+        assert [piece.strip() for piece, label in pieces if label in ("yes", "no")] == re.findall("yes|no", lines)

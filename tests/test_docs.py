@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 import tyro
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = ROOT / "experiments"
-sys.path.insert(0, str(SCRIPTS))  # as python does for a script
+from experiments.studies import seeds
+from experiments.tools import render_docs
 
-import render_docs  # noqa: E402
-import seeds  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 DOCUMENTS = render_docs.documents(ROOT)
 MEASURED = any((ROOT / "docs" / "results").glob("*.json"))  # before the first results there is nothing to compare
@@ -53,7 +51,7 @@ def commands(text: str) -> list[list[str]]:
     fenced = "\n".join(re.findall(r"^```[a-z]*\n(.*?)^```", text, re.M | re.S)).replace("\\\n", " ")
     lines = [line.strip().removeprefix("$ ") for line in fenced.splitlines()]
     found = [shlex.split(line, comments=True) for line in lines if re.match(r"python3? ", line)]
-    return [line for line in found if line[1] != "-m"]
+    return [line for line in found if line[1:2] == ["-m"] and line[2].startswith("experiments.")]
 
 
 @pytest.mark.parametrize("path", **names)
@@ -64,10 +62,11 @@ def test_every_path_named_exists(path):
 
 @pytest.mark.parametrize("path", **names)
 def test_every_command_is_understood(path):
-    for _, script, *args in commands(path.read_text(encoding="utf-8")):
-        assert (ROOT / script).is_file(), f"{path.name} runs {script}, which does not exist"
-        if Path(script).parent == Path("experiments"):
-            tyro.cli(importlib.import_module(Path(script).stem).Config, args=args)
+    for _, _, script, *args in commands(path.read_text(encoding="utf-8")):
+        file = ROOT / (script.replace(".", "/") + ".py")
+        assert file.is_file(), f"{path.name} runs {script}, which does not exist"
+        if file.parent == ROOT / "experiments":
+            tyro.cli(importlib.import_module(script).Config, args=args)
 
 
 @pytest.mark.parametrize("path", **names)
@@ -189,7 +188,7 @@ def test_the_table_of_speculation():
 
 
 def test_it_runs_from_the_command_line(tree):
-    words = [sys.executable, str(SCRIPTS / "render_docs.py"), "--root", str(tree), "--check"]
+    words = [sys.executable, "-m", "experiments.tools.render_docs", "--root", str(tree), "--check"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ValueError: differ from docs/results: README.md: headline")

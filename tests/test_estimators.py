@@ -1,21 +1,18 @@
-"""experiments/ablations/estimators.py: the table says what the identities say, and is the one that is published."""
+"""experiments/studies/estimators.py: the table says what the identities say, and is the one that is published."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from experiments.studies import estimators
+from experiments.studies import estimators_catalogue as catalogue
+from experiments.studies import estimators_figures as figures_estimators
+from experiments.studies.estimators_figures import BLUE, GREEN, ORANGE
+from minir1.advantages import leave_one_out
+from minir1.losses import reinforce
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "experiments"))  # as python does for a script
-
-import estimators_catalogue as catalogue  # noqa: E402
-from ablations import estimators  # noqa: E402
-
-from minir1 import figures_estimators  # noqa: E402
-from minir1.advantages import leave_one_out  # noqa: E402
-from minir1.figures_estimators import BLUE, GREEN, ORANGE  # noqa: E402
-from minir1.losses import reinforce  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -19,31 +19,23 @@ import pytest
 import torch
 import tyro
 
+from experiments import demo, evaluate, pretrain, r1_zero, rl_common
+from experiments.benchmarks import prefill
+from experiments.studies import long_context, processes, seeds
+from minir1 import checkpoint
+from minir1.advantages import group_advantages
+from minir1.judge import NO_THINK
+from minir1.log import read_metrics
+from minir1.losses import clipped_surrogate
+from minir1.model import hf
+from minir1.model.config import ModelConfig, dense
+from minir1.model.lora import adapters, adapters_off
+from minir1.rollout import BUDGET
+from minir1.tasks import countdown
+from minir1.tasks.countdown_corpus import Mix
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "experiments"
-sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "benchmarks")]  # as python does for a script
-
-import demo  # noqa: E402
-import evaluate  # noqa: E402
-import long_context  # noqa: E402
-import prefill  # noqa: E402
-import pretrain  # noqa: E402
-import processes  # noqa: E402
-import r1_zero  # noqa: E402
-import rl_common  # noqa: E402
-import seeds  # noqa: E402
-
-from minir1 import checkpoint  # noqa: E402
-from minir1.advantages import group_advantages  # noqa: E402
-from minir1.evaluate import NO_THINK  # noqa: E402
-from minir1.log import read_metrics  # noqa: E402
-from minir1.losses import clipped_surrogate  # noqa: E402
-from minir1.model import hf  # noqa: E402
-from minir1.model.config import ModelConfig, dense  # noqa: E402
-from minir1.model.lora import adapters, adapters_off  # noqa: E402
-from minir1.rollout import BUDGET  # noqa: E402
-from minir1.tasks import countdown  # noqa: E402
-from minir1.tasks.countdown_corpus import Mix  # noqa: E402
 
 MOE = ModelConfig(
     dim=32, layers=2, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, experts=4, expert_ffn=16
@@ -88,7 +80,7 @@ def whole(bases, tmp_path_factory):
     def run(script: str, model: str) -> Path:
         if (script, model) not in made:
             out = tmp_path_factory.mktemp(f"whole-{script}-{model}")
-            importlib.import_module(script).main(replace(config_of(script, model, bases), out=out))
+            importlib.import_module(f"experiments.{script}").main(replace(config_of(script, model, bases), out=out))
             made[script, model] = out
         return made[script, model]
 
@@ -109,18 +101,18 @@ def result_of(out: Path) -> dict:
 
 
 def command(*words, **more) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=environment, **more)
 
 
 def test_a_base_is_trained_from_the_command_line_in_any_folder(tmp_path):
     shape = "--model.dim 32 --model.layers 2 --model.heads 2 --model.ffn 64 --model.experts 4 --model.expert-ffn 16"
-    words = f"pretrain.py --steps 3 --batch 256 --out here {shape}".split()
-    done = command(SCRIPTS / words[0], *words[1:], cwd=tmp_path)
+    words = f"-m experiments.pretrain --steps 3 --batch 256 --out here {shape}".split()
+    done = command(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "3/3  loss" in done.stdout and "sums" in done.stdout
     assert len(read_metrics(tmp_path / "here")) == 3 and checkpoint.latest(tmp_path / "here" / "checkpoint")
-    again = command(SCRIPTS / words[0], *words[1:], cwd=tmp_path)
+    again = command(*words, cwd=tmp_path)
     told = "ValueError: here already holds a run: go on with --resume, or choose another --out"
     assert again.returncode == 1 and again.stderr.splitlines()[-1] == told
 
@@ -153,7 +145,7 @@ def test_a_base_is_trained_from_the_command_line_in_any_folder(tmp_path):
 )
 def test_bad_options_are_named(script, line, told, capsys):
     with pytest.raises(SystemExit) as end:
-        tyro.cli(importlib.import_module(script).Config, args=line.split())
+        tyro.cli(importlib.import_module(f"experiments.{script}").Config, args=line.split())
     assert end.value.code == 2
     shown = "".join(capsys.readouterr())
     assert told in " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
@@ -162,10 +154,10 @@ def test_bad_options_are_named(script, line, told, capsys):
 def test_the_commands_in_the_docstrings_are_understood():
     found = 0
     for path in sorted(SCRIPTS.glob("*.py")):
-        script = importlib.import_module(path.stem)
-        for line in re.findall(r"^ +python experiments/(.*)$", script.__doc__, re.M):
+        script = importlib.import_module(f"experiments.{path.stem}")
+        for line in re.findall(r"^ +python -m experiments.(.*)$", script.__doc__, re.M):
             name, *args = shlex.split(line)
-            assert name == path.name
+            assert name == path.stem
             entry = re.search(r"tyro\.cli\((\w+)", path.read_text(encoding="utf-8"))[1]  # Config, or another
             tyro.cli(getattr(script, entry), args=args)
             found += 1
@@ -511,9 +503,8 @@ def test_a_damaged_checkpoint_is_not_resumed_from(whole, bases, tmp_path):
 
 LETHAL = """
 import importlib, os, pickle, pkgutil, signal, sys
-scripts, script, config, owner, name, count = sys.argv[1:]
-sys.path.insert(0, scripts)
-script, holder, calls = importlib.import_module(script), pkgutil.resolve_name(owner), 0
+script, config, owner, name, count = sys.argv[1:]
+script, holder, calls = importlib.import_module(f"experiments.{script}"), pkgutil.resolve_name(owner), 0
 real = getattr(holder, name)
 def lethal(*args, **kwargs):
     global calls
@@ -529,7 +520,7 @@ script.main(pickle.load(open(config, "rb")))
 def kill(script: str, config, owner: str, name: str, count: int, scratch: Path) -> None:
     """Run a script in a process that gets SIGKILL when it calls owner.name for the count-th time."""
     scratch.write_bytes(pickle.dumps(config))
-    done = command("-c", LETHAL, SCRIPTS, script, scratch, owner, name, count)
+    done = command("-c", LETHAL, script, scratch, owner, name, count)
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
 
 
@@ -551,7 +542,7 @@ def stop(monkeypatch, script: str, config, owner: str, name: str, count: int) ->
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(holder, name, lethal)
-        importlib.import_module(script).main(config)
+        importlib.import_module(f"experiments.{script}").main(config)
 
 
 def assert_equal_bits(a, b, where="state"):
@@ -607,7 +598,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(whole, bases, tmp_path, scrip
     kill(script, config, owner, name, count, tmp_path / "config")
     assert [row["step"] for row in read_metrics(tmp_path / "run")][-1] == 6
     assert checkpoint.latest(tmp_path / "run" / "checkpoint").name == "step-000004"
-    importlib.import_module(script).main(replace(config, resume=True))
+    importlib.import_module(f"experiments.{script}").main(replace(config, resume=True))
     assert_same_run(tmp_path / "run", whole(script, model))
 
 
@@ -617,11 +608,11 @@ def test_a_killed_process_goes_on_to_the_same_bits(whole, bases, tmp_path, scrip
         ("pretrain", "dense", "torch.nn.utils", "get_total_norm", 3),  # before the first checkpoint
         ("pretrain", "dense", "minir1.optim:Muon", "step", 6),
         ("pretrain", "dense", "minir1.model.hf", "save", 2),  # amid the second checkpoint
-        ("pretrain", "moe", "pretrain", "balance_step", 6),
-        ("pretrain", "moe", "pretrain", "skills", 1),  # all steps done, no result yet
-        ("r1_zero", "dense", "rl_common", "preflight", 1),
-        ("r1_zero", "dense", "r1_zero", "learn", 6),
-        ("r1_zero", "dense", "rl_common", "validate", 3),  # amid the last step before the second checkpoint
+        ("pretrain", "moe", "experiments.pretrain", "balance_step", 6),
+        ("pretrain", "moe", "experiments.pretrain", "skills", 1),  # all steps done, no result yet
+        ("r1_zero", "dense", "experiments.rl_common", "preflight", 1),
+        ("r1_zero", "dense", "experiments.r1_zero", "learn", 6),
+        ("r1_zero", "dense", "experiments.rl_common", "validate", 3),  # amid the last step before the second checkpoint
         ("r1_zero", "dense", "minir1.checkpoint", "replace_text", 2),  # between the two pointers
         ("r1_zero", "dense", "minir1.checkpoint", "_delete_old", 2),  # checkpoint 8 stands, 4 too
         ("r1_zero", "moe", "minir1.log:Run", "log", 9),  # step 8 learned, not logged
@@ -633,14 +624,14 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(
 ):
     config = replace(config_of(script, model, bases), out=tmp_path / "run")
     stop(monkeypatch, script, config, owner, name, count)
-    importlib.import_module(script).main(replace(config, resume=True))
+    importlib.import_module(f"experiments.{script}").main(replace(config, resume=True))
     assert_same_run(tmp_path / "run", whole(script, model))
 
 
 def test_a_run_stopped_twice_goes_on_and_a_longer_one_too(whole, bases, tmp_path, monkeypatch):
     config = replace(config_of("r1_zero", "dense", bases), out=tmp_path / "run")
-    stop(monkeypatch, "r1_zero", config, "r1_zero", "learn", 6)
-    stop(monkeypatch, "r1_zero", replace(config, resume=True), "r1_zero", "learn", 5)
+    stop(monkeypatch, "r1_zero", config, "experiments.r1_zero", "learn", 6)
+    stop(monkeypatch, "r1_zero", replace(config, resume=True), "experiments.r1_zero", "learn", 5)
     r1_zero.main(replace(config, resume=True))
     assert_same_run(tmp_path / "run", whole("r1_zero", "dense"))
     r1_zero.main(replace(config, resume=True, steps=12, microbatch=64))
@@ -651,7 +642,7 @@ def test_adapters_alone_are_trained_saved_and_resumed(bases, tmp_path, monkeypat
     config = replace(RL, checkpoint=bases["moe"], lora_rank=4, refresh=0, lr=1e-3, out=tmp_path / "run")
     loaded = []
     monkeypatch.setattr(r1_zero.hf, "load", lambda *a, real=hf.load, **k: loaded.append(a) or real(*a, **k))
-    stop(monkeypatch, "r1_zero", config, "r1_zero", "learn", 6)
+    stop(monkeypatch, "r1_zero", config, "experiments.r1_zero", "learn", 6)
     assert len(loaded) == 1  # no second copy for the reference
     r1_zero.main(replace(config, resume=True))
     whole = replace(config, out=tmp_path / "whole")
@@ -696,7 +687,7 @@ def test_a_resumed_run_knows_the_best_so_far(bases, tmp_path, monkeypatch):
     scores = iter([0.9, 0.5, 0.2, 0.4])  # of the start, and at steps 4, 8, 9
     monkeypatch.setattr(rl_common, "validate", lambda *_: {"eval/pass@1": next(scores)})
     config = replace(config_of("r1_zero", "dense", bases), out=tmp_path / "run")
-    stop(monkeypatch, "r1_zero", config, "r1_zero", "learn", 6)
+    stop(monkeypatch, "r1_zero", config, "experiments.r1_zero", "learn", 6)
     last = r1_zero.main(replace(config, resume=True))
     assert last["eval/pass@1"] == 0.4 and checkpoint.best(tmp_path / "run" / "checkpoint").name == "step-000004"
 
@@ -707,8 +698,8 @@ def test_resuming_a_finished_run_changes_nothing(whole, bases, tmp_path, monkeyp
     monkeypatch.setattr(pretrain, "loss_backward", None)
     monkeypatch.setattr(r1_zero, "learn", None)
     seconds = {key: value for key, value in result_of(out).items() if key.startswith("seconds/")}
-    last = importlib.import_module(script).main(replace(config_of(script, "moe", bases), out=out, resume=True))
-    assert last
+    again = replace(config_of(script, "moe", bases), out=out, resume=True)
+    assert importlib.import_module(f"experiments.{script}").main(again)
     assert_same_run(out, whole(script, "moe"))
     for key, value in seconds.items():  # of the training, not of this look
         assert result_of(out)[key] > 0.5 * value
@@ -817,8 +808,8 @@ def test_seeds_run_what_is_missing_and_make_the_table(tmp_path, monkeypatch, cap
     calls = []
 
     def stub(words, env=None, **_):
-        tyro.cli(demo.Config, args=words[2:])  # demo.py would understand it
-        options = dict(zip(words[2::], words[3::]))
+        tyro.cli(demo.Config, args=words[3:])  # demo.py would understand it
+        options = dict(zip(words[3::], words[4::]))
         out = Path(options["--out"])
         calls.append(out.name)
         if out.name == "think-2" and "--resume" not in words:  # killed once
@@ -967,8 +958,7 @@ def test_multi_token_prediction_does_not_depend_on_the_microbatch():
 
 
 def test_speculation_is_measured_on_a_base_that_is_made_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(SCRIPTS / "benchmarks")
-    bench = importlib.import_module("bench_speculative")
+    bench = importlib.import_module("experiments.benchmarks.bench_speculative")
     out = tmp_path / "speculative.json"
     config = bench.Config(
         depths=(1,), pretrain=replace(SMALL, steps=2), base=tmp_path, rows=(2,), problems=4, temperatures=(1.0,),

@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 import pytest
 
+from experiments import demo_figure
+from experiments.studies import seeds_figures
 from minir1 import figures
 
 KEYS = ["accuracy", "length", "tries", "said_yes", "false_yes", "entropy", "kl"]
@@ -38,7 +40,7 @@ def size(path) -> tuple[int, int]:
 
 def test_r1_zero(tmp_path):
     path = tmp_path / "figures" / "r1_zero.png"
-    figure = figures.r1_zero(run(), path, result=seed_result())
+    figure = demo_figure.r1_zero(run(), path, result=seed_result())
     assert size(path)[0] >= 1200
     assert all(axes.get_xlabel() == "RL step" for axes in figure.axes[:4])
     assert all(axes.get_ylabel() for axes in figure.axes) and len(figure.axes) == 6  # two have a right axis
@@ -50,7 +52,7 @@ def test_r1_zero(tmp_path):
 
 
 def test_two_axes_of_a_panel_share_their_grid(tmp_path):
-    figure = figures.r1_zero(run(), tmp_path / "a.png")
+    figure = demo_figure.r1_zero(run(), tmp_path / "a.png")
     for left, right in [(figure.axes[2], figure.axes[4]), (figure.axes[3], figure.axes[5])]:
         heights = [axes.get_yticks() / axes.get_ylim()[1] for axes in (left, right)]
         np.testing.assert_allclose(*heights, atol=1e-12)
@@ -61,19 +63,19 @@ def test_r1_zero_survives_missing_keys_and_nulls(tmp_path, missing):
     keys = [f"train/{key}" for key in KEYS] + ["eval/pass@1"] if missing == "all" else [f"train/{missing}"]
     rows = [{key: value for key, value in row.items() if key not in keys} for row in run(12)]
     rows[3] = {key: None if key != "step" else value for key, value in rows[3].items()}
-    figure = figures.r1_zero(rows, tmp_path / "a.png", result={"before/pass@1": None, "after/pass@1": 0.5})
+    figure = demo_figure.r1_zero(rows, tmp_path / "a.png", result={"before/pass@1": None, "after/pass@1": 0.5})
     empty = {"all": 4, "length": 1}.get(missing, 0)  # the other panels show more than one quantity
     assert texts(figure).count("not measured") == empty
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 0}], [{"step": 5, "train/length": 0.0, "train/kl": -0.01}]])
 def test_r1_zero_with_hardly_a_row(tmp_path, rows):
-    figures.r1_zero(rows, tmp_path / "a.png")
+    demo_figure.r1_zero(rows, tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
 
 
 def test_seeds(tmp_path):
-    figure = figures.seeds([seed_result(shift) for shift in (-0.02, 0, 0.02)], tmp_path / "seeds.png")
+    figure = seeds_figures.seeds([seed_result(shift) for shift in (-0.02, 0, 0.02)], tmp_path / "seeds.png")
     panel = figure.axes[0]
     assert size(tmp_path / "seeds.png")[0] >= 1200 and panel.get_ylabel()
     assert [label.get_text() for label in panel.get_xticklabels()][:2] == ["before RL", "after RL"]
@@ -85,11 +87,11 @@ def test_seeds(tmp_path):
 
 def test_seeds_leaves_out_what_no_seed_has(tmp_path):
     worse, better = ({"before/pass@1": 0.3, "after/pass@1": after} for after in (0.2, 0.35))
-    figure = figures.seeds([worse, better | {"search/pass@1": None}], tmp_path / "a.png")
+    figure = seeds_figures.seeds([worse, better | {"search/pass@1": None}], tmp_path / "a.png")
     assert len(figure.axes[0].get_xticklabels()) == 2
     assert any("-10 to +5 points" in text for text in texts(figure))
-    figures.seeds([{"after/pass@1": 0.3}], tmp_path / "b.png")
-    figures.seeds([], tmp_path / "c.png")
+    seeds_figures.seeds([{"after/pass@1": 0.3}], tmp_path / "b.png")
+    seeds_figures.seeds([], tmp_path / "c.png")
 
 
 def test_smooth():
@@ -98,7 +100,7 @@ def test_smooth():
 
 
 def test_figures_need_no_pyplot_and_leave_the_style(tmp_path):
-    figures.seeds([seed_result()], tmp_path / "a.png")
+    seeds_figures.seeds([seed_result()], tmp_path / "a.png")
     assert matplotlib.rcParams["axes.grid"] == matplotlib.rcParamsDefault["axes.grid"]
     code = "import sys, minir1.figures; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,12 +1,10 @@
 """Who may import whom, held by reading the sources: an import inside a function counts like any other.
 
-    kernels <- ops <- model <- sample <- rollout <- evaluate <- experiments
+    kernels <- ops <- model <- sample <- rollout <- judge, policy, monitor <- experiments
 
 with `speculative`, which samples too, between sample and rollout.
 """
 import ast
-import functools
-import importlib.metadata
 import math
 import os
 import subprocess
@@ -18,24 +16,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "evaluate", "experiments")
-FIGURES = {
-    "figures", "figures_algorithms", "figures_estimators", "figures_long_context", "figures_model",
-    "figures_preference",
-}
+CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge", "experiments")
 BELOW_SAMPLE = {
-    "tokenizer", "data", "preference_data", "log", "seed", "checkpoint", "optim", "distributed", "device", "memory",
-    "files", *FIGURES,
+    "tokenizer", "templates", "data", "preference_data", "log", "seed", "settings", "checkpoint", "optim", "distributed",
+    "device", "memory", "files", "figures", "figures_model",
 }
-TORCH_ONLY = {"exact", "advantages", "losses", "weights", "preference", "distill"}
-NO_TORCH = {"tasks", "rewards", ""}  # "" is minir1/__init__.py, which runs before any of its modules
+BESIDE_JUDGE = {"policy", "monitor"}
+TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
+NO_TORCH = {"tasks", "rewards", "metrics", ""}  # "" is minir1/__init__.py, which runs before any of its modules
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
 }
 LAZY = {"wandb", "triton", "math_verify", "gradio", "fastapi", "uvicorn", "reasoning_gym"}  # in functions
-SHADOWED = {  # taken, installed here or not
-    "kernels", "transformers", "trl", "accelerate", "datasets", "peft", "triton", "wandb", "gradio",
-}
 
 
 class Import(NamedTuple):
@@ -95,6 +87,8 @@ def height(name: str) -> float:
     """Place in the chain; what only has to stay below `sample` stands beside `model`; the rest is free."""
     if name in BELOW_SAMPLE:
         name = "model"
+    if name in BESIDE_JUDGE:
+        name = "judge"
     return CHAIN.index(name) if name in CHAIN else math.nan
 
 
@@ -135,7 +129,7 @@ def rules(here: str, found: Import, there: str | None):
 def breaches(root: Path) -> list[str]:
     """Every broken rule, as 'file:line: what'."""
     modules = sources(root)
-    placed = {*CHAIN, *BELOW_SAMPLE, *TORCH_ONLY, *NO_TORCH}
+    placed = {*CHAIN, *BELOW_SAMPLE, *BESIDE_JUDGE, *TORCH_ONLY, *NO_TORCH}
     layers = placed | {layer(module) for module in modules.values()}
     needs = {}  # module -> what it imports
     wrong = []
@@ -143,8 +137,6 @@ def breaches(root: Path) -> list[str]:
         here, name = layer(module), path.relative_to(root).as_posix()
         if here not in placed:
             wrong.append(f"{name}:1: say in tests/test_layers.py on which layer '{here}' stands")
-        if here == "experiments" and path.stem in taken_names():
-            wrong.append(f"{name}:1: a script called {path.stem} hides the module of that name")
         found = imports(path, module)
         needs[module] = {x.name for x in found}
         for x in found:
@@ -170,12 +162,6 @@ def way_to_torch(module: str, needs: dict[str, set[str]]) -> list[str] | None:
                 seen.add(name)
                 ways.append([*way, name])
     return None
-
-
-@functools.cache
-def taken_names() -> set[str]:
-    installed = importlib.metadata.packages_distributions()
-    return {"minir1", *SHADOWED, *sys.stdlib_module_names, *installed}
 
 
 # ---------------------------------------------------------------- this tree
@@ -219,14 +205,14 @@ GOOD = {
     "minir1/sample.py": "from minir1 import model, seed, tokenizer",
     "minir1/seed.py": "import torch",
     "minir1/rollout.py": "from minir1.sample import generate",
-    "minir1/evaluate.py": "from minir1.rollout import collect\nfrom minir1.tasks import verify",
+    "minir1/judge.py": "from minir1.rollout import collect\nfrom minir1.tasks import verify",
     "minir1/losses.py": "import math\nimport torch",
     "minir1/rewards.py": "from minir1.tasks.countdown import verify",
     "minir1/tasks/__init__.py": "",
     "minir1/tasks/countdown.py": "import random",
     "minir1/tasks/math.py": "import math\ndef f():\n    import math_verify",
-    "experiments/demo.py": "import torch, tyro, transformers\nfrom minir1 import evaluate, losses, model",
-    "experiments/ablations/clip.py": "import demo\nfrom minir1 import losses",
+    "experiments/demo.py": "import torch, tyro, transformers\nfrom minir1 import judge, losses, model",
+    "experiments/studies/clip.py": "import demo\nfrom minir1 import losses",
 }
 
 BAD = [  # file, what is appended, the breach
@@ -242,8 +228,8 @@ BAD = [  # file, what is appended, the breach
     ("minir1/model/gqa.py", "def f():\n    import accelerate", "accelerate is not a dependency"),
     ("minir1/sample.py", "import trl.trainer", "trl is not a dependency"),
     ("minir1/sample.py", "from minir1 import rollout", "sample is below rollout"),
-    ("minir1/rollout.py", "from minir1 import evaluate", "rollout is below evaluate"),
-    ("minir1/evaluate.py", "from experiments.demo import main", "evaluate.py:3: nothing imports experiments"),
+    ("minir1/rollout.py", "from minir1 import judge", "rollout is below judge"),
+    ("minir1/judge.py", "from experiments.demo import main", "judge.py:3: nothing imports experiments"),
     ("kernels/logprob.py", "from experiments import demo", "nothing imports experiments"),
     ("experiments/demo.py", "from minir1.kernels.logprob import f", "kernels are imported in minir1/ops"),
     ("experiments/demo.py", "from kernels.logprob import f", "'kernels' is a package of Hugging Face"),
@@ -251,8 +237,8 @@ BAD = [  # file, what is appended, the breach
     ("minir1/tokenizer.py", "from minir1.sample import f", "tokenizer is below sample"),
     ("minir1/losses.py", "import numpy", "losses imports torch only, not numpy"),
     ("minir1/losses.py", "from minir1.ops import linear_logprob", "losses imports torch only"),
-    ("minir1/losses.py", "from . import weights", "losses imports torch only"),
-    ("minir1/weights.py", "from einops import reduce", "weights imports torch only, not einops"),
+    ("minir1/losses.py", "from . import reduction", "losses imports torch only"),
+    ("minir1/reduction.py", "from einops import reduce", "reduction imports torch only, not einops"),
     ("minir1/tasks/countdown.py", "import torch.nn", "no torch, but minir1.tasks.countdown -> torch"),
     ("minir1/tasks/countdown.py", "from minir1.seed import f", "countdown -> minir1.seed -> torch"),
     ("minir1/tasks/math.py", "def f():\n    import torch", "no torch, but minir1.tasks.math -> torch"),
@@ -265,9 +251,6 @@ BAD = [  # file, what is appended, the breach
     ("kernels/logprob.py", "from minir1 import ops", "kernels import nothing of minir1"),
     ("kernels/logprob.py", "import numpy", "kernels import torch and triton, not numpy"),
     ("minir1/serve.py", "", "minir1/serve.py:1: say in tests/test_layers.py on which layer 'serve' stands"),
-    ("experiments/inspect.py", "", "experiments/inspect.py:1: a script called inspect hides"),
-    ("experiments/benchmarks/kernels.py", "", "a script called kernels hides"),
-    ("experiments/ablations/pytest.py", "", "a script called pytest hides"),
 ]
 
 

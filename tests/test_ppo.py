@@ -1,6 +1,5 @@
 """PPO at toy size: the update against formulas written out, resume to the bit, rewards from rules and from a model."""
 import copy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,21 +7,17 @@ import pytest
 import torch
 import tyro
 
+from experiments import ppo, pretrain, rl_common
+from minir1 import checkpoint
+from minir1.log import read_metrics
+from minir1.losses import kl_k1, kl_k3
+from minir1.model import heads, hf
+from minir1.model.config import ModelConfig
+from minir1.model.heads import ScalarModel, ValueHead
+from minir1.tasks.countdown_corpus import Mix
+from minir1.tokenizer import word_level
+
 SCRIPTS = Path(__file__).parent.parent / "experiments"
-sys.path.insert(0, str(SCRIPTS))
-
-import ppo  # noqa: E402
-import pretrain  # noqa: E402
-import rl_common  # noqa: E402
-
-from minir1 import checkpoint  # noqa: E402
-from minir1.log import read_metrics  # noqa: E402
-from minir1.losses import kl_k1, kl_k3  # noqa: E402
-from minir1.model import heads, hf  # noqa: E402
-from minir1.model.config import ModelConfig  # noqa: E402
-from minir1.model.heads import ScalarModel, ValueHead  # noqa: E402
-from minir1.tasks.countdown_corpus import Mix  # noqa: E402
-from minir1.tokenizer import word_level  # noqa: E402
 
 MOE = ModelConfig(dim=32, layers=2, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, experts=4, expert_ffn=16)
 MIX = Mix(facts=0, untagged=0, at_once=0.5, at_once_right=1, orderly=0, forgetful=0, patient=0, give_up=1)

@@ -1,16 +1,11 @@
 """experiments/preference_common.py: rows, micro-batches and accuracies by hand."""
 
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
-
-from preference_common import accuracy, by_prompt, in_parts, padded  # noqa: E402
-
-from minir1.preference_data import Rows  # noqa: E402
+from experiments.preference_common import accuracy, by_prompt, in_parts, padded
+from minir1.preference_data import Rows
 
 PAIRS = [Rows([1, 2, 3, 9], [1, 2, 9], 2, None), Rows([4, 5, 9], [4, 6, 7, 8, 9], 1, None)]
 PAIRS += [Rows([1, 2, 7, 9], [1, 2, 5, 9], 2, None)]

@@ -3,25 +3,22 @@
 import json
 import random
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import tyro
 
+from experiments import preference_pairs
+from experiments.pretrain import build_tokenizer
+from minir1.judge import Answer
+from minir1.model import hf
+from minir1.model.config import ModelConfig
+from minir1.model.transformer import Transformer
+from minir1.preference_data import read_pairs
+from minir1.tasks import countdown
+
 SCRIPTS = Path(__file__).parent.parent / "experiments"
-sys.path.insert(0, str(SCRIPTS))  # as python does for a script
-
-import preference_pairs  # noqa: E402
-from pretrain import build_tokenizer  # noqa: E402
-
-from minir1.evaluate import Answer  # noqa: E402
-from minir1.model import hf  # noqa: E402
-from minir1.model.config import ModelConfig  # noqa: E402
-from minir1.model.transformer import Transformer  # noqa: E402
-from minir1.preference_data import read_pairs  # noqa: E402
-from minir1.tasks import countdown  # noqa: E402
 
 
 def save_base(path: Path) -> Path:

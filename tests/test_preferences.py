@@ -1,23 +1,16 @@
-"""experiments/preferences.py: the chain at toy size, and its table."""
+"""experiments/studies/preferences.py: the chain at toy size, and its table."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from test_preference_pairs import save_base, scripted
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
-
-import dpo  # noqa: E402
-import preference_pairs  # noqa: E402
-import preferences  # noqa: E402
-import reward_model  # noqa: E402
-from pretrain import build_tokenizer  # noqa: E402
-
-from minir1 import checkpoint  # noqa: E402
-from minir1.model import heads, hf  # noqa: E402
+from experiments import dpo, preference_pairs, reward_model
+from experiments.pretrain import build_tokenizer
+from experiments.studies import preferences
+from minir1 import checkpoint
+from minir1.model import heads, hf
 
 
 def test_the_chain_runs_once_and_seeds_can_be_added(tmp_path, monkeypatch, capsys):

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +10,13 @@ import pytest
 import torch
 from test_preference_pairs import assert_bad_option, save_base, write_pairs
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
-
-import reward_model  # noqa: E402
-from preference_common import padded  # noqa: E402
-
-from minir1 import checkpoint  # noqa: E402
-from minir1.log import read_metrics  # noqa: E402
-from minir1.model import heads, hf  # noqa: E402
-from minir1.model.heads import ScalarModel, ValueHead  # noqa: E402
-from minir1.preference_data import load  # noqa: E402
+from experiments import reward_model
+from experiments.preference_common import padded
+from minir1 import checkpoint
+from minir1.log import read_metrics
+from minir1.model import heads, hf
+from minir1.model.heads import ScalarModel, ValueHead
+from minir1.preference_data import load
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minir1.rewards import TAGS, answer, form, overlong
+from minir1.rewards import TAGS, answer, format_reward, overlong
 
-# text, form, answer
+# text, format reward, answer
 TABLE = [
     ("<think>a</think><answer>8</answer>", 1, "8"),
     ("<think>a</think>\n<answer>8</answer>\n", 1, "8"),
@@ -49,7 +49,7 @@ TABLE = [
     ("<think>a</think>＜answer＞8＜/answer＞", 0, None),
     ("<think>a</think><аnswer>8</аnswer>", 0, None),  # Cyrillic а
     ("<think>a＜/think＞<answer>8</answer>", 0, None),
-    # text outside the blocks costs the form only
+    # text outside the blocks costs the format reward only
     ("well <think>a</think><answer>8</answer>", 0, "8"),
     ("<think>a</think> so <answer>8</answer>", 0, "8"),
     ("<think>a</think><answer>8</answer> done", 0, "8"),
@@ -63,20 +63,20 @@ TABLE = [
 
 @pytest.mark.parametrize("text, well_formed, content", TABLE)
 def test_table(text, well_formed, content):
-    assert form(text) == well_formed
+    assert format_reward(text) == well_formed
     assert answer(text) == content
 
 
 def test_an_empty_think_is_well_formed_on_request_only():
     for text in ("<think></think><answer>8</answer>", "</think> <answer>8</answer>"):
-        assert form(text) == 0.0 and form(text, allow_empty_think=True) == 1.0
-    assert form("<answer>8</answer>", allow_empty_think=True) == 0.0
+        assert format_reward(text) == 0.0 and format_reward(text, allow_empty_think=True) == 1.0
+    assert format_reward("<answer>8</answer>", allow_empty_think=True) == 0.0
 
 
 @given(st.lists(st.sampled_from([*TAGS, "a", " ", "\n", "8"]), max_size=9).map("".join))
 def test_whatever_is_well_formed_has_an_answer(text):
-    assert form(text) in (0.0, 1.0)
-    assert not form(text) or answer(text)
+    assert format_reward(text) in (0.0, 1.0)
+    assert not format_reward(text) or answer(text)
     content = answer(text)
     assert content is None or not any(tag in content for tag in TAGS)
 
@@ -85,7 +85,7 @@ def test_whatever_is_well_formed_has_an_answer(text):
 def test_long_texts_are_fast(piece):
     start = time.perf_counter()
     text = piece * 20_000
-    assert form(text) == 0.0 and answer(text) is None
+    assert format_reward(text) == 0.0 and answer(text) is None
     assert time.perf_counter() - start < 1
 
 

@@ -1,21 +1,18 @@
-"""experiments/ablations/routes.py at toy size, and what its table says."""
+"""experiments/studies/routes.py at toy size, and what its table says."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from experiments import pretrain
+from experiments.studies import routes
+from experiments.tools import render_docs
+from minir1.model.config import ModelConfig
+
 SCRIPTS = Path(__file__).parent.parent / "experiments"
-sys.path.insert(0, str(SCRIPTS))  # as python does for a script
-
-import pretrain  # noqa: E402
-import render_docs  # noqa: E402
-from ablations import routes  # noqa: E402
-
-from minir1.model.config import ModelConfig  # noqa: E402
 
 TINY = ModelConfig(
     dim=32, layers=3, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, experts=8, expert_ffn=16, init_std=0.2

@@ -1,42 +1,38 @@
-"""REINFORCE and the copies in experiments/ablations: they run, they are short, their gradients are what they say."""
+"""REINFORCE and the copies in experiments/variants: they run, they are short, their gradients are what they say."""
 
 import copy
 import importlib
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from experiments import pretrain, reinforce, rl_common
+from experiments.tools import variants
+from experiments.variants import dapo
+from minir1 import checkpoint
+from minir1.advantages import group_advantages
+from minir1.judge import Answer
+from minir1.log import read_metrics
+from minir1.losses import grpo_sequence, gspo
+from minir1.model import hf
+from minir1.model.config import ModelConfig
+from minir1.rollout import BUDGET, Rollout
+from minir1.tasks import countdown
+from minir1.tasks.countdown_corpus import Mix
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "experiments"
-sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "ablations")]  # as python does for a script
-
-import dapo  # noqa: E402
-import pretrain  # noqa: E402
-import reinforce  # noqa: E402
-import rl_common  # noqa: E402
-import variants  # noqa: E402
-
-from minir1 import checkpoint  # noqa: E402
-from minir1.advantages import group_advantages  # noqa: E402
-from minir1.evaluate import Answer  # noqa: E402
-from minir1.log import read_metrics  # noqa: E402
-from minir1.losses import grpo_sequence, gspo  # noqa: E402
-from minir1.model import hf  # noqa: E402
-from minir1.model.config import ModelConfig  # noqa: E402
-from minir1.rollout import BUDGET, Rollout  # noqa: E402
-from minir1.tasks import countdown  # noqa: E402
-from minir1.tasks.countdown_corpus import Mix  # noqa: E402
 
 SHAPE = ModelConfig(dim=32, layers=2, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, experts=4, expert_ffn=16)
 MIX = Mix(facts=0, untagged=0, at_once=0.5, at_once_right=1, orderly=0, forgetful=0, patient=0, give_up=1)
 TOY = {"prompts": 4, "answers": 4, "max_tokens": 24, "min_mixed": 0.0, "eval_every": 2, "eval_answers": 1, "warmup": 0}
 OWN = {"dapo": {"overlong_buffer": 8, "rounds": 2}}  # settings that the toy size needs
 ALL = ["reinforce", *variants.COPIES]
+NAMES = {"reinforce": "experiments.reinforce"} | {name: f"experiments.variants.{name}" for name in variants.COPIES}
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +45,12 @@ def base(tmp_path_factory):
 
 
 def config_of(name: str, **changes):
-    return importlib.import_module(name).Config(**{**TOY, **OWN.get(name, {}), **changes})
+    return importlib.import_module(NAMES[name]).Config(**{**TOY, **OWN.get(name, {}), **changes})
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_variant_runs_and_logs_what_the_others_log(base, tmp_path, name, monkeypatch):
-    script, held_out = importlib.import_module(name), countdown.held_out
+    script, held_out = importlib.import_module(NAMES[name]), countdown.held_out
     monkeypatch.setattr(countdown, "held_out", lambda level, part, _: held_out(level, part, 8))
     last = script.main(config_of(name, checkpoint=base, steps=2, out=tmp_path / "run"))
     rows = read_metrics(tmp_path / "run")
@@ -101,7 +97,7 @@ def sampled(base):
 
 def learned(name: str, model, rollout, advantage, old=None, **changes):
     """`learn` with plain gradient descent, less the norm clip: (what was measured, how the weights moved)."""
-    policy, script = copy.deepcopy(model), importlib.import_module(name)
+    policy, script = copy.deepcopy(model), importlib.import_module(NAMES[name])
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
     config = config_of(name, minibatches=1, grad_clip=1e9, kl=0.0, **changes)
     if name == "tis":
@@ -215,7 +211,7 @@ def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbat
     model, rollout, rewards = sampled
     rollout = drifted(rollout) if off else rollout
     discount = {} if name == "rloo" else {"gamma": 0.9}
-    script, config = importlib.import_module(name), config_of(name, kl=0.5, **discount)
+    script, config = importlib.import_module(NAMES[name]), config_of(name, kl=0.5, **discount)
     ref_logp = rollout.logp - 0.3 * torch.rand(rollout.logp.shape, generator=torch.Generator().manual_seed(1))
     advantage = script.advantages(rewards, ref_logp, rollout, config)
     k1 = (rollout.logp - ref_logp) * rollout.mask
@@ -252,7 +248,7 @@ def test_the_weight_of_truncated_importance_mends_the_ratio(sampled):
     model, rollout, _ = sampled
     advantage = torch.ones(16)
     other = replace(rollout, logp=rollout.logp - math.log(2) * rollout.mask)
-    script = importlib.import_module("tis")
+    script = importlib.import_module("experiments.variants.tis")
 
     def step(cap: float):
         policy = copy.deepcopy(model)
@@ -267,7 +263,8 @@ def test_the_weight_of_truncated_importance_mends_the_ratio(sampled):
 
 def test_what_is_replayed_in_the_update_is_replayed_in_the_score_before_it(base, tmp_path, monkeypatch):
     """Every token sent to other experts than the trainer would choose: π_old and π are still one policy at first."""
-    script, act, held_out, checked = importlib.import_module("tis"), rl_common.act, countdown.held_out, []
+    script = importlib.import_module("experiments.variants.tis")
+    act, held_out, checked = rl_common.act, countdown.held_out, []
 
     def elsewhere(*arguments, **more):
         rollout = act(*arguments, **more)
@@ -401,7 +398,7 @@ def test_dapo_refuses_what_cannot_be_refilled_or_penalised():
 @pytest.mark.parametrize("name", ["gspo", "sequence_grpo"])
 def test_an_answer_is_clipped_where_it_has_no_gradient(name):
     """The fraction that is logged is of the tokens that the loss of their answer leaves alone."""
-    script = importlib.import_module(name)
+    script = importlib.import_module(NAMES[name])
     config = config_of(name, clip_low=0.3, clip_high=0.3)
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(8) < torch.randint(1, 9, (200, 1), generator=generator)

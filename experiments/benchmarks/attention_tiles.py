@@ -1,6 +1,6 @@
 """Draw how attention is cut in tiles: which exist, which need a mask, and what one program walks along.
 
-    python experiments/benchmarks/attention_tiles.py --out docs/results/attention_tiles.png
+    python -m experiments.benchmarks.attention_tiles --out docs/results/attention_tiles.png
 
 No figure of speed: the masks are those of minir1.ops, at a size that can be seen.
 """

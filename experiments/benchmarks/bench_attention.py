@@ -2,7 +2,7 @@
 
 Alone it measures these parts only, and draws them under the roof of the device:
 
-    python experiments/benchmarks/bench_attention.py --out runs/bench_attention_gpu.json \\
+    python -m experiments.benchmarks.bench_attention --out runs/bench_attention_gpu.json \\
         --figure runs/bench_attention_gpu.png
 """
 
@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 import tyro
-from bench_timing import Figures, Refused, attempt, ceilings, cuda_peak, interleaved
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from experiments.benchmarks.bench_timing import Figures, Refused, attempt, ceilings, cuda_peak, interleaved
 from minir1.log import replace_text, table
 from minir1.ops import attention, decode_attention, decode_latent
 

@@ -1,7 +1,7 @@
 """How fast, how large and how exact are the kernels and their twins, beside what else there is?
 
-    python experiments/benchmarks/bench_kernels.py
-    python experiments/benchmarks/bench_kernels.py --device cuda --out runs/bench_gpu.json --figure runs/bench_gpu.png
+    python -m experiments.benchmarks.bench_kernels
+    python -m experiments.benchmarks.bench_kernels --device cuda --out runs/bench_gpu.json --figure runs/bench_gpu.png
 
 On the CPU: linear_logprob with entropy, forward and backward, by how many logits it may keep, against the naive way;
 the same for linear_kl against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: first the
@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import bench_attention
-import bench_logprob
 import torch
 import tyro
-from bench_timing import Figures, ceilings
 
+from experiments.benchmarks import bench_attention, bench_logprob
+from experiments.benchmarks.bench_timing import Figures, ceilings
 from minir1.log import replace_text, table
 
 Shape = tuple[int, int, int]

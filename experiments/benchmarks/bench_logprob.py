@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from bench_timing import Figures, against, attempt, cpu_peak, cuda_peak, interleaved
 from torch.utils.checkpoint import checkpoint
 
+from experiments.benchmarks.bench_timing import Figures, against, attempt, cpu_peak, cuda_peak, interleaved
 from minir1.ops import linear_kl, linear_logprob
 
 Shape = tuple[int, int, int]  # N tokens, width D, vocabulary V

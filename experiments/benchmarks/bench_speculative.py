@@ -1,6 +1,6 @@
 """How many drafts of the MTP modules are accepted, and what does that save?
 
-    python experiments/benchmarks/bench_speculative.py --out docs/results/speculative.json
+    python -m experiments.benchmarks.bench_speculative --out docs/results/speculative.json
 
 Pre-trains the tiny model with D modules for multi-token prediction on the Countdown corpus, for each D asked for, then
 answers held-out problems with `generate` and with `speculate`, from the same weights, in turns. Seconds are those of
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,18 +18,15 @@ from pathlib import Path
 import torch
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import pretrain  # noqa: E402
-
-from minir1 import checkpoint  # noqa: E402
-from minir1.log import replace_text, table  # noqa: E402
-from minir1.model import hf  # noqa: E402
-from minir1.model.transformer import Transformer  # noqa: E402
-from minir1.sample import generate  # noqa: E402
-from minir1.speculative import speculate  # noqa: E402
-from minir1.tasks import countdown  # noqa: E402
-from minir1.tokenizer import Tokenizer  # noqa: E402
+from experiments import pretrain
+from minir1 import checkpoint
+from minir1.log import replace_text, table
+from minir1.model import hf
+from minir1.model.transformer import Transformer
+from minir1.sample import generate
+from minir1.speculative import speculate
+from minir1.tasks import countdown
+from minir1.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Draw how a cache is cut for decoding: which pieces a row has reached, and what is merged.
 
-    python experiments/benchmarks/decode_splits.py --out docs/results/decode_splits.png
+    python -m experiments.benchmarks.decode_splits --out docs/results/decode_splits.png
 
 No figure of speed: the cuts are those of kernels/decode.py for heads of up to 256 numbers.
 """

@@ -1,7 +1,7 @@
 """What the Triton kernels ask of a GPU, by compiling them for it; no GPU is needed.
 
-    python experiments/benchmarks/kernel_resources.py
-    python experiments/benchmarks/kernel_resources.py --save docs/results/kernel_resources.json
+    python -m experiments.benchmarks.kernel_resources
+    python -m experiments.benchmarks.kernel_resources --save docs/results/kernel_resources.json
 
 Each kernel's own host code runs on small CPU tensors, but its launch is recorded instead of made; then Triton compiles
 what would have been launched, with the dtypes, constants and alignments of the arguments, for sm_90 (Hopper), sm_80

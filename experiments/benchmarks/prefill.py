@@ -1,6 +1,6 @@
 """How much time and memory does a long prompt take, read in chunks or in one call?
 
-    python experiments/benchmarks/prefill.py --out docs/results/prefill.json
+    python -m experiments.benchmarks.prefill --out docs/results/prefill.json
 
 The tiny MLA + MoE model with its window raised from 4,096 to 131,072 positions by YaRN, untrained, one prompt of random
 tokens, on the CPU. Each length is a process of its own, so that its peak of resident memory is its own too; `cache` is

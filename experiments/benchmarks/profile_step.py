@@ -1,7 +1,7 @@
 """Where does a step of reinforcement learning spend its time, and how many tokens a second is that?
 
-    python experiments/benchmarks/profile_step.py
-    python experiments/benchmarks/profile_step.py --dense --out docs/results/profile_dense.json
+    python -m experiments.benchmarks.profile_step
+    python -m experiments.benchmarks.profile_step --dense --out docs/results/profile_dense.json
 
 Untrained weights, so answers run to the budget: 512 rows of 72 tokens. The update has the forward pass of the
 reference in it. With --compare, transformers generates the same number of tokens with the same weights in the same run.

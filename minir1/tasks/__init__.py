@@ -1,7 +1,49 @@
-"""What every task shares: a problem and the verdict on an answer. One task a file, no torch in any of them."""
+"""Tasks: where problems come from and how answers are judged. None imports torch.
 
-from dataclasses import dataclass
+A task is a module with two functions:
+
+    problems(split, data) -> list[Problem]   the problems of a split; `data` is what --data says, or None
+    verify(problem, text) -> Verdict         whether the model's text, tags included, is right
+
+These two are enough to train on a task and to evaluate it. Write them into a file of your own and pass its path
+(`--task my_task.py`; docs/example_task.py is such a file), or put the file into this folder and pass its name.
+Scripts also use and report whatever else of the following the module defines:
+
+    SPLITS     the names of its splits; without it ("train", "test")
+    VARIANTS   what may stand behind a colon, as in `countdown:wide`, the default first. Then `problems`, `documents`,
+               `vocabulary` and `probes` also take the keyword argument `variant`
+    DATA       a sentence on what --data must be, if the task needs it, or None if it takes none. Without it,
+               --data may be given or not
+    behaviour(problem, text) -> dict[str, float]   counts of what the model does in its thinking
+    RATES      {"repeats": "tries"}: the count `repeats` is reported per try; counts not named here, per answer
+    difficulty(problem) -> str                     the group of problems that this one is reported with, such as "hard"
+    baselines(problem, text) -> dict[str, float]   the chance that other methods, by name, solve the problem with as
+                                                   much work as this text shows
+    final(problem, text) -> str | None             the answer as a majority vote compares it, None if there is none;
+                                                   without it, the text between the answer tags, without white space
+    documents(seed, **mix) -> Iterator[str]        an endless synthetic corpus to pre-train a tiny base on
+    vocabulary() -> tuple[Sequence[str], int]      words and largest number of that corpus, each of them one token
+    probes() -> list[list[tuple[str, str]]]        texts that measure what the corpus should have taught, in pieces
+                                                   (text, label); the model must predict each piece that has a label,
+                                                   a single token, from the pieces before it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Literal
+
+from minir1 import rewards
 
 
 @dataclass(frozen=True)
@@ -12,16 +54,176 @@ class Problem:
     reference: str  # one right answer
     language: str = "en"  # of prompt and reference
     level: str = "default"  # difficulty, named by the task
+    task: str = ""  # in a mixture of tasks, the name of the one that it belongs to
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What a verifier says about one text.
 
-    "wrong" is a finding about the text: malformed, truncated and false answers are all wrong.
-    "unjudged" is a finding about the verifier: it failed by itself (timed out, could not start a
-    sandbox), so the text was never judged. Count it apart; as a wrong answer it would hide the failure.
+    "wrong" says something about the text: malformed, truncated and false answers are all wrong.
+    "unjudged" says something about the verifier: it failed (timed out, could not start a sandbox), so the
+    text was never judged. Count it apart; as a wrong answer it would hide the failure.
     """
 
     status: Literal["right", "wrong", "unjudged"]
-    scores: dict[str, float]  # each reward by itself, such as accuracy and form
+    scores: dict[str, float]  # each reward by itself, such as accuracy
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as `load` returns it: data and variant are bound, and what the task does not offer is None."""
+
+    name: str
+    splits: tuple[str, ...]
+    problems: Callable[[str], list[Problem]]  # of a split
+    verify: Callable[[Problem, str], Verdict]
+    final: Callable[[Problem, str], str | None]
+    rates: Mapping[str, str] = field(default_factory=dict)  # a count of `behaviour` -> the count it is divided by
+    behaviour: Callable[[Problem, str], dict[str, float]] | None = None
+    difficulty: Callable[[Problem], str] | None = None
+    baselines: Callable[[Problem, str], dict[str, float]] | None = None
+    documents: Callable[..., Iterator[str]] | None = None  # (seed, **mix)
+    vocabulary: Callable[[], tuple[Sequence[str], int]] | None = None
+    probes: Callable[[], list[list[tuple[str, str]]]] | None = None
+
+
+def load(spec: str | Path, data: str | Path | Mapping[str, str | Path] | None = None) -> Task:
+    """The task that `spec` names, its data bound.
+
+    spec: a name (`gsm8k`), with a variant (`countdown:wide`), the path of a .py file, or several of these joined by
+    `+`. data: what the task reads; for several tasks a mapping from their names, without variants, or the same as a
+    string, `gsm8k=PATH,other=PATH`.
+    Raises ValueError for an unknown task or variant, a file without the two functions, and data that is missing,
+    not taken, or for no task named here.
+    """
+    parts = [str(spec)] if Path(spec).is_file() else str(spec).split("+")  # a path may hold a +
+    named = [re.fullmatch(r"(.*?\.py|[^:]*)(?::(.*))?", part, re.DOTALL).groups() for part in parts]
+    modules = [_module(source) for source, _ in named]
+    names = [Path(source).stem if source.endswith(".py") else source for source, _ in named]
+    sources = _data_by_name(names, data)
+    variants = [variant for _, variant in named]
+    tasks = [_bind(name, *rest, sources.get(name)) for name, *rest in zip(names, modules, variants)]
+    return tasks[0] if len(tasks) == 1 else _mixture(tasks)
+
+
+def spread(problems: Sequence[Problem], most: int) -> list[Problem]:
+    """All problems, or `most` of them, evenly spread over the sequence. ValueError if that leaves none."""
+    n = len(problems)
+    if most < 1 or not n:
+        raise ValueError(f"{most} of {n} problems: need at least one")
+    return list(problems) if n <= most else [problems[i * n // most] for i in range(most)]
+
+
+def share(text: str) -> float:
+    """A number in [0, 1), the same for the same text on every machine: whoever is below p belongs to a share p."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+# How a task is found
+
+
+def _module(source: str) -> ModuleType:
+    """The module of a task: that of a .py file, or the one of that name in this folder."""
+    if not source.endswith(".py"):
+        modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
+        tasks = {name: module for name, module in modules.items() if not _lacking(module)}
+        if source not in tasks:
+            allowed = f"{', '.join(sorted(tasks))}, a path that ends in .py, or several of these joined by +"
+            raise ValueError(f"unknown task {source!r}; allowed: {allowed}")
+        return tasks[source]
+    if not Path(source).is_file():
+        raise ValueError(f"task {source!r}: there is no such file")
+    spec = importlib.util.spec_from_file_location(f"task_{Path(source).stem}", source)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    if lacking := _lacking(module):
+        raise ValueError(f"task {source!r} lacks {' and '.join(lacking)}: need problems(split, data) and "
+                         "verify(problem, text)")
+    return module
+
+
+def _lacking(module: ModuleType) -> list[str]:
+    return [name for name in ("problems", "verify") if not callable(getattr(module, name, None))]
+
+
+def _data_by_name(names: list[str], data) -> dict:
+    """What each task reads, by its name. ValueError for data of a task that is not among them."""
+    if data is None or (len(names) == 1 and not isinstance(data, Mapping)):
+        return {names[0]: data}
+    if not isinstance(data, Mapping):
+        pairs = [entry.partition("=") for entry in str(data).split(",")]
+        if not all(path for _, _, path in pairs):
+            raise ValueError(f"data of several tasks: name=path,name=path, not {str(data)!r}")
+        data = {name.strip(): path for name, _, path in pairs}
+    if unknown := sorted(data.keys() - set(names)):
+        raise ValueError(f"data for {', '.join(unknown)}; the tasks are {', '.join(dict.fromkeys(names))}")
+    return dict(data)
+
+
+def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
+    """The task of a module with its variant and data."""
+    variants, needs = getattr(module, "VARIANTS", ()), getattr(module, "DATA", "")
+    if variant is not None and variant not in variants:
+        raise ValueError(f"task {name} has no variant {variant!r}; it has {', '.join(variants) or 'none'}")
+    if needs and data is None:
+        raise ValueError(f"task {name} needs data: {needs}")
+    if needs is None and data is not None:
+        raise ValueError(f"task {name} takes no data, but got {str(data)!r}")
+    full_name = name if variant is None else f"{name}:{variant}"
+    splits = tuple(getattr(module, "SPLITS", ("train", "test")))
+    bound = {"variant": variant or variants[0]} if variants else {}
+
+    def problems(split: str) -> list[Problem]:
+        if split not in splits:
+            raise ValueError(f"task {full_name} has no split {split!r}; it has {', '.join(splits)}")
+        return list(module.problems(split, data, **bound))
+
+    of_text = {key: getattr(module, key, None) for key in ("behaviour", "difficulty", "baselines")}
+    generated = {key: getattr(module, key, None) for key in ("documents", "vocabulary", "probes")}
+    generated = {key: function and partial(function, **bound) for key, function in generated.items()}
+    final, rates = getattr(module, "final", _final), getattr(module, "RATES", {})
+    return Task(full_name, splits, problems, module.verify, final, rates, **of_text, **generated)
+
+
+def _final(problem: Problem, text: str) -> str | None:
+    answer = rewards.answer(text)
+    return None if answer is None else "".join(answer.split())
+
+
+def _mixture(tasks: list[Task]) -> Task:
+    """The problems of all tasks, each judged by its own task, in the splits that all of them have.
+
+    An optional function is there if one of the tasks has it. For problems of a task without it, `behaviour` and
+    `baselines` return {} and `difficulty` returns "". A mixture has no corpus.
+    """
+    by_name = {task.name: task for task in tasks}
+    name = "+".join(task.name for task in tasks)
+    if len(by_name) < len(tasks):
+        raise ValueError(f"task {name!r} names one task twice")
+    splits = tuple(split for split in tasks[0].splits if all(split in task.splits for task in tasks))
+
+    def problems(split: str) -> list[Problem]:
+        if without := [task.name for task in tasks if split not in task.splits]:
+            raise ValueError(
+                f"split {split!r} is not in {', '.join(without)}; all of {name} have {', '.join(splits) or 'none'}"
+            )
+        return [replace(problem, task=task.name) for task in tasks for problem in task.problems(split)]
+
+    def dispatch(key: str, otherwise=None):
+        if all(getattr(task, key) is None for task in tasks):
+            return None
+
+        def call(problem: Problem, *text: str):
+            if problem.task not in by_name:
+                raise ValueError(f"a problem of task {problem.task!r}; the tasks are {', '.join(by_name)}")
+            function = getattr(by_name[problem.task], key)
+            return otherwise if function is None else function(problem, *text)
+
+        return call
+
+    rates = {count: per for task in tasks for count, per in task.rates.items()}
+    optional = {"behaviour": dispatch("behaviour", {}), "baselines": dispatch("baselines", {})}
+    optional["difficulty"] = dispatch("difficulty", "")
+    return Task(name, splits, problems, dispatch("verify"), dispatch("final"), rates, **optional)

@@ -8,12 +8,12 @@ occur, and problems of their numbers that have no solution.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 
-from minir1.tasks import Problem, countdown
-from minir1.tasks.countdown import Level, Try
+from minir1.tasks import Problem, countdown_search
+from minir1.tasks.countdown_search import Level, Try
 
 WORDS = ("User:", "\nAssistant:", "make ", " from ", " yes\n", " no\n")
 
@@ -28,7 +28,7 @@ class Mix:
     untagged: float = 0.08  # of the searches: no <think> and <answer>
     at_once: float = 0.15  # of what is possible: an empty thinking, then an answer
     at_once_right: float = 0.25  # of these: the answer is right
-    orderly: float = 0.5  # of the searches: tries in the order of `countdown.tries`
+    orderly: float = 0.5  # of the searches: tries in the order of `tries`
     forgetful: float = 0.15  # of the searches: tries at random, repeats and all; the rest is at random without repeats
     patient: float = 0.2  # of the searches: goes on until solved; the rest gives up
     give_up: float = 0.8  # chance of giving up after each failed try
@@ -46,16 +46,45 @@ class Mix:
             raise ValueError(f"Mix.orderly + Mix.forgetful = {self.orderly + self.forgetful}: shares of one whole")
 
 
-def documents(level: str, seed: int, mix: Mix = Mix()) -> Iterator[str]:
-    """An endless stream of documents (without an end token); the same for the same arguments."""
+def mix_of(shares: Mapping[str, float]) -> Mix:
+    """`Mix` with some shares changed. ValueError for a name that it does not have."""
+    names = [f.name for f in fields(Mix)]
+    if unknown := sorted(shares.keys() - set(names)):
+        raise ValueError(f"the mix has no {', '.join(unknown)}; it has {', '.join(names)}")
+    return Mix(**shares)
+
+
+def documents(train: Sequence[Problem], level: str, seed: int, mix: Mix = Mix()) -> Iterator[str]:
+    """An endless stream of documents (without an end token) about some problems; the same for the same arguments."""
     rng = random.Random(f"corpus {level} {seed}")
-    train = [p for p in countdown.problems(level) if countdown.split(p) == "train"]
-    limit = countdown.level_of(level)
+    limit = countdown_search.level_of(level)
     while True:
         if rng.random() < mix.facts:
             yield facts(rng, limit, checked=rng.random() < mix.checked)
         else:
             yield worked(rng, rng.choice(train), mix)
+
+
+def probes(problems: Sequence[Problem]) -> list[list[tuple[str, str]]]:
+    """What reinforcement learning will build on: for each problem a text in pieces (text, label).
+
+    The text shows up to five tries, the last a solution. The label is `sums` for the result of a step, `yes` or `no`
+    for the verdict on a try, and "" for pieces that the model need not predict.
+    """
+    rng = random.Random(0)
+    texts = []
+    for problem in problems:
+        target = countdown_search.parse(problem)[1]
+        everything = countdown_search.tries(countdown_search.parse(problem)[0], problem.level)
+        chosen = rng.sample(everything, min(4, len(everything))) + [rng.choice(countdown_search.solutions(problem))]
+        pieces = [(f"User:{problem.prompt}\nAssistant:<think>", "")]
+        for t in chosen:
+            for i, (a, op, b, c) in enumerate(t):
+                pieces += [(f"{',' if i else ''}{a}{op}{b}=", ""), (str(c), "sums")]
+            verdict = "yes" if countdown_search.value_of(t) == target else "no"
+            pieces += [(f":{target}", ""), (f" {verdict}\n", verdict)]
+        texts.append(pieces)
+    return texts
 
 
 def facts(rng: random.Random, level: Level, checked: bool, count: int = 8) -> str:
@@ -83,12 +112,12 @@ def facts(rng: random.Random, level: Level, checked: bool, count: int = 8) -> st
 
 def worked(rng: random.Random, problem: Problem, mix: Mix) -> str:
     """One problem, asked and answered."""
-    numbers, target = countdown.parse(problem)
-    everything = countdown.tries(numbers, problem.level)
+    numbers, target = countdown_search.parse(problem)
+    everything = countdown_search.tries(numbers, problem.level)
     if rng.random() < mix.impossible:
-        target = unreachable(rng, everything, countdown.level_of(problem.level)) or target
+        target = unreachable(rng, everything, countdown_search.level_of(problem.level)) or target
         mix = replace(mix, at_once=0.0, orderly=1.0, forgetful=0.0, patient=1.0)
-    solved = [t for t in everything if countdown.value_of(t) == target]
+    solved = [t for t in everything if countdown_search.value_of(t) == target]
     if rng.random() < mix.at_once:
         right = solved and rng.random() < mix.at_once_right
         thinking, last = "", rng.choice(solved if right else everything)
@@ -96,13 +125,13 @@ def worked(rng: random.Random, problem: Problem, mix: Mix) -> str:
         thinking, last = search(rng, target, everything, mix)
     question = f"User:make {target} from {','.join(map(str, numbers))}\nAssistant:"
     if thinking and rng.random() < mix.untagged:
-        return f"{question}{thinking}{countdown.expression(last)}"
-    return f"{question}<think>{thinking}</think><answer>{countdown.expression(last)}</answer>"
+        return f"{question}{thinking}{countdown_search.expression(last)}"
+    return f"{question}<think>{thinking}</think><answer>{countdown_search.expression(last)}</answer>"
 
 
 def unreachable(rng: random.Random, everything: Sequence[Try], level: Level) -> int | None:
     """A target that no try reaches, if there is one: such a problem is in no split."""
-    reached = {countdown.value_of(t) for t in everything}
+    reached = {countdown_search.value_of(t) for t in everything}
     free = [target for target in range(level.low, level.high + 1) if target not in reached]
     return rng.choice(free) if free else None
 
@@ -123,8 +152,8 @@ def search(rng: random.Random, target: int, everything: Sequence[Try], mix: Mix)
         if rng.random() < mix.sloppy * len(t):
             steps = slip(rng, t)
         else:
-            steps = countdown.try_text(t)
-            if countdown.value_of(t) == target or rng.random() < mix.false_yes:
+            steps = countdown_search.try_text(t)
+            if countdown_search.value_of(t) == target or rng.random() < mix.false_yes:
                 verdict = "yes"
         lines.append(f"{steps}:{target} {verdict}\n")
         if verdict == "yes" or (not patient and rng.random() < mix.give_up):
@@ -136,4 +165,4 @@ def slip(rng: random.Random, t: Try) -> str:
     """The try with its last result wrong by a little."""
     a, op, b, c = t[-1]
     wrong = max(1, c + rng.choice((-2, -1, 1, 2)))
-    return countdown.try_text((*t[:-1], (a, op, b, wrong if wrong != c else c + 1)))
+    return countdown_search.try_text((*t[:-1], (a, op, b, wrong if wrong != c else c + 1)))

@@ -1,0 +1,1 @@
+"""One comparison of speed or memory a file."""

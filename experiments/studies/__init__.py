@@ -1,0 +1,1 @@
+"""One question a file, with its figures and tables beside it."""

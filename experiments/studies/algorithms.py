@@ -1,0 +1,179 @@
+"""Which policy-gradient objective gets furthest on Countdown, when each samples as many answers in as many steps?
+
+    python -m experiments.studies.algorithms --checkpoint runs/base/checkpoint --jobs 2
+
+Eleven objectives from one base. Learning rates first: three for each method, the same three for all, one seed, half
+of the steps, judged by pass@1 on the validation split. Then the chosen rate with fresh seeds and all steps, judged on
+the test split, by the last checkpoint. Everything else is what the scripts have as defaults, which each of them states.
+
+Equal cost means equal answers in a batch, and equal steps. Two methods do otherwise: DAPO samples more, to refill its
+batch until every group is mixed, and PPO spends its first steps on its value alone. All sampled tokens are counted and
+told, and the learning curves are drawn over them; DAPO's steps are not cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import tyro
+
+from experiments.studies import algorithms_figures as figures_algorithms
+from experiments.studies import comparison_tables as tables
+from experiments.studies.comparison import START, Cell, Config, Method, cells_of, complete, end, load
+from experiments.studies.comparison_tables import Found, listed, of
+from minir1.log import table
+
+METHODS = {
+    "grpo": Method("GRPO", "r1_zero"),
+    "reinforce": Method("REINFORCE", "reinforce"),
+    "rloo": Method("RLOO", "variants.rloo"),
+    "dr_grpo": Method("Dr. GRPO", "variants.dr_grpo"),
+    "gspo": Method("GSPO", "variants.gspo"),
+    "sequence_grpo": Method("GRPO (seq.)", "variants.sequence_grpo"),
+    "cispo": Method("CISPO", "variants.cispo"),
+    "reinforce_pp": Method("REINFORCE++", "variants.reinforce_pp"),
+    "dapo": Method("DAPO", "variants.dapo"),
+    "ppo": Method("PPO, λ = 1", "ppo", {"lam": 1.0}),
+    "ppo_gae": Method("PPO, λ = 0.95", "ppo", {"lam": 0.95}),
+}
+FACTORS = (1 / 3, 1, 3)  # of Config.lr
+SWEEP_SEED = 1000  # none of those that are compared afterwards
+DEFAULT = Config(
+    steps=24,
+    eval_every=12,
+    test_answers=4,
+    out=Path("runs/algorithms"),
+    results=Path("docs/results/algorithms.json"),
+    figure=Path("docs/results/algorithms.png"),
+)
+
+
+def with_rate(method: Method, rate: float) -> Method:
+    """The method at a learning rate."""
+    return replace(method, options=method.options | {"lr": rate})
+
+
+def rates(config: Config) -> list[float]:
+    """The learning rates that are tried, rising."""
+    return [float(f"{factor * config.lr:.3g}") for factor in FACTORS]
+
+
+def sweep(config: Config) -> list[Cell]:
+    """Every method at every rate, one seed, half of the steps, on the validation split."""
+    steps = max(1, config.steps // 2)
+    return [
+        Cell(f"sweep/{name}/{rate:g}", method.script, with_rate(method, rate).options, steps, SWEEP_SEED, "validation")
+        for name, method in METHODS.items()
+        for rate in rates(config)
+    ]
+
+
+def chosen(found: Found, config: Config = DEFAULT) -> dict[str, float]:
+    """method -> the rate with the best pass@1 of its sweep, the smaller of equals; of methods whose sweep is done."""
+    cells = {name: {rate: found.get(f"sweep/{name}/{rate:g}") for rate in rates(config)} for name in METHODS}
+    whole = {name: results for name, results in cells.items() if all(results.values())}
+    return {name: max(results, key=lambda rate: results[rate]["pass@1"]) for name, results in whole.items()}
+
+
+def trained(found: Found, config: Config) -> list[Cell]:
+    """The base, and the methods whose rate is known, seed by seed."""
+    return cells_of({name: with_rate(METHODS[name], rate) for name, rate in chosen(found, config).items()}, config)
+
+
+# ---- what the page says ------------------------------------------------------------------------
+
+
+def labelled(found: Found, config: Config = DEFAULT) -> dict[str, Method]:
+    """The methods, the chosen rate in their names."""
+    known = chosen(found, config)
+    return {
+        name: replace(method, label=f"{method.label}, lr {known[name]:g}" if name in known else method.label)
+        for name, method in METHODS.items()
+    }
+
+
+def sweep_rows(found: Found, config: Config = DEFAULT) -> list[list[str]]:
+    """A row a method: pass@1 on the validation split at every rate, the chosen one marked."""
+    known, lines = chosen(found, config), []
+    for name, method in METHODS.items():
+        line = [method.label]
+        for rate in rates(config):
+            result = found.get(f"sweep/{name}/{rate:g}")
+            text = f"{result['pass@1']:.1%}" if result else "pending"
+            line.append(f"**{text}**" if known.get(name) == rate else text)
+        lines.append(line)
+    return lines
+
+
+def edges(found: Found) -> str:
+    """In words: for which methods the best rate is the smallest or the largest that was tried."""
+    known, tried = chosen(found), rates(DEFAULT)
+    low, high = ([METHODS[n].label for n, rate in known.items() if rate == edge] for edge in (tried[0], tried[-1]))
+    if not known:
+        return ""
+    if not low and not high:
+        return "No method's best rate lies at an edge of the grid."
+    return (
+        f"At the lower edge of the grid, so that a smaller rate might be better still: {listed(low)}. "
+        f"At the upper edge: {listed(high)}."
+    )
+
+
+def refill(found: Found) -> str:
+    """In words: what the methods that sample more than their batch have sampled, against GRPO with the same seeds."""
+    parts = []
+    for name in ("dapo", "ppo", "ppo_gae"):
+        one, other = of(found, name), of(found, "grpo")
+        both = one.keys() & other.keys()
+        if both:
+            times = sum(one[s]["tokens/sampled"] for s in both) / sum(other[s]["tokens/sampled"] for s in both)
+            parts.append(f"{METHODS[name].label} {times:.2f} times")
+    return f"Tokens sampled in training, as a multiple of GRPO's: {listed(parts)}." if parts else ""
+
+
+# The blocks of docs/algorithms.md.
+
+
+def page_sweep(found: Found) -> str:
+    """The sweep, and what lies at its edges."""
+    head = ("", *(f"{rate:g}" for rate in rates(DEFAULT)))
+    return "\n\n".join(filter(None, (tables.table(head, sweep_rows(found)), edges(found))))
+
+
+def page_result(found: Found) -> str:
+    """What was reached and at what cost, what separated, the figure, what is pending."""
+    more = {"names": names(), "note": refill(found), "labelled": labelled(found)}
+    return tables.page(found, METHODS, "grpo", DEFAULT, "studies.algorithms", **more)
+
+
+def names() -> list[str]:
+    """Every cell, in the order in which they run."""
+    return [cell.name for cell in sweep(DEFAULT) + cells_of(METHODS, DEFAULT)]
+
+
+def draw(config: Config) -> None:
+    """The figure of what is done so far."""
+    found = load(config.results)
+    drawn = tables.parts(found, METHODS)
+    if drawn["ends"] and START in found:
+        figures_algorithms.algorithms(tables.start(found), **drawn, path=config.figure)
+
+
+def main(config: Config) -> None:
+    """Sweep, choose, compare; the tables are printed, the results written as they come. SystemExit if a cell fails."""
+    failed, later = [], len(METHODS) * len(config.seeds) * config.steps
+    for cell, failure in complete(sweep(config), config, later):
+        failed += [cell.name] if failure else []
+    for cell, failure in complete(trained(load(config.results), config), config):
+        failed += [cell.name] if failure else []
+        draw(config)
+    found = load(config.results)
+    head = ["", *(f"{rate:g}" for rate in rates(config))]
+    table("learning rates: pass@1 on the validation split", head, sweep_rows(found, config))
+    tables.show("test split", found, labelled(found, config), "grpo")
+    end(failed, config)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, default=DEFAULT))

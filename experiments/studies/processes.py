@@ -1,0 +1,66 @@
+"""Trainings in processes of their own: pinned to cores, logged, gone on with after a kill, never two in one folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from minir1.log import replace_text
+
+
+def pinned(jobs: int) -> ThreadPoolExecutor:
+    """Threads whose child processes stay on one core each, far apart; where the system cannot pin, plain threads."""
+    if not hasattr(os, "sched_setaffinity"):
+        return ThreadPoolExecutor(jobs)
+    available = sorted(os.sched_getaffinity(0))
+    cores = [available[job * len(available) // jobs % len(available)] for job in range(jobs)]
+    return ThreadPoolExecutor(jobs, initializer=lambda: os.sched_setaffinity(0, {cores.pop()}))
+
+
+def go_on(words: list[str], folder: Path, asked: str, threads: int = 1) -> None:
+    """Run a script that writes to `folder`: from its beginning, or with --resume if the folder is there.
+
+    words: python, -m, the script and its options; asked: see `same_command`. RuntimeError with the end of the output if
+    the script fails.
+    """
+    same_command(folder, asked)
+    call(words, folder, threads, resume=True)
+
+
+def same_command(folder: Path, asked: str) -> None:
+    """Keep beside `folder` what it is a run of. ValueError if it was begun as another."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    kept = folder.with_name(f"{folder.name}.command")
+    if kept.exists() and kept.read_text() != asked:
+        raise ValueError(f"{folder} was run with {kept.read_text()!r}, not {asked!r}: choose another --out")
+    replace_text(kept, asked)
+
+
+def call(words: list[str], folder: Path, threads: int = 1, resume: bool = False) -> None:
+    """Run a command, its output appended to a log beside `folder`. RuntimeError with the end of it on failure.
+
+    The log is locked by the process itself. If its caller alone is killed the process goes on, and the next caller
+    waits for it here: no folder is ever written by two.
+    """
+    log = folder.with_name(f"{folder.name}.log")
+    with open(log, "a") as file:
+        lock(file, f"{folder}: waiting for a process of an earlier call that is still at it")
+        if resume and folder.exists():
+            words = [*words[:3], "--resume", *words[3:]]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{folder} failed with {done.returncode}, see {log}:\n{log.read_text()[-2000:]}")
+
+
+def lock(file, waiting: str) -> None:
+    """Take the lock of an open file, which its child processes share until the last of them ends."""
+    import fcntl  # not on Windows
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(waiting, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)

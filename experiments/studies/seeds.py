@@ -1,0 +1,145 @@
+"""The demonstration over several seeds, with its control: the same base trained to answer at once.
+
+    python -m experiments.studies.seeds --seeds 0 1 2 --jobs 2
+
+Each seed reseeds the base and the reinforcement learning. Every run is a folder of its own and is skipped when its
+result is there, so a killed comparison goes on where it stopped. With --jobs 2 two runs share the machine, a core each.
+Prints the table and writes it, with the figure, under docs/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from experiments.studies import seeds_figures
+from experiments.studies.processes import go_on, same_command
+from minir1.log import replace_text, table
+from minir1.metrics import seed_interval
+
+
+@dataclass(frozen=True)
+class Config:
+    """Several demonstrations."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    level: str = "default"  # of Countdown: default | wide | four
+    jobs: int = 1  # runs at a time; the cores are shared out among them
+    control: bool = True  # also train each base to answer at once
+    options: str = ""  # further options of demo.py, as one string: --options="--rl.steps 40"
+    out: Path = Path("runs/seeds")
+    results: Path = Path("docs/results/r1_zero.json")
+    figure: Path = Path("docs/results/r1_zero_seeds.png")
+
+
+def command(config: Config, seed: int, no_think: bool) -> list[str]:
+    """One run of demo.py; the control starts from the base of its seed."""
+    folder = config.out / f"{'no-think' if no_think else 'think'}-{seed}"
+    words = [sys.executable, "-m", "experiments.demo", "--seed", str(seed), "--level", config.level]
+    words += ["--out", str(folder)]
+    if no_think:
+        words += ["--no-think", "--base-from", str(config.out / f"think-{seed}" / "base")]
+    return words + config.options.split()
+
+
+def run(config: Config, seed: int, no_think: bool, threads: int) -> dict[str, float]:
+    """Run unless it is done; the output goes to a file beside the run. RuntimeError, with its end, if it fails.
+
+    ValueError if the folder holds a run of another command.
+    """
+    folder = config.out / f"{'no-think' if no_think else 'think'}-{seed}"
+    result, words = folder / "result.json", command(config, seed, no_think)
+    same_command(folder, asked := " ".join(words[3:]))
+    if not (result.exists() and "after/pass@1" in json.loads(result.read_text())):
+        print(f"running {folder.name}, see {folder}.log", flush=True)
+        go_on(words, folder, asked, threads)
+    return json.loads(result.read_text())
+
+
+KEYS = (  # label, key in result.json
+    ("before", "before/pass@1"),
+    ("after", "after/pass@1"),
+    ("gain, paired over problems", "gain/pass@1"),
+    ("after, among well-formed answers", "after/pass@1_formed"),
+    ("before, unseen numbers", "before_unseen/pass@1"),
+    ("after, unseen numbers", "after_unseen/pass@1"),
+    ("before, greedy", "before/greedy"),
+    ("after, greedy", "after/greedy"),
+    ("after, maj@8", "after/maj@8"),
+    ("after, pass@8", "after/pass@8"),
+    ("after, forced to answer at once", "forced/pass@1"),
+    ("trained to answer at once", "nothink/pass@1"),
+    ("random search, as many tries", "search/pass@1"),
+    ("random search without repeats", "search_distinct/pass@1"),
+    ("after, hard problems (a random search needs over 12 tries)", "after/pass@1_hard"),
+    ("before, tokens", "before/length"),
+    ("after, tokens", "after/length"),
+    ("before, tries", "before/tries"),
+    ("after, tries", "after/tries"),
+    ("before, well-formed", "before/form"),
+    ("after, well-formed", "after/form"),
+    ("before, false yes", "before/false_yes"),
+    ("after, false yes", "after/false_yes"),
+    ("after, repeated tries", "after/repeats"),
+    ("after, cut by the budget", "after/truncated"),
+    ("skill of the base: sums", "skill/sums"),
+    ("skill of the base: yes to a right try", "skill/yes"),
+    ("peak memory, GiB", "memory/peak_gib"),
+)
+
+
+def plain(key: str) -> bool:
+    """Whether a figure is a count and no share."""
+    return key.startswith(("seconds/", "memory/")) or key.endswith(("/length", "/tries"))
+
+
+def rows(results: list[dict[str, float]]) -> list[list[str]]:
+    """A row a key that every seed has: its label, a cell a seed, the mean with its interval (from three seeds on)."""
+    found = []
+    for label, key in KEYS:
+        values = [result[key] for result in results if key in result]
+        if values and len(values) == len(results):
+            mean, (scale, unit) = "-", (1, "") if plain(key) else (100, "%")
+            if len(values) >= 3:
+                middle, low, high = seed_interval(values)
+                if not plain(key):  # Student's t knows nothing of the limits of a share
+                    low, high = max(low, 0.0), min(high, 1.0)
+                middle, low, high = scale * middle, scale * low, scale * high
+                mean = f"{middle:.1f}{unit} [{low:.1f}, {high:.1f}]"
+            found.append([label, *(f"{scale * value:.1f}{unit}" for value in values), mean])
+    return found
+
+
+def main(config: Config) -> list[dict[str, float]]:
+    """Run what is missing, print and write the table of seeds; returns the result of each seed."""
+    if len(config.seeds) < 3:
+        print("fewer than three seeds: no interval can be given")
+    threads = max(1, (os.cpu_count() or 1) // config.jobs)
+    with ThreadPoolExecutor(config.jobs) as pool:
+        results = list(pool.map(lambda seed: run(config, seed, False, threads), config.seeds))
+        if config.control:
+            controls = pool.map(lambda seed: run(config, seed, True, threads), config.seeds)
+            for result, control in zip(results, controls):
+                result |= {
+                    f"nothink/{key.split('/')[1]}": v for key, v in control.items() if key.startswith("after/pass@1")
+                }
+    title = f"Countdown, level {config.level}: pass@1 on the test split"
+    table(title, ["", *map(str, config.seeds), "mean, 95 %"], rows(results))
+    config.results.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(config.results, json.dumps({str(s): r for s, r in zip(config.seeds, results)}, indent=2) + "\n")
+    seeds_figures.seeds(results, config.figure)
+    first = config.out / f"think-{config.seeds[0]}" / "figures" / "r1_zero.png"
+    if first.exists():
+        shutil.copy(first, config.results.with_suffix(".png"))
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

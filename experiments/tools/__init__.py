@@ -1,0 +1,1 @@
+"""What keeps the documents in step with the code."""

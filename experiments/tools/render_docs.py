@@ -1,0 +1,356 @@
+"""Write the measured numbers into README.md and docs/*.md, so that text and results cannot drift apart.
+
+    python -m experiments.tools.render_docs
+    python -m experiments.tools.render_docs --check
+
+What stands between `<!-- begin: NAME -->` and `<!-- end -->` is made from docs/results/*.json by the function of that
+name in BLOCKS. With --check nothing is written, and a block that differs is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from experiments import reward_model
+from experiments.studies import (
+    algorithms,
+    balance,
+    estimators,
+    group_size,
+    kl,
+    overoptimization,
+    preferences,
+    reduction,
+    routes,
+)
+from experiments.studies.long_context_figures import VARIANTS
+from experiments.studies.seeds import rows
+from experiments.tools import variants
+from minir1.log import replace_text
+from minir1.metrics import seed_interval
+from minir1.model.count import PARTS, human
+
+MARKS = re.compile(r"<!-- (?:begin: (?P<name>\S+)|(?P<end>end)) -->")
+Results = dict[str, dict[str, float]]  # seed -> its result.json, as experiments/studies/seeds.py writes them
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which documents, and whether to write them."""
+
+    check: bool = False  # compare only
+    root: Path = Path(__file__).parent.parent.parent  # holds README.md and docs/
+
+
+# ---- the blocks: results -> text ---------------------------------------------------------------
+
+
+def r1_zero(results: Results) -> str:
+    """The table over seeds, with mean and 95 % t-interval."""
+    head = ["", *(f"seed {seed}" for seed in results), "mean, 95 %"]
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows(list(results.values()))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def headline(results: Results) -> str:
+    """One sentence: before and after, and the two controls."""
+
+    def mean(key: str, interval: bool = False) -> str:
+        values = [result[key] for result in results.values()]
+        text = f"{sum(values) / len(values):.1%}"
+        if interval and len(values) >= 3:
+            _, low, high = seed_interval(values)
+            text += f" [{100 * max(low, 0):.1f}, {100 * min(high, 1):.1f}]"
+        return text
+
+    each = ", ".join(f"{result['after/pass@1']:.1%}" for result in results.values())
+    count = f"the mean of {len(results)} seeds, which end at {each}" if len(results) > 1 else "one seed"
+    text = "**Reinforcement learning with rule rewards alone: "
+    text += f"{mean('before/pass@1')} → {mean('after/pass@1', True)} of problems never seen are solved** "
+    text += f"(pass@1, {count}); forced to answer without thinking, the same weights solve {mean('forced/pass@1')}"
+    if all("nothink/pass@1" in result for result in results.values()):
+        text += f", and a base trained in the same way to answer without thinking solves {mean('nothink/pass@1')}"
+    return f"{text}."
+
+
+def profile(found: dict[str, float]) -> str:
+    """Tokens a second of the three kinds of work, and where the time of two of them goes."""
+    lines = ["| | seconds | tokens/s |", "|---|---:|---:|"]
+    for name in ("rollout", "transformers.generate", "update", "pretrain"):
+        if f"{name}/seconds" not in found:
+            continue
+        lines.append(f"| {name} | {found[f'{name}/seconds']:.2f} | {found[f'{name}/tok_s']:,.0f} |")
+    for name in ("rollout", "update"):
+        shares = [(key, v) for key, v in found.items() if key.startswith(f"{name}/") and "::" in key]
+        told = ", ".join(f"`{key.split('::')[1]}` {share:.0%}" for key, share in shares[:6])
+        lines += ["", f"The dearest operators of the {name}: {told}."]
+    return "\n".join(lines)
+
+
+def demo(found: dict[str, float]) -> str:
+    """One sentence: what a demonstration reached, in which time and memory."""
+    reached = f"{found['before/pass@1']:.1%} → {found['after/pass@1']:.1%}"
+    return f"Seed {found['seed']}: {reached} in {found['seconds/total']:.0f} s with {found['memory/peak_gib']:.1f} GiB."
+
+
+def count_parts(found: dict[str, dict[str, float]]) -> str:
+    """DeepSeek-V3 by part: parameters, active ones, and their share."""
+    one = found["deepseek-v3"]
+    lines = ["| | total | share | active a token | share |", "|---|---:|---:|---:|---:|"]
+    for part, label in PARTS.items():
+        if part != "mtp":
+            total, active = one[f"total/{part}"], one[f"active/{part}"]
+            shares = f"{total / one['total']:.2%}", f"{active / one['active']:.2%}"
+            lines.append(f"| {label} | {total:,} | {shares[0]} | {active:,} | {shares[1]} |")
+    lines.append(f"| **sum** | **{one['total']:,}** | | **{one['active']:,}** | |")
+    lines.append(f"| sum with the input embedding | | | **{one['active_with_embedding']:,}** | |")
+    lines.append(f"| {PARTS['mtp']}, on top | {one['total/mtp']:,} | | {one['active/mtp']:,} | |")
+    return "\n".join(lines)
+
+
+def count(found: dict[str, dict[str, float]]) -> str:
+    """A row a model: parameters, cache and operations."""
+    head = ["", "total", "active", "with embedding", "cache, numbers a token a layer", "cache, bytes a token (bf16)"]
+    head += ["training", "decoding"]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * 7 + "|"]
+    for name, one in found.items():
+        cells = [name, *(human(one[key]) for key in ("total", "active", "active_with_embedding"))]
+        cells += [f"{one['cache/token_layer']:,}", f"{one['cache/token']:,.0f}"]
+        cells += [human(one[f"flops/{kind}"], "FLOP") for kind in ("train", "decode")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def long_context(results: Results) -> str:
+    """Accuracy within the trained window, past it and at the longest texts, a row a variant: mean with its interval."""
+    longest = max(int(key.split("/")[1]) for key in next(iter(results.values())) if re.fullmatch(r"none/\d+/0", key))
+    lines = [["", "within the window", "past it", f"{longest} tokens"], ["---", "---:", "---:", "---:"]]
+
+    def at_longest(result: dict[str, float], name: str) -> float:
+        cells = [share for key, share in result.items() if key.startswith(f"{name}/{longest}/")]
+        return sum(cells) / len(cells)
+
+    for name, title in VARIANTS.items():
+        line = [title]
+        for side in ("inside", "outside", None):
+            values = [result[f"{name}/{side}"] if side else at_longest(result, name) for result in results.values()]
+            text = f"{sum(values) / len(values):.1%}"
+            if len(values) >= 3:
+                _, low, high = seed_interval(values)
+                text += f" [{100 * max(low, 0):.1f}, {100 * min(high, 1):.1f}]"
+            line.append(text)
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def prefill(found: dict[str, float]) -> str:
+    """Processor time and peak memory by length of the prompt, in chunks and in one call."""
+    heads = [f"{way}: {head}" for way in ("chunks", "one call") for head in ("seconds of the CPU", "peak GiB")]
+    lines = [f"| tokens | cache, GiB | {' | '.join(heads)} |", "|---:|---:|---:|---:|---:|---:|"]
+    for key in found:
+        if re.fullmatch(r"chunks/\d+/seconds", key):
+            length = int(key.split("/")[1])
+            cells = [f"{length:,}", f"{found[f'cache/{length}/gib']:.3f}"]
+            for way in ("chunks", "one_call"):
+                measured = f"{way}/{length}/peak_gib" in found
+                cells.append(f"{found[f'{way}/{length}/cpu_seconds']:.1f}" if measured else "-")
+                cells.append(f"{found[f'{way}/{length}/peak_gib']:.2f}" if measured else "-")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def grid(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table; numbers to the right."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] + ["---:"] * (len(head) - 1), *lines])
+
+
+def balanced(found: dict) -> str:
+    """A row a method of balancing, over seeds."""
+    return grid(balance.COLUMNS, balance.rows(found))
+
+
+def balance_tuning(found: dict) -> str:
+    """A row a strength that was tried on the first seed."""
+    return grid(balance.TUNING, balance.tuning_rows(found))
+
+
+def routed(found: dict) -> str:
+    """A row a sampler and number of updates: what goes to other experts, and the ratios with and without replay."""
+    return grid(routes.COLUMNS, routes.rows(found))
+
+
+def speculative(found: dict[str, float]) -> str:
+    """Accepted drafts, tokens a pass and speed, by depth, rows and temperature."""
+    lines = ["| modules | rows at once | temperature | accepted | tokens a pass | tokens/s, plain | with drafts | |"]
+    lines.append(f"|{'---:|' * 8}")
+    for place in dict.fromkeys(key.rsplit("/", 1)[0] for key in found if "/" in key):
+        depth, count, temperature = (part.split("=")[1] for part in place.split("/"))
+        rates = ", ".join(f"{found[f'{place}/accepted_{k}']:.1%}" for k in range(1, int(depth) + 1))
+        plain, fast = found[f"{place}/generate_tok_s"], found[f"{place}/speculate_tok_s"]
+        line = [depth, count, temperature, rates, f"{found[f'{place}/tokens_a_pass']:.2f}", f"{plain:,.0f}"]
+        lines.append(f"| {' | '.join([*line, f'{fast:,.0f}', f'{fast / plain:.2f} times'])} |")
+    return "\n".join(lines)
+
+
+def preference(results: Results) -> str:
+    """Pairs, reward model and DPO, a column a seed."""
+    return grid(preferences.head(results), preferences.rows(results))
+
+
+def reliability(results: Results) -> str:
+    """The calibration of the first seed's reward model."""
+    first = next(iter(results.values()))
+    found = {key.removeprefix("reward/"): value for key, value in first.items()}
+    return grid(reward_model.BINS, reward_model.bin_rows(found))
+
+
+def kernels_cpu(found: dict[str, float]) -> str:
+    """Log-prob and KL tile by tile against the naive way: time, peak memory, errors against fp64."""
+    lines = []
+    for name, title in (("", "log-prob and entropy"), ("kl/", "forward KL")):
+        for key in found:
+            if (way := re.fullmatch(rf"{name}(naive|twin/(\d+))/seconds", key)) and "small" not in key:
+                place = key.removesuffix("/seconds")
+                label = f"{title}, tiles, {way[2]} MiB kept" if way[2] else f"{title}, naive"
+                one = {what: found[f"{place}/{what}"] for what in ("seconds", "time_ratio", "peak_mib", "memory_ratio")}
+                cells = [f"{one['seconds']:.2f}", f"{one['time_ratio']:.2f}", f"{one['peak_mib']:.0f}"]
+                lines.append([label, *cells, f"{one['memory_ratio']:.2f}"])
+    text = grid(["N=1,024, D=512, V=32,768", "seconds", "of naive", "peak MiB", "of naive"], lines)
+    shapes = [match[1] for key in found if (match := re.fullmatch(r"small/([\dx]+)/twin/time_ratio", key))]
+    lines = [
+        [title, *(f"{found[f'small/{name}{shape}/twin/time_ratio']:.2f}" for shape in shapes)]
+        for name, title in (("", "log-prob and entropy"), ("kl/", "forward KL"))
+    ]
+    text += "\n\n" + grid(["N × D × V: time of naive", *(shape.replace("x", " × ") for shape in shapes)], lines)
+    ours, torchs = (found[f"accuracy/{way}/logp"] for way in ("twin", "naive"))
+    text += f"\n\nLargest error of a log-prob against fp64: {ours:.1e}, torch's log_softmax {torchs:.1e};"
+    dh, dw = (found[f"accuracy/twin/{key}"] for key in ("dh", "dw"))
+    return f"{text} relative error of the gradients: {dh:.1e} for h and {dw:.1e} for w."
+
+
+def kernel_resources(found: dict) -> str:
+    """What each kernel needs, on both generations."""
+    made: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
+    for key, figures in found["kernels"].items():
+        *case, kernel, arch = key.split("/")
+        if "bf16" in case and kernel not in ("stat", "merge", "finish"):
+            made.setdefault((" ".join(x for x in case if x != "bf16"), kernel), {})[arch] = figures
+    cells = lambda x: [f"{n:.0f}" for n in (x["registers"], x["spills"], x["shared"] / 1024, x["hgmma"] + x["hmma"])]
+    lines = [[case, kernel, *cells(on["sm_90"]), *cells(on["sm_80"])] for (case, kernel), on in made.items()]
+    columns = ["registers", "spilled", "shared KiB", "tensor-core instructions"]
+    head = ["operation, heads (qk, v)", "kernel", *(f"{arch}: {x}" for arch in ("sm_90", "sm_80") for x in columns)]
+    small = [x["shared"] for key, x in found["kernels"].items() if key.endswith(("sm_86", "sm_89"))]
+    inner = {" ".join(key.split("/")[:-1]) for key, x in found["kernels"].items() if x["inner"]}
+    return (f"{grid(head, lines)}\n\nTriton {found['triton']}. On sm_86 and sm_89 the largest asks for "
+            f"{max(small) / 1024:.0f} KiB. What is spilled comes back in an inner loop of "
+            f"{', '.join(sorted(inner)) or 'none of them'}.")
+
+
+BLOCKS = {  # name -> file under docs/results (None: made from scripts), function
+    "r1_zero": ("r1_zero.json", r1_zero),
+    "headline": ("r1_zero.json", headline),
+    "wide": ("wide.json", r1_zero),
+    "four": ("four.json", r1_zero),
+    "demo": ("demo.json", demo),
+    "profile": ("profile.json", profile),
+    "profile_dense": ("profile_dense.json", profile),
+    "speculative": ("speculative.json", speculative),
+    "long_context": ("long_context.json", long_context),
+    "prefill": ("prefill.json", prefill),
+    "prefill_full": ("prefill_full.json", prefill),
+    "count_parts": ("count.json", count_parts),
+    "count": ("count.json", count),
+    "balance": ("balance.json", balanced),
+    "kernel_resources": ("kernel_resources.json", kernel_resources),
+    "kernels_cpu": ("bench_kernels_cpu.json", kernels_cpu),
+    "balance_tuning": ("balance.json", balance_tuning),
+    "preference": ("preference.json", preference),
+    "reliability": ("preference.json", reliability),
+    "algorithms": ("algorithms.json", algorithms.page_result),
+    "algorithms_sweep": ("algorithms.json", algorithms.page_sweep),
+    "kl": ("kl.json", kl.page),
+    "reduction": ("reduction.json", reduction.page),
+    "group_size": ("group_size.json", group_size.page),
+    "overoptimization": ("overoptimization.json", overoptimization.page),
+    "routes": ("routes.json", routed),
+    "estimators": ("estimators.json", estimators.page),
+    "estimators_problems": ("estimators.json", estimators.page_problems),
+    "estimators_kl": ("estimators.json", estimators.page_kl),
+    "estimators_moved": ("estimators.json", estimators.page_moved),
+} | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}  # made from the scripts alone
+
+
+# ---- the documents -----------------------------------------------------------------------------
+
+
+def documents(root: Path) -> list[Path]:
+    """README.md and docs/*.md, as far as they exist."""
+    return [path for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if path.exists()]
+
+
+def spans(text: str, where: str) -> list[tuple[str, int, int]]:
+    """(name, start, end) of what each pair of marks encloses. ValueError for unknown names and unpaired marks."""
+    found, name, start = [], None, 0
+    for mark in MARKS.finditer(text):
+        if bool(mark["end"]) != bool(name):
+            raise ValueError(f"{where}: {mark[0]} is out of place; blocks are <!-- begin: NAME --> … <!-- end -->")
+        if mark["end"]:
+            found.append((name, start, mark.start()))
+            name = None
+        elif mark["name"] not in BLOCKS:
+            raise ValueError(f"{where}: unknown block {mark['name']!r}; known are {', '.join(BLOCKS)}")
+        else:
+            name, start = mark["name"], mark.end()
+    if name:
+        raise ValueError(f"{where}: block {name!r} has no <!-- end -->")
+    return found
+
+
+def content(name: str, folder: Path) -> str:
+    """The text of one block. ValueError if its results are missing, or lack what it tells."""
+    file, function = BLOCKS[name]
+    if file is None:
+        return f"\n{function()}\n"
+    path = folder / file
+    if not path.exists():
+        raise ValueError(f"{path} does not exist, and block {name!r} is made from it")
+    try:
+        return f"\n{function(json.loads(path.read_text(encoding='utf-8')))}\n"
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}, which block {name!r} tells") from error
+
+
+def render(path: Path, root: Path) -> tuple[str, list[str]]:
+    """A document with its blocks made anew, and the names of those that were different."""
+    text = path.read_text(encoding="utf-8")
+    different = []
+    for name, start, end in reversed(spans(text, str(path.relative_to(root)))):
+        new = content(name, root / "docs" / "results")
+        if text[start:end] != new:
+            different.insert(0, name)
+        text = text[:start] + new + text[end:]
+    return text, different
+
+
+def main(config: Config) -> list[str]:
+    """Write, or check, every document; returns "file: block" for each that differed."""
+    changed = []
+    for path in documents(config.root):
+        text, different = render(path, config.root)
+        changed += [f"{path.relative_to(config.root)}: {name}" for name in different]
+        if different and not config.check:
+            replace_text(path, text)
+    if config.check and changed:
+        raise ValueError(f"differ from docs/results: {', '.join(changed)}; run python -m experiments.tools.render_docs")
+    print("\n".join(f"wrote {name}" for name in changed) or "all blocks agree with docs/results")
+    return changed
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

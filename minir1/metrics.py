@@ -1,0 +1,116 @@
+"""How good is a policy, and how sure are we: pass@k, maj@k, and intervals over problems and seeds. Knows no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+# The 97.5 % quantile of Student's t for 2, 3, … 20 degrees of freedom (any statistics book).
+T_QUANTILE = (
+    *(4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201),
+    *(2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+
+
+def pass_at_k(n, c, k: int) -> np.ndarray:
+    """The chance that one of k samples is right, estimated without bias from c right ones among n.
+
+        pass@k = 1 - C(n - c, k) / C(n, k)
+
+    Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1; computed as
+    1 - Π_{j<k} (n - c - j) / (n - j), which neither overflows nor cancels.
+
+    n, c: integers, or arrays of them [P] (one entry a problem) -> float64 [P].
+    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    n, c = np.broadcast_arrays(np.asarray(n, dtype=np.int64), np.asarray(c, dtype=np.int64))
+    if np.any(c < 0) or np.any(c > n):
+        raise ValueError(f"need 0 <= c <= n for every problem, got c={c.tolist()} of n={n.tolist()}")
+    if k < 1 or np.any(n < k):
+        raise ValueError(f"k is {k}; allowed is 1 to the fewest samples of a problem, {n.min()}")
+    all_wrong = np.ones(n.shape)
+    for j in range(k):
+        all_wrong *= np.maximum(n - c - j, 0) / (n - j)
+    return 1.0 - all_wrong
+
+
+def majority(answers: Sequence[str | None], right: Sequence[bool]) -> float:
+    """The chance that the most frequent answer is right, a tie broken by a fair draw; in [0, 1].
+
+    `answers` are the final answers to one problem and `right` their verdicts. None is no answer:
+    it has no vote, and if nobody answers the result is 0. Where equal answers have unequal verdicts
+    (a malformed text with the right number, say), one of their texts is drawn as well.
+    Raises ValueError when the lengths differ.
+    """
+    if len(answers) != len(right):
+        raise ValueError(f"{len(answers)} answers but {len(right)} verdicts")
+    votes = Counter(answer for answer in answers if answer is not None)
+    good = Counter(answer for answer, ok in zip(answers, right) if answer is not None and ok)
+    winners = [answer for answer in votes if votes[answer] == max(votes.values())]
+    return sum(good[answer] / votes[answer] for answer in winners) / max(1, len(winners))
+
+
+def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) -> float:
+    """maj@k of one problem from n >= k samples: the mean of `majority` over the n // k disjoint groups of k.
+
+    Self-consistency, Wang et al. 2022 (cons@64 in DeepSeek-R1). The last n mod k samples are left out.
+    Raises ValueError unless 1 <= k <= n.
+    """
+    n = len(answers)
+    if not 1 <= k <= n:
+        raise ValueError(f"k is {k}; allowed is 1 to the number of samples, {n}")
+    if n != len(right):
+        raise ValueError(f"{n} answers but {len(right)} verdicts")
+    starts = range(0, n - k + 1, k)
+    return sum(majority(answers[start : start + k], right[start : start + k]) for start in starts) / len(starts)
+
+
+def bootstrap(
+    values_per_problem, *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float, float]:
+    """(mean, low, high): the mean over problems and its percentile bootstrap interval.
+
+    Problems are redrawn with replacement (Efron 1979), for they, not the samples of one, are the
+    independent draws. values_per_problem: floats [P], for example each problem's pass@1. Where all
+    values are equal the interval is a point, however few they are.
+    Raises ValueError for no values, a shape other than [P], or a value that is not finite.
+    """
+    values = np.asarray(values_per_problem, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"need finite values of shape [P], P >= 1; got shape {values.shape}: {values}")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; allowed is between 0 and 1")
+    draw = np.random.default_rng(seed)
+    means = [values[draw.integers(values.size, size=values.size)].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(values.mean()), float(low), float(high)
+
+
+def paired_bootstrap(a, b, *, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> tuple[float, float, float]:
+    """(mean, low, high) of a - b on the same problems: floats [P] each, entry p of both the same problem.
+
+    Much narrower than two separate intervals, since what makes a problem hard cancels. The
+    difference is significant at 1 - level where the interval leaves out 0.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"the two must hold the same problems, got shapes {a.shape} and {b.shape}")
+    return bootstrap(a - b, seed=seed, resamples=resamples, level=level)
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): the mean over seeds and its 95 % interval.
+
+        mean ± t_{0.975, n-1} · s / √n      (Student 1908; s with n - 1)
+
+    Past 21 seeds the quantile of 21 is used, which is slightly too wide.
+    Raises ValueError for fewer than three values, of which no claim is made, or one that is not finite.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or x.size < 3 or not np.isfinite(x).all():
+        raise ValueError(f"need finite results of at least 3 seeds, got {values!r}")
+    quantile = T_QUANTILE[min(x.size - 3, len(T_QUANTILE) - 1)]
+    half = quantile * x.std(ddof=1) / np.sqrt(x.size)
+    return float(x.mean()), float(x.mean() - half), float(x.mean() + half)

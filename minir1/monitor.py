@@ -1,0 +1,133 @@
+"""What a training step reports: seconds, tokens a second, averages of the loss, the answers, and signs of trouble."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minir1.device import synchronize
+from minir1.judge import Answer, behaviour
+from minir1.log import progress_line
+from minir1.rollout import Rollout
+from minir1.tasks import Problem, Task
+
+
+class Clock:
+    """Seconds by what they went into: `lap(name)` adds those since the last lap."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds, self.last = device, {}, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap went into `name`: rollout, judge or update."""
+        synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+    def speeds(self, rollout: Rollout) -> dict[str, float]:
+        """The laps, and tokens a second of the rollout (sampled tokens) and of the update (all tokens of the rows)."""
+        tokens = {"rollout": int(rollout.mask.sum()), "update": int(rollout.length.sum())}
+        metrics = {f"time/{name}_s": seconds for name, seconds in self.seconds.items()}
+        return metrics | {f"perf/{name}_tok_s": n / self.seconds[name] for name, n in tokens.items()}
+
+
+class Averages:
+    """Averages over the updates of a step, of per-token quantities weighted as the loss is. Waits for no device."""
+
+    def __init__(self):
+        self.total: dict[str, Tensor] = {}
+        self.updates = 0
+
+    def add(self, weight: Tensor, **values: Tensor) -> None:
+        """The quantities of one micro-batch; weight and values: [B, T]."""
+        for name, value in values.items():
+            self.total[name] = self.total.get(name, 0.0) + (weight * value.detach()).sum()
+
+    def update(self, **values: float) -> None:
+        """One optimizer step is done, with these figures of its own."""
+        self.updates += 1
+        for name, value in values.items():
+            self.total[name] = self.total.get(name, 0.0) + value
+
+    def metrics(self) -> dict[str, float]:
+        """train/NAME: the mean over the updates."""
+        return {f"train/{name}": float(total) / max(1, self.updates) for name, total in self.total.items()}
+
+
+def report(
+    task: Task, problems: Sequence[Problem], rollout: Rollout, answers: list[list[Answer]], rewards: Tensor
+) -> dict[str, float]:
+    """What the sampled answers were like. rewards: fp32 [P, G]."""
+    flat = [a for group in answers for a in group]
+    metrics = {
+        "reward": rewards.mean().item(),
+        "accuracy": sum(a.right for a in flat) / len(flat),
+        "format": sum(a.format for a in flat) / len(flat),
+        "length": sum(a.tokens for a in flat) / len(flat),
+        "truncated": sum(a.truncated for a in flat) / len(flat),
+        "unjudged": sum(a.unjudged for a in flat) / len(flat),
+        "entropy": (rollout.entropy.sum() / rollout.mask.sum()).item(),
+        "mixed_groups": (rewards != rewards[:, :1]).any(1).float().mean().item(),
+        "sampled_tokens": int(rollout.mask.sum()),
+    }
+    thinking = {f"behaviour/{name}": value for name, value in behaviour(task, problems, answers).items()}
+    return {f"train/{name}": value for name, value in metrics.items()} | thinking
+
+
+def preflight(answers: list[list[Answer]], min_mixed: float) -> dict[str, float]:
+    """Is there anything to learn from? answers: [P][G], of the policy before training.
+
+    ValueError, with advice, if fewer than `min_mixed` of the groups hold both right and wrong answers. With G = 1 no
+    group can: there all answers are one.
+    """
+    right = torch.tensor([[a.right for a in group] for group in answers]).float()
+    G = right.shape[1]
+    share = right.mean(1) if G > 1 else right.mean(0)
+    mixed = ((share > 0) & (share < 1)).float().mean().item()
+    metrics = {"pass@1": right.mean().item(), f"pass@{G}": right.amax(1).mean().item(), "mixed_groups": mixed}
+    print("preflight: " + "  ".join(f"{name} {value:.1%}" for name, value in metrics.items()))
+    if mixed < min_mixed:
+        raise ValueError(
+            f"only {mixed:.1%} of the groups hold both right and wrong answers, so there is no signal: start from a "
+            f"better base or an easier --task (pass@1 is {right.mean():.1%}), or raise --num-generations or "
+            "--temperature"
+        )
+    return {f"preflight/{name}": value for name, value in metrics.items()}
+
+
+SHOWN = (  # metric, its name in a line of the log, its format
+    ("train/reward", "reward", ".3g"), ("train/accuracy", "accuracy", ".3g"), ("train/format", "format", ".3g"),
+    ("train/length", "length", ".3g"), ("train/entropy", "entropy", ".3g"), ("train/kl", "kl", ".3g"),
+    ("train/explained_variance", "explained_variance", ".3g"), ("train/rounds", "rounds", ".3g"),
+    ("train/clip_fraction", "clip", ".1%"), ("train/mixed_groups", "mixed", ".0%"), ("train/grad_norm", "grad", ".2f"),
+    ("train/ratio_deviation", "ratio", ".0e"), ("perf/rollout_tok_s", "sampled/s", ",.0f"),
+    ("perf/update_tok_s", "trained/s", ",.0f"), ("eval/pass@1", "validation", ".1%"),
+)
+
+
+def show(step: int, steps: int, metrics: dict[str, float]) -> None:
+    """One line a step, and its alarms. The loss is not shown: in GRPO it is near zero by construction."""
+    fields = [(label, f"{metrics[key]:{form}}") for key, label, form in SHOWN if key in metrics]
+    thinking = {key.partition("/")[2]: value for key, value in metrics.items() if key.startswith("behaviour/")}
+    fields += [(name, f"{value:.3g}") for name, value in thinking.items()]
+    progress_line(step, steps, fields)
+    for alarm in alarms(metrics):
+        print(f"warning, step {step}: {alarm}")
+
+
+def alarms(metrics: dict[str, float]) -> list[str]:
+    """Signs of a collapse, in words; the best checkpoint is kept in any case."""
+    signs = []
+    if metrics["train/entropy"] < 1e-3:
+        signs.append("the entropy is gone, every answer is nearly certain: lower --learning-rate or raise --beta")
+    if metrics["train/entropy"] > 2.0:
+        signs.append("the entropy runs away, the answers are nearly noise: lower --learning-rate or raise --beta")
+    if metrics["train/truncated"] > 0.5:
+        signs.append("more than half of the answers are truncated: raise --max-completion-length, or see what repeats")
+    if metrics.get("train/unjudged", 0.0) > 0.05:
+        signs.append("the verifier failed on more than 5 % of the answers")
+    return signs

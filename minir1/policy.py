@@ -1,0 +1,106 @@
+"""A policy: opened on a device in a dtype, scored on a rollout, checked against its sampler, saved and restored."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minir1 import checkpoint
+from minir1.data import by_tokens
+from minir1.model import hf
+from minir1.model.lora import adapters, adapters_off, merge, save_adapters
+from minir1.model.transformer import Transformer
+from minir1.rollout import Rollout
+from minir1.tokenizer import Tokenizer
+
+
+def load_policy(
+    path: Path, device: torch.device, dtype: torch.dtype, *, lora: bool = False, recompute: bool = False
+) -> tuple[Transformer, Tokenizer, Path]:
+    """The policy to start from, with adapters merged into its weights; its tokenizer; and the folder they came from.
+
+    path: a Hugging Face folder, or a folder of checkpoints, whose latest is taken. lora: the caller will add adapters,
+    so a folder of adapters is refused (ValueError): saved, the new ones would name a base without the old ones.
+    recompute: the activations of each block are computed again in the backward pass (Transformer.recompute).
+    """
+    source = checkpoint.latest(path) or path
+    model, tokenizer = hf.load(source, device, dtype)
+    if lora and adapters(model):
+        raise ValueError(f"checkpoint = {source} holds adapters: merge and save them first, or train without LoRA")
+    model = merge(model)
+    model.recompute(recompute)
+    return model, tokenizer, source
+
+
+def frozen_copy(model: Transformer) -> Transformer:
+    """The policy as it is now, as a reference that takes no gradient."""
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+@torch.no_grad()
+def logprobs(model: Transformer, rollout: Rollout, microbatch: int, *, replay: bool = False) -> Tensor:
+    """log π(x_t | x_<t) of the answers under a model, at the sampler's temperature: fp32 [B, T], without gradient.
+
+    replay: each token goes to the experts that the sampler chose (Rollout.routes).
+    """
+    logp = torch.zeros_like(rollout.logp)
+    for rows in by_tokens(rollout.length.tolist(), microbatch):
+        rows = torch.tensor(rows, device=logp.device)
+        batch = rollout.select(rows)
+        settings = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
+        part = model.logprob(batch.tokens, **settings, routes=batch.routes if replay else None)
+        logp[rows, : part.shape[1]] = part
+    return logp
+
+
+def reference_logprobs(reference: Transformer, rollout: Rollout, microbatch: int) -> Tensor:
+    """`logprobs` under the reference policy; a model with adapters is its own reference, without them."""
+    with adapters_off(reference):
+        return logprobs(reference, rollout, microbatch)
+
+
+def on_policy_check(
+    model: Transformer, rollout: Rollout, microbatch: int, *, most: float, rows: int = 32, replay: bool = False
+) -> dict[str, float]:
+    """How far r_t = π_θ(x_t | x_<t) / π_sampler(x_t | x_<t) is from 1 before the first update on a rollout.
+
+    The mean and the 99 % quantile of |r_t - 1| over the tokens of at most `rows` answers, spread over the rollout: both
+    are 0, but for rounding, if sampler and trainer compute the same policy. The one largest value says little: rounding
+    to bfloat16 alone moved it by 0.4. RuntimeError where the mean is above `most`, or the quantile above 10 · `most`:
+    no objective is right for samples of another policy.
+    """
+    B = len(rollout.length)
+    part = rollout.select(torch.arange(min(rows, B), device=rollout.length.device) * B // min(rows, B))
+    ratio = (logprobs(model, part, microbatch, replay=replay) - part.logp).exp()
+    deviation = (ratio - 1).abs()[part.mask].double()
+    mean, high = deviation.mean().item(), deviation.sort().values[int(0.99 * (len(deviation) - 1))].item()
+    if not (mean <= most and high <= 10 * most):
+        raise RuntimeError(
+            f"before the first update |ratio - 1| is {mean:.2g} on average and {high:.2g} at the 99 % quantile "
+            f"(allowed: {most:g} and {10 * most:g}): sampler and trainer do not compute the same policy"
+        )
+    return {"train/ratio_deviation": mean, "train/ratio_deviation_q99": high}
+
+
+def save(model: Transformer, tokenizer: Tokenizer, path: Path, source: Path) -> None:
+    """The whole model, or its adapters alone beside the path of their base, `source`; hf.load opens both."""
+    if adapters(model):
+        save_adapters(model, path, source.resolve())
+    else:
+        hf.save(model, tokenizer, path)
+
+
+def restore(path: Path, model: Transformer, parts: dict) -> dict:
+    """Put a checkpoint back: its weights into the model, and its state of each of `parts` (optimizers, a reference).
+
+    Returns the rest of training_state.pt, such as step and seconds.
+    """
+    device, dtype = model.device, model.embedding.weight.dtype
+    model.load_state_dict(hf.load(path, device, dtype)[0].state_dict())
+    state = checkpoint.load_state(path, device)
+    for name, part in parts.items():
+        part.load_state_dict(state.pop(name))
+    return state

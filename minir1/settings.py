@@ -1,0 +1,17 @@
+"""Checks of the numbers in a script's Config, made where they enter. Each raises ValueError: field, value, allowed."""
+
+from __future__ import annotations
+
+
+def at_least(config, least: float, *names: str) -> None:
+    """Each of these fields is at least `least`."""
+    for name in names:
+        if not getattr(config, name) >= least:
+            raise ValueError(f"{name} = {getattr(config, name)}: at least {least}")
+
+
+def fraction(config, *names: str) -> None:
+    """Each of these fields is in 0 … 1."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} = {getattr(config, name)}: 0 to 1")

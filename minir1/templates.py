@@ -1,0 +1,49 @@
+"""How a question is put to a model: `--template chat | r1_zero | plain`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minir1.tasks import Problem
+from minir1.tokenizer import Tokenizer
+
+TEMPLATES = ("chat", "r1_zero", "plain")
+R1_ZERO = (  # DeepSeek-R1 (arXiv:2501.12948), table 1, which writes `prompt` where the question goes
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
+    "first thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning "
+    "process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., "
+    "<think> reasoning process here </think> <answer> answer here </answer>. User: {question}. Assistant:"
+)
+
+
+def prompt(tokenizer: Tokenizer, question: str, template: str) -> str:
+    """The text that asks a model one question; the model goes on from its end.
+
+    chat: the chat template of the checkpoint. r1_zero: the one that R1-Zero was trained with, for a base model; it
+    tells the model to use the tags, which are plain text to a tokenizer without tokens for them. plain: the question
+    alone. Raises ValueError for another name, and for a template that the tokenizer cannot render.
+    """
+    if template == "plain":
+        return question
+    if template == "chat":
+        return tokenizer.chat(question)
+    if template != "r1_zero":
+        raise ValueError(f"unknown template {template!r}; allowed: {', '.join(TEMPLATES)}")
+    unknown = getattr(tokenizer.backend.model, "unk_token", None)
+    if unknown and tokenizer.backend.token_to_id(unknown) in tokenizer.encode(R1_ZERO.replace("{question}", "")):
+        raise ValueError("template 'r1_zero': the tokenizer has no tokens for its words; allowed: chat, plain")
+    return R1_ZERO.replace("{question}", question)  # a question may hold braces
+
+
+def opened(text: str) -> str:
+    """The tag that a prompt's text leaves open for the model: "<think>" if it ends with that, else "".
+
+    Some chat templates write it themselves. Put it before the model's text, so that the format reward and
+    the verifiers read the whole: `format_reward(opened(prompt) + text)`.
+    """
+    return "<think>" if text.rstrip().endswith("<think>") else ""
+
+
+def encode(tokenizer: Tokenizer, problems: Sequence[Problem], template: str, forced: str = "") -> list[list[int]]:
+    """The prompt of each problem as tokens, and behind it what every answer is made to begin with."""
+    return [tokenizer.encode(prompt(tokenizer, problem.prompt, template) + forced) for problem in problems]

@@ -1,0 +1,223 @@
+"""tasks/__init__.py: tasks by name, variant and path, their data, mixtures, and what is refused in one line."""
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+
+from minir1 import rewards
+from minir1.tasks import Problem, Task, Verdict, countdown, load, share, spread
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "docs" / "example_task.py"
+OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from minir1.tasks import Problem, Verdict
+
+@dataclass
+class Line:
+    text: str
+
+def problems(split, data{variant}):
+    return [Problem(f"{{split}} {{data}}{shown}", "a b")]
+
+def verify(problem, text):
+    return Verdict("right" if problem.reference in text else "wrong", {{}})
+"""
+
+
+def said(answer):
+    return f"<think>hm</think><answer>{answer}</answer>"
+
+
+def own(folder, name="own.py", more="", variants=False):
+    """A user's file with the two functions and what else is said."""
+    path = folder / name
+    text = OWN.format(variant=", variant" if variants else "", shown=" {variant}" if variants else "")
+    path.write_text(text + more)
+    return path
+
+
+# ---------------------------------------------------------------- one task
+
+
+def test_countdown_by_name():
+    task = load("countdown")
+    assert isinstance(task, Task) and task.name == "countdown"
+    assert task.splits == ("train", "validation", "test", "unseen")
+    problem = task.problems("test")[0]
+    assert problem == countdown.problems("test")[0] and problem.task == ""
+    assert task.verify(problem, said(problem.reference)).status == "right"
+    assert task.final(problem, said(" ( 1 +2)")) == "(1+2)" and task.final(problem, "3") is None
+    assert task.difficulty(problem) in ("easy", "middle", "hard")
+    assert task.baselines(problem, "").keys() == {"search", "search_distinct"}
+    assert set(task.rates) | set(task.rates.values()) <= task.behaviour(problem, "").keys()
+    with pytest.raises(FrozenInstanceError):
+        task.name = "other"
+
+
+def test_variants():
+    wide = load("countdown:wide")
+    assert wide.name == "countdown:wide" and {p.level for p in wide.problems("train")} == {"wide"}
+    assert wide.problems("train") == countdown.problems("train", None, "wide")
+    assert wide.vocabulary()[1] == 100 and "wide" in {countdown.VARIANTS[1]}
+    assert next(wide.documents(7)) == next(countdown.documents(7, "wide"))
+    assert load("countdown:default").problems("test") == load("countdown").problems("test")
+
+
+def test_the_example_of_the_documents():
+    assert len(EXAMPLE.read_text().splitlines()) < 45
+    task = load(EXAMPLE)
+    assert task.name == "example_task" and task.splits == ("train", "test")
+    train, test = task.problems("train"), task.problems("test")
+    assert len(train) + len(test) == 8100 and 0.15 < len(test) / 8100 < 0.25
+    assert not {p.prompt for p in train} & {p.prompt for p in test}
+    problem = Problem("What is 17 + 26?", "43")
+    assert problem in train + test
+    for answer, status in (("43", "right"), ("043", "right"), ("44", "wrong"), ("43.0", "wrong"), ("٤٣", "wrong")):
+        assert task.verify(problem, said(answer)) == Verdict(status, {"accuracy": float(status == "right")})
+    assert task.behaviour(problem, "17 + 26 = 43</think>=") == {"equations": 1}
+    assert task.difficulty is task.baselines is task.documents is task.vocabulary is task.probes is None
+
+
+def test_a_file_of_ones_own(tmp_path):
+    task = load(own(tmp_path))
+    assert (task.name, task.splits, task.rates, task.behaviour) == ("own", ("train", "test"), {}, None)
+    assert task.problems("test")[0].prompt == "test None"  # without DATA it may be given or not
+    assert load(own(tmp_path), "x.csv").problems("train")[0].prompt == "train x.csv"
+    assert task.verify(task.problems("test")[0], "a b").status == "right"
+    assert task.final(task.problems("test")[0], said(" a  b")) == "ab"
+    path = own(tmp_path, "b+c.py", "SPLITS = ['dev']\nVARIANTS = ('short', 'long')\n"
+               "def final(problem, text): return text[:1]\ndef documents(seed, variant): yield f'{seed} {variant}'\n",
+               variants=True)
+    task = load(path)  # the + is part of the path
+    assert task.splits == ("dev",) and task.problems("dev")[0].prompt == "dev None short"
+    assert task.final(None, "xyz") == "x" and list(task.documents(3)) == ["3 short"]
+    path = path.rename(tmp_path / "bc.py")
+    assert load(f"{path}:long").problems("dev")[0].prompt == "dev None long" and load(f"{path}:long").name == "bc:long"
+
+
+def test_files_do_not_share_their_state(tmp_path):
+    first, second = load(own(tmp_path)), load(own(tmp_path, more="SPLITS = ('dev',)\n"))
+    assert first.splits == ("train", "test") and second.splits == ("dev",)
+
+
+REFUSED = [
+    ("nim", None, "unknown task 'nim'; allowed: countdown, gsm8k, a path that ends in .py, or several .* joined by"),
+    ("", None, "unknown task ''"),
+    ("countdown+", None, "unknown task ''"),
+    ("countdown_search", None, "unknown task 'countdown_search'"),  # a part of a task, and no task
+    ("../rewards", None, "unknown task"),
+    ("nowhere/mine.py", None, "task 'nowhere/mine.py': there is no such file"),
+    ("countdown:huge", None, "task countdown has no variant 'huge'; it has default, wide, four"),
+    ("countdown:", None, "task countdown has no variant ''"),
+    ("gsm8k:hard", "x", "task gsm8k has no variant 'hard'; it has none"),
+    ("gsm8k", None, "task gsm8k needs data: the folder with train.jsonl and test.jsonl"),
+    ("countdown", "x.jsonl", "task countdown takes no data, but got 'x.jsonl'"),
+    ("countdown", {"gsm8k": "x"}, "data for gsm8k; the tasks are countdown"),
+    ("countdown+gsm8k", None, "task gsm8k needs data"),
+    ("countdown+gsm8k", "x", "data of several tasks: name=path,name=path, not 'x'"),
+    ("countdown+gsm8k", "gsm8k=x,math=y", "data for math; the tasks are countdown, gsm8k"),
+    ("countdown+gsm8k", "gsm8k=x,countdown=y", "task countdown takes no data, but got 'y'"),
+    ("countdown+countdown", None, "names one task twice"),
+]
+
+
+@pytest.mark.parametrize("spec, data, match", REFUSED)
+def test_what_is_refused_and_why(spec, data, match):
+    with pytest.raises(ValueError, match=match) as error:
+        load(spec, data)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kept, lacks", [("verify", "problems"), ("problems", "verify"), ("", "problems and verify")])
+def test_a_file_without_the_functions(tmp_path, kept, lacks):
+    path = tmp_path / "half.py"
+    path.write_text(f"def {kept}(*_): pass\n" if kept else "verify = 3\n")
+    with pytest.raises(ValueError, match=f"half.py' lacks {lacks}: need problems"):
+        load(path)
+
+
+def test_a_split_that_there_is_not():
+    with pytest.raises(ValueError, match="task countdown has no split 'dev'; it has train, validation, test, unseen"):
+        load("countdown").problems("dev")
+
+
+# ---------------------------------------------------------------- mixtures
+
+MIXED = f"countdown+{EXAMPLE}+countdown:wide"
+
+
+def test_a_mixture_has_the_problems_of_all():
+    task = load(MIXED)
+    assert task.name == "countdown+example_task+countdown:wide" and task.splits == ("train", "test")
+    parts = [load(spec) for spec in MIXED.split("+")]
+    problems = task.problems("test")
+    assert problems == [replace(p, task=part.name) for part in parts for p in part.problems("test")]
+    with pytest.raises(ValueError, match="split 'unseen' is not in example_task; all of .* have train, test"):
+        task.problems("unseen")
+
+
+def test_a_mixture_asks_the_task_of_each_problem():
+    task, example = load(MIXED), load(EXAMPLE)
+    problems = {p.task: p for p in task.problems("test")}
+    assert list(problems) == ["countdown", "example_task", "countdown:wide"]
+    for name, problem in problems.items():
+        assert task.verify(problem, said(problem.reference)).status == "right"
+        assert task.verify(problem, said("0")).status == "wrong"
+        assert task.final(problem, said(" 1 ")) == "1"
+        counting = name != "example_task"
+        assert ("tries" in task.behaviour(problem, "1+1=2")) == counting
+        assert bool(task.difficulty(problem)) == bool(task.baselines(problem, "")) == counting
+    assert task.behaviour(problems["example_task"], "1+1=2") == {"equations": 1}
+    assert task.rates == load("countdown").rates
+    assert task.documents is task.vocabulary is task.probes is None  # a corpus is of one task
+    with pytest.raises(ValueError, match="a problem of task ''; the tasks are countdown, example_task"):
+        task.verify(example.problems("test")[0], "")
+
+
+def test_a_mixture_offers_what_one_of_its_tasks_has(tmp_path):
+    task = load(f"{EXAMPLE}+{own(tmp_path)}")
+    assert task.difficulty is task.baselines is None
+    assert [task.behaviour(p, "=") for p in task.problems("test")[-2:]] == [{"equations": 1}, {}]
+
+
+def test_data_of_a_mixture(tmp_path):
+    one, two = own(tmp_path, "one.py"), own(tmp_path, "two.py")
+    for data in ("one=/x,two=/y=z", {"one": "/x", "two": "/y=z"}):
+        assert [p.prompt for p in load(f"{one}+{two}", data).problems("test")] == ["test /x", "test /y=z"]
+    assert [p.prompt for p in load(f"{one}+{two}", "two=/y").problems("test")] == ["test None", "test /y"]
+    assert load(one, {"one": "/x"}).problems("test")[0].prompt == "test /x"
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def test_spread():
+    problems = [Problem(str(i), "") for i in range(10)]
+    assert spread(problems, 10) == spread(problems, 99) == problems
+    assert [p.prompt for p in spread(problems, 4)] == ["0", "2", "5", "7"]
+    for most, given in ((0, problems), (3, [])):
+        with pytest.raises(ValueError, match=f"{most} of {len(given)} problems: need at least one"):
+            spread(given, most)
+
+
+def test_shares_are_even_and_never_change():
+    assert share("split 1,2,3") == share("split 1,2,3") and share("a") != share("b")
+    values = [share(str(i)) for i in range(2000)]
+    assert all(0 <= v < 1 for v in values) and 0.45 < sum(v < 0.5 for v in values) / 2000 < 0.55
+
+
+def test_tasks_need_no_torch():
+    code = "import sys, minir1.tasks as t, minir1.templates; t.load('countdown').problems('train'); "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], cwd=ROOT, check=True)
+
+
+def test_no_task_scores_the_format():
+    problem = load("countdown").problems("test")[0]
+    for text in ("", said(problem.reference)):
+        assert load("countdown").verify(problem, text).scores.keys() == {"accuracy"}
+    assert rewards.format_reward(said("1")) == 1

@@ -1,0 +1,75 @@
+"""templates.py: the three templates, tokenizers that lack their words or tags, and thinking that a prompt opened."""
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from minir1 import rewards
+from minir1.tasks import Problem, countdown, gsm8k
+from minir1.templates import TEMPLATES, opened, prompt
+from minir1.tokenizer import EOS, TAGS, Tokenizer, train_bpe, word_level
+
+BPE = train_bpe(["a question and its answer. "] * 9, 300)
+
+
+def test_r1_zero_as_its_paper_prints_it():
+    """DeepSeek-R1, arXiv:2501.12948, table 1, with the question for `prompt`."""
+    assert prompt(BPE, "What is {1+1}?", "r1_zero") == (
+        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+        "The assistant first thinks about the reasoning process in the mind and then provides the user with the "
+        "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
+        "respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>. "
+        "User: What is {1+1}?. Assistant:"
+    )
+
+
+def test_the_chat_template_of_the_checkpoint_and_none():
+    assert prompt(BPE, "1+1?", "chat") == BPE.chat("1+1?") == "User:1+1?\nAssistant:"
+    own = Tokenizer(BPE.backend, "[{{ messages[0].content }}]<think>")
+    assert prompt(own, "1+1?", "chat") == "[1+1?]<think>"
+    assert prompt(own, "1+1?", "plain") == "1+1?"
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="unknown template 'r1'; allowed: chat, r1_zero, plain"):
+        prompt(BPE, "x", "r1")
+    with pytest.raises(ValueError, match="the chat template is no Jinja"):
+        prompt(Tokenizer(BPE.backend, "{% if %}"), "x", "chat")
+    words = word_level(*countdown.vocabulary())
+    with pytest.raises(ValueError, match="template 'r1_zero': the tokenizer has no tokens for its words; allowed"):
+        prompt(words, "make 24 from 11,3,3", "r1_zero")
+    assert prompt(words, "make 24 from 11,3,3", "chat") == "User:make 24 from 11,3,3\nAssistant:"
+
+
+def test_thinking_that_the_prompt_opened():
+    assert opened("<|assistant|><think>\n") == opened("<think>") == "<think>"
+    assert opened("User: x. Assistant:") == opened("<think></think>") == opened("") == ""
+    assert opened(prompt(BPE, "x", "r1_zero")) == ""
+    text = "so it is 8</think> <answer>8</answer>"
+    assert rewards.format_reward(opened("<think>\n") + text) == rewards.format_reward(text) == 1.0
+    cut = "so the answer is 8"  # the budget ended the thinking: no answer, though without a tag it reads like one
+    assert gsm8k.final(Problem("", "8"), opened("<think>\n") + cut) is None
+
+
+def base_tokenizer():
+    """Byte-level BPE as a base model has it: an end token, and none for the tags."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["the user and the assistant"] * 9, trainer)
+    return Tokenizer(backend, eos=EOS, pad=EOS)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_base_model_without_tokens_for_the_tags(template):
+    tokenizer = base_tokenizer()
+    assert all(tokenizer.backend.token_to_id(tag) is None for tag in TAGS)
+    asked = prompt(tokenizer, "make 24 from 11,3,3", template)
+    assert tokenizer.decode(tokenizer.encode(asked)) == asked
+    text = "<think>11-3=8,8*3=24:24 yes\n</think> <answer>(11-3)*3</answer>"
+    read = tokenizer.decode(tokenizer.encode(text) + [tokenizer.eos], keep_special=False)
+    assert read == text and rewards.format_reward(read) == 1.0
+    problem = Problem("make 24 from 11,3,3", "")
+    assert countdown.verify(problem, read).status == "right" and countdown.behaviour(problem, read)["tries"] == 1
