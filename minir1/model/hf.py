@@ -21,13 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minir1.files import read_json
 from minir1.model.config import ModelConfig
 from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
 from minir1.model.hf_config import SCALAR, from_hf_config, to_hf_config
 from minir1.model.hf_tensors import harmless, to_hf_tensors, with_mtp_of
 from minir1.model.lora import adapters, load_adapters
 from minir1.model.transformer import Transformer, on_meta
-from minir1.tokenizer import Tokenizer, read_json
+from minir1.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")

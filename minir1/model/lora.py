@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minir1.files import read_json
 from minir1.model.hf_tensors import NAMES
 from minir1.model.moe import Experts, grouped_linear
 from minir1.model.transformer import Transformer
-from minir1.tokenizer import read_json
 
 ATTENTION = ("wq", "wk", "wv", "wo", "wq_a", "wq_b", "wkv_a", "wkv_b")
 FEED_FORWARD = ("gate", "up", "down")  # of GQA without experts: see add_adapters
