@@ -1,7 +1,7 @@
 """Hugging Face folders in and out: config.json, safetensors in one file or in shards, tokenizer files.
 
 What each class of theirs is in our terms stands in hf_config.py, where each tensor goes in hf_tensors.py. Nothing but
-safetensors is read, a tensor at a time, straight to its place.
+safetensors is read, one tensor at a time, straight into the model.
 
 AutoTokenizer of transformers 5 opens every Qwen2 folder as Qwen2Tokenizer, which keeps vocabulary and merges and puts
 Qwen's own splitting in place of tokenizer.json's: there, PreTrainedTokenizerFast.from_pretrained is what opens another
@@ -188,11 +188,11 @@ def _headers(files: list[Path]) -> dict[str, Stored]:
     """What all the files hold, by name."""
     stored: dict[str, Stored] = {}
     for file in files:
-        with _open(file) as held:
-            for name in held.keys():
+        with _open(file) as opened:
+            for name in opened.keys():
                 if name in stored:
                     raise ValueError(f"{name} stands in two shards, {stored[name].file.name} and {file.name}")
-                part = held.get_slice(name)
+                part = opened.get_slice(name)
                 stored[name] = Stored(file, tuple(part.get_shape()), part.get_dtype())
     return stored
 
@@ -224,30 +224,28 @@ def _allocate(model: M, device: str, dtype: torch.dtype) -> M:
     """Memory for a model that is on the meta device, once. Weights are undefined, the selection bias is zero: where
     scores are softmax no checkpoint holds one."""
     model = model.to(dtype)
-    if model.config.tied:  # or the one would become two
+    if model.config.tied:  # allocated once: `Transformer._apply` ties it again
         model.head.weight = None
-    # What `to_empty` does, whose `empty_like` of a meta tensor imports 500 modules (33 MiB).
+    # As `to_empty`, whose `empty_like` of a meta tensor imports 500 modules (33 MiB).
     model = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
-    if model.config.tied:
-        model.head.weight = model.embedding.weight
     for buffer in model.buffers():
         buffer.zero_()
     return model
 
 
 @torch.no_grad()
-def _fill(places: dict[str, Tensor], stored: dict[str, Stored], block: tuple[int, int] | None) -> None:
-    """Every stored tensor to its place, a file after another."""
-    for file in sorted({stored[name].file for name in places}):
-        with _open(file) as held:
-            for name in (name for name in places if stored[name].file == file):
-                tensor, place = held.get_tensor(name), places[name]
+def _fill(tensors: dict[str, Tensor], stored: dict[str, Stored], block: tuple[int, int] | None) -> None:
+    """Copy every stored tensor into the model's, one file after another."""
+    for file in sorted({stored[name].file for name in tensors}):
+        with _open(file) as opened:
+            for name in (name for name in tensors if stored[name].file == file):
+                tensor, target = opened.get_tensor(name), tensors[name]
                 if block and stored[name].dtype == FP8:
                     with _open(stored[name + SCALE].file) as beside:  # which may be another shard
                         scale = beside.get_tensor(name + SCALE)
-                    dequantize(tensor.to(place.device), scale.to(place.device), place, block)
+                    dequantize(tensor.to(target.device), scale.to(target.device), target, block)
                 else:
-                    place.copy_(tensor)
+                    target.copy_(tensor)
 
 
 def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:
@@ -265,16 +263,16 @@ def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:
     return {f"model-{i:05d}-of-{len(parts):05d}.safetensors": names for i, names in enumerate(parts, start=1)}
 
 
-def _generation(config: dict, kept: dict) -> dict:
-    """generation_config.json: what the loaded folder said, and the ends of the model's config.json.
+def _generation(config: dict, loaded: dict) -> dict:
+    """generation_config.json: that of the loaded folder, with the end tokens of the model's config.json.
 
-    Where the folder listed several end tokens and the model's is among them, the list stays.
+    A list of several end tokens stays if the model's is among them.
     """
     ends = {key: config[key] for key in ENDS if config.get(key) is not None}
-    several = kept.get("eos_token_id")
+    several = loaded.get("eos_token_id")
     if isinstance(several, list) and ends.get("eos_token_id") in several:
         ends["eos_token_id"] = several
-    return kept | ends
+    return loaded | ends
 
 
 def _write_json(path: Path, values: dict) -> None:
