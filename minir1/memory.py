@@ -39,7 +39,7 @@ def step_memory(
     numbers = sum(p.numel() for p in trained)
     by_muon = sum(p.numel() for p in split_parameters(model)[0] if p.requires_grad) if muon else 0
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    outside = ("head.", "mtp.")  # which a critic has not
+    outside = ("head.", "mtp.")  # not in a critic
     of_critic = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(outside)) + config.dim
     half = dtype.itemsize < 4
     entry = rows * config.vocab
@@ -76,8 +76,8 @@ def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, recom
     With recompute, the input of every block and all of one block, which is computed again.
     """
     blocks = [_block_bytes(config, config.is_moe(layer), dtype.itemsize) for layer in range(config.layers)]
-    held = config.layers * config.dim * dtype.itemsize + max(blocks) if recompute else sum(blocks)
-    return tokens * (held + _norm_bytes(config.dim, dtype.itemsize))
+    each = config.layers * config.dim * dtype.itemsize + max(blocks) if recompute else sum(blocks)
+    return tokens * (each + _norm_bytes(config.dim, dtype.itemsize))
 
 
 def _norm_bytes(size: int, itemsize: int) -> int:

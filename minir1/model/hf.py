@@ -42,7 +42,7 @@ M = TypeVar("M", bound=nn.Module)
 def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes: int = 5 * 2**30) -> None:
     """Write a folder that transformers opens as it is.
 
-    Weights that take more than `shard_bytes` are cut into files of at most that size (a larger tensor has one of its
+    Weights that take more than `shard_bytes` are divided into files of at most that size (a larger tensor has one of its
     own) beside an index, and written one after another. Weights of an earlier save in the folder go when all of the
     new ones are written. ValueError where no Hugging Face class computes the same, or the model has adapters.
     """
@@ -121,7 +121,7 @@ def tokenizer_and_config(path: str | Path, values: dict) -> tuple[Tokenizer, Mod
 def read(path: str | Path, model: M, tensors_of: Callable[[M], dict[str, Tensor]], values: dict, device, dtype) -> M:
     """The weights of a folder into a model that is on the meta device, with a `config`; `load` has the arguments.
 
-    tensors_of: their names -> tensors that share the memory of the model it is given.
+    tensors_of: their names -> tensors that share the memory of the model passed to it.
     """
     if dtype is not None and dtype not in DTYPES.values():
         raise ValueError(f"dtype = {dtype}: must be one of {', '.join(map(str, DTYPES.values()))}, or None")
