@@ -15,6 +15,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -72,6 +73,14 @@ def latest(folder: Path) -> Path | None:
 def best(folder: Path) -> Path | None:
     """The best checkpoint, or None where none was called best. ValueError when the pointer names no folder."""
     return _follow(Path(folder) / "best")
+
+
+def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
+    """The latest or the best checkpoint in a folder of checkpoints; a folder that is none of these, as it is.
+
+    Where no checkpoint was called best, the latest.
+    """
+    return (best(folder) if prefer == "best" else None) or latest(folder) or Path(folder)
 
 
 def load_state(path: Path, device: str = "cpu") -> dict:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import get_console
@@ -76,7 +76,7 @@ class Run:
         """Merge `values` (flat keys such as "after/pass@1") into result.json, atomically."""
         path = self.out / "result.json"
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        replace_text(path, json.dumps({**old, **_plain(values)}, indent=2, ensure_ascii=False) + "\n")
+        write_json(path, old | values)
 
 
 def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> Run:
@@ -98,8 +98,7 @@ def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> 
         raise ValueError(f"{out} holds metrics.jsonl but no config.json: choose another --out")
     if holds_run:
         _same_config(json.loads(saved.read_text(encoding="utf-8")), now, out)
-    out.mkdir(parents=True, exist_ok=True)
-    replace_text(saved, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
+    write_json(saved, now)
     Run(out).cut_back(math.inf)  # a torn last line must not swallow the next one
     return Run(out, None if wandb == "off" else _start_wandb(out, now, wandb))
 
@@ -125,6 +124,13 @@ def replace_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Write results as JSON, in the way of `replace_text`, making the folder; NaN and infinity become null."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(_plain(values), indent=2, ensure_ascii=False) + "\n")
 
 
 def _row(step: int, values: dict) -> dict:
@@ -257,6 +263,12 @@ def table(title: str, columns: list[str], rows: list[list]) -> None:
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     _console().print(grid)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table for a document; the first `words` columns are text, the others are aligned to the right."""
+    lines = [head, ["---"] * words + ["---:"] * (len(head) - words), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def peak_memory_gib() -> float:
