@@ -21,6 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from minir1.files import replace_text
+
 WANDB_MODES = ("off", "online", "offline")
 MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # what a resumed run may set anew
 
@@ -113,17 +115,6 @@ def read_metrics(path: Path) -> list[dict]:
     if not path.exists():
         raise ValueError(f"{path} does not exist: expected a metrics.jsonl or a folder that holds one")
     return _read_jsonl(path)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader, or a kill, sees the old file or the new, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_json(path: Path, values: dict) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import tyro
 
 from experiments import reward_model
+from experiments.count import human
 from experiments.studies import (
     algorithms,
     balance,
@@ -34,7 +35,7 @@ from experiments.studies.seeds import rows
 from experiments.tools import variants
 from minir1.log import replace_text
 from minir1.metrics import seed_interval
-from minir1.model.count import PARTS, human
+from minir1.model.count import PARTS
 
 MARKS = re.compile(r"<!-- (?:begin: (?P<name>\S+)|(?P<end>end)) -->")
 Results = dict[str, dict[str, float]]  # seed -> its result.json, as experiments/studies/seeds.py writes them

@@ -31,7 +31,7 @@ class RopeScaling:
     fast: float = 32.0  # β of YaRN (beta_fast), high_freq_factor of Llama 3, which has 4
     mscale: float | None = None  # YaRN: strength of the factor on cos and sin; counts beside mscale_all only
     mscale_all: float | None = None  # mscale_all_dim: strength of the factor on MLA's softmax scale
-    attention_factor: float | None = None  # YaRN: the factor on cos and sin, given outright
+    attention_factor: float | None = None  # YaRN: the factor on cos and sin itself
     whole_pairs: bool = True  # YaRN: the ends of the ramp are rounded to whole pairs
 
     def __post_init__(self):
