@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from minir1.log import replace_text
+from minir1.files import replace_text
 
 STATE = "training_state.pt"
 

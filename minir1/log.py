@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from minir1.files import replace_text
+from minir1.files import plain, replace_text, write_json
 
 WANDB_MODES = ("off", "online", "offline")
 MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # what a resumed run may set anew
@@ -92,7 +92,7 @@ def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> 
     if wandb not in WANDB_MODES:
         raise ValueError(f"wandb is {wandb!r}; allowed are {', '.join(WANDB_MODES)}")
     out = Path(out)
-    saved, now = out / "config.json", _plain(dataclasses.asdict(config))
+    saved, now = out / "config.json", plain(dataclasses.asdict(config))
     holds_run = saved.exists() or (out / "metrics.jsonl").exists()
     if holds_run and not resume:
         raise ValueError(f"{out} already holds a run: go on with --resume, or choose another --out")
@@ -117,32 +117,10 @@ def read_metrics(path: Path) -> list[dict]:
     return _read_jsonl(path)
 
 
-def write_json(path: Path, values: dict) -> None:
-    """Write results as JSON, in the way of `replace_text`, making the folder; NaN and infinity become null."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(_plain(values), indent=2, ensure_ascii=False) + "\n")
-
-
 def _row(step: int, values: dict) -> dict:
     if "step" in values:
         raise ValueError('"step" is given apart; leave it out of the values')
-    return {"step": int(step), **_plain(values)}
-
-
-def _plain(value):
-    """`value` as JSON knows it: numpy and torch scalars as numbers, NaN and infinity as None, paths as str."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # numpy and torch: a number, or lists of numbers
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return {"step": int(step), **plain(values)}
 
 
 def _append(path: Path, rows: list[dict]) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from minir1 import log
+from minir1 import files, log
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def test_lines_appear_above_a_running_bar(monkeypatch):
 
 def test_results_are_written_as_plain_json(tmp_path):
     path = tmp_path / "new" / "a.json"
-    log.write_json(path, {"ε": np.float32(0.5), "loss": math.nan, "rows": torch.tensor([1, 2]), "out": Path("b")})
+    files.write_json(path, {"ε": np.float32(0.5), "loss": math.nan, "rows": torch.tensor([1, 2]), "out": Path("b")})
     assert path.read_text().startswith('{\n  "ε": 0.5,\n') and path.read_text().endswith("}\n")
     assert json.loads(path.read_text()) == {"ε": 0.5, "loss": None, "rows": [1, 2], "out": "b"}
 

@@ -28,8 +28,9 @@ import tyro
 from experiments.studies.processes import call, pinned, run_or_resume
 from minir1 import checkpoint, tasks
 from minir1.device import pick, pick_dtype
+from minir1.files import replace_text, write_json
 from minir1.judge import sample_answers, summary
-from minir1.log import progress, read_metrics, replace_text, write_json
+from minir1.log import progress, read_metrics
 from minir1.metrics import with_interval
 from minir1.policy import load_policy, logprobs
 from minir1.rollout import collect

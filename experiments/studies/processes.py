@@ -7,7 +7,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from minir1.log import replace_text
+from minir1.files import replace_text
 
 
 def pinned(jobs: int) -> ThreadPoolExecutor:

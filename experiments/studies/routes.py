@@ -28,8 +28,9 @@ from minir1 import tasks
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.device import pick
+from minir1.files import write_json
 from minir1.judge import judge_rollout
-from minir1.log import table, write_json
+from minir1.log import table
 from minir1.metrics import over_seeds
 from minir1.model.moe import rerouted, routes_of
 from minir1.model.transformer import Transformer

@@ -22,7 +22,8 @@ import tyro
 
 from experiments.studies import seeds_figures
 from experiments.studies.processes import run_or_resume, same_command
-from minir1.log import table, write_json
+from minir1.files import write_json
+from minir1.log import table
 from minir1.metrics import over_seeds
 
 
