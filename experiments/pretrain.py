@@ -163,7 +163,7 @@ def main(config: Config) -> dict[str, float]:
         raise ValueError(f"task {config.task} has no corpus to pre-train on: countdown has one")
     tokenizer = word_level(*task.vocabulary())
     model = build_model(config, tokenizer).to(device, pick_dtype(config.dtype, device))
-    model.recompute = config.recompute
+    model.recompute(config.recompute)
     matrices, rest = split_parameters(model)
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
     layers = [module for module in model.modules() if isinstance(module, MoE)]

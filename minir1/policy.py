@@ -31,7 +31,7 @@ def load_policy(
     if lora and adapters(model):
         raise ValueError(f"checkpoint = {source} holds adapters: merge and save them first, or train without LoRA")
     model = merge(model)
-    model.recompute = recompute
+    model.recompute(recompute)
     return model, tokenizer, source
 
 

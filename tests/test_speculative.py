@@ -247,7 +247,6 @@ def test_the_acceptance_rate_is_the_common_mass():
     n, prompt = 20_000, [1, 3]
     _, drafts = speculate(model, [prompt], answers=n, max_tokens=2, seed=1)
     assert torch.equal(drafts.tried, torch.ones(n, 1, dtype=torch.int64))
-    assert torch.equal(drafts.row_rate, drafts.accepted[:, 0].float())
     rows = torch.tensor([[*prompt, a] for a in range(6)])
     with torch.no_grad():
         p = model(rows).softmax(-1)

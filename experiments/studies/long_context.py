@@ -247,7 +247,7 @@ def costs(config: Config, repeats: int = 15) -> dict[str, float]:
             took = []
             for _ in range(repeats):
                 cache.length.fill_(length)
-                cache.extent = length
+                cache.used = length
                 began = time.process_time()
                 model.hidden(torch.zeros(1, 1, dtype=torch.int64), cache=cache)
                 took.append(time.process_time() - began)
