@@ -48,7 +48,7 @@ def difference(name: str) -> list[str]:
     lines = []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, original, copy, autojunk=False).get_opcodes():
         if kind != "equal":
-            place = [line for line in original[: a + 1] if line.startswith(("class ", "def "))]
+            place = [line for line in original[:b] if line.startswith(("class ", "def "))]
             lines.append("@@ " + (place[-1].split("(")[0].rstrip(":") if place else "imports"))
             lines += [f"-{line}" for line in original[a:b]] + [f"+{line}" for line in copy[c:d]]
     return lines

@@ -100,7 +100,7 @@ class Config:
         at_least(self, 0, "epsilon_low", "epsilon_high", "beta", "reference_reset", "lora_rank", "warmup")
         at_least(self, 1, "rounds")
         if not 0 < self.overlong_buffer <= self.max_completion_length:
-            raise ValueError(f"overlong_buffer = {self.overlong_buffer}: 1 to max_completion_length")
+            raise ValueError(f"overlong_buffer = {self.overlong_buffer}: 1 to {self.max_completion_length}, the budget")
         fraction(self, "min_mixed")
         if self.temperature <= 0:
             raise ValueError(f"temperature = {self.temperature}: above 0")

@@ -30,7 +30,7 @@ from minir1.judge import NO_THINK, Answer, judge_rollout, sample_answers, summar
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.model.lora import add_adapters
-from minir1.model.moe import route_difference, routes_of
+from minir1.model.moe import rerouted, routes_of
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
 from minir1.policy import frozen_copy, load_policy, on_policy_check, reference_logprobs
@@ -126,15 +126,17 @@ def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor
 
 
 @torch.no_grad()
-def trainer_routes(model, rollout: Rollout, microbatch: int) -> Tensor:
-    """The experts that the present routers choose, in the form of Rollout.routes: int16 [B, T, L_moe, K_r]."""
+def route_difference(model, rollout: Rollout, microbatch: int) -> float:
+    """Of all pairs (answer token, MoE layer), the share that goes to other experts where the trainer chooses."""
     routes = torch.full_like(rollout.routes, -1)
     for rows in by_tokens(rollout.length.tolist(), microbatch):
         batch, record = rollout.select(torch.tensor(rows, device=routes.device)), []
         model.logprob(batch.tokens, lengths=batch.length, record=record)
         for row, part in zip(rows, routes_of(record).split(batch.length.tolist())):
             routes[row, : len(part)] = part
-    return routes
+    known = rollout.mask & (rollout.routes[..., 0, 0] >= 0)  # the last token of an answer has no route
+    differs = rerouted(rollout.routes, routes).float().mean(-1)
+    return (differs[known].sum() / known.sum().clamp(min=1)).item()
 
 
 def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tensor | None, config: Config, step: int):
@@ -219,8 +221,7 @@ def main(config: Config) -> dict[str, float]:
         clock.lap("judge")
 
         metrics = on_policy_check(model, rollout, config.microbatch, most=config.max_ratio_deviation, replay=True)
-        routes = trainer_routes(model, rollout, config.microbatch)
-        metrics["train/route_difference"] = route_difference(rollout.routes, routes, rollout.mask)
+        metrics["train/route_difference"] = route_difference(model, rollout, config.microbatch)
         ref_logp = reference_logprobs(reference, rollout, config.microbatch) if config.beta else None
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
         metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step)
