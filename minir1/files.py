@@ -1,4 +1,4 @@
-"""JSON files read with errors that name them, and text files replaced as a whole."""
+"""JSON files, read with errors that name them and written as a whole."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: dict) -> None:
-    """Write results as JSON, in the way of `replace_text`, making the folder; NaN and infinity become null."""
+    """Write an object as `replace_text` does, making the folder; values as in `plain`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(plain(values), indent=2, ensure_ascii=False) + "\n")

@@ -186,7 +186,10 @@ def progress_line(step: int, steps: int, fields: list[tuple[str, str]]) -> None:
 
 
 def progress(total: int, description: str) -> Bar:
-    """A progress bar: `with progress(100, "pretrain") as bar: bar.advance()`. Silent where there is no terminal."""
+    """A progress bar: `with progress(100, "pretrain") as bar: bar.advance()`.
+
+    Silent where there is no description, or no terminal.
+    """
     return Bar(total, description)
 
 
@@ -205,7 +208,8 @@ class Bar:
     def __init__(self, total: int, description: str):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         console = _console()
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        silent = not (description and console.is_terminal)
+        self.bar = Progress(*columns, console=console, transient=True, disable=silent)
         self.task = self.bar.add_task(description, total=total)
 
     def __enter__(self) -> Bar:
