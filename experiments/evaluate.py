@@ -20,8 +20,9 @@ import numpy as np
 import tyro
 
 from minir1 import checkpoint
+from minir1.files import replace_text
 from minir1.judge import NO_THINK, Answer, sample_answers, summary
-from minir1.log import replace_text, table
+from minir1.log import table
 from minir1.metrics import bootstrap, paired_bootstrap
 from minir1.model import hf
 from minir1.model.transformer import Transformer

@@ -20,8 +20,9 @@ from pathlib import Path
 import tyro
 
 from minir1 import checkpoint
+from minir1.files import replace_text
 from minir1.judge import Answer, sample_answers
-from minir1.log import replace_text, table
+from minir1.log import table
 from minir1.model import hf
 from minir1.tasks import Problem, countdown
 

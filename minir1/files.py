@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -29,3 +30,25 @@ def replace_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Write results as JSON, in the way of `replace_text`, making the folder; NaN and infinity become null."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(plain(values), indent=2, ensure_ascii=False) + "\n")
+
+
+def plain(value):
+    """`value` as JSON knows it: numpy and torch scalars as numbers, NaN and infinity as None, paths as str."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy and torch: a number, or lists of numbers
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.benchmarks.bench_timing import Figures, Refused, attempt, ceilings, cuda_peak, interleaved
-from minir1.log import replace_text, table
+from minir1.files import replace_text
+from minir1.log import table
 from minir1.ops import attention, decode_attention, decode_latent
 
 COPIES = 4  # of the inputs on a GPU, taken in turn

@@ -23,7 +23,8 @@ import tyro
 
 from experiments.benchmarks import bench_attention, bench_logprob
 from experiments.benchmarks.bench_timing import Figures, ceilings
-from minir1.log import replace_text, table
+from minir1.files import replace_text
+from minir1.log import table
 
 Shape = tuple[int, int, int]
 

@@ -30,7 +30,8 @@ import tyro
 from experiments import pretrain
 from experiments.studies import balance_figures
 from minir1.data import pad_rows
-from minir1.log import open_run, progress, read_metrics, replace_text, table
+from minir1.files import replace_text
+from minir1.log import open_run, progress, read_metrics, table
 from minir1.losses import nll
 from minir1.metrics import seed_interval
 from minir1.model.config import ModelConfig

@@ -25,7 +25,8 @@ from torch import Tensor
 from experiments.pretrain import resume
 from experiments.studies import long_context_figures as figures_long_context
 from minir1 import checkpoint
-from minir1.log import open_run, peak_memory_gib, progress, progress_line, replace_text, table
+from minir1.files import replace_text
+from minir1.log import open_run, peak_memory_gib, progress, progress_line, table
 from minir1.losses import nll
 from minir1.model import hf
 from minir1.model.config import ModelConfig

@@ -19,7 +19,8 @@ import tyro
 from experiments import dpo, preference_pairs, reward_model
 from experiments.preference_common import accuracy, in_parts
 from minir1 import checkpoint
-from minir1.log import replace_text, table
+from minir1.files import replace_text
+from minir1.log import table
 from minir1.metrics import seed_interval
 from minir1.model import heads
 from minir1.preference_data import read_pairs, tokenise

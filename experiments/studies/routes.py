@@ -28,8 +28,9 @@ from experiments import r1_zero
 from experiments.rl_common import act, draw, load_policy, ratio_deviation
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
+from minir1.files import replace_text
 from minir1.judge import judge_rollout
-from minir1.log import replace_text, table
+from minir1.log import table
 from minir1.metrics import seed_interval
 from minir1.model.moe import rerouted, routes_of
 from minir1.model.transformer import Transformer

@@ -21,7 +21,8 @@ import tyro
 
 from experiments.studies import seeds_figures
 from experiments.studies.processes import go_on, same_command
-from minir1.log import replace_text, table
+from minir1.files import replace_text
+from minir1.log import table
 from minir1.metrics import seed_interval
 
 

@@ -33,7 +33,7 @@ from experiments.studies import (
 from experiments.studies.long_context_figures import VARIANTS
 from experiments.studies.seeds import rows
 from experiments.tools import variants
-from minir1.log import replace_text
+from minir1.files import replace_text
 from minir1.metrics import seed_interval
 from minir1.model.count import PARTS
 
