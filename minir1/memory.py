@@ -74,7 +74,7 @@ def table_rows(parts: dict[str, int], free_gib: float | None) -> list[list[str]]
 
 def show(parts: dict[str, int], device: torch.device) -> None:
     """Print the parts beside what the device has free; weights and reference may be loaded already."""
-    table("predicted memory of a step", ["part", "GiB"], table_rows(parts, free_memory_gib(device)))
+    table("predicted memory", ["part", "GiB"], table_rows(parts, free_memory_gib(device)))
 
 
 def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute: bool = False) -> int:

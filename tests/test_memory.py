@@ -101,5 +101,5 @@ def test_the_peak_is_that_of_the_larger_phase(capsys):
     assert peak(parts) == 2**30 + 2**31 + 2**30
     assert table_rows(parts, 7.5)[-2:] == [["peak", "4.000"], ["free now", "7.500"]]
     show(parts, torch.device("cpu"))
-    assert "predicted memory of a step" in (out := capsys.readouterr().out) and "4.000" in out
+    assert "predicted memory" in (out := capsys.readouterr().out) and "4.000" in out
     assert table_rows(parts, None)[0] == ["weights", "1.000"] and len(table_rows(parts, None)) == 6
