@@ -73,8 +73,8 @@ def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
 def draw(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Invert the cumulative distribution at `noise`; -inf logits are never drawn.
 
-    logits: fp32 or fp64 [B, V]; noise: [B] in [0, 1), as `uniform` makes it. Returns tokens int64 [B], and in the logits' dtype their
-    logp [B] and the entropy [B].
+    logits: fp32 or fp64 [B, V]; noise: [B] in [0, 1), as `uniform` makes it. Returns tokens int64 [B], and in the
+    logits' dtype their logp [B] and the entropy [B].
     """
     logp = logits.log_softmax(-1)
     p = logp.exp()
