@@ -244,8 +244,8 @@ def test_never_holds_N_by_V(softcap):
     assert kept == (N % rows * V * 4 if softcap is None else 0)
 
 
-@pytest.mark.parametrize("V, rows", [(32768, 128), (65536, 128), (16384, 256)])
-def test_without_a_budget_a_chunk_has_16_mib_or_128_tokens(V, rows):
+@pytest.mark.parametrize("V, rows", [(32768, 256), (65536, 256), (16384, 512)])
+def test_without_a_budget_a_chunk_has_32_mib_or_256_tokens(V, rows):
     chunks = token_chunks(1000, V, torch.float32, None)
     assert chunks[0] == slice(0, rows) and chunks[-1].stop == 1000
     assert token_chunks(0, V, torch.float32, None) == [slice(0, 0)]

@@ -4,7 +4,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-CHUNK_BYTES, CHUNK_TOKENS = 16 << 20, 128  # of logits; fewer tokens would load w too often for what they compute
+CHUNK_BYTES, CHUNK_TOKENS = 32 << 20, 256  # of logits; fewer tokens would load w too often for what they compute
 
 
 def upcast(*tensors: Tensor) -> torch.dtype:
@@ -13,7 +13,7 @@ def upcast(*tensors: Tensor) -> torch.dtype:
 
 
 def token_chunks(N: int, V: int, dtype: torch.dtype, chunk_bytes: int | None) -> list[slice]:
-    """N tokens in chunks of at least one, whose logits [n, V] take at most chunk_bytes (None: 16 MiB, but at least 128
+    """N tokens in chunks of at least one, whose logits [n, V] take at most chunk_bytes (None: 32 MiB, but at least 256
     tokens). Without tokens there is one empty chunk."""
     tokens = (chunk_bytes or CHUNK_BYTES) // (V * dtype.itemsize)
     tokens = max(1 if chunk_bytes else CHUNK_TOKENS, tokens)

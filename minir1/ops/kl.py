@@ -33,8 +33,8 @@ def linear_kl(
     model. Nothing is multiplied by temperature² (Hinton et al., arXiv:1503.02531, section 2, does, to keep the size of
     the gradient): that is the caller's. Rows may have any strides, 0 as well. ValueError for arguments that do not fit.
 
-    chunk_bytes: torch holds the logits of either model for that many bytes of tokens at a time (None: 16 MiB, but at
-    least 128 tokens), keeps the gradient of the last chunk's logits for the backward pass and recomputes the others.
+    chunk_bytes: torch holds the logits of either model for that many bytes of tokens at a time (None: 32 MiB, but at
+    least 256 tokens), keeps the gradient of the last chunk's logits for the backward pass and recomputes the others.
     Triton holds that much of the gradients of the student's logits (None: 128 MiB).
     """
     _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes)
@@ -57,9 +57,9 @@ class _LinearKL(torch.autograd.Function):
         ctx.chunks, ctx.temperature, ctx.kind = token_chunks(N, V, dtype, chunk_bytes), temperature, kind
         kl = h_s.new_empty(N, dtype=dtype)
         models = (h_s, factor(w_s, dtype)), (h_t, factor(w_t, dtype))
-        buffers = [h_s.new_empty(ctx.chunks[0].stop, V, dtype=dtype) for _ in range(2)]
+        buffers = [h_s.new_empty(ctx.chunks[0].stop, V, dtype=dtype) for _ in range(3)]
         for n in ctx.chunks:
-            kl[n], slope = _divergence(*_log_probs(models, n, temperature, buffers), kind)
+            kl[n], slope = _divergence(models, n, temperature, kind, *(x[: n.stop - n.start] for x in buffers))
         ctx.save_for_backward(h_s, w_s, h_t, w_t, slope)
         return kl
 
@@ -70,12 +70,13 @@ class _LinearKL(torch.autograd.Function):
         dtype, g = slope.dtype, (g / ctx.temperature).unsqueeze(1)
         dh, dw = (torch.empty_like(x, dtype=dtype) if want else None for x, want in zip((h, w), ctx.needs_input_grad))
         models = (h, factor(w, dtype)), (h_t, factor(w_t, dtype))
-        buffers = [h.new_empty(ctx.chunks[0].stop, len(w), dtype=dtype) for _ in range(2)]
+        buffers = [h.new_empty(ctx.chunks[0].stop, len(w), dtype=dtype) for _ in range(3)]
         with no_autocast(h):
             for n in reversed(ctx.chunks):
+                a, b, c = (x[: n.stop - n.start] for x in buffers)
                 if slope is None:
-                    _, slope = _divergence(*_log_probs(models, n, ctx.temperature, buffers), ctx.kind)
-                dx = torch.mul(slope, g[n], out=buffers[1][: len(slope)])
+                    _, slope = _divergence(models, n, ctx.temperature, ctx.kind, a, b, c)
+                dx = torch.mul(slope, g[n], out=c)
                 dx = dx.to(h.dtype) if h.is_cuda else dx
                 if dh is not None:
                     mm(dx, models[0][1], out=dh[n])
@@ -85,48 +86,43 @@ class _LinearKL(torch.autograd.Function):
         return None if dh is None else dh.to(h.dtype), None if dw is None else dw.to(w.dtype), *(None,) * 5
 
 
-def _log_probs(models, n: slice, temperature: float, buffers):
-    """log p [n, V] of each model (h [N, D], w [V, D]), written to its buffer."""
-    for (h, w), out in zip(models, buffers):
-        z = mm(h[n], w.T, out=out[: n.stop - n.start])
-        z = z if temperature == 1 else z.div_(temperature)
-        yield torch.log_softmax(z, 1, out=z)
-
-
-def _divergence(lp_s, lp_t, kind: str):
-    """From the log-probs [n, V] of student and teacher, which are overwritten: the divergence [n], and its slope
-    [n, V], which does not share memory with lp_t:
+def _divergence(models, n: slice, temperature: float, kind: str, a, b, c):
+    """Of the tokens n, from student and teacher (h [N, D], w [V, D]): the divergence [n], and its slope [n, V],
 
         forward  p_s - p_t      reverse  p_s (log p_s - log p_t - KL)      js  ½ p_s (log p_s - log m - KL(p_s ‖ m))
 
-    log (p_s / m) is log 2 - log (1 + e^d), d = log p_t - log p_s, which is finite where both are 0 in fp32.
+    log (p_s / m) is log 2 - log (1 + e^d), d = log p_t - log p_s, which is finite where both are 0 in fp32. a, b and c
+    [n, V] are overwritten; the slope may lie in a or b.
     """
-    d = lp_s - lp_t if kind == "reverse" else lp_t - lp_s
-    p_s, p_t = (torch.softmax(x, 1, out=x) for x in (lp_s, lp_t))  # softmax(lp) is exp(lp), but faster
+    for (h, w), out in zip(models, (a, b)):
+        z = mm(h[n], w.T, out)
+        torch.log_softmax(z if temperature == 1 else z.div_(temperature), 1, out=z)
+    d = torch.sub(a, b, out=c) if kind == "reverse" else torch.sub(b, a, out=c)
+    p_s, p_t = (torch.softmax(lp, 1, out=lp) for lp in (a, b))  # softmax(lp) is exp(lp), but faster
     if kind == "forward":
-        return torch.linalg.vecdot(p_t, d), p_s.sub_(p_t)
+        return d.mul_(p_t).sum(1), p_s.sub_(p_t)
     if kind == "reverse":
-        kl = torch.linalg.vecdot(p_s, d)
-        return kl, d.sub_(kl[:, None]).mul_(p_s)
-    kl_t = torch.linalg.vecdot(p_t, math.log(2) - softplus(-d, threshold=40))
+        kl = torch.mul(p_s, d, out=b).sum(1)
+        return kl, torch.sub(d, kl[:, None], out=b).mul_(p_s)
+    kl_t = p_t.mul_(math.log(2) - softplus(-d, threshold=40)).sum(1)
     to_m = math.log(2) - softplus(d, threshold=40)
-    kl_s = torch.linalg.vecdot(p_s, to_m)
-    return (kl_s + kl_t) / 2, to_m.sub_(kl_s[:, None]).mul_(p_s).div_(2)
+    kl_s = torch.mul(p_s, to_m, out=b).sum(1)
+    return (kl_s + kl_t) / 2, torch.sub(to_m, kl_s[:, None], out=b).mul_(p_s).div_(2)
 
 
 def _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes) -> None:
     pairs = {"h_s": h_s, "w_s": w_s, "h_t": h_t, "w_t": w_t}
-    told = lambda what: ", ".join(f"{name} {what(x)}" for name, x in pairs.items())
+    each = lambda what: ", ".join(f"{name} {what(x)}" for name, x in pairs.items())
     if any(x.dim() != 2 for x in pairs.values()) or not (
         len(h_s) == len(h_t) and len(w_s) == len(w_t) and h_s.shape[1] == w_s.shape[1] and h_t.shape[1] == w_t.shape[1]
     ):
-        raise ValueError(f"{told(lambda x: tuple(x.shape))}: want [N, D_s], [V, D_s], [N, D_t], [V, D_t]")
+        raise ValueError(f"{each(lambda x: tuple(x.shape))}: want [N, D_s], [V, D_s], [N, D_t], [V, D_t]")
     if 0 in (*w_s.shape, *w_t.shape):
         raise ValueError(f"w_s {tuple(w_s.shape)}, w_t {tuple(w_t.shape)}: want a vocabulary and a width")
     if not all(x.is_floating_point() for x in pairs.values()):
-        raise ValueError(f"{told(lambda x: x.dtype)}: want floats")
+        raise ValueError(f"{each(lambda x: x.dtype)}: want floats")
     if len({x.device for x in pairs.values()}) > 1:
-        raise ValueError(f"{told(lambda x: x.device)}: want one device")
+        raise ValueError(f"{each(lambda x: x.device)}: want one device")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
     if kind not in KINDS:

@@ -35,7 +35,7 @@ def linear_logprob(
     GPU once. ValueError for arguments that do not fit, and on the CPU for targets out of range; on a GPU those give NaN
     or a device assertion.
 
-    chunk_bytes: torch holds the logits of that many bytes of tokens at a time (None: 16 MiB, but at least 128 tokens),
+    chunk_bytes: torch holds the logits of that many bytes of tokens at a time (None: 32 MiB, but at least 256 tokens),
     keeps the log-probs of the last chunk for the backward pass and recomputes the others. Triton holds that much of the
     gradients of the logits (None: 128 MiB). engine, of Triton only: "hybrid" (auto) or "fused", whose logp and entropy
     of a row have the same bits in any batch.
@@ -82,7 +82,7 @@ class _LinearLogprob(torch.autograd.Function):
             torch.log_softmax(_logits(h[n], w_, *ctx.how, out=lp), 1, out=lp)
             torch.gather(lp, 1, target[n], out=logp[n])
             if entropy:  # softmax(lp) is exp(lp), but faster
-                torch.linalg.vecdot(torch.softmax(lp, 1, out=p[0]), lp, out=ent[n])
+                torch.sum(torch.softmax(lp, 1, out=p[0]).mul_(lp), 1, out=ent[n])
         ent = ent.neg_() if entropy else None
         ctx.save_for_backward(h, w, target, ent, lp if softcap is None else None)  # softcap' needs the logits as well
         return logp.squeeze(1), ent
