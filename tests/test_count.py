@@ -19,6 +19,7 @@ from minir1.model.config import ModelConfig, dense
 from minir1.model.hf_config import to_hf_config
 from minir1.model.presets import DEEPSEEK_V3, PRESETS
 from minir1.model.transformer import Transformer, on_meta
+from minir1.tokenizer import word_level
 
 MOE = {"vocab": 40, "dim": 24, "layers": 3, "heads": 3, "kv_lora": 10, "nope": 6, "rope": 4, "v_dim": 8, "ffn": 20}
 MOE |= {"experts": 6, "experts_per_token": 2, "expert_ffn": 5}  # a width that torch's grouped product cannot take
@@ -34,7 +35,6 @@ TINY = {
     "gqa mtp": dense(**GQA, mtp_depth=1, tied=True),
 }
 tiny = pytest.mark.parametrize("config", TINY.values(), ids=TINY)
-from minir1.tokenizer import word_level
 
 # ---- published figures -------------------------------------------------------------------------
 

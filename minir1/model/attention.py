@@ -13,8 +13,8 @@ from torch import Tensor
 
 from minir1.model.packing import Packing
 from minir1.ops import attention, decode_attention, decode_latent
-from minir1.ops.dispatch import use_triton
 from minir1.ops.decode import over_slots
+from minir1.ops.dispatch import use_triton
 
 KEY_BLOCK = 1024  # past keys that a chunk of a prompt looks at in one go
 
