@@ -12,53 +12,63 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 
 from experiments import demo_figure, evaluate, pretrain, r1_zero
-from minir1 import checkpoint
-from minir1.judge import Answer
-from minir1.log import open_run, peak_memory_gib, read_metrics
+from minir1 import checkpoint, cli, tasks
+from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.judge import Answer, rights
+from minir1.log import open_run, read_metrics
 from minir1.metrics import paired_bootstrap
 from minir1.model import hf
-from minir1.tasks import Problem, countdown
+from minir1.settings import at_least
 
 
 @dataclass(frozen=True)
 class Config:
     """The demonstration; --base and --rl hold the settings of its two trainings."""
 
-    level: str = "default"  # of Countdown: default | wide | four
+    task: str = "countdown"  # one with a corpus to pre-train on, unless --base-from is given
+    data: str | None = None  # what the task reads
     dense: bool = False  # grouped-query attention and SwiGLU instead of MLA and experts
     no_think: bool = False  # the control: reinforcement learning of immediate answers
-    base_from: Path | None = None  # a folder of checkpoints to start from, instead of pre-training
+    base_from: Path | None = None  # a run folder to start from, instead of pre-training
     base: pretrain.Config = field(default_factory=pretrain.Config)
     rl: r1_zero.Config = field(default_factory=r1_zero.Config)
-    problems: int = 400  # test problems, at most
-    answers: int = 8  # sampled a test problem
+    problems: int = 400  # of each held-out split, at most
+    num_generations: int = 8  # sampled answers to a held-out problem
     seed: int = 0  # of the base, of reinforcement learning and of the evaluation
     out: Path = Path("runs/demo")
     resume: bool = False
+    device: str = "auto"  # auto | cpu | cuda | mps
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
+
+    def __post_init__(self):
+        at_least(self, 1, "problems", "num_generations")
+
+
+SHARED = ("task", "data", "seed", "resume", "device", "dtype", "wandb")  # fields of both trainings and of this script
 
 
 def stages(config: Config) -> tuple[pretrain.Config, r1_zero.Config]:
     """The settings of the two trainings, with what the demonstration says of both."""
     refuse_overridden(config)
-    common = {"level": config.level, "seed": config.seed, "resume": config.resume, "wandb": config.wandb}
-    base = replace(config.base, **common, dense=config.dense, out=config.out / "base")
+    shared = {name: getattr(config, name) for name in SHARED}
+    base = replace(config.base, **shared, dense=config.dense, out=config.out / "base")
     start = (config.base_from or config.out / "base") / "checkpoint"
-    rl = replace(config.rl, **common, no_think=config.no_think, checkpoint=start, out=config.out / "rl")
+    rl = replace(config.rl, **shared, no_think=config.no_think, checkpoint=start, out=config.out / "rl")
     return base, rl
 
 
 def refuse_overridden(config: Config) -> None:
     """ValueError for a setting of one training that the demonstration gives to both, or itself."""
     for part, fresh, own in (
-        ("base", pretrain.Config(), ("level", "dense", "seed", "out", "resume", "wandb")),
-        ("rl", r1_zero.Config(), ("level", "no_think", "seed", "out", "resume", "wandb", "checkpoint")),
+        ("base", pretrain.Config(), (*SHARED, "dense", "out")),
+        ("rl", r1_zero.Config(), (*SHARED, "no_think", "checkpoint", "out")),
     ):
         for name in own:
             if getattr(getattr(config, part), name) != getattr(fresh, name):
@@ -66,46 +76,60 @@ def refuse_overridden(config: Config) -> None:
                 raise ValueError(f"--{part}.{flag}: demo.py sets it; use --{flag} (or run the script by itself)")
 
 
-def final_test(config: Config, rl: r1_zero.Config) -> tuple[dict[str, float], list[tuple[Problem, Answer, Answer]]]:
-    """Both checkpoints on both held-out sets, with one budget; flat figures, and samples (problem, before, after)."""
+def held_out_splits(task: tasks.Task, rl: r1_zero.Config) -> list[str]:
+    """The splits that neither trained the policy nor chose its checkpoint. ValueError where there are none."""
+    splits = [split for split in task.splits if split not in ("train", rl.eval_split)]
+    if not splits:
+        raise ValueError(f"task {task.name} has the splits {', '.join(task.splits)}: none is left to test on")
+    return splits
+
+
+def final_test(
+    config: Config, rl: r1_zero.Config
+) -> tuple[dict[str, float], list[tuple[tasks.Problem, Answer, Answer]]]:
+    """Both checkpoints on each held-out split, with one budget; flat figures, and samples (problem, before, after)."""
+    device, task = pick(config.device), tasks.load(config.task, config.data)
     policies = {
         "before": checkpoint.latest(rl.checkpoint) or rl.checkpoint,
         "after": checkpoint.best(rl.out / "checkpoint"),
     }
+    shared = {name: getattr(rl, name) for name in ("max_completion_length", "no_think", "template", "seed")}
+    shared |= {"num_generations": config.num_generations}
+    first, *_ = splits = held_out_splits(task, rl)
+    problems = {split: tasks.spread(task.problems(split), config.problems) for split in splits}
     result: dict[str, float] = {}
     grids, columns = {}, {}
-    for split in ("test", "unseen"):
+    for split in splits:
         for name, path in policies.items():
-            settings = evaluate.Config(
-                checkpoint=path,
-                level=config.level,
-                split=split,
-                problems=config.problems,
-                answers=config.answers,
-                max_tokens=rl.max_tokens,
-                no_think=rl.no_think,
-                seed=config.seed,
-            )
-            values, grids[split, name] = evaluate.measure(*hf.load(path), settings)
-            columns[name if split == "test" else f"{name}, unseen numbers"] = values
-            prefix = name if split == "test" else f"{name}_unseen"
+            policy = hf.load(path, device, pick_dtype(config.dtype, device))
+            settings = evaluate.Config(checkpoint=path, **shared)
+            values, grids[split, name] = evaluate.measure(*policy, task, problems[split], settings)
+            columns[f"{name}, {split}"] = values
+            prefix = name if split == first else f"{name}_{split}"
             result |= {f"{prefix}/{key}": value for key, value in values.items()}
-    both = [evaluate.rights(grids["test", name]) for name in ("after", "before")]
+    both = [rights(grids[first, name]) for name in ("after", "before")]
     result |= dict(zip(("gain/pass@1", "gain/pass@1_low", "gain/pass@1_high"), paired_bootstrap(*both)))
-    for name in ("forced", "search", "search_distinct"):  # the controls of the trained policy
+    for name in controls(result):
         for end in ("", "_low", "_high"):
             result[f"{name}/pass@1{end}"] = result[f"after/{name}{end}"]
-    evaluate.show("Countdown problems never trained on", columns)
-    problems = countdown.held_out(config.level, "test", config.problems)
-    shown = [len(problems) * i // 6 + len(problems) // 12 for i in (0, 2, 4)]  # three, chosen before any was looked at
-    return result, [(problems[i], grids["test", "before"][i][0], grids["test", "after"][i][0]) for i in shown]
+    evaluate.show(f"{task.name}: problems never trained on", columns, task.rates)
+    n = len(problems[first])
+    shown = [n * i // 6 + n // 12 for i in (0, 2, 4)]  # three, chosen before any was looked at
+    before, after = grids[first, "before"], grids[first, "after"]
+    return result, [(problems[first][i], before[i][0], after[i][0]) for i in shown]
 
 
-def show_samples(samples: list[tuple[Problem, Answer, Answer]]) -> None:
+def controls(result: dict[str, float]) -> list[str]:
+    """What the trained policy is compared with: its own forced answers, and the task's baselines."""
+    above = [key.removeprefix("after/over_") for key in result if key.startswith("after/over_")]
+    return ["forced", *(name for name in above if not name.endswith(("_low", "_high")))]
+
+
+def show_samples(samples: list[tuple[tasks.Problem, Answer, Answer]]) -> None:
     """The first sampled answer to three problems, before and after."""
     console = Console(highlight=False, width=None)
     for problem, before, after in samples:
-        console.print(f"\n[bold]{problem.prompt}[/bold]")
+        console.print(f"\n[bold]{escape(problem.prompt)}[/bold]")
         for name, answer in (("before", before), ("after", after)):
             mark = "[green]right[/green]" if answer.right else "[red]wrong[/red]"
             console.print(f"[dim]{name}[/dim] ({mark}) {escape(answer.text)}")
@@ -114,6 +138,7 @@ def show_samples(samples: list[tuple[Problem, Answer, Answer]]) -> None:
 def main(config: Config) -> dict[str, float]:
     """Train, test, print, write result.json and the figure. With --resume a training that is done is only looked up."""
     base, rl = stages(config)
+    held_out_splits(tasks.load(config.task, config.data), rl)  # before anything is trained
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     run.cut_back(-1)
     if config.base_from is None:
@@ -127,13 +152,14 @@ def main(config: Config) -> dict[str, float]:
     seconds = {k: v for k, v in stored.items() if k.startswith("seconds/")}
     seconds["seconds/test"] = time.perf_counter() - began
     result |= {k: v for k, v in stored.items() if k.startswith("skill/")} | seconds
-    result |= {"seconds/total": sum(seconds.values()), "memory/peak_gib": peak_memory_gib(), "seed": config.seed}
+    result |= {"seconds/total": sum(seconds.values()), "seed": config.seed}
+    result["memory/peak_gib"] = peak_memory_gib(pick(config.device))
     run.result(result)
     result = read_result(config.out)
     demo_figure.r1_zero(read_metrics(rl.out), config.out / "figures" / "r1_zero.png", result=result)
     print(
-        f"\npass@1 on problems never seen: {result['before/pass@1']:.1%} -> {result['after/pass@1']:.1%}; "
-        f"forced to answer at once {result['forced/pass@1']:.1%}"
+        f"\npass@1 on problems never trained on: {result['before/pass@1']:.1%} -> {result['after/pass@1']:.1%}; "
+        f"forced to answer at once: {result['forced/pass@1']:.1%}"
     )
     took = f"{result['seconds/total']:.0f} s, {result['memory/peak_gib']:.1f} GiB"
     print(f"{took}; see {config.out / 'result.json'} and {config.out / 'figures'}")
@@ -147,4 +173,4 @@ def read_result(folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

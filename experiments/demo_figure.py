@@ -1,10 +1,11 @@
-"""One run of reinforcement learning in four panels: accuracy, length, checking and entropy."""
+"""One run of reinforcement learning in panels: accuracy, length, entropy, and what the task counts in the thinking."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -35,27 +36,38 @@ from minir1.figures import (
 
 
 def r1_zero(metrics: list[dict], path: Path, *, result: dict | None = None) -> Figure:
-    """What RL did to one run, in four panels over its steps: accuracy, length, checking, entropy.
+    """What RL did to one run, over its steps: accuracy, length, behaviour (for a task that has it), entropy.
 
-    Reads from `metrics` (the rows of metrics.jsonl): train/accuracy, eval/pass@1, train/length,
-    train/tries, train/said_yes, train/false_yes, train/entropy, train/kl; from `result`:
-    before/pass@1, after/pass@1 with _low and _high, forced/pass@1, search/pass@1.
+    Reads from `metrics` (the rows of metrics.jsonl): train/accuracy, eval/pass@1, train/length, behaviour/NAME,
+    train/entropy, train/kl; from `result`: before/pass@1, after/pass@1 with _low and _high, forced/pass@1, and
+    NAME/pass@1 for each baseline, known by its after/over_NAME.
     """
     result = measured(result or {})
+    names = list(dict.fromkeys(key for row in metrics for key in row if key.startswith("behaviour/")))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 8.2), dpi=DPI)
-        grid = figure.subplots(2, 2)
-        figure.subplots_adjust(left=0.075, right=0.925, top=0.81, bottom=0.075, wspace=0.33, hspace=0.5)
-        _accuracy(grid[0, 0], metrics, result)
-        _length(grid[0, 1], metrics)
-        _checking(grid[1, 0], metrics)
-        _entropy(grid[1, 1], metrics)
-        for panel in grid.flat:
+        figure = Figure(figsize=(WIDTH, 8.2 if names else 5.2), dpi=DPI)
+        panels = list(figure.subplots(2, 2).flat) if names else list(figure.subplots(1, 3))
+        top, bottom = (0.81, 0.075) if names else (0.68, 0.12)
+        figure.subplots_adjust(left=0.075, right=0.925, top=top, bottom=bottom, wspace=0.33, hspace=0.5)
+        _accuracy(panels[0], metrics, result)
+        _length(panels[1], metrics)
+        if names:
+            _behaviour(panels[2], metrics, names)
+        _entropy(panels[-1], metrics)
+        for panel in panels:
             panel.set_xlabel("RL step")
             panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             panel.set_xlim(0, max([row["step"] for row in metrics], default=1) or 1)
         headline(figure, *_finding(result))
         return write(figure, path)
+
+
+def _best_baseline(result: dict) -> list[tuple[str, float]]:
+    """(label, value) of the baseline with the highest pass@1; empty for a task without baselines."""
+    names = [key.removeprefix("after/over_") for key in result if key.startswith("after/over_")]
+    values = {name: result[f"{name}/pass@1"] for name in names if f"{name}/pass@1" in result}
+    best = sorted(values, key=values.get)[-1:]
+    return [(f"baseline: {name.replace('_', ' ')}", values[name]) for name in best]
 
 
 def _accuracy(panel: Axes, metrics: list[dict], result: dict) -> None:
@@ -68,8 +80,10 @@ def _accuracy(panel: Axes, metrics: list[dict], result: dict) -> None:
     if len(steps):
         panel.plot(steps, values, "o-", color=ORANGE, lw=1.2, ms=7, mec="white", mew=1.2, zorder=4, clip_on=False)
         words.append(("validation problems", ORANGE))
-    lines = [("search/pass@1", "random search"), ("forced/pass@1", "forced to answer at once")]
-    heights = sorted((result[key], text) for key, text in lines if key in result)
+    lines = _best_baseline(result)
+    if "forced/pass@1" in result:
+        lines.append(("forced to answer at once", result["forced/pass@1"]))
+    heights = sorted((height, text) for text, height in lines)
     for number, (height, text) in enumerate(heights):
         panel.axhline(height, color=GREY, lw=1.3, ls=(0, (4, 3)), zorder=1)
         below = number == 0 and len(heights) > 1 and heights[1][0] - height < 0.09
@@ -93,24 +107,39 @@ def _length(panel: Axes, metrics: list[dict]) -> None:
     caption(panel, "Length of an answer", words)
 
 
-def _checking(panel: Axes, metrics: list[dict]) -> None:
+def _behaviour(panel: Axes, metrics: list[dict], names: list[str]) -> None:
+    """The first count that exceeds 1 an answer, on the left; the three shares that changed most, on the right."""
+    drawn = {name: series(metrics, name) for name in names}
+    drawn = {name: pair for name, pair in drawn.items() if len(pair[0])}
+    counts = [name for name, (_, values) in drawn.items() if values.max() > 1]
     words = []
-    steps, values = series(metrics, "train/tries")
-    if len(steps):
-        line(panel, steps, values, BLUE)
-        words.append(("tries per answer", BLUE))
-    panel.set_ylabel("tries per answer", color=BLUE)
-    from_zero(panel, values)
-    shares = [("train/said_yes", "ends in “yes”", GREEN), ("train/false_yes", "“yes” wrongly", RED)]
-    shares = [(*series(metrics, key), text, colour) for key, text, colour in shares]
-    shares = [share for share in shares if len(share[0])]
+    for name in counts[:1]:
+        line(panel, *drawn[name], BLUE)
+        words.append((f"{_read(name)} per answer", BLUE))
+        panel.set_ylabel(words[0][0], color=BLUE)
+        from_zero(panel, drawn[name][1])
+    if not counts:
+        panel.set_yticks([])
+    shares = [name for name, (_, values) in drawn.items() if 0 <= values.min() and values.max() <= 1]
+    shares = sorted(shares, key=lambda name: _change(drawn[name][1]))[-3:][::-1]
     if shares:
-        right = right_axis(panel, "share of answers", MUTED)
+        right = right_axis(panel, "share", MUTED)
         percent_axis(right)
-    for steps, values, text, colour in shares:
-        line(right, steps, values, colour)
-        words.append((text, colour))
-    caption(panel, "Checking its own tries", words)
+    for name, colour in zip(shares, (GREEN, RED, ORANGE)):
+        line(right, *drawn[name], colour)
+        words.append((_read(name), colour))
+    caption(panel, "Behaviour in the thinking", words)
+
+
+def _read(name: str) -> str:
+    """behaviour/said_yes as it is read."""
+    return name.removeprefix("behaviour/").replace("_", " ")
+
+
+def _change(values: np.ndarray) -> float:
+    """Between the means of the first and the last fifth."""
+    fifth = max(1, len(values) // 5)
+    return abs(values[-fifth:].mean() - values[:fifth].mean())
 
 
 def _entropy(panel: Axes, metrics: list[dict]) -> None:
@@ -134,14 +163,13 @@ def _finding(result: dict) -> tuple[str, str]:
     """The headline, and the line below it, that `result` supports."""
     before, after = result.get("before/pass@1"), result.get("after/pass@1")
     if before is None or after is None:
-        return "R1-Zero: reinforcement learning with rule rewards alone", ""
-    title = f"RL with rule rewards alone: {percent(before)} → {percent(after)} of held-out problems solved"
+        return "Accuracy over the steps of reinforcement learning with rule rewards alone", ""
+    title = f"Held-out pass@1: {percent(before)} → {percent(after)} by RL with rule rewards alone"
     notes = []
     if "after/pass@1_low" in result and "after/pass@1_high" in result:
         low, high = (100 * result[f"after/pass@1_{end}"] for end in ("low", "high"))
         notes.append(f"95% interval {low:.0f} to {high:.0f}%")
     if "forced/pass@1" in result:
         notes.append(f"forced to answer at once, the same weights solve {percent(result['forced/pass@1'])}")
-    if "search/pass@1" in result:
-        notes.append(f"random search {percent(result['search/pass@1'])}")
+    notes += [f"{text} {percent(value)}" for text, value in _best_baseline(result)]
     return title, "  ·  ".join(notes)

@@ -1,34 +1,32 @@
-"""Measure a checkpoint on Countdown problems that it has never seen.
+"""Measure a checkpoint on the problems of one split of a task.
 
     python -m experiments.evaluate --checkpoint runs/r1-zero/checkpoint
+    python -m experiments.evaluate --checkpoint Qwen2.5-0.5B --task gsm8k --data gsm8k --template r1_zero
 
-Two held-out sets: `test`, whose numbers and target occur together in no training document, and `unseen`, whose numbers
-occur in none under any target. Each problem gets several sampled answers at temperature 1, one greedy answer, and some
-answers that are forced to begin with an empty thinking. Beside them stands a random search that is given as many tries
-as the policy used and makes no mistake in arithmetic or checking.
+Each problem gets several sampled answers at the given temperature, one greedy answer, and as many answers as sampled
+that are forced to begin with an empty thinking: what the weights know without thinking. Where the task has them, the
+table also shows groups of problems by difficulty, what the task counts in the thinking, and baselines that are given as
+much work as each answer shows, with the difference to the policy.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import tyro
-
-from minir1 import checkpoint
-from minir1.judge import NO_THINK, Answer, sample_answers, summary
+from minir1 import checkpoint, cli, tasks
+from minir1.device import pick, pick_dtype
+from minir1.judge import NO_THINK, Answer, baselines, by_difficulty, sample_answers, summary
 from minir1.log import replace_text, table
-from minir1.metrics import bootstrap, paired_bootstrap
 from minir1.model import hf
 from minir1.model.transformer import Transformer
-from minir1.tasks import Problem, countdown
+from minir1.settings import at_least
+from minir1.templates import TEMPLATES
 from minir1.tokenizer import Tokenizer
-
-BINS = (("easy", 0.0, 6.0), ("middle", 6.0, 12.0), ("hard", 12.0, float("inf")))  # by tries of a random search
 
 
 @dataclass(frozen=True)
@@ -36,115 +34,113 @@ class Config:
     """Evaluation of one checkpoint."""
 
     checkpoint: Path  # a Hugging Face folder, or a folder of checkpoints: then the best, else the latest
-    level: str = "default"  # of Countdown: default | wide | four
-    split: Literal["test", "unseen", "validation", "train"] = "test"
+    task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
+    data: str | None = None  # what the task reads
+    template: Literal[TEMPLATES] = "chat"
+    split: str = "test"
     problems: int = 400  # at most
-    answers: int = 8  # sampled, a problem
-    max_tokens: int = 384  # budget of an answer
+    num_generations: int = 8  # sampled answers a problem
+    max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     no_think: bool = False  # the policy was trained to answer at once: force that everywhere
     seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda | mps
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     out: Path | None = None  # a JSON file for the figures
 
+    def __post_init__(self):
+        at_least(self, 1, "problems", "num_generations", "max_completion_length")
+        at_least(self, 0, "temperature")
 
-def measure(model: Transformer, tokenizer: Tokenizer, config: Config) -> tuple[dict[str, float], list[list[Answer]]]:
-    """Flat figures of one checkpoint on one split, and the sampled answers [P][n]."""
-    problems = countdown.held_out(config.level, config.split, config.problems)
 
-    def sampled(answers: int, temperature: float, forced: str) -> list[list[Answer]]:
-        settings = {"max_tokens": config.max_tokens, "seed": config.seed, "temperature": temperature, "forced": forced}
-        return sample_answers(model, tokenizer, problems, countdown.verify, answers=answers, **settings)
+def measure(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    task: tasks.Task,
+    problems: Sequence[tasks.Problem],
+    config: Config,
+) -> tuple[dict[str, float], list[list[Answer]]]:
+    """Flat figures of one checkpoint on these problems, and the sampled answers [P][G]."""
+
+    def sampled(label: str, answers: int, temperature: float, forced: str) -> list[list[Answer]]:
+        settings = {"max_tokens": config.max_completion_length, "seed": config.seed, "template": config.template}
+        settings |= {"answers": answers, "temperature": temperature, "forced": forced, "label": label}
+        return sample_answers(model, tokenizer, task, problems, **settings)
 
     forced = NO_THINK if config.no_think else ""
     began = time.perf_counter()
-    grid = sampled(config.answers, config.temperature, forced)
-    values = summary(problems, grid, countdown.behaviour, seed=config.seed)
-    values["tokens_per_s"] = sum(a.tokens for row in grid for a in row) / (time.perf_counter() - began)
-    values["greedy"] = summary(problems, sampled(1, 0.0, forced))["pass@1"]
-    quick = summary(problems, sampled(config.answers, config.temperature, NO_THINK))
-    values |= {f"forced{end}": quick[f"pass@1{end}"] for end in ("", "_low", "_high")}
-    return values | search(problems, grid) | by_difficulty(problems, grid), grid
+    grid = sampled("sampled answers", config.num_generations, config.temperature, forced)
+    seconds = time.perf_counter() - began
+    values = summary(task, problems, grid, seed=config.seed)
+    values["tokens_per_s"] = sum(a.tokens for row in grid for a in row) / seconds
+    values["greedy"] = summary(task, problems, sampled("greedy answers", 1, 0.0, forced))["pass@1"]
+    quick = sampled("forced answers", config.num_generations, config.temperature, NO_THINK)
+    at_once = summary(task, problems, quick)
+    values |= {f"forced{end}": at_once[f"pass@1{end}"] for end in ("", "_low", "_high")}
+    return values | baselines(task, problems, grid) | by_difficulty(task, problems, grid), grid
 
 
-def rights(grid: list[list[Answer]]) -> np.ndarray:
-    """The share of right answers of each problem, float64 [P]."""
-    return np.array([[a.right for a in row] for row in grid], dtype=float).mean(1)
+COMMON = ("greedy", "forced", "format", "length", "truncated", "unjudged", "entropy", "tokens_per_s")
 
 
-def search(problems: list[Problem], grid: list[list[Answer]]) -> dict[str, float]:
-    """A random search with the tries that each answer used (at least one, its answer), with repeats and without.
+def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
+    """(label, key, group or "", format) of each row of the table, by the keys that `measure` returned.
 
-    `over_search` and `over_search_distinct` are how far the policy is above it, paired over problems.
+    A value's key is key + group, its interval key + "_low" + group; `rates` are the task's.
     """
-    found = {}
-    tries = [[max(1, countdown.behaviour(p, a.text)["tries"]) for a in row] for p, row in zip(problems, grid)]
-    for name, chance in (("search", countdown.random_search), ("search_distinct", countdown.random_search_distinct)):
-        values = np.array([np.mean([chance(p, k) for k in row]) for p, row in zip(problems, tries)])
-        found |= dict(zip((name, f"{name}_low", f"{name}_high"), bootstrap(values)))
-        over = f"over_{name}"
-        found |= dict(zip((over, f"{over}_low", f"{over}_high"), paired_bootstrap(rights(grid), values)))
-    return found
+    groups = [key.removeprefix("length") for key in values if key.startswith("length_")]  # such as "_hard"
+    whole = [key for key in values if not key.endswith(("_low", "_high", *groups))]
+    methods = [key for key in whole if f"over_{key}" in values]
+    at_k = [key for key in whole if key.startswith(("pass@", "maj@")) and not key.startswith("pass@1")]
+    others = {*COMMON, *methods, *at_k}
+    counts = [key for key in whole if key not in others and not key.startswith(("pass@1", "over_"))]
+
+    lines = [("pass@1, sampled", "pass@1", "", ".1%"), ("  among well-formed answers", "pass@1_formed", "", ".1%")]
+    lines += [(f"  {words(group[1:])} problems", "pass@1", group, ".1%") for group in groups]
+    lines += [(key, key, "", ".1%") for key in at_k]
+    lines += [("pass@1, greedy", "greedy", "", ".1%"), ("pass@1, forced to answer at once", "forced", "", ".1%")]
+    for name in methods:
+        lines += [(f"baseline: {words(name)}", name, "", ".1%"), ("  policy above it", f"over_{name}", "", ".1%")]
+    lines += [("well-formed", "format", "", ".1%"), ("truncated by the budget", "truncated", "", ".1%")]
+    lines += [("not judged", "unjudged", "", ".1%")] if values.get("unjudged") else []
+    lines += [("tokens", "length", "", ".1f")]
+    lines += [(f"  {words(group[1:])} problems", "length", group, ".1f") for group in groups]
+    for name in counts:
+        rate = (f"{words(name)}, share of {words(rates[name])}", name, "", ".1%") if name in rates else None
+        lines.append(rate or (f"{words(name)} per answer", name, "", ".2f"))
+    return lines
 
 
-def by_difficulty(problems: list[Problem], grid: list[list[Answer]]) -> dict[str, float]:
-    """The same figures among problems of like difficulty, in the tries that a random search needs."""
-    found = {}
-    for name, low, high in BINS:
-        part = [(p, row) for p, row in zip(problems, grid) if low <= countdown.difficulty(p) < high]
-        if part:
-            values = summary(*map(list, zip(*part)), countdown.behaviour)
-            found |= {f"{key}_{name}": value for key, value in values.items()}
-    return found
+def words(name: str) -> str:
+    """A key as it is read."""
+    return name.replace("_", " ")
 
 
-ROWS = (  # label, key, per cent?
-    ("pass@1, sampled", "pass@1", True),
-    ("  among well-formed answers", "pass@1_formed", True),
-    ("  easy (a random search needs under 6 tries)", "pass@1_easy", True),
-    ("  middle (6 to 12)", "pass@1_middle", True),
-    ("  hard (over 12)", "pass@1_hard", True),
-    ("pass@8", "pass@8", True),
-    ("maj@8", "maj@8", True),
-    ("pass@1, greedy", "greedy", True),
-    ("pass@1, forced to answer at once", "forced", True),
-    ("random search, as many tries", "search", True),
-    ("  without repeats", "search_distinct", True),
-    ("  policy above it", "over_search_distinct", True),
-    ("tokens, hard problems", "length_hard", False),
-    ("tries, hard problems", "tries_hard", False),
-    ("well-formed", "form", True),
-    ("tokens", "length", False),
-    ("tries", "tries", False),
-    ("last try says yes", "said_yes", True),
-    ("answers with a false yes", "false_yes", True),
-    ("wrong sums", "arithmetic_error", True),
-    ("repeated tries", "repeats", True),
-    ("cut by the budget", "truncated", True),
-)
-
-
-def show(title: str, columns: dict[str, dict[str, float]]) -> None:
+def show(title: str, columns: Mapping[str, Mapping[str, float]], rates: Mapping[str, str]) -> None:
     """Print measurements side by side, with intervals where there are any."""
 
-    def cell(values: dict[str, float], key: str, percent: bool) -> str:
-        if key not in values:
+    def cell(values: Mapping[str, float], key: str, group: str, form: str) -> str:
+        if key + group not in values:
             return "-"
-        text = f"{values[key]:.1%}" if percent else f"{values[key]:.1f}"
-        if f"{key}_low" in values:
-            text += f" [{100 * values[f'{key}_low']:.1f}, {100 * values[f'{key}_high']:.1f}]"
+        text = f"{values[key + group]:{form}}"
+        if f"{key}_low{group}" in values:
+            text += " [{:.1f}, {:.1f}]".format(*(100 * values[f"{key}_{end}{group}"] for end in ("low", "high")))
         return text
 
-    rows = [[label, *(cell(values, key, percent) for values in columns.values())] for label, key, percent in ROWS]
-    table(title, ["", *columns], [row for row in rows if set(row[1:]) != {"-"}])
+    every = {key: value for values in columns.values() for key, value in values.items()}
+    lines = [[label, *(cell(values, *rest) for values in columns.values())] for label, *rest in rows(every, rates)]
+    table(title, ["", *columns], lines)
 
 
 def main(config: Config) -> dict[str, float]:
     """Load, measure, print."""
-    model, tokenizer = hf.load(
-        checkpoint.best(config.checkpoint) or checkpoint.latest(config.checkpoint) or config.checkpoint
-    )
-    values, _ = measure(model, tokenizer, config)
-    show(f"{config.checkpoint}: {config.split} problems of level {config.level}", {config.split: values})
+    device = pick(config.device)
+    task = tasks.load(config.task, config.data)
+    problems = tasks.spread(task.problems(config.split), config.problems)
+    source = checkpoint.best(config.checkpoint) or checkpoint.latest(config.checkpoint) or config.checkpoint
+    model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
+    values, _ = measure(model, tokenizer, task, problems, config)
+    show(f"{source}: {len(problems)} problems of {task.name}, {config.split}", {config.split: values}, task.rates)
     if config.out:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config.out, json.dumps(values, indent=2) + "\n")
@@ -152,4 +148,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

@@ -58,7 +58,7 @@ def reliability(result: dict[str, float], path: Path) -> Figure:
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
         middle, low, high = (100 * result[f"eval/accuracy{end}"] for end in ("", "_low", "_high"))
-        title = f"The reward model agrees with {middle:.0f}% of held-out preferences, {low:.0f} to {high:.0f}"
+        title = f"Agreement of the reward model with held-out preferences: {middle:.0f}% [{low:.0f}, {high:.0f}]"
         note = f"expected calibration error {result['eval/calibration_error']:.1%}; numbers are pairs; "
         headline(figure, title, note + f"preferring the longer answer agrees with {result['longer/accuracy']:.0%}")
         return write(figure, path)
@@ -105,11 +105,11 @@ def _finding(metrics: list[dict]) -> tuple[str, str]:
     """What the rows support."""
     found = {key: series(metrics, f"eval/{key}")[1] for key in ("logp_chosen", "logp_rejected", "pass@1")}
     if any(len(found[key]) < 2 for key in ("logp_chosen", "logp_rejected")):
-        return "Direct preference optimisation", ""
+        return "Log-probs and implicit rewards over the steps of DPO", ""
     change = {key: values[-1] - values[0] for key, values in found.items() if len(values) > 1}
     words = {key: f"{'falls' if change[key] < 0 else 'rises'} by {abs(change[key]):.1f}" for key in list(found)[:2]}
     note = f"held-out pairs: log π of the chosen answer {words['logp_chosen']}, of the rejected one "
     note += f"{words['logp_rejected']} nats"
     if "pass@1" not in change:
-        return "Direct preference optimisation", note
-    return f"DPO: {found['pass@1'][0]:.0%} → {found['pass@1'][-1]:.0%} of validation problems solved", note
+        return "Log-probs and implicit rewards over the steps of DPO", note
+    return f"Validation pass@1: {found['pass@1'][0]:.0%} → {found['pass@1'][-1]:.0%} by DPO", note

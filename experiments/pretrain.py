@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 
-from minir1 import checkpoint, policy, tasks
+from minir1 import checkpoint, cli, policy, tasks
 from minir1.data import batches, by_tokens, pad_rows
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.log import open_run, progress, progress_line
@@ -37,7 +36,7 @@ from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.reduction import token_mean
 from minir1.seed import seed_everything
-from minir1.settings import at_least
+from minir1.settings import at_least, same_steps
 from minir1.tokenizer import Tokenizer, word_level
 
 
@@ -171,7 +170,9 @@ def main(config: Config) -> dict[str, float]:
     folder = config.out / "checkpoint"
     start, spent = 0, 0.0
     if config.resume and checkpoint.latest(folder):
-        start, spent = resume(checkpoint.latest(folder), model, parts, config.steps)
+        state = policy.restore(checkpoint.latest(folder), model, parts)
+        same_steps(config.steps, state["steps"])
+        start, spent = state["step"], state["seconds"]
     run.cut_back(start)
 
     corpus = token_batches(config, task, tokenizer) if start < config.steps else []
@@ -217,15 +218,5 @@ def main(config: Config) -> dict[str, float]:
     return result
 
 
-def resume(path: Path, model: Transformer, parts: dict, steps: int) -> tuple[int, float]:
-    """Put a checkpoint back into the model and the optimizers; returns its step and the seconds spent."""
-    state = policy.restore(path, model, parts)
-    if state["steps"] != steps:
-        raise ValueError(
-            f"steps = {steps}: the learning rate follows it, so {path} resumes with {state['steps']} only"
-        )
-    return state["step"], state["seconds"]
-
-
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

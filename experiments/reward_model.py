@@ -20,23 +20,25 @@ import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 
-from experiments import preference_figures as figures_preference
-from experiments.preference_common import accuracy, check, in_parts, load_pairs, padded, resume
-from minir1 import checkpoint
+from experiments import preference_figures
+from minir1 import checkpoint, cli
 from minir1.data import passes
-from minir1.log import open_run, peak_memory_gib, progress, progress_line, table
-from minir1.model import heads, hf
+from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.log import open_run, progress_line, steps, table
+from minir1.model import heads
 from minir1.model.heads import ScalarModel, ValueHead
-from minir1.model.lora import merge
-from minir1.optim import clip_gradients, warmup_stable_decay
+from minir1.optim import adamw, clip_gradients, warmup_stable_decay
+from minir1.policy import load_policy
 from minir1.preference import bradley_terry, calibration, calibration_error
-from minir1.preference_data import Rows
+from minir1.preference_data import Rows, accuracy, in_parts, load_both, padded
 from minir1.seed import seed_everything
+from minir1.settings import at_least, same_steps
+from minir1.templates import TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -46,33 +48,40 @@ class Config:
     checkpoint: Path = Path("runs/base/checkpoint")  # the trunk: a Hugging Face folder, or a folder of checkpoints
     pairs: Path = Path("runs/pairs/train.jsonl")
     held_out: Path = Path("runs/pairs/held_out.jsonl")
-    longest: int = 1024  # tokens of prompt and answer; pairs that are longer are left out
+    max_length: int = 1024  # tokens of prompt and answer; longer pairs are left out
+    template: Literal[TEMPLATES] = "chat"  # of the pairs
     steps: int = 90
     batch: int = 32  # N, pairs a step
-    lr: float = 1e-3  # AdamW; up over the warm-up, down to 0 over the second half
+    learning_rate: float = 1e-3  # AdamW; up over the warm-up, down to 0 over the second half
     warmup: int = 10  # steps
     margin: float = 0.0  # m a point of difference between the scores
     label_smoothing: float = 0.0  # ε
-    clip: float = 1.0  # largest norm of the gradient
+    grad_clip: float = 1.0  # largest norm of the gradient
     bins: int = 5  # of the confidence, for the calibration
     eval_every: int = 30  # steps
     seed: int = 0
     out: Path = Path("runs/reward-model")
     resume: bool = False
     microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
+    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    device: str = "auto"  # auto | cpu | cuda | mps
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
 
     def __post_init__(self):
-        check(self)
-        if self.margin < 0 or self.bins < 1:
-            raise ValueError(f"margin = {self.margin} (0 or more), bins = {self.bins} (at least 1)")
+        at_least(self, 1, "steps", "batch", "eval_every", "max_length", "microbatch", "bins")
+        at_least(self, 0, "margin")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing = {self.label_smoothing}: 0 to below 0.5")
 
 
 def score(model: ScalarModel, pairs: list[Rows], config: Config) -> dict[str, Tensor]:
     """Loss and both rewards of each pair, [N]."""
-    tokens, lengths, _ = padded(pairs)
+    tokens, lengths, _ = padded(pairs, model.head.weight.device)
     chosen, rejected = model.score(tokens, lengths=lengths).chunk(2)
-    margin = config.margin * torch.tensor([pair.score_gap for pair in pairs]) if config.margin else 0.0
+    margin = 0.0
+    if config.margin:
+        margin = config.margin * torch.tensor([pair.score_gap for pair in pairs], device=chosen.device)
     loss = bradley_terry(chosen, rejected, margin, config.label_smoothing)
     return {"loss": loss, "chosen": chosen, "rejected": rejected}
 
@@ -81,26 +90,26 @@ def learn(model: ScalarModel, optimizer, pairs: list[Rows], config: Config, step
     """One step on N pairs; returns means over them."""
 
     def backward(part: list[Rows]) -> dict[str, Tensor]:
-        found = score(model, part, config)
-        (found["loss"].sum() / len(pairs)).backward()
-        return found
+        scores = score(model, part, config)
+        (scores["loss"].sum() / len(pairs)).backward()
+        return scores
 
-    found = in_parts(pairs, config.microbatch, backward)
-    norm = clip_gradients(model, config.clip, step)
+    scores = in_parts(pairs, config.microbatch, backward)
+    norm = clip_gradients(model, config.grad_clip, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    gap = found["chosen"] - found["rejected"]
-    means = {"loss": found["loss"], "gap": gap, "accuracy": (gap > 0).float()}
+    gap = scores["chosen"] - scores["rejected"]
+    means = {"loss": scores["loss"], "gap": gap, "accuracy": (gap > 0).float()}
     return {f"train/{name}": x.mean().item() for name, x in means.items()} | {"train/grad_norm": norm}
 
 
 @torch.no_grad()
 def measure(model: ScalarModel, pairs: list[Rows], config: Config) -> tuple[dict[str, float], Tensor]:
     """The rewards of held-out pairs: flat figures, and the gaps r_c - r_r, [N]."""
-    found = in_parts(pairs, config.microbatch, lambda part: score(model, part, config))
-    gap = found["chosen"] - found["rejected"]
-    values = {"loss": found["loss"].mean().item(), "gap": gap.mean().item()}
-    values |= accuracy(found["chosen"], found["rejected"], pairs)
+    scores = in_parts(pairs, config.microbatch, lambda part: score(model, part, config))
+    gap = scores["chosen"] - scores["rejected"]
+    values = {"loss": scores["loss"].mean().item(), "gap": gap.mean().item()}
+    values |= accuracy(scores["chosen"], scores["rejected"], pairs)
     values["calibration_error"] = calibration_error(calibration(gap, config.bins))
     return {f"eval/{name}": value for name, value in values.items()}, gap
 
@@ -108,11 +117,11 @@ def measure(model: ScalarModel, pairs: list[Rows], config: Config) -> tuple[dict
 def closing(gap: Tensor, pairs: list[Rows], config: Config) -> dict[str, float]:
     """The rule that prefers the longer answer, and the bins of the calibration, as flat figures."""
     lengths = [torch.tensor([len(row) for row in rows]) for rows in zip(*((p.chosen, p.rejected) for p in pairs))]
-    found = {f"longer/{name}": value for name, value in accuracy(*lengths, pairs).items()}
+    values = {f"longer/{name}": value for name, value in accuracy(*lengths, pairs).items()}
     bins = calibration(gap, config.bins)
     for b, columns in enumerate(zip(*(column.tolist() for column in bins))):
-        found |= {f"calibration/{b}/{name}": value for name, value in zip(bins._fields, columns)}
-    return found
+        values |= {f"calibration/{b}/{name}": value for name, value in zip(bins._fields, columns)}
+    return values
 
 
 BINS = ["confidence", "pairs", "claimed", "right"]
@@ -141,51 +150,54 @@ def show(result: dict[str, float]) -> None:
 def main(config: Config) -> dict[str, float]:
     """Train, save the reward model under out/checkpoint; returns what the closing tables say."""
     seed_everything(config.seed)
-    trunk, tokenizer = hf.load(checkpoint.latest(config.checkpoint) or config.checkpoint)
-    model = ScalarModel(merge(trunk), ValueHead(trunk.config.dim))
-    train, held_out = load_pairs(config, tokenizer)
+    device = pick(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    trunk, tokenizer, _ = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
+    model = ScalarModel(trunk, ValueHead(trunk.config.dim).to(device, dtype))
+    train, held_out = load_both(config.pairs, config.held_out, tokenizer, config.max_length, config.template)
     if config.margin and any(pair.score_gap is None for pair in train + held_out):
         raise ValueError(f"margin = {config.margin}: some pairs have no score_chosen and score_rejected; 0 without")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    folder, run = config.out / "checkpoint", open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    path = checkpoint.latest(folder) if config.resume else None
-    start, spent = 0, 0.0
-    if path:
-        model.load_state_dict(heads.load(path)[0].state_dict())
-        state = resume(path, config.steps, {"optimizer": optimizer})
-        start, spent = state["step"], state["seconds"]
-    run.cut_back(start if path else -1)
-    began, seen = time.perf_counter() - spent, 0
+    optimizer = adamw(model.parameters(), config.learning_rate)
+    folder = config.out / "checkpoint"
+    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
+    resumed = checkpoint.latest(folder) if config.resume else None
+    if resumed:
+        state = checkpoint.load_state(resumed, device)
+        same_steps(config.steps, state["steps"])
+        model.load_state_dict(heads.load(resumed, device, dtype)[0].state_dict())
+        optimizer.load_state_dict(state["optimizer"])
+    else:
+        state = {"step": 0, "seconds": 0.0}
+    run.cut_back(state["step"] if resumed else -1)
+    start, spent = state["step"], state["seconds"]
+    began, tokens = time.perf_counter() - spent, 0
 
     batches = itertools.islice(passes(len(train), config.batch, config.seed), start, config.steps)
-    with progress(config.steps, "reward model") as bar:
-        bar.advance(start)
-        for step, batch in enumerate(batches, start=start + 1):
-            factor = warmup_stable_decay(step - 1, config.steps, config.warmup)
-            optimizer.param_groups[0]["lr"] = config.lr * factor
-            metrics = learn(model, optimizer, [train[i] for i in batch], config, step)
-            seen += sum(len(train[i].chosen) + len(train[i].rejected) for i in batch)
-            metrics["perf/train_tok_s"] = seen / (time.perf_counter() - began - spent)
-            due = step % config.eval_every == 0 or step == config.steps
-            if due:
-                metrics |= measure(model, held_out, config)[0]
-                shown = [(name, f"{metrics[name]:.3f}") for name in ("train/loss", "eval/loss", "eval/gap")]
-                progress_line(step, config.steps, [*shown, ("eval/accuracy", f"{metrics['eval/accuracy']:.1%}")])
-            run.log(step, metrics)
-            if due:
-                state = {"step": step, "steps": config.steps, "seconds": time.perf_counter() - began}
-                state["optimizer"] = optimizer.state_dict()
-                checkpoint.save(folder, step, lambda path: heads.save(model, tokenizer, path), state)
-            bar.advance()
+    for step, batch in zip(steps(start, config.steps, "reward model"), batches):
+        factor = warmup_stable_decay(step - 1, config.steps, config.warmup)
+        optimizer.param_groups[0]["lr"] = config.learning_rate * factor
+        metrics = learn(model, optimizer, [train[i] for i in batch], config, step)
+        tokens += sum(len(train[i].chosen) + len(train[i].rejected) for i in batch)
+        metrics["perf/train_tok_s"] = tokens / (time.perf_counter() - began - spent)
+        due = step % config.eval_every == 0 or step == config.steps
+        if due:
+            metrics |= measure(model, held_out, config)[0]
+            shown = [(name, f"{metrics[name]:.3f}") for name in ("train/loss", "eval/loss", "eval/gap")]
+            progress_line(step, config.steps, [*shown, ("eval/accuracy", f"{metrics['eval/accuracy']:.1%}")])
+        run.log(step, metrics)
+        if due:
+            state = {"step": step, "steps": config.steps, "seconds": time.perf_counter() - began}
+            state["optimizer"] = optimizer.state_dict()
+            checkpoint.save(folder, step, lambda path: heads.save(model, tokenizer, path), state)
 
     result, gap = measure(model, held_out, config)
     result |= closing(gap, held_out, config) | {"pairs/train": len(train), "pairs/held_out": len(held_out)}
     show(result)
-    figures_preference.reliability(result, config.out / "figures" / "reliability.png")
-    run.result(result | {"seconds/train": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib()})
+    preference_figures.reliability(result, config.out / "figures" / "reliability.png")
+    run.result(result | {"seconds/train": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(device)})
     run.close()
     return result
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

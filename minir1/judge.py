@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from minir1 import rewards, templates
+from minir1.log import progress
 from minir1.metrics import bootstrap, maj_at_k, paired_bootstrap, pass_at_k
 from minir1.model.transformer import Transformer
 from minir1.rollout import BUDGET, Rollout, answers_of, collect
@@ -44,28 +45,31 @@ def sample_answers(
     template: str = "chat",
     forced: str = "",
     rows_at_once: int = 512,
+    label: str = "",
 ) -> list[list[Answer]]:
     """`answers` judged answers to each problem: [P][answers].
 
     Temperature 0 is greedy. `forced` is put into the model's mouth: its answers continue from there (NO_THINK measures
     what the weights know without thinking). At most `rows_at_once` answers are drawn together; the result does not
-    depend on it, since noise belongs to the row.
+    depend on it, since noise belongs to the row. With a label, a progress bar counts the problems.
     """
-    step = max(1, rows_at_once // answers)
+    step = max(1, rows_at_once // max(1, answers))
     grid = []
-    for start in range(0, len(problems), step):
-        part = problems[start : start + step]
-        rollout = collect(
-            model,
-            templates.encode(tokenizer, part, template, forced),
-            answers=answers,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            stop=tokenizer.stops,
-            seed=seed,
-            rows=torch.arange(start * answers, (start + len(part)) * answers),
-        )
-        grid += judge_rollout(rollout, tokenizer, task, part, template, forced)
+    with progress(len(problems), label) as bar:
+        for start in range(0, len(problems), step):
+            part = problems[start : start + step]
+            rollout = collect(
+                model,
+                templates.encode(tokenizer, part, template, forced),
+                answers=answers,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                stop=tokenizer.stops,
+                seed=seed,
+                rows=torch.arange(start * answers, (start + len(part)) * answers),
+            )
+            grid += judge_rollout(rollout, tokenizer, task, part, template, forced)
+            bar.advance(len(part))
     return grid
 
 
@@ -79,7 +83,7 @@ def judge_rollout(
 ) -> list[list[Answer]]:
     """The answers of a rollout to `problems`, judged: [P][G]. Empty thinking is well formed only if it was forced."""
     entropy = (rollout.entropy.sum(1) / rollout.mask.sum(1).clamp(min=1)).tolist()
-    begun = [templates.opened(templates.prompt(tokenizer, p.prompt, template)) + forced for p in problems]
+    begun = [templates.begun(templates.prompt(tokenizer, p.prompt, template), forced) for p in problems]
     grid: list[list[Answer]] = [[] for _ in problems]
     for row, p, stop, nats in zip(answers_of(rollout), rollout.group.tolist(), rollout.stop.tolist(), entropy):
         text = begun[p] + tokenizer.decode(row if stop == BUDGET else row[:-1])  # a PAD inside the answer stays visible

@@ -1,4 +1,4 @@
-"""Comparisons from files: JSON lines in the layouts in which they are published.
+"""Comparisons from files, JSON lines in the layouts in which they are published, and as rows of a batch.
 
     plain           {"prompt": "…", "chosen": "…", "rejected": "…"}
     HH-RLHF         {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": "…"}, dialogues with one beginning
@@ -14,11 +14,19 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from minir1 import templates
+from minir1.data import by_tokens, pad_rows
+from minir1.metrics import bootstrap
+from minir1.preference import agreement
 from minir1.tokenizer import Tokenizer
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -160,21 +168,79 @@ class Rows(NamedTuple):
         return max(len(self.chosen), len(self.rejected))
 
 
-def load(path: Path, tokenizer: Tokenizer, most: int) -> tuple[list[Rows], list[str]]:
+def load(path: Path, tokenizer: Tokenizer, most: int, template: str = "chat") -> tuple[list[Rows], list[str]]:
     """The pairs of a file as tokens, and a sentence for each that was left out: no comparison, or over `most` tokens.
 
-    ValueError as `read_pairs`, and if every pair is too long.
+    ValueError as `read_pairs` and `tokenise`, and if every pair is too long.
     """
     left_out: list[str] = []
-    found = [tokenise(pair, tokenizer) for pair in read_pairs(path, left_out)]
+    found = [tokenise(pair, tokenizer, template) for pair in read_pairs(path, left_out)]
     rows = [pair for pair in found if pair.longest <= most]
     if not rows:
         raise ValueError(f"{path}: every pair has an answer that ends beyond {most} tokens")
     return rows, left_out + [f"a pair of {pair.longest} tokens" for pair in found if pair.longest > most]
 
 
-def tokenise(pair: Pair, tokenizer: Tokenizer) -> Rows:
-    """Prompt by the chat template and answer, tokenised apart, as a sampler meets them, and the end token."""
-    prompt = tokenizer.encode(tokenizer.render(pair.prompt))
-    answers = ([*prompt, *tokenizer.encode(text), tokenizer.eos] for text in (pair.chosen, pair.rejected))
-    return Rows(*answers, len(prompt), pair.score_gap)
+def load_both(
+    pairs: Path, held_out: Path, tokenizer: Tokenizer, most: int, template: str
+) -> tuple[list[Rows], list[Rows]]:
+    """Training and held-out pairs as tokens; prints how many there are and what was left out."""
+    both = []
+    for path in (pairs, held_out):
+        rows, left_out = load(path, tokenizer, most, template)
+        print(f"{path}: {len(rows):,} pairs" + (f", {len(left_out):,} left out ({left_out[0]})" if left_out else ""))
+        both.append(rows)
+    return both[0], both[1]
+
+
+def tokenise(pair: Pair, tokenizer: Tokenizer, template: str = "chat") -> Rows:
+    """Prompt by the template and answer, tokenised separately, as the sampler sees them, and the end token.
+
+    A thinking that the template opened is not opened again by the answer. ValueError for a dialogue of several turns
+    with a template that asks one question.
+    """
+    if template == "chat":
+        text = tokenizer.render(pair.prompt)
+    elif len(pair.messages) == 1:
+        text = templates.prompt(tokenizer, pair.messages[0][1], template)
+    else:
+        raise ValueError(f"template {template!r} asks one question, not {len(pair.messages)} turns; allowed: chat")
+    prompt, begun = tokenizer.encode(text), templates.opened(text)
+    answers = (answer.removeprefix(begun) for answer in (pair.chosen, pair.rejected))
+    rows = ([*prompt, *tokenizer.encode(answer), tokenizer.eos] for answer in answers)
+    return Rows(*rows, len(prompt), pair.score_gap)
+
+
+# ---- as batches --------------------------------------------------------------------------------
+
+
+def padded(pairs: list[Rows], device=None) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens int64 [2N, T], the chosen rows before the rejected ones; lengths int64 [2N]; the answers, bool [2N, T]."""
+    tokens, lengths = pad_rows([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], device)
+    begin = torch.tensor([pair.prompt_len for pair in pairs], device=device).repeat(2).unsqueeze(1)
+    columns = torch.arange(tokens.shape[1], device=device)
+    return tokens, lengths, (columns >= begin) & (columns < lengths.unsqueeze(1))
+
+
+def in_parts(
+    pairs: list[Rows], budget: int, score: Callable[[list[Rows]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """`score` of micro-batches of at most `budget` tokens, joined: each [N] in the order of the pairs, on the CPU."""
+    parts = by_tokens([2 * pair.longest for pair in pairs], budget)
+    scores = [score([pairs[i] for i in part]) for part in parts]
+    order = torch.tensor([i for part in parts for i in part]).argsort()
+    return {name: torch.cat([one[name].detach() for one in scores]).cpu()[order] for name in scores[0]}
+
+
+def by_prompt(values: Tensor, pairs: list[Rows]) -> list[float]:
+    """The mean of each prompt's pairs, the independent draws that an interval needs. values: [N], a pair each."""
+    groups = defaultdict(list)
+    for pair, value in zip(pairs, values.tolist()):
+        groups[tuple(pair.chosen[: pair.prompt_len])].append(value)
+    return [sum(group) / len(group) for group in groups.values()]
+
+
+def accuracy(chosen: Tensor, rejected: Tensor, pairs: list[Rows]) -> dict[str, float]:
+    """How often the chosen answer has the higher reward, on average over prompts, with its bootstrap interval."""
+    values = bootstrap(by_prompt(agreement(chosen, rejected), pairs))
+    return dict(zip(("accuracy", "accuracy_low", "accuracy_high"), values))

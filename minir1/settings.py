@@ -15,3 +15,9 @@ def fraction(config, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name} = {getattr(config, name)}: 0 to 1")
+
+
+def same_steps(steps: int, began_with: int) -> None:
+    """A resumed run has as many steps as it began with: for runs whose learning rate follows the number of steps."""
+    if steps != began_with:
+        raise ValueError(f"steps = {steps}: the learning rate follows it, so this run resumes with {began_with} only")

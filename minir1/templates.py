@@ -44,6 +44,15 @@ def opened(text: str) -> str:
     return "<think>" if text.rstrip().endswith("<think>") else ""
 
 
+def begun(text: str, forced: str = "") -> str:
+    """What an answer to a prompt's text begins with: the tag that the text opened, and the `forced` beginning.
+
+    Where both open the thinking, it is opened once: after "…<think>\n" the forced "<think></think>" is "</think>".
+    """
+    return opened(text) + forced.removeprefix(opened(text))
+
+
 def encode(tokenizer: Tokenizer, problems: Sequence[Problem], template: str, forced: str = "") -> list[list[int]]:
     """The prompt of each problem as tokens, and behind it what every answer is made to begin with."""
-    return [tokenizer.encode(prompt(tokenizer, problem.prompt, template) + forced) for problem in problems]
+    texts = [prompt(tokenizer, problem.prompt, template) for problem in problems]
+    return [tokenizer.encode(text + forced.removeprefix(opened(text))) for text in texts]

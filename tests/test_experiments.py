@@ -5,23 +5,19 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import tyro
-from runs import ROOT, assert_equal_bits, assert_same_run, command, kill, result_of, stop
+from runs import ROOT, assert_same_run, command, kill, result_of, stop
 from toys import BASE, DENSE, MOE
 
 from experiments import demo, evaluate, pretrain, r1_zero
-from experiments.benchmarks import prefill
-from experiments.studies import long_context, processes, seeds
 from minir1 import checkpoint
 from minir1.log import read_metrics
 from minir1.model import hf
-from minir1.model.config import ModelConfig
 
 SCRIPTS = ROOT / "experiments"
 SMALL = replace(BASE, steps=9, batch=512, checkpoint_every=4)
@@ -200,7 +196,7 @@ def test_evaluate_measures_a_checkpoint(base, tmp_path, capsys):
         evaluate.main(replace(config, level="hard"))
 
 
-# ---- the demonstration, and its seeds ----------------------------------------------------------
+# ---- the demonstration ------------------------------------------------------------------------
 
 DEMO = demo.Config(
     base=replace(BASE, steps=40),
@@ -272,138 +268,6 @@ def test_the_control_starts_from_a_given_base(demonstration, tmp_path):
     assert result["after/tries"] == 0 and result["forced/pass@1"] == result["after/pass@1"]
 
 
-def fake(seed: int, quick: bool) -> dict[str, float]:
-    keys = [key for _, key in seeds.KEYS if not key.startswith("nothink/")]
-    return {key: 0.1 + 0.02 * seed + 0.001 * n + 0.1 * quick for n, key in enumerate(keys)} | {"seed": seed}
-
-
-def test_seeds_run_what_is_missing_and_make_the_table(tmp_path, monkeypatch, capsys):
-    calls = []
-
-    def stub(words, env=None, **_):
-        tyro.cli(demo.Config, args=words[3:])  # demo.py would understand it
-        options = dict(zip(words[3::], words[4::]))
-        out = Path(options["--out"])
-        calls.append(out.name)
-        if out.name == "think-2" and "--resume" not in words:  # killed once
-            out.mkdir(parents=True)
-            return subprocess.CompletedProcess(words, -9)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(fake(int(options["--seed"]), "--no-think" in words)))
-        assert env["OMP_NUM_THREADS"].isdigit() and words[-4:] == ["--problems", "5", "--rl.steps", "2"]
-        assert ("--no-think" in words) == ("--base-from" in words) == out.name.startswith("no-think")
-        return subprocess.CompletedProcess(words, 0)
-
-    monkeypatch.setattr(processes.subprocess, "run", stub)
-    config = seeds.Config(
-        out=tmp_path / "runs",
-        results=tmp_path / "docs" / "r1_zero.json",
-        figure=tmp_path / "docs" / "seeds.png",
-        options="--problems 5 --rl.steps 2",
-    )
-    with pytest.raises(RuntimeError, match="think-2 failed"):
-        seeds.main(config)
-    assert calls.count("think-0") == calls.count("think-1") == 1 and not config.results.exists()
-    results = seeds.main(config)
-    again = ["think-2"]
-    assert sorted(calls) == sorted([f"{kind}-{n}" for kind in ("think", "no-think") for n in range(3)] + again)
-    assert results[1]["after/pass@1"] == fake(1, False)["after/pass@1"]
-    assert results[1]["nothink/pass@1"] == fake(1, True)["after/pass@1"]
-    assert json.loads(config.results.read_text()) == {str(seed): result for seed, result in enumerate(results)}
-    assert config.figure.exists()
-    capsys.readouterr()
-    calls.clear()
-    assert seeds.main(config) == results and not calls  # all done: nothing is run
-    shown = capsys.readouterr().out
-    assert "trained to answer at once" in shown and "12.1% [7.1, 17.1]" in shown  # 12.1 ± 4.303·2/√3
-    seeds.main(replace(config, seeds=(0, 1)))
-    assert "fewer than three seeds" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="think-. was run with .*--rl.steps 2', not .*--rl.steps 3'"):
-        seeds.main(replace(config, options="--problems 5 --rl.steps 3"))
-
-
-# ---- long texts --------------------------------------------------------------------------------
-
-LONG = long_context.Config(
-    factor=2, dim=32, steps=5, tune_steps=3, batch=256, tune_batch=300, rows=3, cost_lengths=(16, 32),
-    checkpoint_every=2,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("length, pairs", [(16, 2), (64, 8), (131, 5)])
-def test_every_question_of_a_long_text_has_its_one_answer(length, pairs):
-    tokenizer = long_context.build_tokenizer()
-    tokens, part = long_context.texts(tokenizer, 50, length, pairs, torch.Generator().manual_seed(length))
-    keys = {tokenizer.id(word) for word in long_context.KEYS}
-    body = length - 2 * pairs
-    assert tokens.shape == part.shape == (50, length)
-    for row, where in zip(tokens.tolist(), part.tolist()):
-        assert where[:body] == [-1] * body and sorted(where[body + 1 :: 2]) == list(range(pairs))
-        assert sum(token in keys for token in row[:body]) == pairs
-        for question in range(body, length, 2):
-            place = row[:body].index(row[question])
-            assert row[place + 1] == row[question + 1] and where[question] == -1
-            bounds = [2 * (n * (body // 2) // pairs) for n in (where[question + 1], where[question + 1] + 1)]
-            assert bounds[0] <= place < bounds[1]
-
-
-def test_accuracy_counts_each_part_apart(monkeypatch):
-    """A model that knows the answers of the second part alone."""
-    tokenizer = long_context.build_tokenizer()
-    tokens, part = long_context.texts(tokenizer, LONG.rows, 64, 8, long_context.generator(0, 64))
-
-    class Knowing:
-        def hidden(self, rows):
-            return torch.where(part == 1, tokens, 0).roll(-1, 1).unsqueeze(-1)  # at t what stands at t + 1
-
-        def logits(self, hidden):
-            return torch.nn.functional.one_hot(hidden.squeeze(-1), 200).float()
-
-    assert long_context.accuracy(Knowing(), tokenizer, 64, LONG) == [0, 1, 0, 0, 0, 0, 0, 0]
-
-
-def test_long_context_measures_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    result = long_context.main(replace(LONG, out=tmp_path / "whole", results=tmp_path / "all.json", seed=1))
-    for kill in (4, 7):  # in the first training, and in a tuning
-        config = replace(LONG, out=tmp_path / f"killed-{kill}", seed=1)
-        stop(monkeypatch, "long_context", config, "long_context", "clip_gradients", kill)
-        long_context.main(replace(config, resume=True))
-        for phase in ("trained", "none_tuned", "yarn_tuned"):
-            a, b = (checkpoint.latest(out / "checkpoint" / phase) for out in (tmp_path / "whole", config.out))
-            assert_equal_bits(checkpoint.load_state(a), checkpoint.load_state(b))
-        assert read_metrics(config.out) == read_metrics(tmp_path / "whole")
-        measured = [key for key in result if key.split("/")[0] in long_context.figures_long_context.VARIANTS]
-        assert [result_of(config.out)[key] for key in measured] == [result[key] for key in measured]
-    assert LONG.lengths == [32, 64, 128] and len(measured) == 6 * (3 * 8 + 2)
-    shares = [result[f"yarn/{length}/{part}"] for length in (32, 64) for part in range(8)]
-    assert result["yarn/inside"] == pytest.approx(sum(shares) / 16)
-    assert result["cache/mla/32/mib"] / result["cache/mha/32/mib"] == 80 / 256  # 64 + 16 against 2·4·32
-    assert json.loads((tmp_path / "all.json").read_text()) == {"1": json.loads(json.dumps(result))}
-    for figure in ("all.png", "all_costs.png", "whole/figures/retrieval.png", "whole/figures/costs.png"):
-        assert (tmp_path / figure).exists()
-    scaling = hf.load(checkpoint.latest(tmp_path / "whole" / "checkpoint" / "yarn_tuned"))[0].config.rope_scaling
-    assert (scaling.kind, scaling.factor, scaling.original) == ("yarn", 2, 64)
-
-
-def test_microbatches_do_not_change_a_step_on_long_texts():
-    tokenizer, phase, grads = long_context.build_tokenizer(), long_context.phases(LONG)[1], []
-    for microbatch in (100_000, 1):
-        torch.manual_seed(0)
-        model = long_context.Transformer(ModelConfig(vocab=128, dim=32, layers=1, heads=2, experts=0))
-        long_context.loss_backward(model, tokenizer, phase, 3, replace(LONG, microbatch=microbatch))
-        grads.append([p.grad for p in model.parameters()])
-    for a, b in zip(*grads):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
-
-
-def test_prefill_benchmark_at_toy_size(tmp_path):
-    found = prefill.main(prefill.Config(lengths=(300,), chunk=128, whole=0, out=tmp_path / "found.json"))
-    assert json.loads((tmp_path / "found.json").read_text()) == found and "one_call/300/seconds" not in found
-    assert found["cache/300/gib"] == 4 * 300 * 80 * 4 / 2**30  # layers · tokens · (64 + 16) · 4 bytes
-    seconds, cpu, peak, cache = prefill.measure((300, None, 4, torch.get_num_threads()))
-    assert seconds > 0 and cpu > 0 and 0.1 < peak < 20 and cache == found["cache/300/gib"]
-
-
 # ---- multi-token prediction --------------------------------------------------------------------
 
 
@@ -428,25 +292,3 @@ def test_multi_token_prediction_does_not_depend_on_the_microbatch():
     alone = pretrain.loss_backward(model, [rows[-1]], config)
     mean = sum(-x.sum().item() for x in logp[1:]) / 2 / (len(rows[-1]) - 1)  # 1/T of the main loss, whatever the depth
     assert alone[1] == pytest.approx(mean, rel=1e-5)
-
-
-def test_speculation_is_measured_on_a_base_that_is_made_once(tmp_path, monkeypatch, capsys):
-    bench = importlib.import_module("experiments.benchmarks.bench_speculative")
-    out = tmp_path / "speculative.json"
-    config = bench.Config(
-        depths=(1,), pretrain=replace(SMALL, steps=2), base=tmp_path, rows=(2,), problems=4, temperatures=(1.0,),
-        max_tokens=8, repeats=1, out=out,
-    )
-    threads = torch.get_num_threads()
-    try:
-        found = bench.main(config)
-    finally:
-        torch.set_num_threads(threads)  # it measures on one
-    assert json.loads(out.read_text()) == found
-    assert 0 <= found["D=1/rows=2/T=1/accepted_1"] <= 1 <= found["D=1/rows=2/T=1/tokens_a_pass"] <= 2
-    assert all(found[f"D=1/rows=2/T=1/{way}_tok_s"] > 0 for way in ("generate", "speculate"))
-    metrics = read_metrics(tmp_path / "depth-1")
-    assert len(metrics) == 2 and all(row["train/mtp_loss"] > 0 for row in metrics)
-    monkeypatch.setattr(pretrain, "main", None)  # the base is there
-    assert bench.trained(config, depth=1)[0].config.mtp_depth == 1
-    assert "speculation after 2 steps" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Whole steps on the stand-in device: all tensors are made there, results are the CPU's, no decode step waits."""
 
 import copy
+import dataclasses
 from contextlib import ExitStack
 
 import pytest
@@ -8,7 +9,8 @@ import standin
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minir1 import sample
+from minir1 import device, sample
+from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.heads import ScalarModel, ValueHead
 from minir1.model.lora import adapters_off, add_adapters
@@ -18,6 +20,7 @@ from minir1.optim import adamw, clip_gradients, follow, muon, split_parameters
 from minir1.rollout import collect, concatenate
 from minir1.sample import stream
 from minir1.speculative import speculate
+from minir1.tokenizer import word_level
 
 DEVICE = standin.register()
 SHAPE = {"vocab": 48, "dim": 32, "layers": 2, "heads": 4, "init_std": 0.25}
@@ -98,6 +101,31 @@ def test_training(name, recompute):
     equal(train(model, a), train(there, b))
 
 
+class NoFloat64(TorchDispatchMode):
+    """Fails where an operator returns numbers in fp64."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        assert not isinstance(result, torch.Tensor) or result.dtype != torch.float64, op
+        return result
+
+
+def test_devices_without_fp64_sample_and_train(monkeypatch):
+    """Angles and the noise of sampling are in fp32 there: the distribution is that of logprob as before."""
+    monkeypatch.setattr(device, "WITHOUT_FLOAT64", ("cpu",))
+    rows = torch.arange(20_000)
+    noise = sample.uniform(3, rows, rows)
+    assert noise.dtype == torch.float32 and 0 <= noise.min() and noise.max() < 1
+    assert abs(noise.mean() - 0.5) < 0.01 and abs(noise.var() - 1 / 12) < 0.002
+    model, _ = pair("moe")
+    with NoFloat64():
+        rollout = collect(model, PROMPTS, **SAMPLING | {"temperature": 1.0})
+        speculate(model, PROMPTS, **SAMPLING)
+        logp = model.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask)
+        logp.sum().backward()
+    torch.testing.assert_close(logp.detach(), rollout.logp, atol=1e-5, rtol=0)
+
+
 def test_adapters_and_heads():
     model, there = pair("moe")
     rollout = collect(model, PROMPTS, **SAMPLING)
@@ -115,6 +143,16 @@ def test_adapters_and_heads():
         scores = critic.score(tokens, lengths=lengths), critic.values(tokens, lengths=lengths)
         values.append([logp, value, off, *scores, critic.score(tokens, lengths=None), *(p.grad for p in trained)])
     equal(*values)
+
+
+def test_folders_are_loaded_to_the_device(tmp_path):
+    tokenizer = word_level((), largest_number=24)
+    for name in ("moe", "dense"):
+        config = dataclasses.replace(CONFIGS[name], vocab=tokenizer.size, softcap=None)
+        hf.save(Transformer(config).to(DEVICE), tokenizer, tmp_path / name)
+        loaded, _ = hf.load(tmp_path / name, DEVICE)
+        assert (loaded.head.weight is loaded.embedding.weight) == config.tied
+        equal(*([*m.state_dict().values()] for m in (hf.load(tmp_path / name)[0], loaded)))
 
 
 # ---- waiting for the device --------------------------------------------------------------------

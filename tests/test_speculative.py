@@ -241,6 +241,13 @@ def test_the_distribution_is_that_of_the_model(depth, noise, rule):
         assert 0.1 < drafts.rate < 0.98
 
 
+def test_fp64_models_speculate():
+    model = build("gqa dense", 1, vocab=6, dim=16).double()
+    sampled, _ = speculate(model, [[1, 3]], max_tokens=5, temperature=0)
+    assert sampled.logp.dtype == torch.float64
+    assert sampled.tokens.tolist() == generate(model, [[1, 3]], max_tokens=5, temperature=0).tokens.tolist()
+
+
 def test_the_acceptance_rate_is_the_common_mass():
     """With two tokens, one draft a row is tried: E[accepted] = Σ_a p(a) Σ_x min(p(x | a), q(x | a))."""
     model = build("gqa dense", 1, vocab=6, dim=16, init_std=0.3)

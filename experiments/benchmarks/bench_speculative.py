@@ -20,7 +20,8 @@ import tyro
 
 from experiments import pretrain
 from minir1 import checkpoint
-from minir1.log import replace_text, table
+from minir1.files import replace_text
+from minir1.log import table
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.sample import generate

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from minir1.log import peak_memory_gib, replace_text, table
+from minir1.files import replace_text
+from minir1.log import peak_memory_gib, table
 from minir1.model.config import ModelConfig
 from minir1.model.rope import RopeScaling
 from minir1.model.transformer import Transformer

@@ -22,7 +22,8 @@ import tyro
 from torch.profiler import ProfilerActivity, profile
 
 from minir1.data import by_tokens
-from minir1.log import replace_text, table
+from minir1.files import replace_text
+from minir1.log import table
 from minir1.losses import clipped_surrogate, kl_k3, nll
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense

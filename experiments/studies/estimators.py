@@ -48,7 +48,8 @@ from experiments.studies.estimators_catalogue import (
 )
 from minir1 import enumeration as exact
 from minir1.advantages import leave_one_out
-from minir1.log import replace_text, table
+from minir1.files import replace_text
+from minir1.log import table
 from minir1.losses import is_clipped
 
 

@@ -1,4 +1,4 @@
-"""One layer: attention, then a feed-forward, each behind a norm and added to the residual stream."""
+"""One layer: attention, then a feed-forward, each after a norm and added to the residual stream."""
 
 from __future__ import annotations
 

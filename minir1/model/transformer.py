@@ -8,7 +8,6 @@ from itertools import repeat
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from minir1.model.block import Block
 from minir1.model.cache import Cache
@@ -31,14 +30,15 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab, config.dim)
+        self.embedding = _Embedding(config.vocab, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, config.vocab, bias=False)
         self.mtp = nn.ModuleList(MTP(config, depth) for depth in range(config.mtp_depth))
         if config.tied:
             self.head.weight = self.embedding.weight
-        self.init_weights()
+        if not self.embedding.weight.is_meta:
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -295,8 +295,8 @@ class Transformer(nn.Module):
         """[logp_0, logp_1, … logp_D]: each token predicted 1, 2, … D + 1 ahead, from one pass through the blocks.
 
         logp_0 is the result of `logprob`. logp_k[b, t] is the log-prob of x_t by MTP module k, whose state h^k_{t-k-1}
-        has seen x_<t; 0 where t <= k. Arguments as for `logprob`; each fp32 [B, T]. After those of the blocks, `record`
-        gets one Routing a module, over the first lengths - k tokens of each row.
+        is a function of x_<t; 0 where t <= k. Arguments as for `logprob`; each fp32 [B, T]. After those of the blocks,
+        `record` gets one Routing a module, over the first lengths - k tokens of each row.
         """
         layout, flat, wanted = _wanted(tokens, lengths, mask)
         hidden = self._fresh(flat, layout.positions(), layout, None, record)
@@ -334,15 +334,14 @@ def _grid(x: Tensor, wanted: Tensor, layout: Packing) -> Tensor:
 
 
 def on_meta(config: ModelConfig) -> Transformer:
-    """The model without memory for its weights: to count them, or to allocate them where they are wanted."""
-    with torch.device("meta"), _Undrawn():
+    """The model without memory for its weights: to count them, or to allocate them on a device."""
+    with torch.device("meta"):
         return Transformer(config)
 
 
-class _Undrawn(TorchFunctionMode):
-    """No normal numbers are drawn inside. On the meta device they have no effect, but the first call of `normal_` there
-    imports 900 modules of torch, which takes 75 MiB and seconds."""
+class _Embedding(nn.Embedding):
+    """Draws nothing on the meta device, where the first `normal_` would import 900 modules of torch (1 s, 150 MiB)."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function not in (Tensor.normal_, nn.init.normal_):
-            return function(*args, **(kwargs or {}))
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
