@@ -462,7 +462,7 @@ def test_a_run_stopped_twice_resumes_and_a_longer_one_too(whole, toy_base, tmp_p
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
 def test_a_bf16_run_resumes_to_the_same_bits(toy_base, tmp_path, monkeypatch, rank):
-    """Weights are rounded fp32 masters; the masters are in the checkpoint, and steps below a bf16 digit add up in it."""
+    """Weights are rounded fp32 masters, which the checkpoint holds: steps below a digit of bf16 add up in them."""
     more = {"dtype": "bfloat16", "lora_rank": rank, "reference_reset": 0, "max_ratio_deviation": 0.1}
     configs = [
         config_of("dense", toy_base, tmp_path / name, steps=3, eval_every=2, learning_rate=1e-4, **more)
