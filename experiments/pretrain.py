@@ -73,6 +73,14 @@ class Config:
         at_least(self, 0, "mtp_weight")
 
 
+def task_of(config: Config) -> tasks.Task:
+    """The task. ValueError for one without a corpus of its own."""
+    task = tasks.load(config.task, config.data)
+    if task.documents is None or task.vocabulary is None:
+        raise ValueError(f"task {config.task} has no corpus to pre-train on: countdown has one")
+    return task
+
+
 def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     """The model of this run with the tokenizer's vocabulary, rounded up to a multiple of 16; fp32, on the CPU."""
     if config.dense and config.model != ModelConfig():
@@ -157,9 +165,7 @@ def main(config: Config) -> dict[str, float]:
     """Train, save the base under out/checkpoint, return the skills."""
     seed_everything(config.seed)
     device = pick(config.device)
-    task = tasks.load(config.task, config.data)
-    if task.documents is None or task.vocabulary is None:
-        raise ValueError(f"task {config.task} has no corpus to pre-train on: countdown has one")
+    task = task_of(config)
     tokenizer = word_level(*task.vocabulary())
     model = build_model(config, tokenizer).to(device, pick_dtype(config.dtype, device))
     model.recompute(config.recompute)

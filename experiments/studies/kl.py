@@ -27,7 +27,7 @@ METHODS = {
     "none": Method("no KL (GRPO)", "r1_zero", {"beta": 0.0}),
     "weak": Method("k3 in loss 0.001", "r1_zero", {"beta": 0.001}),
     "loss": Method("k3 in loss 0.05", "r1_zero", {"beta": 0.05}),
-    "reset": Method("k3 0.05, reset", "r1_zero", {"beta": 0.05, "reference-reset": 4}),
+    "reset": Method("k3 0.05 with reset", "r1_zero", {"beta": 0.05, "reference-reset": 4}),
     "plain": Method("no KL (REINFORCE)", "reinforce", {"beta": 0.0}),
     "reward": Method("k1 in reward 0.05", "reinforce", {"beta": 0.05}),
 }
