@@ -48,7 +48,7 @@ def training(config):
 
 
 def bug_here(config):
-    one, two = [3]  # not enough values to unpack: a ValueError that no `raise` made
+    return [].index(3)  # a ValueError that no `raise` made
 
 
 def bug_in_torch(config):
