@@ -1,4 +1,4 @@
-"""R1-Zero on GSM8K's files from end to end at toy size: a Qwen2.5-shaped folder, whole or with adapters, in bfloat16."""
+"""R1-Zero on files of GSM8K from end to end: a toy model of Qwen2.5's shape, whole or with adapters, in bfloat16."""
 
 import json
 import os
