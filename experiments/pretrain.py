@@ -168,7 +168,7 @@ def main(config: Config) -> dict[str, float]:
     task = task_of(config)
     tokenizer = word_level(*task.vocabulary())
     model = build_model(config, tokenizer).to(device, pick_dtype(config.dtype, device))
-    model.recompute = config.recompute
+    model.recompute(config.recompute)
     matrices, rest = split_parameters(model)
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
     layers = [module for module in model.modules() if isinstance(module, MoE)]

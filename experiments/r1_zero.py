@@ -63,12 +63,12 @@ class Config:
     epsilon_low: float = 0.2  # ε
     epsilon_high: float = 0.2  # ε
     beta: float = 0.001  # β, KL coefficient
+    reduction: Literal["per_answer", "token", "fixed"] = "per_answer"
     reference_reset: int = 0  # the reference becomes the policy every so many steps (R1: 400); 0: never
     lora_rank: int = 0  # r: train adapters only, and the model without them is the reference; 0: train all weights
     lora_alpha: float = 32.0  # α
     num_minibatches: int = 2  # optimizer steps an epoch
     epochs: int = 1  # passes over a rollout
-    reduction: Literal["per_answer", "token", "fixed"] = "per_answer"
     accuracy_weight: float = 1.0
     format_weight: float = 0.1
     mask_truncated: bool = False  # truncated answers take no part in the loss
@@ -144,15 +144,15 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
                 batch = rollout.select(rows)
                 T = batch.tokens.shape[1]
                 mask, A = trained[rows, :T], advantage[rows].unsqueeze(1).expand(-1, T)
-                weight = reduction(mask, config, answers, tokens)
                 logp = model.logprob(batch.tokens, lengths=batch.length, mask=mask, temperature=rollout.temperature)
                 loss = clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
+                clipped = is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
+                weight = reduction(mask, config, answers, tokens)
                 if ref_logp is not None:
                     kl = kl_k3(logp, ref_logp[rows, :T])
                     loss = loss + config.beta * kl
                     averages.add(weight, kl=kl)
                 (weight * loss).sum().backward()
-                clipped = is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
                 averages.add(weight, clip_fraction=clipped)
             averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
             optimizer.step()
@@ -198,7 +198,7 @@ def main(config: Config) -> dict[str, float]:
         run.log(0, metrics)
         print(f"before: validation pass@1 {metrics['eval/pass@1']:.1%}")
 
-    for step in steps(state["step"], config.steps, "R1-Zero"):
+    for step in steps(state["step"], config.steps, config.out.name):
         clock = Clock(device)
         problems = python_random(config.seed, step).sample(train, config.prompts)
         rollout = act(model, tokenizer, problems, config, step)

@@ -1,8 +1,8 @@
 """minir1: the DeepSeek-R1 recipe in plain PyTorch, small enough to read and real enough to use.
 
-Pre-training, supervised fine-tuning, reinforcement learning with rule rewards (R1-Zero, R1) and distillation,
-on a dense or mixture-of-experts transformer that also loads published checkpoints. The library holds small
-functions; the algorithms stand in `experiments/`, one flat script a stage.
+A dense or mixture-of-experts transformer that also loads published checkpoints; pre-training; reinforcement learning
+with rule rewards (R1-Zero) by GRPO, PPO and their relatives; reward models and DPO; Triton kernels. The library holds
+small functions; the algorithms are in `experiments/`, one flat script a stage.
 
 The letters of tensor comments, docstrings and einops patterns:
 

@@ -15,10 +15,11 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from minir1.log import replace_text
+from minir1.files import replace_text
 
 STATE = "training_state.pt"
 
@@ -72,6 +73,14 @@ def latest(folder: Path) -> Path | None:
 def best(folder: Path) -> Path | None:
     """The best checkpoint, or None where none was called best. ValueError when the pointer names no folder."""
     return _follow(Path(folder) / "best")
+
+
+def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
+    """The latest or the best checkpoint in a folder of checkpoints; a folder that is none of these, as it is.
+
+    Where no checkpoint was called best, the latest.
+    """
+    return (best(folder) if prefer == "best" else None) or latest(folder) or Path(folder)
 
 
 def load_state(path: Path, device: str = "cpu") -> dict:

@@ -35,27 +35,27 @@ def by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def batches(stream: Iterable[list[int]], budget: int, pool: int, rng: random.Random) -> Iterator[list[list[int]]]:
     """Documents into batches of about `budget` tokens with little padding: `pool` batches are read, sorted by length,
     cut, and yielded in random order. The last pool is yielded too."""
-    held: list[list[int]] = []
+    documents: list[list[int]] = []
     tokens = 0
 
-    def cut() -> Iterator[list[list[int]]]:  # what is held, as shuffled batches
-        groups = by_tokens([len(row) for row in held], budget)
+    def cut() -> Iterator[list[list[int]]]:  # the pool, as shuffled batches
+        groups = by_tokens([len(row) for row in documents], budget)
         rng.shuffle(groups)
         for group in groups:
-            yield [held[row] for row in group]
+            yield [documents[row] for row in group]
 
     for document in stream:
-        held.append(document)
+        documents.append(document)
         tokens += len(document)
         if tokens >= budget * pool:
             yield from cut()
-            held, tokens = [], 0
-    if held:
+            documents, tokens = [], 0
+    if documents:
         yield from cut()
 
 
 def passes(count: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of `size` of the numbers 0 … count - 1: pass after pass over all, each in an order of its own.
+    """Endless batches of `size` of the numbers 0 … count - 1: pass after pass over all, each in its own order.
 
     A batch may hold the end of a pass and the beginning of the next. A function of the arguments alone.
     ValueError unless both are at least 1.

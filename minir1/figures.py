@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e6e9ed"
 BLUE, ORANGE, GREEN, RED, VIOLET, GREY = "#2f6fb3", "#d9722e", "#2f8f6b", "#c0394b", "#7a5ba8", "#8b95a1"
@@ -63,9 +63,8 @@ def line(panel: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> Non
 
 def from_zero(panel: Axes, values: np.ndarray) -> None:
     """An axis from 0 to a round number above the values, in five steps (so that two axes share a grid)."""
-    top = 1.02 * max(values, default=0)
-    unit = 10.0 ** np.floor(np.log10(top / 5)) if top > 0 else 0.1
-    step = unit * min(nice for nice in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 20) if 5 * nice * unit >= top)
+    top = 1.02 * max(*values, 0) if len(values) else 0
+    step = np.diff(MaxNLocator(5, steps=(1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)).tick_values(0, top or 0.5))[0]
     panel.set_ylim(min(0, 1.02 * min(values, default=0)), 5 * step)
     panel.set_yticks(step * np.arange(6))
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import get_console
@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from minir1.files import plain, replace_text, write_json
 
 WANDB_MODES = ("off", "online", "offline")
 MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # what a resumed run may set anew
@@ -76,7 +78,7 @@ class Run:
         """Merge `values` (flat keys such as "after/pass@1") into result.json, atomically."""
         path = self.out / "result.json"
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        replace_text(path, json.dumps({**old, **_plain(values)}, indent=2, ensure_ascii=False) + "\n")
+        write_json(path, old | values)
 
 
 def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> Run:
@@ -90,7 +92,7 @@ def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> 
     if wandb not in WANDB_MODES:
         raise ValueError(f"wandb is {wandb!r}; allowed are {', '.join(WANDB_MODES)}")
     out = Path(out)
-    saved, now = out / "config.json", _plain(dataclasses.asdict(config))
+    saved, now = out / "config.json", plain(dataclasses.asdict(config))
     holds_run = saved.exists() or (out / "metrics.jsonl").exists()
     if holds_run and not resume:
         raise ValueError(f"{out} already holds a run: go on with --resume, or choose another --out")
@@ -98,8 +100,7 @@ def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> 
         raise ValueError(f"{out} holds metrics.jsonl but no config.json: choose another --out")
     if holds_run:
         _same_config(json.loads(saved.read_text(encoding="utf-8")), now, out)
-    out.mkdir(parents=True, exist_ok=True)
-    replace_text(saved, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
+    write_json(saved, now)
     Run(out).cut_back(math.inf)  # a torn last line must not swallow the next one
     return Run(out, None if wandb == "off" else _start_wandb(out, now, wandb))
 
@@ -116,36 +117,10 @@ def read_metrics(path: Path) -> list[dict]:
     return _read_jsonl(path)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader, or a kill, sees the old file or the new, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def _row(step: int, values: dict) -> dict:
     if "step" in values:
         raise ValueError('"step" is given apart; leave it out of the values')
-    return {"step": int(step), **_plain(values)}
-
-
-def _plain(value):
-    """`value` as JSON knows it: numpy and torch scalars as numbers, NaN and infinity as None, paths as str."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # numpy and torch: a number, or lists of numbers
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return {"step": int(step), **plain(values)}
 
 
 def _append(path: Path, rows: list[dict]) -> None:
@@ -261,6 +236,12 @@ def table(title: str, columns: list[str], rows: list[list]) -> None:
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     _console().print(grid)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table for a document; the first `words` columns are text, the others are aligned to the right."""
+    lines = [head, ["---"] * words + ["---:"] * (len(head) - words), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def peak_memory_gib() -> float:

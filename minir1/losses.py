@@ -11,20 +11,22 @@ import math
 import torch
 from torch import Tensor
 
+LARGEST = 80.0  # exp of 89 overflows in fp32
 
-def _wide(x: Tensor) -> Tensor:
+
+def _upcast(x: Tensor) -> Tensor:
     """At least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def nll(logp: Tensor) -> Tensor:
     """-log π(x_t | x_<t), the loss of supervised training. logp: [B, T]."""
-    return -_wide(logp)
+    return -_upcast(logp)
 
 
 def reinforce(logp: Tensor, advantage: Tensor) -> Tensor:
     """-A_t log π(x_t | x_<t) (Williams 1992). logp, advantage: [B, T]; no gradient goes through the advantage."""
-    return -advantage.detach() * _wide(logp)
+    return -advantage.detach() * _upcast(logp)
 
 
 def _check_clips(low: float, high: float) -> None:
@@ -32,17 +34,16 @@ def _check_clips(low: float, high: float) -> None:
         raise ValueError(f"clip_low = {low}, clip_high = {high}: 0 or more, the interval holds the ratio 1")
 
 
-def _pessimistic(log_ratio: Tensor, advantage: Tensor, low: float, high: float, most: float = math.inf) -> Tensor:
-    """min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) for r = exp(log_ratio), and where A < 0 no less than `most`·A.
+def _surrogate(log_ratio: Tensor, advantage: Tensor, low: float, high: float, dual: float | None = None) -> Tensor:
+    """min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) for r = exp(log_ratio), and with `dual` at least c A where A < 0.
 
-    That is min(r, 1 + ε_high) A for a gain, and max(r, 1 - ε_low) A for a loss. The cut is made in log r: a ratio that
-    overflows has the gradient 0 where it is clipped, and not ∞·0.
+    Where one of the bounds holds whatever r is, r is kept from overflowing: its gradient is 0, and 0·∞ would be NaN.
     """
     _check_clips(low, high)
-    log_ratio = torch.where(advantage == 0, 0.0, log_ratio)  # an open clip would make ∞·0 of it
-    floor = math.log(1 - low) if low < 1 else -math.inf
-    loss, gain = log_ratio.clamp(floor, math.log(most)), log_ratio.clamp(max=math.log(1 + high))
-    return torch.where(advantage < 0, loss, gain).exp() * advantage
+    finite = log_ratio.clamp(max=LARGEST)
+    ratio = (torch.where(advantage < 0, log_ratio, finite) if dual is None else finite).exp()
+    objective = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    return objective if dual is None else torch.where(advantage < 0, objective.maximum(dual * advantage), objective)
 
 
 def clipped_surrogate(
@@ -63,8 +64,7 @@ def clipped_surrogate(
     """
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip = {dual_clip}: above 1, or None")
-    log_ratio, most = _wide(logp) - old_logp.detach(), math.inf if dual_clip is None else dual_clip
-    return -_pessimistic(log_ratio, advantage.detach(), clip_low, clip_high, most)
+    return -_surrogate(_upcast(logp) - old_logp.detach(), advantage.detach(), clip_low, clip_high, dual_clip)
 
 
 def is_clipped(
@@ -76,7 +76,7 @@ def is_clipped(
     dual_clip: float | None = None,
 ) -> Tensor:
     """bool [B, T]: where clipped_surrogate has no gradient because the ratio has left the interval."""
-    ratio = (_wide(logp.detach()) - old_logp).exp()
+    ratio = (_upcast(logp.detach()) - old_logp).exp()
     most = math.inf if dual_clip is None else dual_clip
     low = (ratio < 1 - clip_low) | (ratio > most)
     return ((advantage > 0) & (ratio > 1 + clip_high)) | ((advantage < 0) & low)
@@ -89,7 +89,7 @@ def cispo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, cl
     importance weight. The paper sets no lower bound, which is clip_low = 1. All [B, T].
     """
     _check_clips(clip_low, clip_high)
-    ratio = (_wide(logp.detach()) - old_logp).exp()
+    ratio = (_upcast(logp.detach()) - old_logp).exp()
     ratio = torch.where(advantage == 0, 1.0, ratio)  # an open clip would make ∞·0 of it
     return reinforce(logp, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
 
@@ -105,9 +105,9 @@ def gspo(
     `per_answer_mean` the sum is the paper's objective. All [B, T]; the advantage is one number an answer, repeated.
     s_i stays nearer to 1 than r_t does: the paper clips at 3e-4 and 4e-4.
     """
-    log_ratio = (_wide(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
+    log_ratio = (_upcast(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
     mean = log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    return -_pessimistic(mean, advantage.detach(), clip_low, clip_high)
+    return -_surrogate(mean, advantage.detach(), clip_low, clip_high)
 
 
 def grpo_sequence(
@@ -122,8 +122,8 @@ def grpo_sequence(
     answers not discounted. `gspo` takes the |o_i|-th root of the same ratio, which stays near 1 where this one leaves
     the interval after a few tokens' change. All [B, T]; the advantage is one number an answer, repeated.
     """
-    log_ratio = (_wide(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
-    return -_pessimistic(log_ratio.sum(1, keepdim=True), advantage.detach(), clip_low, clip_high)
+    log_ratio = (_upcast(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
+    return -_surrogate(log_ratio.sum(1, keepdim=True), advantage.detach(), clip_low, clip_high)
 
 
 def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> Tensor:
@@ -136,7 +136,7 @@ def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> 
     """
     if not cap > 0:
         raise ValueError(f"cap = {cap}: above 0, infinite for none")
-    return (_wide(old_logp.detach()) - sampler_logp.detach()).exp().clamp(max=cap)
+    return (_upcast(old_logp.detach()) - sampler_logp.detach()).exp().clamp(max=cap)
 
 
 def entropy_bonus(entropy: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def entropy_bonus(entropy: Tensor) -> Tensor:
 
     entropy: [B, T], nats, with gradient, of the distribution that x_t was drawn from.
     """
-    return -_wide(entropy)
+    return -_upcast(entropy)
 
 
 def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -> Tensor:
@@ -156,7 +156,7 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -
     """
     if not clip >= 0:
         raise ValueError(f"clip = {clip}: 0 or more, infinite for none")
-    value, old_value, returns = _wide(value), old_value.detach(), returns.detach()
+    value, old_value, returns = _upcast(value), old_value.detach(), returns.detach()
     clipped = value.clamp(old_value - clip, old_value + clip)
     return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square())
 
@@ -166,12 +166,12 @@ def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
     As a loss its expected gradient is zero (E ∇log π = 0): use it in the reward, or to report.
     """
-    return _wide(logp) - ref_logp.detach()
+    return _upcast(logp) - ref_logp.detach()
 
 
 def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """(log π - log π_ref)² / 2: biased as a number; its expected gradient is that of each step's KL(π‖π_ref)."""
-    return 0.5 * (_wide(logp) - ref_logp.detach()).square()
+    return 0.5 * (_upcast(logp) - ref_logp.detach()).square()
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -179,5 +179,5 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
     The estimator of GRPO and R1. As a loss its expected gradient is that of each step's KL(π_ref‖π), not KL(π‖π_ref).
     """
-    log_ratio = ref_logp.detach() - _wide(logp)
+    log_ratio = ref_logp.detach() - _upcast(logp)
     return log_ratio.exp() - log_ratio - 1

@@ -114,3 +114,22 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
     quantile = T_QUANTILE[min(x.size - 3, len(T_QUANTILE) - 1)]
     half = quantile * x.std(ddof=1) / np.sqrt(x.size)
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
+
+
+# ---- in words ----------------------------------------------------------------------------------
+
+
+def with_interval(mean: float, low: float, high: float, form: str = ".1%") -> str:
+    """84.2% [80.1, 88.3]"""
+    return f"{mean:{form}} [{f'{low:{form}}'.rstrip('%')}, {f'{high:{form}}'.rstrip('%')}]"
+
+
+def over_seeds(values: Sequence[float], form: str = ".1%", least: float = -np.inf) -> str:
+    """The mean over seeds and, from three on, its interval (`seed_interval`).
+
+    Student's t knows nothing of limits: a share (a form in %) is kept within 0 and 1, another quantity above `least`.
+    """
+    if len(values) < 3:
+        return f"{sum(values) / len(values):{form}}"
+    mean, low, high = seed_interval(values)
+    return with_interval(mean, *np.clip((low, high), *((0, 1) if form.endswith("%") else (least, np.inf))), form)

@@ -70,7 +70,8 @@ class Masters:
 
     A step below 2^-9 of a bfloat16 weight is lost in the weight, but adds up in its master. Weights of 32 or 64 bits
     are their own masters. Gradients of micro-batches are still summed in the dtype of the weights, and those of 16 bits
-    are gone after a step. Used as any optimizer of torch; its state holds the masters, so a resumed run has the same bits.
+    are gone after a step. Used as any optimizer of torch; the masters are part of its state, so a resumed run has the
+    same bits.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]):

@@ -6,13 +6,7 @@ up to the loss of the whole and no result depends on how the batch is split.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-
-
-def _wide(mask: Tensor) -> Tensor:
-    """The mask as numbers: fp32, or fp64 where it is given so."""
-    return mask.to(torch.promote_types(mask.dtype, torch.float32))
 
 
 def _check(total: float) -> None:
@@ -23,17 +17,16 @@ def _check(total: float) -> None:
 def per_answer_mean(mask: Tensor, total: int) -> Tensor:
     """1 / (answers · |o_i|) for the tokens of answer i (GRPO, DeepSeekMath, arXiv:2402.03300, equation 3).
 
-    mask: [B, T], the trained tokens; total: how many answers with a trained token the whole batch has. fp32 [B, T].
+    mask: bool [B, T], the trained tokens; total: answers of the whole batch that have a trained token. fp32 [B, T].
     """
     _check(total)
-    mask = _wide(mask)
     return mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / total
 
 
 def token_mean(mask: Tensor, total: int) -> Tensor:
     """1 / (tokens of all answers) (DAPO, arXiv:2503.14476, section 3.3). total: trained tokens of the whole batch."""
     _check(total)
-    return _wide(mask) / total
+    return mask / total
 
 
 def fixed_length(mask: Tensor, length: int, total: int) -> Tensor:
@@ -44,4 +37,4 @@ def fixed_length(mask: Tensor, length: int, total: int) -> Tensor:
     _check(total)
     if length < 1:
         raise ValueError(f"length = {length}: must be at least 1")
-    return _wide(mask) / length / total
+    return mask / length / total

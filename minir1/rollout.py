@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minir1.data import pad_rows
@@ -17,7 +18,7 @@ __all__ = ["BUDGET", "EOS", "STOP", "Rollout", "answers_of", "collect", "concate
 
 @dataclass(frozen=True)
 class Rollout:
-    """B rows `[prompt | answer | pad]` of at most T tokens. Entry [b, t] speaks of token t; column 0 is not trained."""
+    """B rows `[prompt | answer | pad]` of at most T tokens. Entry [b, t] describes token t; column 0 is not trained."""
 
     tokens: Tensor  # int64 [B, T]
     prompt_len: Tensor  # int64 [B]
@@ -31,21 +32,22 @@ class Rollout:
     routes: Tensor | None = None  # int16 [B, T, L_moe, K_r], the sampler's experts; -1 at the last token and padding
 
     def select(self, rows: Tensor) -> Rollout:
-        """These rows only, cut to their longest. rows: int64 [B']."""
+        """These rows only, without columns that are padding in all of them. rows: int64 [B'], on any device."""
+        rows = rows.to(self.length.device)
         longest = int(self.length[rows].max())
         grids = {name: grid[rows, :longest] for name in GRIDS if (grid := getattr(self, name)) is not None}
         return replace(self, **grids, **{name: getattr(self, name)[rows] for name in LISTS})
 
 
-GRIDS = {"tokens": 0, "mask": False, "logp": 0.0, "entropy": 0.0, "routes": -1}  # [B, T, ...], and what padding holds
+GRIDS = {"tokens": 0, "mask": False, "logp": 0.0, "entropy": 0.0, "routes": -1}  # [B, T, ...], and the value at padding
 LISTS = ("prompt_len", "length", "stop", "group")  # [B]
 
 
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
-    """All rows in the given order, padded to the longest, as to refill a batch with more groups.
+    """All rows in order, padded to the longest, as to refill a batch with more groups.
 
     Groups are numbered anew, 0, 1, 2 … without gaps: within a rollout in the order of their numbers, and those of
-    different rollouts stay apart, even if the prompts are the same. Routes are kept where every rollout has them.
+    different rollouts stay apart, even if the prompts are the same. Routes are there if every rollout has them.
     ValueError for no rollout at all, or different temperatures: those rows come from different policies.
     """
     temperatures = sorted({rollout.temperature for rollout in rollouts})
@@ -64,9 +66,8 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
 
     lists = {name: torch.cat([getattr(rollout, name) for rollout in rollouts]) for name in LISTS}
     # Pairs (rollout, group) in rising order are numbered.
-    source = torch.repeat_interleave(torch.tensor([len(rollout.group) for rollout in rollouts]))
-    pairs = torch.stack((source.to(lists["group"].device), lists["group"]))
-    lists["group"] = pairs.unique(dim=1, return_inverse=True)[1]
+    source = torch.cat([torch.full_like(rollout.group, i) for i, rollout in enumerate(rollouts)])
+    lists["group"] = torch.stack((source, lists["group"])).unique(dim=1, return_inverse=True)[1]
     return Rollout(**{name: stack(name) for name in GRIDS}, **lists, temperature=temperatures[0])
 
 
@@ -109,22 +110,28 @@ def collect(
         rows=rows,
         record_routes=record_routes,
     )
-    device = sampled.tokens.device
-    group = torch.arange(len(prompts), device=device).repeat_interleave(answers)
-    asked, lengths = pad_rows(prompts, device)
-    prompt_len = lengths[group]
+    prompt_rows, prompt_lengths = pad_rows(prompts, sampled.tokens.device)
+    group = torch.arange(len(prompts), device=sampled.tokens.device).repeat_interleave(answers)
+    prompt_len = prompt_lengths[group]
     length = prompt_len + sampled.count
-    columns = torch.arange(int(length.max()), device=device)
-    mask = (columns >= prompt_len.unsqueeze(1)) & (columns < length.unsqueeze(1))
+    columns = torch.arange(int(length.max()), device=length.device)
+    after = columns - prompt_len.unsqueeze(1)  # [B, T], tokens of the answer before this one
+    mask = (after >= 0) & (columns < length.unsqueeze(1))
 
-    def place(values: Tensor) -> Tensor:
-        """Entry t of answer b goes to column prompt_len[b] + t. Both [B, T]."""
-        source = (columns - prompt_len.unsqueeze(1)).clamp(0, values.shape[1] - 1)
-        return values.gather(1, source).masked_fill(~mask, 0)
+    def shifted(values: Tensor) -> Tensor:
+        """Entry t of answer b in column prompt_len[b] + t, 0 elsewhere. [B, longest answer] -> [B, T]."""
+        return values.gather(1, after.clamp(0, values.shape[1] - 1)).masked_fill(~mask, 0)
 
-    tokens = place(sampled.tokens)
-    longest = asked.shape[1]
-    tokens[:, :longest] += asked[group] * (columns[:longest] < prompt_len.unsqueeze(1))
-    routes = None if sampled.routes is None else sampled.routes[:, : len(columns)]
-    grids = (tokens, prompt_len, length, mask, place(sampled.logp), place(sampled.entropy))
-    return Rollout(*grids, sampled.stop, group, temperature, routes)
+    prompt = F.pad(prompt_rows, (0, len(columns) - prompt_rows.shape[1]))[group]
+    return Rollout(
+        tokens=torch.where(after < 0, prompt, shifted(sampled.tokens)),
+        prompt_len=prompt_len,
+        length=length,
+        mask=mask,
+        logp=shifted(sampled.logp),
+        entropy=shifted(sampled.entropy),
+        stop=sampled.stop,
+        group=group,
+        temperature=temperature,
+        routes=None if sampled.routes is None else sampled.routes[:, : len(columns)],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minir1.data import pad_rows
+from minir1.device import widest
 from minir1.model.moe import routes_of
 from minir1.model.transformer import Transformer
 
 EOS, STOP, BUDGET = 0, 1, 2  # why a row ended
-PREFILL_CHUNK = 2048  # columns of a prompt in one go
+PREFILL_CHUNK = 2048  # columns of a prompt at a time
+BUCKETS = (1, *sorted(size << n for size in (2, 3) for n in range(30)))  # rows of a batch
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,17 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniform(seed: int, rows: Tensor, positions: Tensor) -> Tensor:
-    """One number in [0, 1) for every (seed, row, position), the same in whatever batch it is drawn.
+    """One number in [0, 1) for every (seed, row, position), independent of the batch.
 
-    rows, positions: int64, broadcast against each other; returns fp64 of their common shape.
+    rows, positions: int64, broadcast against each other; returns fp64 of their common shape, of 53 random bits (on a
+    device without fp64: fp32, of 24).
     """
     golden = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15
     key = _mix(torch.full((), (seed + 1) * 0x9E3779B9 % 2**63, dtype=torch.int64, device=rows.device))
     bits = _mix(_mix(_mix(key + rows * golden) + positions) + golden)
-    return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
+    dtype = widest(rows.device)
+    digits = 53 if dtype == torch.float64 else 24  # of a number's mantissa
+    return ((bits >> (64 - digits)) & (2**digits - 1)).to(dtype) * 2.0**-digits
 
 
 def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -67,11 +73,12 @@ def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
 def draw(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Invert the cumulative distribution at `noise`; -inf logits are never drawn.
 
-    logits: fp32 [B, V]; noise: fp64 [B] in [0, 1). Returns tokens int64 [B], their logp fp32 [B], entropy fp32 [B].
+    logits: fp32 or fp64 [B, V]; noise: [B] in [0, 1), as `uniform` makes it. Returns tokens int64 [B], and in the
+    logits' dtype their logp [B] and the entropy [B].
     """
     logp = logits.log_softmax(-1)
     p = logp.exp()
-    cumulative = p.cumsum(-1, dtype=torch.float64)
+    cumulative = p.cumsum(-1, dtype=widest(p.device))
     tokens = torch.searchsorted(cumulative, (noise * cumulative[:, -1]).unsqueeze(1), right=True)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     entropy = -(p * logp.nan_to_num(neginf=0.0)).sum(-1)
@@ -89,11 +96,8 @@ def choose(logits: Tensor, noise: Tensor, temperature: float, top_k: int, top_p:
 
 
 def bucket(alive: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16 … (2^n and 3·2^n) that holds `alive` rows."""
-    size = 1
-    while size < alive:
-        size = size * 3 // 2 if size & (size - 1) == 0 and size > 1 else (size * 4 // 3 if size > 1 else 2)
-    return size
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16 … (2^n and 3·2^n) that is at least `alive`."""
+    return BUCKETS[bisect_left(BUCKETS, alive)]
 
 
 def check(model: Transformer, prompts, answers, max_tokens, temperature, top_k, top_p, stop) -> list[int]:
@@ -111,11 +115,12 @@ def check(model: Transformer, prompts, answers, max_tokens, temperature, top_k, 
     return stop
 
 
-def prefilled(model: Transformer, prompts, answers: int, room: int, record_routes: bool):
-    """Each prompt enters the model once, and is then there `answers` times, with room for `room` tokens behind it.
+def prefilled(model: Transformer, matrix: Tensor, prompts, answers: int, max_tokens: int, record_routes: bool):
+    """Each prompt enters the model once and is then repeated `answers` times, with max_tokens free slots after it.
 
-    Returns the logits of the first token fp32 [B, V], the cache, and routes int16 [B, T + room, L_moe, K_r] with -1
-    where there is no token yet, or None. ValueError for routes of a dense model.
+    matrix: `model.head_matrix()`. Returns the logits of the first token fp32 [B, V], the cache, and routes int16
+    [B, T + max_tokens, L_moe, K_r] with -1 where there is no token yet, or None. ValueError for routes of a
+    dense model.
     """
     grid, lengths = pad_rows(prompts, model.device)
     once, routes = model.cache(*grid.shape), None
@@ -125,10 +130,10 @@ def prefilled(model: Transformer, prompts, answers: int, room: int, record_route
             raise ValueError("record_routes: a dense model has no routes")
         routes = torch.empty(*grid.shape, *size, dtype=torch.int16, device=model.device)
     last = model.prefill(grid, lengths=lengths, cache=once, chunk=PREFILL_CHUNK, routes_to=routes)
-    cache = once.repeat(answers, grid.shape[1] + room)
+    cache = once.repeat(answers, grid.shape[1] + max_tokens)
     if record_routes:
-        routes = F.pad(routes.repeat_interleave(answers, dim=0), (0, 0, 0, 0, 0, room), value=-1)
-    return model.logits(last).repeat_interleave(answers, dim=0), cache, routes
+        routes = F.pad(routes.repeat_interleave(answers, dim=0), (0, 0, 0, 0, 0, max_tokens), value=-1)
+    return model.logits(last, matrix).repeat_interleave(answers, dim=0), cache, routes
 
 
 @torch.no_grad()
@@ -152,9 +157,13 @@ def generate(
 
     stop: tokens that end a row, the first of them the EOS; none of them is drawn among the first min_tokens. A row's
     noise depends on (seed, its id in `rows` (int64 [B], default 0 … B-1), position) alone. temperature 0 is greedy.
-    Finished rows are dropped every `check_every` steps, in buckets of few sizes; nothing else waits for the device.
-    With record_routes the experts of each token are kept, those of a prompt for each of its answers. The last token of
-    an answer never enters the model: it has -1, as the padding has.
+    With record_routes the experts of each token are recorded, those of a prompt for each of its answers. The last token
+    of an answer never enters the model: it has -1, as padding has.
+
+    Finished rows are dropped every `check_every` steps, in buckets of few sizes, and only then the host waits for the
+    device. A test runs a step on a device other than the CPU and refuses every operator that reads a result on the
+    host or whose output's shape depends on one. Kernels may wait inside: torch's grouped product does on CUDA unless
+    the experts are in bfloat16, and experts in fp64 are taken one by one.
     Raises ValueError on empty prompts, unknown tokens, settings out of range, and routes of a dense model.
     """
     stop = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop)
@@ -162,14 +171,15 @@ def generate(
     rows = torch.arange(count, device=device) if rows is None else rows.to(device)
     if len(rows) != count:
         raise ValueError(f"rows has {len(rows)} ids for {count} rows")
-    logits, cache, routes = prefilled(model, prompts, answers, max_tokens, record_routes)
+    matrix = model.head_matrix()
+    logits, cache, routes = prefilled(model, matrix, prompts, answers, max_tokens, record_routes)
 
     tokens = torch.zeros(count, max_tokens, dtype=torch.int64, device=device)
-    logp, entropy = (torch.zeros(count, max_tokens, device=device) for _ in range(2))
+    logp, entropy = (torch.zeros(count, max_tokens, dtype=logits.dtype, device=device) for _ in range(2))
     ended = torch.full((count,), max_tokens, device=device)  # tokens of each row so far, if it has ended
     why = torch.full((count,), BUDGET, device=device)
     stops = torch.tensor(stop, dtype=torch.int64, device=device)
-    alive = torch.arange(count, device=device)  # which row each place of the batch holds
+    alive = torch.arange(count, device=device)  # the rows that are still in the batch
 
     for step in range(max_tokens):
         if step < min_tokens:
@@ -188,19 +198,19 @@ def generate(
             break
         if (step + 1) % check_every == 0:
             running = ended[alive] > step + 1
-            left = int(running.sum())  # the only question to the device
+            left = int(running.sum())  # the host waits for the device, only here
             if left == 0:
                 break
             if bucket(left) < len(alive):
-                # Ended rows fill the bucket up; stable sort keeps the running ones in order in front.
+                # Ended rows fill the bucket up; the stable sort puts the running ones in front, in their order.
                 keep = running.logical_not().to(torch.int8).sort(stable=True).indices[: bucket(left)].sort().values
                 cache.keep(keep)
                 alive, new = alive[keep], new[keep]
-        place, record = cache.length, [] if record_routes else None
-        logits = model.logits(model.hidden(new.unsqueeze(1), cache=cache, record=record)[:, 0])
-        if record_routes:  # an ended row goes on in the batch, but not in the record
+        position, record = cache.length, [] if record_routes else None
+        logits = model.logits(model.hidden(new.unsqueeze(1), cache=cache, record=record)[:, 0], matrix)
+        if record_routes:  # an ended row that is still in the batch is not recorded
             running = ended[alive] > step + 1
-            routes[alive, place] = routes_of(record).where(running.view(-1, 1, 1), -1)
+            routes[alive, position] = routes_of(record).where(running.view(-1, 1, 1), -1)
     longest = int(ended.max())
     return Sampled(tokens[:, :longest], logp[:, :longest], entropy[:, :longest], ended, why, routes)
 
@@ -218,13 +228,13 @@ def stream(
     stop: int | Sequence[int] = (),
     seed: int = 0,
 ) -> Iterator[int]:
-    """Yield the tokens of one answer as they are drawn, the stop token included: row 0 of `generate`, for a chat."""
+    """Yield the tokens of one answer as they are drawn, the stop token included: row 0 of `generate`."""
     stop = check(model, [prompt], 1, max_tokens, temperature, top_k, top_p, stop)
-    cache = model.cache(1, len(prompt) + max_tokens)
+    cache, matrix = model.cache(1, len(prompt) + max_tokens), model.head_matrix()
     row = torch.zeros(1, dtype=torch.int64, device=model.device)
     hidden = model.prefill(torch.tensor([prompt], device=model.device), cache=cache, chunk=PREFILL_CHUNK)
     for step in range(max_tokens):
-        logits = model.logits(hidden)
+        logits = model.logits(hidden, matrix)
         if step < min_tokens:
             logits[:, stop] = float("-inf")
         token, _, _ = choose(logits, uniform(seed, row, cache.length), temperature, top_k, top_p)

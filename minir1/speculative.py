@@ -23,21 +23,16 @@ DRAFT, ACCEPT, REDRAW = 0, 1, 2  # what a position's three random numbers are fo
 
 @dataclass(frozen=True)
 class Drafts:
-    """What became of the drafts of B rows by D modules. A draft behind a rejected one is not tried."""
+    """What became of the drafts of B rows by D modules. A draft after a rejected one is not tried."""
 
     tried: Tensor  # int64 [B, D]
     accepted: Tensor  # int64 [B, D]
-    forwards: Tensor  # int64 [B], passes of the model behind the prompt
+    forwards: Tensor  # int64 [B], passes of the model after the prompt
 
     @property
     def rate(self) -> float:
         """Accepted drafts / tried ones; 0 if none was tried."""
         return self.accepted.sum().item() / max(1, self.tried.sum().item())
-
-    @property
-    def row_rate(self) -> Tensor:
-        """The same for each row, fp32 [B]."""
-        return self.accepted.sum(1) / self.tried.sum(1).clamp(min=1)
 
 
 # ---- one step of the algorithm: from p, q and a draft to an exact sample of p -------------------
@@ -60,17 +55,17 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 
 def judge(p: Tensor, q: Tensor, drafts: Tensor, accept_noise: Tensor, draw_noise: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of n drafts in a row stand, and the token behind them.
+    """How many of n drafts are accepted, one after the other, and the token after them.
 
     p: [B, n + 1, V], the model's distributions; q: [B, n, V], those that drafts, int64 [B, n], were drawn from; noise
     in [0, 1): [B, n] and [B, n + 1]. Returns int64 [B] twice: accepted, and a token from the residual of the first
-    rejected place, or from p behind the last draft.
+    rejected draft, or from p after the last draft.
     """
     index = drafts.unsqueeze(-1)
     p_x, q_x = p[:, :-1].gather(-1, index).squeeze(-1), q.gather(-1, index).squeeze(-1)
     accepted = (accept_noise < accept_probability(p_x, q_x)).long().cumprod(1).sum(1)
     row = torch.arange(len(p), device=p.device)
-    left = residual(p[row, accepted], F.pad(q, (0, 0, 0, 1))[row, accepted])  # q = 0 behind the last draft
+    left = residual(p[row, accepted], F.pad(q, (0, 0, 0, 1))[row, accepted])  # q = 0 after the last draft
     return accepted, draw(left.log(), draw_noise[row, accepted])[0]
 
 
@@ -105,12 +100,12 @@ class Rule:
 
 @dataclass
 class State:
-    """What the modules go on from, for B rows of which the last `taken` tokens are new (n + taken tokens in all)."""
+    """Where the modules continue, for B rows of which the last `taken` tokens are new (n + taken tokens in all)."""
 
-    hidden: Tensor  # [B, D + 1, dim], h^0 from place n - 1 on; what lies behind the accepted tokens is not looked at
-    ahead: Tensor  # int64 [B, 2D + 1], the tokens from place n on: those taken, then the drafts
+    hidden: Tensor  # [B, D + 1, dim], h^0 from position n - 1 on; not used after the accepted tokens
+    ahead: Tensor  # int64 [B, 2D + 1], the tokens from position n on: those taken, then the drafts
     taken: Tensor  # int64 [B], 1 to D + 1
-    carry: list[Tensor]  # for module k = 2 … D: h^{k-1} at place n - k, [B, 1, dim]
+    carry: list[Tensor]  # for module k = 2 … D: h^{k-1} at position n - k, [B, 1, dim]
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows, in place."""
@@ -122,7 +117,7 @@ def prefill(model: Transformer, tokens: Tensor, lengths: Tensor, cache: Cache) -
     """Prompts through the blocks and the modules, into an empty cache.
 
     tokens: int64 [B, T]; lengths: int64 [B]. Returns for k = 0 … D - 1 the last state h^k that the prompt allows, at
-    place lengths - 1 - k, each [B, 1, dim]; zeros for prompts that are too short.
+    position lengths - 1 - k, each [B, 1, dim]; zeros for prompts that are too short.
     """
     layout = packing(*tokens.shape, lengths, tokens.device)
     grid = model.hidden(tokens, lengths=lengths, cache=cache)
@@ -130,32 +125,35 @@ def prefill(model: Transformer, tokens: Tensor, lengths: Tensor, cache: Cache) -
     last = [grid[row, lengths - 1].unsqueeze(1)]
     hidden = layout.pack(grid)
     ahead = model.look_ahead(layout.pack(tokens.unsqueeze(-1)).squeeze(-1), hidden, layout, cache)
-    for k, (place, state) in enumerate(ahead, start=1):
-        grid = layout.pad(torch.zeros_like(hidden).index_copy(0, place, state))
+    for k, (index, state) in enumerate(ahead, start=1):
+        grid = layout.pad(torch.zeros_like(hidden).index_copy(0, index, state))
         last.append(grid[row, (lengths - 1 - k).clamp(min=0)].unsqueeze(1) * (lengths > k).view(-1, 1, 1))
     return last[:-1]
 
 
-def draft(model: Transformer, state: State, cache: Cache, rule: Rule, step: Tensor, noise: Tensor) -> Tensor:
-    """One token of each module behind those taken, into state.ahead. Returns q: fp32 [B, D, V].
+def draft(
+    model: Transformer, matrix: Tensor, state: State, cache: Cache, rule: Rule, step: Tensor, noise: Tensor
+) -> Tensor:
+    """One token of each module after those taken, into state.ahead. Returns q: fp32 [B, D, V].
 
-    With n tokens known before the last pass, module k has final entries for places below n - k: that of place i needs
-    t_{i+k}. It goes on from there: over the tokens taken, and k - 1 drafts, whose entries the next call makes anew.
+    With n tokens known before the last pass, module k has final entries for positions below n - k: that of position i
+    needs t_{i+k}. It continues there, over the tokens taken and k - 1 drafts, whose entries the next call overwrites.
 
-    step: int64 [B], tokens of the answer so far; noise: fp64 [B, D]. The cache holds all tokens but the last.
+    matrix: `model.head_matrix()`; step: int64 [B], tokens of the answer so far; noise: fp64 [B, D]. The cache holds all
+    tokens but the last.
     """
     depth, row = len(model.mtp), torch.arange(len(step), device=step.device)
     start = cache.length + 1 - state.taken  # n
     out, carry, q = state.hidden, [], []
     for k, module in enumerate(model.mtp, start=1):
         if k > 1:
-            carry.append(out[row, state.taken - 1].unsqueeze(1))  # final: it has seen tokens taken, and no draft
+            carry.append(out[row, state.taken - 1].unsqueeze(1))  # final: made from tokens taken, without drafts
             out = torch.cat((state.carry[k - 2], out), dim=1)
-        # A prompt shorter than k tokens starts below 0, which no later place looks at: it goes to the end of the cache.
-        places = ((start - k).unsqueeze(1) + torch.arange(depth + k, device=step.device)) % cache.slots
+        # A prompt shorter than k tokens starts below 0; that entry, which nothing attends to, goes to the cache's end.
+        positions = ((start - k).unsqueeze(1) + torch.arange(depth + k, device=step.device)) % cache.slots
         embedded = model.embed(state.ahead[:, : depth + k])
-        out = module.decode(embedded, out, *model.angles(places), cache, places, cache.bias(places))
-        logits = model.logits(out[row, state.taken + k - 2])
+        out = module.decode(embedded, out, *model.angles(positions), cache, positions, cache.bias(positions))
+        logits = model.logits(out[row, state.taken + k - 2], matrix)
         _, q_k = rule(logits.unsqueeze(1), (step + k - 1).unsqueeze(1))
         token, _, _ = draw(q_k[:, 0].log(), noise[:, k - 1])
         state.ahead[row, state.taken + k - 1] = token
@@ -165,13 +163,13 @@ def draft(model: Transformer, state: State, cache: Cache, rule: Rule, step: Tens
 
 
 class Answers:
-    """What B rows have said so far, with columns to spare behind the budget for what is drafted past it."""
+    """The answers of B rows so far, with columns after the budget for drafts that exceed it."""
 
-    def __init__(self, rows: int, max_tokens: int, depth: int, stop: Tensor):
+    def __init__(self, rows: int, max_tokens: int, depth: int, stop: Tensor, dtype: torch.dtype):
         device = stop.device
         self.max_tokens, self.stop = max_tokens, stop
         self.tokens = torch.zeros(rows, max_tokens + depth + 1, dtype=torch.int64, device=device)
-        self.logp, self.entropy = (torch.zeros(self.tokens.shape, device=device) for _ in range(2))
+        self.logp, self.entropy = (torch.zeros(self.tokens.shape, dtype=dtype, device=device) for _ in range(2))
         self.count, self.forwards = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
         self.why = torch.full((rows,), BUDGET, device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -189,11 +187,11 @@ class Answers:
         stops = hit.any(-1).long()
         valid = (order <= accepted.unsqueeze(1)) & (step < self.max_tokens) & (stops.cumsum(1) == stops)
         valid &= ~self.ended[alive].unsqueeze(1)
-        place = alive.unsqueeze(1), step
+        index = alive.unsqueeze(1), step
         p_log_p = logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)  # 0 where p is 0
-        self.tokens[place] = torch.where(valid, new, 0)
-        self.logp[place] = torch.where(valid, logp.gather(-1, new.unsqueeze(-1)).squeeze(-1), 0.0)
-        self.entropy[place] = torch.where(valid, -p_log_p.sum(-1), 0.0)
+        self.tokens[index] = torch.where(valid, new, 0)
+        self.logp[index] = torch.where(valid, logp.gather(-1, new.unsqueeze(-1)).squeeze(-1), 0.0)
+        self.entropy[index] = torch.where(valid, -p_log_p.sum(-1), 0.0)
         self.tried[alive, :drafts] += valid[:, :drafts]
         self.accepted[alive, :drafts] += valid[:, :drafts] & (order[:drafts] < accepted.unsqueeze(1))
         self.forwards[alive] += (valid[:, 0] & (drafts > 0)).long()
@@ -204,16 +202,16 @@ class Answers:
         self.ended[alive] |= stopped.any(1) | (self.count[alive] >= self.max_tokens)
 
     def result(self) -> tuple[Sampled, Drafts]:
-        """Cut to the longest answer."""
+        """The columns up to the longest answer."""
         longest = int(self.count.max())
-        said = (x[:, :longest] for x in (self.tokens, self.logp, self.entropy))
-        return Sampled(*said, self.count, self.why), Drafts(self.tried, self.accepted, self.forwards)
+        grids = (x[:, :longest] for x in (self.tokens, self.logp, self.entropy))
+        return Sampled(*grids, self.count, self.why), Drafts(self.tried, self.accepted, self.forwards)
 
 
 def drop_ended(alive: Tensor, ended: Tensor, state: State, cache: Cache) -> Tensor:
-    """The rows that stay in the batch: those that go on, and ended ones up to the next bucket. None if all have ended.
+    """The rows that stay in the batch: running ones, and ended ones up to the next bucket; empty if all have ended.
 
-    alive: int64 [B'], the rows of state and cache, which are cut in place; ended: bool [B]. Asks the device.
+    alive: int64 [B'], the rows of state and cache, which shrink in place; ended: bool [B]. Waits for the device.
     """
     left = int((~ended[alive]).sum())
     if left == 0:
@@ -246,11 +244,11 @@ def speculate(
     rows: Tensor | None = None,
     check_every: int = 8,
 ) -> tuple[Sampled, Drafts]:
-    """What `generate` samples, in fewer passes of the model: its D modules draft D tokens, which one pass judges.
+    """Samples as `generate` does, in fewer passes of the model: its D modules draft D tokens, which one pass judges.
 
-    Arguments as for `sample.generate`. The answers have the same distribution, not the same tokens, but at temperature
+    Arguments as for `sample.generate`. The answers have the same distribution, but other tokens, except at temperature
     0, where they are equal (up to ties within rounding); log-probs and entropies are those of the model. A row's noise
-    depends on (seed, row, position) alone. Prompts go in as one chunk.
+    depends on (seed, row, position) alone. Prompts enter as one chunk.
     Raises ValueError as `generate` does, and for a model without MTP modules.
     """
     stop = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop)
@@ -263,29 +261,30 @@ def speculate(
     grid, lengths = pad_rows(prompts, device)
     once = model.cache(len(prompts), grid.shape[1], mtp=True)
     last = [x.repeat_interleave(answers, dim=0) for x in prefill(model, grid, lengths, once)]
-    # Room for the drafts of a row that is full, and for what `extent` counts beside it between two looks at the rows.
+    # More slots for the drafts of a row at its budget, and for what `used` overestimates between two calls of `trim`.
     cache = once.repeat(answers, grid.shape[1] + max_tokens + (check_every + 2) * (depth + 1))
     begin = cache.length
-    said = Answers(count, max_tokens, depth, torch.tensor(stop, dtype=torch.int64, device=device))
-    rule = Rule(temperature, top_k, top_p, min_tokens, said.stop)
-    alive = torch.arange(count, device=device)  # which row each place of the batch holds
+    matrix, hidden, carry = model.head_matrix(), last[0], last[1:]
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    answered = Answers(count, max_tokens, depth, torch.tensor(stop, dtype=torch.int64, device=device), dtype)
+    rule = Rule(temperature, top_k, top_p, min_tokens, answered.stop)
+    alive = torch.arange(count, device=device)  # the rows that are still in the batch
     order = torch.arange(depth + 1, device=device)
 
     def noise(what: int, width: int) -> Tensor:
         """fp64 [B', width], for the next tokens of each row."""
-        places = (begin[alive] + said.count[alive]).unsqueeze(1) + order[:width]
-        return uniform(seed, rows[alive].unsqueeze(1), 3 * places + what)
+        positions = (begin[alive] + answered.count[alive]).unsqueeze(1) + order[:width]
+        return uniform(seed, rows[alive].unsqueeze(1), 3 * positions + what)
 
-    hidden, carry = last[0], last[1:]
     drafts = torch.zeros(count, 0, dtype=torch.int64, device=device)  # the first token has no draft
-    q = torch.zeros(count, 0, model.config.vocab, device=device)
+    q = torch.zeros(count, 0, model.config.vocab, dtype=dtype, device=device)
     for turn in range(max_tokens):
         width = hidden.shape[1]
-        logp, p = rule(model.logits(hidden), said.count[alive].unsqueeze(1) + order[:width])
+        logp, p = rule(model.logits(hidden, matrix), answered.count[alive].unsqueeze(1) + order[:width])
         accepted, token = judge(p, q, drafts, noise(ACCEPT, width - 1), noise(REDRAW, width))
         new = F.pad(drafts, (0, 1)).scatter(1, accepted.unsqueeze(1), token.unsqueeze(1))
-        running = ~said.ended[alive]
-        said.add(alive, new, accepted, logp)
+        running = ~answered.ended[alive]
+        answered.add(alive, new, accepted, logp)
         if turn > 0:
             cache.rewind(torch.where(running, depth - accepted, depth + 1))
         if turn + 1 == max_tokens:
@@ -293,11 +292,11 @@ def speculate(
         hidden, ahead = F.pad(hidden, (0, 0, 0, depth + 1 - width)), F.pad(new, (0, 2 * depth + 1 - width))
         state = State(hidden, ahead, accepted + 1, carry)
         if (turn + 1) % check_every == 0:
-            alive = drop_ended(alive, said.ended, state, cache)
+            alive = drop_ended(alive, answered.ended, state, cache)
             if len(alive) == 0:
                 break
-        q = draft(model, state, cache, rule, said.count[alive], noise(DRAFT, depth))
+        q = draft(model, matrix, state, cache, rule, answered.count[alive], noise(DRAFT, depth))
         window = state.ahead.gather(1, (state.taken - 1).unsqueeze(1) + order)  # the last token taken, and the drafts
         drafts, carry = window[:, 1:], state.carry
         hidden = model.hidden(window, cache=cache)
-    return said.result()
+    return answered.result()

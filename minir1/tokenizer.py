@@ -13,6 +13,8 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from minir1.files import read_json
+
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TEMPLATE_FILE, OLDER_MAP = "chat_template.jinja", "special_tokens_map.json"
@@ -146,19 +148,6 @@ class Tokenizer:
             raise ValueError(f"{path / 'tokenizer.json'} is no tokenizer: {error}") from error
         eos = text("eos_token")
         return cls(backend, template, eos=eos, pad=text("pad_token") or eos, bos=text("bos_token") or "")
-
-
-def read_json(path: Path, why: str = "") -> dict:
-    """The object in a JSON file. ValueError, with `why` if given, where there is none, or it is damaged."""
-    if not path.exists():
-        raise ValueError(f"{path.parent} holds no {path.name}" + (f": {why}" if why else ""))
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no object, but {str(values)[:40]!r}")
-    return values
 
 
 def _default_template(stated: str | list | None, path: Path) -> str | None:

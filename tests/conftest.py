@@ -23,3 +23,24 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture(scope="session")
+def toy_base(tmp_path_factory):
+    """toy_base("moe") or ("dense"): the run folder of a toy base, trained when first asked for."""
+    from dataclasses import replace
+
+    from toys import BASE, DENSE, MOE
+
+    from experiments import pretrain
+
+    made = {}
+
+    def base(kind: str = "moe"):
+        if kind not in made:
+            out = tmp_path_factory.mktemp(f"toy-{kind}")
+            pretrain.main(replace(BASE, model={"moe": MOE, "dense": DENSE}[kind], out=out))
+            made[kind] = out
+        return made[kind]
+
+    return base

@@ -18,7 +18,6 @@ import sys
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "standin"
@@ -46,6 +45,11 @@ def _relabel(x: Tensor, kind: int) -> Tensor:
     return torch._C._from_dlpack(capsule)
 
 
+def _map(function, x):
+    """The function of x, or of what is in a list or tuple x."""
+    return type(x)(_map(function, item) for item in x) if isinstance(x, (list, tuple)) else function(x)
+
+
 def _number(value: float, args) -> Tensor:
     """A Python number that stands for a tensor, of a dtype that changes no result's."""
     wide = any(isinstance(x, Tensor) and x.is_floating_point() for x in args)
@@ -70,12 +74,18 @@ def _run_on_cpu(op, *args, **kwargs):
             raise RuntimeError(f"{op}: a tensor of shape {tuple(x.shape)} on {x.device} among those on {NAME}")
         return x
 
+    if name == "aten::set_":  # (tensor, storage, offset, size, strides): the tensor takes the storage's memory
+        tensor, storage, *layout = args
+        offset, size, *strides = layout or (0, (storage.nbytes() // tensor.itemsize,), (1,))  # default strides: []
+        flat = _memory(storage).view(tensor.dtype)
+        tensor.data = _relabel(flat.as_strided(size, strides[0] if strides else (), offset), DLPACK_EXTENSION)
+        return tensor
     target = kwargs.get("device")
     args = tuple(
         _number(value, args) if isinstance(value, (int, float)) and isinstance(p.type, torch.TensorType) else value
         for value, p in zip(args, op._schema.arguments)
     )
-    args, kwargs = tree_map(down, (args, kwargs))
+    args, kwargs = _map(down, args), {key: _map(down, x) for key, x in kwargs.items()}
     if name == "aten::_copy_from":
         source, goal = args[:2]
         goal.copy_(source)
@@ -94,7 +104,39 @@ def _run_on_cpu(op, *args, **kwargs):
     def up(x):
         return (ours[id(x)][1] if id(x) in ours else _relabel(x, DLPACK_EXTENSION)) if isinstance(x, Tensor) else x
 
-    return result if name == "aten::_to_copy" and target is not None and target.type != NAME else tree_map(up, result)
+    return result if name == "aten::_to_copy" and target is not None and target.type != NAME else _map(up, result)
+
+
+def _memory(storage: torch.UntypedStorage) -> Tensor:
+    """The bytes of a storage on the device as a CPU tensor."""
+    if storage.nbytes() == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    array = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
+    array.owner = storage  # which lives as long as the tensor
+    return torch.frombuffer(array, dtype=torch.uint8)
+
+
+def _patch_storages() -> None:
+    """Copies of storages, in which torch would look for an allocator of the device: deepcopy, torch.save and load."""
+    deepcopy, cpu, to = Tensor.__deepcopy__, torch.UntypedStorage.cpu, torch.UntypedStorage.to
+
+    def tensor_deepcopy(self, memo):
+        if self.device.type != NAME:
+            return deepcopy(self, memo)
+        if id(self) not in memo:
+            memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
+        return memo[id(self)]
+
+    def storage_cpu(self):
+        return _memory(self).clone().untyped_storage() if self.device.type == NAME else cpu(self)
+
+    def storage_to(self, *, device, non_blocking=False):
+        if torch.device(device).type != NAME:
+            return to(self, device=device, non_blocking=non_blocking)
+        flat = torch.empty(0, dtype=torch.uint8).set_(self.cpu())
+        return _relabel(flat, DLPACK_EXTENSION).untyped_storage()
+
+    Tensor.__deepcopy__, torch.UntypedStorage.cpu, torch.UntypedStorage.to = tensor_deepcopy, storage_cpu, storage_to
 
 
 def _attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
@@ -122,6 +164,7 @@ def register() -> torch.device:
     register.named.impl("scaled_dot_product_attention", _attention, "AutogradPrivateUse1")
     silu_backward = functools.partial(_run_on_cpu, torch.ops.aten.silu_backward.default)
     register.named.impl("silu_backward", silu_backward, "PrivateUse1")
+    _patch_storages()
     return torch.device(NAME)
 
 

@@ -3,7 +3,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minir1.model.attention import _attention_and_log_z, _explicit, causal_attention, chunk_attention
+from minir1.model.attention import (
+    _attention_and_log_z,
+    _explicit,
+    cached_attention,
+    cached_latent_attention,
+    causal_attention,
+    chunk_attention,
+)
 from minir1.ops.decode import over_slots
 
 SIZES = [(8, 8), (12, 8), (8, 12), (6, 4)]  # d_qk, d_v
@@ -49,6 +56,18 @@ def test_cached(H, K, d_qk, d_v):
     bias = torch.zeros(2, 2, 6).masked_fill(~visible, float("-inf"))
     have = over_slots(q, k, v, bias, 0.4)
     torch.testing.assert_close(have, naive(q, k, v, 0.4, visible), rtol=1e-5, atol=1e-6)
+
+
+def test_scores_above_the_largest_fp16_number_before_their_scale():
+    """q·k = 80,000, and 10,000 after the scale: as in a prefill, and in blocks of one."""
+    q, k = torch.full((1, 1, 1, 8), 100.0).half(), torch.full((1, 2, 1, 8), 100.0).half()
+    k[:, 1] *= 0.5
+    v, bias, position = torch.randn(1, 2, 1, 8).half(), torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.int64)
+    want = v[:, :1]  # the first key takes all of the weight
+    torch.testing.assert_close(cached_attention(q, k, v, position, bias, 0.125), want)
+    torch.testing.assert_close(_explicit(q, k, v, 0.125, causal=False)[0].transpose(1, 2), want)
+    latent = torch.cat((k, k), -1).squeeze(2)
+    torch.testing.assert_close(cached_latent_attention(q, q, latent, position, bias, 0.125), k[:, :1])
 
 
 @pytest.mark.parametrize("H,K", RATIOS)

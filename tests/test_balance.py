@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from experiments.studies import balance, balance_figures
 from minir1.log import read_metrics
 from minir1.model.config import ModelConfig
 from minir1.model.moe import Routing
-
-SCRIPTS = Path(__file__).parent.parent / "experiments"
 
 TINY = ModelConfig(
     dim=16, layers=2, heads=2, kv_lora=8, nope=4, rope=4, v_dim=8, ffn=16, experts=4, expert_ffn=8, experts_per_token=1
@@ -24,7 +21,7 @@ STRENGTHS = {"none": (0.0,), "sequence": (0.1,), "batch": (0.1,), "bias": (0.01,
 def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(balance, "STRENGTHS", STRENGTHS)
     places = {"out": tmp_path / "runs", "results": tmp_path / "balance.json", "figure": tmp_path / "balance.png"}
-    return balance.Config(seeds=(0, 5), steps=4, batch=256, model=TINY, eval_every=2, eval_batches=1, **places)
+    return balance.Config(seeds=(0, 5), steps=4, batch=256, model=TINY, eval_every=2, eval_batches=1, device="cpu", **places)
 
 
 def test_the_comparison_at_toy_size(toy, monkeypatch, capsys):
@@ -41,7 +38,7 @@ def test_the_comparison_at_toy_size(toy, monkeypatch, capsys):
     last = [runs[name][-1]["train/loss"] for name in ("none-0-0", "sequence-0.1-0", "batch-0.1-0", "bias-0.1-0")]
     assert len(set(last)) == 4
 
-    with pytest.raises(ValueError, match="none-0-0 already holds a run: go on with --resume"):
+    with pytest.raises(ValueError, match="none-0-0 already holds a run: continue with --resume"):
         balance.main(toy)
     with pytest.raises(ValueError, match="none-0-0 was run for 4 steps, not 5"):
         balance.main(replace(toy, steps=5, resume=True))

@@ -28,7 +28,7 @@ def test_shapes():
     mla, gqa = (Cache(config, 3, 7, dtype=torch.bfloat16) for config in CONFIGS)
     assert [tuple(x.shape) for x in mla.layers] == [(3, 7, 5)] * 2
     assert [tuple(x.shape) for x in gqa.layers] == [(3, 7, 2, 1, 4)] * 2
-    assert mla.slots == 7 and mla.extent == 0 and mla.length.tolist() == [0, 0, 0]
+    assert mla.slots == 7 and mla.used == 0 and mla.length.tolist() == [0, 0, 0]
     assert mla.layers[0].dtype == torch.bfloat16
 
 
@@ -52,7 +52,7 @@ def test_write_places_each_row_at_its_own_end(config):
     assert rows(cache) == [[1, 2, 3, 77, 77, 0], [11, 77, 77, 0, 0, 0]]
     assert rows(cache, 1) == [[101, 102, 103, 0, 0, 0], [111, 0, 0, 0, 0, 0]]  # the other layer is as it was
     cache.advance(torch.tensor([2, 1]), 2)  # the second row had one real token only
-    assert cache.length.tolist() == [5, 2] and cache.extent == 5
+    assert cache.length.tolist() == [5, 2] and cache.used == 5
     cache.write(0, cache.positions(1), entry[:, :1] + 1)
     assert rows(cache) == [[1, 2, 3, 77, 77, 78], [11, 77, 78, 0, 0, 0]]  # what padding left is overwritten
 
@@ -64,7 +64,7 @@ def test_keep(config):
     cache.keep(torch.tensor([1, 3]))
     assert rows(cache) == [[11, 0, 0, 0, 0, 0], [31, 32, 33, 34, 0, 0]]
     assert rows(cache, 1)[1][:4] == [131, 132, 133, 134]
-    assert cache.length.tolist() == [1, 4] and cache.extent == 4
+    assert cache.length.tolist() == [1, 4] and cache.used == 4
     assert cache.layers[0].data_ptr() == storage  # in place
     cache.keep(torch.tensor([1]))
     assert rows(cache) == [[31, 32, 33, 34, 0, 0]] and cache.length.tolist() == [4]
@@ -76,7 +76,7 @@ def test_repeat(config):
     more = cache.repeat(2, slots=5)
     assert rows(more) == [[1, 2, 3, 0, 0]] * 2 + [[11, 0, 0, 0, 0]] * 2
     assert rows(more, 1)[2] == [111, 0, 0, 0, 0]
-    assert more.length.tolist() == [3, 3, 1, 1] and more.extent == 3 and more.slots == 5
+    assert more.length.tolist() == [3, 3, 1, 1] and more.used == 3 and more.slots == 5
     more.write(0, more.positions(1), torch.full((4, 1, *more.layers[0].shape[2:]), 9.0))
     more.advance(1, 1)
     assert rows(cache) == [[1, 2, 3], [11, 0, 0]] and cache.length.tolist() == [3, 1]  # a copy, not a view
@@ -86,4 +86,4 @@ def test_repeat(config):
 def test_extent_never_passes_the_slots():
     cache = filled(CONFIGS[0], [5, 1])
     cache.advance(torch.tensor([1, 1]), 2)
-    assert cache.extent == cache.slots == 6
+    assert cache.used == cache.slots == 6

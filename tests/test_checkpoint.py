@@ -44,6 +44,16 @@ def test_save_and_load(tmp_path):
     assert loaded == {"step": 120, "betas": (0.9, 0.95), "names": ["w", None]}
 
 
+def test_a_folder_of_checkpoints_is_resolved(tmp_path):
+    assert checkpoint.resolve(tmp_path) == checkpoint.resolve(tmp_path, "best") == tmp_path  # a Hugging Face folder
+    checkpoint.save(tmp_path, 1, write, state(1))
+    assert checkpoint.resolve(tmp_path) == checkpoint.resolve(tmp_path, "best") == tmp_path / "step-000001"
+    checkpoint.save(tmp_path, 2, write, state(2), best=True)
+    checkpoint.save(tmp_path, 3, write, state(3))
+    assert checkpoint.resolve(tmp_path) == tmp_path / "step-000003"
+    assert checkpoint.resolve(tmp_path, "best") == tmp_path / "step-000002"
+
+
 def test_latest_best_and_the_newest_are_kept(tmp_path):
     for step in range(6):
         checkpoint.save(tmp_path, step, write, state(step), best=step == 2)

@@ -12,15 +12,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import tyro
 
 from experiments import pretrain
-from experiments.studies import algorithms, comparison, group_size, kl, overoptimization, processes, reduction
-from experiments.studies import algorithms_figures as figures_algorithms
+from experiments.studies import (
+    algorithms,
+    comparison,
+    comparison_figures,
+    group_size,
+    kl,
+    overoptimization,
+    processes,
+    reduction,
+)
 from experiments.studies import comparison_tables as tables
 from experiments.studies.comparison import START, Config, Measure, Method, cells_of, command, complete, end, load
+from minir1 import tasks
 from minir1.model import hf
 from minir1.model.config import ModelConfig
+from minir1.tokenizer import word_level
 
 # ---- processes, with scripts that only pretend ---------------------------------------------------
 
@@ -43,7 +54,7 @@ for step in range(1, steps + 1):
     rows.append({"step": step, "train/sampled_tokens": 100, "train/length": 0.5, "train/accuracy": 0.1 * step})
     rows[-1] |= {"time/rollout_s": 1.0, "time/judge_s": 0.25, "time/update_s": 2.0}
 (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
-(out / "pass").write_text(str(float(given["--lr"]) * 1000 + seed / 100))
+(out / "pass").write_text(str(float(given["--learning-rate"]) * 1000 + seed / 100))
 with open(out.parent.parent / "runs.txt", "a") as file:
     file.write(f"{out.parent.name}/{out.name}\\n")
 """
@@ -79,19 +90,16 @@ def done(config) -> list[str]:
     return sorted(path.read_text().split()) if path.exists() else []
 
 
-def failures(cells, config) -> dict[str, str]:
-    return {cell.name: failure for cell, failure in complete(cells, config) if failure}
-
-
 def test_every_cell_is_run_measured_and_stored(toy, capsys):
     cells = cells_of(METHODS, toy)
     assert [cell.name for cell in cells] == [START, "a/0", "b/0", "a/1", "b/1"]  # seed by seed
-    assert failures(cells, toy) == {}
+    assert complete(cells, toy) == {}
     found = load(toy.results)
     assert found.keys() == {cell.name for cell in cells} and found["b/1"]["pass@1"] == pytest.approx(0.31)
     lines = toy.results.read_text().splitlines()
     assert len(lines) == 2 + 5 and all(line.startswith('"') for line in lines[1:-1])  # a line a cell
-    told = "train --steps 2 --seed 1 --lr 0.0003 --prompts 16 --answers 8 --max-tokens 384 --eval-every 8"
+    told = "train --task countdown --template chat --device cpu --steps 2 --seed 1 --learning-rate 0.0003 --prompts 16"
+    told += " --num-generations 8 --max-completion-length 384 --eval-every 8"
     assert found["b/1"]["command"] == f"{told} --eval-answers 1 --clip 0.3" and found[START]["command"] == ""
     assert found["a/0"]["tokens/sampled"] == 200 and found["a/0"]["tokens/trained"] == 2 * 128 * 0.5
     assert found["a/0"]["seconds/rollout"] == 2 and found["a/0"]["seconds/total"] == 6.5
@@ -103,43 +111,43 @@ def test_every_cell_is_run_measured_and_stored(toy, capsys):
     assert "threads 1 resumed False" in said
     if hasattr(os, "sched_setaffinity"):
         assert len(json.loads(said[len("cores ") : said.index("]") + 1])) == 1
-    assert failures(cells, toy) == {} and len(done(toy)) == 4  # nothing is run again
+    assert complete(cells, toy) == {} and len(done(toy)) == 4  # nothing is run again
 
 
 def test_a_killed_cell_resumes_and_a_failing_one_stops_no_other(toy, capsys):
     methods = METHODS | {"k": Method("K", "train", {"kill": "yes"}), "f": Method("F", "train", {"fail": "yes"})}
     toy = replace(toy, seeds=(0,))
-    failed = failures(cells_of(methods, toy), toy)
+    failed = complete(cells_of(methods, toy), toy)
     assert failed.keys() == {"k/0", "f/0"}
     assert "failed with -9" in failed["k/0"] and "failed with 1" in failed["f/0"]
     assert failed["f/0"].endswith("the loss is not finite\n") and "the loss is not finite" in capsys.readouterr().out
     assert load(toy.results).keys() == {START, "a/0", "b/0"}
     with pytest.raises(SystemExit, match="failed: k/0, f/0; the logs lie in") as stop:
-        end(list(failed), toy)
+        end(failed, toy)
     assert isinstance(stop.value.code, str)  # a message: the status is 1
-    end([], toy)
-    assert failures(cells_of(methods, toy), toy).keys() == {"f/0"}
+    end({}, toy)
+    assert complete(cells_of(methods, toy), toy).keys() == {"f/0"}
     assert load(toy.results).keys() == {START, "a/0", "b/0", "k/0"} and done(toy) == ["a/0", "b/0", "k/0"]
     assert (toy.out / "k" / "0.log").read_text().count("resumed True") == 1
 
 
 def test_another_command_base_or_measurement_is_refused(toy):
     cells = cells_of(METHODS, toy)
-    failures(cells, toy)
+    complete(cells, toy)
     for changed, told in (
-        (replace(toy, steps=3), "a/0 was done with command 'train --steps 2 .*', now 'train --steps 3"),
-        (replace(toy, test_answers=8), "start was done with measured '400 test problems, 4 answers"),
+        (replace(toy, steps=3), "a/0 was done with command 'train .* --steps 2 .*', now 'train .* --steps 3"),
+        (replace(toy, test_answers=8), "start was done with measured '400 test problems of countdown, 4 answers"),
     ):
         with pytest.raises(ValueError, match=told):
-            failures(cells_of(METHODS, changed), changed)
+            complete(cells_of(METHODS, changed), changed)
     (toy.checkpoint / "model.safetensors").write_bytes(b"others")
     with pytest.raises(ValueError, match="start was done with base '[0-9a-f]{12}', now '[0-9a-f]{12}'"):
-        failures(cells, toy)
+        complete(cells, toy)
     toy.results.unlink()  # the trainings themselves know it too
-    failed = failures(cells, toy)
+    failed = complete(cells, toy)
     assert failed.keys() == {"a/0", "b/0", "a/1", "b/1"} and "was run with" in failed["a/0"]
     with pytest.raises(ValueError, match="holds no \\*.safetensors"):
-        failures(cells, replace(toy, checkpoint=toy.out))
+        complete(cells, replace(toy, checkpoint=toy.out))
 
 
 @pytest.mark.parametrize("change", [{"jobs": 0}, {"steps": 0}, {"seeds": (1, 1)}, {"seeds": ()}], ids=str)
@@ -151,11 +159,11 @@ def test_bad_settings_are_named(change):
 RUNNER = """
 import sys
 from pathlib import Path
-from experiments.studies.processes import go_on
+from experiments.studies.processes import run_or_resume
 folder = Path(sys.argv[1])
 words = [sys.executable, "-m", "toy_scripts.train", "--out", str(folder)]
-words += ["--seed", "0", "--steps", "1", "--lr", "1", "--sleep", "1"]
-go_on(words, folder, "asked")
+words += ["--seed", "0", "--steps", "1", "--learning-rate", "1", "--sleep", "1"]
+run_or_resume(words, folder, "asked")
 """
 
 
@@ -170,10 +178,10 @@ def test_after_a_kill_of_the_runner_alone_the_next_one_waits(toy, tmp_path, caps
     runner.wait()
     assert not done(toy)  # the training goes on without it
     again = [sys.executable, "-m", "toy_scripts.train", "--out", str(folder)]
-    again += ["--seed", "0", "--steps", "1", "--lr", "1"]
+    again += ["--seed", "0", "--steps", "1", "--learning-rate", "1"]
     with pytest.raises(ValueError, match="was run with 'asked', not 'other'"):
-        processes.go_on(again, folder, "other")
-    processes.go_on(again, folder, "asked")
+        processes.run_or_resume(again, folder, "other")
+    processes.run_or_resume(again, folder, "asked")
     assert "waiting for a process of an earlier call" in capsys.readouterr().out
     assert done(toy) == ["a/0", "a/0"]  # one after the other
 
@@ -194,7 +202,7 @@ def test_algorithms_sweep_choose_and_compare(toy, monkeypatch, capsys):
     monkeypatch.setattr(algorithms.tables, "show", lambda title, *rest: found.update(rest[0]))
     algorithms.main(config)
     assert drawn[-1] == len(found) == 6 + 1 + 6
-    assert all("--lr 0.0009 " in found[f"{name}/{seed}"]["command"] for name in ("grpo", "rloo") for seed in range(3))
+    assert all("--learning-rate 0.0009 " in found[f"{name}/{seed}"]["command"] for name in ("grpo", "rloo") for seed in range(3))
     assert found["grpo/0"]["split"] == "test" and found["sweep/grpo/0.0001"]["split"] == "validation"
     assert "sweep/grpo/0.0001" in capsys.readouterr().out
 
@@ -232,13 +240,25 @@ def test_the_scripts_understand_their_commands(name):
         script, *words = command(cell, config)
         script = importlib.import_module(f"experiments.{script}")
         read = tyro.cli(script.Config, args=words)
-        assert read.steps == config.steps and read.seed == cell.seed and read.prompts * read.answers == 128
+        assert read.steps == config.steps and read.seed == cell.seed and read.prompts * read.num_generations == 128
         for key, value in cell.options.items():
             assert getattr(read, key.replace("-", "_")) == value
 
 
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_the_published_cells_are_those_of_the_scripts(name, monkeypatch):
+    """So that a comparison continues from them, and its page says of which training each number is."""
+    methods, config = ABLATIONS[name]
+    published = load(ROOT / config.results)
+    monkeypatch.setattr(comparison, "fingerprint", lambda folder: published[START]["base"])
+    cells = cells_of(methods, config) if name != "algorithms" else algorithms.sweep(config)
+    cells += algorithms.trained(published, config) if name == "algorithms" else []
+    assert {cell.name for cell in cells} == published.keys()
+    comparison.refuse_changed(cells, published, config)
+
+
 def test_group_sizes_must_divide_the_answers_of_a_step():
-    with pytest.raises(ValueError, match="prompts times answers = 96: must be a multiple of 64"):
+    with pytest.raises(ValueError, match="prompts · num_generations = 96: must be a multiple of 64"):
         group_size.methods(Config(prompts=12))
 
 
@@ -248,15 +268,16 @@ TINY = ModelConfig(dim=16, layers=1, heads=2, kv_lora=8, nope=4, rope=4, v_dim=8
 
 
 def test_a_policy_is_measured(tmp_path, capsys):
-    tokenizer = pretrain.build_tokenizer("default")
+    tokenizer = word_level(*tasks.load("countdown").vocabulary())
     for name, seed in (("base", 0), ("policy", 1)):
-        model = pretrain.build_model(pretrain.Config(model=TINY, seed=seed), tokenizer)
+        torch.manual_seed(seed)
+        model = pretrain.build_model(pretrain.Config(model=TINY), tokenizer)
         hf.save(model, tokenizer, tmp_path / name)
-    config = Measure(tmp_path / "policy", tmp_path / "base", problems=3, answers=2, max_tokens=9)
-    config = replace(config, out=tmp_path / "m.json")
+    config = Measure(tmp_path / "policy", tmp_path / "base", problems=3, num_generations=2, max_completion_length=9)
+    config = replace(config, device="cpu", out=tmp_path / "m.json")
     found = comparison.main(config)
     assert found == json.loads((tmp_path / "m.json").read_text()) and found["right"] == [0, 0, 0]
-    assert found["pass@1"] == 0 and found["answers"] == 2 and "test pass@1 0.0%" in capsys.readouterr().out
+    assert found["pass@1"] == 0 and found["answers"] == 2 and "test pass@1 0.0% [0.0, 0.0]" in capsys.readouterr().out
     assert found["drift"] != 0
     assert comparison.measure(replace(config, base=config.policy))["drift"] == pytest.approx(0, abs=1e-5)
 
@@ -269,7 +290,7 @@ def test_what_a_refilled_batch_has_cost():
         for step, length in ((1, 10.0), (2, 12.0))
     ]
     del rows[-1]["train/kl"]
-    found = comparison.spent(rows, 8)
+    found = comparison.cost_and_course(rows, 8)
     assert found.pop("curve") == {"tokens": [200, 400], "accuracy": [0.8, 0.8], "length": [10.0, 12.0]}
     assert found.pop("tokens/sampled") == 400 and found.pop("tokens/trained") == 8 * 22
     assert found == {"seconds/rollout": 4.0, "seconds/update": 3.0, "seconds/total": 7.0}
@@ -304,12 +325,12 @@ def test_a_row_a_method():
     assert tables.reached({}, METHODS) == [] and tables.costs({}, METHODS) == []
 
 
-def test_clear_of_the_start_means_intervals_that_do_not_touch():
-    assert tables.clear(result(0.3), [result(v) for v in (0.40, 0.41, 0.42)]) is True
-    assert tables.clear(result(0.3), [result(v) for v in (0.30, 0.41, 0.52)]) is False
-    assert tables.clear(result(0.3), [result(0.9)] * 2) is None
+def test_above_the_start_means_intervals_that_do_not_touch():
+    assert tables.above(result(0.3), [result(v) for v in (0.40, 0.41, 0.42)]) is True
+    assert tables.above(result(0.3), [result(v) for v in (0.30, 0.41, 0.52)]) is False
+    assert tables.above(result(0.3), [result(0.9)] * 2) is None
     found = results(a=(0.4, 0.41, 0.42), b=(0.3, 0.41, 0.52))
-    assert tables.against_start(found, METHODS) == "Clear of the start: A. Not clear of it: B."
+    assert tables.against_start(found, METHODS) == "Significantly above the start: A. Not: B."
     assert tables.against_start(results(a=(0.4,)), METHODS) == ""
 
 
@@ -325,15 +346,15 @@ def test_differences_are_paired_by_seed_and_by_problem():
     assert tables.difference(tables.of(results(a=(0.5, 0.6, 0.7)), "a"), other) is None  # two seeds in common
 
 
-def test_what_separates_needs_both_intervals():
+def test_a_significant_difference_needs_both_intervals():
     inside, above = (0.1, -0.01, 0.21), (0.1, 0.05, 0.15)
-    assert tables.separated({"seeds": above, "problems": above})
-    assert not tables.separated({"seeds": inside, "problems": above})
-    assert not tables.separated({"seeds": above, "problems": inside})
+    assert tables.significant({"seeds": above, "problems": above})
+    assert not tables.significant({"seeds": inside, "problems": above})
+    assert not tables.significant({"seeds": above, "problems": inside})
     found = results(a=(0.6, 0.6, 0.6), b=(0.8, 0.8, 0.8), c=(0.5, 0.6, 0.7))
     methods = METHODS | {"c": Method("C", "")}
-    told = "Separated from A by both intervals: B (+20.0 points). "
-    assert tables.verdict(found, methods, "a") == told + "Not separated, so that no order is claimed: C (+0.0 points)."
+    told = "Significantly different from A by both intervals: B (+20.0 points). "
+    assert tables.verdict(found, methods, "a") == told + "Not significantly different, so that no order is claimed: C (+0.0 points)."
     assert [line[0] for line in tables.against(found, methods, "a")] == ["B", "C"]
     assert tables.verdict(results(a=(0.5,)), METHODS, "a") == ""
 
@@ -402,7 +423,7 @@ def test_the_reward_model_is_made_once(toy, monkeypatch, tmp_path):
 
 def test_kl_in_the_reward_is_held_against_its_own_algorithm():
     found = results(plain=(0.5, 0.5, 0.5), none=(0.9, 0.9, 0.9), reward=(0.7, 0.7, 0.7))
-    told = "Separated from no KL (REINFORCE) by both intervals: k1 in reward 0.05 (+20.0 points)"
+    told = "Significantly different from no KL (REINFORCE) by both intervals: k1 in reward 0.05 (+20.0 points)"
     assert told in kl.page(found)
 
 
@@ -418,25 +439,25 @@ def test_the_figures(tmp_path):
     found = results(a=(0.78, 0.80, 0.82), b=(0.5, 0.6))
     drawn = tables.parts(found, METHODS | {"c": Method("C", "")})
     assert drawn["ends"] == {"A": [0.78, 0.80, 0.82], "B": [0.5, 0.6]} and drawn["intervals"].keys() == {"A"}
-    figure = figures_algorithms.algorithms(tables.start(found), **drawn, path=tmp_path / "a.png")
+    figure = comparison_figures.algorithms(tables.start(found), **drawn, path=tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert {"From 30% to between 55% and 80%", "A", "B", "80%", "55%", "start"} <= set(words(figure))
     assert figure.axes[1].lines[-1].get_xdata()[-1] == 0.03  # thousand tokens
     np.testing.assert_allclose(figure.axes[1].lines[-1].get_ydata()[0], 0.2)  # a mean of the first two steps
     panels = {"length": ("Length", "tokens"), "accuracy": ("Training", "share"), "kl": ("KL", "nats")}
-    figure = figures_algorithms.settings(tables.start(found), **drawn, path=tmp_path / "s.png", panels=panels)
+    figure = comparison_figures.settings(tables.start(found), **drawn, path=tmp_path / "s.png", panels=panels)
     assert {"Length", "Training", "KL"} <= set(words(figure)) and len(figure.axes) == 4
     assert not figure.axes[3].lines  # nothing measured it
     single = {key: {"A": value["A"]} for key, value in drawn.items()}
-    figure = figures_algorithms.algorithms((0.1, 0.09, 0.11), **single, path=tmp_path / "a.png")
+    figure = comparison_figures.algorithms((0.1, 0.09, 0.11), **single, path=tmp_path / "a.png")
     assert "A: 10% → 80%" in words(figure) and any("start at 10%" in text for text in words(figure))
 
 
 def test_the_figure_of_a_reward_pushed_too_far(tmp_path):
     runs = [{"proxy": list(range(12)), "accuracy": [0.5] * 6 + [0.2] * 6}] * 3
     control = [{"accuracy": [0.5] * 6 + [0.8] * 6}]
-    figure = figures_algorithms.overoptimization({"without KL": runs, "rules": control}, tmp_path / "o.png")
+    figure = comparison_figures.overoptimization({"without KL": runs, "rules": control}, tmp_path / "o.png")
     assert {"without KL: learned reward 0.5 → 10.5, right answers 50% → 20%", "rules"} <= set(words(figure))
     assert [len(axes.lines) for axes in figure.axes] == [4, 2, 4, 0]  # the control has no proxy
-    figure = figures_algorithms.overoptimization({"rules": control}, tmp_path / "o.png")
+    figure = comparison_figures.overoptimization({"rules": control}, tmp_path / "o.png")
     assert "rules: right answers 50% → 80%" in words(figure)

@@ -1,11 +1,9 @@
 """config.py: what does not fit together is refused by name."""
 import dataclasses
-import json
 
 import pytest
 
 from minir1.model.config import ModelConfig, dense
-from minir1.model.rope import RopeScaling
 
 MOE = {"experts": 8, "experts_per_token": 2}
 WRONG = [
@@ -90,29 +88,6 @@ def test_dense_is_a_qwen_like_sibling_and_takes_changes():
     config = dense(dim=64, qkv_bias=False)
     assert (config.attention, config.experts, config.dim, config.qkv_bias) == ("gqa", 0, 64, False)
     assert dense().qkv_bias
-
-
-def test_dict_round_trip():
-    config = ModelConfig(q_lora=12, softcap=3.0, eos=5)
-    assert ModelConfig.from_dict(dataclasses.asdict(config)) == config
-
-
-def test_dict_round_trip_of_a_scaling():
-    """asdict makes a dict of it; as JSON keeps it, and as an object, it comes back."""
-    scaling = RopeScaling("yarn", 4.0, 16, mscale=0.7)
-    config = dense(rope_scaling=scaling, qk_norm=True, o_bias=True, attention_scale=0.1)
-    values = dataclasses.asdict(config)
-    assert isinstance(values["rope_scaling"], dict)
-    assert ModelConfig.from_dict(json.loads(json.dumps(values))) == config
-    assert ModelConfig.from_dict({"rope_scaling": scaling}).rope_scaling == scaling
-    assert ModelConfig.from_dict({}).rope_scaling == RopeScaling("none")
-    with pytest.raises(ValueError, match="RopeScaling.kind = 'dynamic'"):
-        ModelConfig.from_dict(values | {"rope_scaling": {"kind": "dynamic"}})
-
-
-def test_unknown_fields_are_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown ModelConfig field depth, width; known: vocab, dim, .*pad"):
-        ModelConfig.from_dict({"dim": 8, "width": 1, "depth": 2})
 
 
 def test_frozen():

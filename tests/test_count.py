@@ -10,13 +10,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments import count as command
 from experiments import pretrain
-from minir1 import figures_model
+from experiments.count_figure import sizes
+from minir1 import tasks
 from minir1.model import count as counting
 from minir1.model.config import ModelConfig, dense
 from minir1.model.hf_config import to_hf_config
 from minir1.model.presets import DEEPSEEK_V3, PRESETS
 from minir1.model.transformer import Transformer, on_meta
+from minir1.tokenizer import word_level
 
 MOE = {"vocab": 40, "dim": 24, "layers": 3, "heads": 3, "kv_lora": 10, "nope": 6, "rope": 4, "v_dim": 8, "ffn": 20}
 MOE |= {"experts": 6, "experts_per_token": 2, "expert_ffn": 5}  # a width that torch's grouped product cannot take
@@ -32,7 +35,6 @@ TINY = {
     "gqa mtp": dense(**GQA, mtp_depth=1, tied=True),
 }
 tiny = pytest.mark.parametrize("config", TINY.values(), ids=TINY)
-
 
 # ---- published figures -------------------------------------------------------------------------
 
@@ -84,7 +86,7 @@ def test_the_larger_two_of_qwen2_have_another_epsilon():
 def test_our_presets_are_the_models_of_the_demonstration():
     for name, kind in (("minir1", False), ("minir1-dense", True)):
         config = pretrain.Config(dense=kind)
-        trained = pretrain.build_model(config, pretrain.build_tokenizer(config.level))
+        trained = pretrain.build_model(config, word_level(*tasks.load("countdown").vocabulary()))
         assert counting.count(PRESETS[name])["total"] == sum(p.numel() for p in trained.parameters())
 
 
@@ -200,25 +202,25 @@ def test_config_files_and_folders(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_hf_config(replace(config, o_bias=False))))
     expected = counting.count(replace(config, o_bias=False))["total"]
     for name in (str(tmp_path), str(tmp_path / "config.json")):
-        assert counting.main(counting.Config(name))[name]["total"] == expected
+        assert command.main(command.Config(name))[name]["total"] == expected
 
 
 def test_what_cannot_be_counted_says_why(tmp_path):
     with pytest.raises(ValueError, match="'gpt-5' is neither a preset nor a config.json; presets are deepseek-r1, "):
-        counting.find("gpt-5")
+        command.find("gpt-5")
     with pytest.raises(ValueError, match="neither"):
-        counting.find(str(tmp_path))  # a folder without config.json
-    for text, told in (("{", "is no JSON"), ("[1]", "holds list"), ('{"architectures": ["Rnn"]}', "'Rnn'")):
+        command.find(str(tmp_path))  # a folder without config.json
+    for text, told in (("{", "is damaged"), ("[1]", "holds no object"), ('{"architectures": ["Rnn"]}', "'Rnn'")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=told):
-            counting.find(str(tmp_path))
+            command.find(str(tmp_path))
     with pytest.raises(ValueError, match="length = 0"):
         counting.count(TINY["mla"], length=0)
 
 
 def test_all_presets_at_once(tmp_path, capsys):
     files = {"json": tmp_path / "a" / "count.json", "figure": tmp_path / "count.png"}
-    counting.main(counting.Config("all", length=8192, **files))
+    command.main(command.Config("all", length=8192, **files))
     told = capsys.readouterr().out
     assert "671.0B" in told and "36.63B" in told and "length of 8,192" in told
     found = json.loads(files["json"].read_text())
@@ -227,22 +229,22 @@ def test_all_presets_at_once(tmp_path, capsys):
 
 
 def test_it_runs_from_the_command_line():
-    words = [sys.executable, "-m", "minir1.model.count", "minir1", "--length", "64"]
+    words = [sys.executable, "-m", "experiments.count", "minir1", "--length", "64"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0 and "1.020M parameters" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-0.6b"])
 def test_one_preset_prints_its_parts(name, capsys):
-    counting.main(counting.Config(name))
+    command.main(command.Config(name))
     told = capsys.readouterr().out
     assert "embedding" in told and "decoding, a token at position 4,096" in told
     assert ("multi-token prediction" in told) == ("routed experts" in told) == ("v3" in name)
 
 
 def test_numbers_for_people():
-    assert [counting.human(n) for n in (671.026e9, 37.55e9, 1.777e9, 320)] == ["671.0B", "37.55B", "1.777B", "320"]
-    assert counting.human(260.7e9, "FLOP") == "260.7 GFLOP"
+    assert [command.human(n) for n in (671.026e9, 37.55e9, 1.777e9, 320)] == ["671.0B", "37.55B", "1.777B", "320"]
+    assert command.human(260.7e9, "FLOP") == "260.7 GFLOP"
 
 
 # ---- the figure --------------------------------------------------------------------------------
@@ -251,8 +253,8 @@ def test_numbers_for_people():
 def test_the_figure_says_what_it_shows(tmp_path):
     found = {"a": (1e9, 1e9), "b": (1.01e9, 1.01e9), "moe": (5e11, 2.5e10)}
     found = {name: {"total": total, "active_with_embedding": active} for name, (total, active) in found.items()}
-    figure = figures_model.sizes(found, tmp_path / "a.png")
+    figure = sizes(found, tmp_path / "a.png")
     words = [text.get_text() for owner in (figure, *figure.axes) for text in owner.texts]
     assert {"a · b", "moe\n25B of 500B: 5.0%", "moe: a token uses 25B of 500B parameters"} <= set(words)
-    alone = figures_model.sizes({"a": found["a"]}, tmp_path / "b.png")
+    alone = sizes({"a": found["a"]}, tmp_path / "b.png")
     assert alone.texts[0].get_text() == "Dense models use every parameter for every token"

@@ -146,7 +146,7 @@ def test_missing_results_are_named_only_where_they_are_used(tree):
     assert render_docs.main(config(tree, check=True)) == []
     (tree / "README.md").write_text(README)
     (tree / "docs" / "results" / "r1_zero.json").write_text('{"0": {"before/pass@1": 0.5}}')
-    with pytest.raises(ValueError, match="r1_zero.json lacks 'after/pass@1', which block 'headline' tells"):
+    with pytest.raises(ValueError, match="r1_zero.json lacks 'after/pass@1', which block 'headline' needs"):
         render_docs.main(config(tree))
 
 
@@ -200,7 +200,7 @@ def test_long_context_has_a_row_a_variant():
     one |= {f"{name}/{side}": share for name in names for side, share in (("inside", 1.0), ("outside", 0.8))}
     other, third = (dict(one, **{"yarn/outside": share}) for share in (0.78, 0.82))
     lines = render_docs.long_context({"0": one, "1": other, "2": third}).splitlines()
-    assert lines[0] == "|  | within the window | past it | 512 tokens |" and len(lines) == 2 + len(names)
+    assert lines[0] == "|  | within the window | beyond it | 512 tokens |" and len(lines) == 2 + len(names)
     assert "| YaRN | 100.0% [100.0, 100.0] | 80.0% [75.0, 85.0] | 45.0% [45.0, 45.0] |" in lines  # ± 4.303·2/√3
     assert render_docs.long_context({"0": one}).splitlines()[2] == "| as trained | 100.0% | 80.0% | 45.0% |"
 

@@ -1,13 +1,13 @@
 """experiments/studies/estimators.py: the table says what the identities say, and is the one that is published."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from experiments.studies import estimators
+from experiments.studies import estimators, estimators_figures
 from experiments.studies import estimators_catalogue as catalogue
-from experiments.studies import estimators_figures as figures_estimators
 from experiments.studies.estimators_figures import BLUE, GREEN, ORANGE
 from minir1.advantages import leave_one_out
 from minir1.losses import reinforce
@@ -49,14 +49,16 @@ def test_who_is_unbiased_and_who_only_shortens_the_step(found):
 def test_a_batch_is_the_draws_of_both_problems(found):
     """What looks at no other problem has the same moments beside all that the other's draw can be."""
 
-    def others(rows):
-        return leave_one_out(catalogue.REWARDS[rows].view(2, 4)).view(-1, 1).expand(-1, 2)
+    answers = catalogue.everything()
 
-    both = catalogue.of_batch(reinforce, others, catalogue.fixed_over_batch)
+    def others(rows):
+        return leave_one_out(answers.rewards[rows].view(2, 4)).view(-1, 1).expand(-1, 2)
+
+    both = partial(catalogue.of_batch, loss=reinforce, advantage=others, weight=catalogue.fixed_over_batch)
     pair = catalogue.problems()
     one = estimators.measure(catalogue.Estimator("", "", both, True), pair, estimators.ascent(pair))
     assert one == pytest.approx(found["on_policy"]["rloo"], abs=1e-9)
-    assert len(catalogue.OWN) == 3**4 and len(catalogue.OTHER) == 15  # kinds: one token, two and wrong, two and right
+    assert len(answers.own) == 3**4 and len(answers.other) == 15  # kinds: one token, two and wrong, two and right
 
 
 def test_the_deviation_follows_the_binomial_formula(found):
@@ -76,7 +78,7 @@ def test_which_kl_each_term_descends(found):
     assert kl["reward"]["noise"] < kl["answer"]["noise"]
 
 
-def test_only_the_ratio_of_an_answer_mends_everything(found):
+def test_only_the_sequence_level_ratio_removes_all_bias(found):
     for step in ("moved_0.1", "moved_0.3"):
         part = found[step]
         assert [name for name in estimators.MOVED if part[name]["bias"] < 1e-9][0] == "answer"
@@ -103,7 +105,7 @@ def test_the_figure_colours_by_what_is_biased(tmp_path):
         "D": {"bias": 0.0, "to_steps": 0.2, "to_reverse_steps": 0.4},
         "E": dict.fromkeys(("bias", "to_steps", "to_reverse_steps"), 1.0),
     }
-    figure = figures_estimators.estimators(gradients, kl, tmp_path / "figure.png")
+    figure = estimators_figures.estimators(gradients, kl, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert figure.texts[0].get_text() == "2 of 3 estimators point along ∇J on average"
     bias, noise, terms = figure.axes

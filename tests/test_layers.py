@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 
 CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge", "experiments")
 BELOW_SAMPLE = {
-    "tokenizer", "templates", "data", "preference_data", "log", "seed", "checkpoint", "optim", "distributed", "device",
-    "memory", "files", "figures", "figures_model", "settings", "cli",
+    "tokenizer", "templates", "data", "preference_data", "log", "seed", "settings", "checkpoint", "optim", "distributed",
+    "device", "memory", "files", "figures", "cli",
 }
 BESIDE_JUDGE = {"policy", "monitor"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from minir1 import log
+from minir1 import files, log
 
 
 @dataclass(frozen=True)
@@ -223,3 +223,17 @@ def test_lines_appear_above_a_running_bar(monkeypatch):
             bar.advance()
     above = [line.split("\x1b[2K")[-1] for line in screen.getvalue().split("\n")]
     assert "  0/600  reward 0.41" in above and "  1/600  reward 0.41" in above and "2/2" in screen.getvalue()
+
+
+def test_results_are_written_as_plain_json(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    files.write_json(path, {"ε": np.float32(0.5), "loss": math.nan, "rows": torch.tensor([1, 2]), "out": Path("b")})
+    assert path.read_text().startswith('{\n  "ε": 0.5,\n') and path.read_text().endswith("}\n")
+    assert json.loads(path.read_text()) == {"ε": 0.5, "loss": None, "rows": [1, 2], "out": "b"}
+
+
+def test_a_table_for_a_document():
+    assert log.markdown_table(["", "b", "c"], [["a|b", "1", "2"]]).splitlines() == [
+        "|  | b | c |", "| --- | ---: | ---: |", "| a\\|b | 1 | 2 |"
+    ]
+    assert "| --- | --- |" in log.markdown_table(["a", "b"], [], words=2)

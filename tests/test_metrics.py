@@ -5,7 +5,16 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from minir1.metrics import bootstrap, maj_at_k, majority, paired_bootstrap, pass_at_k, seed_interval
+from minir1.metrics import (
+    bootstrap,
+    maj_at_k,
+    majority,
+    over_seeds,
+    paired_bootstrap,
+    pass_at_k,
+    seed_interval,
+    with_interval,
+)
 
 
 def test_pass_at_k_by_hand():
@@ -116,3 +125,13 @@ def test_seed_interval_covers(n):
     draws = np.random.default_rng(n).normal(size=(2000, n))
     covered = np.mean([low <= 0 <= high for _, low, high in map(seed_interval, draws)])
     assert covered == pytest.approx(0.95, abs=0.015)  # 3 deviations of √(0.95 · 0.05 / 2000)
+
+
+def test_in_words():
+    assert with_interval(0.842, 0.801, 0.883) == "84.2% [80.1, 88.3]"
+    assert with_interval(1.5, -1.0, 4.0, "+.1f") == "+1.5 [-1.0, +4.0]"
+    assert over_seeds([0.78, 0.80, 0.82]) == "80.0% [75.0, 85.0]"  # ± 4.303·2/√3
+    assert over_seeds([0.5, 0.6]) == "55.0%"  # no interval of two
+    assert over_seeds([0.9, 1.0, 0.95]) == "95.0% [82.6, 100.0]" and over_seeds([0.0, 0.0, 0.3]).startswith("10.0% [0.0, ")
+    assert over_seeds([0.0, 0.1, 0.8], ".2f").startswith("0.30 [-0.78, ")  # no share
+    assert over_seeds([0.0, 0.1, 0.8], ".2f", least=0).startswith("0.30 [0.00, ")

@@ -18,7 +18,6 @@ from minir1.model.moe import (
     grouped_linear,
     maximal_violation,
     rerouted,
-    route_difference,
     routes_of,
     sequence_balance_loss,
 )
@@ -294,19 +293,12 @@ def test_replaying_what_was_chosen_changes_no_bit():
     assert torch.equal(layer(x, None, routes_of(record)[:, 0]), want)
 
 
-def test_route_difference_by_hand():
-    """Three tokens, two layers: six pairs, of which one is not known and three differ."""
+def test_rerouted_by_hand():
+    """Three tokens, two layers: six pairs, of which three differ and one is not known."""
     a = torch.tensor([[[0, 1], [2, 3]], [[0, 1], [2, 3]], [[0, 1], [-1, -1]]], dtype=torch.int16)
     b = torch.tensor([[[1, 0], [2, 1]], [[0, 2], [2, 3]], [[3, 1], [0, 1]]])
     assert rerouted(a, b).tolist() == [[False, True], [True, False], [True, False]]
     assert torch.equal(rerouted(b, a), rerouted(a, b))
-    assert route_difference(a, b, torch.tensor([True, True, True])) == pytest.approx(3 / 5)
-    assert route_difference(a, b, torch.tensor([True, True, False])) == pytest.approx(2 / 4)
-    assert route_difference(a, b, torch.tensor([False, False, True])) == 1.0  # the layer that is not known is left out
-    assert route_difference(a, b, torch.zeros(3, dtype=torch.bool)) == 0.0
-    assert route_difference(a, a, torch.ones(3, dtype=torch.bool)) == 0.0
-    grid = a.view(1, 3, 2, 2), b.view(1, 3, 2, 2)
-    assert route_difference(*grid, torch.tensor([[True, False, True]])) == pytest.approx(2 / 3)
 
 
 def test_routes_of_a_record():

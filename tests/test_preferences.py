@@ -63,9 +63,9 @@ def test_the_table_gives_intervals_over_problems_and_a_mean_from_three_seeds():
     one = {key: 0.5 for _, key, _ in preferences.KEYS} | {"dpo/after/pass@1": 0.8}
     one |= {"dpo/after/pass@1_low": 0.7, "dpo/after/pass@1_high": 0.9}
     lines = {line[0]: line[1:] for line in preferences.rows({"0": one})}
-    assert lines["after DPO: validation pass@1"] == ["80.0% [70.0%, 90.0%]"] and len(lines) == len(preferences.KEYS)
+    assert lines["after DPO: validation pass@1"] == ["80.0% [70.0, 90.0]"] and len(lines) == len(preferences.KEYS)
     assert lines["log π of the other, after"] == ["0.50"] and preferences.head({"0": one}) == ["", "seed 0"]
     results = {str(seed): one | {"dpo/after/pass@1": 0.8 + 0.02 * (seed - 1)} for seed in range(3)}
     lines = {line[0]: line[1:] for line in preferences.rows(results)}
-    assert lines["after DPO: validation pass@1"][-1] == "80.0% [75.0%, 85.0%]"  # ± 4.303·2/√3
+    assert lines["after DPO: validation pass@1"][-1] == "80.0% [75.0, 85.0]"  # ± 4.303·2/√3
     assert len(preferences.head(results)) == len(lines["after DPO: validation pass@1"]) + 1 == 5

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +9,10 @@ import torch
 from experiments import pretrain
 from experiments.studies import routes
 from experiments.tools import render_docs
+from minir1 import tasks
+from minir1.model import hf
 from minir1.model.config import ModelConfig
-
-SCRIPTS = Path(__file__).parent.parent / "experiments"
+from minir1.tokenizer import word_level
 
 TINY = ModelConfig(
     dim=32, layers=3, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, experts=8, expert_ffn=16, init_std=0.2
@@ -21,15 +21,17 @@ TINY = ModelConfig(
 
 @pytest.fixture
 def toy(tmp_path):
-    pretrain.main(pretrain.Config(model=TINY, steps=2, batch=512, checkpoint_every=2, out=tmp_path / "base"))
-    sizes = {"seeds": (0, 4), "prompts": 4, "answers": 4, "max_tokens": 24, "minibatches": 4, "after": (1, 3)}
-    places = {"checkpoint": tmp_path / "base" / "checkpoint", "results": tmp_path / "docs" / "routes.json"}
-    return routes.Config(**sizes, **places, lr=0.01)
+    tokenizer = word_level(*tasks.load("countdown").vocabulary())
+    torch.manual_seed(0)
+    hf.save(pretrain.build_model(pretrain.Config(model=TINY), tokenizer), tokenizer, tmp_path / "base")
+    sizes = {"seeds": (0, 4), "prompts": 4, "num_generations": 4, "max_completion_length": 24}
+    places = {"checkpoint": tmp_path / "base", "results": tmp_path / "docs" / "routes.json"}
+    return routes.Config(**sizes, **places, num_minibatches=4, after=(1, 3), learning_rate=0.01, device="cpu")
 
 
 def test_the_measurement_at_toy_size(toy, monkeypatch, capsys):
     """The untrained base is never right, so rewards are given that make the updates move it."""
-    monkeypatch.setattr(routes.r1_zero, "judge", lambda answers, config: torch.arange(16.0).view(4, 4))
+    monkeypatch.setattr(routes.r1_zero, "reward", lambda answers, config: torch.arange(16.0).view(4, 4))
     found = routes.main(toy)
     assert found == json.loads(toy.results.read_text()) and "replayed" in capsys.readouterr().out
     assert set(found) == {"0", "4"}
@@ -44,7 +46,7 @@ def test_the_measurement_at_toy_size(toy, monkeypatch, capsys):
 
 
 def test_more_updates_than_there_are_minibatches_are_refused():
-    with pytest.raises(ValueError, match=r"after = \(1, 8\): 1 to minibatches - 1 = 7 updates"):
+    with pytest.raises(ValueError, match=r"after = \(1, 8\): 1 to num_minibatches - 1 = 7 updates"):
         replace(routes.Config(), after=(1, 8))
 
 

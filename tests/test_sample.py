@@ -1,5 +1,6 @@
 """sample.py: a row draws the same tokens in any company, from the distribution it says."""
 
+import copy
 import math
 from collections import Counter
 
@@ -340,7 +341,7 @@ def test_it_ends_when_every_row_has(small, monkeypatch):
 class Questions(TorchDispatchMode):
     """Counts what makes the host wait for the device."""
 
-    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "_to_copy", "is_nonzero", "unique")
+    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "_to_copy", "is_nonzero", "unique", "bincount")
 
     def __init__(self):
         super().__init__()
@@ -370,6 +371,43 @@ def test_the_decode_step_asks_the_device_nothing(model, monkeypatch):
     assert few == many  # twenty steps more, not one question more
     assert questions(24, 8) - many == Counter({"_local_scalar_dense": 2})  # after steps 8 and 16
     assert 1 <= many["_local_scalar_dense"] <= 3 and lists == []  # of the prefill and at the end
+
+
+class Widened(TorchDispatchMode):
+    """Counts copies of a matrix [V, D] in another dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ == "_to_copy" and args[0].shape == (V, SHAPE["dim"])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["mla+moe", "gqa dense"])
+def test_the_head_of_a_bf16_model_is_widened_once_a_call(kind):
+    """And its logits are products of its weights in fp32, not rounded to bf16."""
+    model = build(kind).bfloat16()
+    for call in (lambda: generate(model, PROMPTS, max_tokens=9), lambda: [*stream(model, PROMPTS[0], max_tokens=9)]):
+        with Widened() as mode:
+            call()
+        assert mode.count == 1
+    hidden = torch.randn(3, SHAPE["dim"]).bfloat16()
+    want = hidden.float() @ model.head.weight.float().T
+    assert torch.equal(model.logits(hidden, model.head_matrix()), want) and torch.equal(model.logits(hidden), want)
+    full = build(kind)
+    assert full.head_matrix().data_ptr() == full.head.weight.data_ptr()  # an fp32 model's is no copy
+
+
+def test_fp64_models_are_sampled_in_fp64(model):
+    exact = copy.deepcopy(model).double()
+    sampled = generate(exact, PROMPTS, max_tokens=6, seed=3)
+    assert sampled.logp.dtype == sampled.entropy.dtype == torch.float64
+    tokens = torch.tensor([PROMPTS[1] + sampled.tokens[1].tolist()])
+    with torch.no_grad():
+        logp = exact.logprob(tokens)[0, len(PROMPTS[1]) :]
+    torch.testing.assert_close(sampled.logp[1], logp, atol=1e-6, rtol=0)  # the router runs in fp32
 
 
 def test_stream_is_the_first_row(model):

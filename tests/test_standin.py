@@ -1,5 +1,8 @@
 """standin.py: the device that the tests of others stand on."""
 
+import copy
+import io
+
 import pytest
 import standin
 import torch
@@ -29,6 +32,21 @@ def test_a_step_of_training_is_that_of_the_cpu():
         return layer.weight.detach().cpu()
 
     assert torch.equal(step("cpu"), step(DEVICE))
+
+
+def test_tensors_are_copied_saved_and_loaded():
+    tensors = {"a": torch.arange(6.0, device=DEVICE).view(2, 3).T, "number": torch.tensor(2.0, device=DEVICE)}
+    tensors["empty"] = torch.empty(0, 3, device=DEVICE)
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    for device in (DEVICE, "cpu"):
+        file.seek(0)
+        loaded = torch.load(file, map_location=device, weights_only=True)
+        assert all(x.device.type == torch.device(device).type for x in loaded.values())
+        assert all(torch.equal(loaded[name].cpu(), x.cpu()) for name, x in tensors.items())
+    copied = copy.deepcopy(tensors)
+    copied["a"].zero_()
+    assert copied["a"].device == tensors["a"].device and tensors["a"].sum().item() == 15
 
 
 @pytest.mark.parametrize(

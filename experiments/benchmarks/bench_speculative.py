@@ -2,16 +2,16 @@
 
     python -m experiments.benchmarks.bench_speculative --out docs/results/speculative.json
 
-Pre-trains the tiny model with D modules for multi-token prediction on the Countdown corpus, for each D asked for, then
-answers held-out problems with `generate` and with `speculate`, from the same weights, in turns. Seconds are those of
-the processor, on one thread, so that other work on the machine does not count; medians of several repeats.
+Pre-trains the tiny model with D modules for multi-token prediction on the task's corpus, for each D asked for, then
+answers held-out problems with `generate` and with `speculate`, from the same weights, in turns. On the CPU, seconds are
+those of one thread's processor time, so that other work on the machine does not count; medians of several repeats.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,19 +19,21 @@ import torch
 import tyro
 
 from experiments import pretrain
-from minir1 import checkpoint
-from minir1.log import replace_text, table
+from minir1 import checkpoint, tasks
+from minir1.device import pick, pick_dtype, synchronize
+from minir1.files import write_json
+from minir1.log import table
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.sample import generate
 from minir1.speculative import speculate
-from minir1.tasks import countdown
+from minir1.templates import encode
 from minir1.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Config:
-    """Speculation with bases that pretrain.py makes, or has made, in `base`/depth-D."""
+    """Speculation with bases that pretrain.py makes, or has made, in `base`/depth-D, on the device of `pretrain`."""
 
     depths: tuple[int, ...] = (1, 2)  # D
     pretrain: pretrain.Config = field(default_factory=lambda: pretrain.Config(steps=300))
@@ -39,7 +41,7 @@ class Config:
     rows: tuple[int, ...] = (1, 64)  # answers at once
     problems: int = 4  # at least so many, whatever the rows
     temperatures: tuple[float, ...] = (0.0, 1.0)
-    max_tokens: int = 72
+    max_completion_length: int = 72
     repeats: int = 3
     out: Path | None = None  # a JSON file for the figures
 
@@ -50,31 +52,40 @@ def trained(config: Config, depth: int) -> tuple[Transformer, Tokenizer]:
     run = replace(config.pretrain, model=shape, out=config.base / f"depth-{depth}")
     if not checkpoint.latest(run.out / "checkpoint"):
         pretrain.main(run)
-    model, tokenizer = hf.load(checkpoint.latest(run.out / "checkpoint"))
-    return model.eval(), tokenizer
+    device = pick(run.device)
+    return hf.load(checkpoint.latest(run.out / "checkpoint"), device, pick_dtype(run.dtype, device))
 
 
-def measure(model: Transformer, batches: list[list[list[int]]], temperature: float, config: Config, stop: int) -> dict:
+def timed(work: Callable[[], object], device: torch.device) -> tuple[object, float]:
+    """A result and its seconds: of the processor on the CPU, else on the clock."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    synchronize(device)
+    began = clock()
+    result = work()
+    synchronize(device)
+    return result, clock() - began
+
+
+def measure(model: Transformer, batches: list[list[list[int]]], temperature: float, config: Config, stop) -> dict:
     """Both ways over the same batches of prompts, in turns: acceptance, tokens a pass, tokens a second."""
     speed = {generate: [], speculate: []}
     accepted, tried = (torch.zeros(len(model.mtp), dtype=torch.int64) for _ in range(2))
     tokens = passes = 0
     for repeat in range(config.repeats + 1):
         for way in speed:
-            settings = {"max_tokens": config.max_tokens, "temperature": temperature, "stop": stop, "seed": repeat}
-            began = time.process_time()
-            found = [way(model, prompts, **settings) for prompts in batches]
-            seconds = time.process_time() - began
+            settings = {"max_tokens": config.max_completion_length, "temperature": temperature}
+            settings |= {"stop": stop, "seed": repeat}
+            results, seconds = timed(lambda: [way(model, prompts, **settings) for prompts in batches], model.device)
             if repeat == 0:  # the warm-up
                 continue
-            sampled = found if way is generate else [answers for answers, _ in found]
+            sampled = results if way is generate else [answers for answers, _ in results]
             drawn = sum(int(answers.count.sum()) for answers in sampled)
             speed[way].append(drawn / seconds)
             if way is speculate:
-                accepted += sum(drafts.accepted.sum(0) for _, drafts in found)
-                tried += sum(drafts.tried.sum(0) for _, drafts in found)
+                accepted += sum(drafts.accepted.sum(0).cpu() for _, drafts in results)
+                tried += sum(drafts.tried.sum(0).cpu() for _, drafts in results)
                 tokens += drawn - sum(map(len, batches))  # the first token of a row comes from its prompt's pass
-                passes += sum(int(drafts.forwards.sum()) for _, drafts in found)
+                passes += sum(int(drafts.forwards.sum()) for _, drafts in results)
     return {
         **{f"accepted_{k}": a / max(1, t) for k, (a, t) in enumerate(zip(accepted.tolist(), tried.tolist()), start=1)},
         "tokens_a_pass": tokens / max(1, passes),
@@ -86,30 +97,30 @@ def measure(model: Transformer, batches: list[list[list[int]]], temperature: flo
 def main(config: Config) -> dict[str, float]:
     """Train what is missing, measure, print, and write the figures."""
     torch.set_num_threads(1)
-    found = {"steps": config.pretrain.steps, "max_tokens": config.max_tokens}
+    task = tasks.load(config.pretrain.task, config.pretrain.data)
+    result = {"steps": config.pretrain.steps, "max_tokens": config.max_completion_length}
     lines = []
     for depth in config.depths:
         model, tokenizer = trained(config, depth)
         for rows in config.rows:
-            problems = countdown.held_out(config.pretrain.level, "test", max(rows, config.problems))
-            prompts = [tokenizer.encode(tokenizer.chat(problem.prompt) + "<think>") for problem in problems]
+            problems = tasks.spread(task.problems("test"), max(rows, config.problems))
+            prompts = encode(tokenizer, problems, "chat", "<think>")
             batches = [prompts[i : i + rows] for i in range(0, len(prompts), rows)]
             for temperature in config.temperatures:
-                one = measure(model, batches, temperature, config, tokenizer.eos)
-                found |= {f"D={depth}/rows={rows}/T={temperature:g}/{key}": value for key, value in one.items()}
+                one = measure(model, batches, temperature, config, tokenizer.stops)
+                result |= {f"D={depth}/rows={rows}/T={temperature:g}/{key}": value for key, value in one.items()}
                 lines.append([f"{depth}", f"{rows}", f"{temperature:g}", *cells(one)])
     table(f"speculation after {config.pretrain.steps} steps of pre-training, one thread", HEAD, lines)
     if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(config.out, json.dumps(found, indent=2) + "\n")
-    return found
+        write_json(config.out, result)
+    return result
 
 
 HEAD = ["D", "rows", "T", "accepted", "tokens a pass", "generate tok/s", "speculate tok/s", "times"]
 
 
 def cells(one: dict[str, float]) -> list[str]:
-    """What `measure` found, as the last cells of a line."""
+    """The result of `measure`, as the last cells of a line."""
     rates = ", ".join(f"{value:.1%}" for key, value in one.items() if key.startswith("accepted_"))
     plain, fast = one["generate_tok_s"], one["speculate_tok_s"]
     return [rates, f"{one['tokens_a_pass']:.2f}", f"{plain:,.0f}", f"{fast:,.0f}", f"{fast / plain:.2f}"]

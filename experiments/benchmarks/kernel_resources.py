@@ -34,6 +34,8 @@ from unittest.mock import patch
 import torch
 import tyro
 
+from minir1.files import write_json
+
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # bytes that a block may ask for
 KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
 
@@ -258,8 +260,7 @@ def main(config: Config) -> dict[str, dict[str, int]]:
         others = recorded["kernels"]
     found = measure(config)
     if config.save:
-        config.save.write_text(json.dumps({"triton": version, "kernels": others | found}, indent=1) + "\n",
-                               encoding="utf-8")
+        write_json(config.save, {"triton": version, "kernels": others | found})
     return found
 
 

@@ -3,13 +3,12 @@
     python -m experiments.benchmarks.prefill --out docs/results/prefill.json
 
 The tiny MLA + MoE model with its window raised from 4,096 to 131,072 positions by YaRN, untrained, one prompt of random
-tokens, on the CPU. Each length is a process of its own, so that its peak of resident memory is its own too; `cache` is
-the part of it that must grow with the prompt. Python, torch and the weights are in the peak.
+tokens. Each length is a process of its own, so that the peak of memory is that of this length; `cache` is the part of
+it that must grow with the prompt. On the CPU the peak includes Python, torch and the weights.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import time
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from pathlib import Path
 import torch
 import tyro
 
-from minir1.log import peak_memory_gib, replace_text, table
+from minir1.device import peak_memory_gib, pick, synchronize
+from minir1.files import write_json
+from minir1.log import table
 from minir1.model.config import ModelConfig
 from minir1.model.rope import RopeScaling
 from minir1.model.transformer import Transformer
@@ -29,10 +30,11 @@ class Config:
     """Prompts of several lengths."""
 
     lengths: tuple[int, ...] = (8192, 16384, 32768, 65536, 131072)  # tokens
-    chunk: int = 512  # columns in one go
+    chunk: int = 512  # tokens of a chunk
     whole: int = 32768  # the longest prompt that is also read in one call of hidden
     layers: int = 4  # L
     threads: int = 1
+    device: str = "cpu"
     out: Path | None = None  # a JSON file for the figures
 
 
@@ -43,47 +45,48 @@ def model_config(longest: int, layers: int) -> ModelConfig:
     return ModelConfig(layers=layers, max_positions=max(longest, 4096), rope_scaling=scaling)
 
 
-def measure(job: tuple[int, int | None, int, int]) -> tuple[float, float, float, float]:
-    """One prompt of (tokens, chunk or None for one call, layers, threads).
+def measure(length: int, chunk: int | None, config: Config) -> tuple[float, float, float, float]:
+    """One prompt, in chunks or (None) in one call.
 
     Returns seconds on the clock, seconds of processor time, GiB at the peak and GiB of the cache.
     """
-    length, chunk, layers, threads = job
-    torch.set_num_threads(threads)
+    torch.set_num_threads(config.threads)
     torch.manual_seed(0)
-    model = Transformer(model_config(length, layers)).requires_grad_(False)
-    tokens, cache = torch.randint(0, model.config.vocab, (1, length)), model.cache(1, length)
+    device = pick(config.device)
+    model = Transformer(model_config(length, config.layers)).requires_grad_(False).to(device)
+    tokens, cache = torch.randint(0, model.config.vocab, (1, length)).to(device), model.cache(1, length)
+    synchronize(device)
     began, began_cpu = time.perf_counter(), time.process_time()
     if chunk is None:
         model.hidden(tokens, cache=cache)
     else:
         model.prefill(tokens, cache=cache, chunk=chunk)
+    synchronize(device)
     seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    return seconds, cpu, peak_memory_gib(), sum(held.nbytes for held in cache.layers) / 2**30
+    return seconds, cpu, peak_memory_gib(device), sum(layer.nbytes for layer in cache.layers) / 2**30
 
 
 def main(config: Config) -> dict[str, float]:
     """Measure, print, and write the figures."""
-    jobs = [(length, None, config.layers, config.threads) for length in config.lengths if length <= config.whole]
-    jobs += [(length, config.chunk, config.layers, config.threads) for length in config.lengths]
-    found: dict[str, float] = {"chunk": config.chunk, "layers": config.layers, "threads": config.threads}
+    jobs = [(length, None) for length in config.lengths if length <= config.whole]
+    jobs += [(length, config.chunk) for length in config.lengths]
+    result: dict[str, float] = {"chunk": config.chunk, "layers": config.layers, "threads": config.threads}
     rows = []
     # spawned, because a forked child would start with the parent's memory
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for (length, chunk, *_), (seconds, cpu, peak, cache) in zip(jobs, pool.imap(measure, jobs, chunksize=1)):
+        for length, chunk in jobs:
+            seconds, cpu, peak, cache = pool.apply(measure, (length, chunk, config))
             way = "one_call" if chunk is None else "chunks"
-            found |= {f"{way}/{length}/seconds": seconds, f"{way}/{length}/cpu_seconds": cpu}
-            found[f"{way}/{length}/peak_gib"] = peak
-            found[f"cache/{length}/gib"] = cache
+            result |= {f"{way}/{length}/seconds": seconds, f"{way}/{length}/cpu_seconds": cpu}
+            result |= {f"{way}/{length}/peak_gib": peak, f"cache/{length}/gib": cache}
             cells = [f"{seconds:.1f}", f"{cpu:.1f}", f"{peak:.2f}", f"{cache:.3f}"]
             rows.append([f"{length:,} tokens, {way.replace('_', ' ')}", *cells])
             print(f"{rows[-1][0]}: {seconds:.1f} s, peak {peak:.2f} GiB", flush=True)
     title = f"prefill, {config.layers} layers, chunk {config.chunk}, {config.threads} threads"
     table(title, ["", "seconds", "of the CPU", "peak GiB", "cache GiB"], rows)
     if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(config.out, json.dumps(found, indent=2) + "\n")
-    return found
+        write_json(config.out, result)
+    return result
 
 
 if __name__ == "__main__":

@@ -3,31 +3,34 @@
     python -m experiments.benchmarks.profile_step
     python -m experiments.benchmarks.profile_step --dense --out docs/results/profile_dense.json
 
-Untrained weights, so answers run to the budget: 512 rows of 72 tokens. The update has the forward pass of the
-reference in it. With --compare, transformers generates the same number of tokens with the same weights in the same run.
-Medians of several repeats.
+Untrained weights, so that every answer uses its whole token budget: 512 rows of 72 tokens. The update is that of
+r1_zero.py in one mini-batch, with the forward pass of the reference; the pre-training step is that of pretrain.py. With
+--compare, transformers generates the same number of tokens with the same weights. Medians of several repeats.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
-from minir1.data import by_tokens
-from minir1.log import replace_text, table
-from minir1.losses import clipped_surrogate, kl_k3, nll
+from experiments import pretrain, r1_zero
+from minir1.device import pick, pick_dtype, synchronize
+from minir1.files import write_json
+from minir1.log import table
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.transformer import Transformer
-from minir1.optim import Muon, split_parameters
+from minir1.optim import adamw, muon, split_parameters
+from minir1.policy import frozen_copy, reference_logprobs
 from minir1.rollout import Rollout, collect
 from minir1.tokenizer import word_level
 
@@ -38,110 +41,116 @@ class Config:
 
     dense: bool = False  # instead of MLA + MoE
     prompts: int = 32  # P
-    answers: int = 16  # G
+    num_generations: int = 16  # G
     prompt_tokens: int = 11
-    max_tokens: int = 72
+    max_completion_length: int = 72
+    pretrain_tokens: int = 2080  # of a pre-training step, in rows of 80
     microbatch: int = 8192
     repeats: int = 5
     compare: bool = False  # with transformers.generate
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     out: Path | None = None  # a JSON file for the figures
 
 
 def rollout(model: Transformer, config: Config) -> Rollout:
-    """P·G rows, each to the budget."""
+    """P·G rows, each of the whole budget."""
     prompts = [[1 + i % 40] * config.prompt_tokens for i in range(config.prompts)]
-    return collect(model, prompts, answers=config.answers, max_tokens=config.max_tokens, stop=[], seed=0)
+    tokens = config.max_completion_length
+    return collect(model, prompts, answers=config.num_generations, max_tokens=tokens, stop=[], seed=0)
 
 
-def update(model: Transformer, reference: Transformer, optimizer, sampled: Rollout, config: Config) -> None:
-    """One optimizer step of the clipped surrogate with KL on all rows."""
-    for rows in by_tokens(sampled.length.tolist(), config.microbatch):
-        part = sampled.select(torch.tensor(rows))
-        logp = model.logprob(part.tokens, lengths=part.length, mask=part.mask)
-        with torch.no_grad():
-            ref_logp = reference.logprob(part.tokens, lengths=part.length, mask=part.mask)
-        loss = clipped_surrogate(logp, part.logp, torch.ones_like(logp)) + 0.001 * kl_k3(logp, ref_logp)
-        (loss * part.mask).mean().backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def update(model: Transformer, config: Config, sampled: Rollout) -> Callable[[], object]:
+    """One optimizer step of R1-Zero on all rows, with the pass of the reference, as a call."""
+    reference, optimizer = frozen_copy(model), adamw(model.parameters(), 1e-5)
+    step = r1_zero.Config(num_minibatches=1, microbatch=config.microbatch)
+    advantage = torch.ones(len(sampled.length), device=model.device)
+
+    def call():
+        ref_logp = reference_logprobs(reference, sampled, config.microbatch)
+        return r1_zero.learn(model, optimizer, sampled, advantage, ref_logp, step, 1)
+
+    return call
 
 
-def pretrain_step(model: Transformer, optimizers, tokens: torch.Tensor) -> None:
-    """One step of Muon and AdamW on full rows [B, T]."""
-    nll(model.logprob(tokens)).mean().backward()
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+def pretraining(model: Transformer, config: Config) -> Callable[[], object]:
+    """One step of Muon and AdamW on full rows, as a call."""
+    matrices, rest = split_parameters(model)
+    optimizers = muon(matrices, 1e-5), adamw(rest, 1e-5)
+    rows = torch.randint(0, 128, (config.pretrain_tokens // 80, 80)).tolist()
+
+    def call():
+        pretrain.loss_backward(model, rows, pretrain.Config(microbatch=config.microbatch))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return call
 
 
-def transformers_generate(model: Transformer, config: Config):
-    """The same weights in transformers, as a call that samples as many tokens of as many rows."""
+def transformers_generate(model: Transformer, config: Config) -> Callable[[], object]:
+    """Sampling of as many tokens of as many rows with the same weights in transformers, as a call."""
     from transformers import AutoModelForCausalLM  # of the extra [test]
 
     with tempfile.TemporaryDirectory() as folder:
         hf.save(model, word_level((), 100), folder)
-        theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
-    prompts = torch.ones(config.prompts * config.answers, config.prompt_tokens, dtype=torch.int64)
-    length = {"min_new_tokens": config.max_tokens, "max_new_tokens": config.max_tokens}
+        theirs = AutoModelForCausalLM.from_pretrained(folder).eval().to(model.device)
+    shape = config.prompts * config.num_generations, config.prompt_tokens
+    prompts = torch.ones(shape, dtype=torch.int64, device=model.device)
+    length = {"min_new_tokens": config.max_completion_length, "max_new_tokens": config.max_completion_length}
     sampling = {"do_sample": True, "top_k": 0, "pad_token_id": 0, **length}
     return lambda: theirs.generate(prompts, attention_mask=torch.ones_like(prompts), **sampling)
 
 
-def seconds(work, repeats: int) -> float:
+def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
     """The median duration after one warm-up."""
-    work()
     times = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
+        synchronize(device)
         began = time.perf_counter()
         work()
+        synchronize(device)
         times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return statistics.median(times[1:])
 
 
-def operators(work, most: int = 12) -> list[tuple[str, float]]:
-    """(operator, share of the time) of one call, the dearest first."""
-    with profile(activities=[ProfilerActivity.CPU]) as trace:
+def operators(work: Callable[[], object], device: torch.device, most: int = 12) -> list[tuple[str, float]]:
+    """(operator, share of the time on the device) of one call, the most expensive first."""
+    with profile() as trace:
         work()
-    spent = sorted(((e.key, e.self_cpu_time_total) for e in trace.key_averages()), key=lambda item: -item[1])
-    return [(name, used / sum(used for _, used in spent)) for name, used in spent[:most]]
+        synchronize(device)
+    clock = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    spent = sorted(((e.key, getattr(e, clock)) for e in trace.key_averages()), key=lambda item: -item[1])
+    total = sum(time for _, time in spent)
+    return [(name, time / total) for name, time in spent[:most]]
 
 
 def main(config: Config) -> dict[str, float]:
     """Measure, print, and write the figures."""
     torch.manual_seed(0)
+    device = pick(config.device)
     shape = dense(vocab=128) if config.dense else ModelConfig(vocab=128)
-    model, reference = Transformer(shape), Transformer(shape).requires_grad_(False)
-    adam = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    model = Transformer(shape).to(device, pick_dtype(config.dtype, device))
     sampled = rollout(model, config)
-    matrices, rest = split_parameters(model)
-    both = (Muon(matrices, lr=1e-5), torch.optim.AdamW(rest, lr=1e-5, fused=True))
-    batch = torch.randint(0, 128, (26, 80))  # about the 2,048 tokens of pretrain.py
-    work = {
-        "rollout": (lambda: rollout(model, config), int(sampled.mask.sum())),
-        "update": (lambda: update(model, reference, adam, sampled, config), int(sampled.mask.sum())),
-        "pretrain": (lambda: pretrain_step(model, both, batch), batch.numel()),
-    }
+    tokens = int(sampled.mask.sum())
+    work = {"rollout": (lambda: rollout(model, config), tokens), "update": (update(model, config, sampled), tokens)}
+    work["pretrain"] = pretraining(model, config), config.pretrain_tokens // 80 * 80
     if config.compare:
-        work["transformers.generate"] = (transformers_generate(model, config), int(sampled.mask.sum()))
-    found = {}
+        work["transformers.generate"] = transformers_generate(model, config), tokens
+    result, rows = {}, []
     for name, (call, tokens) in work.items():
-        took = seconds(call, config.repeats)
-        found |= {f"{name}/seconds": took, f"{name}/tok_s": tokens / took}
-    rows = [[name, f"{found[f'{name}/seconds']:.2f} s", f"{found[f'{name}/tok_s']:,.0f}"] for name in work]
-    kind = "dense GQA" if config.dense else "MLA + MoE"
-    table(
-        f"{kind}, {config.prompts * config.answers} rows, {torch.get_num_threads()} threads",
-        ["", "median", "tokens/s"],
-        rows,
-    )
+        took = seconds(call, config.repeats, device)
+        result |= {f"{name}/seconds": took, f"{name}/tok_s": tokens / took}
+        rows.append([name, f"{took:.2f} s", f"{tokens / took:,.0f}"])
+    kind, count = "dense GQA" if config.dense else "MLA + MoE", config.prompts * config.num_generations
+    table(f"{kind}, {count} rows, {torch.get_num_threads()} threads", ["", "median", "tokens/s"], rows)
     for name in ("rollout", "update"):
-        shares = operators(work[name][0])
-        found |= {f"{name}/{op}": share for op, share in shares}
-        table(f"where the {name} goes", ["operator", "share"], [[op, f"{share:.1%}"] for op, share in shares])
+        shares = operators(work[name][0], device)
+        result |= {f"{name}/{op}": share for op, share in shares}
+        table(f"time of the {name} by operator", ["operator", "share"], [[op, f"{share:.1%}"] for op, share in shares])
     if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(config.out, json.dumps(found, indent=2) + "\n")
-    return found
+        write_json(config.out, result)
+    return result
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Which policy-gradient objective gets furthest on Countdown, when each samples as many answers in as many steps?
+"""Which policy-gradient objective solves most problems, when each samples as many answers in as many steps?
 
     python -m experiments.studies.algorithms --checkpoint runs/base/checkpoint --jobs 2
 
 Eleven objectives from one base. Learning rates first: three for each method, the same three for all, one seed, half
 of the steps, judged by pass@1 on the validation split. Then the chosen rate with fresh seeds and all steps, judged on
-the test split, by the last checkpoint. Everything else is what the scripts have as defaults, which each of them states.
+the test split, by the last checkpoint. All other options keep the defaults of the scripts.
 
 Equal cost means equal answers in a batch, and equal steps. Two methods do otherwise: DAPO samples more, to refill its
 batch until every group is mixed, and PPO spends its first steps on its value alone. All sampled tokens are counted and
-told, and the learning curves are drawn over them; DAPO's steps are not cut.
+reported, and the learning curves are drawn over them; DAPO's steps are not reduced.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 
 import tyro
 
-from experiments.studies import algorithms_figures as figures_algorithms
+from experiments.studies import comparison_figures
 from experiments.studies import comparison_tables as tables
 from experiments.studies.comparison import START, Cell, Config, Method, cells_of, complete, end, load
-from experiments.studies.comparison_tables import Found, listed, of
-from minir1.log import table
+from experiments.studies.comparison_tables import Results, listed, of
+from minir1.log import markdown_table, table
 
 METHODS = {
     "grpo": Method("GRPO", "r1_zero"),
@@ -34,10 +34,10 @@ METHODS = {
     "cispo": Method("CISPO", "variants.cispo"),
     "reinforce_pp": Method("REINFORCE++", "variants.reinforce_pp"),
     "dapo": Method("DAPO", "variants.dapo"),
-    "ppo": Method("PPO, λ = 1", "ppo", {"lam": 1.0}),
-    "ppo_gae": Method("PPO, λ = 0.95", "ppo", {"lam": 0.95}),
+    "ppo": Method("PPO, λ = 1", "ppo", {"gae-lambda": 1.0}),
+    "ppo_gae": Method("PPO, λ = 0.95", "ppo", {"gae-lambda": 0.95}),
 }
-FACTORS = (1 / 3, 1, 3)  # of Config.lr
+FACTORS = (1 / 3, 1, 3)  # of Config.learning_rate
 SWEEP_SEED = 1000  # none of those that are compared afterwards
 DEFAULT = Config(
     steps=24,
@@ -51,12 +51,12 @@ DEFAULT = Config(
 
 def with_rate(method: Method, rate: float) -> Method:
     """The method at a learning rate."""
-    return replace(method, options=method.options | {"lr": rate})
+    return replace(method, options=method.options | {"learning-rate": rate})
 
 
 def rates(config: Config) -> list[float]:
     """The learning rates that are tried, rising."""
-    return [float(f"{factor * config.lr:.3g}") for factor in FACTORS]
+    return [float(f"{factor * config.learning_rate:.3g}") for factor in FACTORS]
 
 
 def sweep(config: Config) -> list[Cell]:
@@ -69,46 +69,46 @@ def sweep(config: Config) -> list[Cell]:
     ]
 
 
-def chosen(found: Found, config: Config = DEFAULT) -> dict[str, float]:
+def chosen(results: Results, config: Config = DEFAULT) -> dict[str, float]:
     """method -> the rate with the best pass@1 of its sweep, the smaller of equals; of methods whose sweep is done."""
-    cells = {name: {rate: found.get(f"sweep/{name}/{rate:g}") for rate in rates(config)} for name in METHODS}
-    whole = {name: results for name, results in cells.items() if all(results.values())}
-    return {name: max(results, key=lambda rate: results[rate]["pass@1"]) for name, results in whole.items()}
+    cells = {name: {rate: results.get(f"sweep/{name}/{rate:g}") for rate in rates(config)} for name in METHODS}
+    whole = {name: runs for name, runs in cells.items() if all(runs.values())}
+    return {name: max(runs, key=lambda rate: runs[rate]["pass@1"]) for name, runs in whole.items()}
 
 
-def trained(found: Found, config: Config) -> list[Cell]:
+def trained(results: Results, config: Config) -> list[Cell]:
     """The base, and the methods whose rate is known, seed by seed."""
-    return cells_of({name: with_rate(METHODS[name], rate) for name, rate in chosen(found, config).items()}, config)
+    return cells_of({name: with_rate(METHODS[name], rate) for name, rate in chosen(results, config).items()}, config)
 
 
-# ---- what the page says ------------------------------------------------------------------------
+# ---- the blocks of docs/algorithms.md ----------------------------------------------------------
 
 
-def labelled(found: Found, config: Config = DEFAULT) -> dict[str, Method]:
+def labelled(results: Results, config: Config = DEFAULT) -> dict[str, Method]:
     """The methods, the chosen rate in their names."""
-    known = chosen(found, config)
+    known = chosen(results, config)
     return {
         name: replace(method, label=f"{method.label}, lr {known[name]:g}" if name in known else method.label)
         for name, method in METHODS.items()
     }
 
 
-def sweep_rows(found: Found, config: Config = DEFAULT) -> list[list[str]]:
+def sweep_rows(results: Results, config: Config = DEFAULT) -> list[list[str]]:
     """A row a method: pass@1 on the validation split at every rate, the chosen one marked."""
-    known, lines = chosen(found, config), []
+    known, lines = chosen(results, config), []
     for name, method in METHODS.items():
         line = [method.label]
         for rate in rates(config):
-            result = found.get(f"sweep/{name}/{rate:g}")
+            result = results.get(f"sweep/{name}/{rate:g}")
             text = f"{result['pass@1']:.1%}" if result else "pending"
             line.append(f"**{text}**" if known.get(name) == rate else text)
         lines.append(line)
     return lines
 
 
-def edges(found: Found) -> str:
+def edges(results: Results) -> str:
     """In words: for which methods the best rate is the smallest or the largest that was tried."""
-    known, tried = chosen(found), rates(DEFAULT)
+    known, tried = chosen(results), rates(DEFAULT)
     low, high = ([METHODS[n].label for n, rate in known.items() if rate == edge] for edge in (tried[0], tried[-1]))
     if not known:
         return ""
@@ -120,31 +120,28 @@ def edges(found: Found) -> str:
     )
 
 
-def refill(found: Found) -> str:
-    """In words: what the methods that sample more than their batch have sampled, against GRPO with the same seeds."""
-    parts = []
+def refill(results: Results) -> str:
+    """In words: tokens sampled by methods that sample more than their batch, relative to GRPO with the same seeds."""
+    ratios = []
     for name in ("dapo", "ppo", "ppo_gae"):
-        one, other = of(found, name), of(found, "grpo")
+        one, other = of(results, name), of(results, "grpo")
         both = one.keys() & other.keys()
         if both:
             times = sum(one[s]["tokens/sampled"] for s in both) / sum(other[s]["tokens/sampled"] for s in both)
-            parts.append(f"{METHODS[name].label} {times:.2f} times")
-    return f"Tokens sampled in training, as a multiple of GRPO's: {listed(parts)}." if parts else ""
+            ratios.append(f"{METHODS[name].label} {times:.2f} times")
+    return f"Tokens sampled in training, as a multiple of GRPO's: {listed(ratios)}." if ratios else ""
 
 
-# The blocks of docs/algorithms.md.
-
-
-def page_sweep(found: Found) -> str:
-    """The sweep, and what lies at its edges."""
+def page_sweep(results: Results) -> str:
+    """The sweep, and which methods' best rates lie at its edges."""
     head = ("", *(f"{rate:g}" for rate in rates(DEFAULT)))
-    return "\n\n".join(filter(None, (tables.table(head, sweep_rows(found)), edges(found))))
+    return "\n\n".join(filter(None, (markdown_table(head, sweep_rows(results)), edges(results))))
 
 
-def page_result(found: Found) -> str:
-    """What was reached and at what cost, what separated, the figure, what is pending."""
-    more = {"names": names(), "note": refill(found), "labelled": labelled(found)}
-    return tables.page(found, METHODS, "grpo", DEFAULT, "studies.algorithms", **more)
+def page_result(results: Results) -> str:
+    """Accuracy, cost, significant differences, the figure, pending cells."""
+    more = {"names": names(), "note": refill(results), "labelled": labelled(results)}
+    return tables.page(results, METHODS, "grpo", DEFAULT, "studies.algorithms", **more)
 
 
 def names() -> list[str]:
@@ -153,25 +150,21 @@ def names() -> list[str]:
 
 
 def draw(config: Config) -> None:
-    """The figure of what is done so far."""
-    found = load(config.results)
-    drawn = tables.parts(found, METHODS)
-    if drawn["ends"] and START in found:
-        figures_algorithms.algorithms(tables.start(found), **drawn, path=config.figure)
+    """The figure of the results so far."""
+    results = load(config.results)
+    drawn = tables.parts(results, METHODS)
+    if drawn["ends"] and START in results:
+        comparison_figures.algorithms(tables.start(results), **drawn, path=config.figure)
 
 
 def main(config: Config) -> None:
     """Sweep, choose, compare; the tables are printed, the results written as they come. SystemExit if a cell fails."""
-    failed, later = [], len(METHODS) * len(config.seeds) * config.steps
-    for cell, failure in complete(sweep(config), config, later):
-        failed += [cell.name] if failure else []
-    for cell, failure in complete(trained(load(config.results), config), config):
-        failed += [cell.name] if failure else []
-        draw(config)
-    found = load(config.results)
+    failed = complete(sweep(config), config, later=len(METHODS) * len(config.seeds) * config.steps)
+    failed |= complete(trained(load(config.results), config), config, after=draw)
+    results = load(config.results)
     head = ["", *(f"{rate:g}" for rate in rates(config))]
-    table("learning rates: pass@1 on the validation split", head, sweep_rows(found, config))
-    tables.show("test split", found, labelled(found, config), "grpo")
+    table("learning rates: pass@1 on the validation split", head, sweep_rows(results, config))
+    tables.show("test split", results, labelled(results, config), "grpo")
     end(failed, config)
 
 

@@ -4,22 +4,21 @@
 
 DeepSeek-V3 (section 2.1.2, after arXiv:2408.15664) balances its experts without an auxiliary loss: an expert that is
 used too much has its bias for selection lowered, and no gradient takes part. Compared here, in pre-training of a small
-MoE on the Countdown corpus, same data, same initial weights, same steps:
+MoE on a task's corpus, same data, same initial weights, same steps:
 
     none      nothing
     sequence  α · Σ_i f_i P_i over each document (V3's complementary loss, here as the only means)
     batch     the same sum over the whole batch, the usual auxiliary loss
     bias      b_i <- b_i + γ·sign(mean load - load_i), once a step
 
-The strengths α and γ are chosen by method on the first seed, `choose` says how; the other seeds run the chosen ones.
-Losses are those of the language model alone. A finished run is skipped with --resume.
+The strengths α and γ of each method are chosen on the first seed (see `choose`); the other seeds run the chosen ones.
+Losses are those of the language model alone. With --resume a finished run is skipped.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,16 +28,20 @@ import tyro
 
 from experiments import pretrain
 from experiments.studies import balance_figures
+from minir1 import tasks
 from minir1.data import pad_rows
-from minir1.log import open_run, progress, read_metrics, replace_text, table
+from minir1.device import pick
+from minir1.files import write_json
+from minir1.log import open_run, progress, read_metrics, table
 from minir1.losses import nll
-from minir1.metrics import seed_interval
+from minir1.metrics import over_seeds
 from minir1.model.config import ModelConfig
 from minir1.model.moe import MoE, balance_step, expert_load, maximal_violation, sequence_balance_loss
 from minir1.model.transformer import Transformer
-from minir1.optim import Muon, clip_gradients, split_parameters, warmup_stable_decay
+from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.reduction import token_mean
 from minir1.seed import seed_everything
+from minir1.tokenizer import word_level
 
 SHAPE = ModelConfig(
     dim=96, layers=3, heads=3, kv_lora=48, ffn=192, experts=16, experts_per_token=2, shared_experts=1, expert_ffn=48
@@ -51,6 +54,7 @@ HELD_OUT = 1_000_003  # seed of the documents for evaluation: no training uses i
 class Config:
     """The comparison."""
 
+    task: str = "countdown"  # one with a corpus of its own
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 600
     batch: int = 1024  # tokens a step
@@ -59,6 +63,7 @@ class Config:
     eval_batches: int = 16  # held-out batches
     out: Path = Path("runs/balance")
     resume: bool = False
+    device: str = "auto"
     results: Path = Path("docs/results/balance.json")
     figure: Path = Path("docs/results/balance.png")
 
@@ -81,7 +86,8 @@ class Setting:
 
 def setting(config: Config, method: str, strength: float, seed: int) -> Setting:
     """A run of the comparison; learning rates and schedule are those of pretrain.py."""
-    base = pretrain.Config(model=config.model, steps=config.steps, batch=config.batch, seed=seed)
+    sizes = {"model": config.model, "steps": config.steps, "batch": config.batch}
+    base = pretrain.Config(task=config.task, seed=seed, device=config.device, **sizes)
     return Setting(method, strength, seed, base, config.eval_every, config.eval_batches)
 
 
@@ -90,10 +96,10 @@ def setting(config: Config, method: str, strength: float, seed: int) -> Setting:
 
 def forward(model: Transformer, rows: list[list[int]]):
     """Mean negative log-likelihood of a token, the rows' lengths [B], and the routing of each MoE layer."""
-    tokens, lengths = pad_rows(rows)
+    tokens, lengths = pad_rows(rows, model.device)
     record = []
     logp = model.logprob(tokens, lengths=lengths, record=record)
-    columns = torch.arange(tokens.shape[1])
+    columns = torch.arange(tokens.shape[1], device=model.device)
     mask = (columns > 0) & (columns < lengths.unsqueeze(1))
     return (token_mean(mask, int(mask.sum())) * nll(logp)).sum(), lengths, record
 
@@ -127,16 +133,18 @@ def train(run: Setting, out: Path) -> dict[str, float]:
     base, log = run.base, open_run(out, run, resume=True)
     log.cut_back(-1)
     seed_everything(run.seed)
-    tokenizer = pretrain.build_tokenizer(base.level)
-    model = pretrain.build_model(base, tokenizer)
-    held_out = list(itertools.islice(pretrain.token_batches(replace(base, seed=HELD_OUT), tokenizer), run.eval_batches))
+    task = tasks.load(base.task)
+    tokenizer = word_level(*task.vocabulary())
+    model = pretrain.build_model(base, tokenizer).to(pick(base.device))
+    documents = pretrain.token_batches(replace(base, seed=HELD_OUT), task, tokenizer)
+    held_out = list(itertools.islice(documents, run.eval_batches))
     matrices, rest = split_parameters(model)
-    adam = torch.optim.AdamW(rest, lr=base.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    optimizers = ((Muon(matrices, lr=base.muon_lr), base.muon_lr), (adam, base.adam_lr))
+    optimizers = ((muon(matrices, base.muon_lr), base.muon_lr), (adamw(rest, base.adam_lr), base.adam_lr))
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     began, last = time.perf_counter(), []
     with progress(base.steps, run.name) as bar:
-        for step, rows in enumerate(itertools.islice(pretrain.token_batches(base, tokenizer), base.steps), start=1):
+        corpus = itertools.islice(pretrain.token_batches(base, task, tokenizer), base.steps)
+        for step, rows in enumerate(corpus, start=1):
             factor = warmup_stable_decay(step - 1, base.steps, base.warmup)
             for optimizer, lr in optimizers:
                 optimizer.param_groups[0]["lr"] = lr * factor
@@ -169,11 +177,11 @@ def train(run: Setting, out: Path) -> dict[str, float]:
 
 
 def run(config: Config, method: str, strength: float, seed: int) -> dict[str, float]:
-    """Train unless it is done; a run that was cut short starts anew. ValueError if it is there and may not go on."""
+    """Train unless it is done; a run that was killed starts anew. ValueError if it is there without --resume."""
     chosen = setting(config, method, strength, seed)
     out = config.out / chosen.name
     if out.exists() and not config.resume:
-        raise ValueError(f"{out} already holds a run: go on with --resume, or choose another --out")
+        raise ValueError(f"{out} already holds a run: continue with --resume, or choose another --out")
     if not (out / "result.json").exists():
         print(f"running {out}", flush=True)
         return train(chosen, out)
@@ -183,13 +191,13 @@ def run(config: Config, method: str, strength: float, seed: int) -> dict[str, fl
     return result
 
 
-def choose(found: dict[float, dict[str, float]]) -> float:
+def choose(results: dict[float, dict[str, float]]) -> float:
     """The strength with the lowest held-out loss among those nearly as even as the most even one (at most 1.25 times).
 
-    found: strength -> result. So each method is shown where it balances about as well as it can, at its best price.
+    results: strength -> result. Each method is thus compared at about its best balance, with the lowest loss there.
     """
-    evenest = min(result["eval/max_violation"] for result in found.values())
-    near = {s: r for s, r in found.items() if r["eval/max_violation"] <= 1.25 * evenest}
+    most_even = min(result["eval/max_violation"] for result in results.values())
+    near = {s: r for s, r in results.items() if r["eval/max_violation"] <= 1.25 * most_even}
     return min(near, key=lambda strength: near[strength]["eval/loss"])
 
 
@@ -199,9 +207,9 @@ def compare(config: Config) -> dict:
     first, *others = config.seeds
     tuning = {m: {s: run(config, m, s, first) for s in strengths} for m, strengths in STRENGTHS.items()}
     methods = {}
-    for method, found in tuning.items():
-        strength = choose(found)
-        seeds = {first: found[strength]} | {seed: run(config, method, strength, seed) for seed in others}
+    for method, results in tuning.items():
+        strength = choose(results)
+        seeds = {first: results[strength]} | {seed: run(config, method, strength, seed) for seed in others}
         methods[method] = {"strength": strength, "seeds": seeds}
     return {"steps": config.steps, "batch": config.batch, "tuning": tuning, "methods": methods}
 
@@ -212,28 +220,19 @@ def label(method: str, strength: float) -> str:
     return names[method] + (f", {'γ' if method == 'bias' else 'α'} = {strength:g}" if strength else "")
 
 
-def rows(found: dict) -> list[list[str]]:
+def rows(results: dict) -> list[list[str]]:
     """A row a method: held-out loss, what it costs against no balancing (paired by seed), and MaxVio.
 
-    Means, with 95 % intervals from three seeds on. found: as `compare` returns it, or as read from its JSON.
+    Means, with 95 % intervals from three seeds on. results: as `compare` returns it, or as read from its JSON.
     """
-    plain = found["methods"]["none"]["seeds"]
-
-    def cell(values: list[float], digits: int, sign: str = "", least: float = -math.inf) -> str:
-        mean = f"{sum(values) / len(values):{sign}.{digits}f}"
-        if len(values) < 3:
-            return mean
-        _, low, high = seed_interval(values)
-        return f"{mean} [{max(low, least):{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-
-    lines = []
-    for method, one in found["methods"].items():
-        results = one["seeds"]
-        costs = [result["eval/loss"] - plain[seed]["eval/loss"] for seed, result in results.items()]
-        line = [label(method, one["strength"]), cell([r["eval/loss"] for r in results.values()], 4)]
-        line.append("-" if method == "none" else cell(costs, 4, "+"))
+    plain, lines = results["methods"]["none"]["seeds"], []
+    for method, one in results["methods"].items():
+        runs = one["seeds"]
+        costs = [run["eval/loss"] - plain[seed]["eval/loss"] for seed, run in runs.items()]
+        line = [label(method, one["strength"]), over_seeds([run["eval/loss"] for run in runs.values()], ".4f")]
+        line.append("-" if method == "none" else over_seeds(costs, "+.4f"))
         keys = ("eval/max_violation", "eval/max_violation_worst", "train/max_violation")
-        lines.append(line + [cell([r[key] for r in results.values()], 2, least=0.0) for key in keys])
+        lines.append(line + [over_seeds([run[key] for run in runs.values()], ".2f", least=0.0) for key in keys])
     return lines
 
 
@@ -241,30 +240,28 @@ COLUMNS = ["", "held-out loss, nats", "cost", "MaxVio", "of the worst layer", "o
 TUNING = ["", "held-out loss, nats", "MaxVio", "of the worst layer"]
 
 
-def tuning_rows(found: dict) -> list[list[str]]:
+def tuning_rows(results: dict) -> list[list[str]]:
     """A row a setting that was tried on the first seed."""
     keys = (("eval/loss", 4), ("eval/max_violation", 2), ("eval/max_violation_worst", 2))
     return [
-        [label(method, float(strength)), *(f"{result[key]:.{digits}f}" for key, digits in keys)]
-        for method, results in found["tuning"].items()
-        for strength, result in results.items()
+        [label(method, float(strength)), *(f"{run[key]:.{digits}f}" for key, digits in keys)]
+        for method, runs in results["tuning"].items()
+        for strength, run in runs.items()
     ]
 
 
 def main(config: Config) -> dict:
     """Run what is missing, print the tables, write results and figure."""
-    found = compare(config)
-    table(f"strengths, seed {config.seeds[0]}", TUNING, tuning_rows(found))
-    table(f"{len(config.seeds)} seeds, {config.steps} steps of {config.batch} tokens", COLUMNS, rows(found))
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(json.dumps(found))
-    replace_text(config.results, json.dumps(found, indent=2) + "\n")
+    results = compare(config)
+    table(f"strengths, seed {config.seeds[0]}", TUNING, tuning_rows(results))
+    table(f"{len(config.seeds)} seeds, {config.steps} steps of {config.batch} tokens", COLUMNS, rows(results))
+    write_json(config.results, results)
     curves = {}
-    for method, one in found["methods"].items():
-        names = [setting(config, method, one["strength"], int(seed)).name for seed in one["seeds"]]
+    for method, one in results["methods"].items():
+        names = [setting(config, method, one["strength"], seed).name for seed in one["seeds"]]
         curves[label(method, one["strength"])] = [read_metrics(config.out / name) for name in names]
     balance_figures.balance(curves, config.figure)
-    return found
+    return json.loads(config.results.read_text())
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ def balance(curves: dict[str, list[list[dict]]], path: Path) -> Figure:
             place = {"x": 0.07 + 0.9 * number / len(ends), "color": colours[name], "size": 12, "va": "center"}
             figure.text(y=0.85, s=name, weight="bold", **place)
             figure.text(y=0.81, s=f"MaxVio {violation:.2f} · loss {loss:.3f}", **place)
-        headline(figure, *_balance_finding(list(ends.values())))
+        headline(figure, *_finding(list(ends.values())))
         return write(figure, path)
 
 
 def _band(panel: Axes, runs: list[list[dict]], key: str, colour: str) -> float:
-    """The mean over seeds of their running means, and the span between them; returns the largest past a tenth."""
+    """Draw the mean over seeds of their running means, and their span; returns the largest after a tenth of the steps."""
     values = np.stack([smooth(series(run, key)[1], max(1, len(run) // 25)) for run in runs])
     steps = series(runs[0], key)[0]
     panel.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.18, lw=0, zorder=2)
@@ -53,7 +53,7 @@ def _end(runs: list[list[dict]], key: str) -> float:
     return float(np.mean([series(run, key)[1][-max(1, len(run) // 6) :].mean() for run in runs]))
 
 
-def _balance_finding(ends: list[list[float]]) -> tuple[str, str]:
+def _finding(ends: list[list[float]]) -> tuple[str, str]:
     note = "means of the last sixth of the steps beside the names; lines are running means, bands go from seed to seed"
     (plain, _), *balanced = ends
     if not balanced:

@@ -2,13 +2,13 @@
 
     python -m experiments.studies.comparison --policy runs/r1-zero/checkpoint --base runs/base/checkpoint
 
-A *cell* is one training (script, options, seed) and one measurement of the policy that it ends with. Cells run in
-processes of one thread, each pinned to a core, and write one line each into one JSON file under docs/results as soon as
-they are done, so that a comparison goes on where it stopped: a cell that is in the file is skipped, one that was killed
-resumes from its last checkpoint, and one that is there with another command, base or measurement is refused.
+A *cell* is one training (script, options, seed) and one measurement of its last policy. Cells run in processes of one
+thread, each pinned to a core. Each writes one line into a JSON file under docs/results as soon as it is done, so an
+interrupted comparison continues with the same command: a cell that is in the file is skipped, one that was killed
+resumes from its last checkpoint, and one that was done with another command, base or measurement is refused.
 
-What is measured is always the *last* checkpoint, never the best by validation: choosing would favour methods that
-fluctuate. Called by itself, this script makes one such measurement.
+The *last* checkpoint is measured, never the best by validation: choosing would favour methods that fluctuate. Called by
+itself, this script makes one such measurement.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal
 
-import torch
 import tyro
 
-from experiments.studies.processes import call, go_on, pinned
-from minir1 import checkpoint
-from minir1.data import by_tokens
+from experiments.studies.processes import call, pinned, run_or_resume
+from minir1 import checkpoint, tasks
+from minir1.device import pick, pick_dtype
+from minir1.files import replace_text, write_json
 from minir1.judge import sample_answers, summary
-from minir1.log import progress, read_metrics, replace_text
-from minir1.model import hf
-from minir1.model.lora import merge
+from minir1.log import progress, read_metrics
+from minir1.metrics import with_interval
+from minir1.policy import load_policy, logprobs
 from minir1.rollout import collect
-from minir1.tasks import countdown
+from minir1.settings import at_least
+from minir1.templates import encode
 
 PACKAGE = "experiments"  # that holds the scripts
-CURVE = ("accuracy", "reward", "length", "entropy", "false_yes", "kl", "mixed_groups", "proxy")  # of train/
+CURVE = ("accuracy", "reward", "length", "entropy", "kl", "mixed_groups", "proxy")  # of train/
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,16 @@ class Measure:
     """One policy on held-out problems."""
 
     policy: Path  # a Hugging Face folder, or a folder of checkpoints: then the latest
-    base: Path  # what it was trained from, to tell how far it has gone
-    split: Literal["validation", "test", "unseen"] = "test"
-    level: str = "default"  # of Countdown: default | wide | four
+    base: Path  # the model that it was trained from, to measure how far it has moved
+    task: str = "countdown"
+    data: str | None = None  # what the task reads
+    template: str = "chat"
+    split: str = "test"
     problems: int = 400  # at most
-    answers: int = 8  # sampled, a problem
-    max_tokens: int = 384  # budget of an answer
+    num_generations: int = 8  # answers to a problem
+    max_completion_length: int = 384  # token budget of an answer
     seed: int = 0  # of the sampling; the same for every policy
+    device: str = "auto"
     out: Path = Path("runs/measured.json")
 
 
@@ -60,24 +64,26 @@ class Config:
     """A comparison: what all of its cells have in common."""
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base that every training starts from
+    task: str = "countdown"
+    data: str | None = None  # what the task reads
+    template: str = "chat"
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 16
     prompts: int = 16  # P, problems a step
-    answers: int = 8  # G, answers a problem
-    max_tokens: int = 384  # budget of an answer
-    lr: float = 3e-4  # AdamW; the middle one where several are tried
+    num_generations: int = 8  # G, answers a problem
+    max_completion_length: int = 384  # token budget of an answer
+    learning_rate: float = 3e-4  # AdamW; the middle one where several are tried
     eval_every: int = 8  # steps; a checkpoint is kept then, so a killed training loses fewer than these
     problems: int = 400  # held-out problems, at most
     test_answers: int = 4  # sampled, a held-out problem
     jobs: int = 2  # cells at a time
+    device: str = "cpu"  # of every cell
     out: Path = Path("runs/comparison")
     results: Path = Path("docs/results/comparison.json")
     figure: Path = Path("docs/results/comparison.png")
 
     def __post_init__(self):
-        for name in ("steps", "eval_every", "problems", "test_answers", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        at_least(self, 1, "steps", "eval_every", "problems", "test_answers", "jobs")
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
             raise ValueError(f"seeds = {self.seeds}: need at least one, each once")
 
@@ -118,35 +124,36 @@ def cells_of(methods: dict[str, Method], config: Config) -> list[Cell]:
 # ---- one cell ----------------------------------------------------------------------------------
 
 
+def flags(options: dict) -> list[str]:
+    """Options as the words of a command; those that are None are left out."""
+    return [word for name, value in options.items() if value is not None for word in (f"--{name}", f"{value}")]
+
+
 def command(cell: Cell, config: Config) -> list[str]:
-    """The training, without the base it starts from and the folder it writes to; a cell's own options come first."""
-    options = {"steps": cell.steps, "seed": cell.seed, "lr": config.lr, "prompts": config.prompts}
-    options |= {"answers": config.answers, "max-tokens": config.max_tokens}
-    options |= {"eval-every": config.eval_every, "eval-answers": 1} | cell.options
-    return [cell.script, *(word for name, value in options.items() for word in (f"--{name}", f"{value}"))]
+    """The training, without its base and its folder; the cell's own options replace those of the comparison."""
+    options = {"task": config.task, "data": config.data, "template": config.template, "device": config.device}
+    options |= {"steps": cell.steps, "seed": cell.seed, "learning-rate": config.learning_rate}
+    options |= {"prompts": config.prompts, "num-generations": config.num_generations}
+    options |= {"max-completion-length": config.max_completion_length}
+    return [cell.script, *flags(options | {"eval-every": config.eval_every, "eval-answers": 1} | cell.options)]
 
 
 def identity(cell: Cell, config: Config) -> dict[str, str]:
     """What a stored result must agree with to be that of the cell: the training, the measurement and the base."""
-    measured = f"{config.problems} {cell.split} problems, {config.test_answers} answers of {config.max_tokens} tokens"
+    measured = f"{config.problems} {cell.split} problems of {config.task}, "
+    measured += f"{config.test_answers} answers of {config.max_completion_length} tokens"
     training = " ".join(command(cell, config)) if cell.script else ""
     return {"command": training, "measured": measured, "base": fingerprint(config.checkpoint)}
 
 
 def fingerprint(folder: Path) -> str:
-    """Twelve digits of the SHA-256 of the weights: the same base has the same, wherever it lies."""
-    digest = hashlib.sha256()
-    for file in sorted(resolved(folder).glob("*.safetensors")):
+    """Twelve digits of the SHA-256 of the weights, wherever they lie. ValueError if there are none."""
+    digest, files = hashlib.sha256(), sorted(checkpoint.resolve(folder).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no *.safetensors: expected a checkpoint, such as pretrain.py writes")
+    for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def resolved(folder: Path) -> Path:
-    """The latest checkpoint in a folder of checkpoints, or the folder itself. ValueError if it holds no weights."""
-    path = checkpoint.latest(folder) or folder
-    if not any(path.glob("*.safetensors")):
-        raise ValueError(f"{path} holds no *.safetensors: expected a checkpoint, such as pretrain.py writes")
-    return path
 
 
 def run(cell: Cell, config: Config) -> dict:
@@ -154,63 +161,60 @@ def run(cell: Cell, config: Config) -> dict:
     folder = config.out / cell.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     asked = identity(cell, config)
+    python = [sys.executable, "-m"]
     if cell.script:
-        words = [sys.executable, "-m", f"{PACKAGE}.{cell.script}", *command(cell, config)[1:]]
+        words = [*python, f"{PACKAGE}.{cell.script}", *command(cell, config)[1:]]
         words += ["--checkpoint", str(config.checkpoint), "--out", str(folder)]
-        go_on(words, folder, json.dumps(asked))
+        run_or_resume(words, folder, json.dumps(asked))
     policy = folder / "checkpoint" if cell.script else config.checkpoint
     measured = folder.with_name(f"{folder.name}.measured.json")
     settings = {"policy": policy, "base": config.checkpoint, "split": cell.split, "problems": config.problems}
-    settings |= {"answers": config.test_answers, "max-tokens": config.max_tokens, "out": measured}
-    words = [sys.executable, "-m", f"{PACKAGE}.studies.comparison"]
-    call(words + [word for name, value in settings.items() for word in (f"--{name}", f"{value}")], folder)
-    found = asked | {"seed": cell.seed, "steps": cell.steps} | json.loads(measured.read_text())
-    batch = config.prompts * config.answers  # as `command` has it; options that cut it otherwise keep the product
-    return found | (spent(read_metrics(folder), batch) if cell.script else {})
+    settings |= {"task": config.task, "data": config.data, "template": config.template, "device": config.device}
+    settings |= {"num-generations": config.test_answers, "max-completion-length": config.max_completion_length}
+    call([*python, f"{PACKAGE}.studies.comparison", *flags(settings | {"out": measured})], folder)
+    result = asked | {"seed": cell.seed, "steps": cell.steps} | json.loads(measured.read_text())
+    batch = config.prompts * config.num_generations  # options of a cell that divide it otherwise keep the product
+    return result | (cost_and_course(read_metrics(folder), batch) if cell.script else {})
 
 
-def spent(rows: list[dict], batch: int) -> dict:
-    """What a training has cost, and its course. rows: of its metrics.jsonl; batch: answers in the loss of a step, P·G.
+def cost_and_course(rows: list[dict], batch: int) -> dict:
+    """The cost of a training, and its learning curves. rows: of its metrics.jsonl; batch: answers of a step, P·G.
 
-    tokens/sampled counts every sampled token, those of refilled groups and of a value's warm-up too; tokens/trained the
-    answer tokens that entered a loss, once each; seconds/total is of the steps alone, without validation.
+    tokens/sampled counts every sampled token, also those of refilled groups and of a value's warm-up; tokens/trained
+    the answer tokens that entered a loss, once each; seconds/total is of the steps alone, without validation.
     """
     rows = [row for row in rows if "train/sampled_tokens" in row]
     sampled = [row["train/sampled_tokens"] for row in rows]
     trained = sum(row["train/length"] * batch for row in rows)
-    found: dict = {"tokens/sampled": sum(sampled), "tokens/trained": round(trained)}
     seconds = {key: sum(row.get(key, 0.0) for row in rows) for key in rows[0] if key.startswith("time/")}
-    found |= {f"seconds/{key[5:-2]}": round(value, 1) for key, value in seconds.items()}
-    found["seconds/total"] = round(sum(seconds.values()), 1)
-    curve = {"tokens": [sum(sampled[: i + 1]) for i in range(len(sampled))]}
+    cost = {"tokens/sampled": sum(sampled), "tokens/trained": round(trained)}
+    cost |= {f"seconds/{key[5:-2]}": round(value, 1) for key, value in seconds.items()}
+    curve = {"tokens": list(accumulate(sampled))}
     for name in CURVE:
         values = [row.get(f"train/{name}") for row in rows]  # of DAPO, accuracy is that of all drawn groups
         if None not in values:
             curve[name] = [round(value, 5) for value in values]
-    return found | {"curve": curve}
+    return cost | {"seconds/total": round(sum(seconds.values()), 1), "curve": curve}
 
 
-@torch.no_grad()
 def measure(config: Measure) -> dict:
-    """Flat figures of `minir1.evaluate.summary`, the right answers of each problem ("right", int [P]), and the drift.
+    """The figures of `minir1.judge.summary`, the right answers of each problem ("right", int [P]), and the drift.
 
     drift: KL(π‖π_base) of an answer in nats, E[Σ_t log π(x_t) - log π_base(x_t)] over one sampled answer a problem.
     """
-    model, tokenizer = hf.load(resolved(config.policy))
-    base, _ = hf.load(resolved(config.base))
-    model, base = merge(model), merge(base)
-    problems = countdown.held_out(config.level, config.split, config.problems)
-    sampling = {"max_tokens": config.max_tokens, "seed": config.seed}
-    grid = sample_answers(model, tokenizer, problems, countdown.verify, answers=config.answers, **sampling)
-    found = summary(problems, grid, countdown.behaviour)
-    prompts = [tokenizer.encode(tokenizer.chat(p.prompt)) for p in problems]
-    rollout = collect(model, prompts, answers=1, stop=tokenizer.eos, **sampling)
-    drift = 0.0
-    for rows in by_tokens(rollout.length.tolist(), 8192):
-        part = rollout.select(torch.tensor(rows))
-        base_logp = base.logprob(part.tokens, lengths=part.length, mask=part.mask, temperature=part.temperature)
-        drift += ((part.logp - base_logp) * part.mask).sum().item() / len(problems)
-    return found | {"drift": drift, "answers": config.answers, "right": [sum(a.right for a in row) for row in grid]}
+    device = pick(config.device)
+    dtype = pick_dtype(None, device)
+    (model, tokenizer, _), (base, *_) = (load_policy(path, device, dtype) for path in (config.policy, config.base))
+    task = tasks.load(config.task, config.data)
+    problems = tasks.spread(task.problems(config.split), config.problems)
+    sampling = {"max_tokens": config.max_completion_length, "seed": config.seed}
+    answers = {"answers": config.num_generations, "template": config.template}
+    grid = sample_answers(model, tokenizer, task, problems, **answers, **sampling)
+    prompts = encode(tokenizer, problems, config.template)
+    rollout = collect(model, prompts, answers=1, stop=tokenizer.stops, **sampling)
+    drift = ((rollout.logp - logprobs(base, rollout, 8192)) * rollout.mask).sum().item() / len(problems)
+    right = [sum(a.right for a in row) for row in grid]
+    return summary(task, problems, grid) | {"drift": drift, "answers": config.num_generations, "right": right}
 
 
 # ---- many cells --------------------------------------------------------------------------------
@@ -224,34 +228,36 @@ def load(results: Path) -> dict[str, dict]:
 def store(results: Path, name: str, result: dict) -> None:
     """Add a result to the file, a line a cell, so that each can be committed by itself."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    found = load(results) | {name: result}
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(found))
+    stored = load(results) | {name: result}
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(stored[key])}" for key in sorted(stored))
     replace_text(results, f"{{\n{lines}\n}}\n")
 
 
-def refuse_changed(cells: list[Cell], found: dict[str, dict], config: Config) -> None:
+def refuse_changed(cells: list[Cell], stored: dict[str, dict], config: Config) -> None:
     """ValueError if a stored result is of another training, measurement or base than the cell of its name."""
     for cell in cells:
-        for key, now in identity(cell, config).items() if cell.name in found else ():
-            if found[cell.name][key] != now:
+        for key, now in identity(cell, config).items() if cell.name in stored else ():
+            if (then := stored[cell.name][key]) != now:
                 raise ValueError(
-                    f"{config.results}: {cell.name} was done with {key} {found[cell.name][key]!r}, now {now!r}: go on "
-                    "as it was begun, or choose another --results and --out"
+                    f"{config.results}: {cell.name} was done with {key} {then!r}, now {now!r}: continue with the same "
+                    "settings, or choose another --results and --out"
                 )
 
 
-def complete(cells: list[Cell], config: Config, later: int = 0) -> Iterator[tuple[Cell, str]]:
-    """Run what `config.results` lacks, `jobs` at a time in the given order; yields each as it ends, with what failed.
+def complete(
+    cells: list[Cell], config: Config, later: int = 0, after: Callable[[Config], None] | None = None
+) -> dict[str, str]:
+    """Run what `config.results` lacks, `jobs` at a time in the given order.
 
-    The text of a failure, "" where there is none, ends with the end of the log; the other cells go on. later: training
-    steps of cells that are to come after these, for the expected time.
+    Returns cell -> error of those that failed, with the end of their logs; the other cells are run all the same.
+    later: training steps of cells that follow these, for the expected time; after: called as each cell ends.
     """
-    found = load(config.results)
-    refuse_changed(cells, found, config)
-    missing = [cell for cell in cells if cell.name not in found]
+    stored, failed = load(config.results), {}
+    refuse_changed(cells, stored, config)
+    missing = [cell for cell in cells if cell.name not in stored]
     began, done, left = time.perf_counter(), 0, sum(cell.steps for cell in missing) + later
     with progress(sum(cell.steps for cell in cells) + later, config.results.stem) as bar:
-        bar.advance(sum(cell.steps for cell in cells if cell.name in found))
+        bar.advance(sum(cell.steps for cell in cells if cell.name in stored))
         pool = pinned(config.jobs)
         try:
             waiting = {pool.submit(run, cell, config): cell for cell in missing}
@@ -261,32 +267,34 @@ def complete(cells: list[Cell], config: Config, later: int = 0) -> Iterator[tupl
                 bar.advance(cell.steps)
                 if error is None:
                     store(config.results, cell.name, future.result())
-                    told = f"{cell.split} pass@1 {future.result()['pass@1']:.1%}"
+                    outcome = f"{cell.split} pass@1 {future.result()['pass@1']:.1%}"
                 elif isinstance(error, (RuntimeError, ValueError)):
-                    told = f"FAILED, {error}"
+                    failed[cell.name] = str(error)
+                    outcome = f"FAILED, {error}"
                 else:
                     raise error
                 minutes = f", about {(time.perf_counter() - began) / done * left / 60:.0f} min left" if done else ""
-                print(f"{cell.name}: {told}\n{count} of {len(missing)} cells{minutes}", flush=True)
-                yield cell, str(error or "")
-        finally:  # after an interrupt nothing further begins
+                print(f"{cell.name}: {outcome}\n{count} of {len(missing)} cells{minutes}", flush=True)
+                if after:
+                    after(config)
+        finally:  # after an interrupt no further cell starts
             pool.shutdown(cancel_futures=True)
+    return failed
 
 
-def end(failed: list[str], config: Config) -> None:
+def end(failed: dict[str, str], config: Config) -> None:
     """SystemExit, and so a status of 1, if a cell failed."""
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; the logs lie in {config.out}, and the same command tries again")
 
 
 def main(config: Measure) -> dict:
-    """Measure one policy, write the JSON, say what it solves."""
-    found = measure(config)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(config.out, json.dumps(found) + "\n")
-    low, high = 100 * found["pass@1_low"], 100 * found["pass@1_high"]
-    print(f"{config.policy}: {config.split} pass@1 {found['pass@1']:.1%} [{low:.1f}, {high:.1f}]")
-    return found
+    """Measure one policy, write the JSON, print its accuracy."""
+    result = measure(config)
+    write_json(config.out, result)
+    interval = with_interval(*(result[f"pass@1{end}"] for end in ("", "_low", "_high")))
+    print(f"{config.policy}: {config.split} pass@1 {interval}")
+    return result
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ logits. A batch is four answers to each problem; a problem has 7^4 such draws. F
 advantage, loss and weight (estimators_catalogue.py) give the gradient g of every draw; with the probabilities of the
 draws follow, exactly,
 
-    scale       E g · ∇J / |∇J|²                   what it multiplies the step by, on the way of ∇J
-    direction   |E g - scale ∇J| / (scale |∇J|)    what it adds across that way, 0 for none
+    scale       E g · ∇J / |∇J|²                   the factor on ∇J along its own direction
+    direction   |E g - scale ∇J| / (scale |∇J|)    the part orthogonal to ∇J, relative to it
     bias        |E g - ∇J| / |∇J|                  both together
     deviation   √(N tr Cov g) / |E g|              noise to signal of one answer; a batch of N has 1/√N of it
 
@@ -18,37 +18,32 @@ sampling; tests/test_enumeration.py holds what is claimed here to 1e-12.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import tyro
 from torch import Tensor
 
-from experiments.studies import estimators_figures as figures_estimators
+from experiments.studies import estimators_figures as figures
 from experiments.studies.estimators_catalogue import (
     CLIP,
-    DRAWN,
     KL,
-    MASK,
     MOVED,
     ON_POLICY,
-    OTHER,
-    OTHER_OF,
-    REWARDS,
-    ROW_MASK,
-    ROWS,
     Estimator,
     G,
     Problem,
+    everything,
+    of_rewards,
     problems,
-    spread,
 )
 from minir1 import enumeration as exact
 from minir1.advantages import leave_one_out
-from minir1.log import replace_text, table
+from minir1.files import plain, write_json
+from minir1.log import markdown_table, table
 from minir1.losses import is_clipped
 
 
@@ -85,33 +80,39 @@ def measure(estimator: Estimator, pair: list[Problem], truth: Tensor) -> dict[st
     if estimator.whole_batch:
         means, variances = zip(*(over_batches(estimator, *both) for both in (pair, pair[::-1])))
         return against(truth, torch.cat(means), sum(variances), P * G)
-    means, variances = zip(*(problem.moments(estimator.loss(problem)) for problem in pair))
+    means, variances = zip(*(problem.moments(estimator.loss) for problem in pair))
     return against(truth, torch.cat(means) / P, sum(variances) / P**2, P * G)
 
 
 def over_batches(estimator: Estimator, problem: Problem, other: Problem) -> tuple[Tensor, float]:
-    """Moments of one problem's part of g, over its own draws and what the other problem's may be beside them."""
-    own, beside = (exact.probability_of(x.sampler, DRAWN) for x in (problem, other))
-    chance = torch.zeros(len(OTHER), dtype=torch.float64).index_add(0, OTHER_OF, beside)  # of each kind of company
-    losses = (estimator.loss(problem, answers) for answers in OTHER)
-    found = torch.cat([exact.estimates(loss, problem.logp, problem.scores, DRAWN) for loss in losses])
-    return exact.moments(found, torch.outer(chance, own).flatten())
+    """Moments of one problem's part of g, over its own draws and those of the other problem beside them."""
+    answers = everything()
+    own, beside = (exact.probability_of(x.sampler, answers.drawn) for x in (problem, other))
+    chance = torch.zeros(len(answers.other), dtype=torch.float64).index_add(0, answers.other_of, beside)  # of each kind
+    losses = (partial(estimator.loss, problem, other=rows) for rows in answers.other)
+    estimates = torch.cat([exact.estimates(loss, problem.logp, problem.scores, answers.drawn) for loss in losses])
+    return exact.moments(estimates, torch.outer(chance, own).flatten())
+
+
+def reward_of(problem: Problem) -> Tensor:
+    """J of one problem, the probability that it is solved."""
+    return exact.expected_reward(problem.logp, everything().rewards)
 
 
 def ascent(pair: list[Problem]) -> Tensor:
     """∇J, J the mean over the problems."""
-    return torch.cat([p.gradient(exact.expected_reward(p.logp, REWARDS)) for p in pair]) / len(pair)
+    return torch.cat([problem.gradient(reward_of(problem)) for problem in pair]) / len(pair)
 
 
 def clipped_share(pair: list[Problem]) -> float:
-    """How many of a token's contributions the clip of `MOVED` removes, in expectation."""
-    A, share = spread(leave_one_out(REWARDS[DRAWN])), []
+    """The share of token contributions that the clip of `MOVED` removes, in expectation."""
+    answers, A, shares = everything(), of_rewards(leave_one_out), []
     for problem in pair:
-        cut = is_clipped(problem.logp[ROWS], problem.sampler[ROWS], A, **CLIP) & ROW_MASK
-        p = exact.probability_of(problem.sampler, DRAWN)
-        count = [(p @ x.view(len(DRAWN), -1).sum(1).double()).item() for x in (cut, ROW_MASK)]
-        share.append(count[0] / count[1])
-    return sum(share) / len(share)
+        clipped = is_clipped(problem.logp[answers.rows], problem.sampler[answers.rows], A, **CLIP) & answers.row_mask
+        p = exact.probability_of(problem.sampler, answers.drawn)
+        count = [(p @ x.view(len(p), -1).sum(1).double()).item() for x in (clipped, answers.row_mask)]
+        shares.append(count[0] / count[1])
+    return sum(shares) / len(shares)
 
 
 def deviation_weight(p: float, size: int) -> float:
@@ -128,125 +129,119 @@ def deviation_weight(p: float, size: int) -> float:
 
 
 def reweighting(pair: list[Problem]) -> dict[str, float]:
-    """p and w(p) of each problem: what the deviation of a group multiplies its gradient by."""
-    found = {f"G={size}/{p}": deviation_weight(p, size) for size in SIZES for p in CHANCES}
+    """p and w(p) of each problem: the factor of the group's deviation on its gradient."""
+    result = {f"G={size}/{p}": deviation_weight(p, size) for size in SIZES for p in CHANCES}
     for name, problem in zip(("hard", "even"), pair):
-        truth = problem.gradient(exact.expected_reward(problem.logp, REWARDS))
-        mean = problem.moments(ON_POLICY["std"].loss(problem))[0]
-        found[f"{name}/p"] = exact.expected_reward(problem.logp, REWARDS).item()
-        found[f"{name}/w"] = (mean @ truth / (truth @ truth)).item()
-    return found
+        truth = problem.gradient(reward_of(problem))
+        result[f"{name}/p"] = reward_of(problem).item()
+        result[f"{name}/w"] = (problem.moments(ON_POLICY["std"].loss)[0] @ truth / (truth @ truth)).item()
+    return result
 
 
 def kl_terms(pair: list[Problem]) -> dict[str, dict[str, float]]:
-    """Every KL term against ∇KL(π‖π_ref), and how far it is from the gradients of each step's KL."""
-    whole, forward, reverse = [], [], []
+    """Every KL term against ∇KL(π‖π_ref), and its distance from the gradients of each step's KL."""
+    mask, whole, forward, reverse = everything().mask, [], [], []
     for problem in pair:
         p, ref_lp = problem.logp.detach().sum(1).exp(), problem.ref_lp.detach()
         whole.append(-problem.gradient(exact.sequence_kl(problem.logp, problem.ref_logp.detach())))
-        forward.append(-problem.gradient(p @ exact.step_kl(problem.lp, ref_lp, MASK).sum(1)))
-        reverse.append(-problem.gradient(p @ exact.step_kl(ref_lp, problem.lp, MASK).sum(1)))
+        forward.append(-problem.gradient(p @ exact.step_kl(problem.lp, ref_lp, mask).sum(1)))
+        reverse.append(-problem.gradient(p @ exact.step_kl(ref_lp, problem.lp, mask).sum(1)))
     whole, forward, reverse = (torch.cat(x) / len(pair) for x in (whole, forward, reverse))
-    found = {}
+    result = {}
     for name, estimator in KL.items():
-        mean = torch.cat([problem.moments(estimator.loss(problem))[0] for problem in pair]) / len(pair)
+        mean = torch.cat([problem.moments(estimator.loss)[0] for problem in pair]) / len(pair)
         steps = {"to_steps": forward, "to_reverse_steps": reverse}
-        found[name] = measure(estimator, pair, whole) | {
+        result[name] = measure(estimator, pair, whole) | {
             key: ((mean - target).norm() / target.norm()).item() for key, target in steps.items()
         }
-    return found
+    return result
 
 
 def run(steps: tuple[float, ...] = (0.1, 0.3)) -> dict[str, dict]:
     """Everything, as it is written to docs/results/estimators.json: part -> estimator -> figure."""
     pair = problems()
-    truth = ascent(pair)
-    found = {"on_policy": {name: measure(one, pair, truth) for name, one in ON_POLICY.items()}}
-    found["problems"] = reweighting(pair)
-    found["kl"] = kl_terms(pair)
+    truth, mask = ascent(pair), everything().mask
+    result = {"on_policy": {name: measure(one, pair, truth) for name, one in ON_POLICY.items()}}
+    result |= {"problems": reweighting(pair), "kl": kl_terms(pair)}
     for step in steps:
         away = problems(step)
-        part = {name: measure(one, away, ascent(away)) for name, one in MOVED.items()}
-        ratio = max((p.logp - p.sampler).detach()[MASK].abs().max().exp().item() for p in away)
-        found[f"moved_{step:g}"] = part | {"setting": {"clipped": clipped_share(away), "largest_ratio": ratio}}
-    return json.loads(json.dumps(found).replace("NaN", "null"))
+        ratio = max((p.logp - p.sampler).detach()[mask].abs().max().exp().item() for p in away)
+        result[f"moved_{step:g}"] = {name: measure(one, away, ascent(away)) for name, one in MOVED.items()}
+        result[f"moved_{step:g}"]["setting"] = {"clipped": clipped_share(away), "largest_ratio": ratio}
+    return plain(result)
 
 
-# ---- what is shown ----------------------------------------------------------------------------
+# ---- tables ------------------------------------------------------------------------------------
 
 
-def _share(x: float | None) -> str:
+def share(x: float | None) -> str:
     return "-" if x is None else "0" if x < 1e-9 else f"{x:.1%}"
 
 
-def _number(x: float | None, digits: int = 2) -> str:
+def number(x: float | None, digits: int = 2) -> str:
     return "-" if x is None else f"{x:.{digits}f}"
 
 
-ON_COLUMNS = ["", "comes to", "scale", "cosine", "bias of direction", "bias", "deviation"]
-KL_COLUMNS = ["", "comes to", "bias to ∇KL(π‖π_ref)", "to Σ_t ∇KL_t(π‖π_ref)", "to Σ_t ∇KL_t(π_ref‖π)", "noise"]
-MOVED_COLUMNS = ["", "left over", "bias, small step", "deviation", "bias, large step", "deviation"]
+ON_COLUMNS = ["", "expectation", "scale", "cosine", "bias of direction", "bias", "deviation"]
+KL_COLUMNS = ["", "expectation", "bias to ∇KL(π‖π_ref)", "to Σ_t ∇KL_t(π‖π_ref)", "to Σ_t ∇KL_t(π_ref‖π)", "noise"]
+MOVED_COLUMNS = ["", "remaining bias", "bias, small step", "deviation", "bias, large step", "deviation"]
 
 
-def on_rows(found: dict) -> list[list[str]]:
-    """The estimators of ∇J where the policy itself has sampled."""
-    rows = []
+def on_rows(results: dict) -> list[list[str]]:
+    """The estimators of ∇J, sampled from the policy itself."""
+    lines = []
     for name, one in ON_POLICY.items():
-        f = found["on_policy"][name]
-        numbers = [_number(f["scale"], 3), _number(f["cosine"], 4), _share(f["direction"]), _share(f["bias"])]
-        rows.append([one.label, one.claim, *numbers, _number(f["deviation"])])
-    return rows
+        f = results["on_policy"][name]
+        numbers = [number(f["scale"], 3), number(f["cosine"], 4), share(f["direction"]), share(f["bias"])]
+        lines.append([one.label, one.claim, *numbers, number(f["deviation"])])
+    return lines
 
 
-def kl_rows(found: dict) -> list[list[str]]:
+def kl_rows(results: dict) -> list[list[str]]:
     """The KL terms."""
-    return [
-        [one.label, one.claim, *(_share(found["kl"][name][key]) for key in ("bias", "to_steps", "to_reverse_steps"))]
-        + [_number(found["kl"][name]["noise"])]
-        for name, one in KL.items()
-    ]
+    lines = []
+    for name, one in KL.items():
+        f = results["kl"][name]
+        biases = [share(f[key]) for key in ("bias", "to_steps", "to_reverse_steps")]
+        lines.append([one.label, one.claim, *biases, number(f["noise"])])
+    return lines
 
 
-def moved_rows(found: dict) -> list[list[str]]:
-    """Away from the policy that sampled."""
-    parts = [part for name, part in found.items() if name.startswith("moved_")]
-    return [
-        [
-            one.label,
-            one.claim,
-            *(f(part[name][k]) for part in parts for k, f in (("bias", _share), ("deviation", _number))),
-        ]
-        for name, one in MOVED.items()
-    ]
+def moved_rows(results: dict) -> list[list[str]]:
+    """The estimators of ∇J after the policy has moved."""
+    parts, lines = [part for name, part in results.items() if name.startswith("moved_")], []
+    for name, one in MOVED.items():
+        numbers = [(share(part[name]["bias"]), number(part[name]["deviation"])) for part in parts]
+        lines.append([one.label, one.claim, *(cell for pair in numbers for cell in pair)])
+    return lines
 
 
-def _page(columns: list[str], rows: list[list[str]], words: int = 2) -> str:
-    lines = [columns, ["---"] * words + ["---:"] * (len(columns) - words), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+# The blocks of docs/estimators.md.
 
 
-def page(found: dict) -> str:
-    """docs/estimators.md: the estimators of ∇J."""
-    return _page(ON_COLUMNS, on_rows(found))
+def page(results: dict) -> str:
+    """The estimators of ∇J."""
+    return markdown_table(ON_COLUMNS, on_rows(results), words=2)
 
 
-def page_kl(found: dict) -> str:
-    """docs/estimators.md: the KL terms."""
-    return _page(KL_COLUMNS, kl_rows(found))
+def page_kl(results: dict) -> str:
+    """The KL terms."""
+    return markdown_table(KL_COLUMNS, kl_rows(results), words=2)
 
 
-def page_moved(found: dict) -> str:
-    """docs/estimators.md: away from the policy that sampled."""
-    parts = [part["setting"] for name, part in found.items() if name.startswith("moved_")]
+def page_moved(results: dict) -> str:
+    """The estimators of ∇J after the policy has moved."""
+    parts = [part["setting"] for name, part in results.items() if name.startswith("moved_")]
     words = [f"ratios up to {s['largest_ratio']:.2f}, {s['clipped']:.1%} of tokens clipped" for s in parts]
-    return _page(MOVED_COLUMNS, moved_rows(found)) + f"\n\nSmall step: {words[0]}; large step: {words[1]}."
+    lines = markdown_table(MOVED_COLUMNS, moved_rows(results), words=2)
+    return f"{lines}\n\nSmall step: {words[0]}; large step: {words[1]}."
 
 
-def page_problems(found: dict) -> str:
-    """docs/estimators.md: w(p), by the formula and of the two problems."""
-    f = found["problems"]
-    rows = [[f"G = {size}", *(_number(f[f"G={size}/{p}"]) for p in CHANCES)] for size in SIZES]
-    return _page(["w(p)", *(f"p = {p}" for p in CHANCES)], rows, words=1) + (
+def page_problems(results: dict) -> str:
+    """w(p), by the formula and of the two problems."""
+    f = results["problems"]
+    rows = [[f"G = {size}", *(number(f[f"G={size}/{p}"]) for p in CHANCES)] for size in SIZES]
+    return markdown_table(["w(p)", *(f"p = {p}" for p in CHANCES)], rows) + (
         f"\n\nThe two problems have p = {f['hard/p']:.3f} and {f['even/p']:.3f}, so w = {f['hard/w']:.3f} and "
         f"{f['even/w']:.3f} at G = {G}."
     )
@@ -254,16 +249,15 @@ def page_problems(found: dict) -> str:
 
 def main(config: Config) -> dict[str, dict]:
     """Enumerate, write, draw, print."""
-    found = run()
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(config.results, json.dumps(found, indent=1) + "\n")
+    results = run()
+    write_json(config.results, results)
     labels = {"on_policy": ON_POLICY, "kl": KL}
-    named = {part: {one.label: found[part][name] for name, one in group.items()} for part, group in labels.items()}
-    figures_estimators.estimators(named["on_policy"], named["kl"], config.figure)
-    table("Estimators of ∇J, on policy", ON_COLUMNS, on_rows(found))
-    table("KL terms", KL_COLUMNS, kl_rows(found))
-    table("Away from the policy that sampled", MOVED_COLUMNS, moved_rows(found))
-    return found
+    named = {part: {one.label: results[part][name] for name, one in group.items()} for part, group in labels.items()}
+    figures.estimators(named["on_policy"], named["kl"], config.figure)
+    table("Estimators of ∇J, on policy", ON_COLUMNS, on_rows(results))
+    table("KL terms", KL_COLUMNS, kl_rows(results))
+    table("After the policy has moved", MOVED_COLUMNS, moved_rows(results))
+    return results
 
 
 if __name__ == "__main__":

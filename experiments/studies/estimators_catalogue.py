@@ -1,9 +1,14 @@
-"""The estimators of studies/estimators.py, put together from the library as the training scripts do it."""
+"""The estimators of studies/estimators.py, put together from the library as the training scripts do it.
+
+A loss takes a problem and the log-probs of the drawn answers, [M·G, T], and returns their weighted losses, [M·G, T].
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,235 +39,276 @@ from minir1.losses import (
 from minir1.reduction import fixed_length, per_answer_mean, token_mean
 
 G = 4
-TOKENS, MASK = exact.answers(3, 2)
-Y, T = TOKENS.shape
-DRAWN = exact.draws(Y, G)
-REWARDS = torch.tensor([0, 1, 0, 0, 1, 0, 0], dtype=torch.float64)  # right: a token, and then the end
-WIDE = MASK.double()
+
+
+class Answers(NamedTuple):
+    """All Y answers of at most T tokens to a problem, and all M = Y^G draws of G of them."""
+
+    tokens: Tensor  # int64 [Y, T]
+    mask: Tensor  # bool [Y, T]
+    rewards: Tensor  # fp64 [Y]: right are the answers of one token and then the end
+    drawn: Tensor  # int64 [M, G]
+    rows: Tensor  # int64 [M·G], the drawn answers one after the other
+    row_mask: Tensor  # bool [M·G, T]
+    # Answers of the same length and reward have the same advantage and weight: the first of each kind stands for all.
+    own: Tensor  # int64 [·, G], the draws that differ in their kinds
+    own_of: Tensor  # int64 [M]
+    other: Tensor  # int64 [·, G], those that differ in their kinds when sorted
+    other_of: Tensor  # int64 [M]
+
+
+@lru_cache(maxsize=1)
+def everything() -> Answers:
+    """Seven answers of three tokens, the first of which ends an answer, in at most two steps; 2,401 draws."""
+    tokens, mask = exact.answers(3, 2)
+    rewards = torch.tensor([0, 1, 0, 0, 1, 0, 0], dtype=torch.float64)
+    drawn, length = exact.draws(len(tokens), G), mask.sum(1)
+    kind = ((length[:, None] == length) & (rewards[:, None] == rewards)).int().argmax(1)[drawn]  # [M, G]
+    rows = drawn.flatten()
+    own, other = kind.unique(dim=0, return_inverse=True), kind.sort(1)[0].unique(dim=0, return_inverse=True)
+    return Answers(tokens, mask, rewards, drawn, rows, mask[rows], *own, *other)
 
 
 class Problem:
-    """One prompt: a policy that samples, and, where it has moved since, the one that learns; a reference."""
+    """One prompt: a policy that samples, the policy that learns (the same, or moved since), and a reference."""
 
     def __init__(self, logits: Tensor, moved: Tensor, reference: Tensor):
+        tokens, mask, *_ = everything()
         self.logits = moved.clone().requires_grad_()
-        self.lp, self.ref_lp = exact.tabular(self.logits, TOKENS), exact.tabular(reference, TOKENS)
-        self.logp, self.ref_logp = (exact.chosen(x, TOKENS, MASK) for x in (self.lp, self.ref_lp))
-        self.sampler = exact.chosen(exact.tabular(logits, TOKENS), TOKENS, MASK)
+        self.lp, self.ref_lp = exact.tabular(self.logits, tokens), exact.tabular(reference, tokens)
+        self.logp, self.ref_logp = (exact.chosen(x, tokens, mask) for x in (self.lp, self.ref_lp))
+        self.sampler = exact.chosen(exact.tabular(logits, tokens), tokens, mask)
         self.scores = exact.scores(self.logp, [self.logits])
 
     def gradient(self, value: Tensor) -> Tensor:
-        """∇ of a number by this problem's logits."""
+        """∇ of a number with respect to this problem's logits."""
         return exact.gradient(value, [self.logits])
 
-    def moments(self, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
+    def moments(self, loss: Callable[[Problem, Tensor], Tensor]) -> tuple[Tensor, float]:
         """The expectation of g [n] and tr Cov g, over the draws of the policy that sampled."""
-        found = exact.estimates(loss, self.logp, self.scores, DRAWN)
-        return exact.moments(found, exact.probability_of(self.sampler, DRAWN))
+        drawn = everything().drawn
+        estimates = exact.estimates(partial(loss, self), self.logp, self.scores, drawn)
+        return exact.moments(estimates, exact.probability_of(self.sampler, drawn))
 
 
 def problems(step: float = 0.0) -> list[Problem]:
     """A hard problem and an even one; the policy moved by `step` since it sampled."""
-    found = []
+    pair = []
     for number, ends in enumerate((-1.5, 1.5)):
         noise = torch.Generator().manual_seed(number)
-        logits, way, off = (torch.randn(4, 3, dtype=torch.float64, generator=noise) for _ in range(3))
+        logits, direction, off = (torch.randn(4, 3, dtype=torch.float64, generator=noise) for _ in range(3))
         logits = 0.7 * logits
         logits[1:, 0] += ends
-        found.append(Problem(logits, logits + step * way, logits + 0.7 * off))
-    return found
+        pair.append(Problem(logits, logits + step * direction, logits + 0.7 * off))
+    return pair
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """What is put together, and what it is known to come to."""
+    """A loss, and the expectation that is claimed of its ascent direction."""
 
     label: str
     claim: str
-    loss: Callable[..., Callable[[Tensor], Tensor]]  # problem -> weighted loss of log-probs [M·G, T]
-    whole_batch: bool = False  # the loss takes the answers to the other problem too, [G]: they enter A or the weight
+    loss: Callable[..., Tensor]  # (problem, logp) -> weighted losses
+    whole_batch: bool = False  # the loss also takes the answers to the other problem, int64 [G]
 
 
-# ---- parts ------------------------------------------------------------------------------------
+# ---- weights -----------------------------------------------------------------------------------
 
-ROWS = DRAWN.flatten()
-ROW_MASK = MASK[ROWS]
-FIXED = fixed_length(ROW_MASK.double(), 1, G)  # length 1: the scale of ∇J
-PER_ANSWER = per_answer_mean(ROW_MASK.double(), G)
 
-# Answers of the same length and reward have the same advantage and weight: the first of each kind stands for all.
-KIND = ((WIDE.sum(1)[:, None] == WIDE.sum(1)) & (REWARDS[:, None] == REWARDS)).int().argmax(1)  # [Y]
-OWN, OWN_OF = KIND[DRAWN].unique(dim=0, return_inverse=True)  # [·, G], [M]
-OTHER, OTHER_OF = KIND[DRAWN].sort(1)[0].unique(dim=0, return_inverse=True)  # order does not matter here
+def fixed() -> Tensor:
+    """1/G a token; with length 1 the loss has the scale of ∇J."""
+    return fixed_length(everything().row_mask.double(), 1, G)
+
+
+def per_answer() -> Tensor:
+    """1/(G·|o|) a token."""
+    return per_answer_mean(everything().row_mask.double(), G)
+
+
+# ---- losses that see the draw of one problem ---------------------------------------------------
 
 
 def spread(advantage: Tensor) -> Tensor:
     """[M, G] -> [M·G, T]."""
-    return advantage.reshape(-1, 1).expand(-1, T)
+    return advantage.reshape(-1, 1).expand(-1, everything().mask.shape[1])
 
 
-def plain(advantage: Callable[[Tensor], Tensor], weight: Tensor = FIXED):
-    """REINFORCE with an advantage that is made of the draw's rewards."""
-    A = spread(advantage(REWARDS[DRAWN]))
-    return lambda problem: lambda logp: weight * reinforce(logp, A)
+def of_rewards(advantage: Callable[[Tensor], Tensor]) -> Tensor:
+    """An advantage made of the rewards of each draw, [M·G, T]."""
+    return spread(advantage(everything().rewards[everything().drawn]))
 
 
-def surrogate(loss, advantage, weight: Tensor = FIXED, masked: bool = False, **clips):
-    """A loss with a ratio to the sampler."""
-    A, more = spread(advantage(REWARDS[DRAWN])), clips | ({"mask": ROW_MASK} if masked else {})
-    return lambda problem: lambda logp: weight * loss(logp, problem.sampler[ROWS], A, **more)
+def plain(problem: Problem, logp: Tensor, advantage) -> Tensor:
+    """REINFORCE."""
+    return fixed() * reinforce(logp, of_rewards(advantage))
 
 
-def tokens(advantage: Callable[[Problem], Tensor]):
+def surrogate(problem: Problem, logp: Tensor, loss, advantage, weight=fixed, **clip: float) -> Tensor:
+    """A loss with a ratio to the sampler, per token or per answer."""
+    rows, mask = everything().rows, {"mask": everything().row_mask} if loss in (gspo, grpo_sequence) else {}
+    return weight() * loss(logp, problem.sampler[rows], of_rewards(advantage), **mask, **clip)
+
+
+def truncated(problem: Problem, logp: Tensor, cap: float) -> Tensor:
+    """REINFORCE with the truncated weight that corrects for another sampler."""
+    weight = truncated_importance(problem.logp, problem.sampler, cap)[everything().rows]
+    return weight * plain(problem, logp, leave_one_out)
+
+
+def by_token(problem: Problem, logp: Tensor, advantage: Callable[[Problem], Tensor]) -> Tensor:
     """REINFORCE with an advantage for each token of each answer, [Y, T]."""
-    return lambda problem: lambda logp: FIXED * reinforce(logp, advantage(problem)[ROWS])
+    return fixed() * reinforce(logp, advantage(problem)[everything().rows])
 
 
-def constant(problem: Problem) -> Tensor:
-    """A value that is wrong: 0.5 everywhere."""
-    return torch.full_like(WIDE, 0.5)
+def kl_in_loss(problem: Problem, logp: Tensor, kl) -> Tensor:
+    """A KL term in the loss; as ascent, so that it estimates -∇KL."""
+    return fixed() * kl(logp, problem.ref_logp.detach()[everything().rows])
+
+
+# ---- advantages --------------------------------------------------------------------------------
+
+
+def rewards_alone(rewards: Tensor) -> Tensor:
+    return rewards
+
+
+def less_a_half(rewards: Tensor) -> Tensor:
+    return rewards - 0.5
+
+
+def wrong_value(problem: Problem) -> Tensor:
+    """0.5 everywhere."""
+    return torch.full_like(problem.sampler, 0.5)
 
 
 def true_value(problem: Problem) -> Tensor:
     """V of the policy, exactly."""
-    return exact.state_values(problem.logp.detach(), REWARDS, TOKENS, MASK)
+    tokens, mask, rewards, *_ = everything()
+    return exact.state_values(problem.logp.detach(), rewards, tokens, mask)
 
 
-def lam(value: Callable[[Problem], Tensor], λ: float):
-    """GAE with a value."""
-    return tokens(lambda problem: gae(at_last_token(REWARDS, MASK), value(problem), MASK, 1.0, λ)[0])
+def gae_with(problem: Problem, value: Callable[[Problem], Tensor], lam: float) -> Tensor:
+    """GAE with a value function."""
+    _, mask, rewards, *_ = everything()
+    return gae(at_last_token(rewards, mask), value(problem), mask, 1.0, lam)[0]
 
 
-def beside(make: Callable[[Tensor], Tensor], other: Tensor) -> Tensor:
-    """make(all 2G answers of the batch) -> [2G, T], of which the own part of every draw: [M·G, T]."""
-    return torch.stack([make(torch.cat((own, other)))[:G] for own in OWN])[OWN_OF].flatten(0, 1)
+def discounted(problem: Problem, gamma: float) -> Tensor:
+    """Discounted returns."""
+    _, mask, rewards, *_ = everything()
+    return discounted_returns(at_last_token(rewards, mask), mask, gamma)
 
 
-def of_batch(loss, advantage: Callable[[Tensor], Tensor], weight: Callable[[Tensor], Tensor]):
-    """A loss whose advantage and weight see the 2G answers of the batch; both make [2G, T] of them."""
+def kl_reward(problem: Problem, to_go: bool) -> Tensor:
+    """k1 as a reward: of the tokens to come, or of the whole answer."""
+    mask = everything().mask
+    earned = kl_in_reward(torch.zeros_like(problem.sampler), problem.logp, problem.ref_logp, mask, 1.0)
+    return discounted_returns(earned, mask, 1.0) if to_go else earned.sum(1, keepdim=True).expand_as(earned)
 
-    def at(problem: Problem, other: Tensor):
-        A, w = beside(advantage, other), beside(weight, other)
-        old = () if loss is reinforce else (problem.sampler[ROWS],)
-        return lambda logp: w * loss(logp, *old, A)
 
-    return at
+# ---- losses that see the batch: G answers to this problem, then G to the other -------------------
+
+
+def of_batch(problem: Problem, logp: Tensor, other: Tensor, loss, advantage, weight) -> Tensor:
+    """A loss whose advantage and weight are functions of the 2G answers of the batch: int64 [2G] -> [2G, T]."""
+    answers = everything()
+    batches = [torch.cat((own, other)) for own in answers.own]
+    A, w = (torch.stack([f(x)[:G] for x in batches])[answers.own_of].flatten(0, 1) for f in (advantage, weight))
+    old = () if loss is reinforce else (problem.sampler[answers.rows],)
+    return w * loss(logp, *old, A)
 
 
 def centered_over_batch(rows: Tensor) -> Tensor:
-    return batch_centered(REWARDS[rows].view(2, G)).view(-1, 1).expand(-1, T)
+    return spread(batch_centered(everything().rewards[rows].view(2, G)))
 
 
 def whitened_over_batch(rows: Tensor) -> Tensor:
-    return whiten(discounted_returns(at_last_token(REWARDS[rows], MASK[rows]), MASK[rows], 1.0), MASK[rows])
+    mask = everything().mask[rows]
+    return whiten(discounted_returns(at_last_token(everything().rewards[rows], mask), mask, 1.0), mask)
 
 
 def normalised_in_group(rows: Tensor) -> Tensor:
-    return group_advantages(REWARDS[rows].view(2, G)).view(-1, 1).expand(-1, T)
+    return spread(group_advantages(everything().rewards[rows].view(2, G)))
 
 
 def fixed_over_batch(rows: Tensor) -> Tensor:
-    return fixed_length(WIDE[rows], 1, len(rows))
+    return fixed_length(everything().mask[rows].double(), 1, len(rows))
 
 
 def tokens_of_batch(rows: Tensor) -> Tensor:
-    return token_mean(WIDE[rows], int(MASK[rows].sum()))
+    mask = everything().mask[rows]
+    return token_mean(mask.double(), int(mask.sum()))
 
 
 # ---- on policy, moved, KL ---------------------------------------------------------------------
 
-ON_POLICY = {
-    "reinforce": Estimator("REINFORCE", "∇J", plain(lambda r: r)),
-    "constant": Estimator("REINFORCE, b = ½", "∇J", plain(lambda r: r - 0.5)),
-    "rloo": Estimator("RLOO", "∇J", plain(leave_one_out)),
-    "gae_1": Estimator("GAE, λ = 1, wrong V", "∇J", lam(constant, 1.0)),
-    "gae_true": Estimator("GAE, λ = 0, exact V", "∇J", lam(true_value, 0.0)),
-    "batch": Estimator(
-        "REINFORCE, batch mean", "(N-1)/N ∇J", of_batch(reinforce, centered_over_batch, fixed_over_batch), True
-    ),
-    "dr_grpo": Estimator("Dr. GRPO", "(G-1)/G ∇J", surrogate(clipped_surrogate, group_centered)),
-    "std": Estimator("GRPO, no 1/|o|", "mean of w(p) ∇p", surrogate(clipped_surrogate, group_advantages)),
-    "sequence": Estimator(
-        "GRPO by answers",
-        "mean of w(p) ∇p",
-        surrogate(grpo_sequence, group_advantages, PER_ANSWER, True, clip_low=10.0, clip_high=10.0),
-    ),
-    "length": Estimator(
-        "GRPO, no std", "(G-1)/G Cov(R, ∇log π/|o|)", surrogate(clipped_surrogate, group_centered, PER_ANSWER)
-    ),
-    "grpo": Estimator("GRPO", "both at once", surrogate(clipped_surrogate, group_advantages, PER_ANSWER)),
-    "gspo": Estimator(
-        "GSPO", "as GRPO", surrogate(gspo, group_advantages, PER_ANSWER, True, clip_low=3e-4, clip_high=4e-4)
-    ),
-    "token": Estimator(
-        "DAPO", "w(p), 1/Σ|o| of the batch", of_batch(clipped_surrogate, normalised_in_group, tokens_of_batch), True
-    ),
-    "plus_plus": Estimator(
-        "REINFORCE++",
-        "one mean, one std, 1/Σ|o| of the batch",
-        of_batch(clipped_surrogate, whitened_over_batch, tokens_of_batch),
-        True,
-    ),
-    "discount": Estimator(
-        "REINFORCE, γ = ½",
-        "late tokens count more",
-        tokens(lambda problem: discounted_returns(at_last_token(REWARDS, MASK), MASK, 0.5)),
-    ),
-    "gae_95": Estimator("GAE, λ = 0.95, wrong V", "(1-λ) error of V", lam(constant, 0.95)),
-    "gae_0": Estimator("GAE, λ = 0, wrong V", "error of V", lam(constant, 0.0)),
-}
 CLIP = {"clip_low": 0.2, "clip_high": 0.2}
 OPEN = {"clip_low": 10.0, "clip_high": 1e9}
 CAP = 1.2  # of the truncated weight
 
-
-def importance(cap: float):
-    """REINFORCE with the weight that mends a sampler."""
-    A = spread(leave_one_out(REWARDS[DRAWN]))
-
-    def loss(problem: Problem):
-        weight = FIXED * truncated_importance(problem.logp, problem.sampler, cap)[ROWS]
-        return lambda logp: weight * reinforce(logp, A)
-
-    return loss
+token, answer = partial(surrogate, loss=clipped_surrogate), partial(surrogate, loss=grpo_sequence, weight=per_answer)
+moved = partial(surrogate, advantage=leave_one_out)
+GSPO = partial(surrogate, loss=gspo, weight=per_answer, clip_low=3e-4, clip_high=4e-4)
+DAPO = partial(of_batch, loss=clipped_surrogate, advantage=normalised_in_group, weight=tokens_of_batch)
+PLUS_PLUS = partial(of_batch, loss=clipped_surrogate, advantage=whitened_over_batch, weight=tokens_of_batch)
+BATCH_MEAN = partial(of_batch, loss=reinforce, advantage=centered_over_batch, weight=fixed_over_batch)
 
 
+def with_gae(value: Callable[[Problem], Tensor], lam: float):
+    return partial(by_token, advantage=partial(gae_with, value=value, lam=lam))
+
+
+ON_POLICY = {
+    "reinforce": Estimator("REINFORCE", "∇J", partial(plain, advantage=rewards_alone)),
+    "constant": Estimator("REINFORCE, b = ½", "∇J", partial(plain, advantage=less_a_half)),
+    "rloo": Estimator("RLOO", "∇J", partial(plain, advantage=leave_one_out)),
+    "gae_1": Estimator("GAE, λ = 1, wrong V", "∇J", with_gae(wrong_value, 1.0)),
+    "gae_true": Estimator("GAE, λ = 0, exact V", "∇J", with_gae(true_value, 0.0)),
+    "batch": Estimator("REINFORCE, batch mean", "(N-1)/N ∇J", BATCH_MEAN, True),
+    "dr_grpo": Estimator("Dr. GRPO", "(G-1)/G ∇J", partial(token, advantage=group_centered)),
+    "std": Estimator("GRPO, no 1/|o|", "mean of w(p) ∇p", partial(token, advantage=group_advantages)),
+    "sequence": Estimator(
+        "GRPO by answers",
+        "mean of w(p) ∇p",
+        partial(answer, advantage=group_advantages, clip_low=10.0, clip_high=10.0),
+    ),
+    "length": Estimator(
+        "GRPO, no std", "(G-1)/G Cov(R, ∇log π/|o|)", partial(token, advantage=group_centered, weight=per_answer)
+    ),
+    "grpo": Estimator("GRPO", "both at once", partial(token, advantage=group_advantages, weight=per_answer)),
+    "gspo": Estimator("GSPO", "as GRPO", partial(GSPO, advantage=group_advantages)),
+    "token": Estimator("DAPO", "w(p), 1/Σ|o| of the batch", DAPO, True),
+    "plus_plus": Estimator("REINFORCE++", "one mean, one std, 1/Σ|o| of the batch", PLUS_PLUS, True),
+    "discount": Estimator(
+        "REINFORCE, γ = ½", "late tokens count more", partial(by_token, advantage=partial(discounted, gamma=0.5))
+    ),
+    "gae_95": Estimator("GAE, λ = 0.95, wrong V", "(1-λ) error of V", with_gae(wrong_value, 0.95)),
+    "gae_0": Estimator("GAE, λ = 0, wrong V", "error of V", with_gae(wrong_value, 0.0)),
+}
 MOVED = {
-    "none": Estimator("no ratio", "as if it had sampled", plain(leave_one_out)),
+    "none": Estimator("no ratio", "as if it had sampled", partial(plain, advantage=leave_one_out)),
     "token": Estimator(
-        "ratio a token", "states, and what follows", surrogate(clipped_surrogate, leave_one_out, **OPEN)
+        "per-token ratio", "states, and what follows", partial(moved, loss=clipped_surrogate, **OPEN)
     ),
     "clip": Estimator(
-        "ratio a token, clipped", "and clipped tokens", surrogate(clipped_surrogate, leave_one_out, **CLIP)
+        "per-token ratio, clipped", "and clipped tokens", partial(moved, loss=clipped_surrogate, **CLIP)
     ),
-    "cispo": Estimator("CISPO", "and cut weights", surrogate(cispo, leave_one_out, **CLIP)),
-    "tis": Estimator(f"truncated at {CAP}", "and cut weights", importance(CAP)),
-    "answer": Estimator("ratio an answer", "∇J", surrogate(grpo_sequence, leave_one_out, PER_ANSWER, True, **OPEN)),
+    "cispo": Estimator("CISPO", "and truncated weights", partial(moved, loss=cispo, **CLIP)),
+    "tis": Estimator(f"truncated at {CAP}", "and truncated weights", partial(truncated, cap=CAP)),
+    "answer": Estimator("sequence-level ratio", "∇J", partial(answer, advantage=leave_one_out, **OPEN)),
     "answer_clip": Estimator(
-        "ratio an answer, clipped", "clipped answers", surrogate(grpo_sequence, leave_one_out, PER_ANSWER, True, **CLIP)
+        "sequence-level ratio, clipped", "clipped answers", partial(answer, advantage=leave_one_out, **CLIP)
     ),
 }
-
-
-def term(kl):
-    """A KL term in the loss; as ascent, so that it estimates -∇KL."""
-    return lambda problem: lambda logp: FIXED * kl(logp, problem.ref_logp.detach()[ROWS])
-
-
-def in_reward(to_go: bool):
-    """k1 as a reward: of the tokens to come, or of the whole answer."""
-
-    def advantage(problem: Problem) -> Tensor:
-        earned = kl_in_reward(torch.zeros_like(WIDE), problem.logp, problem.ref_logp, MASK, 1.0)
-        return discounted_returns(earned, MASK, 1.0) if to_go else earned.sum(1, keepdim=True).expand(-1, T)
-
-    return tokens(advantage)
-
-
 KL = {
-    "reward": Estimator("k1 in the reward, to go", "∇KL(π‖π_ref)", in_reward(True)),
-    "answer": Estimator("k1 in the reward, whole", "∇KL(π‖π_ref)", in_reward(False)),
-    "k2": Estimator("k2 in the loss", "Σ_t ∇KL_t(π‖π_ref)", term(kl_k2)),
-    "k3": Estimator("k3 in the loss", "Σ_t ∇KL_t(π_ref‖π)", term(kl_k3)),
-    "k1": Estimator("k1 in the loss", "0", term(kl_k1)),
+    "reward": Estimator(
+        "k1 in the reward, to go", "∇KL(π‖π_ref)", partial(by_token, advantage=partial(kl_reward, to_go=True))
+    ),
+    "answer": Estimator(
+        "k1 in the reward, whole", "∇KL(π‖π_ref)", partial(by_token, advantage=partial(kl_reward, to_go=False))
+    ),
+    "k2": Estimator("k2 in the loss", "Σ_t ∇KL_t(π‖π_ref)", partial(kl_in_loss, kl=kl_k2)),
+    "k3": Estimator("k3 in the loss", "Σ_t ∇KL_t(π_ref‖π)", partial(kl_in_loss, kl=kl_k3)),
+    "k1": Estimator("k1 in the loss", "0", partial(kl_in_loss, kl=kl_k1)),
 }

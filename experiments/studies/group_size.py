@@ -2,8 +2,8 @@
 
     python -m experiments.studies.group_size --checkpoint runs/base/checkpoint --jobs 2
 
-P·G stays what --prompts times --answers say. A large group gives a better baseline, and more groups hold both right and
-wrong answers; many problems give a gradient that speaks for more of them. GRPO, everything else alike.
+P·G is the same everywhere: --prompts times --num-generations. A large group gives a better baseline, and more groups
+hold both right and wrong answers; many problems give a gradient that averages over more of them. All settings are GRPO.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import tyro
 
-from experiments.studies import algorithms_figures as figures_algorithms
 from experiments.studies import comparison_tables as tables
-from experiments.studies.comparison import START, Config, Method, cells_of, complete, end, load
+from experiments.studies.comparison import Config, Method
+from experiments.studies.comparison_figures import draw_settings
 
 GROUPS = (4, 8, 16, 32)
 PANELS = {"mixed_groups": ("Groups with signal", "share"), "accuracy": ("Training problems", "share")}
@@ -27,35 +27,29 @@ DEFAULT = Config(
 
 def methods(config: Config) -> dict[str, Method]:
     """A method a group size. ValueError if one of them does not divide the answers of a step, or leaves one problem."""
-    samples = config.prompts * config.answers
+    samples = config.prompts * config.num_generations
     for G in GROUPS:
         if samples % (2 * G):
-            raise ValueError(f"prompts times answers = {samples}: must be a multiple of {2 * G}, for groups of {G}")
-    split = {G: {"prompts": samples // G, "answers": G} for G in GROUPS}
-    return {f"G{G}": Method(f"{shape['prompts']} × {G}", "r1_zero", shape) for G, shape in split.items()}
+            raise ValueError(f"prompts · num_generations = {samples}: must be a multiple of {2 * G}, for groups of {G}")
+    return {
+        f"G{G}": Method(f"{samples // G} × {G}", "r1_zero", {"prompts": samples // G, "num-generations": G})
+        for G in GROUPS
+    }
 
 
-def page(found: tables.Found) -> str:
-    """What docs/algorithms.md says of it."""
-    return tables.page(found, methods(DEFAULT), "G8", DEFAULT, "studies.group_size", also="length")
+def page(results: tables.Results) -> str:
+    """The block of docs/algorithms.md."""
+    return tables.page(results, methods(DEFAULT), "G8", DEFAULT, "studies.group_size", also="length")
 
 
 def draw(config: Config) -> None:
-    """The figure of what is done so far."""
-    found = load(config.results)
-    drawn = tables.parts(found, methods(config))
-    if drawn["ends"] and START in found:
-        figures_algorithms.settings(tables.start(found), **drawn, path=config.figure, panels=PANELS)
+    """The figure of the results so far."""
+    draw_settings(config, methods(config), PANELS)
 
 
 def main(config: Config) -> None:
     """Run what is missing, draw, print. SystemExit if a cell fails."""
-    failed = []
-    for cell, failure in complete(cells_of(methods(config), config), config):
-        failed += [cell.name] if failure else []
-        draw(config)
-    tables.show(f"problems × answers, {config.steps} steps, test split", load(config.results), methods(config), "G8")
-    end(failed, config)
+    tables.compare(config, methods(config), "G8", "problems × answers", draw)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Does a model trained on short texts find what stands far away, and what does YaRN change?
+"""Does a model trained on short texts retrieve from far away, and what does YaRN change?
 
     python -m experiments.studies.long_context --out runs/long_context
     python -m experiments.studies.long_context --out runs/long_context-1 --seed 1 \
         --results docs/results/long_context.json
 
-A text is filler in which `key value` pairs are hidden, one in each of eight equal parts; at its end the keys stand
-again, in random order, and each asks for its value. The model is trained on texts of up to `window` tokens, then asked
+A text is filler in which `key value` pairs are hidden, one in each of eight equal parts; at its end the keys are
+repeated in random order, and each asks for its value. The model is trained on texts of up to `window` tokens, then asked
 in texts up to `factor` times as long: as it is, with its RoPE rescaled (linear, NTK, YaRN; arXiv:2309.00071), and after
 a short tuning on long texts, with YaRN and, as the control, without. YaRN here is V3's: on the decoupled key, with
 mscale in the softmax scale. At the end, what a step of decoding costs at each length for MLA, GQA and MHA.
@@ -22,18 +22,20 @@ import torch
 import tyro
 from torch import Tensor
 
-from experiments.pretrain import resume
-from experiments.studies import long_context_figures as figures_long_context
-from minir1 import checkpoint
-from minir1.log import open_run, peak_memory_gib, progress, progress_line, replace_text, table
+from experiments.studies import long_context_figures as figures
+from minir1 import checkpoint, policy
+from minir1.device import peak_memory_gib, pick
+from minir1.files import write_json
+from minir1.log import open_run, progress_line, steps, table
 from minir1.losses import nll
 from minir1.model import hf
 from minir1.model.config import ModelConfig
 from minir1.model.rope import RopeScaling
 from minir1.model.transformer import Transformer
-from minir1.optim import Muon, clip_gradients, split_parameters, warmup_stable_decay
+from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.reduction import token_mean
 from minir1.seed import generator, seed_everything
+from minir1.settings import at_least, same_steps
 from minir1.tokenizer import Tokenizer, word_level
 
 PARTS = 8  # of a text, each with a pair in it: the depths that are measured
@@ -66,14 +68,13 @@ class Config:
     out: Path = Path("runs/long_context")
     results: Path | None = None  # a JSON file that collects the result of each seed, beside it the figures
     resume: bool = False
+    device: str = "auto"
     microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
     checkpoint_every: int = 200  # steps
     wandb: str = "off"
 
     def __post_init__(self):
-        for name in ("steps", "tune_steps", "batch", "tune_batch", "microbatch", "checkpoint_every", "rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        at_least(self, 1, "steps", "tune_steps", "batch", "tune_batch", "microbatch", "checkpoint_every", "rows")
         if self.window < 8 * PARTS or self.factor < 2:
             raise ValueError(f"window = {self.window}, factor = {self.factor}: at least {8 * PARTS} and 2")
 
@@ -92,10 +93,10 @@ def build_tokenizer() -> Tokenizer:
 
 
 def texts(tokenizer: Tokenizer, rows: int, length: int, pairs: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Texts of `length` tokens that end in `pairs` questions and answers.
+    """Texts of `length` tokens that end in `pairs` questions and answers, on the CPU.
 
-    Returns tokens int64 [B, T] and part int64 [B, T]: at an answer the part of the text, 0 … pairs-1, where its pair
-    stands, elsewhere -1.
+    Returns tokens int64 [B, T] and part int64 [B, T]: at an answer the part of the text, 0 … pairs-1, that holds its
+    pair, elsewhere -1.
     """
     keys, filler, values = (
         torch.tensor([tokenizer.id(word) for word in words])
@@ -109,10 +110,10 @@ def texts(tokenizer: Tokenizer, rows: int, length: int, pairs: int, random: torc
     tokens = filler[torch.randint(len(filler), (rows, length), generator=random)]
     key = keys[shuffled(len(keys))[:, :pairs]]
     value = values[torch.randint(VALUES, (rows, pairs), generator=random)]
-    bounds = torch.arange(pairs + 1) * (body // 2) // pairs  # of the parts, counted in places for a pair
+    bounds = torch.arange(pairs + 1) * (body // 2) // pairs  # of the parts, in slots of two tokens
     within = torch.rand(rows, pairs, generator=random) * bounds.diff()
-    place = 2 * (bounds[:-1] + within.long())
-    tokens.scatter_(1, place, key).scatter_(1, place + 1, value)
+    position = 2 * (bounds[:-1] + within.long())
+    tokens.scatter_(1, position, key).scatter_(1, position + 1, value)
     order = shuffled(pairs)
     tokens[:, body::2], tokens[:, body + 1 :: 2] = key.gather(1, order), value.gather(1, order)
     part = torch.full_like(tokens, -1)
@@ -120,17 +121,23 @@ def texts(tokenizer: Tokenizer, rows: int, length: int, pairs: int, random: torc
     return tokens, part
 
 
+def micro_batches(model: Transformer, tokens: Tensor, part: Tensor, config: Config):
+    """Micro-batches of tokens and part, on the device of the model."""
+    rows = max(1, config.microbatch // tokens.shape[1])
+    return zip(*(x.to(model.device).split(rows) for x in (tokens, part)))
+
+
 @torch.no_grad()
 def accuracy(model: Transformer, tokenizer: Tokenizer, length: int, config: Config) -> list[float]:
-    """How often the most likely answer is right in texts of one length, by the part where the pair stands: [PARTS]."""
-    tokens, part = texts(tokenizer, config.rows, length, PARTS, generator(0, length))  # the same for every model
-    hits, asked = torch.zeros(PARTS), torch.zeros(PARTS)
-    for rows, where in zip(*(x.split(max(1, config.microbatch // length)) for x in (tokens, part))):
-        answer = where >= 0
-        hidden = model.hidden(rows)[:, :-1][answer[:, 1:]]
-        right = model.logits(hidden).argmax(-1) == rows[answer]
-        hits.index_add_(0, where[answer], right.float())
-        asked.index_add_(0, where[answer], torch.ones_like(right, dtype=torch.float32))
+    """How often the most likely answer is right in texts of one length, by the part that holds the pair: [PARTS]."""
+    texts_of_all = texts(tokenizer, config.rows, length, PARTS, generator(0, length))  # the same for every model
+    hits, asked = (torch.zeros(PARTS, device=model.device) for _ in range(2))
+    for tokens, part in micro_batches(model, *texts_of_all, config):
+        answer = part >= 0
+        hidden = model.hidden(tokens)[:, :-1][answer[:, 1:]]
+        right = model.logits(hidden).argmax(-1) == tokens[answer]
+        hits.index_add_(0, part[answer], right.float())
+        asked.index_add_(0, part[answer], torch.ones_like(right, dtype=torch.float32))
     return (hits / asked).tolist()
 
 
@@ -150,12 +157,12 @@ class Phase:
 
 
 def phases(config: Config) -> list[Phase]:
-    """The first training, then the tunings, each of which goes on from the first."""
-    found = [Phase("trained", 0, config.steps, config.window, config.batch, 1.0)]
+    """The first training, then the tunings, each of which starts from its result."""
+    tunings = []
     for n, name in enumerate(TUNED):
         start, longest = config.steps + n * config.tune_steps, config.factor * config.window
-        found.append(Phase(f"{name}_tuned", start, config.tune_steps, longest, config.tune_batch, config.tune_lr))
-    return found
+        tunings.append(Phase(f"{name}_tuned", start, config.tune_steps, longest, config.tune_batch, config.tune_lr))
+    return [Phase("trained", 0, config.steps, config.window, config.batch, 1.0), *tunings]
 
 
 def loss_backward(model: Transformer, tokenizer: Tokenizer, phase: Phase, step: int, config: Config) -> float:
@@ -165,7 +172,7 @@ def loss_backward(model: Transformer, tokenizer: Tokenizer, phase: Phase, step: 
     pairs = min(PARTS, length // 4)
     tokens, part = texts(tokenizer, max(1, phase.batch // length), length, pairs, random)
     total, value = int((part >= 0).sum()), 0.0
-    for rows, where in zip(*(x.split(max(1, config.microbatch // length)) for x in (tokens, part))):
+    for rows, where in micro_batches(model, tokens, part, config):
         mask = where >= 0
         loss = (token_mean(mask, total) * nll(model.logprob(rows, mask=mask))).sum()
         loss.backward()
@@ -177,32 +184,29 @@ def train(model: Transformer, tokenizer: Tokenizer, phase: Phase, run, config: C
     """Run one phase, or what is left of it; returns its seconds."""
     folder = config.out / "checkpoint" / phase.name
     matrices, rest = split_parameters(model)
-    muon = Muon(matrices, lr=config.muon_lr)
-    adam = torch.optim.AdamW(rest, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    start, spent = 0, 0.0
+    parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
+    state = {"step": 0, "steps": phase.steps, "seconds": 0.0}
     if config.resume and checkpoint.latest(folder):
-        start, spent = resume(folder, model, muon, adam, phase.steps)
-    began = time.perf_counter() - spent
-    with progress(phase.steps, phase.name) as bar:
-        bar.advance(start)
-        for step in range(start + 1, phase.steps + 1):
-            factor = phase.rate * warmup_stable_decay(step - 1, phase.steps, config.warmup)
-            for optimizer, lr in ((muon, config.muon_lr), (adam, config.adam_lr)):
-                optimizer.param_groups[0]["lr"] = lr * factor
-            loss = loss_backward(model, tokenizer, phase, step, config)
-            norm = clip_gradients(model, config.clip, step)
-            muon.step()
-            adam.step()
-            model.zero_grad(set_to_none=True)
-            metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": config.muon_lr * factor}
-            run.log(phase.start + step, metrics)
-            bar.advance()
-            if step % 100 == 0 or step == phase.steps:
-                progress_line(step, phase.steps, [(phase.name, f"loss {loss:.3f}"), ("grad", f"{norm:.2f}")])
-            if step % config.checkpoint_every == 0 or step == phase.steps:
-                state = {"step": step, "muon": muon.state_dict(), "adam": adam.state_dict()}
-                state |= {"steps": phase.steps, "seconds": time.perf_counter() - began}
-                checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state)
+        state = policy.restore(checkpoint.latest(folder), model, parts)
+        same_steps(phase.steps, state["steps"])
+    began = time.perf_counter() - state["seconds"]
+    for step in steps(state["step"], phase.steps, phase.name):
+        factor = phase.rate * warmup_stable_decay(step - 1, phase.steps, config.warmup)
+        parts["muon"].param_groups[0]["lr"] = config.muon_lr * factor
+        parts["adam"].param_groups[0]["lr"] = config.adam_lr * factor
+        loss = loss_backward(model, tokenizer, phase, step, config)
+        norm = clip_gradients(model, config.clip, step)
+        for optimizer in parts.values():
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": config.muon_lr * factor}
+        run.log(phase.start + step, metrics)
+        if step % 100 == 0 or step == phase.steps:
+            progress_line(step, phase.steps, [(phase.name, f"loss {loss:.3f}"), ("grad", f"{norm:.2f}")])
+        if step % config.checkpoint_every == 0 or step == phase.steps:
+            state = {"step": step, "steps": phase.steps, "seconds": time.perf_counter() - began}
+            state |= {name: part.state_dict() for name, part in parts.items()}
+            checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state)
     return time.perf_counter() - began
 
 
@@ -222,7 +226,7 @@ def extended(model: Transformer, kind: str, config: Config) -> Transformer:
     else:
         mscale = 1.0 if kind == "yarn" else None  # as V3: the softmax scale grows, cos and sin do not
         scaling = RopeScaling(kind, config.factor, config.window, mscale=mscale, mscale_all=mscale)
-    copy = Transformer(replace(model.config, rope_scaling=scaling))
+    copy = Transformer(replace(model.config, rope_scaling=scaling)).to(model.device)
     copy.load_state_dict(model.state_dict())
     return copy
 
@@ -234,26 +238,26 @@ def extended(model: Transformer, kind: str, config: Config) -> Transformer:
 def costs(config: Config, repeats: int = 15) -> dict[str, float]:
     """Milliseconds of a decode step of one row, and MiB of its cache, at each length: the default width, untrained.
 
-    The cache holds zeros, which cost what numbers cost. Processor time, the least of several repeats: others may use
-    the machine.
+    On the CPU whatever the device: processor time, the least of several repeats, since others may use the machine. The
+    cache holds zeros, which take as long as any numbers.
     """
     longest = max(config.cost_lengths)
     shapes = {"mla": {}, "gqa": {"attention": "gqa"}, "mha": {"attention": "gqa", "kv_heads": ModelConfig().heads}}
-    found = {}
+    result = {}
     for name, shape in shapes.items():
         model = Transformer(ModelConfig(experts=0, max_positions=longest + 1, **shape))
         cache = model.cache(1, longest + 1)
         for length in config.cost_lengths:
-            took = []
+            seconds = []
             for _ in range(repeats):
                 cache.length.fill_(length)
-                cache.extent = length
+                cache.used = length
                 began = time.process_time()
                 model.hidden(torch.zeros(1, 1, dtype=torch.int64), cache=cache)
-                took.append(time.process_time() - began)
-            found[f"decode/{name}/{length}/ms"] = 1000 * min(took)
-            found[f"cache/{name}/{length}/mib"] = sum(held[:, :length].nbytes for held in cache.layers) / 2**20
-    return found
+                seconds.append(time.process_time() - began)
+            result[f"decode/{name}/{length}/ms"] = 1000 * min(seconds)
+            result[f"cache/{name}/{length}/mib"] = sum(layer[:, :length].nbytes for layer in cache.layers) / 2**20
+    return result
 
 
 # ---- the experiment ----------------------------------------------------------------------------
@@ -270,7 +274,8 @@ def main(config: Config) -> dict[str, float]:
         max_positions=config.factor * config.window, eos=tokenizer.eos, pad=tokenizer.pad,
     )  # fmt: skip
     first, *tunings = phases(config)
-    model = Transformer(shape)
+    device = pick(config.device)
+    model = Transformer(shape).to(device)
     seconds = train(model, tokenizer, first, run, config)
     variants = {kind: extended(model, kind, config) for kind in EXTENSIONS}
     for kind, phase in zip(TUNED, tunings):
@@ -283,19 +288,19 @@ def main(config: Config) -> dict[str, float]:
         result |= {f"{name}/{length}/{part}": share for length, row in grid.items() for part, share in enumerate(row)}
         for side, lengths in sides(config).items():
             result[f"{name}/{side}"] = sum(sum(grid[length]) for length in lengths) / len(lengths) / PARTS
-    result |= costs(config) | {"memory/peak_gib": peak_memory_gib()}
+    result |= costs(config) | {"memory/peak_gib": peak_memory_gib(device)}
     report(result, config)
     run.result(result)
     run.close()
-    figures_long_context.retrieval([result], config.out / "figures" / "retrieval.png")
-    figures_long_context.costs(result, config.out / "figures" / "costs.png")
+    figures.retrieval([result], config.out / "figures" / "retrieval.png")
+    figures.costs(result, config.out / "figures" / "costs.png")
     if config.results:
         collect(result, config)
     return result
 
 
 def sides(config: Config) -> dict[str, list[int]]:
-    """The measured lengths within the trained window, and those past it."""
+    """The measured lengths within the trained window, and those beyond it."""
     inside = [length for length in config.lengths if length <= config.window]
     return {"inside": inside, "outside": [length for length in config.lengths if length > config.window]}
 
@@ -303,7 +308,7 @@ def sides(config: Config) -> dict[str, list[int]]:
 def report(result: dict[str, float], config: Config) -> None:
     """Print accuracy by variant and length."""
     rows = []
-    for name in figures_long_context.VARIANTS:
+    for name in figures.VARIANTS:
         means = [sum(result[f"{name}/{length}/{part}"] for part in range(PARTS)) / PARTS for length in config.lengths]
         rows.append([name, *(f"{mean:.1%}" for mean in means)])
     title = f"answers right, by tokens of the text; trained on up to {config.window}"
@@ -313,12 +318,11 @@ def report(result: dict[str, float], config: Config) -> None:
 def collect(result: dict[str, float], config: Config) -> None:
     """Add the result under its seed to the file of all seeds, and draw their mean beside it."""
     path = config.results
-    path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results = dict(sorted((results | {str(config.seed): result}).items()))
-    replace_text(path, json.dumps(results, indent=2) + "\n")
-    figures_long_context.retrieval(list(results.values()), path.with_suffix(".png"))
-    figures_long_context.costs(result, path.with_name(f"{path.stem}_costs.png"))
+    write_json(path, results)
+    figures.retrieval(list(results.values()), path.with_suffix(".png"))
+    figures.costs(result, path.with_name(f"{path.stem}_costs.png"))
 
 
 if __name__ == "__main__":

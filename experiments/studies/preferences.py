@@ -1,9 +1,9 @@
-"""Comparisons, a reward model from them, and a policy from them by DPO: what docs/preferences.md tells, in one command.
+"""Comparisons, a reward model from them, and a policy from them by DPO: the numbers of docs/preferences.md.
 
     python -m experiments.studies.preferences --checkpoint runs/base/checkpoint --seeds 0
 
-A seed is a folder of pairs, one of a reward model and one of a policy. What is done is skipped and what was killed goes
-on, so seeds can be added later. Prints the table, writes it and the figures of the first seed under docs/results/.
+A seed has a folder of pairs, one of a reward model and one of a policy. Finished steps are skipped and killed ones
+resume, so seeds can be added later. Prints the table, writes it and the figures of the first seed under docs/results/.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import json
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
 
 from experiments import dpo, preference_pairs, reward_model
-from experiments.preference_common import accuracy, in_parts
 from minir1 import checkpoint
-from minir1.log import replace_text, table
-from minir1.metrics import seed_interval
+from minir1.device import pick, pick_dtype
+from minir1.files import write_json
+from minir1.log import table
+from minir1.metrics import over_seeds, with_interval
 from minir1.model import heads
-from minir1.preference_data import read_pairs, tokenise
+from minir1.preference_data import accuracy, in_parts, read_pairs, tokenise
+from minir1.templates import TEMPLATES
 
 NO, YES = " no\n</think>", " yes\n</think>"  # the last verdict of a thinking
 
@@ -32,7 +35,11 @@ class Config:
     """The three steps; their own checkpoints, pairs, seeds and folders are set from the first fields here."""
 
     checkpoint: Path = Path("runs/base/checkpoint")  # of the base: samples the answers, and starts both trainings
+    task: str = "countdown"
+    data: str | None = None  # what the task reads
+    template: Literal[TEMPLATES] = "chat"
     seeds: tuple[int, ...] = (0,)
+    device: str = "auto"
     out: Path = Path("runs/preferences")
     results: Path = Path("docs/results/preference.json")
     pairs: preference_pairs.Config = field(default_factory=preference_pairs.Config)
@@ -42,59 +49,62 @@ class Config:
 
 def run(config: Config, seed: int) -> dict[str, float]:
     """One seed, as far as it is not done: the results of the three steps under pairs/, reward/ and dpo/."""
-    shared = {"checkpoint": config.checkpoint, "seed": seed}
+    shared = {"checkpoint": config.checkpoint, "seed": seed, "template": config.template, "device": config.device}
+    task = {"task": config.task, "data": config.data}
     folders = {name: config.out / f"{name}-{seed}" for name in ("pairs", "reward", "dpo")}
     if not (folders["pairs"] / "result.json").exists():
-        preference_pairs.main(replace(config.pairs, out=folders["pairs"], **shared))
-    files = {"pairs": folders["pairs"] / "train.jsonl", "held_out": folders["pairs"] / "held_out.jsonl"}
-    for name, script, settings in (("reward", reward_model, config.reward), ("dpo", dpo, config.dpo)):
-        if not (folders[name] / "result.json").exists():
-            script.main(replace(settings, out=folders[name], resume=True, **files, **shared))
-    found = {}
+        preference_pairs.main(replace(config.pairs, out=folders["pairs"], **shared, **task))
+    files = {"pairs": folders["pairs"] / "train.jsonl", "held_out": folders["pairs"] / "held_out.jsonl", "resume": True}
+    if not (folders["reward"] / "result.json").exists():
+        reward_model.main(replace(config.reward, out=folders["reward"], **files, **shared))
+    if not (folders["dpo"] / "result.json").exists():
+        dpo.main(replace(config.dpo, out=folders["dpo"], **files, **shared, **task))
+    results = {}
     for name, folder in folders.items():
         result = json.loads((folder / "result.json").read_text())
-        # Seconds and memory say more of what ran beside than of this.
-        found |= {f"{name}/{key}": v for key, v in result.items() if not key.startswith(("seconds/", "memory/"))}
-    return found | probe(folders["reward"] / "checkpoint", files["held_out"])
+        # Seconds and memory depend mostly on what else the machine was doing.
+        results |= {f"{name}/{key}": v for key, v in result.items() if not key.startswith(("seconds/", "memory/"))}
+    return results | probe(folders["reward"] / "checkpoint", files["held_out"], config)
 
 
 @torch.no_grad()
-def probe(folder: Path, held_out: Path) -> dict[str, float]:
-    """Does the reward model check, or believe? Held-out pairs whose wrong answer ends its thinking with a no: how often
-    it has the lower reward as it is, and how often with that no made a yes and nothing else changed."""
-    model, tokenizer = heads.load(checkpoint.latest(folder))
+def probe(folder: Path, held_out: Path, config: Config) -> dict[str, float]:
+    """Does the reward model check the verdict, or believe it? Held-out pairs whose wrong answer ends its thinking with a
+    no: how often it has the lower reward as it is, and how often with that no replaced by a yes and nothing else."""
+    device = pick(config.device)
+    model, tokenizer = heads.load(checkpoint.resolve(folder), device, pick_dtype(None, device))
     pairs = [pair for pair in read_pairs(held_out) if NO in pair.rejected]
     swapped = [replace(pair, rejected=pair.rejected.replace(NO, YES)) for pair in pairs]
-    config, found = reward_model.Config(), {}
+    result = {"probe/pairs": len(pairs)}
     for name, group in (("as_it_is", pairs), ("swapped", swapped)) if pairs else ():
-        rows = [tokenise(pair, tokenizer) for pair in group]
-        scores = in_parts(rows, config.microbatch, lambda part: reward_model.score(model, part, config))
+        rows = [tokenise(pair, tokenizer, config.template) for pair in group]
+        scores = in_parts(rows, config.reward.microbatch, lambda part: reward_model.score(model, part, config.reward))
         values = accuracy(scores["chosen"], scores["rejected"], rows)
-        found |= {f"probe/{name}/{key}": value for key, value in values.items()}
-    return found | {"probe/pairs": len(pairs)}
+        result |= {f"probe/{name}/{key}": value for key, value in values.items()}
+    return result
 
 
 KEYS = (  # label, key, format
-    ("pairs from training problems", "pairs/train/pairs", "{:,.0f}"),
-    ("pairs from validation problems, held out", "pairs/held_out/pairs", "{:,.0f}"),
-    ("tokens of a preferred answer", "pairs/held_out/tokens_chosen", "{:.1f}"),
-    ("tokens of the other", "pairs/held_out/tokens_rejected", "{:.1f}"),
-    ("reward model: agrees with held-out pairs", "reward/eval/accuracy", "{:.1%}"),
-    ("the longer answer: agrees with held-out pairs", "reward/longer/accuracy", "{:.1%}"),
-    ("reward model: expected calibration error", "reward/eval/calibration_error", "{:.1%}"),
-    ("reward model: agrees where the other answer's thinking ends with a no", "probe/as_it_is/accuracy", "{:.1%}"),
-    ("reward model: agrees when that no is made a yes", "probe/swapped/accuracy", "{:.1%}"),
-    ("DPO: implicit reward agrees with held-out pairs", "dpo/after/accuracy", "{:.1%}"),
-    ("before DPO: validation pass@1", "dpo/before/pass@1", "{:.1%}"),
-    ("after DPO: validation pass@1", "dpo/after/pass@1", "{:.1%}"),
-    ("implicit reward of a preferred answer, after", "dpo/after/reward_chosen", "{:.3f}"),
-    ("implicit reward of the other, after", "dpo/after/reward_rejected", "{:.3f}"),
-    ("log π of a preferred answer, before", "dpo/before/logp_chosen", "{:.2f}"),
-    ("log π of a preferred answer, after", "dpo/after/logp_chosen", "{:.2f}"),
-    ("log π of the other, before", "dpo/before/logp_rejected", "{:.2f}"),
-    ("log π of the other, after", "dpo/after/logp_rejected", "{:.2f}"),
-    ("tokens of a sampled answer, before", "dpo/before/length", "{:.1f}"),
-    ("tokens of a sampled answer, after", "dpo/after/length", "{:.1f}"),
+    ("pairs from training problems", "pairs/train/pairs", ",.0f"),
+    ("pairs from validation problems, held out", "pairs/held_out/pairs", ",.0f"),
+    ("tokens of a preferred answer", "pairs/held_out/tokens_chosen", ".1f"),
+    ("tokens of the other", "pairs/held_out/tokens_rejected", ".1f"),
+    ("reward model: agrees with held-out pairs", "reward/eval/accuracy", ".1%"),
+    ("the longer answer: agrees with held-out pairs", "reward/longer/accuracy", ".1%"),
+    ("reward model: expected calibration error", "reward/eval/calibration_error", ".1%"),
+    ("reward model: agrees where the other answer's thinking ends with a no", "probe/as_it_is/accuracy", ".1%"),
+    ("reward model: agrees when that no is replaced by a yes", "probe/swapped/accuracy", ".1%"),
+    ("DPO: implicit reward agrees with held-out pairs", "dpo/after/accuracy", ".1%"),
+    ("before DPO: validation pass@1", "dpo/before/pass@1", ".1%"),
+    ("after DPO: validation pass@1", "dpo/after/pass@1", ".1%"),
+    ("implicit reward of a preferred answer, after", "dpo/after/reward_chosen", ".3f"),
+    ("implicit reward of the other, after", "dpo/after/reward_rejected", ".3f"),
+    ("log π of a preferred answer, before", "dpo/before/logp_chosen", ".2f"),
+    ("log π of a preferred answer, after", "dpo/after/logp_chosen", ".2f"),
+    ("log π of the other, before", "dpo/before/logp_rejected", ".2f"),
+    ("log π of the other, after", "dpo/after/logp_rejected", ".2f"),
+    ("tokens of a sampled answer, before", "dpo/before/length", ".1f"),
+    ("tokens of a sampled answer, after", "dpo/after/length", ".1f"),
 )
 
 
@@ -104,19 +114,17 @@ def rows(results: dict[str, dict[str, float]]) -> list[list[str]]:
     Intervals of a seed are over problems. results: seed -> what `run` returns.
     """
     lines = []
-    for label, key, text in KEYS:
+    for label, key, form in KEYS:
         if any(key not in result for result in results.values()):
             continue
-        values = [result[key] for result in results.values()]
-        cells = []
-        for value, result in zip(values, results.values()):
-            ends = [text.format(result[f"{key}{end}"]) for end in ("_low", "_high") if f"{key}{end}" in result]
-            cells.append(text.format(value) + (f" [{', '.join(ends)}]" if ends else ""))
-        if len(values) >= 3:
-            middle, low, high = seed_interval(values)
-            if "%" in text:  # within the limits of a share
-                low, high = max(low, 0.0), min(high, 1.0)
-            cells.append(f"{text.format(middle)} [{text.format(low)}, {text.format(high)}]")
+        cells = [
+            with_interval(*(result[f"{key}{end}"] for end in ("", "_low", "_high")), form)
+            if f"{key}_low" in result
+            else f"{result[key]:{form}}"
+            for result in results.values()
+        ]
+        if len(results) >= 3:
+            cells.append(over_seeds([result[key] for result in results.values()], form))
         lines.append([label, *cells])
     return lines
 
@@ -129,9 +137,8 @@ def head(results: dict[str, dict[str, float]]) -> list[str]:
 def main(config: Config) -> dict[str, dict[str, float]]:
     """Run what is missing, print and write the table and the figures; returns the result of each seed."""
     results = {str(seed): run(config, seed) for seed in config.seeds}
-    table("comparisons on Countdown", head(results), rows(results))
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(config.results, json.dumps(results, indent=2) + "\n")
+    table(f"comparisons on {config.task}", head(results), rows(results))
+    write_json(config.results, results)
     first = config.seeds[0]
     for name, figure in (("reward", "reliability"), ("dpo", "dpo")):
         drawn = config.out / f"{name}-{first}" / "figures" / f"{figure}.png"

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own: pinned to cores, logged, gone on with after a kill, never two in one folder."""
+"""Trainings in processes of their own: pinned to cores, logged, resumed after a kill, never two in one folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from minir1.log import replace_text
+from minir1.files import replace_text
 
 
 def pinned(jobs: int) -> ThreadPoolExecutor:
@@ -19,8 +19,8 @@ def pinned(jobs: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(jobs, initializer=lambda: os.sched_setaffinity(0, {cores.pop()}))
 
 
-def go_on(words: list[str], folder: Path, asked: str, threads: int = 1) -> None:
-    """Run a script that writes to `folder`: from its beginning, or with --resume if the folder is there.
+def run_or_resume(words: list[str], folder: Path, asked: str, threads: int = 1) -> None:
+    """Run a script that writes to `folder`, with --resume if the folder is there.
 
     words: python, -m, the script and its options; asked: see `same_command`. RuntimeError with the end of the output if
     the script fails.
@@ -30,7 +30,7 @@ def go_on(words: list[str], folder: Path, asked: str, threads: int = 1) -> None:
 
 
 def same_command(folder: Path, asked: str) -> None:
-    """Keep beside `folder` what it is a run of. ValueError if it was begun as another."""
+    """Note beside `folder` what command it is a run of. ValueError if it is a run of another one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     kept = folder.with_name(f"{folder.name}.command")
     if kept.exists() and kept.read_text() != asked:
@@ -41,12 +41,12 @@ def same_command(folder: Path, asked: str) -> None:
 def call(words: list[str], folder: Path, threads: int = 1, resume: bool = False) -> None:
     """Run a command, its output appended to a log beside `folder`. RuntimeError with the end of it on failure.
 
-    The log is locked by the process itself. If its caller alone is killed the process goes on, and the next caller
-    waits for it here: no folder is ever written by two.
+    The process itself holds a lock on the log. If its caller alone is killed, the process continues, and the next
+    caller waits for it here: two never write to one folder.
     """
     log = folder.with_name(f"{folder.name}.log")
     with open(log, "a") as file:
-        lock(file, f"{folder}: waiting for a process of an earlier call that is still at it")
+        lock(file, f"{folder}: waiting for a process of an earlier call that is still running")
         if resume and folder.exists():
             words = [*words[:3], "--resume", *words[3:]]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}

@@ -3,13 +3,13 @@
     python -m experiments.studies.routes --checkpoint runs/base/checkpoint
 
 The choice of experts is a step function of the router's scores, so that a difference too small to matter anywhere else
-can send a token elsewhere. Rollout routing replay (arXiv:2510.11370) lets the trainer use the sampler's experts.
+can send a token to another expert. Rollout routing replay (arXiv:2510.11370) lets the trainer use the sampler's experts.
 Measured on answers of one policy, with the trainer in fp32, each pair of a token and an MoE layer counted once:
 
     fp32, 0 updates   the same weights; sampler and trainer differ in how a row is computed, token by token or whole
     bf16, 0 updates   the sampler's weights and arithmetic are rounded to bf16
     fp32, k updates   one step of r1_zero.py with several mini-batches: the sampled answers of the next mini-batch under
-                      the policy that k updates on the mini-batches before it have made
+                      the policy after k updates, on the mini-batches before it
 
 The ratios are those of the trained policy to the sampler, with the trainer's own choice and with the replayed one.
 """
@@ -17,7 +17,6 @@ The ratios are those of the trained policy to the sampler, with the trainer's ow
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +24,21 @@ import torch
 import tyro
 
 from experiments import r1_zero
-from experiments.rl_common import act, draw, load_policy, ratio_deviation
+from minir1 import tasks
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
+from minir1.device import pick
+from minir1.files import write_json
 from minir1.judge import judge_rollout
-from minir1.log import replace_text, table
-from minir1.metrics import seed_interval
+from minir1.log import table
+from minir1.metrics import over_seeds
 from minir1.model.moe import rerouted, routes_of
 from minir1.model.transformer import Transformer
-from minir1.rollout import Rollout
-from minir1.tasks import countdown
+from minir1.optim import adamw
+from minir1.policy import load_policy
+from minir1.rollout import Rollout, collect
+from minir1.seed import python_random, stream
+from minir1.templates import encode
 
 
 @dataclass(frozen=True)
@@ -42,86 +46,79 @@ class Config:
     """The measurement."""
 
     checkpoint: Path = Path("runs/base/checkpoint")  # an MoE
+    task: str = "countdown"
+    data: str | None = None  # what the task reads
+    template: str = "chat"
     seeds: tuple[int, ...] = (0, 1, 2)
     prompts: int = 32  # P
-    answers: int = 8  # G
-    max_tokens: int = 384
-    minibatches: int = 8  # updates in a step
-    after: tuple[int, ...] = (1, 3, 7)  # updates, fewer than minibatches
-    lr: float = 3e-4
+    num_generations: int = 8  # G
+    max_completion_length: int = 384
+    num_minibatches: int = 8  # updates in a step
+    after: tuple[int, ...] = (1, 3, 7)  # updates, fewer than num_minibatches
+    learning_rate: float = 3e-4
+    device: str = "auto"
     results: Path = Path("docs/results/routes.json")
 
     def __post_init__(self):
-        if not all(0 < k < self.minibatches for k in self.after):
-            raise ValueError(f"after = {self.after}: 1 to minibatches - 1 = {self.minibatches - 1} updates")
+        if not all(0 < k < self.num_minibatches for k in self.after):
+            raise ValueError(f"after = {self.after}: 1 to num_minibatches - 1 = {self.num_minibatches - 1} updates")
 
 
 @torch.no_grad()
 def compare(model: Transformer, rollout: Rollout, microbatch: int = 8192) -> dict[str, float]:
     """Shares of pairs and of tokens that the trainer routes otherwise; mean and largest |r - 1|, free and replayed."""
-    pairs = known = tokens = 0
-    off = {"free": 0.0, "replayed": 0.0}
-    worst = dict(off)
+    changed, off = [], {"free": [], "replayed": []}
     for rows in by_tokens(rollout.length.tolist(), microbatch):
-        batch, record = rollout.select(torch.tensor(rows)), []
-        seen = {"lengths": batch.length, "mask": batch.mask, "temperature": batch.temperature}
-        logp = {"free": model.logprob(batch.tokens, **seen, record=record)}
-        logp["replayed"] = model.logprob(batch.tokens, **seen, routes=batch.routes)
-        real = torch.arange(batch.tokens.shape[1]) < batch.length.unsqueeze(1)
-        inside = batch.mask[real] & (batch.routes[real] >= 0).all(-1).all(-1)
-        changed = rerouted(batch.routes[real], routes_of(record))[inside]
-        pairs, tokens, known = pairs + changed.sum(), tokens + changed.any(1).sum(), known + len(changed)
+        batch, record = rollout.select(torch.tensor(rows, device=rollout.length.device)), []
+        settings = {"lengths": batch.length, "mask": batch.mask, "temperature": batch.temperature}
+        logp = {"free": model.logprob(batch.tokens, **settings, record=record)}
+        logp["replayed"] = model.logprob(batch.tokens, **settings, routes=batch.routes)
+        real = torch.arange(batch.tokens.shape[1], device=batch.length.device) < batch.length.unsqueeze(1)
+        known = batch.mask[real] & (batch.routes[real] >= 0).all(-1).all(-1)
+        changed.append(rerouted(batch.routes[real], routes_of(record))[known])
         for way, own in logp.items():
-            total, most = ratio_deviation(own, batch.logp, batch.mask)
-            off[way], worst[way] = off[way] + total, max(worst[way], most)
-    found = {"pairs": pairs.item() / (known * model.config.moe_layers), "tokens": tokens.item() / known}
-    trained = rollout.mask.sum().item()
-    return found | {f"mean/{way}": off[way] / trained for way in off} | {f"largest/{way}": worst[way] for way in off}
+            off[way].append(((own - batch.logp).exp() - 1).abs()[batch.mask])
+    changed, off = torch.cat(changed).float(), {way: torch.cat(parts) for way, parts in off.items()}
+    result = {"pairs": changed.mean().item(), "tokens": changed.amax(1).mean().item()}
+    result |= {f"mean/{way}": deviation.mean().item() for way, deviation in off.items()}
+    return result | {f"largest/{way}": deviation.max().item() for way, deviation in off.items()}
 
 
 def measure(config: Config, seed: int) -> dict[str, dict[str, float]]:
-    """What `compare` finds, by sampler and number of updates since: {"fp32/0": …, "bf16/0": …, "fp32/1": …, …}."""
-    settings = {"checkpoint": config.checkpoint, "prompts": config.prompts, "answers": config.answers, "seed": seed}
-    settings |= {"max_tokens": config.max_tokens, "lr": config.lr, "kl": 0.0, "minibatches": 1}
-    step = r1_zero.Config(**settings, max_ratio_deviation=float("inf"))
-    model, tokenizer, _ = load_policy(step)
-    problems = draw(step, 1)
+    """The result of `compare` by sampler and number of updates since: {"fp32/0": …, "bf16/0": …, "fp32/1": …, …}."""
+    device, task = pick(config.device), tasks.load(config.task, config.data)
+    model, tokenizer, _ = load_policy(config.checkpoint, device, torch.float32)
+    problems = python_random(seed, 1).sample(task.problems("train"), config.prompts)
+    prompts = encode(tokenizer, problems, config.template)
+    sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length, "stop": tokenizer.stops}
+    sampling |= {"seed": stream(seed, 1), "record_routes": True}
     half = copy.deepcopy(model).to(torch.bfloat16)
-    found = {"bf16/0": compare(model, act(half, tokenizer, problems, step, 1, record_routes=True))}
-    rollout = act(model, tokenizer, problems, step, 1, record_routes=True)
-    found["fp32/0"] = compare(model, rollout)
-    rewards = r1_zero.judge(judge_rollout(rollout, tokenizer, problems, countdown.verify), step)
-    advantage = group_advantages(rewards).flatten()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    parts = torch.arange(len(advantage)).chunk(config.minibatches)
-    for done, part in enumerate(parts):
+    results = {"bf16/0": compare(model, collect(half, prompts, **sampling))}
+    rollout = collect(model, prompts, **sampling)
+    results["fp32/0"] = compare(model, rollout)
+    step = r1_zero.Config(max_completion_length=config.max_completion_length, num_minibatches=1, beta=0.0, seed=seed)
+    rewards = r1_zero.reward(judge_rollout(rollout, tokenizer, task, problems, config.template), step)
+    advantage = group_advantages(rewards).flatten().to(device)
+    optimizer = adamw(model.parameters(), config.learning_rate)
+    for done, part in enumerate(torch.arange(len(advantage), device=device).chunk(config.num_minibatches)):
         if done in config.after:
-            found[f"fp32/{done}"] = compare(model, rollout.select(part))
-        r1_zero.learn(model, None, optimizer, rollout.select(part), advantage[part], step)
-    return found
+            results[f"fp32/{done}"] = compare(model, rollout.select(part))
+        r1_zero.learn(model, optimizer, rollout.select(part), advantage[part], None, step, 1)
+    return results
 
 
 COLUMNS = ["sampler, updates since", "pairs", "tokens", "r off 1, mean", "replayed", "r off 1, largest", "replayed"]
 
 
-def rows(found: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
+def rows(results: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
     """A row a sampler and number of updates; shares with 95 % intervals from three seeds on, the largest of all seeds.
 
-    found: seed -> what `measure` returns.
+    results: seed -> what `measure` returns.
     """
-    seeds = list(found.values())
-
-    def share(values: list[float]) -> str:
-        mean = f"{sum(values) / len(values):.3%}"
-        if len(values) < 3:
-            return mean
-        _, low, high = seed_interval(values)
-        return f"{mean} [{100 * max(low, 0):.3f}, {100 * high:.3f}]"
-
-    lines = []
+    seeds, lines = list(results.values()), []
     for name in sorted(seeds[0], key=lambda name: (int(name.split("/")[1]), name.startswith("bf16"))):
         here = {key: [one[name][key] for one in seeds] for key in seeds[0][name]}
-        line = [name.replace("/", ", "), share(here["pairs"]), share(here["tokens"])]
+        line = [name.replace("/", ", "), *(over_seeds(here[key], ".3%") for key in ("pairs", "tokens"))]
         line += [f"{sum(here[f'mean/{way}']) / len(seeds):.2e}" for way in ("free", "replayed")]
         lines.append(line + [f"{max(here[f'largest/{way}']):.1e}" for way in ("free", "replayed")])
     return lines
@@ -129,11 +126,11 @@ def rows(found: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
 
 def main(config: Config) -> dict:
     """Measure each seed, print the table, write the results."""
-    found = {str(seed): measure(config, seed) for seed in config.seeds}
-    table(f"{len(found)} seeds, {config.prompts}·{config.answers} answers each", COLUMNS, rows(found))
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(config.results, json.dumps(found, indent=2) + "\n")
-    return found
+    results = {str(seed): measure(config, seed) for seed in config.seeds}
+    title = f"{len(results)} seeds, {config.prompts}·{config.num_generations} answers each"
+    table(title, COLUMNS, rows(results))
+    write_json(config.results, results)
+    return results
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The demonstration over several seeds, with its control: the same base trained to answer at once.
 
     python -m experiments.studies.seeds --seeds 0 1 2 --jobs 2
+    python -m experiments.studies.seeds --task countdown:wide --results docs/results/wide.json --figure runs/wide.png
 
 Each seed reseeds the base and the reinforcement learning. Every run is a folder of its own and is skipped when its
-result is there, so a killed comparison goes on where it stopped. With --jobs 2 two runs share the machine, a core each.
-Prints the table and writes it, with the figure, under docs/.
+result is there, so a killed comparison continues with the same command. With --jobs 2 two runs share the machine, a
+core each. Prints the table and writes it, with the figure, under docs/.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from pathlib import Path
 import tyro
 
 from experiments.studies import seeds_figures
-from experiments.studies.processes import go_on, same_command
-from minir1.log import replace_text, table
-from minir1.metrics import seed_interval
+from experiments.studies.processes import run_or_resume, same_command
+from minir1.files import write_json
+from minir1.log import table
+from minir1.metrics import over_seeds
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Config:
     """Several demonstrations."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    level: str = "default"  # of Countdown: default | wide | four
+    task: str = "countdown"  # one with a corpus to pre-train on: countdown, countdown:wide, countdown:four
     jobs: int = 1  # runs at a time; the cores are shared out among them
     control: bool = True  # also train each base to answer at once
     options: str = ""  # further options of demo.py, as one string: --options="--rl.steps 40"
@@ -38,14 +40,17 @@ class Config:
     results: Path = Path("docs/results/r1_zero.json")
     figure: Path = Path("docs/results/r1_zero_seeds.png")
 
+    def folder(self, seed: int, no_think: bool = False) -> Path:
+        """Of one run."""
+        return self.out / f"{'no-think' if no_think else 'think'}-{seed}"
+
 
 def command(config: Config, seed: int, no_think: bool) -> list[str]:
     """One run of demo.py; the control starts from the base of its seed."""
-    folder = config.out / f"{'no-think' if no_think else 'think'}-{seed}"
-    words = [sys.executable, "-m", "experiments.demo", "--seed", str(seed), "--level", config.level]
-    words += ["--out", str(folder)]
+    words = [sys.executable, "-m", "experiments.demo", "--seed", str(seed), "--task", config.task]
+    words += ["--out", str(config.folder(seed, no_think))]
     if no_think:
-        words += ["--no-think", "--base-from", str(config.out / f"think-{seed}" / "base")]
+        words += ["--no-think", "--base-from", str(config.folder(seed) / "base")]
     return words + config.options.split()
 
 
@@ -54,12 +59,12 @@ def run(config: Config, seed: int, no_think: bool, threads: int) -> dict[str, fl
 
     ValueError if the folder holds a run of another command.
     """
-    folder = config.out / f"{'no-think' if no_think else 'think'}-{seed}"
+    folder = config.folder(seed, no_think)
     result, words = folder / "result.json", command(config, seed, no_think)
     same_command(folder, asked := " ".join(words[3:]))
     if not (result.exists() and "after/pass@1" in json.loads(result.read_text())):
         print(f"running {folder.name}, see {folder}.log", flush=True)
-        go_on(words, folder, asked, threads)
+        run_or_resume(words, folder, asked, threads)
     return json.loads(result.read_text())
 
 
@@ -83,38 +88,33 @@ KEYS = (  # label, key in result.json
     ("after, tokens", "after/length"),
     ("before, tries", "before/tries"),
     ("after, tries", "after/tries"),
-    ("before, well-formed", "before/form"),
-    ("after, well-formed", "after/form"),
+    ("before, well-formed", "before/format"),
+    ("after, well-formed", "after/format"),
     ("before, false yes", "before/false_yes"),
     ("after, false yes", "after/false_yes"),
     ("after, repeated tries", "after/repeats"),
-    ("after, cut by the budget", "after/truncated"),
+    ("after, truncated by the token budget", "after/truncated"),
     ("skill of the base: sums", "skill/sums"),
     ("skill of the base: yes to a right try", "skill/yes"),
     ("peak memory, GiB", "memory/peak_gib"),
 )
 
 
-def plain(key: str) -> bool:
-    """Whether a figure is a count and no share."""
-    return key.startswith(("seconds/", "memory/")) or key.endswith(("/length", "/tries"))
-
-
 def rows(results: list[dict[str, float]]) -> list[list[str]]:
     """A row a key that every seed has: its label, a cell a seed, the mean with its interval (from three seeds on)."""
-    found = []
+    lines = []
     for label, key in KEYS:
         values = [result[key] for result in results if key in result]
         if values and len(values) == len(results):
-            mean, (scale, unit) = "-", (1, "") if plain(key) else (100, "%")
-            if len(values) >= 3:
-                middle, low, high = seed_interval(values)
-                if not plain(key):  # Student's t knows nothing of the limits of a share
-                    low, high = max(low, 0.0), min(high, 1.0)
-                middle, low, high = scale * middle, scale * low, scale * high
-                mean = f"{middle:.1f}{unit} [{low:.1f}, {high:.1f}]"
-            found.append([label, *(f"{scale * value:.1f}{unit}" for value in values), mean])
-    return found
+            form = ".1f" if key.startswith("memory/") or key.endswith(("/length", "/tries")) else ".1%"
+            mean = over_seeds(values, form) if len(values) >= 3 else "-"
+            lines.append([label, *(f"{value:{form}}" for value in values), mean])
+    return lines
+
+
+def head(seeds) -> list[str]:
+    """The first line of the table."""
+    return ["", *(f"seed {seed}" for seed in seeds), "mean, 95 %"]
 
 
 def main(config: Config) -> list[dict[str, float]]:
@@ -130,12 +130,10 @@ def main(config: Config) -> list[dict[str, float]]:
                 result |= {
                     f"nothink/{key.split('/')[1]}": v for key, v in control.items() if key.startswith("after/pass@1")
                 }
-    title = f"Countdown, level {config.level}: pass@1 on the test split"
-    table(title, ["", *map(str, config.seeds), "mean, 95 %"], rows(results))
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(config.results, json.dumps({str(s): r for s, r in zip(config.seeds, results)}, indent=2) + "\n")
+    table(f"{config.task}: pass@1 on the test split", head(config.seeds), rows(results))
+    write_json(config.results, dict(zip(config.seeds, results)))
     seeds_figures.seeds(results, config.figure)
-    first = config.out / f"think-{config.seeds[0]}" / "figures" / "r1_zero.png"
+    first = config.folder(config.seeds[0]) / "figures" / "r1_zero.png"
     if first.exists():
         shutil.copy(first, config.results.with_suffix(".png"))
     return results

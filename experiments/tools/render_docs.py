@@ -1,10 +1,10 @@
-"""Write the measured numbers into README.md and docs/*.md, so that text and results cannot drift apart.
+"""Write the measured numbers into README.md and docs/*.md, so that text and results stay the same.
 
     python -m experiments.tools.render_docs
     python -m experiments.tools.render_docs --check
 
-What stands between `<!-- begin: NAME -->` and `<!-- end -->` is made from docs/results/*.json by the function of that
-name in BLOCKS. With --check nothing is written, and a block that differs is an error.
+The text between `<!-- begin: NAME -->` and `<!-- end -->` is made from docs/results/*.json by the function of that name
+in BLOCKS. With --check nothing is written, and a block that differs is an error.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import tyro
 
 from experiments import reward_model
+from experiments.count import human
 from experiments.studies import (
     algorithms,
     balance,
@@ -28,13 +29,14 @@ from experiments.studies import (
     preferences,
     reduction,
     routes,
+    seeds,
 )
 from experiments.studies.long_context_figures import VARIANTS
-from experiments.studies.seeds import rows
 from experiments.tools import variants
-from minir1.log import replace_text
-from minir1.metrics import seed_interval
-from minir1.model.count import PARTS, human
+from minir1.files import replace_text
+from minir1.log import markdown_table
+from minir1.metrics import over_seeds
+from minir1.model.count import PARTS
 
 MARKS = re.compile(r"<!-- (?:begin: (?P<name>\S+)|(?P<end>end)) -->")
 Results = dict[str, dict[str, float]]  # seed -> its result.json, as experiments/studies/seeds.py writes them
@@ -53,184 +55,158 @@ class Config:
 
 def r1_zero(results: Results) -> str:
     """The table over seeds, with mean and 95 % t-interval."""
-    head = ["", *(f"seed {seed}" for seed in results), "mean, 95 %"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows(list(results.values()))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(seeds.head(results), seeds.rows(list(results.values())))
 
 
 def headline(results: Results) -> str:
     """One sentence: before and after, and the two controls."""
-
-    def mean(key: str, interval: bool = False) -> str:
-        values = [result[key] for result in results.values()]
-        text = f"{sum(values) / len(values):.1%}"
-        if interval and len(values) >= 3:
-            _, low, high = seed_interval(values)
-            text += f" [{100 * max(low, 0):.1f}, {100 * min(high, 1):.1f}]"
-        return text
-
-    each = ", ".join(f"{result['after/pass@1']:.1%}" for result in results.values())
+    values = lambda key: [result[key] for result in results.values()]
+    mean = lambda key: f"{sum(values(key)) / len(results):.1%}"
+    each = ", ".join(f"{value:.1%}" for value in values("after/pass@1"))
     count = f"the mean of {len(results)} seeds, which end at {each}" if len(results) > 1 else "one seed"
     text = "**Reinforcement learning with rule rewards alone: "
-    text += f"{mean('before/pass@1')} → {mean('after/pass@1', True)} of problems never seen are solved** "
+    text += f"{mean('before/pass@1')} → {over_seeds(values('after/pass@1'))} of problems never seen are solved** "
     text += f"(pass@1, {count}); forced to answer without thinking, the same weights solve {mean('forced/pass@1')}"
     if all("nothink/pass@1" in result for result in results.values()):
         text += f", and a base trained in the same way to answer without thinking solves {mean('nothink/pass@1')}"
     return f"{text}."
 
 
-def profile(found: dict[str, float]) -> str:
-    """Tokens a second of the three kinds of work, and where the time of two of them goes."""
-    lines = ["| | seconds | tokens/s |", "|---|---:|---:|"]
-    for name in ("rollout", "transformers.generate", "update", "pretrain"):
-        if f"{name}/seconds" not in found:
-            continue
-        lines.append(f"| {name} | {found[f'{name}/seconds']:.2f} | {found[f'{name}/tok_s']:,.0f} |")
+def profile(figures: dict[str, float]) -> str:
+    """Tokens a second of the three kinds of work, and the most expensive operators of two of them."""
+    names = [n for n in ("rollout", "transformers.generate", "update", "pretrain") if f"{n}/seconds" in figures]
+    rows = [[name, f"{figures[f'{name}/seconds']:.2f}", f"{figures[f'{name}/tok_s']:,.0f}"] for name in names]
+    lines = [markdown_table(["", "seconds", "tokens/s"], rows)]
     for name in ("rollout", "update"):
-        shares = [(key, v) for key, v in found.items() if key.startswith(f"{name}/") and "::" in key]
-        told = ", ".join(f"`{key.split('::')[1]}` {share:.0%}" for key, share in shares[:6])
-        lines += ["", f"The dearest operators of the {name}: {told}."]
+        shares = [(key, v) for key, v in figures.items() if key.startswith(f"{name}/") and "::" in key]
+        text = ", ".join(f"`{key.split('::')[1]}` {share:.0%}" for key, share in shares[:6])
+        lines += ["", f"The most expensive operators of the {name}: {text}."]
     return "\n".join(lines)
 
 
-def demo(found: dict[str, float]) -> str:
-    """One sentence: what a demonstration reached, in which time and memory."""
-    reached = f"{found['before/pass@1']:.1%} → {found['after/pass@1']:.1%}"
-    return f"Seed {found['seed']}: {reached} in {found['seconds/total']:.0f} s with {found['memory/peak_gib']:.1f} GiB."
+def demo(result: dict[str, float]) -> str:
+    """One sentence: accuracy, time and memory of a demonstration."""
+    text = f"Seed {result['seed']}: {result['before/pass@1']:.1%} → {result['after/pass@1']:.1%}"
+    return f"{text} in {result['seconds/total']:.0f} s with {result['memory/peak_gib']:.1f} GiB."
 
 
-def count_parts(found: dict[str, dict[str, float]]) -> str:
+def count_parts(figures: dict[str, dict[str, float]]) -> str:
     """DeepSeek-V3 by part: parameters, active ones, and their share."""
-    one = found["deepseek-v3"]
-    lines = ["| | total | share | active a token | share |", "|---|---:|---:|---:|---:|"]
+    one, rows = figures["deepseek-v3"], []
     for part, label in PARTS.items():
         if part != "mtp":
             total, active = one[f"total/{part}"], one[f"active/{part}"]
             shares = f"{total / one['total']:.2%}", f"{active / one['active']:.2%}"
-            lines.append(f"| {label} | {total:,} | {shares[0]} | {active:,} | {shares[1]} |")
-    lines.append(f"| **sum** | **{one['total']:,}** | | **{one['active']:,}** | |")
-    lines.append(f"| sum with the input embedding | | | **{one['active_with_embedding']:,}** | |")
-    lines.append(f"| {PARTS['mtp']}, on top | {one['total/mtp']:,} | | {one['active/mtp']:,} | |")
-    return "\n".join(lines)
+            rows.append([label, f"{total:,}", shares[0], f"{active:,}", shares[1]])
+    rows.append(["**sum**", f"**{one['total']:,}**", "", f"**{one['active']:,}**", ""])
+    rows.append(["sum with the input embedding", "", "", f"**{one['active_with_embedding']:,}**", ""])
+    rows.append([f"{PARTS['mtp']}, on top", f"{one['total/mtp']:,}", "", f"{one['active/mtp']:,}", ""])
+    return markdown_table(["", "total", "share", "active a token", "share"], rows)
 
 
-def count(found: dict[str, dict[str, float]]) -> str:
+def count(figures: dict[str, dict[str, float]]) -> str:
     """A row a model: parameters, cache and operations."""
     head = ["", "total", "active", "with embedding", "cache, numbers a token a layer", "cache, bytes a token (bf16)"]
-    head += ["training", "decoding"]
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * 7 + "|"]
-    for name, one in found.items():
+    rows = []
+    for name, one in figures.items():
         cells = [name, *(human(one[key]) for key in ("total", "active", "active_with_embedding"))]
         cells += [f"{one['cache/token_layer']:,}", f"{one['cache/token']:,.0f}"]
-        cells += [human(one[f"flops/{kind}"], "FLOP") for kind in ("train", "decode")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells + [human(one[f"flops/{kind}"], "FLOP") for kind in ("train", "decode")])
+    return markdown_table([*head, "training", "decoding"], rows)
 
 
 def long_context(results: Results) -> str:
-    """Accuracy within the trained window, past it and at the longest texts, a row a variant: mean with its interval."""
+    """Accuracy within the trained window, beyond it and at the longest texts, a row a variant: mean and interval."""
     longest = max(int(key.split("/")[1]) for key in next(iter(results.values())) if re.fullmatch(r"none/\d+/0", key))
-    lines = [["", "within the window", "past it", f"{longest} tokens"], ["---", "---:", "---:", "---:"]]
 
     def at_longest(result: dict[str, float], name: str) -> float:
         cells = [share for key, share in result.items() if key.startswith(f"{name}/{longest}/")]
         return sum(cells) / len(cells)
 
+    rows = []
     for name, title in VARIANTS.items():
-        line = [title]
-        for side in ("inside", "outside", None):
-            values = [result[f"{name}/{side}"] if side else at_longest(result, name) for result in results.values()]
-            text = f"{sum(values) / len(values):.1%}"
-            if len(values) >= 3:
-                _, low, high = seed_interval(values)
-                text += f" [{100 * max(low, 0):.1f}, {100 * min(high, 1):.1f}]"
-            line.append(text)
-        lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        sides = [[result[f"{name}/{side}"] for result in results.values()] for side in ("inside", "outside")]
+        sides.append([at_longest(result, name) for result in results.values()])
+        rows.append([title, *map(over_seeds, sides)])
+    return markdown_table(["", "within the window", "beyond it", f"{longest} tokens"], rows)
 
 
-def prefill(found: dict[str, float]) -> str:
+def prefill(figures: dict[str, float]) -> str:
     """Processor time and peak memory by length of the prompt, in chunks and in one call."""
     heads = [f"{way}: {head}" for way in ("chunks", "one call") for head in ("seconds of the CPU", "peak GiB")]
-    lines = [f"| tokens | cache, GiB | {' | '.join(heads)} |", "|---:|---:|---:|---:|---:|---:|"]
-    for key in found:
-        if re.fullmatch(r"chunks/\d+/seconds", key):
-            length = int(key.split("/")[1])
-            cells = [f"{length:,}", f"{found[f'cache/{length}/gib']:.3f}"]
-            for way in ("chunks", "one_call"):
-                measured = f"{way}/{length}/peak_gib" in found
-                cells.append(f"{found[f'{way}/{length}/cpu_seconds']:.1f}" if measured else "-")
-                cells.append(f"{found[f'{way}/{length}/peak_gib']:.2f}" if measured else "-")
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = []
+    for length in (int(key.split("/")[1]) for key in figures if re.fullmatch(r"chunks/\d+/seconds", key)):
+        cells = [f"{length:,}", f"{figures[f'cache/{length}/gib']:.3f}"]
+        for way in ("chunks", "one_call"):
+            measured = f"{way}/{length}/peak_gib" in figures
+            cells.append(f"{figures[f'{way}/{length}/cpu_seconds']:.1f}" if measured else "-")
+            cells.append(f"{figures[f'{way}/{length}/peak_gib']:.2f}" if measured else "-")
+        rows.append(cells)
+    return markdown_table(["tokens", "cache, GiB", *heads], rows, words=0)
 
 
-def grid(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table; numbers to the right."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] + ["---:"] * (len(head) - 1), *lines])
-
-
-def balanced(found: dict) -> str:
-    """A row a method of balancing, over seeds."""
-    return grid(balance.COLUMNS, balance.rows(found))
-
-
-def balance_tuning(found: dict) -> str:
-    """A row a strength that was tried on the first seed."""
-    return grid(balance.TUNING, balance.tuning_rows(found))
-
-
-def routed(found: dict) -> str:
-    """A row a sampler and number of updates: what goes to other experts, and the ratios with and without replay."""
-    return grid(routes.COLUMNS, routes.rows(found))
-
-
-def speculative(found: dict[str, float]) -> str:
+def speculative(figures: dict[str, float]) -> str:
     """Accepted drafts, tokens a pass and speed, by depth, rows and temperature."""
-    lines = ["| modules | rows at once | temperature | accepted | tokens a pass | tokens/s, plain | with drafts | |"]
-    lines.append(f"|{'---:|' * 8}")
-    for place in dict.fromkeys(key.rsplit("/", 1)[0] for key in found if "/" in key):
-        depth, count, temperature = (part.split("=")[1] for part in place.split("/"))
-        rates = ", ".join(f"{found[f'{place}/accepted_{k}']:.1%}" for k in range(1, int(depth) + 1))
-        plain, fast = found[f"{place}/generate_tok_s"], found[f"{place}/speculate_tok_s"]
-        line = [depth, count, temperature, rates, f"{found[f'{place}/tokens_a_pass']:.2f}", f"{plain:,.0f}"]
-        lines.append(f"| {' | '.join([*line, f'{fast:,.0f}', f'{fast / plain:.2f} times'])} |")
-    return "\n".join(lines)
+    rows = []
+    for case in dict.fromkeys(key.rsplit("/", 1)[0] for key in figures if "/" in key):
+        depth, count, temperature = (part.split("=")[1] for part in case.split("/"))
+        rates = ", ".join(f"{figures[f'{case}/accepted_{k}']:.1%}" for k in range(1, int(depth) + 1))
+        plain, fast = figures[f"{case}/generate_tok_s"], figures[f"{case}/speculate_tok_s"]
+        cells = [depth, count, temperature, rates, f"{figures[f'{case}/tokens_a_pass']:.2f}", f"{plain:,.0f}"]
+        rows.append([*cells, f"{fast:,.0f}", f"{fast / plain:.2f} times"])
+    head = ["modules", "rows at once", "temperature", "accepted", "tokens a pass", "tokens/s, plain", "with drafts", ""]
+    return markdown_table(head, rows, words=0)
+
+
+def balanced(results: dict) -> str:
+    """A row a method of balancing, over seeds."""
+    return markdown_table(balance.COLUMNS, balance.rows(results))
+
+
+def balance_tuning(results: dict) -> str:
+    """A row a strength that was tried on the first seed."""
+    return markdown_table(balance.TUNING, balance.tuning_rows(results))
+
+
+def routed(results: dict) -> str:
+    """A row a sampler and number of updates: tokens sent to other experts, and the ratios with and without replay."""
+    return markdown_table(routes.COLUMNS, routes.rows(results))
 
 
 def preference(results: Results) -> str:
     """Pairs, reward model and DPO, a column a seed."""
-    return grid(preferences.head(results), preferences.rows(results))
+    return markdown_table(preferences.head(results), preferences.rows(results))
 
 
 def reliability(results: Results) -> str:
     """The calibration of the first seed's reward model."""
     first = next(iter(results.values()))
-    found = {key.removeprefix("reward/"): value for key, value in first.items()}
-    return grid(reward_model.BINS, reward_model.bin_rows(found))
+    figures = {key.removeprefix("reward/"): value for key, value in first.items()}
+    return markdown_table(reward_model.BINS, reward_model.bin_rows(figures))
 
 
 def kernels_cpu(found: dict[str, float]) -> str:
-    """Log-prob and KL tile by tile against the naive way: time, peak memory, errors against fp64."""
+    """Log-prob and KL in chunks of tokens against the naive way: time, peak memory, errors against fp64."""
     lines = []
     for name, title in (("", "log-prob and entropy"), ("kl/", "forward KL")):
         for key in found:
-            if (way := re.fullmatch(rf"{name}(naive|twin/(\d+))/seconds", key)) and "small" not in key:
+            if (way := re.fullmatch(rf"{name}(naive|torch/(\d+))/seconds", key)) and "small" not in key:
                 place = key.removesuffix("/seconds")
-                label = f"{title}, tiles, {way[2]} MiB kept" if way[2] else f"{title}, naive"
+                label = f"{title}, chunks of {way[2]} MiB" if way[2] else f"{title}, naive"
                 one = {what: found[f"{place}/{what}"] for what in ("seconds", "time_ratio", "peak_mib", "memory_ratio")}
                 cells = [f"{one['seconds']:.2f}", f"{one['time_ratio']:.2f}", f"{one['peak_mib']:.0f}"]
                 lines.append([label, *cells, f"{one['memory_ratio']:.2f}"])
-    text = grid(["N=1,024, D=512, V=32,768", "seconds", "of naive", "peak MiB", "of naive"], lines)
-    shapes = [match[1] for key in found if (match := re.fullmatch(r"small/([\dx]+)/twin/time_ratio", key))]
+    text = markdown_table(["N=1,024, D=512, V=32,768", "seconds", "of naive", "peak MiB", "of naive"], lines)
+    shapes = [match[1] for key in found if (match := re.fullmatch(r"small/([\dx]+)/torch/time_ratio", key))]
     lines = [
-        [title, *(f"{found[f'small/{name}{shape}/twin/time_ratio']:.2f}" for shape in shapes)]
+        [title, *(f"{found[f'small/{name}{shape}/torch/time_ratio']:.2f}" for shape in shapes)]
         for name, title in (("", "log-prob and entropy"), ("kl/", "forward KL"))
     ]
-    text += "\n\n" + grid(["N × D × V: time of naive", *(shape.replace("x", " × ") for shape in shapes)], lines)
-    ours, torchs = (found[f"accuracy/{way}/logp"] for way in ("twin", "naive"))
+    head = ["N × D × V: time of naive", *(shape.replace("x", " × ") for shape in shapes)]
+    text += "\n\n" + markdown_table(head, lines)
+    ours, torchs = (found[f"accuracy/{way}/logp"] for way in ("torch", "naive"))
     text += f"\n\nLargest error of a log-prob against fp64: {ours:.1e}, torch's log_softmax {torchs:.1e};"
-    dh, dw = (found[f"accuracy/twin/{key}"] for key in ("dh", "dw"))
+    dh, dw = (found[f"accuracy/torch/{key}"] for key in ("dh", "dw"))
     return f"{text} relative error of the gradients: {dh:.1e} for h and {dw:.1e} for w."
 
 
@@ -247,7 +223,7 @@ def kernel_resources(found: dict) -> str:
     head = ["operation, heads (qk, v)", "kernel", *(f"{arch}: {x}" for arch in ("sm_90", "sm_80") for x in columns)]
     small = [x["shared"] for key, x in found["kernels"].items() if key.endswith(("sm_86", "sm_89"))]
     inner = {" ".join(key.split("/")[:-1]) for key, x in found["kernels"].items() if x["inner"]}
-    return (f"{grid(head, lines)}\n\nTriton {found['triton']}. On sm_86 and sm_89 the largest asks for "
+    return (f"{markdown_table(head, lines)}\n\nTriton {found['triton']}. On sm_86 and sm_89 the largest asks for "
             f"{max(small) / 1024:.0f} KiB. What is spilled comes back in an inner loop of "
             f"{', '.join(sorted(inner)) or 'none of them'}.")
 
@@ -313,7 +289,7 @@ def spans(text: str, where: str) -> list[tuple[str, int, int]]:
 
 
 def content(name: str, folder: Path) -> str:
-    """The text of one block. ValueError if its results are missing, or lack what it tells."""
+    """The text of one block. ValueError if its results are missing, or lack a key that it reads."""
     file, function = BLOCKS[name]
     if file is None:
         return f"\n{function()}\n"
@@ -323,7 +299,7 @@ def content(name: str, folder: Path) -> str:
     try:
         return f"\n{function(json.loads(path.read_text(encoding='utf-8')))}\n"
     except KeyError as error:
-        raise ValueError(f"{path} lacks {error}, which block {name!r} tells") from error
+        raise ValueError(f"{path} lacks {error}, which block {name!r} needs") from error
 
 
 def render(path: Path, root: Path) -> tuple[str, list[str]]:

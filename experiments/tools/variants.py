@@ -2,7 +2,8 @@
 
     python -m experiments.tools.variants rloo
 
-Prints the difference of the code, without the docstrings.
+Prints the difference of the code, without docstrings and blank lines. Each change stands under the function or class
+of the original that it is in.
 """
 
 from __future__ import annotations
@@ -24,28 +25,39 @@ COPIES = {  # in experiments/variants -> what it is a copy of, in experiments
     "sequence_grpo": "r1_zero",
     "cispo": "r1_zero",
     "tis": "r1_zero",
+    "ema_reference": "r1_zero",
+    "replayed_routes": "r1_zero",
 }
 
 
 def code(path: Path) -> list[str]:
-    """The lines of a script behind its docstring."""
+    """The lines of a script, without docstrings and blank lines."""
     text = path.read_text(encoding="utf-8")
-    docstring = ast.parse(text).body[0].end_lineno
-    return text.splitlines()[docstring:]
+    lines: list[str] = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
+        if documented:
+            first, last = node.body[0].lineno - 1, node.body[0].end_lineno
+            lines[first:last] = [""] * (last - first)
+    return [line for line in lines if line.strip()]
 
 
 def difference(name: str) -> list[str]:
-    """The lines of the unified difference between a variant and its original, a line of context around each change."""
-    original, copy = (SCRIPTS / f"{COPIES[name]}.py", SCRIPTS / "variants" / f"{name}.py")
-    lines = difflib.unified_diff(code(original), code(copy), lineterm="", n=1)
-    return [line for line in lines if not line.startswith(("---", "+++"))]
+    """Lines `-` of the original and `+` of the variant, and before each change `@@` and where in the original it is."""
+    original, copy = code(SCRIPTS / f"{COPIES[name]}.py"), code(SCRIPTS / "variants" / f"{name}.py")
+    lines = []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, original, copy, autojunk=False).get_opcodes():
+        if kind != "equal":
+            place = [line for line in original[:b] if line.startswith(("class ", "def "))]
+            lines.append("@@ " + (place[-1].split("(")[0].rstrip(":") if place else "imports"))
+            lines += [f"-{line}" for line in original[a:b]] + [f"+{line}" for line in copy[c:d]]
+    return lines
 
 
 def changed(name: str) -> int:
-    """How many lines a variant adds or replaces, blank ones left out."""
+    """How many lines a variant adds or replaces."""
     lines = difference(name)
-    removed, added = (sum(line.startswith(sign) and len(line.strip()) > 1 for line in lines) for sign in "-+")
-    return max(removed, added)
+    return max(sum(line.startswith(sign) for line in lines) for sign in "-+")
 
 
 def page(name: str) -> str:

@@ -1,84 +1,85 @@
-"""CISPO on Countdown: the importance weight is clipped, not the token (MiniMax-M1, arXiv:2506.13585, section 3.1).
+"""CISPO: the importance weight is clipped, not the token (MiniMax-M1, arXiv:2506.13585, section 3.1).
 
     python -m experiments.variants.cispo --checkpoint runs/base/checkpoint --out runs/cispo
 
     J(θ) = E 1/Σ|o_i| Σ_i Σ_t sg[clip(r_it, 1-ε_low, 1+ε_high)] A_i log π_θ(o_it | q, o_i<t)
 
-A copy of r1_zero.py. PPO's clip takes the gradient from tokens whose ratio has moved, and rare words that open a
-reflection move first; here every token keeps its gradient and only its weight is bounded, from above alone
-(ε_low = 1). Every token of the batch weighs alike, and there is no KL term.
+A copy of r1_zero.py. PPO's clip takes the gradient from tokens whose ratio has moved, and the rare tokens that begin a
+reflection are the first to move. Here every token keeps its gradient and only its weight is bounded, from above alone
+(ε_low = 1). Every token of the batch has the same weight, and there is no KL term.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
 from torch import Tensor
 
-from experiments.rl_common import (
-    Clock,
-    Session,
-    act,
-    check,
-    draw,
-    load_policy,
-    ratio_deviation,
-    refuse_mismatch,
-    report,
-    rerouting,
-)
+from minir1 import checkpoint, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
-from minir1.judge import NO_THINK, Answer, judge_rollout
+from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.judge import NO_THINK, Answer, judge_rollout, sample_answers, summary
+from minir1.log import open_run, read_metrics, steps
 from minir1.losses import cispo, kl_k3
-from minir1.model import hf
-from minir1.model.lora import adapters_off, add_adapters, merge
-from minir1.optim import clip_gradients, follow
-from minir1.reduction import token_mean
-from minir1.rollout import BUDGET, Rollout
-from minir1.seed import seed_everything
-from minir1.tasks import countdown
+from minir1.model.lora import add_adapters
+from minir1.monitor import Averages, Clock, preflight, report, show
+from minir1.optim import adamw, clip_gradients
+from minir1.policy import frozen_copy, load_policy, on_policy_check, reference_logprobs
+from minir1.reduction import fixed_length, per_answer_mean, token_mean
+from minir1.rollout import BUDGET, Rollout, collect
+from minir1.seed import generator, python_random, seed_everything, stream
+from minir1.settings import at_least, fraction
+from minir1.templates import TEMPLATES, encode
 
 
 @dataclass(frozen=True)
 class Config:
-    """CISPO, with the other settings of r1_zero.py."""
+    """CISPO."""
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
-    level: str = "default"  # of Countdown: default | wide | four
+    task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
+    data: str | None = None  # what the task reads
+    template: Literal[TEMPLATES] = "chat"
     steps: int = 40
     prompts: int = 32  # P, problems a step
-    answers: int = 8  # G, answers a problem
-    max_tokens: int = 384  # budget of an answer
+    num_generations: int = 8  # G, answers a problem
+    max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
-    lr: float = 3e-4  # AdamW
+    learning_rate: float = 3e-4  # AdamW
     warmup: int = 5  # steps
-    clip_low: float = 1.0  # ε
-    clip_high: float = 0.2  # ε
-    kl: float = 0.0  # β
-    refresh: int = 0  # the policy becomes the reference every so many steps; 0: never
-    follow: float = 0.0  # τ, the reference moves by this share towards the policy every step; 0: it stays
-    lora_rank: int = 0  # r: train adapters only, and without them the model is the reference; 0: train all weights
+    epsilon_low: float = 1.0  # ε
+    epsilon_high: float = 0.2  # ε
+    beta: float = 0.0  # β, KL coefficient
+    reduction: Literal["per_answer", "token", "fixed"] = "token"
+    reference_reset: int = 0  # the reference becomes the policy every so many steps (R1: 400); 0: never
+    lora_rank: int = 0  # r: train adapters only, and the model without them is the reference; 0: train all weights
     lora_alpha: float = 32.0  # α
-    minibatches: int = 2  # optimizer steps a rollout
+    num_minibatches: int = 2  # optimizer steps an epoch
     epochs: int = 1  # passes over a rollout
     accuracy_weight: float = 1.0
-    form_weight: float = 0.1
-    mask_truncated: bool = False  # answers that the budget cut take no part in the loss
-    replay_routes: bool = False  # the update sends each token to the experts that the sampler chose
+    format_weight: float = 0.1
+    mask_truncated: bool = False  # truncated answers take no part in the loss
     no_think: bool = False  # the control: every answer begins with an empty thinking
     grad_clip: float = 1.0
-    max_ratio_deviation: float = 0.5  # of any first ratio from 1, and a fiftieth of it in the mean; else the run stops
+    max_ratio_deviation: float = 0.02  # mean |r - 1| before the first update, ten times that at the 99 % quantile
     min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
     eval_every: int = 10  # steps
-    eval_answers: int = 2  # a validation problem
+    eval_split: str = "validation"
+    eval_problems: int = 200  # at most
+    eval_answers: int = 2  # a problem
     seed: int = 0
     out: Path = Path("runs/cispo")
     resume: bool = False
     microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
+    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    device: str = "auto"  # auto | cpu | cuda | mps
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
 
     @property
@@ -87,106 +88,146 @@ class Config:
         return NO_THINK if self.no_think else ""
 
     def __post_init__(self):
-        check(self)
-        if self.answers < 2:
-            raise ValueError(f"answers = {self.answers}: a group needs 2")
-        if self.lora_rank < 0 or self.lora_alpha <= 0:
-            raise ValueError(f"lora_rank = {self.lora_rank} (0 or more), lora_alpha = {self.lora_alpha} (above 0)")
-        if not 0 <= self.follow <= 1:
-            raise ValueError(f"follow = {self.follow}: 0 to 1")
-        if self.lora_rank and (self.refresh or self.follow):
-            raise ValueError("refresh, follow: with lora_rank the reference is the model without adapters, and stays")
+        at_least(self, 2, "num_generations")
+        at_least(self, 1, "steps", "prompts", "max_completion_length", "num_minibatches", "epochs", "microbatch")
+        at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
+        at_least(self, 0, "epsilon_low", "epsilon_high", "beta", "reference_reset", "lora_rank", "warmup")
+        fraction(self, "min_mixed")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature = {self.temperature}: above 0")
+        if self.lora_rank and self.reference_reset:
+            raise ValueError("reference_reset: with lora_rank the reference is the model without adapters, and stays")
 
 
-def judge(answers: list[list[Answer]], config: Config) -> Tensor:
-    """Rules alone: rewards fp32 [P, G]."""
-    return torch.tensor(
-        [[config.accuracy_weight * a.right + config.form_weight * a.form for a in group] for group in answers]
-    )
+def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
+    """P·G answers of the present policy, at the temperature that the loss uses, from the whole distribution."""
+    sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length}
+    sampling |= {"temperature": config.temperature, "seed": stream(config.seed, step)}
+    prompts = encode(tokenizer, problems, config.template, config.forced)
+    return collect(model, prompts, stop=tokenizer.stops, **sampling)
 
 
-def learn(model, reference, optimizer, rollout: Rollout, advantage: Tensor, config: Config, step: int = 0):
-    """Update the policy on B = P·G rows; advantage: fp32 [B]. Returns what was measured, averaged as the loss is."""
-    names = ("clip_fraction", "grad_norm", "ratio_deviation", "ratio_deviation_max")
-    measured = {f"train/{name}": 0.0 for name in names + (("kl",) if config.kl else ())}
-    if rollout.routes is not None:
-        measured["train/route_difference"] = 0.0
+def reward(answers: list[list[Answer]], config: Config) -> Tensor:
+    """Rules alone: fp32 [P, G]."""
+    weights = config.accuracy_weight, config.format_weight
+    return torch.tensor([[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers])
+
+
+def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor:
+    """Weights of the loss, fp32 [B, T]; answers and tokens count those of the whole mini-batch."""
+    if config.reduction == "per_answer":
+        return per_answer_mean(mask, answers)
+    if config.reduction == "token":
+        return token_mean(mask, tokens)
+    return fixed_length(mask, config.max_completion_length, answers)
+
+
+def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tensor | None, config: Config, step: int):
+    """Update the policy on B = P·G rows. advantage: fp32 [B]; ref_logp: fp32 [B, T]. Returns averages over updates."""
+    averages, device = Averages(), rollout.tokens.device
     trained = rollout.mask & (rollout.stop != BUDGET).unsqueeze(1) if config.mask_truncated else rollout.mask
-    updates = config.epochs * config.minibatches
-    for update in range(updates):
-        part = torch.arange(len(advantage)).chunk(config.minibatches)[update % config.minibatches]
-        answers, tokens = int(trained[part].any(1).sum()), int(trained[part].sum())
-        if answers == 0:  # every answer was cut and masked
-            continue
-        for rows in by_tokens(rollout.length[part].tolist(), config.microbatch):
-            batch = rollout.select(part[rows])
-            mask = trained[part[rows], : batch.tokens.shape[1]]
-            weight = token_mean(mask, tokens)
-            seen = {"lengths": batch.length, "mask": mask, "temperature": rollout.temperature}
-            given, record = batch.routes if config.replay_routes else None, []
-            logp = model.logprob(batch.tokens, **seen, routes=given, record=record)
-            A = advantage[part[rows]].unsqueeze(1).expand_as(logp)
-            loss = cispo(logp, batch.logp, A, config.clip_low, config.clip_high)
-            if config.kl:
-                with torch.no_grad(), adapters_off(reference):
-                    ref_logp = reference.logprob(batch.tokens, **seen)
-                kl = kl_k3(logp, ref_logp)
-                loss = loss + config.kl * kl
-                measured["train/kl"] += (weight * kl).sum().item() / updates
-            (weight * loss).sum().backward()
-            ratio = (logp.detach() - batch.logp).exp()
-            clipped = (ratio > 1 + config.clip_high) | (ratio < 1 - config.clip_low)  # the weight, not the token
-            measured["train/clip_fraction"] += (weight * clipped).sum().item() / updates
-            if update == 0:
-                total, most = ratio_deviation(logp, batch.logp, mask)
-                measured["train/ratio_deviation"] += total / tokens
-                measured["train/ratio_deviation_max"] = max(measured["train/ratio_deviation_max"], most)
-                if batch.routes is not None:  # the last token of an answer has none
-                    measured["train/route_difference"] += rerouting(batch, record, mask) / max(1, tokens - answers)
-        refuse_mismatch(measured, config, step)
-        measured["train/grad_norm"] += clip_gradients(model, config.grad_clip, step) / updates
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return measured
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(advantage), generator=generator(config.seed, step, epoch)).to(device)
+        for minibatch in order.chunk(config.num_minibatches):
+            answers, tokens = int(trained[minibatch].any(1).sum()), int(trained[minibatch].sum())
+            if tokens == 0:  # every answer was truncated and masked
+                continue
+            for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+                rows = minibatch[rows]
+                batch = rollout.select(rows)
+                T = batch.tokens.shape[1]
+                mask, A = trained[rows, :T], advantage[rows].unsqueeze(1).expand(-1, T)
+                logp = model.logprob(batch.tokens, lengths=batch.length, mask=mask, temperature=rollout.temperature)
+                loss = cispo(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
+                ratio = (logp.detach() - batch.logp).exp()
+                clipped = (ratio > 1 + config.epsilon_high) | (ratio < 1 - config.epsilon_low)  # the weight is
+                weight = reduction(mask, config, answers, tokens)
+                if ref_logp is not None:
+                    kl = kl_k3(logp, ref_logp[rows, :T])
+                    loss = loss + config.beta * kl
+                    averages.add(weight, kl=kl)
+                (weight * loss).sum().backward()
+                averages.add(weight, clip_fraction=clipped)
+            averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return averages.metrics()
+
+
+def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, float]:
+    """The policy on held-out problems, at the temperature of training."""
+    sampling = {"answers": config.eval_answers, "max_tokens": config.max_completion_length, "seed": config.seed}
+    sampling |= {"temperature": config.temperature, "template": config.template, "forced": config.forced}
+    grid = sample_answers(model, tokenizer, task, problems, **sampling)
+    return {f"eval/{name}": value for name, value in summary(task, problems, grid).items()}
 
 
 def main(config: Config) -> dict[str, float]:
     """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
     seed_everything(config.seed)
-    model, tokenizer, source = load_policy(config)
-    mixed = model.config.moe_layers > 0
-    if config.replay_routes and not mixed:
-        raise ValueError(f"replay_routes: {source} is dense, it has no routes")
-    if config.lora_rank:
-        reference, trained = model, add_adapters(model, config.lora_rank, config.lora_alpha)
-    else:
-        reference, trained = merge(hf.load(source)[0]).requires_grad_(False), list(model.parameters())
-    optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    kept = {"optimizer": optimizer} | ({} if config.lora_rank else {"reference": reference})
-    session = Session(config, model, tokenizer, source, kept)
+    device = pick(config.device)
+    task = tasks.load(config.task, config.data)
+    train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
+    opening = {"lora": config.lora_rank > 0, "recompute": config.recompute}
+    model, tokenizer, source = load_policy(config.checkpoint, device, pick_dtype(config.dtype, device), **opening)
+    reference = model if config.lora_rank else frozen_copy(model)
+    trained = add_adapters(model, config.lora_rank, config.lora_alpha) if config.lora_rank else model.parameters()
+    optimizer = adamw(trained, config.learning_rate)
+    parts = {"optimizer": optimizer} | ({} if config.lora_rank else {"reference": reference})
 
-    for step in session.steps("CISPO"):
-        clock = Clock()
-        problems = draw(config, step)
-        rollout = act(model, tokenizer, problems, config, step, record_routes=mixed)
+    folder = config.out / "checkpoint"
+    resumed = checkpoint.latest(folder) if config.resume else None
+    if resumed:
+        state = policy.restore(resumed, model, parts)
+    else:  # before the folder of the run is made, so that a refusal leaves nothing behind
+        first = python_random(config.seed, 0).sample(train, min(64, len(train)))
+        rollout = act(model, tokenizer, first, config, step=0)
+        answers = judge_rollout(rollout, tokenizer, task, first, config.template, config.forced)
+        state, metrics = {"step": 0, "best": -1.0, "seconds": 0.0}, preflight(answers, config.min_mixed)
+    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
+    run.cut_back(state["step"] if resumed else -1)
+    began = time.perf_counter() - state["seconds"]
+    if not resumed:
+        metrics |= evaluate(model, tokenizer, task, held_out, config)
+        run.log(0, metrics)
+        print(f"before: validation pass@1 {metrics['eval/pass@1']:.1%}")
+
+    for step in steps(state["step"], config.steps, config.out.name):
+        clock = Clock(device)
+        problems = python_random(config.seed, step).sample(train, config.prompts)
+        rollout = act(model, tokenizer, problems, config, step)
         clock.lap("rollout")
 
-        answers = judge_rollout(rollout, tokenizer, problems, countdown.verify, config.forced)
-        rewards = judge(answers, config)
-        advantage = group_advantages(rewards).flatten()
+        answers = judge_rollout(rollout, tokenizer, task, problems, config.template, config.forced)
+        rewards = reward(answers, config)
+        advantage = group_advantages(rewards).flatten().to(device)
         clock.lap("judge")
 
-        optimizer.param_groups[0]["lr"] = config.lr * min(1.0, step / max(1, config.warmup))
-        measured = learn(model, reference, optimizer, rollout, advantage, config, step)
-        if config.refresh and step % config.refresh == 0:
+        metrics = on_policy_check(model, rollout, config.microbatch, most=config.max_ratio_deviation)
+        ref_logp = reference_logprobs(reference, rollout, config.microbatch) if config.beta else None
+        optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
+        metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step)
+        if config.reference_reset and step % config.reference_reset == 0:
             reference.load_state_dict(model.state_dict())
-        if config.follow:
-            follow(reference, model, config.follow)
         clock.lap("update")
 
-        metrics = report(problems, rollout, answers, rewards) | measured | clock.speeds(rollout)
-        session.remember(step, metrics, problems, answers)
-    return session.finish()
+        metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)
+        due = step % config.eval_every == 0 or step == config.steps
+        if due:
+            metrics |= evaluate(model, tokenizer, task, held_out, config)
+        run.log(step, metrics)
+        show(step, config.steps, metrics)
+        if due:
+            shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
+            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
+            best = metrics["eval/pass@1"] > state["best"]
+            state = {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
+            state["seconds"] = time.perf_counter() - began
+            saved = state | {name: part.state_dict() for name, part in parts.items()}
+            checkpoint.save(folder, step, lambda path: policy.save(model, tokenizer, path, source), saved, best=best)
+    run.result({"seconds/rl": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(device)})
+    run.close()
+    return [row for row in read_metrics(config.out) if "eval/pass@1" in row][-1]
 
 
 if __name__ == "__main__":

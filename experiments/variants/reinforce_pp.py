@@ -1,46 +1,40 @@
-"""REINFORCE++ on Countdown: PPO without a critic, whitened over the whole batch (arXiv:2501.03262).
+"""REINFORCE++: PPO without a critic, the advantages whitened over the batch (arXiv:2501.03262).
 
     python -m experiments.variants.reinforce_pp --checkpoint runs/base/checkpoint --out runs/reinforce-pp
 
-    A_t = (R_t - mean R) / std R over all tokens of the batch          R_t = Σ_{l>=0} γ^l (r_{t+l} - β k1_{t+l})
+    J(θ) = E 1/Σ|o_i| Σ_i Σ_t min(r_it A_it, clip(r_it, 1-ε_low, 1+ε_high) A_it)
+    A_it = (R_it - mean R) / std R          R_it = Σ_{l>=0} γ^l (r_{t+l} - β k1_{t+l})
 
-A copy of reinforce.py. The baseline and the scale are those of the whole batch, not of a group, so that one answer a
-problem is enough; the KL penalty is part of the reward a token; and the update is PPO's, in mini-batches, its ratio
-clipped.
+A copy of reinforce.py. Baseline and scale are those of the whole batch, not of a group, so --num-generations 1 works
+too. The ratio is clipped as in PPO, which allows several updates a rollout.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
 from torch import Tensor
 
-from experiments.rl_common import (
-    Clock,
-    Session,
-    act,
-    check,
-    draw,
-    load_policy,
-    logprobs,
-    ratio_deviation,
-    refuse_mismatch,
-    report,
-)
+from minir1 import checkpoint, policy, tasks
 from minir1.advantages import at_last_token, discounted_returns, kl_in_reward, whiten
 from minir1.data import by_tokens
-from minir1.judge import Answer, judge_rollout
+from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.judge import Answer, judge_rollout, sample_answers, summary
+from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3
-from minir1.model import hf
-from minir1.model.lora import merge
-from minir1.optim import clip_gradients
+from minir1.monitor import Averages, Clock, preflight, report, show
+from minir1.optim import adamw, clip_gradients
+from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check
 from minir1.reduction import token_mean
-from minir1.rollout import Rollout
-from minir1.seed import seed_everything
-from minir1.tasks import countdown
+from minir1.rollout import Rollout, collect
+from minir1.seed import generator, python_random, seed_everything, stream
+from minir1.settings import at_least, fraction
+from minir1.templates import TEMPLATES, encode
 
 
 @dataclass(frozen=True)
@@ -48,115 +42,167 @@ class Config:
     """REINFORCE++."""
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
-    level: str = "default"  # of Countdown: default | wide | four
+    task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
+    data: str | None = None  # what the task reads
+    template: Literal[TEMPLATES] = "chat"
     steps: int = 40
     prompts: int = 32  # P, problems a step
-    answers: int = 8  # G, answers a problem
-    max_tokens: int = 384  # budget of an answer
+    num_generations: int = 8  # G, answers a problem
+    max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
-    lr: float = 3e-4  # AdamW
+    learning_rate: float = 3e-4  # AdamW
     warmup: int = 5  # steps
-    clip_low: float = 0.2  # ε
-    clip_high: float = 0.2  # ε
-    gamma: float = 1.0  # γ, discount a token
-    kl: float = 0.001  # β, in the reward
-    entropy_weight: float = 0.0
-    minibatches: int = 2  # optimizer steps a rollout
+    epsilon_low: float = 0.2  # ε
+    epsilon_high: float = 0.2  # ε
+    gamma: float = 1.0  # γ, discount per token
+    beta: float = 0.001  # β, KL coefficient, in the reward
+    ent_coef: float = 0.0  # c_H, weight of the entropy bonus
+    num_minibatches: int = 2  # optimizer steps a rollout
     accuracy_weight: float = 1.0
-    form_weight: float = 0.1
+    format_weight: float = 0.1
     grad_clip: float = 1.0
-    max_ratio_deviation: float = 0.5  # of any first ratio from 1, and a fiftieth of it in the mean; else the run stops
+    max_ratio_deviation: float = 0.02  # mean |r - 1| before the first update, ten times that at the 99 % quantile
     min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
     eval_every: int = 10  # steps
-    eval_answers: int = 2  # a validation problem
+    eval_split: str = "validation"
+    eval_problems: int = 200  # at most
+    eval_answers: int = 2  # a problem
     seed: int = 0
     out: Path = Path("runs/reinforce-pp")
     resume: bool = False
     microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
+    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    device: str = "auto"  # auto | cpu | cuda | mps
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
 
-    forced = ""  # answers begin with nothing
-
     def __post_init__(self):
-        check(self)
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma = {self.gamma}: 0 to 1")
+        at_least(self, 1, "steps", "prompts", "num_generations", "max_completion_length", "num_minibatches")
+        at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers")
+        at_least(self, 0, "epsilon_low", "epsilon_high", "beta", "ent_coef", "warmup")
+        fraction(self, "min_mixed", "gamma")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature = {self.temperature}: above 0")
 
 
-def judge(answers: list[list[Answer]], config: Config) -> Tensor:
-    """Rules alone: rewards fp32 [P, G]."""
-    return torch.tensor(
-        [[config.accuracy_weight * a.right + config.form_weight * a.form for a in group] for group in answers]
-    )
+def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
+    """P·G answers of the present policy, at the temperature that the loss uses, from the whole distribution."""
+    sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length}
+    sampling |= {"temperature": config.temperature, "seed": stream(config.seed, step)}
+    prompts = encode(tokenizer, problems, config.template)
+    return collect(model, prompts, stop=tokenizer.stops, **sampling)
+
+
+def reward(answers: list[list[Answer]], config: Config) -> Tensor:
+    """Rules alone: fp32 [P, G]."""
+    weights = config.accuracy_weight, config.format_weight
+    return torch.tensor([[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers])
 
 
 def advantages(rewards: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> Tensor:
-    """A, [B, T]: what an answer earned less the KL penalty of the tokens to come, whitened over the batch."""
+    """A, fp32 [B, T]: what an answer earned less the KL penalty of the tokens to come, whitened over the batch."""
     earned = at_last_token(rewards.flatten(), rollout.mask)
-    earned = kl_in_reward(earned, rollout.logp, ref_logp, rollout.mask, config.kl)
+    earned = kl_in_reward(earned, rollout.logp, ref_logp, rollout.mask, config.beta)
     return whiten(discounted_returns(earned, rollout.mask, config.gamma), rollout.mask)
 
 
-def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config, step: int = 0) -> dict[str, float]:
-    """Update the policy on B = P·G rows; advantage: fp32 [B, T]. Returns what was measured."""
-    names = ("clip_fraction", "grad_norm", "ratio_deviation", "ratio_deviation_max")
-    measured = {f"train/{name}": 0.0 for name in names}
-    for update, part in enumerate(torch.arange(len(advantage)).chunk(config.minibatches)):
-        tokens = int(rollout.mask[part].sum())
-        for rows in by_tokens(rollout.length[part].tolist(), config.microbatch):
-            batch = rollout.select(part[rows])
-            A = advantage[part[rows], : batch.tokens.shape[1]]
-            seen = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
-            logp, entropy = model.logprob(batch.tokens, **seen, entropy=True)
-            loss = clipped_surrogate(logp, batch.logp, A, config.clip_low, config.clip_high)
-            if config.entropy_weight:
-                loss = loss + config.entropy_weight * entropy_bonus(entropy)
-            weight = token_mean(batch.mask, tokens)
+def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config, step: int) -> dict[str, float]:
+    """Update the policy on B = P·G rows; advantage: fp32 [B, T]. Returns averages over updates."""
+    averages, device = Averages(), rollout.tokens.device
+    order = torch.randperm(len(advantage), generator=generator(config.seed, step)).to(device)
+    for minibatch in order.chunk(config.num_minibatches):
+        for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+            rows = minibatch[rows]
+            batch = rollout.select(rows)
+            A = advantage[rows, : batch.tokens.shape[1]]
+            settings = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
+            logp, entropy = model.logprob(batch.tokens, **settings, entropy=True)
+            loss = clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
+            loss = loss + config.ent_coef * entropy_bonus(entropy)
+            weight = token_mean(batch.mask, int(rollout.mask[minibatch].sum()))
             (weight * loss).sum().backward()
-            clipped = is_clipped(logp, batch.logp, A, config.clip_low, config.clip_high)
-            measured["train/clip_fraction"] += (weight * clipped).sum().item() / config.minibatches
-            if update == 0:
-                total, most = ratio_deviation(logp, batch.logp, batch.mask)
-                measured["train/ratio_deviation"] += total / tokens
-                measured["train/ratio_deviation_max"] = max(measured["train/ratio_deviation_max"], most)
-        refuse_mismatch(measured, config, step)
-        measured["train/grad_norm"] += clip_gradients(model, config.grad_clip, step) / config.minibatches
+            averages.add(weight, clip_fraction=is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high))
+        averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return measured
+    return averages.metrics()
+
+
+def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, float]:
+    """The policy on held-out problems, at the temperature of training."""
+    sampling = {"answers": config.eval_answers, "max_tokens": config.max_completion_length, "seed": config.seed}
+    sampling |= {"temperature": config.temperature, "template": config.template}
+    grid = sample_answers(model, tokenizer, task, problems, **sampling)
+    return {f"eval/{name}": value for name, value in summary(task, problems, grid).items()}
 
 
 def main(config: Config) -> dict[str, float]:
     """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
     seed_everything(config.seed)
-    model, tokenizer, source = load_policy(config)
-    reference = merge(hf.load(source)[0]).requires_grad_(False)
-    trained = list(model.parameters())
-    optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    session = Session(config, model, tokenizer, source, {"optimizer": optimizer})
+    device = pick(config.device)
+    task = tasks.load(config.task, config.data)
+    train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
+    dtype = pick_dtype(config.dtype, device)
+    model, tokenizer, source = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
+    reference = frozen_copy(model)
+    optimizer = adamw(model.parameters(), config.learning_rate)
+    parts = {"optimizer": optimizer}
 
-    for step in session.steps("REINFORCE++"):
-        clock = Clock()
-        problems = draw(config, step)
+    folder = config.out / "checkpoint"
+    resumed = checkpoint.latest(folder) if config.resume else None
+    if resumed:
+        state = policy.restore(resumed, model, parts)
+    else:  # before the folder of the run is made, so that a refusal leaves nothing behind
+        first = python_random(config.seed, 0).sample(train, min(64, len(train)))
+        rollout = act(model, tokenizer, first, config, step=0)
+        answers = judge_rollout(rollout, tokenizer, task, first, config.template)
+        state = {"step": 0, "best": -1.0, "seconds": 0.0}
+        metrics = preflight(answers, config.min_mixed)
+    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
+    run.cut_back(state["step"] if resumed else -1)
+    began = time.perf_counter() - state["seconds"]
+    if not resumed:
+        metrics |= evaluate(model, tokenizer, task, held_out, config)
+        run.log(0, metrics)
+        print(f"before: validation pass@1 {metrics['eval/pass@1']:.1%}")
+
+    for step in steps(state["step"], config.steps, config.out.name):
+        clock = Clock(device)
+        problems = python_random(config.seed, step).sample(train, config.prompts)
         rollout = act(model, tokenizer, problems, config, step)
         clock.lap("rollout")
 
-        answers = judge_rollout(rollout, tokenizer, problems, countdown.verify, config.forced)
-        rewards = judge(answers, config)
+        answers = judge_rollout(rollout, tokenizer, task, problems, config.template)
+        rewards = reward(answers, config).to(device)
         clock.lap("judge")
 
-        ref_logp = logprobs(reference, rollout, config.microbatch) if config.kl else rollout.logp
+        metrics = on_policy_check(model, rollout, config.microbatch, most=config.max_ratio_deviation)
+        ref_logp = logprobs(reference, rollout, config.microbatch) if config.beta else rollout.logp
         advantage = advantages(rewards, ref_logp, rollout, config)
-        optimizer.param_groups[0]["lr"] = config.lr * min(1.0, step / max(1, config.warmup))
-        measured = learn(model, optimizer, rollout, advantage, config, step)
-        if config.kl:
+        optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
+        metrics |= learn(model, optimizer, rollout, advantage, config, step)
+        if config.beta:
             kl = token_mean(rollout.mask, int(rollout.mask.sum())) * kl_k3(rollout.logp, ref_logp)
-            measured["train/kl"] = kl.sum().item()
+            metrics["train/kl"] = kl.sum().item()
         clock.lap("update")
 
-        metrics = report(problems, rollout, answers, rewards) | measured | clock.speeds(rollout)
-        session.remember(step, metrics, problems, answers)
-    return session.finish()
+        metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)
+        due = step % config.eval_every == 0 or step == config.steps
+        if due:
+            metrics |= evaluate(model, tokenizer, task, held_out, config)
+        run.log(step, metrics)
+        show(step, config.steps, metrics)
+        if due:
+            shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
+            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
+            best = metrics["eval/pass@1"] > state["best"]
+            state = {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
+            state["seconds"] = time.perf_counter() - began
+            saved = state | {name: part.state_dict() for name, part in parts.items()}
+            checkpoint.save(folder, step, lambda path: policy.save(model, tokenizer, path, source), saved, best=best)
+    run.result({"seconds/rl": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(device)})
+    run.close()
+    return [row for row in read_metrics(config.out) if "eval/pass@1" in row][-1]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Scaled dot-product attention over fresh tokens and over a cache, for both kinds of attention layer.
 
-On CUDA the kernels of minir1.ops do it; the rest is for devices without them, arranged as is quickest there.
+On CUDA the kernels of minir1.ops do it; the rest is for devices without them, in the fastest arrangement there.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from minir1.model.packing import Packing
 from minir1.ops import attention, decode_attention, decode_latent
-from minir1.ops.choose import use_triton
 from minir1.ops.decode import over_slots
+from minir1.ops.dispatch import use_triton
 
 KEY_BLOCK = 1024  # past keys that a chunk of a prompt looks at in one go
 
@@ -22,8 +22,8 @@ KEY_BLOCK = 1024  # past keys that a chunk of a prompt looks at in one go
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: float) -> Tensor:
     """Causal attention within each of the packed rows, from their first token on.
 
-    q: [N, H, Dqk]; k: [N, K, Dqk]; v: [N, K, Dv]; returns [N, H, Dv]. A kernel takes them as they lie; without one, all
-    rows padded to one length are quicker than one after the other.
+    q: [N, H, Dqk]; k: [N, K, Dqk]; v: [N, K, Dv]; returns [N, H, Dv]. A kernel takes packed rows; without
+    one, padding all rows to one length is faster than one row after the other.
     """
     if use_triton("auto", q, k, v):
         cu, longest = packing.cu_seqlens, packing.columns
@@ -35,7 +35,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(q·kᵀ·scale + causal mask)·v of rows that start at column 0.
 
     q: [B, T, H, Dqk]; k: [B, T, K, Dqk]; v: [B, T, K, Dv] with K dividing H; returns [B, T, H, Dv]. On the CPU torch's
-    attention is fused only when q, k and v have one head size, so the smaller of them is padded and the output cut.
+    attention is fused only when q, k and v have one head size: the smaller ones are padded and the output narrowed.
     """
     v_size = v.shape[-1]
     q, k, v = _heads_first(q, k, v)
@@ -44,7 +44,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, T, H, d] -> [B, H, T, d], with zeros behind the smaller heads so that all have one size."""
+    """[B, T, H, d] -> [B, H, T, d], with zeros after the smaller heads so that all have one size."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     size, v_size = q.shape[-1], v.shape[-1]
     if size > v_size:
@@ -55,11 +55,11 @@ def _heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def chunk_attention(q: Tensor, k: Tensor, v: Tensor, past: Iterable[tuple[Tensor, Tensor]], scale: float) -> Tensor:
-    """Attention of one chunk of a prompt over itself, causally, and over blocks of what came before it, seen whole.
+    """Attention of one chunk of a prompt over itself, causally, and over all of the blocks of earlier tokens.
 
     q: [B, T, H, Dqk]; k, v: the chunk's own, [B, T, K, Dqk] and [B, T, K, Dv]; past: pairs of such keys and values,
-    [B, S, K, …], drawn one after the other so that only one need exist. Returns [B, T, H, Dv]. A softmax over parts is
-    the mean of the softmaxes of the parts, weighted by their normalisers Z (Milakov and Gimelshein 2018,
+    [B, S, K, …], made one after the other so that one at a time is in memory. Returns [B, T, H, Dv]. A softmax over
+    parts is the mean of the softmaxes of the parts, weighted by their normalisers Z (Milakov and Gimelshein 2018,
     arXiv:1805.02867; FlashAttention, arXiv:2205.14135):
 
         o = Σ_i exp(log Z_i - log Z) · o_i      log Z = log Σ_i Z_i
@@ -78,8 +78,8 @@ def _attention_and_log_z(q, k, v, scale: float, causal: bool) -> tuple[Tensor, T
     v_size = v.shape[-1]
     if use_triton("auto", q, k, v):
         rows = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
-        new, held, flat = q.shape[1], k.shape[1], (x.flatten(0, 1) for x in (q, k, v))
-        out, log_z = attention(*flat, rows * new, rows * held, new, held, scale, causal, check=False)
+        new, keys, flat = q.shape[1], k.shape[1], (x.flatten(0, 1) for x in (q, k, v))
+        out, log_z = attention(*flat, rows * new, rows * keys, new, keys, scale, causal, check=False)
         return out.unflatten(0, (-1, new)).transpose(1, 2), log_z.unflatten(1, (-1, new)).transpose(0, 1).unsqueeze(-1)
     if q.device.type == "cpu":  # the operator behind torch's fused attention: twice as fast as the lines below
         q, k, v = _heads_first(q, k, v)
@@ -91,6 +91,7 @@ def _attention_and_log_z(q, k, v, scale: float, causal: bool) -> tuple[Tensor, T
 def _explicit(q, k, v, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """The same in plain operations, with the scores of the block written out: [B, H, T, S] in fp32."""
     shared = q.shape[2] // k.shape[2]  # query heads of one key head
+    q, scale = _within_fp16(q, scale)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     scores = torch.matmul(q.unflatten(1, (-1, shared)), k.unsqueeze(2).mT).float() * scale  # [B, K, H/K, T, S]
     if causal:
@@ -104,11 +105,12 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bias: T
     """Attention of a few new tokens over the slots of a cache.
 
     q: [B, T, H, Dqk]; k: [B, M, K, Dqk]; v: [B, M, K, Dv]; positions: int64 [B, T], the slots of the new tokens; bias:
-    [B, T, M], 0 where a slot is visible and -inf elsewhere, which says the same and costs less to make once than in
-    every layer; returns [B, T, H, Dv]. Softmax in fp32.
+    [B, T, M], 0 where a slot is visible and -inf elsewhere, the same made once for all layers; returns [B, T, H, Dv].
+    Softmax in fp32.
     """
     if use_triton("auto", q, k, v):
         return decode_attention(q, k, v, _past(positions), scale, check=False)
+    q, scale = _within_fp16(q, scale)
     return over_slots(q, k, v, bias, scale)
 
 
@@ -120,10 +122,16 @@ def cached_latent_attention(q_latent, q_rope, latent: Tensor, positions: Tensor,
     if use_triton("auto", q_latent, q_rope, latent):
         return decode_latent(q_latent, q_rope, latent, _past(positions), scale, check=False)
     keys = latent.unsqueeze(2)
-    return over_slots(torch.cat((q_latent, q_rope), dim=-1), keys, keys[..., : q_latent.shape[-1]], bias, scale)
+    q, scale = _within_fp16(torch.cat((q_latent, q_rope), dim=-1), scale)
+    return over_slots(q, keys, keys[..., : q_latent.shape[-1]], bias, scale)
+
+
+def _within_fp16(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """q and the scale of q·k; in fp16, which ends at 65,504, the scale is in q: products come out in fp16 here."""
+    return (q * scale, 1.0) if q.dtype == torch.float16 else (q, scale)
 
 
 def _past(positions: Tensor) -> Tensor:
-    """int64 [B]: tokens before the new ones, counted from the last: in `speculative.draft` the first may be out of
-    place."""
+    """int64 [B]: tokens before the new ones, counted from the last: in `speculative.draft` the first may be
+    elsewhere."""
     return positions[:, -1] - (positions.shape[1] - 1)

@@ -1,8 +1,10 @@
-"""One layer: attention, then a feed-forward, each behind a norm and added to the residual stream."""
+"""One layer: attention, then a feed-forward, each after a norm and added to the residual stream."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
@@ -14,6 +16,8 @@ from minir1.model.packing import Packing
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)); what is added may be scaled (Granite)."""
+
+    recompute = False  # keep only the input of `forward` for the backward pass, and compute the block again there
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -35,6 +39,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None, past=None, routes=None):
         """Fresh rows, or a chunk after `past`, cached slots [B, S, ...]. x: [N, D] -> [N, D], and what to cache."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self._forward(x, cos, sin, packing, record, past, routes)
+        routings = None if record is None else []  # the second pass adds to it once more
+        arguments = x, cos, sin, packing, routings, past, routes
+        out = checkpoint(self._forward, *arguments, use_reentrant=False, preserve_rng_state=False)
+        if record is not None:
+            record.extend(routings)
+        return out
+
+    def _forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record, past, routes):
         out, entry = self.attention(self.attention_norm(x), cos, sin, packing, past)
         return self.feed_forward(self.add(x, out), record, routes), entry
 

@@ -12,15 +12,15 @@ class Cache:
     """Preallocated slots for B rows. Row b holds its first length[b] tokens in slots 0 … length[b]-1.
 
     MLA keeps one tensor [B, M, kv_lora + rope] a layer; GQA one tensor [B, M, 2, K, d] a layer (keys, then values).
-    `extent` counts, on the host, the slots that any row may have used, so that a step reads no more than it must
-    without asking the device.
+    `used` counts, on the host, the slots that any row may have used, so that a step reads no more than it must
+    without waiting for the device.
     """
 
     def __init__(self, config: ModelConfig, rows: int, slots: int, device=None, dtype=torch.float32):
         entry = (config.kv_lora + config.rope,) if config.attention == "mla" else (2, config.kv_heads, config.head_size)
         self.layers = [_empty(rows, slots, entry, device, dtype) for _ in range(config.layers)]
         self.length = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.extent = 0
+        self.used = 0
 
     @property
     def slots(self) -> int:
@@ -33,47 +33,47 @@ class Cache:
 
     def bias(self, positions: Tensor) -> Tensor:
         """fp32 [B, T, M]: 0 where a slot is at or before the token's position, -inf after it."""
-        slots = torch.arange(min(self.extent + positions.shape[1], self.slots), device=positions.device)
+        slots = torch.arange(min(self.used + positions.shape[1], self.slots), device=positions.device)
         zero = torch.zeros((), device=positions.device)
         return zero.masked_fill(slots > positions.unsqueeze(-1), float("-inf"))
 
     def write(self, layer: int, positions: Tensor, entry: Tensor) -> Tensor:
         """Store entry [B, T, ...] at positions [B, T]; return every slot in use, [B, M, ...]."""
-        held = self.layers[layer]
+        slots = self.layers[layer]
         rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
-        held[rows, positions] = entry.to(held.dtype)
-        return held[:, : self.extent + positions.shape[1]]
+        slots[rows, positions] = entry.to(slots.dtype)
+        return slots[:, : self.used + positions.shape[1]]
 
     def advance(self, lengths: Tensor | int, new: int) -> None:
         """Count `lengths` (int64 [B], or one number for all) new tokens a row, at most `new`."""
         self.length = self.length + lengths
-        self.extent = min(self.extent + new, self.slots)
+        self.used = min(self.used + new, self.slots)
 
     def rewind(self, tokens: Tensor) -> None:
         """Forget the last `tokens` (int64 [B]) of each row; what their slots hold is hidden until overwritten."""
         self.length = self.length - tokens
 
     def trim(self) -> None:
-        """Count the slots in use anew, from the longest row: after rewinding. This asks the device."""
-        self.extent = int(self.length.max())
+        """Count the slots in use anew, from the longest row: after rewinding. Waits for the device."""
+        self.used = int(self.length.max())
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows (int64 [B'], rising), in place."""
-        for layer, held in enumerate(self.layers):
-            held[: len(rows), : self.extent] = held[rows, : self.extent]
-            self.layers[layer] = held[: len(rows)]
+        for layer, slots in enumerate(self.layers):
+            slots[: len(rows), : self.used] = slots[rows, : self.used]
+            self.layers[layer] = slots[: len(rows)]
         self.length = self.length[rows]
 
     def repeat(self, answers: int, slots: int) -> Cache:
-        """A new cache with every row `answers` times, side by side, and room for `slots` tokens."""
+        """A new cache with every row `answers` times, side by side, for up to `slots` tokens."""
         new = object.__new__(Cache)
         new.layers = []
-        for held in self.layers:
-            more = _empty(len(held) * answers, slots, held.shape[2:], held.device, held.dtype)
-            more[:, : self.extent] = held[:, : self.extent].repeat_interleave(answers, dim=0)
-            new.layers.append(more)
+        for old in self.layers:
+            layer = _empty(len(old) * answers, slots, old.shape[2:], old.device, old.dtype)
+            layer[:, : self.used] = old[:, : self.used].repeat_interleave(answers, dim=0)
+            new.layers.append(layer)
         new.length = self.length.repeat_interleave(answers)
-        new.extent = self.extent
+        new.used = self.used
         return new
 
 

@@ -126,16 +126,6 @@ class ModelConfig:
         """L_moe: how many layers route their tokens, the last ones of the model."""
         return sum(map(self.is_moe, range(self.layers)))
 
-    @classmethod
-    def from_dict(cls, values: dict) -> ModelConfig:
-        """Build from plain values; an unknown field raises ValueError and lists what is known."""
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(f"unknown ModelConfig field {', '.join(unknown)}; known: {', '.join(known)}")
-        scaling = values.get("rope_scaling")
-        return cls(**values | ({"rope_scaling": RopeScaling(**scaling)} if isinstance(scaling, dict) else {}))
-
 
 def dense(**changes) -> ModelConfig:
     """The dense sibling of the demonstration's model: grouped-query attention and SwiGLU, as Qwen2 is built."""

@@ -1,19 +1,15 @@
 """How large a model is, and what a token costs: parameters by part, cache, floating-point operations.
 
-    python -m minir1.model.count deepseek-v3
-    python -m minir1.model.count path/to/config.json --length 32768
-    python -m minir1.model.count all --json docs/results/count.json --figure docs/results/count.png
-
-Takes the name of a preset (minir1/model/presets.py), a config.json, or a folder that holds one. The model itself is
-built, on the meta device, where tensors have shapes and no memory; so what is counted is what would be trained.
+The model itself is built, on the meta device, where tensors have shapes and no memory; so what is counted is what would
+be trained. `python -m experiments.count` prints it.
 
 Active are the parameters that a token is multiplied with: all but the experts that it is not routed to, the input
 embedding, of which it reads one row, and the modules for multi-token prediction (MTP), which plain decoding leaves out.
 A tied embedding is active as the head.
 
-FLOPs a token, a multiplication and an addition counted as two. N are the active matrices, without gains and biases,
-F = 2N + 2·K_r·D·(MoE layers), the second term being the weighted sum of the experts' outputs, and M the tokens attended
-to:
+FLOPs a token, a multiplication and an addition counted as two. N are the active matrices, without norm weights and
+biases, F = 2N + 2·K_r·D·(MoE layers), the second term being the weighted sum of the experts' outputs, and M the tokens
+attended to:
 
     forward   F + 2·L·H·(d_qk + d_v)·M                M = (T + 1)/2, the mean over a row of T tokens
     training  3 × forward, since the backward pass takes two products for each one; nothing recomputed. The MTP
@@ -26,19 +22,8 @@ What is done elementwise (norms, RoPE, SiLU, softmax) is left out.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
-from minir1 import figures_model
-from minir1.log import replace_text, table
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
-from minir1.model.hf_config import from_hf_config
-from minir1.model.presets import PRESETS
 from minir1.model.transformer import Transformer, on_meta
 
 MARKS = {  # part -> what the names of its parameters contain; the first that fits
@@ -85,7 +70,7 @@ def total_parameters(model: Transformer) -> dict[str, int]:
 
 
 def active_parameters(model: Transformer, matrices: bool = False) -> dict[str, int]:
-    """Parameters that a token is multiplied with, by part; with `matrices` without gains and biases.
+    """Parameters that a token is multiplied with, by part; with `matrices` without norm weights and biases.
 
     `mtp` is what its modules add when they run; it is not part of plain decoding.
     """
@@ -133,15 +118,15 @@ def matrix_flops(model: Transformer, mtp: bool = False) -> int:
     return 2 * (sum(active.values()) - active["mtp"]) + mixed * sum(map(config.is_moe, range(config.layers)))
 
 
-def forward_flops(model: Transformer, keys: float) -> float:
-    """FLOPs of one token that attends to so many, itself included, in a pass over fresh rows."""
-    return matrix_flops(model) + attention_flops(model.config, model.config.layers, keys)
+def forward_flops(model: Transformer, keys: float, mtp: bool = False) -> float:
+    """FLOPs of one token that attends to so many, itself included, without a cache; with `mtp` of its modules alone."""
+    layers = model.config.mtp_depth if mtp else model.config.layers
+    return matrix_flops(model, mtp) + attention_flops(model.config, layers, keys)
 
 
 def train_flops(model: Transformer, length: int, mtp: bool = False) -> float:
     """FLOPs a token, forward and backward, in rows of `length` tokens; with `mtp` what those modules come to on top."""
-    layers = model.config.mtp_depth if mtp else model.config.layers
-    return 3 * (matrix_flops(model, mtp) + attention_flops(model.config, layers, (length + 1) / 2))
+    return 3 * forward_flops(model, (length + 1) / 2, mtp)
 
 
 def decode_flops(model: Transformer, length: int) -> float:
@@ -175,100 +160,3 @@ def count(config: ModelConfig, length: int = 4096, cache_bytes: float = 2) -> di
     }
     parts = {f"{kind}/{part}": n for kind, ns in (("total", total), ("active", active)) for part, n in ns.items()}
     return sums | parts | costs
-
-
-# ---- the command line --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Config:
-    """Count one model, or all presets."""
-
-    model: Annotated[str, tyro.conf.Positional]  # name of a preset, config.json, folder that holds one, or all
-    length: int = 4096  # T, tokens of a row, for the FLOPs
-    cache_bytes: float = 2  # of a number in the cache
-    json: Path | None = None  # a file for the figures
-    figure: Path | None = None  # a PNG: total against active parameters
-
-
-def find(name: str) -> ModelConfig:
-    """The configuration of this name, file or folder; ValueError lists the names, or says what is wrong with a file."""
-    if name in PRESETS:
-        return PRESETS[name]
-    path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
-    if not path.is_file():
-        raise ValueError(f"{name!r} is neither a preset nor a config.json; presets are {', '.join(PRESETS)}, all")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__} instead of the fields of a config.json")
-    return from_hf_config(values)
-
-
-def human(number: float, unit: str = "") -> str:
-    """Four digits and a prefix: 671.0B, 1.777B, 320.0"""
-    for size, prefix in ((1e12, "T"), (1e9, "G" if unit else "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            digits = 3 if number < 10 * size else 2 if number < 100 * size else 1
-            return f"{number / size:.{digits}f}{' ' if unit else ''}{prefix}{unit}"
-    return f"{number:.0f}{' ' if unit else ''}{unit}"
-
-
-def show_one(name: str, found: dict, cache_bytes: float) -> None:
-    """Two tables: the parts, and what a token costs."""
-    rows = [
-        [label, f"{found[f'total/{part}']:,}", f"{found[f'active/{part}']:,}"]
-        for part, label in PARTS.items()
-        if part != "mtp" and (found[f"total/{part}"] or found[f"active/{part}"])
-    ]
-    rows.append(["sum", f"{found['total']:,}", f"{found['active']:,}"])
-    rows.append(["sum, input embedding active", "", f"{found['active_with_embedding']:,}"])
-    if found["total/mtp"]:
-        rows.append([f"{PARTS['mtp']}, on top", f"{found['total/mtp']:,}", f"{found['active/mtp']:,}"])
-    table(f"{name}: {human(found['total'])} parameters", ["", "total", "active a token"], rows)
-    held = found["cache/token"]
-    costs = [
-        ["cache, numbers a token a layer", f"{found['cache/token_layer']:,}"],
-        [f"cache, bytes a token ({cache_bytes:g} a number)", f"{held:,.0f}"],
-        [f"cache of {found['length']:,} tokens", human(held * found["length"], "B")],
-        [f"training, a token in rows of {found['length']:,}", human(found["flops/train"], "FLOP")],
-        ["multi-token prediction, on top", human(found["flops/train_mtp"], "FLOP")],
-        [f"decoding, a token at position {found['length']:,}", human(found["flops/decode"], "FLOP")],
-    ]
-    if not found["total/mtp"]:
-        del costs[4]
-    table("a token costs", ["", ""], costs)
-
-
-def show_all(found: dict[str, dict]) -> None:
-    """A row a model."""
-    rows = []
-    for name, one in found.items():
-        numbers = [human(one[key]) for key in ("total", "active", "active_with_embedding")]
-        costs = [human(one[f"flops/{key}"], "FLOP") for key in ("train", "decode")]
-        rows.append([name, *numbers, f"{one['cache/token_layer']:,}", f"{one['cache/token']:,.0f}", *costs])
-    length = f"{next(iter(found.values()))['length']:,}"
-    columns = ["", "total", "active", "with embedding", "cache/layer", "cache bytes", "training", "decoding"]
-    table(f"parameters, and what a token costs at a length of {length}", columns, rows)
-
-
-def main(config: Config) -> dict[str, dict]:
-    """Count, print and write; returns what was counted by name."""
-    names = list(PRESETS) if config.model == "all" else [config.model]
-    found = {name: count(find(name), config.length, config.cache_bytes) for name in names}
-    if config.model == "all":
-        show_all(found)
-    else:
-        show_one(config.model, found[config.model], config.cache_bytes)
-    if config.json:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(config.json, json.dumps(found, indent=2) + "\n")
-    if config.figure:
-        figures_model.sizes(found, config.figure)
-    return found
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Config))

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 SCALE = "_scale_inv"  # the scales of X.weight are the tensor X.weight_scale_inv
 
 
 def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
     """How many scales a matrix [rows, columns] has: one a block, the last ones of a row and column may be ragged."""
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
-
-
-def quantize(weight: Tensor, block: tuple[int, int] = (128, 128)) -> tuple[Tensor, Tensor]:
-    """q = round(w / s) in e4m3 with s = max |w| / 448 of the block, so that its largest weight is 448.
-
-    weight: any float [rows, columns]. Returns q: float8_e4m3fn [rows, columns], and s: fp32, a number a block; s is 1
-    where a block is zero. With three bits behind the leading one, and steps of 2^-9 at the lower end,
-    |q·s - w| <= max(|w| / 17, s / 1024), and so at most 1/28 of the block's largest weight.
-    """
-    scale = weight.new_empty(scale_shape(weight.shape, block), dtype=torch.float32)
-    q = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
-    for i, rows in enumerate(weight.split(block[0])):
-        for j, part in enumerate(rows.float().split(block[1], dim=1)):
-            largest = part.abs().max()
-            scale[i, j] = torch.where(largest > 0, largest / LARGEST, 1.0)
-            place = q[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
-            place.copy_((part / scale[i, j]).clamp(-LARGEST, LARGEST))
-    return q, scale
 
 
 def dequantize(q: Tensor, scale: Tensor, out: Tensor, block: tuple[int, int] = (128, 128)) -> Tensor:
@@ -40,12 +20,12 @@ def dequantize(q: Tensor, scale: Tensor, out: Tensor, block: tuple[int, int] = (
     """
     if scale.shape != scale_shape(q.shape, block) or out.shape != q.shape:
         raise ValueError(
-            f"weights {tuple(q.shape)} in blocks of {block} need scales {scale_shape(q.shape, block)} and a place of "
-            f"their shape, got scales {tuple(scale.shape)} and a place {tuple(out.shape)}"
+            f"weights {tuple(q.shape)} in blocks of {block} need scales {scale_shape(q.shape, block)} and an output "
+            f"of their shape, got scales {tuple(scale.shape)} and an output {tuple(out.shape)}"
         )
     columns = scale.float().repeat_interleave(block[1], dim=1)[:, : q.shape[1]]
-    for rows, factor, place in zip(q.split(block[0]), columns, out.split(block[0])):
-        place.copy_(rows.float() * factor)
+    for rows, factor, part in zip(q.split(block[0]), columns, out.split(block[0])):
+        part.copy_(rows.float() * factor)
     return out
 
 

@@ -50,6 +50,6 @@ class GQA(nn.Module):
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
         """New tokens over the cache. x: [B, T, D]; positions: [B, T]; bias: [B, T, M]. Returns [B, T, D]."""
         q, k, v = self.project(x, cos, sin)
-        held = cache.write(layer, positions, torch.stack((k, v), dim=2))
-        o = cached_attention(q, held[:, :, 0], held[:, :, 1], positions, bias, self.scale)
+        past = cache.write(layer, positions, torch.stack((k, v), dim=2))
+        o = cached_attention(q, past[:, :, 0], past[:, :, 1], positions, bias, self.scale)
         return self.wo(o.flatten(2))

@@ -34,14 +34,14 @@ class ValueHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: [..., D] in any dtype -> at least fp32 [...]."""
         # A half-precision product would round values to three digits, and advantages are differences of values.
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        return F.linear(hidden.to(wide), self.weight.to(wide)).squeeze(-1)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        return F.linear(hidden.to(dtype), self.weight.to(dtype)).squeeze(-1)
 
 
 class ScalarModel(nn.Module):
     """A transformer that ends in one number: a critic of its own, or a reward model.
 
-    The trunk is taken over: its language head and its MTP modules, which nothing here uses, are dropped from it.
+    The trunk is changed in place: its language head and its MTP modules, which nothing here uses, are dropped.
     """
 
     def __init__(self, trunk: Transformer, head: ValueHead):
@@ -83,7 +83,7 @@ class ScalarModel(nn.Module):
         """
         rows, columns = tokens.shape
         if lengths is None:
-            lengths = torch.full((rows,), columns)
+            lengths = torch.full((rows,), columns, device=tokens.device)
         if (lengths < 1).any():
             raise ValueError(f"lengths = {lengths.tolist()[:16]}: a row without tokens has no score")
         hidden = self.trunk.hidden(tokens, lengths=lengths)
@@ -97,8 +97,8 @@ class ScalarModel(nn.Module):
 def save(model: ScalarModel, tokenizer: Tokenizer, path: str | Path) -> None:
     """Write a folder that transformers opens as …ForSequenceClassification with one label, `score.weight` [1, D].
 
-    There the number is read off the last token that is not padding, found by the token's id. So where padding and the
-    end of a text are one token, no padding is named: transformers then takes single rows only, and takes them as here.
+    There the number is read from the last token whose id is not that of padding. So where padding and the end of a text
+    are one token, no padding is named: transformers then takes single rows only, and takes them as here.
     ValueError where no such class computes the same, or the model has adapters.
     """
     if adapters(model):

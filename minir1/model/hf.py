@@ -1,7 +1,7 @@
 """Hugging Face folders in and out: config.json, safetensors in one file or in shards, tokenizer files.
 
 What each class of theirs is in our terms stands in hf_config.py, where each tensor goes in hf_tensors.py. Nothing but
-safetensors is read, a tensor at a time, straight to its place.
+safetensors is read, one tensor at a time, straight into the model.
 
 AutoTokenizer of transformers 5 opens every Qwen2 folder as Qwen2Tokenizer, which keeps vocabulary and merges and puts
 Qwen's own splitting in place of tokenizer.json's: there, PreTrainedTokenizerFast.from_pretrained is what opens another
@@ -21,13 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minir1.files import read_json
 from minir1.model.config import ModelConfig
 from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
 from minir1.model.hf_config import SCALAR, from_hf_config, to_hf_config
 from minir1.model.hf_tensors import harmless, to_hf_tensors, with_mtp_of
 from minir1.model.lora import adapters, load_adapters
 from minir1.model.transformer import Transformer, on_meta
-from minir1.tokenizer import Tokenizer, read_json
+from minir1.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -41,8 +42,8 @@ M = TypeVar("M", bound=nn.Module)
 def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes: int = 5 * 2**30) -> None:
     """Write a folder that transformers opens as it is.
 
-    Weights that take more than `shard_bytes` are cut into files of at most that size (a larger tensor has one of its
-    own) beside an index, and written one after another. Weights of an earlier save in the folder go when all of the
+    Weights that take more than `shard_bytes` are divided into files of at most that size (a larger tensor has one of
+    its own) beside an index, and written one after another. Weights of an earlier save in the folder go when all of the
     new ones are written. ValueError where no Hugging Face class computes the same, or the model has adapters.
     """
     if adapters(model):
@@ -120,7 +121,7 @@ def tokenizer_and_config(path: str | Path, values: dict) -> tuple[Tokenizer, Mod
 def read(path: str | Path, model: M, tensors_of: Callable[[M], dict[str, Tensor]], values: dict, device, dtype) -> M:
     """The weights of a folder into a model that is on the meta device, with a `config`; `load` has the arguments.
 
-    tensors_of: their names -> tensors that share the memory of the model it is given.
+    tensors_of: their names -> tensors that share the memory of the model passed to it.
     """
     if dtype is not None and dtype not in DTYPES.values():
         raise ValueError(f"dtype = {dtype}: must be one of {', '.join(map(str, DTYPES.values()))}, or None")
@@ -187,11 +188,11 @@ def _headers(files: list[Path]) -> dict[str, Stored]:
     """What all the files hold, by name."""
     stored: dict[str, Stored] = {}
     for file in files:
-        with _open(file) as held:
-            for name in held.keys():
+        with _open(file) as opened:
+            for name in opened.keys():
                 if name in stored:
                     raise ValueError(f"{name} stands in two shards, {stored[name].file.name} and {file.name}")
-                part = held.get_slice(name)
+                part = opened.get_slice(name)
                 stored[name] = Stored(file, tuple(part.get_shape()), part.get_dtype())
     return stored
 
@@ -223,30 +224,28 @@ def _allocate(model: M, device: str, dtype: torch.dtype) -> M:
     """Memory for a model that is on the meta device, once. Weights are undefined, the selection bias is zero: where
     scores are softmax no checkpoint holds one."""
     model = model.to(dtype)
-    if model.config.tied:  # or the one would become two
+    if model.config.tied:  # allocated once: `Transformer._apply` ties it again
         model.head.weight = None
-    # What `to_empty` does, whose `empty_like` of a meta tensor imports 500 modules (33 MiB).
+    # As `to_empty`, whose `empty_like` of a meta tensor imports 500 modules (33 MiB).
     model = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
-    if model.config.tied:
-        model.head.weight = model.embedding.weight
     for buffer in model.buffers():
         buffer.zero_()
     return model
 
 
 @torch.no_grad()
-def _fill(places: dict[str, Tensor], stored: dict[str, Stored], block: tuple[int, int] | None) -> None:
-    """Every stored tensor to its place, a file after another."""
-    for file in sorted({stored[name].file for name in places}):
-        with _open(file) as held:
-            for name in (name for name in places if stored[name].file == file):
-                tensor, place = held.get_tensor(name), places[name]
+def _fill(tensors: dict[str, Tensor], stored: dict[str, Stored], block: tuple[int, int] | None) -> None:
+    """Copy every stored tensor into the model's, one file after another."""
+    for file in sorted({stored[name].file for name in tensors}):
+        with _open(file) as opened:
+            for name in (name for name in tensors if stored[name].file == file):
+                tensor, target = opened.get_tensor(name), tensors[name]
                 if block and stored[name].dtype == FP8:
                     with _open(stored[name + SCALE].file) as beside:  # which may be another shard
                         scale = beside.get_tensor(name + SCALE)
-                    dequantize(tensor.to(place.device), scale.to(place.device), place, block)
+                    dequantize(tensor.to(target.device), scale.to(target.device), target, block)
                 else:
-                    place.copy_(tensor)
+                    target.copy_(tensor)
 
 
 def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:
@@ -264,16 +263,16 @@ def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:
     return {f"model-{i:05d}-of-{len(parts):05d}.safetensors": names for i, names in enumerate(parts, start=1)}
 
 
-def _generation(config: dict, kept: dict) -> dict:
-    """generation_config.json: what the loaded folder said, and the ends of the model's config.json.
+def _generation(config: dict, loaded: dict) -> dict:
+    """generation_config.json: that of the loaded folder, with the end tokens of the model's config.json.
 
-    Where the folder listed several end tokens and the model's is among them, the list stays.
+    A list of several end tokens stays if the model's is among them.
     """
     ends = {key: config[key] for key in ENDS if config.get(key) is not None}
-    several = kept.get("eos_token_id")
+    several = loaded.get("eos_token_id")
     if isinstance(several, list) and ends.get("eos_token_id") in several:
         ends["eos_token_id"] = several
-    return kept | ends
+    return loaded | ends
 
 
 def _write_json(path: Path, values: dict) -> None:

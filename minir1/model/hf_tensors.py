@@ -103,8 +103,8 @@ def with_mtp_of(config: ModelConfig, names: Iterable[str]) -> ModelConfig:
     transformers says `num_nextn_predict_layers` 1 but saves no module; a module of which a part is there stays, so that
     the missing part is reported.
     """
-    held = {int(match[1]) for match in map(LAYER.fullmatch, names) if match and match[2] not in REPEATED}
+    stored = {int(match[1]) for match in map(LAYER.fullmatch, names) if match and match[2] not in REPEATED}
     depth = 0
-    while depth < config.mtp_depth and config.layers + depth in held:
+    while depth < config.mtp_depth and config.layers + depth in stored:
         depth += 1
     return dataclasses.replace(config, mtp_depth=depth)

@@ -2,8 +2,8 @@
 
     A: [r, in], drawn as nn.Linear draws its weights      B: [out, r], zero      s = α / r
 
-So a model with fresh adapters is the model without them, and switched off they leave it exactly as it was: that is the
-reference policy of reinforcement learning, which then needs no second copy of the weights. Files are those of PEFT.
+So a model with fresh adapters equals the model without them, and switching them off gives the reference policy of
+reinforcement learning without a second copy of the weights. Files are those of PEFT.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minir1.files import read_json
 from minir1.model.hf_tensors import NAMES
 from minir1.model.moe import Experts, grouped_linear
 from minir1.model.transformer import Transformer
-from minir1.tokenizer import read_json
 
 ATTENTION = ("wq", "wk", "wv", "wo", "wq_a", "wq_b", "wkv_a", "wkv_b")
 FEED_FORWARD = ("gate", "up", "down")  # of GQA without experts: see add_adapters
@@ -94,10 +94,10 @@ def add_adapters(
     """Freeze the model and put an adapter beside each target; returns what is to be trained.
 
     targets: names of projections in the blocks (see TARGETS), "experts" for the stacked matrices of routed experts;
-    those that this architecture has not are passed over. None: attention, and experts or feed-forward. ValueError if
+    those that this architecture lacks are skipped. None: attention, and experts or feed-forward. ValueError if
     the model has adapters, rank is below 1, a name is unknown, nothing is left, or gate, up or down are asked for in a
-    model of a Hugging Face class with experts, even where it has none: PEFT takes their names there for those of the
-    routed experts, and leaves out what it cannot place.
+    model of a Hugging Face class with experts, even without experts: PEFT takes these names for the routed experts'
+    there, and leaves out what it cannot assign.
     """
     config = model.config
     dense = config.attention == "gqa" and not config.experts
@@ -133,13 +133,13 @@ def add_adapters(
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The model as it was before its adapters, for the reference policy."""
-    held = [(adapter, adapter.on) for adapter in adapters(model).values()]
-    for adapter, _ in held:
+    before = [(adapter, adapter.on) for adapter in adapters(model).values()]
+    for adapter, _ in before:
         adapter.on = False
     try:
         yield
     finally:
-        for adapter, was_on in held:
+        for adapter, was_on in before:
             adapter.on = was_on
 
 
@@ -189,14 +189,14 @@ def save_adapters(model: Transformer, path: str | Path, base: str | Path) -> Non
 
     ValueError if there are none.
     """
-    held = adapters(model)
-    if not held:
+    named = adapters(model)
+    if not named:
         raise ValueError("the model has no adapters to save")
-    path, first = Path(path), next(iter(held.values()))
+    path, first = Path(path), next(iter(named.values()))
     path.mkdir(parents=True, exist_ok=True)
     rank = first.A.shape[-2]
-    linear = {_their_name(name).rsplit(".", 1)[1] for name, m in held.items() if isinstance(m, LoRALinear)}
-    stacked = any(isinstance(m, LoRAExperts) for m in held.values())
+    linear = {_their_name(name).rsplit(".", 1)[1] for name, m in named.items() if isinstance(m, LoRALinear)}
+    stacked = any(isinstance(m, LoRAExperts) for m in named.values())
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -20,8 +20,8 @@ class MLA(nn.Module):
         q_i    = [W^UQ_i x ; RoPE(W^QR_i x)]            o      = W^O [softmax(q_i·k_i / √(nope + rope)) v_i]_i
 
     W^UK and W^UV are `wkv_b`, W^DKV and W^KR are `wkv_a`; queries go through a latent of their own when q_lora is set.
-    Over a cache the products are absorbed, q_i·k_i = (W^UKᵀ_i q_nope)·c + q_rope·k_rope, so that only c and k_rope are
-    kept, kv_lora + rope numbers a token a layer.
+    Over a cache the products are absorbed, q_i·k_i = (W^UKᵀ_i q_nope)·c + q_rope·k_rope, so that the cache holds only c
+    and k_rope, kv_lora + rope numbers a token a layer.
     """
 
     def __init__(self, config: ModelConfig):

@@ -52,13 +52,13 @@ class Experts(nn.Module):
         Dropless: the N·K_r pairs are sorted by expert and each expert multiplies its own stretch.
         """
         tokens, k = chosen.shape
-        order = chosen.flatten().argsort(stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)  # the inverse of `order`
-        ends = chosen.flatten().bincount(minlength=len(self.gate_up)).cumsum(0).to(torch.int32)
-        pairs = permute(x.unsqueeze(1).expand(-1, k, -1).flatten(0, 1), order, place)
+        expert, order = chosen.flatten().sort(stable=True)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        ends = last_rows(expert, len(self.gate_up))
+        pairs = permute(x.unsqueeze(1).expand(-1, k, -1).flatten(0, 1), order, inverse)
         gate, up = self.linear("gate_up", pairs, ends).chunk(2, dim=-1)
-        out = permute(self.linear("down", F.silu(gate) * up, ends), place, order)
+        out = permute(self.linear("down", F.silu(gate) * up, ends), inverse, order)
         return torch.bmm(gates.to(out.dtype).unsqueeze(1), out.unflatten(0, (tokens, k))).squeeze(1)
 
 
@@ -79,17 +79,30 @@ class Permute(torch.autograd.Function):
 permute = Permute.apply
 
 
+def last_rows(expert: Tensor, experts: int) -> Tensor:
+    """How many of the rows belong to the experts 0 … e: int32 [E]. expert: int64 [N], rising. bincount would wait for
+    a GPU."""
+    each = torch.arange(experts, device=expert.device)
+    return torch.searchsorted(expert, each, right=True, out_int32=True)
+
+
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows ends[e-1] to ends[e] of x times weight[e]ᵀ. x: [N, in]; weight: [E, out, in]; ends: int32 [E] -> [N, out].
 
-    torch's grouped product needs row strides that are multiples of 16 bytes, and knows no fp64; the rest goes expert
-    by expert.
+    torch's grouped product needs row strides that are multiples of 16 bytes, and knows no fp64. Other widths are padded
+    with zeros; on the CPU, on Apple's GPUs, and in fp64, experts are taken one after the other instead, which must know
+    their counts.
     """
-    aligned = all(n * x.element_size() % 16 == 0 for n in weight.shape[1:])
-    if aligned and x.dtype != torch.float64 and len(x):
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
-    counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
-    return torch.cat([F.linear(part, w) for part, w in zip(x.split(counts), weight)])
+    step = 16 // x.element_size()
+    padding = [-n % step for n in (weight.shape[2], weight.shape[1])]  # of in, out
+    one_by_one = x.device.type == "mps" or (any(padding) and x.device.type == "cpu")
+    if one_by_one or x.dtype == torch.float64 or len(x) == 0:
+        counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
+        return torch.cat([F.linear(part, w) for part, w in zip(x.split(counts), weight)])
+    if any(padding):
+        x, weight = F.pad(x, (0, padding[0])), F.pad(weight, (0, padding[0], 0, padding[1]))
+    out = F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    return out[:, : out.shape[1] - padding[1]] if padding[1] else out
 
 
 class MoE(nn.Module):
@@ -127,9 +140,9 @@ class MoE(nn.Module):
         if config.groups > 1:
             grouped = choice.unflatten(-1, (config.groups, -1))
             best = min(2 if config.score == "sigmoid" else 1, grouped.shape[-1])
-            kept = grouped.topk(best, dim=-1).values.sum(-1).topk(config.groups_kept, dim=-1).indices
-            open_ = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, kept, True)
-            choice = grouped.masked_fill(~open_.unsqueeze(-1), float("-inf")).flatten(-2)
+            groups = grouped.topk(best, dim=-1).values.sum(-1).topk(config.groups_kept, dim=-1).indices
+            closed = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, groups, False)
+            choice = grouped.masked_fill(closed.unsqueeze(-1), float("-inf")).flatten(-2)
         return Routing(scores, choice.topk(config.experts_per_token, dim=-1).indices)
 
     def gates(self, routing: Routing) -> Tensor:
@@ -140,7 +153,7 @@ class MoE(nn.Module):
         return gates * self.config.route_scale
 
     def forward(self, x: Tensor, record: list[Routing] | None = None, routes: Tensor | None = None) -> Tensor:
-        """x: [..., D] -> [..., D]; the decision is appended to `record` if given.
+        """x: [..., D] -> [..., D]; the routing is appended to `record`, if any.
 
         routes: int [N, K_r] of the N tokens, experts to use instead of the best, or -1 for a token that chooses by
         itself. Scores and gates are those of the present router at these experts, so that gradients reach it.
@@ -169,16 +182,6 @@ def rerouted(routes: Tensor, other: Tensor) -> Tensor:
     """
     differs = (routes.sort(-1).values != other.sort(-1).values).any(-1)
     return differs & (routes >= 0).all(-1) & (other >= 0).all(-1)
-
-
-def route_difference(routes: Tensor, other: Tensor, mask: Tensor) -> float:
-    """Of all pairs (token, layer) inside the mask that are known on both sides, the share with other experts.
-
-    Two sets that differ in one expert differ. routes, other: int [..., L_moe, K_r], -1 where not known, as recorded by
-    `sample.generate` or from `routes_of`; mask: bool [...], tokens that count. 0 when there is no such pair.
-    """
-    known = (routes >= 0).all(-1) & (other >= 0).all(-1) & mask.unsqueeze(-1)
-    return ((rerouted(routes, other) & known).sum() / known.sum().clamp(min=1)).item()
 
 
 def expert_load(routing: Routing) -> Tensor:

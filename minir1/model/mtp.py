@@ -14,12 +14,12 @@ from minir1.model.packing import Packing, packing
 
 
 class MTP(nn.Module):
-    """The k-th module: from h^{k-1}_i, which has seen t_1 … t_{i+k-1}, and the token t_{i+k}, to a state for t_{i+k+1}.
+    """The k-th module: from h^{k-1}_i, a function of t_1 … t_{i+k-1}, and the token t_{i+k}, to a state for t_{i+k+1}.
 
         h'_i = W_eh [RMSNorm(emb(t_{i+k})) ; RMSNorm(h^{k-1}_i)]        h^k_i = RMSNorm(Block(h'_i))
 
-    Published weights have the embedding in front, where the paper's equation 21 has the state in front. h^0 is what the
-    model returns from `hidden`, after its last norm; embedding and head are the model's own.
+    Published weights put the embedding first, the paper's equation 21 the state. h^0 is the result of the model's
+    `hidden`, after its last norm; embedding and head are the model's own.
     """
 
     def __init__(self, config: ModelConfig, depth: int):
@@ -35,7 +35,7 @@ class MTP(nn.Module):
         return self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), dim=-1))
 
     def forward(self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None):
-        """Fresh rows. embedded, hidden: [N, D] -> h^k [N, D], and what a cache keeps of them."""
+        """Fresh rows. embedded, hidden: [N, D] -> h^k [N, D], and their entries for a cache."""
         out, entry = self.block(self.combine(embedded, hidden), cos, sin, packing, record)
         return self.norm(out), entry
 
@@ -53,20 +53,20 @@ def look_ahead(
     cache: Cache | None = None,
     record: list | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One module after the other, each on the states of the one before it: yields (places i, h^k_i) for k = 1 … D.
+    """One module after the other, each on the states of the one before it: yields (indices i, h^k_i) for k = 1 … D.
 
     embedded: emb(t) [N, D]; hidden: h^0 [N, D]; angles: cos and sin of the N packed tokens. Module k works where its
-    row still has t_{i+k}, so on lengths - k tokens a row: places int64 [N_k] in the packed list, h^k [N_k, D]. With a
-    cache (see `Transformer.cache`), which starts with these tokens, it keeps the module's entries.
+    row still has t_{i+k}, so on lengths - k tokens a row: indices int64 [N_k] into the packed list, h^k [N_k, D].
+    With a cache (see `Transformer.cache`), which starts with these tokens, the module's entries go there.
     """
     cos, sin = angles
     left = torch.repeat_interleave(layout.lengths, layout.lengths) - layout.positions()  # this token included
-    place = torch.arange(len(hidden), device=hidden.device)
+    index = torch.arange(len(hidden), device=hidden.device)
     for k, module in enumerate(modules, start=1):
-        inside = (left[place] > k).nonzero().squeeze(1)
-        place, hidden = place[inside], hidden.index_select(0, inside)
+        inside = (left[index] > k).nonzero().squeeze(1)
+        index, hidden = index[inside], hidden.index_select(0, inside)
         rows = packing(layout.rows, layout.columns, (layout.lengths - k).clamp(min=0), hidden.device)
-        hidden, entry = module(embedded.index_select(0, place + k), hidden, cos[place], sin[place], rows, record)
+        hidden, entry = module(embedded.index_select(0, index + k), hidden, cos[index], sin[index], rows, record)
         if cache is not None:
             cache.layers[module.block.layer][:, : layout.columns] = rows.pad(entry)
-        yield place, hidden
+        yield index, hidden

@@ -14,7 +14,7 @@ from torch import Tensor
 class Packing:
     """Where N packed tokens lie in a grid of B rows and T columns; rows start at column 0.
 
-    index: int64 [N], place in the flattened grid, or None when the grid is full (N = B·T).
+    index: int64 [N], position in the flattened grid, or None when the grid is full (N = B·T).
     """
 
     rows: int  # B

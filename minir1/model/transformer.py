@@ -8,7 +8,6 @@ from itertools import repeat
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from minir1.model.block import Block
 from minir1.model.cache import Cache
@@ -31,18 +30,19 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab, config.dim)
+        self.embedding = _Embedding(config.vocab, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, config.vocab, bias=False)
         self.mtp = nn.ModuleList(MTP(config, depth) for depth in range(config.mtp_depth))
         if config.tied:
             self.head.weight = self.embedding.weight
-        self.init_weights()
+        if not self.embedding.weight.is_meta:
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Every matrix from N(0, init_std²), as V3 (section 4.2); gains one, biases zero."""
+        """Every matrix from N(0, init_std²), as V3 (section 4.2); norm weights one, biases zero."""
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(std=self.config.init_std)
@@ -67,6 +67,14 @@ class Transformer(nn.Module):
         """How many numbers of a head RoPE turns."""
         return self.config.rope if self.config.attention == "mla" else self.config.head_size
 
+    def recompute(self, on: bool = True) -> None:
+        """Whether training keeps only the input of each block and computes the block again in the backward pass.
+
+        Gradients are the same to the bit where operators are deterministic; a step costs one more forward pass.
+        """
+        for block in (*self.blocks, *(module.block for module in self.mtp)):
+            block.recompute = on
+
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [...] -> [..., D]"""
         x = self.embedding(tokens)
@@ -79,7 +87,7 @@ class Transformer(nn.Module):
     def cache(self, rows: int, slots: int, *, mtp: bool = False) -> Cache:
         """An empty cache for `rows` rows of up to `slots` tokens, of the model's device and dtype.
 
-        With `mtp` the modules for multi-token prediction have a place in it too, as layers behind the last block.
+        With `mtp` it holds the modules for multi-token prediction too, as layers after the last block.
         """
         layers = self.config.layers + (len(self.mtp) if mtp else 0)
         return Cache(replace(self.config, layers=layers), rows, slots, self.device, self.embedding.weight.dtype)
@@ -97,10 +105,10 @@ class Transformer(nn.Module):
         """The state after the last norm, from which the next token is predicted.
 
         tokens: int64 [B, T], right-padded if `lengths` (int64 [B]) is given, or [N] packed if `cu_seqlens` (int32
-        [B+1]) is. positions: int64 of the tokens' shape, counted from each row's start if not given. With a cache the
-        tokens follow what it holds, and are added to it. `record` collects a Routing a MoE layer.
-        Returns [B, T, D] or [N, D] in the model's dtype; padding gives zeros and enters no layer. Over a cache that
-        already holds something, what stands at padding is undefined.
+        [B+1]) is. positions: int64 of the tokens' shape, counted from each row's start by default. With a cache the
+        tokens follow those in it, and are added to it. `record` collects one Routing a MoE layer.
+        Returns [B, T, D] or [N, D] in the model's dtype; padding gives zeros and enters no layer. Over a cache with
+        tokens in it, the states at padding are undefined.
         """
         if positions is not None and positions.shape != tokens.shape:
             raise ValueError(f"positions {tuple(positions.shape)}: expected the tokens' shape, {tuple(tokens.shape)}")
@@ -111,7 +119,7 @@ class Transformer(nn.Module):
             return self._fresh(tokens, positions, layout, None, record)
         if tokens.ndim != 2:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}, expected [B, T], or [N] with cu_seqlens")
-        if cache is not None and cache.extent > 0:
+        if cache is not None and cache.used > 0:
             return self._decode(tokens, positions, lengths, cache, record)
         layout = packing(*tokens.shape, lengths, tokens.device)
         flat_positions = None if positions is None else layout.pack(positions.unsqueeze(-1)).squeeze(-1)
@@ -119,20 +127,21 @@ class Transformer(nn.Module):
         return layout.pad(self._fresh(flat, flat_positions, layout, cache, record))
 
     def _fresh(self, tokens, positions, layout: Packing, cache, record, routes=None) -> Tensor:
-        """Rows from their first token, or from where the cache ends. tokens, positions: [N] -> [N, D]; routes: a layer
-        each."""
-        start = 0 if cache is None else cache.extent
+        """Rows from their first token, or from where the cache ends. tokens, positions: [N] -> [N, D].
+
+        routes: for each layer the experts to use, or None.
+        """
+        start = 0 if cache is None else cache.used
         if cache is not None and start + layout.columns > cache.slots:
             raise ValueError(f"{start + layout.columns} tokens do not fit into a cache of {cache.slots} slots")
         x = self.embed(tokens)
         positions = start + layout.positions() if positions is None else positions
         cos, sin = self.angles(positions)
-        for layer, (block, given) in enumerate(zip(self.blocks, routes or repeat(None))):
+        for layer, (block, experts) in enumerate(zip(self.blocks, routes or repeat(None))):
             past = cache.layers[layer][:, :start] if start else None
-            x, entry = block(x, cos, sin, layout, record, past, given)
+            x, entry = block(x, cos, sin, layout, record, past, experts)
             if cache is not None:
-                held = cache.layers[layer][:, start : start + layout.columns]
-                held.copy_(layout.pad(entry))
+                cache.layers[layer][:, start : start + layout.columns] = layout.pad(entry)
         if cache is not None:
             cache.advance(layout.lengths, layout.columns)
         return self.norm(x)
@@ -147,7 +156,7 @@ class Transformer(nn.Module):
         chunk: int = 512,
         routes_to: Tensor | None = None,
     ) -> Tensor:
-        """Fill an empty cache with prompts, `chunk` columns at a time; what is alive beside it does not grow with T.
+        """Fill an empty cache with prompts, `chunk` columns at a time; memory beside the cache does not grow with T.
 
         tokens: int64 [B, T], right-padded if `lengths` (int64 [B], at least 1) is given. The cache ends as after one
         call of `hidden`. Returns the hidden state of each row's last token, [B, D]. Not for training. Rows that have
@@ -156,21 +165,21 @@ class Transformer(nn.Module):
         """
         if tokens.ndim != 2 or chunk < 1:
             raise ValueError(f"tokens {tuple(tokens.shape)}, chunk = {chunk}: expected [B, T] and at least 1")
-        if cache.extent:
-            raise ValueError(f"the cache already holds {cache.extent} columns: prefill starts an empty one")
+        if cache.used:
+            raise ValueError(f"the cache already holds {cache.used} columns: prefill starts an empty one")
         rows, columns = tokens.shape
         whole = torch.full((rows,), columns, device=tokens.device) if lengths is None else lengths.to(tokens.device)
         if whole.shape != (rows,) or (lengths is not None and ((whole < 1) | (whole > columns)).any()):
             raise ValueError(f"lengths must be {rows} numbers in 1 to {columns}, got {whole.tolist()[:16]}")
         last = self.embedding.weight.new_zeros(rows, self.config.dim)
         for part in tokens.split(chunk, dim=1):
-            start, record = cache.extent, None if routes_to is None else []
+            start, record = cache.used, None if routes_to is None else []
             left = whole - start
             here = None if lengths is None else left.clamp(0, part.shape[1])
             layout = packing(*part.shape, here, tokens.device)
             hidden = self._fresh(layout.pack(part.unsqueeze(-1)).squeeze(-1), None, layout, cache, record)
             if record is not None:
-                routes_to[:, start : cache.extent] = layout.pad(routes_of(record) + 1) - 1  # padding gives 0, here -1
+                routes_to[:, start : cache.used] = layout.pad(routes_of(record) + 1) - 1  # padding gives 0, here -1
             ending = (left > 0) & (left <= part.shape[1])
             last[ending] = hidden[(layout.lengths.cumsum(0) - 1)[ending]]
         return last
@@ -178,8 +187,8 @@ class Transformer(nn.Module):
     def _decode(self, tokens, positions, lengths, cache: Cache, record) -> Tensor:
         """Tokens that follow a cache. tokens: [B, T] -> [B, T, D]."""
         new = tokens.shape[1]
-        if cache.extent + new > cache.slots:
-            raise ValueError(f"{cache.extent} + {new} tokens do not fit into a cache of {cache.slots} slots")
+        if cache.used + new > cache.slots:
+            raise ValueError(f"{cache.used} + {new} tokens do not fit into a cache of {cache.slots} slots")
         slots = cache.positions(new)
         bias = cache.bias(slots)
         x = self.embed(tokens)
@@ -189,11 +198,25 @@ class Transformer(nn.Module):
         cache.advance(new if lengths is None else lengths, new)
         return self.norm(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """z = softcap(logit_scale · h·wᵀ), fp32 (fp64 of fp64). hidden: [..., D] -> [..., V]."""
-        # Half-precision logits would be rounded where logprob's are not: sampler and trainer would differ.
+    def head_matrix(self) -> Tensor:
+        """w of `logits`, [V, D], to be made once for many calls: in fp32, unless the device sums products of 16 bits in
+        fp32 and returns them so, as CUDA does. A model of 32 or 64 bits has its own matrix there, without a copy."""
+        w = self.head.weight.detach()
+        return w if w.is_cuda else w.to(torch.promote_types(w.dtype, torch.float32))
+
+    def logits(self, hidden: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """z = softcap(logit_scale · h·wᵀ), fp32 (fp64 of fp64). hidden: [..., D] -> [..., V].
+
+        matrix: `head_matrix()`, or None to make it here.
+        """
+        # Logits of 16 bits would be rounded where logprob's are not: sampler and trainer would differ.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        z = F.linear(hidden.to(dtype), self.head.weight.to(dtype)) * self.config.logit_scale
+        w = self.head.weight if matrix is None else matrix
+        if w.is_cuda and w.dtype == hidden.dtype != dtype and not torch.is_grad_enabled():
+            z = torch.mm(hidden.flatten(0, -2), w.T, out_dtype=dtype).unflatten(0, hidden.shape[:-1])
+        else:
+            z = F.linear(hidden.to(dtype), w.to(dtype))
+        z = z * self.config.logit_scale
         if self.config.softcap is not None:
             z = self.config.softcap * torch.tanh(z / self.config.softcap)
         return z
@@ -226,17 +249,17 @@ class Transformer(nn.Module):
         model without MoE layers, another shape, or an expert that is not there.
         """
         layout, flat, wanted = _wanted(tokens, lengths, mask)
-        given = None if routes is None else self._each_layer(routes, layout)
-        hidden = self._fresh(flat, layout.positions(), layout, None, record, given)
+        experts = None if routes is None else self._each_layer(routes, layout)
+        hidden = self._fresh(flat, layout.positions(), layout, None, record, experts)
         wanted = wanted.nonzero().squeeze(1)
         states = hidden.index_select(0, wanted - 1)
-        found = self._score(states, flat, wanted, layout, temperature, entropy)
+        scores = self._score(states, flat, wanted, layout, temperature, entropy)
         if value is not None:
-            found.append(_grid(value(states), wanted, layout))
-        return tuple(found) if len(found) > 1 else found[0]
+            scores.append(_grid(value(states), wanted, layout))
+        return tuple(scores) if len(scores) > 1 else scores[0]
 
     def _each_layer(self, routes: Tensor, layout: Packing) -> list[Tensor | None]:
-        """What to replay in each block, int [N, K_r], or None for a dense one. routes: int [B, T, L_moe, K_r]."""
+        """The experts to use in each block, int [N, K_r], or None for a dense one. routes: int [B, T, L_moe, K_r]."""
         config = self.config
         shape = (layout.rows, layout.columns, config.moe_layers, config.experts_per_token)
         if config.moe_layers == 0:
@@ -250,7 +273,7 @@ class Transformer(nn.Module):
 
     def _score(self, hidden, flat, wanted, layout: Packing, temperature=1.0, entropy=False) -> list[Tensor]:
         """Log-probs, and entropies if asked for, of the packed tokens `wanted` [M] from states [M, D]; each [B, T]."""
-        found = linear_logprob(
+        scores = linear_logprob(
             hidden,
             self.head.weight,
             flat[wanted],
@@ -259,7 +282,7 @@ class Transformer(nn.Module):
             logit_scale=self.config.logit_scale,
             entropy=entropy,
         )
-        return [_grid(x, wanted, layout) for x in found if x is not None]
+        return [_grid(x, wanted, layout) for x in scores if x is not None]
 
     def mtp_logprob(
         self,
@@ -271,20 +294,20 @@ class Transformer(nn.Module):
     ) -> list[Tensor]:
         """[logp_0, logp_1, … logp_D]: each token predicted 1, 2, … D + 1 ahead, from one pass through the blocks.
 
-        logp_0 is what `logprob` returns. logp_k[b, t] is the log-prob of x_t by MTP module k, whose state h^k_{t-k-1}
-        has seen x_<t; 0 where t <= k. Arguments as for `logprob`; each fp32 [B, T]. After those of the blocks, `record`
-        gets one Routing a module, over the first lengths - k tokens of each row.
+        logp_0 is the result of `logprob`. logp_k[b, t] is the log-prob of x_t by MTP module k, whose state h^k_{t-k-1}
+        is a function of x_<t; 0 where t <= k. Arguments as for `logprob`; each fp32 [B, T]. After those of the blocks,
+        `record` gets one Routing a module, over the first lengths - k tokens of each row.
         """
         layout, flat, wanted = _wanted(tokens, lengths, mask)
         hidden = self._fresh(flat, layout.positions(), layout, None, record)
-        place = wanted.nonzero().squeeze(1)
-        found = self._score(hidden.index_select(0, place - 1), flat, place, layout)
-        # What follows the last token of a row is the first of another, which is not wanted, or nothing at all.
+        index = wanted.nonzero().squeeze(1)
+        scores = self._score(hidden.index_select(0, index - 1), flat, index, layout)
+        # The last token of a row is followed by the first of another, which is not wanted, or by nothing.
         wanted = F.pad(wanted, (0, 1))
-        for k, (place, state) in enumerate(self.look_ahead(flat, hidden, layout, record=record), start=1):
-            inside = wanted[place + k + 1].nonzero().squeeze(1)
-            found += self._score(state.index_select(0, inside), flat, place[inside] + k + 1, layout)
-        return found
+        for k, (index, state) in enumerate(self.look_ahead(flat, hidden, layout, record=record), start=1):
+            inside = wanted[index + k + 1].nonzero().squeeze(1)
+            scores += self._score(state.index_select(0, inside), flat, index[inside] + k + 1, layout)
+        return scores
 
     def look_ahead(self, flat: Tensor, hidden: Tensor, layout: Packing, cache: Cache | None = None, record=None):
         """The MTP modules over packed rows: `mtp.look_ahead` with the model's own embedding and RoPE."""
@@ -294,8 +317,8 @@ class Transformer(nn.Module):
 def _wanted(tokens: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Packing, Tensor, Tensor]:
     """The packing, the packed tokens [N], and which of them have a log-prob that is asked for, bool [N]."""
     if tokens.ndim != 2 or (mask is not None and mask.shape != tokens.shape):
-        given = None if mask is None else tuple(mask.shape)
-        raise ValueError(f"tokens {tuple(tokens.shape)}, mask {given}: expected [B, T] both")
+        shape = None if mask is None else tuple(mask.shape)
+        raise ValueError(f"tokens {tuple(tokens.shape)}, mask {shape}: expected [B, T] both")
     layout = packing(*tokens.shape, lengths, tokens.device)
     wanted = layout.positions() > 0
     if mask is not None:
@@ -304,22 +327,21 @@ def _wanted(tokens: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tupl
 
 
 def _grid(x: Tensor, wanted: Tensor, layout: Packing) -> Tensor:
-    """Numbers of the packed tokens `wanted`, [M], to their places among zeros, [B, T]."""
-    place = wanted if layout.index is None else layout.index[wanted]
+    """Numbers [M] of the packed tokens `wanted` at their positions in a grid of zeros, [B, T]."""
+    index = wanted if layout.index is None else layout.index[wanted]
     shape = layout.rows, layout.columns
-    return x.new_zeros(shape).flatten().index_copy(0, place, x).view(shape)
+    return x.new_zeros(shape).flatten().index_copy(0, index, x).view(shape)
 
 
 def on_meta(config: ModelConfig) -> Transformer:
-    """The model without memory for its weights: to count them, or to allocate them where they are wanted."""
-    with torch.device("meta"), _Undrawn():
+    """The model without memory for its weights: to count them, or to allocate them on a device."""
+    with torch.device("meta"):
         return Transformer(config)
 
 
-class _Undrawn(TorchFunctionMode):
-    """No normal numbers are drawn inside. On the meta device they have no effect, but the first call of `normal_` there
-    imports 900 modules of torch, which takes 75 MiB and seconds."""
+class _Embedding(nn.Embedding):
+    """Draws nothing on the meta device, where the first `normal_` would import 900 modules of torch (1 s, 150 MiB)."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function not in (Tensor.normal_, nn.init.normal_):
-            return function(*args, **(kwargs or {}))
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()

@@ -1,4 +1,4 @@
-"""Figures about the architecture: how large models are, and how evenly experts are used."""
+"""The figure of `experiments.count`: total and active parameters of models."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ from minir1.figures import (
     write,
 )
 
-# ---- total and active parameters -------------------------------------------------------------
 
-
-def sizes(found: dict[str, dict], path: Path) -> Figure:
+def sizes(counts: dict[str, dict], path: Path) -> Figure:
     """Active against total parameters, both on logarithmic axes; dense models lie on the diagonal.
 
-    found: name -> "total" and "active_with_embedding", as minir1.model.count makes them. Models that would lie on one
-    another share a label.
+    counts: name -> "total" and "active_with_embedding", as minir1.model.count makes them. Models whose points would
+    overlap share a label.
     """
-    points = _grouped([(one["total"], one["active_with_embedding"], name) for name, one in found.items()])
+    points = _grouped([(one["total"], one["active_with_embedding"], name) for name, one in counts.items()])
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "both"}):
         figure = Figure(figsize=(WIDTH, 8), dpi=DPI)
         panel = figure.subplots()

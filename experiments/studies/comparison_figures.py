@@ -1,4 +1,4 @@
-"""Figures that compare trainings: where they end, and how they get there."""
+"""Figures that compare trainings: final accuracy and learning curves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from experiments.studies.comparison import START, Config, Method, load
+from experiments.studies.comparison_tables import Interval, of, parts, plural, start
 from minir1.figures import (
     BLUE,
     DPI,
@@ -32,23 +34,22 @@ from minir1.figures import (
 )
 
 COLOURS = (BLUE, ORANGE, GREEN, VIOLET, RED, "#b0892c", "#3b9ab2", "#5b6b7a", "#a0522d", "#c2529b", "#2f6f5e")
-Interval = tuple[float, float, float]  # mean, low, high
 
 
 # ---- the algorithms --------------------------------------------------------------------------
 
 
 def algorithms(
-    start: Interval,
+    base: Interval,
     ends: dict[str, list[float]],
     intervals: dict[str, Interval],
     curves: dict[str, list[dict]],
     path: Path,
 ) -> Figure:
-    """Left: pass@1 of every method, its interval over seeds, a small dot a seed. Right: the way there, a panel each.
+    """Left: pass@1 of every method, its interval over seeds, a small dot a seed. Right: learning curves, a panel each.
 
-    start: of the base, over problems. ends: label -> pass@1 of each seed; intervals: the same labels, where there are
-    seeds enough. curves: label -> one dictionary a seed with "tokens" (sampled so far) and "accuracy", [S] each; the
+    base: pass@1 over problems. ends: label -> pass@1 of each seed; intervals: of the labels
+    that have enough seeds. curves: label -> one dictionary a seed with "tokens" (sampled so far) and "accuracy", [S] each; the
     first label is drawn in grey behind all others.
     """
     colours, first = dict(zip(ends, COLOURS)), next(iter(ends))
@@ -59,15 +60,15 @@ def algorithms(
         figure = Figure(figsize=(WIDTH, height), dpi=DPI)
         sides = {"left": 0.13, "right": 0.985, "top": 1 - 1.634 / height, "bottom": 0.684 / height}
         left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.7), wspace=0.14, **sides)
-        far = _ends(figure.add_subplot(left), start, ends, intervals, colours)
+        far = _ends(figure.add_subplot(left), base, ends, intervals, colours)
         grid = right.subgridspec(rows, columns, hspace=0.32, wspace=0.12)
         most = max(curve["tokens"][-1] for runs in curves.values() for curve in runs) / 1e3
         for number, label in enumerate(ends):
             panel = figure.add_subplot(grid[number // columns, number % columns])
-            panel.axhline(start[0], color=GREY, lw=1, ls=(0, (4, 3)), zorder=1)
+            panel.axhline(base[0], color=GREY, lw=1, ls=(0, (4, 3)), zorder=1)
             if label != first:
-                _course(panel, curves[first], GREY, behind=True)
-            _course(panel, curves[label], colours[label])
+                _learning_curve(panel, curves[first], GREY, behind=True)
+            _learning_curve(panel, curves[label], colours[label])
             panel.set_title(label, loc="left", color=colours[label], size=12, weight="bold")
             percent_axis(panel)
             panel.set_xlim(0, 1.03 * most)
@@ -77,21 +78,21 @@ def algorithms(
         text = "Training problems solved" + (f" (grey {first}, dashed the start)" if len(ends) > 1 else "")
         figure.text(spot.x0, spot.y1 + 0.38 / height, text, weight="bold", size=14)
         figure.text(spot.x0 + spot.width / 2, 0.19 / height, "sampled, thousand tokens", color=MUTED, ha="center")
-        headline(figure, *_finding(start, ends, far))
+        headline(figure, *_finding(base, ends, far))
         return write(figure, path)
 
 
-def _ends(panel: Axes, start: Interval, ends, intervals, colours) -> bool:
+def _ends(panel: Axes, base: Interval, ends, intervals, colours) -> bool:
     """A row a method, the first on top; the base as a grey band, or as a word if it lies far below: then True."""
     values = [value for runs in ends.values() for value in runs] + [e for one in intervals.values() for e in one[1:]]
     low, high = max(0.0, min(values)), min(1.0, max(values))
-    far = start[2] < low - 1.5 * (high - low)
+    far = base[2] < low - 1.5 * (high - low)
     if not far:
-        low, high = min(low, start[1]), max(high, start[2])
-        panel.axvspan(*start[1:], color=GREY, alpha=0.25, lw=0)
-        panel.axvline(start[0], color=GREY, lw=1.5)
+        low, high = min(low, base[1]), max(high, base[2])
+        panel.axvspan(*base[1:], color=GREY, alpha=0.25, lw=0)
+        panel.axvline(base[0], color=GREY, lw=1.5)
     place = {"xycoords": ("axes fraction" if far else "data", "axes fraction"), "textcoords": "offset points"}
-    text, x = (f"start at {percent(start[0])}, far to the left", 0.0) if far else ("start", start[0])
+    text, x = (f"start at {percent(base[0])}, far to the left", 0.0) if far else ("start", base[0])
     panel.annotate(text, (x, 1), xytext=(0, 4), size=10.5, color=MUTED, ha="left" if far else "center", **place)
     for row, (label, runs) in enumerate(ends.items()):
         colour, mean = colours[label], float(np.mean(runs))
@@ -115,17 +116,16 @@ def _ends(panel: Axes, start: Interval, ends, intervals, colours) -> bool:
 
 def _dots(panel: Axes, beside: Axes, title: str, unit: str, values: dict[str, list[float]], colours) -> None:
     """A row a setting, those of `beside`: a small dot a seed, a large one their mean."""
-    for row, (label, colour) in enumerate(colours.items()):
-        if seeds := values.get(label):
-            panel.plot(seeds, [row + 0.22] * len(seeds), "o", color=colour, ms=4, alpha=0.6, mec="none")
-            panel.plot(np.mean(seeds), row, "o", color=colour, ms=9, mec="white", mew=1, zorder=4)
+    for row, (label, seeds) in enumerate(values.items()):
+        panel.plot(seeds, [row + 0.22] * len(seeds), "o", color=colours[label], ms=4, alpha=0.6, mec="none")
+        panel.plot(np.mean(seeds), row, "o", color=colours[label], ms=9, mec="white", mew=1, zorder=4)
     panel.set(ylim=beside.get_ylim(), xlabel=unit, yticks=[])
     panel.set_xlim(left=0)
     panel.grid(True, axis="x")
     panel.set_title(title, loc="left", weight="bold", size=14, pad=20)
 
 
-def _course(panel: Axes, runs: list[dict], colour: str, behind: bool = False) -> None:
+def _learning_curve(panel: Axes, runs: list[dict], colour: str, behind: bool = False) -> None:
     """Accuracy in training over sampled tokens: thin lines the seeds, the strong one their mean, both running means."""
     curves = [smooth(np.array(run["accuracy"]), 3) for run in runs]
     tokens = [np.array(run["tokens"]) / 1e3 for run in runs]
@@ -137,24 +137,24 @@ def _course(panel: Axes, runs: list[dict], colour: str, behind: bool = False) ->
     panel.plot(*mean, color=colour, lw=1.6 if behind else 2.4, alpha=0.7 if behind else 1, zorder=2 if behind else 4)
 
 
-def _finding(start: Interval, ends: dict[str, list[float]], far: bool) -> tuple[str, str]:
+def _finding(base: Interval, ends: dict[str, list[float]], far: bool) -> tuple[str, str]:
     means = {label: float(np.mean(values)) for label, values in ends.items()}
     low, high = min(means.values()), max(means.values())
-    seeds = sorted({len(values) for values in ends.values()})
-    count = f"{seeds[0]} seed" + "s" * (seeds[-1] > 1) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    fewest, most = (end(len(values) for values in ends.values()) for end in (min, max))
+    count = plural(most) if fewest == most else f"{fewest} to {most} seeds"
     note = f"{count}; bars are 95% intervals over seeds, small dots the seeds"
     note += "" if far else "; a grey band is the base"
     if len(means) == 1:
-        return f"{next(iter(means))}: {percent(start[0])} → {percent(low)}", note
-    # Without the names of the ends: an order is for the tables to claim, by their intervals.
-    return f"From {percent(start[0])} to between {percent(low)} and {percent(high)}", note
+        return f"{next(iter(means))}: {percent(base[0])} → {percent(low)}", note
+    # No names: an order is claimed by the tables alone, from intervals.
+    return f"From {percent(base[0])} to between {percent(low)} and {percent(high)}", note
 
 
 # ---- settings of one algorithm ---------------------------------------------------------------
 
 
 def settings(
-    start: Interval,
+    base: Interval,
     ends,
     intervals,
     curves,
@@ -164,25 +164,22 @@ def settings(
 ) -> Figure:
     """Pass@1 of every setting, and one panel over the steps for each of `panels`.
 
-    The arguments are those of `algorithms`; panels: key of a curve -> title, unit; dots: title, unit and label -> what
-    was measured at the end of each seed, drawn in the rows of the first panel.
+    The arguments are those of `algorithms`; panels: key of a curve -> title, unit; dots: title, unit and label -> a
+    quantity at the end of each seed, drawn in the rows of the first panel.
     """
     colours = dict(zip(ends, COLOURS))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 5.8), dpi=DPI)
-        axes = figure.subplots(1, 1 + len(panels) + (dots is not None))
+        first, *axes = figure.subplots(1, 1 + len(panels) + (dots is not None))
         figure.subplots_adjust(left=0.17, right=0.985, top=0.76, bottom=0.11, wspace=0.3)
-        far = _ends(axes[0], start, ends, intervals, colours)
+        far = _ends(first, base, ends, intervals, colours)
         if dots:
-            _dots(axes[1], axes[0], *dots, colours)
-        for panel, (key, (title, unit)) in zip(axes[1 + (dots is not None) :], panels.items()):
+            _dots(axes.pop(0), first, *dots, colours)
+        for panel, (key, (title, unit)) in zip(axes, panels.items()):
             tops = [0.0]
             for label, runs in curves.items():
-                lines = [smooth(np.array(run[key]), 3) for run in runs if key in run]
-                if lines:
-                    steps = min(map(len, lines))
-                    band = np.stack([line[:steps] for line in lines])
-                    x = np.arange(1, steps + 1)
+                if (band := _curves(runs, key)) is not None:
+                    x = np.arange(1, band.shape[1] + 1)
                     panel.fill_between(x, band.min(0), band.max(0), color=colours[label], alpha=0.15, lw=0)
                     panel.plot(x, band.mean(0), color=colours[label], lw=2.4)
                     tops.append(band.max())
@@ -195,8 +192,30 @@ def settings(
                 percent_axis(panel)
             else:
                 from_zero(panel, np.array(tops))
-        headline(figure, *_finding(start, ends, far))
+        headline(figure, *_finding(base, ends, far))
         return write(figure, path)
+
+
+def _curves(runs: list[dict], key: str) -> np.ndarray | None:
+    """Running means over three steps of the runs that have the quantity, as far as the shortest goes: [seeds, S]."""
+    lines = [smooth(np.array(run[key]), 3) for run in runs if key in run]
+    return np.stack([line[: min(map(len, lines))] for line in lines]) if lines else None
+
+
+def draw_settings(
+    config: Config,
+    methods: dict[str, Method],
+    panels: dict[str, tuple[str, str]],
+    dots: tuple[str, str, str] | None = None,
+) -> None:
+    """`settings` of the results so far; dots: title, unit and key of a result."""
+    results = load(config.results)
+    drawn = parts(results, methods)
+    if drawn["ends"] and START in results:
+        runs = {method.label: of(results, name).values() for name, method in methods.items() if of(results, name)}
+        if dots:
+            dots = (*dots[:2], {label: [run[dots[2]] for run in seeds] for label, seeds in runs.items()})
+        settings(start(results), **drawn, path=config.figure, panels=panels, dots=dots)
 
 
 # ---- a learned reward pushed too far ---------------------------------------------------------
@@ -235,13 +254,10 @@ def overoptimization(curves: dict[str, list[dict]], path: Path) -> Figure:
 
 
 def _seeds_and_mean(panel: Axes, runs: list[dict], key: str, colour: str) -> None:
-    lines = [smooth(np.array(run[key]), 3) for run in runs if key in run]
-    if lines:
-        steps = min(map(len, lines))
-        x = np.arange(1, steps + 1)
-        for line in lines:
-            panel.plot(x, line[:steps], color=colour, lw=0.8, alpha=0.4)
-        panel.plot(x, np.mean([line[:steps] for line in lines], axis=0), color=colour, lw=2.4)
+    if (lines := _curves(runs, key)) is not None:
+        x = np.arange(1, lines.shape[1] + 1)
+        panel.plot(x, lines.T, color=colour, lw=0.8, alpha=0.4)
+        panel.plot(x, lines.mean(0), color=colour, lw=2.4)
 
 
 def _overoptimized(curves: dict[str, list[dict]]) -> tuple[str, str]:

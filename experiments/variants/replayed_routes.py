@@ -1,0 +1,252 @@
+"""GRPO on a mixture of experts whose update replays the sampler's experts (R3, arXiv:2510.11370).
+
+    python -m experiments.variants.replayed_routes --checkpoint runs/base/checkpoint --out runs/replayed-routes
+
+    r_t = π_θ(o_t | …; e_t) / π_old(o_t | …; e_t)        e_t: the experts that the sampler chose for each token
+
+A copy of r1_zero.py. Sampler and trainer compute with other numerics, and after an update with other weights, so a
+router near a tie sends a token to another expert, and its ratio jumps. Here the rollout records the experts, and the
+update and the on-policy check use them; their gates come from the present router. train/route_difference is the share
+of pairs (answer token, MoE layer) that the trainer, choosing freely, would send to other experts than the sampler did.
+The reference chooses freely. A dense model has no routes: ValueError.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from minir1 import checkpoint, policy, tasks
+from minir1.advantages import group_advantages
+from minir1.data import by_tokens
+from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.judge import NO_THINK, Answer, judge_rollout, sample_answers, summary
+from minir1.log import open_run, read_metrics, steps
+from minir1.losses import clipped_surrogate, is_clipped, kl_k3
+from minir1.model.lora import add_adapters
+from minir1.model.moe import rerouted, routes_of
+from minir1.monitor import Averages, Clock, preflight, report, show
+from minir1.optim import adamw, clip_gradients
+from minir1.policy import frozen_copy, load_policy, on_policy_check, reference_logprobs
+from minir1.reduction import fixed_length, per_answer_mean, token_mean
+from minir1.rollout import BUDGET, Rollout, collect
+from minir1.seed import generator, python_random, seed_everything, stream
+from minir1.settings import at_least, fraction
+from minir1.templates import TEMPLATES, encode
+
+
+@dataclass(frozen=True)
+class Config:
+    """GRPO with replayed routes."""
+
+    checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
+    task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
+    data: str | None = None  # what the task reads
+    template: Literal[TEMPLATES] = "chat"
+    steps: int = 40
+    prompts: int = 32  # P, problems a step
+    num_generations: int = 8  # G, answers a problem
+    max_completion_length: int = 384  # token budget of an answer
+    temperature: float = 1.0
+    learning_rate: float = 3e-4  # AdamW
+    warmup: int = 5  # steps
+    epsilon_low: float = 0.2  # ε
+    epsilon_high: float = 0.2  # ε
+    beta: float = 0.001  # β, KL coefficient
+    reduction: Literal["per_answer", "token", "fixed"] = "per_answer"
+    reference_reset: int = 0  # the reference becomes the policy every so many steps (R1: 400); 0: never
+    lora_rank: int = 0  # r: train adapters only, and the model without them is the reference; 0: train all weights
+    lora_alpha: float = 32.0  # α
+    num_minibatches: int = 2  # optimizer steps an epoch
+    epochs: int = 1  # passes over a rollout
+    accuracy_weight: float = 1.0
+    format_weight: float = 0.1
+    mask_truncated: bool = False  # truncated answers take no part in the loss
+    no_think: bool = False  # the control: every answer begins with an empty thinking
+    grad_clip: float = 1.0
+    max_ratio_deviation: float = 0.02  # mean |r - 1| before the first update, ten times that at the 99 % quantile
+    min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
+    eval_every: int = 10  # steps
+    eval_split: str = "validation"
+    eval_problems: int = 200  # at most
+    eval_answers: int = 2  # a problem
+    seed: int = 0
+    out: Path = Path("runs/replayed-routes")
+    resume: bool = False
+    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
+    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    device: str = "auto"  # auto | cpu | cuda | mps
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
+    wandb: str = "off"
+
+    @property
+    def forced(self) -> str:
+        """What every answer is made to begin with."""
+        return NO_THINK if self.no_think else ""
+
+    def __post_init__(self):
+        at_least(self, 2, "num_generations")
+        at_least(self, 1, "steps", "prompts", "max_completion_length", "num_minibatches", "epochs", "microbatch")
+        at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
+        at_least(self, 0, "epsilon_low", "epsilon_high", "beta", "reference_reset", "lora_rank", "warmup")
+        fraction(self, "min_mixed")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature = {self.temperature}: above 0")
+        if self.lora_rank and self.reference_reset:
+            raise ValueError("reference_reset: with lora_rank the reference is the model without adapters, and stays")
+
+
+def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
+    """P·G answers of the present policy, at the temperature that the loss uses, from the whole distribution."""
+    sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length}
+    sampling |= {"temperature": config.temperature, "seed": stream(config.seed, step)}
+    prompts = encode(tokenizer, problems, config.template, config.forced)
+    return collect(model, prompts, stop=tokenizer.stops, record_routes=True, **sampling)
+
+
+def reward(answers: list[list[Answer]], config: Config) -> Tensor:
+    """Rules alone: fp32 [P, G]."""
+    weights = config.accuracy_weight, config.format_weight
+    return torch.tensor([[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers])
+
+
+def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor:
+    """Weights of the loss, fp32 [B, T]; answers and tokens count those of the whole mini-batch."""
+    if config.reduction == "per_answer":
+        return per_answer_mean(mask, answers)
+    if config.reduction == "token":
+        return token_mean(mask, tokens)
+    return fixed_length(mask, config.max_completion_length, answers)
+
+
+@torch.no_grad()
+def route_difference(model, rollout: Rollout, microbatch: int) -> float:
+    """Of all pairs (answer token, MoE layer), the share that goes to other experts where the trainer chooses."""
+    routes = torch.full_like(rollout.routes, -1)
+    for rows in by_tokens(rollout.length.tolist(), microbatch):
+        batch, record = rollout.select(torch.tensor(rows, device=routes.device)), []
+        model.logprob(batch.tokens, lengths=batch.length, record=record)
+        for row, part in zip(rows, routes_of(record).split(batch.length.tolist())):
+            routes[row, : len(part)] = part
+    known = rollout.mask & (rollout.routes[..., 0, 0] >= 0)  # the last token of an answer has no route
+    differs = rerouted(rollout.routes, routes).float().mean(-1)
+    return (differs[known].sum() / known.sum().clamp(min=1)).item()
+
+
+def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tensor | None, config: Config, step: int):
+    """Update the policy on B = P·G rows. advantage: fp32 [B]; ref_logp: fp32 [B, T]. Returns averages over updates."""
+    averages, device = Averages(), rollout.tokens.device
+    trained = rollout.mask & (rollout.stop != BUDGET).unsqueeze(1) if config.mask_truncated else rollout.mask
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(advantage), generator=generator(config.seed, step, epoch)).to(device)
+        for minibatch in order.chunk(config.num_minibatches):
+            answers, tokens = int(trained[minibatch].any(1).sum()), int(trained[minibatch].sum())
+            if tokens == 0:  # every answer was truncated and masked
+                continue
+            for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+                rows = minibatch[rows]
+                batch = rollout.select(rows)
+                T = batch.tokens.shape[1]
+                mask, A = trained[rows, :T], advantage[rows].unsqueeze(1).expand(-1, T)
+                given = {"temperature": rollout.temperature, "routes": batch.routes}
+                logp = model.logprob(batch.tokens, lengths=batch.length, mask=mask, **given)
+                loss = clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
+                clipped = is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
+                weight = reduction(mask, config, answers, tokens)
+                if ref_logp is not None:
+                    kl = kl_k3(logp, ref_logp[rows, :T])
+                    loss = loss + config.beta * kl
+                    averages.add(weight, kl=kl)
+                (weight * loss).sum().backward()
+                averages.add(weight, clip_fraction=clipped)
+            averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return averages.metrics()
+
+
+def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, float]:
+    """The policy on held-out problems, at the temperature of training."""
+    sampling = {"answers": config.eval_answers, "max_tokens": config.max_completion_length, "seed": config.seed}
+    sampling |= {"temperature": config.temperature, "template": config.template, "forced": config.forced}
+    grid = sample_answers(model, tokenizer, task, problems, **sampling)
+    return {f"eval/{name}": value for name, value in summary(task, problems, grid).items()}
+
+
+def main(config: Config) -> dict[str, float]:
+    """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
+    seed_everything(config.seed)
+    device = pick(config.device)
+    task = tasks.load(config.task, config.data)
+    train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
+    opening = {"lora": config.lora_rank > 0, "recompute": config.recompute}
+    model, tokenizer, source = load_policy(config.checkpoint, device, pick_dtype(config.dtype, device), **opening)
+    reference = model if config.lora_rank else frozen_copy(model)
+    trained = add_adapters(model, config.lora_rank, config.lora_alpha) if config.lora_rank else model.parameters()
+    optimizer = adamw(trained, config.learning_rate)
+    parts = {"optimizer": optimizer} | ({} if config.lora_rank else {"reference": reference})
+
+    folder = config.out / "checkpoint"
+    resumed = checkpoint.latest(folder) if config.resume else None
+    if resumed:
+        state = policy.restore(resumed, model, parts)
+    else:  # before the folder of the run is made, so that a refusal leaves nothing behind
+        first = python_random(config.seed, 0).sample(train, min(64, len(train)))
+        rollout = act(model, tokenizer, first, config, step=0)
+        answers = judge_rollout(rollout, tokenizer, task, first, config.template, config.forced)
+        state, metrics = {"step": 0, "best": -1.0, "seconds": 0.0}, preflight(answers, config.min_mixed)
+    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
+    run.cut_back(state["step"] if resumed else -1)
+    began = time.perf_counter() - state["seconds"]
+    if not resumed:
+        metrics |= evaluate(model, tokenizer, task, held_out, config)
+        run.log(0, metrics)
+        print(f"before: validation pass@1 {metrics['eval/pass@1']:.1%}")
+
+    for step in steps(state["step"], config.steps, config.out.name):
+        clock = Clock(device)
+        problems = python_random(config.seed, step).sample(train, config.prompts)
+        rollout = act(model, tokenizer, problems, config, step)
+        clock.lap("rollout")
+
+        answers = judge_rollout(rollout, tokenizer, task, problems, config.template, config.forced)
+        rewards = reward(answers, config)
+        advantage = group_advantages(rewards).flatten().to(device)
+        clock.lap("judge")
+
+        metrics = on_policy_check(model, rollout, config.microbatch, most=config.max_ratio_deviation, replay=True)
+        metrics["train/route_difference"] = route_difference(model, rollout, config.microbatch)
+        ref_logp = reference_logprobs(reference, rollout, config.microbatch) if config.beta else None
+        optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
+        metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step)
+        if config.reference_reset and step % config.reference_reset == 0:
+            reference.load_state_dict(model.state_dict())
+        clock.lap("update")
+
+        metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)
+        due = step % config.eval_every == 0 or step == config.steps
+        if due:
+            metrics |= evaluate(model, tokenizer, task, held_out, config)
+        run.log(step, metrics)
+        show(step, config.steps, metrics)
+        if due:
+            shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
+            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
+            best = metrics["eval/pass@1"] > state["best"]
+            state = {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
+            state["seconds"] = time.perf_counter() - began
+            saved = state | {name: part.state_dict() for name, part in parts.items()}
+            checkpoint.save(folder, step, lambda path: policy.save(model, tokenizer, path, source), saved, best=best)
+    run.result({"seconds/rl": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(device)})
+    run.close()
+    return [row for row in read_metrics(config.out) if "eval/pass@1" in row][-1]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,110 @@
+"""How much memory a step of training takes, predicted from shapes before it starts."""
+
+from __future__ import annotations
+
+import torch
+
+from minir1.device import free_memory_gib
+from minir1.log import table
+from minir1.model.config import ModelConfig
+from minir1.model.count import cache_values
+from minir1.model.transformer import Transformer
+from minir1.optim import split_parameters
+
+SAMPLED = ("cache", "sampling")  # in memory only while answers are sampled
+LEARNED = ("gradients", "activations", "logits")  # only while the policy learns
+LOGIT_TOKENS = 256  # tokens whose logits exist at a time in log-probs
+
+
+def step_memory(
+    model: Transformer,
+    *,
+    microbatch: int,
+    rows: int = 0,
+    length: int = 0,
+    muon: bool = False,
+    reference: bool = False,
+    critic: bool = False,
+    recompute: bool = False,
+) -> dict[str, int]:
+    """Bytes of each part of a step. The model may be on the meta device; what is trained requires gradients.
+
+    microbatch: tokens of a forward and backward pass; rows, length: of the rollout, as the cache holds it; muon: Muon
+    and AdamW as `optim.split_parameters` divides them, else AdamW alone; reference: a second copy of the model, which
+    adapters do without; critic: a `heads.ScalarModel` of the model's shape, all of it trained.
+
+    Weights, masters, moments, gradients, reference, critic and cache are exact. Activations are those that autograd
+    keeps on the CPU, within 5 %; fused kernels on a GPU keep less. Gradients of masters are in fp32.
+    """
+    config, dtype = model.config, model.embedding.weight.dtype
+    trained = [p for p in model.parameters() if p.requires_grad]
+    numbers = sum(p.numel() for p in trained)
+    by_muon = sum(p.numel() for p in split_parameters(model)[0] if p.requires_grad) if muon else 0
+    weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    outside = ("head.", "mtp.")  # not in a critic
+    of_critic = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(outside)) + config.dim
+    half = dtype.itemsize < 4
+    entry = rows * config.vocab
+    return {
+        "weights": weights,
+        "masters": 4 * numbers if half else 0,
+        "moments": 4 * (2 * numbers - by_muon),
+        "reference": weights if reference else 0,
+        "critic": of_critic * (dtype.itemsize + 4 * half + 8 + 4) if critic else 0,
+        "cache": rows * length * cache_values(config) * dtype.itemsize,
+        "sampling": 20 * entry + (4 * config.vocab * config.dim if half else 0) if rows else 0,
+        "gradients": 4 * numbers,
+        "activations": activation_bytes(config, microbatch, dtype, recompute),
+        "logits": 3 * 4 * min(microbatch, LOGIT_TOKENS) * config.vocab,
+    }
+
+
+def peak(parts: dict[str, int]) -> int:
+    """Bytes of the larger of a step's two phases: sampling, and learning."""
+    phases = (sum(parts[name] for name in phase) for phase in (SAMPLED, LEARNED))
+    return sum(n for name, n in parts.items() if name not in SAMPLED + LEARNED) + max(phases)
+
+
+def table_rows(parts: dict[str, int], free_gib: float | None) -> list[list[str]]:
+    """Rows of `log.table`: the parts that are there, the peak and what the device has free, in GiB."""
+    rows = [[name, f"{n / 2**30:.3f}"] for name, n in parts.items() if n]
+    rows.append(["peak", f"{peak(parts) / 2**30:.3f}"])
+    return rows + ([] if free_gib is None else [["free now", f"{free_gib:.3f}"]])
+
+
+def show(parts: dict[str, int], device: torch.device) -> None:
+    """Print the parts beside what the device has free; weights and reference may be loaded already."""
+    table("predicted memory", ["part", "GiB"], table_rows(parts, free_memory_gib(device)))
+
+
+def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute: bool = False) -> int:
+    """Bytes kept for the backward pass through all blocks and the last norm, for so many tokens.
+
+    With recompute, the input of every block and all of one block, which is computed again.
+    """
+    blocks = [_block_bytes(config, config.is_moe(layer), dtype.itemsize) for layer in range(config.layers)]
+    each = config.layers * config.dim * dtype.itemsize + max(blocks) if recompute else sum(blocks)
+    return tokens * (each + _norm_bytes(config.dim, dtype.itemsize))
+
+
+def _norm_bytes(size: int, itemsize: int) -> int:
+    """x and x / rms(x), in fp32, and the norm's output."""
+    return size * (4 + 4 + itemsize)
+
+
+def _block_bytes(config: ModelConfig, moe: bool, itemsize: int) -> int:
+    """Of one token. SwiGLU keeps gate, up, SiLU(gate) and their product; an expert also its input and output."""
+    D, H, F = config.dim, config.heads, config.expert_ffn
+    norms = 2 * _norm_bytes(D, itemsize)
+    if config.attention == "gqa":
+        heads = config.head_size * (H + config.kv_heads)
+        numbers = 2 * heads  # q, k, v and the output
+        norms += 8 * heads if config.qk_norm else 0
+    else:
+        size = max(config.nope + config.rope, config.v_dim)  # heads are padded to one size
+        numbers = 4 * H * size + H * config.v_dim
+        norms += _norm_bytes(config.kv_lora, itemsize) + _norm_bytes(config.q_lora or 0, itemsize)
+    if not moe:
+        return norms + itemsize * (numbers + 4 * config.ffn)
+    numbers += config.experts_per_token * (2 * D + 4 * F) + 4 * config.shared_experts * F
+    return norms + itemsize * numbers + 4 * (config.experts + (D if itemsize < 4 else 0))  # router, in fp32

@@ -1,0 +1,105 @@
+"""memory.py against what is allocated."""
+
+import pytest
+import torch
+
+from minir1.memory import activation_bytes, peak, show, step_memory, table_rows
+from minir1.model.config import ModelConfig, dense
+from minir1.model.heads import ScalarModel, ValueHead
+from minir1.model.lora import add_adapters
+from minir1.model.transformer import Transformer, on_meta
+from minir1.optim import Masters, adamw, muon, split_parameters
+
+SHAPE = {"vocab": 100, "dim": 96, "layers": 3, "heads": 4, "ffn": 250}
+LATENT = {"kv_lora": 40, "nope": 16, "rope": 8, "v_dim": 24}
+CONFIGS = {
+    "gqa": dense(**SHAPE),
+    "gqa tied qk_norm": dense(**SHAPE, kv_heads=1, tied=True, qk_norm=True),
+    "mla dense": ModelConfig(**SHAPE, **LATENT, q_lora=32, experts=0),
+    "mla moe mtp": ModelConfig(**SHAPE, **LATENT, experts=8, expert_ffn=64, mtp_depth=1),
+}
+DTYPES = [torch.float32, torch.bfloat16]
+anywhere = pytest.mark.parametrize("name", CONFIGS)
+both = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def kept_bytes(model: Transformer, rows: int, columns: int) -> int:
+    """Of storages that autograd keeps of a forward pass, weights not among them, while blocks compute and after."""
+    storages, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        storages.setdefault(storage.data_ptr(), (storage.nbytes(), x))  # x, so that no memory is used twice
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        model.hidden(torch.zeros(rows, columns, dtype=torch.int64))
+    return sum(n for pointer, (n, _) in storages.items() if pointer not in weights)
+
+
+@anywhere
+@both
+def test_activations_are_within_5_percent_of_what_autograd_keeps(name, dtype):
+    model = Transformer(CONFIGS[name]).to(dtype)
+    assert 0.95 < kept_bytes(model, 4, 64) / activation_bytes(model.config, 256, dtype) < 1.05
+
+
+@anywhere
+@both
+def test_recomputing_keeps_the_inputs_of_blocks_and_one_block(name, dtype):
+    model = Transformer(CONFIGS[name]).to(dtype)
+    model.recompute()
+    between = kept_bytes(model, 4, 64)
+    one = Transformer(CONFIGS[name]).to(dtype)
+    one.blocks = one.blocks[-1:]  # and the last norm once more
+    predicted = activation_bytes(model.config, 256, dtype, recompute=True)
+    assert 0.95 < (between + kept_bytes(one, 4, 64)) / predicted < 1.2
+    assert predicted < 0.6 * activation_bytes(model.config, 256, dtype)
+
+
+@anywhere
+@both
+@pytest.mark.parametrize("by_muon", [False, True])
+def test_weights_optimizer_gradients_cache_and_critic_are_exact(name, dtype, by_muon):
+    model = Transformer(CONFIGS[name]).to(dtype)
+    parts = step_memory(model, microbatch=256, rows=6, length=20, muon=by_muon, reference=True, critic=True)
+    assert parts == step_memory(
+        on_meta(CONFIGS[name]).to(dtype), microbatch=256, rows=6, length=20, muon=by_muon, reference=True, critic=True
+    )
+    model(torch.zeros(1, 5, dtype=torch.int64)).sum().backward()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    matrices, rest = split_parameters(model)
+    optimizers = [muon(matrices, 0.1), adamw(rest, 0.1)] if by_muon else [adamw(model.parameters(), 0.1)]
+    for optimizer in optimizers:
+        optimizer.step()
+    inner = [getattr(optimizer, "inner", optimizer) for optimizer in optimizers]
+    state = [x for optimizer in inner for values in optimizer.state.values() for x in values.values() if x.ndim]
+    masters = [x for optimizer in optimizers if isinstance(optimizer, Masters) for x in optimizer.masters]
+    assert parts["moments"] == sum(x.nbytes for x in state)
+    assert parts["masters"] == sum(x.nbytes for x in masters)
+    assert parts["weights"] == parts["reference"] == sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
+    assert parts["gradients"] == 4 * sum(p.numel() for p in model.parameters())
+    assert parts["cache"] == sum(layer.nbytes for layer in model.cache(6, 20).layers)
+    critic = ScalarModel(model, ValueHead(96))
+    bytes_each = 4 + 8 + 4 if dtype == torch.float32 else 2 + 4 + 8 + 4
+    assert parts["critic"] == bytes_each * sum(p.numel() for p in critic.parameters())
+
+
+def test_adapters_train_little():
+    model = Transformer(CONFIGS["gqa"])
+    full = step_memory(model, microbatch=64)
+    adapters = sum(p.numel() for p in add_adapters(model, 2, 4.0))
+    parts = step_memory(model, microbatch=64)
+    assert parts["moments"] == 8 * adapters and parts["gradients"] == 4 * adapters
+    assert parts["weights"] == full["weights"] + 4 * adapters and parts["reference"] == parts["critic"] == 0
+
+
+def test_the_peak_is_that_of_the_larger_phase(capsys):
+    parts = dict.fromkeys(step_memory(on_meta(CONFIGS["gqa"]), microbatch=1), 0)
+    parts |= {"weights": 2**30, "moments": 2**31, "cache": 2**30, "gradients": 2**29, "activations": 2**28}
+    assert peak(parts) == 2**30 + 2**31 + 2**30
+    assert table_rows(parts, 7.5)[-2:] == [["peak", "4.000"], ["free now", "7.500"]]
+    show(parts, torch.device("cpu"))
+    assert "predicted memory" in (out := capsys.readouterr().out) and "4.000" in out
+    assert table_rows(parts, None)[0] == ["weights", "1.000"] and len(table_rows(parts, None)) == 6
