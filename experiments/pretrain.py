@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minir1 import checkpoint, cli, policy, tasks
+from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.data import batches, by_tokens, pad_rows
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.log import open_run, progress, progress_line
@@ -173,6 +173,7 @@ def main(config: Config) -> dict[str, float]:
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     corpus = token_batches(config, task, tokenizer)
+    memory.show(memory.step_memory(model, microbatch=config.microbatch, muon=True, recompute=config.recompute), device)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     folder = config.out / "checkpoint"
     start, spent = 0, 0.0

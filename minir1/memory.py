@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from minir1.device import free_memory_gib
-from minir1.log import table
 from minir1.model.config import ModelConfig
 from minir1.model.count import cache_values
 from minir1.model.transformer import Transformer
@@ -13,7 +12,7 @@ from minir1.optim import split_parameters
 
 SAMPLED = ("cache", "sampling")  # in memory only while answers are sampled
 LEARNED = ("gradients", "activations", "logits")  # only while the policy learns
-LOGIT_TOKENS = 256  # tokens whose logits exist at a time in log-probs
+LOGIT_BYTES, LOGIT_TOKENS = 2**25, 256  # of a chunk of linear_logprob: that many bytes, or tokens if they need more
 
 
 def step_memory(
@@ -55,7 +54,7 @@ def step_memory(
         "sampling": 20 * entry + (4 * config.vocab * config.dim if half else 0) if rows else 0,
         "gradients": 4 * numbers,
         "activations": activation_bytes(config, microbatch, dtype, recompute),
-        "logits": 3 * 4 * min(microbatch, LOGIT_TOKENS) * config.vocab,
+        "logits": 3 * min(4 * microbatch * config.vocab, max(LOGIT_BYTES, 4 * LOGIT_TOKENS * config.vocab)),
     }
 
 
@@ -65,16 +64,17 @@ def peak(parts: dict[str, int]) -> int:
     return sum(n for name, n in parts.items() if name not in SAMPLED + LEARNED) + max(phases)
 
 
-def table_rows(parts: dict[str, int], free_gib: float | None) -> list[list[str]]:
-    """Rows of `log.table`: the parts that are there, the peak and what the device has free, in GiB."""
-    rows = [[name, f"{n / 2**30:.3f}"] for name, n in parts.items() if n]
-    rows.append(["peak", f"{peak(parts) / 2**30:.3f}"])
-    return rows + ([] if free_gib is None else [["free now", f"{free_gib:.3f}"]])
+def line(parts: dict[str, int], free_gib: float | None) -> str:
+    """The peak, its parts from the largest down, and what the device has free, in GiB."""
+    sizes = sorted(((n, name) for name, n in parts.items() if n), reverse=True)
+    text = f"predicted memory: {peak(parts) / 2**30:.3g} GiB at the peak ("
+    text += ", ".join(f"{name} {n / 2**30:.2g}" for n, name in sizes) + ")"
+    return text if free_gib is None else f"{text}; {free_gib:.3g} GiB are free"
 
 
 def show(parts: dict[str, int], device: torch.device) -> None:
-    """Print the parts beside what the device has free; weights and reference may be loaded already."""
-    table("predicted memory", ["part", "GiB"], table_rows(parts, free_memory_gib(device)))
+    """Print the prediction beside what the device has free; weights and reference may be loaded already."""
+    print(line(parts, free_memory_gib(device)))
 
 
 def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute: bool = False) -> int:

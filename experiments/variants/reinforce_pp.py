@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minir1 import checkpoint, cli, policy, tasks
+from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import at_last_token, discounted_returns, kl_in_reward, whiten
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
@@ -146,6 +146,11 @@ def main(config: Config) -> dict[str, float]:
     reference = frozen_copy(model)
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer}
+
+    longest = config.max_completion_length + max(map(len, encode(tokenizer, held_out, config.template)))
+    shape = {"microbatch": config.microbatch, "rows": config.prompts * config.num_generations, "length": longest}
+    shape |= {"reference": True, "recompute": config.recompute}
+    memory.show(memory.step_memory(model, **shape), device)
 
     folder = config.out / "checkpoint"
     resumed = checkpoint.latest(folder) if config.resume else None

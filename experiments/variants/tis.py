@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minir1 import checkpoint, cli, policy, tasks
+from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
@@ -178,6 +178,11 @@ def main(config: Config) -> dict[str, float]:
     trained = add_adapters(model, config.lora_rank, config.lora_alpha) if config.lora_rank else model.parameters()
     optimizer = adamw(trained, config.learning_rate)
     parts = {"optimizer": optimizer} | ({} if config.lora_rank else {"reference": reference})
+
+    longest = config.max_completion_length + max(map(len, encode(tokenizer, held_out, config.template)))
+    shape = {"microbatch": config.microbatch, "rows": config.prompts * config.num_generations, "length": longest}
+    shape |= {"reference": config.lora_rank == 0, "recompute": config.recompute}
+    memory.show(memory.step_memory(model, **shape), device)
 
     folder = config.out / "checkpoint"
     resumed = checkpoint.latest(folder) if config.resume else None
