@@ -172,6 +172,7 @@ def main(config: Config) -> dict[str, float]:
     matrices, rest = split_parameters(model)
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
     layers = [module for module in model.modules() if isinstance(module, MoE)]
+    corpus = token_batches(config, task, tokenizer)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     folder = config.out / "checkpoint"
     start, spent = 0, 0.0
@@ -181,7 +182,7 @@ def main(config: Config) -> dict[str, float]:
         start, spent = state["step"], state["seconds"]
     run.cut_back(start)
 
-    corpus = token_batches(config, task, tokenizer) if start < config.steps else []
+    corpus = corpus if start < config.steps else []  # or a finished run would read it through
     parameters = sum(p.numel() for p in model.parameters())
     print(f"pre-training {parameters / 1e6:.2f}M parameters for {config.steps} steps of {config.batch} tokens")
     began, trained = time.perf_counter() - spent, 0

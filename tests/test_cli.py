@@ -48,7 +48,7 @@ def training(config):
 
 
 def bug_here(config):
-    one, two = [3]  # not enough values to unpack: a ValueError that no `raise` made
+    return [].index(3)  # a ValueError that no `raise` made
 
 
 def bug_in_torch(config):
@@ -106,6 +106,8 @@ LINES = {
     "r1_zero --checkpoint {data}": "holds no config.json: not a checkpoint folder",
     "r1_zero --checkpoint {strange}": "the chat template cannot render these messages: only tools are allowed",
     "r1_zero --checkpoint {base} --max-completion-length 4": "of the groups hold both right and wrong answers",
+    "pretrain --mix nope 1": "the mix has no nope; it has ",
+    "pretrain --mix facts 2": "Mix.facts = 2.0",
     "pretrain --task gsm8k --data {data}": "task gsm8k has no corpus to pre-train on",
     "evaluate --checkpoint {base} --split nope": "task countdown has no split 'nope'; it has train, validation, test",
     "evaluate --checkpoint {strange} --problems 1": "the chat template cannot render these messages",

@@ -20,7 +20,8 @@ from minir1.preference_data import load, padded
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dpo")
-    small = {"steps": 9, "batch": 6, "warmup": 2, "learning_rate": 3e-3, "eval_every": 4, "task": None, "microbatch": 400}
+    small = {"steps": 9, "batch": 6, "warmup": 2, "learning_rate": 3e-3, "eval_every": 4, "microbatch": 400}
+    small["task"] = None
     return dpo.Config(checkpoint=save_base(folder / "base"), **write_pairs(folder), out=folder / "run", **small)
 
 

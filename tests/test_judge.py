@@ -153,7 +153,8 @@ def test_any_of_several_stop_tokens_ends_an_answer_and_is_no_part_of_its_text():
 
 
 def test_format_is_that_of_the_whole_text_and_empty_thinking_counts_only_if_forced():
-    texts = ["<think> yes\n</think><answer>7</answer>", "<think></think><answer>7</answer>", "</think><answer>7</answer>"]
+    texts = ["<think> yes\n</think><answer>7</answer>", "<think></think><answer>7</answer>"]
+    texts.append("</think><answer>7</answer>")
     drawn = rollout(*(text + "<|endoftext|>" for text in texts), stop=[EOS] * 3)
     ((a, b, c),) = judge_rollout(drawn, TOKENIZER, task(), PROBLEMS[:1])
     assert (a.format, b.format, c.format) == (True, False, False) and [a.text, b.text, c.text] == texts

@@ -136,7 +136,8 @@ def test_pairs_of_a_task_of_ones_own(base, tmp_path, monkeypatch):
 
 def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
     """Sampled in earnest: an untrained model."""
-    config = preference_pairs.Config(checkpoint=base, problems=3, num_generations=2, max_completion_length=8, out=tmp_path / "pairs")
+    small = {"problems": 3, "num_generations": 2, "max_completion_length": 8}
+    config = preference_pairs.Config(checkpoint=base, **small, out=tmp_path / "pairs")
     with pytest.raises(ValueError, match="0 of 6 answers to train problems are right, and no problem has both kinds"):
         preference_pairs.main(config)
     assert not config.out.exists()

@@ -32,7 +32,7 @@ from experiments.studies import (
     seeds,
 )
 from experiments.studies.long_context_figures import VARIANTS
-from experiments.tools import variants
+from experiments.tools import file_map, variants
 from minir1.files import replace_text
 from minir1.log import markdown_table
 from minir1.metrics import over_seeds
@@ -228,7 +228,8 @@ def kernel_resources(found: dict) -> str:
             f"{', '.join(sorted(inner)) or 'none of them'}.")
 
 
-BLOCKS = {  # name -> file under docs/results (None: made from scripts), function
+BLOCKS = {  # name -> file under docs/results (None: made from the code), function
+    "files": (None, file_map.page),
     "r1_zero": ("r1_zero.json", r1_zero),
     "headline": ("r1_zero.json", headline),
     "wide": ("wide.json", r1_zero),
@@ -259,7 +260,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from scripts), functio
     "estimators_problems": ("estimators.json", estimators.page_problems),
     "estimators_kl": ("estimators.json", estimators.page_kl),
     "estimators_moved": ("estimators.json", estimators.page_moved),
-} | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}  # made from the scripts alone
+} | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}
 
 
 # ---- the documents -----------------------------------------------------------------------------
