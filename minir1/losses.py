@@ -119,9 +119,10 @@ def grpo_sequence(
         r_i = π_θ(o_i | q) / π_old(o_i | q) = exp(Σ_t log r_it)                   (arXiv:2501.12948, section 2.2.1)
 
     One ratio for a whole answer, over its trained tokens, the mask [B, T]. With the weights of `per_answer_mean` the
-    sum is the paper's objective; its gradient at r = 1 is REINFORCE with every token of the batch weighted 1/answers, long
-    answers not discounted. `gspo` takes the |o_i|-th root of the same ratio, which stays near 1 where this one leaves
-    the interval after a few tokens' change. All [B, T]; the advantage is one number per answer, repeated.
+    sum is the paper's objective. Its gradient at r = 1 is that of REINFORCE with every token of the batch weighted
+    1/answers: long answers are not discounted. `gspo` takes the |o_i|-th root of the same ratio, which stays near 1
+    where this one leaves the interval after a small change of a few tokens. All [B, T]; the advantage is one number per
+    answer, repeated.
     """
     log_ratio = (_upcast(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
     return -_surrogate(log_ratio.sum(1, keepdim=True), advantage.detach(), clip_low, clip_high)
