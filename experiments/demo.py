@@ -138,7 +138,9 @@ def show_samples(samples: list[tuple[tasks.Problem, Answer, Answer]]) -> None:
 def main(config: Config) -> dict[str, float]:
     """Train, test, print, write result.json and the figure. With --resume a training that is done is only looked up."""
     base, rl = stages(config)
-    held_out_splits(tasks.load(config.task, config.data), rl)  # before anything is trained
+    task = tasks.load(config.task, config.data) if config.base_from else pretrain.task_of(base)
+    for split in ("train", rl.eval_split, *held_out_splits(task, rl)):  # before anything is trained or written
+        task.problems(split)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     run.cut_back(-1)
     if config.base_from is None:

@@ -45,7 +45,7 @@ def r1_zero(metrics: list[dict], path: Path, *, result: dict | None = None) -> F
     result = measured(result or {})
     names = list(dict.fromkeys(key for row in metrics for key in row if key.startswith("behaviour/")))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 8.2 if names else 4.8), dpi=DPI)
+        figure = Figure(figsize=(WIDTH, 8.2 if names else 5.2), dpi=DPI)
         panels = list(figure.subplots(2, 2).flat) if names else list(figure.subplots(1, 3))
         top, bottom = (0.81, 0.075) if names else (0.68, 0.12)
         figure.subplots_adjust(left=0.075, right=0.925, top=top, bottom=bottom, wspace=0.33, hspace=0.5)
@@ -117,7 +117,9 @@ def _behaviour(panel: Axes, metrics: list[dict], names: list[str]) -> None:
         line(panel, *drawn[name], BLUE)
         words.append((f"{_read(name)} per answer", BLUE))
         panel.set_ylabel(words[0][0], color=BLUE)
-    from_zero(panel, drawn[counts[0]][1] if counts else [])
+        from_zero(panel, drawn[name][1])
+    if not counts:
+        panel.set_yticks([])
     shares = [name for name, (_, values) in drawn.items() if 0 <= values.min() and values.max() <= 1]
     shares = sorted(shares, key=lambda name: _change(drawn[name][1]))[-3:][::-1]
     if shares:
@@ -162,7 +164,7 @@ def _finding(result: dict) -> tuple[str, str]:
     before, after = result.get("before/pass@1"), result.get("after/pass@1")
     if before is None or after is None:
         return "Accuracy over the steps of reinforcement learning with rule rewards alone", ""
-    title = f"pass@1 on held-out problems: {percent(before)} → {percent(after)} by RL with rule rewards alone"
+    title = f"Held-out pass@1: {percent(before)} → {percent(after)} by RL with rule rewards alone"
     notes = []
     if "after/pass@1_low" in result and "after/pass@1_high" in result:
         low, high = (100 * result[f"after/pass@1_{end}"] for end in ("low", "high"))

@@ -140,7 +140,8 @@ def main(config: Config) -> dict[str, float]:
     source = checkpoint.best(config.checkpoint) or checkpoint.latest(config.checkpoint) or config.checkpoint
     model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
     values, _ = measure(model, tokenizer, task, problems, config)
-    show(f"{source}: {len(problems)} problems of {task.name}, {config.split}", {config.split: values}, task.rates)
+    print(source)
+    show(f"{task.name}, {config.split}: {len(problems)} problems", {config.split: values}, task.rates)
     if config.out:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config.out, json.dumps(values, indent=2) + "\n")

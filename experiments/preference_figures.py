@@ -112,4 +112,4 @@ def _finding(metrics: list[dict]) -> tuple[str, str]:
     note += f"{words['logp_rejected']} nats"
     if "pass@1" not in change:
         return "Log-probs and implicit rewards over the steps of DPO", note
-    return f"pass@1 on validation problems: {found['pass@1'][0]:.0%} → {found['pass@1'][-1]:.0%} by DPO", note
+    return f"Validation pass@1: {found['pass@1'][0]:.0%} → {found['pass@1'][-1]:.0%} by DPO", note

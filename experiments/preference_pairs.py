@@ -20,8 +20,9 @@ from typing import Literal
 
 from minir1 import checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype
+from minir1.files import replace_text, write_json
 from minir1.judge import Answer, sample_answers
-from minir1.log import replace_text, table
+from minir1.log import table
 from minir1.model import hf
 from minir1.settings import at_least
 from minir1.templates import TEMPLATES
@@ -126,7 +127,7 @@ def main(config: Config) -> dict[str, float]:
     config.out.mkdir(parents=True, exist_ok=True)
     for name, lines in texts.items():
         replace_text(config.out / name, "".join(line + "\n" for line in lines))
-    replace_text(config.out / "result.json", json.dumps(result, indent=2) + "\n")
+    write_json(config.out / "result.json", result)
     table(f"pairs in {config.out}", ["", *(title for _, title, _ in COLUMNS)], rows(result))
     return result
 

@@ -73,6 +73,14 @@ class Config:
         at_least(self, 0, "mtp_weight")
 
 
+def task_of(config: Config) -> tasks.Task:
+    """The task. ValueError for one without a corpus of its own."""
+    task = tasks.load(config.task, config.data)
+    if task.documents is None or task.vocabulary is None:
+        raise ValueError(f"task {config.task} has no corpus to pre-train on: countdown has one")
+    return task
+
+
 def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     """The model of this run with the tokenizer's vocabulary, rounded up to a multiple of 16; fp32, on the CPU."""
     if config.dense and config.model != ModelConfig():
@@ -157,15 +165,14 @@ def main(config: Config) -> dict[str, float]:
     """Train, save the base under out/checkpoint, return the skills."""
     seed_everything(config.seed)
     device = pick(config.device)
-    task = tasks.load(config.task, config.data)
-    if task.documents is None or task.vocabulary is None:
-        raise ValueError(f"task {config.task} has no corpus to pre-train on: countdown has one")
+    task = task_of(config)
     tokenizer = word_level(*task.vocabulary())
     model = build_model(config, tokenizer).to(device, pick_dtype(config.dtype, device))
     model.recompute(config.recompute)
     matrices, rest = split_parameters(model)
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
     layers = [module for module in model.modules() if isinstance(module, MoE)]
+    corpus = token_batches(config, task, tokenizer)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     folder = config.out / "checkpoint"
     start, spent = 0, 0.0
@@ -175,7 +182,7 @@ def main(config: Config) -> dict[str, float]:
         start, spent = state["step"], state["seconds"]
     run.cut_back(start)
 
-    corpus = token_batches(config, task, tokenizer) if start < config.steps else []
+    corpus = corpus if start < config.steps else []  # or a finished run would read it through
     parameters = sum(p.numel() for p in model.parameters())
     print(f"pre-training {parameters / 1e6:.2f}M parameters for {config.steps} steps of {config.batch} tokens")
     began, trained = time.perf_counter() - spent, 0

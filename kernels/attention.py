@@ -85,7 +85,7 @@ def scores(scale: float, softcap: float | None) -> dict:
 
 def band(causal: bool, window: int | None) -> dict:
     """Query i (counted from the end, as the keys) sees the keys i - left … i + right; a side that is off has no end."""
-    near = 0 if window is None else min(window, 1 << 30) - 1  # place + near stays within 32 bits
+    near = 0 if window is None else min(window, 1 << 30) - 1  # position + near stays within 32 bits
     return dict(left=near, right=0 if causal else near, LEFT=window is not None, RIGHT=causal or window is not None)
 
 
@@ -100,6 +100,11 @@ def gpu(x) -> tuple[int, int]:
         return 0, 0
     of = torch.cuda.get_device_properties(x.device)
     return of.major, of.shared_memory_per_block_optin
+
+
+def _strides(**tensors) -> dict:
+    """stride_qn and stride_qh, of token and head, for q; likewise for every tensor, by its name."""
+    return {f"stride_{name}{axis}": stride for name, x in tensors.items() for axis, stride in zip("nh", x.stride())}
 
 
 def _outputs(like) -> torch.dtype:
@@ -120,8 +125,7 @@ def _forward(q, k, v, cu_q, cu_k, max_q, scale, causal, window, softcap):
     grid = across * H * (len(cu_q) - 1)
     if grid and N:
         jit.forward_kernel[(grid,)](
-            q, k, v, cu_q, cu_k, o, lse, across, N, H, H // K,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *o.stride()[:2],
+            q, k, v, cu_q, cu_k, o, lse, blocks=across, N=N, H=H, shared=H // K, **_strides(q=q, k=k, v=v, o=o),
             **band(causal, window), **scores(scale, softcap), **_common(q, k, v), **config,
         )
     return o, lse
@@ -133,24 +137,24 @@ def _backward(q, k, v, o, lse, do, cu_q, cu_k, max_q, max_k, scale, causal, wind
     B, size = len(cu_q) - 1, max(d_qk, d_v)
     stat = torch.empty(2, H, N, dtype=torch.float32, device=q.device)  # lse in log 2, Δ
     dq, dk, dv = (torch.empty(x.shape, dtype=_outputs(x), device=x.device) for x in (q, k, v))
-    strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *do.stride()[:2]
+    strides = _strides(q=q, k=k, v=v, g=do)
     common = dict(**band(causal, window), **scores(scale, softcap), **_common(q, k, v), scale=scale)
     if N:
         sizes = {x: common[x] for x in ("WIDEN", "DV", "V1", "V2")}
         jit.stat_kernel[(triton.cdiv(N, 64) * H,)](
-            o, do, lse, stat, N, H, *o.stride()[:2], *do.stride()[:2], BLOCK_M=64, **sizes)
+            o, do, lse, stat, N=N, H=H, **_strides(o=o, g=do), BLOCK_M=64, **sizes)
     config = blocks("dq", size, q.dtype, *gpu(q))
     across = triton.cdiv(max_q, config["BLOCK_M"])
     if N and across * B:
         jit.dq_kernel[(across * H * B,)](
-            q, k, v, do, stat, cu_q, cu_k, dq, across, N, H, H // K, *strides, *dq.stride()[:2],
-            **common, **config)
+            q, k, v, do, stat, cu_q, cu_k, dq, blocks=across, N=N, H=H, shared=H // K,
+            **strides, **_strides(d=dq), **common, **config)
     config = blocks("dkv", size, q.dtype, *gpu(q))
     across = triton.cdiv(max_k, config["BLOCK_N"])
     if M and across * B:
         jit.dkv_kernel[(across * K * B,)](
-            q, k, v, do, stat, cu_q, cu_k, dk, dv, across, N, K, H // K, *strides, *dk.stride()[:2],
-            *dv.stride()[:2], **common, **config)
+            q, k, v, do, stat, cu_q, cu_k, dk, dv, blocks=across, N=N, K=K, shared=H // K,
+            **strides, **_strides(dk=dk, dv=dv), **common, **config)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
@@ -177,7 +181,7 @@ def attention(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, causal=True, window=N
     max_k at least the longest sequences -> o [N, H, Dv] of that dtype, differentiable, and lse [H, N] fp32, which is
     not.
 
-    Query i of a sequence of n queries and m keys stands at i + m - n, so that the last query meets the last key:
+    Query i of a sequence of n queries and m keys has position i + m - n, so that the last query meets the last key:
     causal, it sees keys up to there; with a window w, those less than w away. Arguments are taken as checked: see
     minir1.ops.
     """

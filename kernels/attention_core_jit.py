@@ -1,8 +1,8 @@
 """What the Triton programs of attention and of decoding are made of: heads in two parts, scores, the running softmax.
 
 A head of D numbers is taken in two parts whose widths D1 and D2 are powers of two, as the sides of a tile are: 192 =
-128 + 64, 96 = 64 + 32 and 80 = 64 + 16 cost what they hold. D2 = 0 is no second part; its names then hold the first's.
-Offsets: the place of a tile is a 64-bit scalar, and only offsets inside a tile are 32-bit tensors.
+128 + 64, 96 = 64 + 32 and 80 = 64 + 16 cost no padding. D2 = 0 means no second part; its names then hold the first's.
+Offsets: that of a tile is a 64-bit scalar, and only offsets inside a tile are 32-bit tensors.
 """
 import triton
 import triton.language as tl
@@ -44,13 +44,13 @@ def load(ptr, first, length, stride, D1: tl.constexpr, D2: tl.constexpr, D: tl.c
 def store(ptr, x1, x2, first, length, stride, D1: tl.constexpr, D2: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
     """The opposite of `load`: x1 [BLOCK, D1] and x2 [BLOCK, D2] go to memory; rows from `length` on are not touched."""
     rows = tl.arange(0, BLOCK)[:, None]
-    place = ptr + tl.cast(first, tl.int64) * stride + rows * stride
+    at = ptr + tl.cast(first, tl.int64) * stride + rows * stride
     inside = rows < length - first
     dims = tl.arange(0, D1)[None, :]
-    tl.store(place + dims, x1, mask=inside & (dims < D))
+    tl.store(at + dims, x1, mask=inside & (dims < D))
     if D2 > 0:
         dims = D1 + tl.arange(0, D2)[None, :]
-        tl.store(place + dims, x2, mask=inside & (dims < D))
+        tl.store(at + dims, x2, mask=inside & (dims < D))
 
 
 @triton.jit

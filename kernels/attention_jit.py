@@ -1,9 +1,10 @@
 """The Triton programs of attention.py, which says what they compute and in which order they run.
 
 Names throughout: q [N, H, Dqk], k [M, K, Dqk], v [M, K, Dv] and do like o [N, H, Dv], each at a pointer, with its
-strides of token and head (stride_qn, stride_qh); cu_q, cu_k [B + 1] int32 bound the sequences; `blocks` a head and
-sequence, at least as many as the longest has; `shared` = H / K query heads a key head; left and right are the band, and
-LEFT and RIGHT say whether a side of it ends; factor and cap as in `in_log2`; in parts Dqk is D1 + D2 and Dv V1 + V2.
+strides of token and head (stride_qn, stride_qh); cu_q, cu_k [B + 1] int32 bound the sequences; `blocks` per head and
+sequence, at least as many as the longest has; `shared` = H / K query heads per key head; left and right are the band,
+and LEFT and RIGHT say whether a side of it ends; factor and cap as in `in_log2`; in parts Dqk is D1 + D2 and Dv
+V1 + V2; MASK: not all pairs of these queries and keys are visible.
 """
 import triton
 import triton.language as tl
@@ -15,11 +16,11 @@ from .attention_core_jit import LN2, LOG2E, LOW, add_dot, bounds, dot_t, in_log2
 
 @triton.jit
 def _forward_over(acc1, acc2, m, s, q1, q2, k_ptr, v_ptr, stride_k, stride_v, row, begin, end, keys, left, right,
-                  factor, cap, MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
-                  WIDEN: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr,
-                  V1: tl.constexpr, V2: tl.constexpr, BLOCK_N: tl.constexpr):
-    """acc, m and s of `online` for a block of queries q in parts, at the shifted places row [BLOCK_M], with the keys
-    begin … end - 1 of one head, k and v at their first; MASK: not all of these pairs are seen."""
+                  factor, cap, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, WIDEN: tl.constexpr,
+                  D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, V1: tl.constexpr,
+                  V2: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr):
+    """acc, m and s of `online` for a block of queries q in parts, at the shifted positions row [BLOCK_M], with the keys
+    begin … end - 1 of one head, whose first k and v are at the pointers."""
     for j in range(begin, end, BLOCK_N):
         k1, k2 = load(k_ptr, j, keys, stride_k, D1, D2, D, BLOCK_N, WIDEN)
         z = in_log2(dot_t(q1, q2, k1, k2, D2 > 0), factor, cap, SOFTCAP)
@@ -69,22 +70,22 @@ def forward_kernel(
     begin, whole_begin, whole_end, end = bounds(first + shift, last + shift, left, right, keys, LEFT, RIGHT, BLOCK_N)
     if LEFT:
         acc1, acc2, m, s = _forward_over(
-            acc1, acc2, m, s, q1, q2, k_ptr, v_ptr, stride_kn, stride_vn, row, begin, whole_begin, keys, left, right,
-            factor, cap, True, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N)
+            acc1, acc2, m, s, q1, q2, k_ptr, v_ptr, stride_kn, stride_vn, row, begin, whole_begin, keys,
+            left, right, factor, cap, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N, MASK=True)
     acc1, acc2, m, s = _forward_over(
-        acc1, acc2, m, s, q1, q2, k_ptr, v_ptr, stride_kn, stride_vn, row, whole_begin, whole_end, keys, left, right,
-        factor, cap, False, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N)
+        acc1, acc2, m, s, q1, q2, k_ptr, v_ptr, stride_kn, stride_vn, row, whole_begin, whole_end, keys,
+        left, right, factor, cap, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N, MASK=False)
     acc1, acc2, m, s = _forward_over(
-        acc1, acc2, m, s, q1, q2, k_ptr, v_ptr, stride_kn, stride_vn, row, whole_end, end, keys, left, right,
-        factor, cap, True, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N)
+        acc1, acc2, m, s, q1, q2, k_ptr, v_ptr, stride_kn, stride_vn, row, whole_end, end, keys,
+        left, right, factor, cap, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N, MASK=True)
     some = s != 0  # NaN counts: it must come out
     s = tl.where(some, s, 1.0)
     inverse = 1 / s[:, None]
     store(o_ptr + q_start * stride_on + h * stride_oh, acc1 * inverse, acc2 * inverse, first, queries, stride_on,
           V1, V2, DV, BLOCK_M)
     lse = tl.where(some, (m + tl.log2(s)) * LN2, float("-inf"))
-    place = first + tl.arange(0, BLOCK_M)
-    tl.store(lse_ptr + h * N + q_start + place, lse, mask=place < queries)
+    index = first + tl.arange(0, BLOCK_M)
+    tl.store(lse_ptr + h * N + q_start + index, lse, mask=index < queries)
 
 
 # ---------------------------------------------------------------- backward
@@ -104,10 +105,10 @@ def stat_kernel(
     delta = tl.sum(o1.to(tl.float32) * g1.to(tl.float32), 1)
     if V2 > 0:
         delta += tl.sum(o2.to(tl.float32) * g2.to(tl.float32), 1)
-    place = first + tl.arange(0, BLOCK_M)
-    lse = tl.load(lse_ptr + h * N + place, mask=place < N, other=0.0) * LOG2E
-    tl.store(stat_ptr + h * N + place, tl.where(lse == float("-inf"), float("inf"), lse), mask=place < N)
-    tl.store(stat_ptr + (H + h) * N + place, delta, mask=place < N)
+    index = first + tl.arange(0, BLOCK_M)
+    lse = tl.load(lse_ptr + h * N + index, mask=index < N, other=0.0) * LOG2E
+    tl.store(stat_ptr + h * N + index, tl.where(lse == float("-inf"), float("inf"), lse), mask=index < N)
+    tl.store(stat_ptr + (H + h) * N + index, delta, mask=index < N)
 
 
 @triton.jit
@@ -121,11 +122,11 @@ def _through_softcap(dz, z, cap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def _dq_over(dq1, dq2, q1, q2, g1, g2, lse, delta, k_ptr, v_ptr, stride_k, stride_v, row, begin, end, keys, left,
-             right, factor, cap, MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
-             WIDEN: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr,
-             V1: tl.constexpr, V2: tl.constexpr, BLOCK_N: tl.constexpr):
-    """dq / scale [BLOCK_M, Dqk] in parts with what the keys begin … end - 1 of one head add; of its queries q and
-    do = g in parts, lse in log 2 and Δ [BLOCK_M], and the shifted places row; MASK: not all of these pairs are seen."""
+             right, factor, cap, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, WIDEN: tl.constexpr,
+             D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, V1: tl.constexpr,
+             V2: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr):
+    """dq / scale [BLOCK_M, Dqk] in parts, plus the contribution of the keys begin … end - 1 of one head. Of the
+    queries: q and do = g in parts, lse in log 2 and Δ [BLOCK_M], and the shifted positions row."""
     for j in range(begin, end, BLOCK_N):
         k1, k2 = load(k_ptr, j, keys, stride_k, D1, D2, D, BLOCK_N, WIDEN)
         z = in_log2(dot_t(q1, q2, k1, k2, D2 > 0), factor, cap, SOFTCAP)
@@ -166,10 +167,10 @@ def dq_kernel(
     row = first + shift + tl.arange(0, BLOCK_M)
     q1, q2 = load(q_ptr + q_start * stride_qn + h * stride_qh, first, queries, stride_qn, D1, D2, D, BLOCK_M, WIDEN)
     g1, g2 = load(do_ptr + q_start * stride_gn + h * stride_gh, first, queries, stride_gn, V1, V2, DV, BLOCK_M, WIDEN)
-    place = first + tl.arange(0, BLOCK_M)
+    index = first + tl.arange(0, BLOCK_M)
     stat_ptr += h * N + q_start
-    lse = tl.load(stat_ptr + place, mask=place < queries, other=float("inf"))
-    delta = tl.load(stat_ptr + tl.cast(H, tl.int64) * N + place, mask=place < queries, other=0.0)
+    lse = tl.load(stat_ptr + index, mask=index < queries, other=float("inf"))
+    delta = tl.load(stat_ptr + tl.cast(H, tl.int64) * N + index, mask=index < queries, other=0.0)
     dq1 = tl.zeros([BLOCK_M, D1], tl.float32)
     dq2 = dq1
     if D2 > 0:
@@ -179,39 +180,39 @@ def dq_kernel(
     if LEFT:
         dq1, dq2 = _dq_over(
             dq1, dq2, q1, q2, g1, g2, lse, delta, k_ptr, v_ptr, stride_kn, stride_vn, row, begin, whole_begin, keys,
-            left, right, factor, cap, True, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N)
+            left, right, factor, cap, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N, MASK=True)
     dq1, dq2 = _dq_over(
         dq1, dq2, q1, q2, g1, g2, lse, delta, k_ptr, v_ptr, stride_kn, stride_vn, row, whole_begin, whole_end, keys,
-        left, right, factor, cap, False, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N)
+        left, right, factor, cap, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N, MASK=False)
     dq1, dq2 = _dq_over(
         dq1, dq2, q1, q2, g1, g2, lse, delta, k_ptr, v_ptr, stride_kn, stride_vn, row, whole_end, end, keys,
-        left, right, factor, cap, True, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N)
+        left, right, factor, cap, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N, MASK=True)
     store(dq_ptr + q_start * stride_dn + h * stride_dh, dq1 * scale, dq2 * scale, first, queries, stride_dn,
           D1, D2, D, BLOCK_M)
 
 
 @triton.jit
 def _dkv_over(dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_ptr, do_ptr, stat_ptr, plane, stride_q, stride_g, col, shift,
-              begin, end, queries, left, right, factor, cap, MASK: tl.constexpr, LEFT: tl.constexpr,
-              RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, WIDEN: tl.constexpr, D: tl.constexpr, D1: tl.constexpr,
-              D2: tl.constexpr, DV: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, BLOCK_M: tl.constexpr):
-    """dk / scale and dv of BLOCK_N keys, at the places col, in parts, with what the queries begin … end - 1 of one head
-    add: q, do and lse at their first, Δ `plane` behind lse; MASK: not all of these pairs are seen.
+              begin, end, queries, left, right, factor, cap, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+              SOFTCAP: tl.constexpr, WIDEN: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
+              DV: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, BLOCK_M: tl.constexpr, MASK: tl.constexpr):
+    """dk / scale and dv of BLOCK_N keys, at the positions col, in parts, plus the contribution of the queries
+    begin … end - 1 of one head, whose first q, do and lse are at the pointers; Δ lies `plane` behind lse.
 
     Everything transposed, [keys, queries], so that pᵀ and dzᵀ come as the products want them.
     """
     for i in range(begin, end, BLOCK_M):
         q1, q2 = load(q_ptr, i, queries, stride_q, D1, D2, D, BLOCK_M, WIDEN)
-        place = i + tl.arange(0, BLOCK_M)
-        lse = tl.load(stat_ptr + place, mask=place < queries, other=float("inf"))
+        index = i + tl.arange(0, BLOCK_M)
+        lse = tl.load(stat_ptr + index, mask=index < queries, other=float("inf"))
         z = in_log2(dot_t(k1, k2, q1, q2, D2 > 0), factor, cap, SOFTCAP)
         p = tl.exp2(z - lse[None, :])
         if MASK:
-            row = place[None, :]
+            row = index[None, :]
             p = tl.where(visible(row < queries, row + shift, col[:, None], left, right, LEFT, RIGHT), p, 0.0)
         g1, g2 = load(do_ptr, i, queries, stride_g, V1, V2, DV, BLOCK_M, WIDEN)
         dv1, dv2 = add_dot(dv1, dv2, p, g1, g2, V2 > 0, WIDEN)
-        delta = tl.load(stat_ptr + plane + place, mask=place < queries, other=0.0)
+        delta = tl.load(stat_ptr + plane + index, mask=index < queries, other=0.0)
         dz = p * (dot_t(v1, v2, g1, g2, V2 > 0) - delta[None, :])
         dz = _through_softcap(dz, z, cap, SOFTCAP)
         dk1, dk2 = add_dot(dk1, dk2, dz, q1, q2, D2 > 0, WIDEN)
@@ -264,13 +265,13 @@ def dkv_kernel(
         if RIGHT:
             dk1, dk2, dv1, dv2 = _dkv_over(
                 dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_head, do_head, stat_head, plane, stride_qn, stride_gn,
-                col, shift, begin, whole, queries, left, right, factor, cap, True, LEFT, RIGHT,
-                SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_M)
+                col, shift, begin, whole, queries,
+                left, right, factor, cap, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_M, MASK=True)
         if not LEFT:
             dk1, dk2, dv1, dv2 = _dkv_over(
                 dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_head, do_head, stat_head, plane, stride_qn, stride_gn,
-                col, shift, whole, end, queries, left, right, factor, cap, False, LEFT, RIGHT,
-                SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_M)
+                col, shift, whole, end, queries,
+                left, right, factor, cap, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_M, MASK=False)
     store(dk_ptr + k_start * stride_dkn + kv * stride_dkh, dk1 * scale, dk2 * scale, first, keys, stride_dkn,
           D1, D2, D, BLOCK_N)
     store(dv_ptr + k_start * stride_dvn + kv * stride_dvh, dv1, dv2, first, keys, stride_dvn, V1, V2, DV, BLOCK_N)

@@ -66,15 +66,15 @@ def split_kernel(
         acc2 = tl.zeros([BLOCK_R, V2], tl.float32)
     m = tl.full([BLOCK_R], LOW, tl.float32)
     s = tl.zeros([BLOCK_R], tl.float32)
-    place = (past + t)[:, None]
+    own = (past + t)[:, None]  # the slot of the query's token
     for j in range(begin, end, BLOCK_N):
         k1, k2 = load(k_ptr, j, end, stride_km, D1, D2, D, BLOCK_N, WIDEN)
         z = in_log2(dot_t(q1, q2, k1, k2, D2 > 0), factor, cap, SOFTCAP)
         slot = j + tl.arange(0, BLOCK_N)[None, :]
-        seen = (slot < end) & (slot <= place)
+        mask = (slot < end) & (slot <= own)
         if WINDOW:
-            seen = seen & (slot > place - window)
-        z = tl.where(seen, z, float("-inf"))
+            mask = mask & (slot > own - window)
+        z = tl.where(mask, z, float("-inf"))
         v1, v2 = k1, k1
         if not LATENT:
             v1, v2 = load(v_ptr, j, end, stride_vm, V1, V2, DV, BLOCK_N, WIDEN)

@@ -11,9 +11,9 @@ As in logprob.py's hybrid engine, torch.mm writes fp32 tiles of logits, here one
 together, and a kernel folds them into five numbers a token, (m_a, s_a, m_b, s_b, u), tile after tile in order: no
 atomics, equal bits from call to call. u holds logits shifted by their maxima, since lse_a - lse_b would lose the digits
 of large ones; so it moves with either maximum (see _merge). The mixture of js is not known before both normalisers:
-its tiles are made a second time, and log (p_s / m) = log 2 - log (1 + e^d), d = log p_t - log p_s.
+its tiles are computed a second time, and log (p_s / m) = log 2 - log (1 + e^d), d = log p_t - log p_s.
 
-Backward, both tiles are made again and leave as dx, and two products follow, as for the log-prob. The teacher is a
+Backward, both tiles are recomputed and replaced by dx, and two products follow, as for the log-prob. The teacher is a
 constant.
 """
 import torch
@@ -44,7 +44,7 @@ def _walk(kernel, models, inv_temperature: float, *numbers):
             kernel[(triton.cdiv(len(x), FOLD["BLOCK_N"]),)](
                 x, y, *(each[:, n] for each in numbers), len(x), N, x.shape[1], x.stride(0), inv_temperature, **FOLD,
             )
-            del x, y  # so that the next two take their place in L2
+            del x, y  # so that the next two take their memory, in L2
 
 
 def _forward(student, teacher, inv_temperature: float, kind: str):

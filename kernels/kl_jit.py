@@ -15,7 +15,7 @@ def _row(ptr, plane, which: tl.constexpr, rows, N):
 
 @triton.jit
 def _logits(x_ptr, rows, cols, N, width, stride_x, inv_temperature):
-    """z [n, v] from a tile of h wᵀ; a phantom column must add 0, not exp(0)."""
+    """z [n, v] from a tile of h wᵀ; a padding column must add 0, not exp(0)."""
     real = cols[None, :] < width
     x = tl.load(x_ptr + rows[:, None] * stride_x + cols[None, :], mask=(rows[:, None] < N) & real, other=0.0)
     return tl.where(real, x * inv_temperature, LOW)

@@ -15,8 +15,8 @@ hybrid  torch.mm writes an fp32 tile of logits that fits the L2 cache, and a ker
 Logits stay in fp32 in both; nothing is rounded to bf16 on the way. (z_t - m) - log s keeps its digits where
 z_t - (m + log s) loses them, at large |z|; and u is a sum of *shifted* logits for the same reason.
 
-Backward, the logits of some columns are made again in the same way, and leave as dz, rounded once to the dtype of h and
-w; two products follow, dh += dz w and dw = dzᵀ h, summed in fp32. Columns are the outer loop, since a sum over them
+Backward, the logits of some columns are recomputed in the same way and replaced by dz, rounded once to the dtype of h
+and w; two products follow, dh += dz w and dw = dzᵀ h, summed in fp32. Columns are the outer loop: a sum over them
 costs [N, D] where a sum over rows would cost [V, D]. No atomics here either. In fp16, dz under 6e-8 is lost: the loss
 has to be scaled, as always in fp16.
 
@@ -84,7 +84,7 @@ def _forward(h, w, target, logits: dict, engine: str):
                 jit.fold_kernel[(triton.cdiv(len(x), FOLD["BLOCK_N"]),)](
                     x, target[n], part[0, 0, n], len(x), N, v.start, x.shape[1], x.stride(0), **logits, **FOLD,
                 )
-                del x  # so that the next tile takes its place, and one is in L2
+                del x  # so that the next tile takes its memory, and one is in L2
     jit.finish_kernel[(triton.cdiv(N, 128),)](part, target, logp, stat, N, V, splits, BLOCK_N=128)
     return logp, stat
 
@@ -120,11 +120,11 @@ def _two_products(h, w, fill, dx_bytes: int, want_h: bool, want_w: bool):
     width = min(V, max(DX_COLUMNS, dx_bytes // (max(rows, 1) * dtype.itemsize) // 256 * 256))
     dh = torch.zeros(N, D, dtype=torch.float32, device=h.device) if want_h else None
     dw = torch.zeros_like(w) if want_w else None
-    room = torch.empty(rows, width, dtype=dtype, device=h.device)
+    scratch = torch.empty(rows, width, dtype=dtype, device=h.device)
     for v in _cuts(V, width) if N else ():
         dw_v = None
         for n in _cuts(N, rows):
-            dx = room[: n.stop - n.start, : v.stop - v.start]
+            dx = scratch[: n.stop - n.start, : v.stop - v.start]
             fill(dx, n, v)
             if want_h:
                 dh[n] += _mm(dx, w[v])

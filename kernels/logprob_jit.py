@@ -30,9 +30,9 @@ def _logits(x, scale, cap, inv_temperature, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def _fold(m, s, u, z_t, z, cols, target, V):
-    """(m, s, u, z_t), each [n], with the logits z [n, v] of some more columns; those from V on are phantoms."""
+    """(m, s, u, z_t), each [n], with the logits z [n, v] of some more columns; those from V on are padding."""
     hit = (cols[None, :] == target[:, None]) & (cols[None, :] < V)  # the target may lie in the next tile
-    z = tl.where(cols[None, :] < V, z, LOW)  # a phantom column must add 0, not exp(0)
+    z = tl.where(cols[None, :] < V, z, LOW)  # a padding column must add 0, not exp(0)
     m_tile = tl.max(z, 1)
     shifted = z - m_tile[:, None]
     e = tl.exp(shifted)
@@ -157,7 +157,7 @@ def _dx(x, rows, cols, target_ptr, stat_ptr, grad_ptr, N, plane, start, width, s
     """dL/dx [n, v] from x = h wᵀ [n, v]: dz, then through temperature, softcap and scale.
 
     stat [3, plane] is m, log s, H of a token and grad [1 or 2, plane] is g, g_H; the columns stand `start` further on
-    in the vocabulary, and of them those from `width` on are phantoms.
+    in the vocabulary, and of them those from `width` on are padding.
     """
     mask = rows < N
     plane = tl.cast(plane, tl.int64)
@@ -166,7 +166,7 @@ def _dx(x, rows, cols, target_ptr, stat_ptr, grad_ptr, N, plane, start, width, s
     log_s = tl.load(stat_ptr + plane + rows, mask=mask, other=0.0)[:, None]
     g = tl.load(grad_ptr + rows, mask=mask, other=0.0)[:, None]
     z = _logits(x, scale, cap, inv_temperature, SOFTCAP)
-    lp = tl.where(cols[None, :] < width, (z - m) - log_s, 0.0)  # in a phantom column exp could overflow
+    lp = tl.where(cols[None, :] < width, (z - m) - log_s, 0.0)  # in a padding column exp could overflow
     p = tl.exp(lp)
     dz = tl.where(cols[None, :] == target[:, None], g, 0.0) - g * p
     if ENTROPY:
@@ -188,12 +188,12 @@ def dx_kernel(
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):
     """dx of a tile of BLOCK_N tokens and BLOCK_V columns, the product made here. Grid (tiles): GROUP blocks of rows go
-    through the columns together, so that h and w are found in L2."""
+    through the columns together, so that h and w are read from L2."""
     across = tl.cdiv(width, BLOCK_V)
-    group, place = tl.program_id(0) // (GROUP * across), tl.program_id(0) % (GROUP * across)
+    group, index = tl.program_id(0) // (GROUP * across), tl.program_id(0) % (GROUP * across)
     tall = tl.minimum(tl.cdiv(N, BLOCK_N) - group * GROUP, GROUP)
-    rows = (group * GROUP + place % tall).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = (place // tall).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
+    rows = (group * GROUP + index % tall).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = (index // tall).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
     x = _product(h_ptr, w_ptr, rows, cols, N, width, D, stride_hn, stride_hd, stride_wv, stride_wd,
                  INTERPRET, BLOCK_N, BLOCK_V, BLOCK_D)
     dx = _dx(x, rows, cols, target_ptr, stat_ptr, grad_ptr, N, plane, start, width, scale, cap,

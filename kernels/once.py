@@ -1,9 +1,10 @@
-"""A backward pass that has none of its own."""
+"""Backward passes that cannot be differentiated again."""
 import torch
 
 
 def differentiable_once(backward):
-    """RuntimeError under create_graph=True, where the second derivative would be left out without a word."""
+    """RuntimeError under create_graph=True. torch's once_differentiable would let it pass in silence where the gradient
+    from above is a constant, as that of a sum."""
     def run(ctx, *grads):
         if torch.is_grad_enabled():
             raise RuntimeError("create_graph=True: a kernel has no second derivative")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WITHOUT_FLOAT64 = ("mps",)  # kinds of devices
 
 
 def pick(name: str | torch.device = "auto") -> torch.device:
@@ -53,6 +54,11 @@ def _cpu_multiplies_bf16() -> bool:
     """Whether the CPU has instructions for products of bfloat16: those of AVX-512 or AMX, or it is no x86 CPU."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     return not x86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The most exact dtype that the device computes in: float64, on Apple's GPUs float32."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def synchronize(device: torch.device) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from minir1.device import free_memory_gib
+from minir1.log import table
 from minir1.model.config import ModelConfig
 from minir1.model.count import cache_values
 from minir1.model.transformer import Transformer
@@ -67,7 +69,12 @@ def table_rows(parts: dict[str, int], free_gib: float | None) -> list[list[str]]
     """Rows of `log.table`: the parts that are there, the peak and what the device has free, in GiB."""
     rows = [[name, f"{n / 2**30:.3f}"] for name, n in parts.items() if n]
     rows.append(["peak", f"{peak(parts) / 2**30:.3f}"])
-    return rows + ([] if free_gib is None else [["free", f"{free_gib:.3f}"]])
+    return rows + ([] if free_gib is None else [["free now", f"{free_gib:.3f}"]])
+
+
+def show(parts: dict[str, int], device: torch.device) -> None:
+    """Print the parts beside what the device has free; weights and reference may be loaded already."""
+    table("predicted memory", ["part", "GiB"], table_rows(parts, free_memory_gib(device)))
 
 
 def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute: bool = False) -> int:

@@ -26,7 +26,7 @@ def load_policy(
     so a folder of adapters is refused (ValueError): saved, the new ones would name a base without the old ones.
     recompute: the activations of each block are computed again in the backward pass (Transformer.recompute).
     """
-    source = checkpoint.latest(path) or path
+    source = checkpoint.resolve(path)
     model, tokenizer = hf.load(source, device, dtype)
     if lora and adapters(model):
         raise ValueError(f"checkpoint = {source} holds adapters: merge and save them first, or train without LoRA")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minir1.data import pad_rows
+from minir1.device import widest
 from minir1.model.moe import routes_of
 from minir1.model.transformer import Transformer
 
@@ -45,12 +46,15 @@ def _mix(x: Tensor) -> Tensor:
 def uniform(seed: int, rows: Tensor, positions: Tensor) -> Tensor:
     """One number in [0, 1) for every (seed, row, position), independent of the batch.
 
-    rows, positions: int64, broadcast against each other; returns fp64 of their common shape.
+    rows, positions: int64, broadcast against each other; returns fp64 of their common shape, of 53 random bits (on a
+    device without fp64: fp32, of 24).
     """
     golden = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15
     key = _mix(torch.full((), (seed + 1) * 0x9E3779B9 % 2**63, dtype=torch.int64, device=rows.device))
     bits = _mix(_mix(_mix(key + rows * golden) + positions) + golden)
-    return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
+    dtype = widest(rows.device)
+    digits = 53 if dtype == torch.float64 else 24  # of a number's mantissa
+    return ((bits >> (64 - digits)) & (2**digits - 1)).to(dtype) * 2.0**-digits
 
 
 def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -69,12 +73,12 @@ def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
 def draw(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Invert the cumulative distribution at `noise`; -inf logits are never drawn.
 
-    logits: fp32 or fp64 [B, V]; noise: fp64 [B] in [0, 1). Returns tokens int64 [B], and in the logits' dtype their
-    logp [B] and the entropy [B].
+    logits: fp32 or fp64 [B, V]; noise: [B] in [0, 1), as `uniform` makes it. Returns tokens int64 [B], and in the
+    logits' dtype their logp [B] and the entropy [B].
     """
     logp = logits.log_softmax(-1)
     p = logp.exp()
-    cumulative = p.cumsum(-1, dtype=torch.float64)
+    cumulative = p.cumsum(-1, dtype=widest(p.device))
     tokens = torch.searchsorted(cumulative, (noise * cumulative[:, -1]).unsqueeze(1), right=True)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     entropy = -(p * logp.nan_to_num(neginf=0.0)).sum(-1)

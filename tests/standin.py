@@ -77,7 +77,8 @@ def _run_on_cpu(op, *args, **kwargs):
     if name == "aten::set_":  # (tensor, storage, offset, size, strides): the tensor takes the storage's memory
         tensor, storage, *layout = args
         offset, size, *strides = layout or (0, (storage.nbytes() // tensor.itemsize,), (1,))  # default strides: []
-        tensor.data = _relabel(_memory(storage).view(tensor.dtype).as_strided(size, strides[0] if strides else (), offset), DLPACK_EXTENSION)
+        flat = _memory(storage).view(tensor.dtype)
+        tensor.data = _relabel(flat.as_strided(size, strides[0] if strides else (), offset), DLPACK_EXTENSION)
         return tensor
     target = kwargs.get("device")
     args = tuple(

@@ -21,13 +21,13 @@ def test_all_ways_compute_the_same():
 def test_cpu_at_toy_size():
     found = bench_attention.training(TOY, "cpu", torch.float32, 1, 1e-3)
     for part in ("forward", "both"):
-        for name in ("twin", "sdpa"):
+        for name in ("torch", "sdpa"):
             assert found[f"attention/{TOY}/{part}/{name}/seconds"] > 0
     assert found[f"attention/{TOY}/both/sdpa/tflops"] > 0
     found = bench_attention.decoding(TOY, False, "cpu", torch.float32, 1, 1.0)
-    assert found[f"decode/{TOY}/twin/tb_s"] > 0 and found[f"decode/{TOY}/sdpa/of_floor"] > 0
+    assert found[f"decode/{TOY}/torch/tb_s"] > 0 and found[f"decode/{TOY}/sdpa/of_floor"] > 0
     latent = Shape(2, 9, 4, 1, 12, 8)
-    assert bench_attention.decoding(latent, True, "cpu", torch.float32, 1, 1.0)[f"latent/{latent}/twin/seconds"] > 0
+    assert bench_attention.decoding(latent, True, "cpu", torch.float32, 1, 1.0)[f"latent/{latent}/torch/seconds"] > 0
     errors = bench_attention.accuracy(TOY, "cpu", torch.float32)
     assert len(errors) == 8 and all(0 < x < 1e-6 for x in errors.values())
 
@@ -45,15 +45,15 @@ def test_a_way_that_cannot_run_costs_its_own_figures_only(monkeypatch):
     for part in (f"attention/{TOY}/forward", f"attention/{TOY}/both", f"accuracy/{TOY}"):
         assert found[f"{part}/flash/refused"] == "RuntimeError: No available kernel."
     assert sum("flash" in key for key in found) == 3
-    assert found[f"attention/{TOY}/both/twin/seconds"] > 0 and found[f"accuracy/{TOY}/sdpa/dq"] > 0
+    assert found[f"attention/{TOY}/both/torch/seconds"] > 0 and found[f"accuracy/{TOY}/sdpa/dq"] > 0
 
     def out_of_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(bench_attention, "decode_attention", out_of_memory)
     found = bench_attention.decoding(TOY, False, "cpu", torch.float32, 1, 1.0)
-    assert found[f"decode/{TOY}/twin/refused"] == "OutOfMemoryError: CUDA out of memory."
-    assert found[f"decode/{TOY}/sdpa/seconds"] > 0 and f"decode/{TOY}/twin/seconds" not in found
+    assert found[f"decode/{TOY}/torch/refused"] == "OutOfMemoryError: CUDA out of memory."
+    assert found[f"decode/{TOY}/sdpa/seconds"] > 0 and f"decode/{TOY}/torch/seconds" not in found
 
 
 def test_counts():
@@ -69,7 +69,7 @@ def test_counts():
 def test_roofline(tmp_path):
     shape = Shape(2, 10, 8, 1, 576, 512)
     found = {"tflops": 100.0, "tb_s": 2.0, f"attention/{TOY}/forward/triton/seconds": 1e-9,
-             f"latent/{shape}/triton/seconds": 1e-6, f"latent/{shape}/twin/seconds": 1.0}
+             f"latent/{shape}/triton/seconds": 1e-6, f"latent/{shape}/torch/seconds": 1.0}
     placed = bench_attention.points(found)
     assert placed.keys() == {f"attention {TOY} forward", f"latent {shape}"}
     assert placed[f"latent {shape}"] == (2 * 8 * (576 + 512) / (576 * 2), pytest.approx(2 * 160 * 1088 / 1e6))

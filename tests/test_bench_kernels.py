@@ -15,14 +15,14 @@ from experiments.benchmarks import bench_kernels, bench_logprob, bench_timing
 
 def test_cpu_part_at_toy_size(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench_logprob, "cpu_peak", lambda work, *args: len(work(*args)()))  # in this process
-    shape, out = (40, 16, 600), tmp_path / "found.json"
-    config = bench_kernels.Config(device="cpu", shape=shape, budgets=(0,), small=((30, 8, 20),), repeats=1, out=out)
-    found = bench_kernels.main(config)
-    assert json.loads(out.read_text()) == found
-    assert found["twin/0/time_ratio"] > 0 and found["kl/twin/0/time_ratio"] > 0
-    assert found["naive/memory_ratio"] == found["naive/time_ratio"] == 1
-    assert 0 < found["small/30x8x20/twin/seconds"] < 1
-    assert 0 < found["accuracy/twin/logp"] < 1e-5 and 0 < found["accuracy/twin/dw"] < 2e-6
+    shape, out = (40, 16, 600), tmp_path / "figures.json"
+    config = bench_kernels.Config(device="cpu", shape=shape, chunks=(1,), small=((30, 8, 20),), repeats=1, out=out)
+    figures = bench_kernels.main(config)
+    assert json.loads(out.read_text()) == figures
+    assert figures["torch/1/time_ratio"] > 0 and figures["kl/torch/1/time_ratio"] > 0
+    assert figures["naive/memory_ratio"] == figures["naive/time_ratio"] == 1
+    assert 0 < figures["small/30x8x20/torch/seconds"] < 1
+    assert 0 < figures["accuracy/torch/logp"] < 1e-5 and 0 < figures["accuracy/torch/dw"] < 2e-6
     if not torch.cuda.is_available():
         assert "figures of the kernels themselves are missing" in capsys.readouterr().out
 
@@ -39,12 +39,12 @@ def test_a_gpu_by_name_or_an_error():
 def test_all_ways_compute_the_same():
     batch = bench_logprob.inputs((20, 8, 30), "cpu", torch.float32)
     want = bench_logprob.both_ways(bench_logprob.naive, [batch])(0)
-    for f in (bench_logprob.checkpointed, bench_logprob.twin(), bench_logprob.twin(1)):
+    for f in (bench_logprob.checkpointed, bench_logprob.chunked(), bench_logprob.chunked(1)):
         for a, b in zip(bench_logprob.both_ways(f, [batch])(3), want):
             torch.testing.assert_close(a, b)
     batch = bench_logprob.inputs((20, 8, 30), "cpu", torch.float32, teacher=True)
     want = bench_logprob.both_ways(bench_logprob.full_softmax_kl, [batch])(0)
-    for a, b in zip(bench_logprob.both_ways(bench_logprob.tiled_kl(), [batch])(0), want):
+    for a, b in zip(bench_logprob.both_ways(bench_logprob.our_kl(), [batch])(0), want):
         torch.testing.assert_close(a, b)
 
 
@@ -64,11 +64,11 @@ def gpu_part(monkeypatch):
 
 def test_gpu_comparison_of_kl_without_one(gpu_part):
     """Every way, its peak and its share of the floor."""
-    found = bench_logprob.gpu_kl((20, 8, 30), repeats=1, tflops=1e-6)
-    assert found["kl/20x8x30/floor/seconds"] == pytest.approx(12 * 20 * 8 * 30 / 1e6)
-    for name in ("naive", "compiled", "twin", "triton"):
-        assert found[f"kl/20x8x30/{name}/peak_mib"] == (20 + 30) * 8 * 2
-        assert found[f"kl/20x8x30/{name}/of_floor"] == pytest.approx(found[f"kl/20x8x30/{name}/seconds"] / 0.0576)
+    figures = bench_logprob.gpu_kl((20, 8, 30), repeats=1, tflops=1e-6)
+    assert figures["kl/20x8x30/floor/seconds"] == pytest.approx(12 * 20 * 8 * 30 / 1e6)
+    for name in ("naive", "compiled", "torch", "triton"):
+        assert figures[f"kl/20x8x30/{name}/peak_mib"] == (20 + 30) * 8 * 2
+        assert figures[f"kl/20x8x30/{name}/of_floor"] == pytest.approx(figures[f"kl/20x8x30/{name}/seconds"] / 0.0576)
 
 
 def test_gpu_comparison_of_log_probs_without_one(gpu_part, monkeypatch):
@@ -78,14 +78,15 @@ def test_gpu_comparison_of_log_probs_without_one(gpu_part, monkeypatch):
         raise ValueError("V = 30 is too few")
 
     monkeypatch.setattr(bench_logprob, "others", lambda batches: {"package": refuse})
-    found = bench_logprob.gpu((20, 8, 30), repeats=1, tflops=1e-6)
-    for name in ("naive", "compiled", "checkpointed", "twin", "hybrid", "fused"):
-        peak, seconds, share = (found[f"logprob/20x8x30/{name}/{key}"] for key in ("peak_mib", "seconds", "of_floor"))
+    figures = bench_logprob.gpu((20, 8, 30), repeats=1, tflops=1e-6)
+    for name in ("naive", "compiled", "checkpointed", "torch", "hybrid", "fused"):
+        peak, seconds, share = (figures[f"logprob/20x8x30/{name}/{key}"] for key in ("peak_mib", "seconds", "of_floor"))
         assert peak == (20 + 30) * 8 * 2 and share == pytest.approx(seconds / 0.0384)
-    assert found["logprob/20x8x30/package/refused"] == "ValueError: V = 30 is too few"
-    assert sum("package" in key for key in found) == 1
-    batch = bench_logprob.accuracy((20, 8, 30), "cpu", {"package": refuse, "twin": bench_logprob.twin()}, torch.float32)
-    assert batch["accuracy/package/refused"] and batch["accuracy/twin/dw"] < 2e-6 and len(batch) == 5
+    assert figures["logprob/20x8x30/package/refused"] == "ValueError: V = 30 is too few"
+    assert sum("package" in key for key in figures) == 1
+    ways = {"package": refuse, "torch": bench_logprob.chunked()}
+    batch = bench_logprob.accuracy((20, 8, 30), "cpu", ways, torch.float32)
+    assert batch["accuracy/package/refused"] and batch["accuracy/torch/dw"] < 2e-6 and len(batch) == 5
 
 
 class ToyGRPO:
@@ -153,8 +154,8 @@ def test_interleaved_and_against():
     }
     times = bench_timing.interleaved(variants, 3, "cpu")
     assert calls == [(name, i) for i in range(4) for name in "ab"]
-    found = bench_timing.against(times, "a")
-    assert found["a"][1] == 1 and 2.5 < found["b"][1] < 3.5 and found["b"][0] == pytest.approx(0.006, rel=0.2)
+    figures = bench_timing.against(times, "a")
+    assert figures["a"][1] == 1 and 2.5 < figures["b"][1] < 3.5 and figures["b"][0] == pytest.approx(0.006, rel=0.2)
 
 
 def test_what_does_not_fit_or_compile_is_refused_and_a_mistake_is_not():
@@ -211,6 +212,6 @@ def test_cpu_peak():
 def test_gpu_part_at_toy_size():
     config = bench_kernels.Config(device="cuda", gpu_shapes=((256, 128, 1000),), gpu_repeats=2,
                                   attention=False)
-    found = bench_kernels.main(config)
-    assert found["tflops"] > 0 and found["logprob/256x128x1000/hybrid/seconds"] > 0
-    assert found["kl/256x128x1000/triton/seconds"] > 0 and found["kl/256x128x1000/compiled/of_floor"] > 0
+    figures = bench_kernels.main(config)
+    assert figures["tflops"] > 0 and figures["logprob/256x128x1000/hybrid/seconds"] > 0
+    assert figures["kl/256x128x1000/triton/seconds"] > 0 and figures["kl/256x128x1000/compiled/of_floor"] > 0

@@ -13,11 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments import count as command
 from experiments import pretrain
 from experiments.count_figure import sizes
+from minir1 import tasks
 from minir1.model import count as counting
 from minir1.model.config import ModelConfig, dense
 from minir1.model.hf_config import to_hf_config
 from minir1.model.presets import DEEPSEEK_V3, PRESETS
 from minir1.model.transformer import Transformer, on_meta
+from minir1.tokenizer import word_level
 
 MOE = {"vocab": 40, "dim": 24, "layers": 3, "heads": 3, "kv_lora": 10, "nope": 6, "rope": 4, "v_dim": 8, "ffn": 20}
 MOE |= {"experts": 6, "experts_per_token": 2, "expert_ffn": 5}  # a width that torch's grouped product cannot take
@@ -33,7 +35,6 @@ TINY = {
     "gqa mtp": dense(**GQA, mtp_depth=1, tied=True),
 }
 tiny = pytest.mark.parametrize("config", TINY.values(), ids=TINY)
-
 
 # ---- published figures -------------------------------------------------------------------------
 
@@ -85,7 +86,7 @@ def test_the_larger_two_of_qwen2_have_another_epsilon():
 def test_our_presets_are_the_models_of_the_demonstration():
     for name, kind in (("minir1", False), ("minir1-dense", True)):
         config = pretrain.Config(dense=kind)
-        trained = pretrain.build_model(config, pretrain.build_tokenizer(config.level))
+        trained = pretrain.build_model(config, word_level(*tasks.load("countdown").vocabulary()))
         assert counting.count(PRESETS[name])["total"] == sum(p.numel() for p in trained.parameters())
 
 

@@ -11,17 +11,17 @@ import torch
 from test_preference_pairs import assert_bad_option, save_base, write_pairs
 
 from experiments import dpo
-from experiments.preference_common import padded
 from minir1 import checkpoint
 from minir1.log import read_metrics
 from minir1.model import hf
-from minir1.preference_data import load
+from minir1.preference_data import load, padded
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dpo")
-    small = {"steps": 9, "batch": 6, "warmup": 2, "lr": 3e-3, "eval_every": 4, "level": "none", "microbatch": 400}
+    small = {"steps": 9, "batch": 6, "warmup": 2, "learning_rate": 3e-3, "eval_every": 4, "microbatch": 400}
+    small["task"] = None
     return dpo.Config(checkpoint=save_base(folder / "base"), **write_pairs(folder), out=folder / "run", **small)
 
 
@@ -41,7 +41,7 @@ def step(start, config, reference=None, **changes):
     model, other, pairs = start
     policy = copy.deepcopy(model)
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
-    measured = dpo.learn(policy, reference or other, optimizer, pairs, replace(config, clip=1e9, **changes))
+    measured = dpo.learn(policy, reference or other, optimizer, pairs, replace(config, grad_clip=1e9, **changes))
     return measured, [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
 
 
@@ -147,11 +147,38 @@ def test_a_run_of_other_steps_or_settings_is_not_gone_on_with(whole, config):
         dpo.main(replace(config, resume=True, beta=0.2))
     with pytest.raises(ValueError, match="already holds a run"):
         dpo.main(config)
+    with pytest.raises(ValueError, match="task countdown has no variant 'five'; it has default, wide, four"):
+        dpo.main(replace(config, task="countdown:five"))
 
 
-def test_with_a_level_the_policy_is_sampled(config, tmp_path):
-    small = {"steps": 1, "level": "default", "max_tokens": 8, "eval_answers": 1, "out": tmp_path}
-    result = dpo.main(replace(config, **small))
+def test_weights_of_16_bits_are_trained_over_masters_and_resumed_to_the_same_bits(config, tmp_path, monkeypatch):
+    short = replace(config, dtype="bfloat16", steps=3, eval_every=2, learning_rate=1e-4, recompute=True)
+    dpo.main(replace(short, out=tmp_path / "whole"))
+    real, calls = dpo.clip_gradients, 0
+
+    def stop(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    again = replace(short, out=tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dpo, "clip_gradients", stop)
+        dpo.main(again)
+    dpo.main(replace(again, resume=True))
+    folders = [checkpoint.latest(tmp_path / name / "checkpoint") for name in ("whole", "run")]
+    states = [checkpoint.load_state(folder) for folder in folders]
+    for a, b in zip(*(state["optimizer"]["masters"] for state in states)):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+    assert (folders[0] / "model.safetensors").read_bytes() == (folders[1] / "model.safetensors").read_bytes()
+    assert next(hf.load(folders[0])[0].parameters()).dtype == torch.bfloat16
+
+
+def test_with_a_task_the_policy_is_sampled(config, tmp_path):
+    small = {"steps": 1, "task": "countdown", "max_completion_length": 8, "eval_problems": 3, "eval_answers": 1}
+    result = dpo.main(replace(config, **small, out=tmp_path))
     assert 0 <= result["before/pass@1"] <= 1 and "after/pass@1_low" in result
 
 
@@ -162,7 +189,7 @@ def test_with_a_level_the_policy_is_sampled(config, tmp_path):
         ("--label-smoothing 0.5", "label_smoothing = 0.5: 0 to below 0.5"),
         ("--batch 0", "batch = 0: at least 1"),
         ("--margin 1", "--margin"),
-        ("--level five", "unknown level 'five'"),
+        ("--eval-problems 0", "eval_problems = 0: at least 1"),
     ],
 )
 def test_bad_options_are_named(line, told, capsys):

@@ -15,11 +15,13 @@ from runs import ROOT, assert_same_run, command, kill, result_of, stop
 from toys import BASE, DENSE, MOE
 
 from experiments import demo, evaluate, pretrain, r1_zero
-from minir1 import checkpoint
+from minir1 import checkpoint, tasks
 from minir1.log import read_metrics
 from minir1.model import hf
+from minir1.tokenizer import word_level
 
 SCRIPTS = ROOT / "experiments"
+COUNTDOWN = tasks.load("countdown")
 SMALL = replace(BASE, steps=9, batch=512, checkpoint_every=4)
 RL = r1_zero.Config(
     steps=9, prompts=4, num_generations=4, max_completion_length=32, min_mixed=0.0, eval_every=4, eval_answers=1,
@@ -62,8 +64,8 @@ def test_a_base_is_trained_from_the_command_line_in_any_folder(tmp_path):
     assert "3/3  loss" in done.stdout and "sums" in done.stdout
     assert len(read_metrics(tmp_path / "here")) == 3 and checkpoint.latest(tmp_path / "here" / "checkpoint")
     again = command(*words, cwd=tmp_path)
-    told = "ValueError: here already holds a run: go on with --resume, or choose another --out"
-    assert again.returncode == 1 and again.stderr.splitlines()[-1] == told
+    assert again.returncode == 2 and not again.stdout
+    assert again.stderr == "error: here already holds a run: go on with --resume, or choose another --out\n"
 
 
 @pytest.mark.parametrize(
@@ -71,12 +73,15 @@ def test_a_base_is_trained_from_the_command_line_in_any_folder(tmp_path):
     [
         ("pretrain", "--steps 0", "steps = 0: at least 1"),
         ("pretrain", "--model.heads 0", "heads = 0"),
-        ("pretrain", "--mix.facts 2", "Mix.facts = 2.0"),
         ("pretrain", "--depth 3", "--depth"),
-        ("demo", "--rl.answers 1", "answers = 1: a group needs 2"),
+        ("pretrain", "--dtype float16", "bfloat16"),
+        ("demo", "--rl.num-generations 1", "num_generations = 1: at least 2"),
+        ("demo", "--problems 0", "problems = 0: at least 1"),
         ("demo", "--answer 1", "--answer"),
         ("evaluate", "", "--checkpoint"),
-        ("seeds", "--seed 1", "--seed"),
+        ("evaluate", "--checkpoint a --problems 0", "problems = 0: at least 1"),
+        ("evaluate", "--checkpoint a --temperature -1", "temperature = -1.0: at least 0"),
+        ("studies.seeds", "--seed 1", "--seed"),
     ],
 )
 def test_bad_options_are_named(script, line, told, capsys):
@@ -94,7 +99,7 @@ def test_the_commands_in_the_docstrings_are_understood():
         for line in re.findall(r"^ +python -m experiments.(.*)$", script.__doc__, re.M):
             name, *args = shlex.split(line)
             assert name == path.stem
-            entry = re.search(r"tyro\.cli\((\w+)", path.read_text(encoding="utf-8"))[1]  # Config, or another
+            entry = re.search(r"cli(?:\.run\(main, |\()(\w+)", path.read_text(encoding="utf-8"))[1]  # Config, or another
             tyro.cli(getattr(script, entry), args=args)
             found += 1
     assert found >= 6
@@ -119,8 +124,8 @@ def test_pretraining_lowers_the_loss_and_leaves_a_base(base):
 
 
 def test_pretraining_does_not_depend_on_the_microbatch():
-    tokenizer = pretrain.build_tokenizer("default")
-    rows = next(pretrain.token_batches(SMALL, tokenizer))
+    tokenizer = word_level(*COUNTDOWN.vocabulary())
+    rows = next(pretrain.token_batches(SMALL, COUNTDOWN, tokenizer))
     found = []
     for microbatch in (100, 200, 4096):
         torch.manual_seed(0)
@@ -178,22 +183,60 @@ def test_resuming_a_finished_run_changes_nothing(whole, tmp_path, monkeypatch):
 
 
 def test_evaluate_measures_a_checkpoint(base, tmp_path, capsys):
-    config = evaluate.Config(checkpoint=base / "checkpoint", problems=5, answers=2, max_tokens=24)
+    small = {"problems": 5, "num_generations": 2, "max_completion_length": 24}
+    config = evaluate.Config(checkpoint=base / "checkpoint", **small)
     values = evaluate.main(replace(config, out=tmp_path / "new" / "values.json"))
     assert json.loads((tmp_path / "new" / "values.json").read_text()) == values
     for key in ("pass@1", "forced", "search", "search_distinct"):
         assert 0 <= values[f"{key}_low"] <= values[key] <= values[f"{key}_high"] <= 1
-    assert {"pass@2", "maj@2", "greedy", "form", "length", "tries", "truncated", "tokens_per_s"} < values.keys()
+    assert {"pass@2", "maj@2", "greedy", "format", "length", "tries", "truncated", "tokens_per_s"} < values.keys()
     shown = capsys.readouterr().out
-    assert "pass@1, sampled" in shown and "forced to answer at once" in shown and "test problems" in shown
+    assert "pass@1, sampled" in shown and "forced to answer at once" in shown and "countdown, test: 5 problems" in shown
+    assert "baseline: search distinct" in shown and "tries per answer" in shown and "repeats, share of tries" in shown
     again = evaluate.main(config)
     assert {**again, "tokens_per_s": 0} == {**values, "tokens_per_s": 0}
     quick = evaluate.main(replace(config, no_think=True, split="unseen"))
     assert quick["tries"] == 0 and quick["forced"] == quick["pass@1"]
-    with pytest.raises(ValueError, match="0 of .* problems in split 'test'"):
-        evaluate.main(replace(config, problems=0))
-    with pytest.raises(ValueError, match="unknown level 'hard'; allowed: default, wide, four"):
-        evaluate.main(replace(config, level="hard"))
+    with pytest.raises(ValueError, match="task countdown has no split 'hard'; it has train, validation, test, unseen"):
+        evaluate.main(replace(config, split="hard"))
+    with pytest.raises(ValueError, match="task countdown has no variant 'hard'; it has default, wide, four"):
+        evaluate.main(replace(config, task="countdown:hard"))
+
+
+def test_the_table_of_a_task_has_rows_for_what_it_offers():
+    """By the keys alone: two groups, a baseline, a count and a rate; and a task with none of them."""
+    plain = {"pass@1": 0.5, "pass@1_low": 0.4, "pass@1_high": 0.6, "pass@4": 0.7, "maj@4": 0.6, "format": 1.0}
+    plain |= {"pass@1_formed": 0.5, "length": 9.0, "truncated": 0.0, "unjudged": 0.0, "entropy": 0.1, "greedy": 0.5}
+    labels = [label for label, *_ in evaluate.rows(plain, {})]
+    assert labels == [
+        "pass@1, sampled", "  among well-formed answers", "pass@4", "maj@4", "pass@1, greedy",
+        "pass@1, forced to answer at once", "well-formed", "truncated by the budget", "tokens",
+    ]  # fmt: skip
+    more = {"steps": 2.0, "slips": 0.1, "guess": 0.2, "guess_low": 0.1, "guess_high": 0.3, "over_guess": 0.3}
+    groups = ("easy", "very_hard")
+    grouped = {f"{key}_{group}": value for group in groups for key, value in (plain | {"steps": 1}).items()}
+    rows = evaluate.rows(plain | {"unjudged": 0.1} | more | grouped, {"slips": "steps"})
+    added = [row for row in rows if row[0] not in labels]
+    assert added == [
+        ("  easy problems", "pass@1", "_easy", ".1%"),
+        ("  very hard problems", "pass@1", "_very_hard", ".1%"),
+        ("baseline: guess", "guess", "", ".1%"),
+        ("  policy above it", "over_guess", "", ".1%"),
+        ("not judged", "unjudged", "", ".1%"),
+        ("  easy problems", "length", "_easy", ".1f"),
+        ("  very hard problems", "length", "_very_hard", ".1f"),
+        ("steps per answer", "steps", "", ".2f"),
+        ("slips, share of steps", "slips", "", ".1%"),
+    ]
+
+
+def test_a_cell_of_the_table_shows_the_interval(capsys):
+    values = {"pass@1": 0.5, "pass@1_low": 0.25, "pass@1_high": 0.75, "pass@1_hard": 0.1, "length_hard": 3.0}
+    values |= {"pass@1_low_hard": 0.0, "pass@1_high_hard": 0.2, "length": 2.0}
+    evaluate.show("toy", {"test": values}, {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert "pass@1, sampled 50.0% [25.0, 75.0]".split() in lines and "hard problems 10.0% [0.0, 20.0]".split() in lines
+    assert "hard problems 3.0".split() in lines and "well-formed -".split() in lines
 
 
 # ---- the demonstration ------------------------------------------------------------------------
@@ -202,7 +245,7 @@ DEMO = demo.Config(
     base=replace(BASE, steps=40),
     rl=replace(RL, steps=5, eval_every=2),
     problems=6,
-    answers=2,
+    num_generations=2,
     seed=3,
 )
 
@@ -241,7 +284,7 @@ def test_the_demonstration_leaves_a_result_a_figure_and_samples(demonstration):
 def test_a_killed_demonstration_goes_on_without_training_the_base_again(demonstration, tmp_path, monkeypatch):
     out, result, _ = demonstration
     config = replace(DEMO, out=tmp_path / "run")
-    kill("demo", config, "torch.nn.utils", "get_total_norm", 40 + 7, tmp_path / "config")  # step 4 of 5
+    kill("demo", config, "torch.nn.utils", "clip_grads_with_norm_", 40 + 7, tmp_path / "config")  # step 4 of 5
     assert checkpoint.latest(tmp_path / "run" / "rl" / "checkpoint").name == "step-000002"
     monkeypatch.setattr(pretrain, "loss_backward", None)
     again = demo.main(replace(config, resume=True))
@@ -268,14 +311,35 @@ def test_the_control_starts_from_a_given_base(demonstration, tmp_path):
     assert result["after/tries"] == 0 and result["forced/pass@1"] == result["after/pass@1"]
 
 
+@pytest.mark.parametrize("changes, message", [
+    ({"rl": replace(DEMO.rl, seed=1)}, "--rl.seed: demo.py sets it; use --seed"),
+    ({"base": replace(DEMO.base, task="countdown:wide")}, "--base.task: demo.py sets it; use --task"),
+    ({"rl": replace(DEMO.rl, eval_split="none")}, "task countdown has no split 'none'"),
+    ({"task": "countdown:hard"}, "task countdown has no variant 'hard'"),
+])  # fmt: skip
+def test_the_demonstration_refuses_before_it_trains(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        demo.main(replace(DEMO, out=tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_without_a_split_to_test_on_is_refused(demonstration, tmp_path):
+    path = tmp_path / "two.py"
+    path.write_text("def problems(split, data):\n    return []\ndef verify(problem, text):\n    return None\n")
+    config = replace(DEMO, task=str(path), base_from=demonstration[0] / "base", out=tmp_path / "run")
+    with pytest.raises(ValueError, match="task two has the splits train, test: none is left to test on"):
+        demo.main(replace(config, rl=replace(DEMO.rl, eval_split="test")))
+    assert not config.out.exists()
+
+
 # ---- multi-token prediction --------------------------------------------------------------------
 
 
 def test_multi_token_prediction_does_not_depend_on_the_microbatch():
     """Its loss, its gradients and the loads of its experts; and the weight λ stands where it should."""
     config = replace(SMALL, model=replace(MOE, mtp_depth=2), mtp_weight=0.5, balance_loss=0.1)
-    tokenizer = pretrain.build_tokenizer("default")
-    rows = [[5], [6, 7], [5, 6, 7], *next(pretrain.token_batches(config, tokenizer))]  # without some depth, too
+    tokenizer = word_level(*COUNTDOWN.vocabulary())
+    rows = [[5], [6, 7], [5, 6, 7], *next(pretrain.token_batches(config, COUNTDOWN, tokenizer))]  # without some depth, too
     found = {}
     for microbatch, weight in ((200, 0.5), (4096, 0.5), (4096, 0.0), (4096, 1.0)):
         torch.manual_seed(0)

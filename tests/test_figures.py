@@ -12,11 +12,15 @@ from experiments import demo_figure
 from experiments.studies import seeds_figures
 from minir1 import figures
 
-KEYS = ["accuracy", "length", "tries", "said_yes", "false_yes", "entropy", "kl"]
+KEYS = ["train/accuracy", "train/length", "train/entropy", "train/kl"]
+BEHAVIOUR = ["behaviour/tries", "behaviour/said_yes", "behaviour/false_yes"]
 
 
-def run(steps: int = 40) -> list[dict]:
-    rows = [{"step": s} | {f"train/{key}": 0.3 + 0.01 * s for key in KEYS} for s in range(steps)]
+def run(steps: int = 40, behaviour: bool = True) -> list[dict]:
+    """Everything rises from 0.3; the tries by a tenth a step, `false_yes` hardly."""
+    keys = KEYS + BEHAVIOUR * behaviour
+    slope = {"behaviour/tries": 0.1, "behaviour/false_yes": 0.001}
+    rows = [{"step": s} | {key: 0.3 + slope.get(key, 0.01) * s for key in keys} for s in range(steps)]
     return [row | ({"eval/pass@1": 0.4} if row["step"] % 10 == 0 else {}) for row in rows]
 
 
@@ -25,7 +29,7 @@ def seed_result(shift: float = 0.0) -> dict:
     result = {f"{name}/pass@1": mean + shift for name, mean in means.items()}
     low = {f"{key}_low": value - 0.02 for key, value in result.items()}
     high = {f"{key}_high": value + 0.02 for key, value in result.items()}
-    return result | low | high
+    return result | low | high | {"after/over_search": 0.26, "after/over_search_low": 0.2}
 
 
 def texts(figure) -> list[str]:
@@ -45,10 +49,25 @@ def test_r1_zero(tmp_path):
     assert all(axes.get_xlabel() == "RL step" for axes in figure.axes[:4])
     assert all(axes.get_ylabel() for axes in figure.axes) and len(figure.axes) == 6  # two have a right axis
     words = texts(figure)
-    assert "RL with rule rewards alone: 34% → 71% of held-out problems solved" in words
-    assert any("69 to 73%" in text and "12%" in text for text in words)
-    assert {"random search", "forced to answer at once", "“yes” wrongly"} <= set(words)
+    assert "Held-out pass@1: 34% → 71% by RL with rule rewards alone" in words
+    assert any("69 to 73%" in text and "12%" in text and "baseline: search 45%" in text for text in words)
+    assert {"baseline: search", "forced to answer at once", "tries per answer", "said yes", "false yes"} <= set(words)
+    assert words.index("said yes") < words.index("false yes")  # the one that changed more comes first
     assert "not measured" not in words
+
+
+def test_the_strongest_of_several_baselines_is_drawn(tmp_path):
+    two = {"guess/pass@1": 0.5, "after/over_guess": 0.2, "other/pass@1": 0.9}  # the last is no baseline
+    words = texts(demo_figure.r1_zero(run(), tmp_path / "a.png", result=seed_result() | two))
+    assert "baseline: guess" in words and not any("search" in text or "other" in text for text in words)
+
+
+def test_a_task_without_behaviour_and_baselines_has_three_panels(tmp_path):
+    result = {key: value for key, value in seed_result().items() if "search" not in key}
+    figure = demo_figure.r1_zero(run(behaviour=False), tmp_path / "a.png", result=result)
+    titles = [axes.get_title(loc="left") for axes in figure.axes[:3]]
+    assert titles == ["Accuracy", "Length of an answer", "Entropy and drift"] and len(figure.axes) == 4
+    assert "not measured" not in texts(figure) and not any("baseline" in text for text in texts(figure))
 
 
 def test_two_axes_of_a_panel_share_their_grid(tmp_path):
@@ -58,14 +77,19 @@ def test_two_axes_of_a_panel_share_their_grid(tmp_path):
         np.testing.assert_allclose(*heights, atol=1e-12)
 
 
-@pytest.mark.parametrize("missing", [*KEYS, "all"])
+@pytest.mark.parametrize("missing", [*KEYS, *BEHAVIOUR, "all"])
 def test_r1_zero_survives_missing_keys_and_nulls(tmp_path, missing):
-    keys = [f"train/{key}" for key in KEYS] + ["eval/pass@1"] if missing == "all" else [f"train/{missing}"]
+    keys = [*KEYS, *BEHAVIOUR, "eval/pass@1"] if missing == "all" else [missing]
     rows = [{key: value for key, value in row.items() if key not in keys} for row in run(12)]
     rows[3] = {key: None if key != "step" else value for key, value in rows[3].items()}
     figure = demo_figure.r1_zero(rows, tmp_path / "a.png", result={"before/pass@1": None, "after/pass@1": 0.5})
-    empty = {"all": 4, "length": 1}.get(missing, 0)  # the other panels show more than one quantity
+    empty = {"all": 3, "train/length": 1}.get(missing, 0)  # the other panels show more than one quantity
     assert texts(figure).count("not measured") == empty
+
+
+def test_a_behaviour_that_is_null_in_every_row_is_not_measured(tmp_path):
+    rows = [{"step": s, "behaviour/tries": None, "train/length": 3.0, "train/entropy": 1.0} for s in range(3)]
+    assert texts(demo_figure.r1_zero(rows, tmp_path / "a.png")).count("not measured") == 2  # and no accuracy
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 0}], [{"step": 5, "train/length": 0.0, "train/kl": -0.01}]])

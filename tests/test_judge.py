@@ -5,17 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minir1 import judge
-from minir1.judge import NO_THINK, Answer, final_answer, habits, judge_rollout, sample_answers, summary
-from minir1.metrics import bootstrap
+from minir1 import judge, templates
+from minir1.judge import NO_THINK, Answer, baselines, behaviour, by_difficulty, judge_rollout, rights, sample_answers
+from minir1.judge import summary as summed
+from minir1.metrics import bootstrap, paired_bootstrap
 from minir1.model.config import dense
 from minir1.model.transformer import Transformer
-from minir1.rollout import BUDGET, EOS, Rollout
-from minir1.tasks import Problem, Verdict, countdown
-from minir1.tokenizer import word_level
+from minir1.rollout import BUDGET, EOS, STOP, Rollout
+from minir1.tasks import Problem, Task, Verdict, load
+from minir1.tokenizer import Tokenizer, word_level
 
 TOKENIZER = word_level(("User:", "\nAssistant:", "make ", " from ", " yes\n", " no\n"), 20)
 PROBLEMS = [Problem(f"make {target} from 3,4", "3+4") for target in (7, 12, 1, 9, 5)]
+COUNTDOWN = load("countdown")
 
 
 @pytest.fixture(scope="module")
@@ -25,107 +27,160 @@ def model():
     return Transformer(dense(**shape)).eval()
 
 
-def stub(calls):
-    """Right if the text holds a 7, well-formed if it has more than nine characters; unjudged if it holds a 9."""
+def task(calls=None, **more) -> Task:
+    """Right if the text holds a 7; unjudged if it holds a 9."""
 
-    def verify(problem, text, allow_empty_think=False):
-        calls.append((problem, text, allow_empty_think))
-        status = "unjudged" if "9" in text else "right" if "7" in text else "wrong"
-        return Verdict(status, {"form": float(len(text) > 9)})
+    def verify(problem, text):
+        if calls is not None:
+            calls.append((problem, text))
+        return Verdict("unjudged" if "9" in text else "right" if "7" in text else "wrong", {})
 
-    return verify
+    return Task("toy", ("train",), lambda split: PROBLEMS, verify, COUNTDOWN.final, **more)
+
+
+def summary(problems, grid, of=None, **more):
+    return summed(of or task(), problems, grid, **more)
+
+
+# ---- sampling ----------------------------------------------------------------------------------
 
 
 def test_sample_answers_judges_every_answer(model):
     calls = []
-    grid = sample_answers(model, TOKENIZER, PROBLEMS, stub(calls), answers=3, max_tokens=8, seed=1)
+    grid = sample_answers(model, TOKENIZER, task(calls), PROBLEMS, answers=3, max_tokens=8, seed=1)
     assert [len(row) for row in grid] == [3] * 5
-    assert [problem for problem, _, _ in calls] == [p for p in PROBLEMS for _ in range(3)]
-    assert [a.text for row in grid for a in row] == [text for _, text, _ in calls]
-    assert not any(allowed for _, _, allowed in calls)
+    assert [problem for problem, _ in calls] == [p for p in PROBLEMS for _ in range(3)]
+    assert [a.text for row in grid for a in row] == [text for _, text in calls]
     for a in (a for row in grid for a in row):
         assert 1 <= a.tokens <= 8 and a.entropy > 0 and (a.tokens == 8 or not a.truncated)
-        assert a.right == ("7" in a.text and "9" not in a.text) and a.form == (len(a.text) > 9)
+        assert a.right == ("7" in a.text and "9" not in a.text) and a.unjudged == ("9" in a.text) and not a.format
         assert "<|endoftext|>" not in a.text
     assert len({a.text for a in grid[0]}) == 3
 
 
 def test_sample_answers_does_not_depend_on_how_many_rows_go_at_once(model):
     settings = {"answers": 3, "max_tokens": 8, "seed": 1}
-    whole = sample_answers(model, TOKENIZER, PROBLEMS, stub([]), **settings)
+    whole = sample_answers(model, TOKENIZER, task(), PROBLEMS, **settings)
     for rows in (1, 3, 7):
-        part = sample_answers(model, TOKENIZER, PROBLEMS, stub([]), rows=rows, **settings)
+        part = sample_answers(model, TOKENIZER, task(), PROBLEMS, rows_at_once=rows, label="shown", **settings)
         for a, b in ((a, b) for x, y in zip(whole, part) for a, b in zip(x, y)):
             assert (a.text, a.tokens, a.truncated, a.right) == (b.text, b.tokens, b.truncated, b.right)
             assert a.entropy == pytest.approx(b.entropy, abs=1e-5)
 
 
-def test_a_forced_beginning_is_in_the_prompt_and_in_the_text(model, monkeypatch):
-    prompts, calls = [], []
-    collect = judge.collect
+@pytest.fixture
+def prompts(monkeypatch):
+    """The prompts that the sampler gets."""
+    seen, collect = [], judge.collect
 
     def spy(model, given, **settings):
-        prompts.extend(given)
+        seen.extend(given)
         return collect(model, given, **settings)
 
     monkeypatch.setattr(judge, "collect", spy)
-    grid = sample_answers(model, TOKENIZER, PROBLEMS, stub(calls), answers=2, max_tokens=6, forced=NO_THINK)
+    return seen
+
+
+def test_a_forced_beginning_is_in_the_prompt_and_in_the_text(model, prompts):
+    grid = sample_answers(model, TOKENIZER, task(), PROBLEMS, answers=2, max_tokens=6, forced=NO_THINK)
     want = [TOKENIZER.encode(f"User:{p.prompt}\nAssistant:<think></think><answer>") for p in PROBLEMS]
     assert prompts == want and want[0][-3:] == [TOKENIZER.id(tag) for tag in ("<think>", "</think>", "<answer>")]
-    assert all(text.startswith(NO_THINK) and allowed for _, text, allowed in calls)
+    assert all(a.text.startswith(NO_THINK) for row in grid for a in row)
     assert all(a.tokens <= 6 for row in grid for a in row)  # what was forced was not sampled
 
 
+def test_the_template_asks_the_question(model, prompts):
+    sample_answers(model, TOKENIZER, task(), PROBLEMS[:1], answers=2, max_tokens=2, template="plain")
+    assert prompts == [TOKENIZER.encode("make 7 from 3,4")]
+    with pytest.raises(ValueError, match="unknown template 'r1'; allowed: chat, r1_zero, plain"):
+        sample_answers(model, TOKENIZER, task(), PROBLEMS[:1], answers=2, max_tokens=2, template="r1")
+
+
+def test_a_template_that_opens_the_thinking_opens_it_once(model, prompts):
+    opens = Tokenizer(TOKENIZER.backend, "User:{{ messages[0].content }}\nAssistant:<think>{{ '\n' }}")
+    grid = sample_answers(model, opens, task(), PROBLEMS[:1], answers=2, max_tokens=4)
+    assert all(a.text.startswith("<think>") and a.text.count("<think>") == 1 for a in grid[0])
+    forced = sample_answers(model, opens, task(), PROBLEMS[:1], answers=2, max_tokens=4, forced=NO_THINK)
+    asked = "User:make 7 from 3,4\nAssistant:<think>\n"
+    assert prompts == [opens.encode(asked), opens.encode(asked + "</think><answer>")]
+    assert all(a.text.startswith(NO_THINK) and a.text.count("<think>") == 1 for a in forced[0])
+    assert templates.begun(asked, "<think>\nNo.") == "<think>\nNo." and templates.begun("User:") == ""
+
+
 def test_greedy_answers_are_all_the_same(model):
-    grid = sample_answers(model, TOKENIZER, PROBLEMS, stub([]), answers=3, max_tokens=6, temperature=0)
+    grid = sample_answers(model, TOKENIZER, task(), PROBLEMS, answers=3, max_tokens=6, temperature=0)
     assert all(len({a.text for a in row}) == 1 for row in grid)
 
 
-def test_nothing_to_sample_raises(model):
-    with pytest.raises(ValueError, match="problems"):
-        sample_answers(model, TOKENIZER, [], stub([]), answers=2, max_tokens=4)
+def test_nothing_to_sample_or_to_sum_up(model):
+    assert sample_answers(model, TOKENIZER, task(), [], answers=2, max_tokens=4) == []
     with pytest.raises(ValueError, match="answers = 0"):
-        sample_answers(model, TOKENIZER, PROBLEMS, stub([]), answers=0, max_tokens=4)
+        sample_answers(model, TOKENIZER, task(), PROBLEMS, answers=0, max_tokens=4)
     with pytest.raises(ValueError, match="no problems"):
         summary([], [])
 
 
+# ---- judging -----------------------------------------------------------------------------------
+
+
+def rollout(*answers: str, stop: list[int]) -> Rollout:
+    """One row an answer to the first problem, all tokens of the same entropy ½; prompts of one token."""
+    rows = [[TOKENIZER.id("make "), *TOKENIZER.encode(answer)] for answer in answers]
+    length = torch.tensor([len(row) for row in rows])
+    tokens = torch.tensor([row + [0] * (int(length.max()) - len(row)) for row in rows])
+    columns = torch.arange(tokens.shape[1])
+    mask = (columns >= 1) & (columns < length.unsqueeze(1))
+    one = torch.ones(len(rows), dtype=torch.int64)
+    grids = {"logp": torch.zeros(mask.shape), "entropy": 0.5 * mask}
+    return Rollout(tokens, one, length, mask, **grids, stop=torch.tensor(stop), group=0 * one, temperature=1.0)
+
+
 def test_judge_rollout_by_hand():
-    """Two answers to one problem: `7` and the end, and `4+3` cut by the budget."""
-    question, seven, end = TOKENIZER.id("make "), TOKENIZER.id("7"), TOKENIZER.eos
-    four, plus, three = (TOKENIZER.id(c) for c in "4+3")
-    rollout = Rollout(
-        tokens=torch.tensor([[question, seven, end, 0], [question, four, plus, three]]),
-        prompt_len=torch.tensor([1, 1]),
-        length=torch.tensor([3, 4]),
-        mask=torch.tensor([[False, True, True, False], [False, True, True, True]]),
-        logp=torch.zeros(2, 4),
-        entropy=torch.tensor([[0, 1.0, 0.5, 0], [0, 0.3, 0.6, 0.9]]),
-        stop=torch.tensor([EOS, BUDGET]),
-        group=torch.tensor([0, 0]),
-        temperature=1.0,
-    )
-    ((first, second),) = judge_rollout(rollout, TOKENIZER, PROBLEMS[:1], stub([]))
-    assert first == Answer("7", tokens=2, truncated=False, right=True, form=False, entropy=0.75)
+    """Two answers to one problem: `7` and the end, and `4+3` truncated by the budget."""
+    drawn = rollout("7<|endoftext|>", "4+3", stop=[EOS, BUDGET])
+    drawn.entropy[0, 1:3] = torch.tensor([1.0, 0.5])
+    ((first, second),) = judge_rollout(drawn, TOKENIZER, task(), PROBLEMS[:1])
+    assert first == Answer("7", tokens=2, truncated=False, right=True, format=False, entropy=0.75)
     assert (second.text, second.tokens, second.truncated, second.right) == ("4+3", 3, True, False)
-    assert second.entropy == pytest.approx(0.6)
+    assert second.entropy == pytest.approx(0.5)
+
+
+def test_any_of_several_stop_tokens_ends_an_answer_and_is_no_part_of_its_text():
+    """As of a tokenizer whose generation_config.json names two end tokens."""
+    drawn = rollout("7<|endoftext|>", "7+4 no\n", stop=[EOS, STOP])
+    ((first, second),) = judge_rollout(drawn, TOKENIZER, task(), PROBLEMS[:1])
+    assert (first.text, second.text) == ("7", "7+4") and second.tokens == 4 and not second.truncated
+
+
+def test_format_is_that_of_the_whole_text_and_empty_thinking_counts_only_if_forced():
+    texts = ["<think> yes\n</think><answer>7</answer>", "<think></think><answer>7</answer>"]
+    texts.append("</think><answer>7</answer>")
+    drawn = rollout(*(text + "<|endoftext|>" for text in texts), stop=[EOS] * 3)
+    ((a, b, c),) = judge_rollout(drawn, TOKENIZER, task(), PROBLEMS[:1])
+    assert (a.format, b.format, c.format) == (True, False, False) and [a.text, b.text, c.text] == texts
+    rest = rollout("7</answer><|endoftext|>", stop=[EOS])
+    (((forced,)),) = judge_rollout(rest, TOKENIZER, task(), PROBLEMS[:1], forced=NO_THINK)
+    assert forced.format and forced.right and forced.text == texts[1]
+
+
+# ---- summing up --------------------------------------------------------------------------------
 
 
 def said(answer: str, thinking: str = "hm", **changes) -> Answer:
     """A well-formed answer of five tokens."""
-    values = {"tokens": 5, "truncated": False, "right": False, "form": True, "entropy": 0.5} | changes
+    values = {"tokens": 5, "truncated": False, "right": False, "format": True, "entropy": 0.5} | changes
     return Answer(f"<think>{thinking}</think><answer>{answer}</answer>", **values)
 
 
 def test_summary_by_hand():
     """Four answers each to three problems: half of them right, none given, all right."""
-    cut = Answer("<think>hm", tokens=9, truncated=True, right=False, form=False, entropy=2.0)
+    cut = Answer("<think>hm", tokens=9, truncated=True, right=False, format=False, entropy=2.0)
     grid = [
-        [said("3+4", right=True), said(" 3 + 4", right=True, form=False), replace(said("4*3"), unjudged=True), cut],
+        [said("3+4", right=True), said(" 3 + 4", right=True, format=False), replace(said("4*3"), unjudged=True), cut],
         [cut, cut, cut, cut],
         [said("4-3", right=True, entropy=0.0) for _ in range(4)],
     ]
-    found = summary(PROBLEMS[:3], grid)
+    values = summary(PROBLEMS[:3], grid)
     mean, low, high = bootstrap([0.5, 0.0, 1.0])
     want = {
         "pass@1": mean,  # (1/2 + 0 + 1) / 3
@@ -133,14 +188,15 @@ def test_summary_by_hand():
         "pass@1_high": high,
         "pass@4": 2 / 3,
         "maj@4": 2 / 3,  # white space is no other answer
-        "form": 6 / 12,
+        "format": 6 / 12,
         "pass@1_formed": 5 / 6,
         "length": (7 * 5 + 5 * 9) / 12,
         "truncated": 5 / 12,
         "unjudged": 1 / 12,
         "entropy": (3 * 0.5 + 5 * 2.0) / 12,
     }
-    assert found == pytest.approx(want) and mean == pytest.approx(0.5) and low < mean < high
+    assert values == pytest.approx(want) and mean == pytest.approx(0.5) and low < mean < high
+    assert rights(grid).tolist() == [0.5, 0.0, 1.0]
     one = summary(PROBLEMS[:3], [row[:1] for row in grid])
     assert not any(name.startswith(("maj", "pass@")) for name in one if "pass@1" not in name)
     assert one["pass@1"] == pytest.approx(2 / 3)
@@ -149,25 +205,79 @@ def test_summary_by_hand():
 
 def test_majority_may_be_wrong_where_one_answer_is_right():
     grid = [[said("3+4", right=True), said("4*3"), said("4*3")]]
-    found = summary(PROBLEMS[:1], grid)
-    assert found["pass@1"] == pytest.approx(1 / 3) and found["pass@3"] == 1 and found["maj@3"] == 0
+    values = summary(PROBLEMS[:1], grid)
+    assert values["pass@1"] == pytest.approx(1 / 3) and values["pass@3"] == 1 and values["maj@3"] == 0
 
 
-def test_habits_by_hand():
+def test_the_task_says_which_answers_are_the_same():
+    """7 and 7.0 are one vote where the task reads numbers, and two where it does not."""
+    grid = [[said("7", right=True), said("7.0", right=True), said("8"), said("8"), said("7.00", right=True)]]
+    numbers = replace(task(), final=lambda problem, text: str(float(text.split("<answer>")[1].partition("<")[0])))
+    assert summary(PROBLEMS[:1], grid, numbers)["maj@5"] == 1.0 and summary(PROBLEMS[:1], grid)["maj@5"] == 0.0
+
+
+# ---- what a task offers ------------------------------------------------------------------------
+
+
+def test_behaviour_by_hand():
     """A search with one repeat, a false yes with a wrong sum, and three without a try."""
     problems = [Problem("make 24 from 11,3,3", "(11-3)*3")]
     search = "3*3=9,11+9=20:24 no\n3*3=9,9+11=20:24 no\n11-3=8,8*3=24:24 yes\n"
     others = [said("3+4", ""), said("1", "what now"), said("1", "24 yes")]
-    answers = [[said("(11-3)*3", search, right=True), said("1", "11-3=8,8*3=25:24 yes\n"), *others]]
-    found = habits(problems, answers, countdown.behaviour)
-    want = {"tries": 4 / 5, "said_yes": 2 / 5, "false_yes": 1 / 5, "arithmetic_error": 1 / 8, "repeats": 1 / 4}
-    assert found == pytest.approx(want)
-    whole = summary(problems, answers, countdown.behaviour)
-    assert {name: whole[name] for name in want} == pytest.approx(want)
-    nothing = habits(PROBLEMS[:1], [[said("1", "")]], countdown.behaviour)
+    grid = [[said("(11-3)*3", search, right=True), said("1", "11-3=8,8*3=25:24 yes\n"), *others]]
+    values = behaviour(COUNTDOWN, problems, grid)
+    want = {"tries": 4 / 5, "said_yes": 2 / 5, "false_yes": 1 / 5, "arithmetic_errors": 1 / 8, "repeats": 1 / 4}
+    assert {name: values[name] for name in want} == pytest.approx(want) and values["steps"] == pytest.approx(8 / 5)
+    whole = summary(problems, grid, COUNTDOWN)
+    assert {name: whole[name] for name in values} == pytest.approx(values)
+    nothing = behaviour(COUNTDOWN, PROBLEMS[:1], [[said("1", "")]])
     assert set(nothing.values()) == {0}
+    assert behaviour(task(), problems, grid) == {}
 
 
-def test_final_answer_has_no_white_space():
-    assert final_answer("<think>a</think><answer> 3 +\n4 </answer>") == "3+4"
-    assert final_answer("<think>a</think>3+4") is None
+def test_behaviour_averages_over_the_answers_that_have_a_count_and_divides_rates():
+    """As in a mixture of tasks: `words` of both problems, `doubts` of one; `doubts` per word."""
+
+    def counts(problem, text):
+        return {"words": len(text), **({"checks": 3.0, "doubts": 1.0} if problem is PROBLEMS[0] else {})}
+
+    grid = [[Answer("ab", 1, False, True, True)] * 2, [Answer("abcd", 1, False, True, True)] * 2]
+    values = behaviour(task(behaviour=counts, rates={"doubts": "words"}), PROBLEMS[:2], grid)
+    assert values == {"words": 3.0, "checks": 3.0, "doubts": 2 / 12}
+
+
+def test_baselines_by_hand():
+    """A chance by the length of a text, for the second problem of the first method alone."""
+
+    def chances(problem, text):
+        both = {"guess": len(text) / 10}
+        return both | ({"luck": 0.5} if problem is PROBLEMS[0] else {})
+
+    grid = [[Answer("ab", 1, False, True, True), Answer("abcd", 1, False, False, True)], 2 * [Answer("a", 1, 0, 1, 1)]]
+    values = baselines(task(baselines=chances), PROBLEMS[:2], grid)
+    assert [values[key] for key in ("guess", "guess_low", "guess_high")] == pytest.approx(bootstrap([0.3, 0.1]))
+    above = [values[f"over_guess{end}"] for end in ("", "_low", "_high")]
+    assert above == pytest.approx(paired_bootstrap([0.5, 1.0], [0.3, 0.1])) and above[0] == pytest.approx(0.55)
+    assert values["luck"] == values["luck_low"] == 0.5 and values["over_luck"] == 0.0  # the first problem alone
+    assert baselines(task(), PROBLEMS[:2], grid) == {}
+
+
+def test_a_search_gets_as_many_tries_as_the_answer_shows():
+    problem = COUNTDOWN.problems("test")[0]
+    two = said("1", "11-3=8:24 no\n11-3=8:24 no\n")
+    values = baselines(COUNTDOWN, [problem], [[two, said("1", "")]])
+    want = [COUNTDOWN.baselines(problem, a.text)["search"] for a in (two, said("1", ""))]
+    assert values["search"] == pytest.approx(sum(want) / 2) and want[0] > want[1] > 0
+    assert {"search_distinct", "over_search", "over_search_distinct_high"} <= values.keys()
+
+
+def test_by_difficulty_sums_up_each_group():
+    """Two groups; a problem without one is in none."""
+    groups = dict(zip(PROBLEMS, ("easy", "hard", "", "easy")))
+    right, wrong = (Answer("a", n, False, n == 3, True) for n in (3, 5))
+    grid = [[right, wrong], [wrong, wrong], [right, right], [right, right]]
+    values = by_difficulty(task(difficulty=groups.get), PROBLEMS[:4], grid)
+    assert values["pass@1_easy"] == 0.75 and values["pass@1_hard"] == 0.0 and values["length_hard"] == 5.0
+    assert values["pass@1_low_easy"] <= 0.75 <= values["pass@1_high_easy"]
+    assert not any(key.endswith("_") for key in values)
+    assert by_difficulty(task(), PROBLEMS[:4], grid) == {}

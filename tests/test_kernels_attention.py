@@ -61,7 +61,7 @@ def test_packs_and_masks(causal, window):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_window_without_end_is_none(causal):
-    """The largest number of 32 bits, to which a place is added."""
+    """The largest number of 32 bits, to which a position is added."""
     inputs = problem([3, 33], [3, 33], 1, 1, 16, 16)
     for a, b in zip(run(inputs, causal=causal, window=2**31 - 1), run(inputs, causal=causal)):
         assert all(torch.equal(x, y) for x, y in zip(a, b))
@@ -224,13 +224,13 @@ def test_tiles_by_shared_memory(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["mla", "gqa"])
 def test_the_model_over_the_kernels(monkeypatch, kind):
-    """Training, a prompt in chunks, and steps over the cache, one token and two at a time: as over the twins."""
+    """Training, a prompt in chunks, and steps over the cache, one token and two at a time: as in torch."""
     torch.manual_seed(0)
     config = ModelConfig(vocab=40, dim=32, layers=2, heads=2, kv_heads=1, attention=kind, kv_lora=16, nope=8, rope=8,
                          v_dim=8, ffn=32, experts=0)
     model = Transformer(config).to(DEVICE)
     tokens, lengths = torch.randint(0, 40, (3, 9), device=DEVICE), torch.tensor([4, 9, 1], device=DEVICE)
-    found = []
+    runs = []
     for impl in ("torch", "triton"):
         monkeypatch.setenv("MINIR1_KERNELS", impl)
         model.zero_grad()
@@ -243,8 +243,8 @@ def test_the_model_over_the_kernels(monkeypatch, kind):
             cache.trim()
             for new in (1, 2):
                 results.append(model.hidden(tokens[:, :new], cache=cache))
-        found.append(results)
-    for a, b in zip(*found):
+        runs.append(results)
+    for a, b in zip(*runs):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -255,7 +255,7 @@ def test_the_model_over_the_kernels(monkeypatch, kind):
 @pytest.mark.parametrize("dtype,tolerance", [(torch.bfloat16, 5e-3), (torch.float16, 1e-3), (torch.float32, FP32)])
 @pytest.mark.parametrize("H,K,d_qk,d_v", HEADS + [(2, 1, 256, 256)])
 def test_numerics_on_a_gpu(H, K, d_qk, d_v, dtype, tolerance):
-    """Several blocks of the real sizes; the reference through the twin in fp64."""
+    """Several blocks of the real sizes; compared with torch in fp64."""
     inputs = problem([0, 517, 130], [0, 517, 300], H, K, d_qk, d_v, dtype=dtype)
     q, k, v, *bounds = inputs
     for how in (dict(), dict(causal=False), dict(window=100), dict(softcap=5.0)):
@@ -309,6 +309,6 @@ def test_no_race():
     for _ in range(100):
         x = [t.detach().requires_grad_() for t in (q, k, v)]
         o, lse = attention(*x, *bounds, impl="triton")
-        found = o, lse, *torch.autograd.grad(o, x, o.detach())
-        first = first or found
-        assert all(torch.equal(a, b) for a, b in zip(found, first))
+        results = o, lse, *torch.autograd.grad(o, x, o.detach())
+        first = first or results
+        assert all(torch.equal(a, b) for a, b in zip(results, first))

@@ -33,19 +33,19 @@ def need_cuobjdump():
 def test_recorded(key):
     """Every kernel fits, uses tensor cores for 16-bit numbers and for no others, spills next to nothing, of 16-bit
     numbers nothing in its inner loops, and makes its addresses in 64 bits."""
-    found, (kernel, arch) = RECORDED[key], key.split("/")[-2:]
-    assert found["shared"] <= SHARED[int(arch.removeprefix("sm_"))]
+    figures, (kernel, arch) = RECORDED[key], key.split("/")[-2:]
+    assert figures["shared"] <= SHARED[int(arch.removeprefix("sm_"))]
     products = kernel in PRODUCTS and "bf16" in key
-    assert (found["hgmma"] + found["hmma"] > 0) == products
-    assert arch == "sm_90" or found["hgmma"] == 0
-    assert found["spills"] <= (96 if "bf16" in key else 192), "bytes a thread"
-    assert found["inner"] == 0 or "256/256/fp32" in key
-    assert found["narrow"] == 0
+    assert (figures["hgmma"] + figures["hmma"] > 0) == products
+    assert arch == "sm_90" or figures["hgmma"] == 0
+    assert figures["spills"] <= (96 if "bf16" in key else 192), "bytes a thread"
+    assert figures["inner"] == 0 or "256/256/fp32" in key
+    assert figures["narrow"] == 0
 
 
 def test_every_case_is_recorded_for_every_gpu():
     cases = [{key.removesuffix(f"/sm_{arch}") for key in RECORDED if key.endswith(f"/sm_{arch}")} for arch in SHARED]
-    assert cases[0] and all(found == cases[0] for found in cases)
+    assert cases[0] and all(figures == cases[0] for figures in cases)
     assert {"/".join(key.split("/")[:-1]) for key in cases[0]} == {name for name, *_ in kernel_resources.cases()}
     assert kernel_resources.SHARED == SHARED and set(kernel_resources.Config().archs) == set(SHARED)
 
@@ -64,23 +64,23 @@ def test_hopper_runs_warpgroups():
 def test_compiled_now(arch, cases, tmp_path):
     """As recorded: exactly with the version of Triton that made the record, with another up to SLACK."""
     need_cuobjdump()
-    save = tmp_path / "found.json"
+    save = tmp_path / "figures.json"
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    words = [sys.executable, "-W", "ignore", SCRIPT, "--archs", f"{arch}", "--save", save, "--cases", *cases]
-    done = subprocess.run(words, env=env, text=True, capture_output=True)
+    command = [sys.executable, "-W", "ignore", SCRIPT, "--archs", f"{arch}", "--save", save, "--cases", *cases]
+    done = subprocess.run(command, env=env, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(save.read_text())
-    recorded = {key: found for key, found in RECORDED.items() if key.startswith(cases) and key.endswith(f"sm_{arch}")}
+    recorded = {key: want for key, want in RECORDED.items() if key.startswith(cases) and key.endswith(f"sm_{arch}")}
     assert result["kernels"].keys() == recorded.keys()
-    for key, found in result["kernels"].items():
+    for key, figures in result["kernels"].items():
         want = recorded[key]
-        assert found == want or result["triton"] != RECORD["triton"], key
-        assert found["shared"] <= min(SHARED[arch], 1.25 * want["shared"]), key
-        assert abs(found["registers"] - want["registers"]) <= SLACK, key
-        assert [found[name] for name in ("spills", "inner", "narrow")] == [
+        assert figures == want or result["triton"] != RECORD["triton"], key
+        assert figures["shared"] <= min(SHARED[arch], 1.25 * want["shared"]), key
+        assert abs(figures["registers"] - want["registers"]) <= SLACK, key
+        assert [figures[name] for name in ("spills", "inner", "narrow")] == [
             want[name] for name in ("spills", "inner", "narrow")], key
         for name in ("hgmma", "hmma"):
-            assert (found[name] > 0) == (want[name] > 0), key
+            assert (figures[name] > 0) == (want[name] > 0), key
 
 
 TTIR = """
@@ -104,12 +104,12 @@ BEYOND = [
 
 
 @pytest.mark.parametrize("line", BEYOND)
-def test_a_product_in_32_bits_is_seen(line):
+def test_a_product_in_32_bits_is_counted(line):
     assert kernel_resources.narrow(TTIR) == 0
     assert kernel_resources.narrow(f"{TTIR}    {line}\n") == 1
 
 
-def test_spills_in_inner_loops_are_seen():
+def test_spills_in_inner_loops_are_counted():
     """Two loops in a third: of the fetches one lies before all, one in the outer only, and two in the inner ones."""
     code = ["STL [R1], R2", "MOV R3, R4", "LDL R2, [R1]", "HMMA", "LDL.LU R5, [R1]", "@P0 BRA 0x1030",
             "STL.64 [R1], R6", "@!P1 BRA.U 0x1060", "@P2 BRA 0x1010", "BRA 0x1090"]
@@ -120,7 +120,7 @@ def test_spills_in_inner_loops_are_seen():
 def test_some_cases_are_saved_beside_the_others(tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(kernel_resources, "measure", lambda config: {"b": {"spills": 0}})
-    save = tmp_path / "found.json"
+    save = tmp_path / "figures.json"
     version = kernel_resources.importlib.metadata.version("triton")
     save.write_text(json.dumps({"triton": version, "kernels": {"a": {"spills": 8}, "b": {"spills": 8}}}))
     kernel_resources.main(kernel_resources.Config(cases=("b",), save=save))

@@ -37,7 +37,7 @@ for job in jobs:
         f.write(built.asm["cubin"]), f.flush()
         run = lambda flag: subprocess.check_output([tool, flag, f.name], text=True)
         usage, sass = run("-res-usage"), run("-sass")
-    found = {
+    figures = {
         "registers": int(re.search(r"REG:(\\d+)", usage)[1]),
         "spilled": int(re.search(r"STACK:(\\d+)", usage)[1]) + int(re.search(r"LOCAL:(\\d+)", usage)[1]),
         "shared": built.metadata.shared,
@@ -45,7 +45,7 @@ for job in jobs:
         "hmma": len(re.findall(r"\\bHMMA", sass)),
         "narrow": len(re.findall(r"tt.addptr .*, tensor<[0-9x]*xi32>", built.asm["ttir"])),
     }
-    print("FOUND", json.dumps(found))
+    print("FIGURES", json.dumps(figures))
 """
 
 
@@ -60,9 +60,9 @@ def compiled(jobs: list[dict]) -> list[dict]:
         cwd=ROOT, text=True, capture_output=True,
     )
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    assert len(found) == len(jobs)
-    return found
+    figures = [json.loads(line[8:]) for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
+    assert len(figures) == len(jobs)
+    return figures
 
 
 # ---------------------------------------------------------------- log-probs
@@ -104,18 +104,18 @@ def logprob_jobs() -> list[dict]:
         types |= dict.fromkeys(("h_ptr", "w_ptr", "dx_ptr"), f"*{dtype}")
         aligned = list(PRODUCT) if product else ["x_ptr", "stride_x"]
         aligned += ["dx_ptr", "stride_dx"] if kernel in ("dx_kernel", "unfold_kernel") else []
-        place = dict(module="minir1.kernels.logprob_jit", kernel=kernel, arch=arch)
-        jobs.append(place | dict(const=const, types=types, aligned=aligned, options=options))
+        case = dict(module="minir1.kernels.logprob_jit", kernel=kernel, arch=arch)
+        jobs.append(case | dict(const=const, types=types, aligned=aligned, options=options))
     return jobs
 
 
 def test_logprob():
-    for (kernel, dtype, arch, registers, spilled, shared), found in zip(LOGPROB, compiled(logprob_jobs())):
-        where = kernel, dtype, arch, found
-        assert abs(found["registers"] - registers) <= SLACK and found["spilled"] == spilled, where
-        assert found["shared"] <= min(shared, SHARED[arch]), where
-        assert found["narrow"] == 0, where  # offsets into [N, D], [V, D] and [N, V] of 64 bits
-        tensor_cores = found["hgmma" if arch == 90 else "hmma"]
+    for (kernel, dtype, arch, registers, spilled, shared), figures in zip(LOGPROB, compiled(logprob_jobs())):
+        where = kernel, dtype, arch, figures
+        assert abs(figures["registers"] - registers) <= SLACK and figures["spilled"] == spilled, where
+        assert figures["shared"] <= min(shared, SHARED[arch]), where
+        assert figures["narrow"] == 0, where  # offsets into [N, D], [V, D] and [N, V] of 64 bits
+        tensor_cores = figures["hgmma" if arch == 90 else "hmma"]
         assert (tensor_cores > 0) == (dtype == "bf16" and "fold" not in kernel), where  # fp32 is not rounded to tf32
 
 
@@ -141,14 +141,14 @@ def kl_jobs() -> list[dict]:
         types = dict.fromkeys([*x, "state_ptr", "stat_ptr", "kl_ptr", "g_ptr"], "*fp32")
         types |= {"inv_temperature": "fp32", "dx_ptr": "*bf16"}
         aligned = [*x, "stride_x", *(["dx_ptr", "stride_dx"] if kind else [])]
-        place = dict(module="minir1.kernels.kl_jit", kernel=kernel, arch=arch, options={"num_warps": fold["num_warps"]})
-        jobs.append(place | dict(const=const, types=types, aligned=aligned))
+        case = dict(module="minir1.kernels.kl_jit", kernel=kernel, arch=arch, options={"num_warps": fold["num_warps"]})
+        jobs.append(case | dict(const=const, types=types, aligned=aligned))
     return jobs
 
 
 def test_kl():
-    for (kernel, kind, arch, registers), found in zip(KL, compiled(kl_jobs())):
-        where = kernel, kind, arch, found
-        assert found["registers"] <= registers and found["spilled"] == 0 and found["shared"] <= 1024, where
-        assert found["narrow"] == 0, where  # offsets into the tile, dx [N, V] and the numbers of a token of 64 bits
-        assert found["hgmma"] + found["hmma"] == 0, where  # the products are torch's
+    for (kernel, kind, arch, registers), figures in zip(KL, compiled(kl_jobs())):
+        where = kernel, kind, arch, figures
+        assert figures["registers"] <= registers and figures["spilled"] == 0 and figures["shared"] <= 1024, where
+        assert figures["narrow"] == 0, where  # offsets into the tile, dx [N, V] and the numbers of a token of 64 bits
+        assert figures["hgmma"] + figures["hmma"] == 0, where  # the products are torch's

@@ -92,8 +92,8 @@ def test_reads_and_writes_only_its_own(monkeypatch):
     """Laid out as in minir1.model.cache, among infinities; the part of a split that no row reaches stays unwritten."""
     monkeypatch.setattr(kernel, "torch", guarded := Guarded())
     q, k, v, past = problem([5, 129], 131, 2, 4, 2, 24, 20)
-    held = q.new_full((2, 2, 2, 133, 28), float("inf"))  # [B, K, 2, M, d]
-    k_in, v_in = held[:, :, 0, 1:-1, 2:26].transpose(1, 2), held[:, :, 1, 1:-1, 2:22].transpose(1, 2)
+    storage = q.new_full((2, 2, 2, 133, 28), float("inf"))  # [B, K, 2, M, d]
+    k_in, v_in = storage[:, :, 0, 1:-1, 2:26].transpose(1, 2), storage[:, :, 1, 1:-1, 2:22].transpose(1, 2)
     k_in.copy_(k), v_in.copy_(v)
     check((q, k_in, v_in, past))
     part, lse, o = guarded.all

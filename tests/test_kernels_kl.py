@@ -41,7 +41,7 @@ def check(inputs, g, atol=1e-5, chunk_bytes=None, **kw):
 @pytest.mark.parametrize("N, V, temperature", [(0, 63, 1), (1, 1, 1), (31, 64, 0.7), (33, 65, 1.6), (129, 100, 1)])
 @each_kind
 def test_ragged_shapes(N, V, temperature, kind):
-    """Up to two tiles of tokens and of words in the interpreter, the last never full; widths are 24 and 40."""
+    """Up to two tiles of tokens and of the vocabulary in the interpreter, the last never full; widths are 24 and 40."""
     check(put(*problem(N, V, dtype=torch.float32)), upstream(N), temperature=temperature, kind=kind)
 
 
@@ -61,7 +61,7 @@ def test_many_chunks_in_the_backward(kind):
 
 
 def test_by_hand():
-    """Two words: p_s = (3/4, 1/4), p_t = (1/2, 1/2)."""
+    """Two vocabulary entries: p_s = (3/4, 1/4), p_t = (1/2, 1/2)."""
     inputs = put(torch.ones(1, 1), torch.tensor([[math.log(3)], [0.0]]), torch.ones(1, 1), torch.zeros(2, 1))
     to_m = lambda p: p * math.log(p / (5 / 8)) + (1 - p) * math.log((1 - p) / (3 / 8))
     want = dict(forward=math.log(4 / 3) / 2, reverse=0.75 * math.log(3) - math.log(2), js=(to_m(0.75) + to_m(0.5)) / 2)
@@ -96,7 +96,7 @@ def test_large_logits_keep_their_digits(kind):
     numbers, which the products give exactly."""
     up = 29_000 + torch.arange(150.0).floor_divide(7)[:, None] * 40
     w_s, w_t = up + torch.arange(150.0)[:, None] % 3, up.flip(0) - 60_000 + torch.arange(150.0)[:, None] % 2
-    w_t[-7:] = 30_000 + torch.arange(7.0)[:, None]  # the teacher's last words are those of the student
+    w_t[-7:] = 30_000 + torch.arange(7.0)[:, None]  # the teacher's last entries are those of the student
     inputs = put(torch.ones(1, 1), w_s, torch.ones(1, 1), w_t)
     exact = reference(*(x.double() for x in inputs), kind=kind)
     torch.testing.assert_close(triton(*inputs, kind=kind).double(), exact, rtol=2e-7, atol=1e-6)
@@ -194,7 +194,7 @@ def test_gpu_16_bit_gradients_are_as_good_as_torch_has_them(dtype, kind):
 @pytest.mark.gpu
 @each_kind
 def test_gpu_many_tokens_and_a_large_dx(kind):
-    """More rows than a grid axis has (65535 blocks would do): 300,000 tokens, 9,000 words, dx of 2.7e9 elements."""
+    """More rows than a grid axis has (65535 blocks would do): 300,000 tokens, 9,000 entries, dx of 2.7e9 elements."""
     inputs, g = put(*problem(300_000, 9000, D=(16, 16), dtype=torch.bfloat16)), upstream(300_000)
     kl, dh, dw = gradients(lambda *x: triton(*x, kind=kind, chunk_bytes=6 << 30), inputs, g)
     tail = slice(-500, None)

@@ -116,7 +116,7 @@ def test_large_logits_keep_their_digits(engine):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fused_is_batch_invariant_to_the_bit(dtype):
     """A row alone, a slice and a shuffle. The interpreter multiplies with numpy, whose rounding depends on
-    the place of a row in a tile: there the inputs are such that products and their sums are exact."""
+    the position of a row in a tile: there the inputs are such that products and their sums are exact."""
     h, w, target = put(*problem(70, D=40, V=300, dtype=dtype))
     if kernel.INTERPRET:
         h, w = (h * 4).round() / 4, (w * 8).round() / 8

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minir1.memory import activation_bytes, peak, step_memory, table_rows
+from minir1.memory import activation_bytes, peak, show, step_memory, table_rows
 from minir1.model.config import ModelConfig, dense
 from minir1.model.heads import ScalarModel, ValueHead
 from minir1.model.lora import add_adapters
@@ -95,9 +95,11 @@ def test_adapters_train_little():
     assert parts["weights"] == full["weights"] + 4 * adapters and parts["reference"] == parts["critic"] == 0
 
 
-def test_the_peak_is_that_of_the_larger_phase():
+def test_the_peak_is_that_of_the_larger_phase(capsys):
     parts = dict.fromkeys(step_memory(on_meta(CONFIGS["gqa"]), microbatch=1), 0)
     parts |= {"weights": 2**30, "moments": 2**31, "cache": 2**30, "gradients": 2**29, "activations": 2**28}
     assert peak(parts) == 2**30 + 2**31 + 2**30
-    assert table_rows(parts, 7.5)[-2:] == [["peak", "4.000"], ["free", "7.500"]]
+    assert table_rows(parts, 7.5)[-2:] == [["peak", "4.000"], ["free now", "7.500"]]
+    show(parts, torch.device("cpu"))
+    assert "predicted memory" in (out := capsys.readouterr().out) and "4.000" in out
     assert table_rows(parts, None)[0] == ["weights", "1.000"] and len(table_rows(parts, None)) == 6

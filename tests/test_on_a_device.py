@@ -9,7 +9,7 @@ import standin
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minir1 import sample
+from minir1 import device, sample
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.heads import ScalarModel, ValueHead
@@ -99,6 +99,31 @@ def test_training(name, recompute):
     model, there = pair(name)
     a, b = (collect(m, PROMPTS, record_routes=model.config.experts > 0, **SAMPLING) for m in (model, there))
     equal(train(model, a), train(there, b))
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fails where an operator returns numbers in fp64."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        assert not isinstance(result, torch.Tensor) or result.dtype != torch.float64, op
+        return result
+
+
+def test_devices_without_fp64_sample_and_train(monkeypatch):
+    """Angles and the noise of sampling are in fp32 there: the distribution is that of logprob as before."""
+    monkeypatch.setattr(device, "WITHOUT_FLOAT64", ("cpu",))
+    rows = torch.arange(20_000)
+    noise = sample.uniform(3, rows, rows)
+    assert noise.dtype == torch.float32 and 0 <= noise.min() and noise.max() < 1
+    assert abs(noise.mean() - 0.5) < 0.01 and abs(noise.var() - 1 / 12) < 0.002
+    model, _ = pair("moe")
+    with NoFloat64():
+        rollout = collect(model, PROMPTS, **SAMPLING | {"temperature": 1.0})
+        speculate(model, PROMPTS, **SAMPLING)
+        logp = model.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask)
+        logp.sum().backward()
+    torch.testing.assert_close(logp.detach(), rollout.logp, atol=1e-5, rtol=0)
 
 
 def test_adapters_and_heads():

@@ -1,4 +1,4 @@
-"""linear_logprob against the plain fp64 formula, differentiated by autograd."""
+"""linear_logprob against its reference implementation in fp64, differentiated by autograd."""
 import math
 import subprocess
 import sys
@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minir1.ops import linear_logprob, tiles
-from minir1.ops.logprob import CHUNK_BYTES
+from minir1.ops import linear_logprob
+from minir1.ops import reference as definition
+from minir1.ops.chunks import token_chunks
 
 IGNORE = -100
 SETTINGS = [
@@ -20,15 +21,10 @@ SETTINGS = [
 ]
 
 
-def reference(h, w, target, temperature=1.0, softcap=None, logit_scale=1.0):
-    """In the dtype given, by the book, with [N, V] in full."""
-    z = logit_scale * (h @ w.T)
-    if softcap is not None:
-        z = softcap * torch.tanh(z / softcap)
-    lp = torch.log_softmax(z / temperature, -1)
-    kept = target != IGNORE
-    logp = lp.gather(1, target.clamp(min=0)[:, None])[:, 0]
-    return torch.where(kept, logp, 0.0), torch.where(kept, -(lp.exp() * lp).sum(-1), 0.0)
+def reference(h, w, target, **kw):
+    """The definition, and 0 where the target is ignored."""
+    counted = target != IGNORE
+    return tuple(torch.where(counted, x, 0.0) for x in definition.linear_logprob(h, w, target.clamp(min=0), **kw))
 
 
 def problem(N, D=24, V=67, dtype=torch.float64, size=3.0, ignored=0.2, seed=0):
@@ -46,7 +42,7 @@ def gradients(f, h, w, g, g_H):
     return (logp.detach(), ent.detach(), *torch.autograd.grad((logp * g).sum() + (ent * g_H).sum(), (h, w)))
 
 
-@pytest.mark.parametrize("chunk_bytes", [CHUNK_BYTES, 10 * 67 * 8, 1])  # all kept, ten rows a chunk, one row
+@pytest.mark.parametrize("chunk_bytes", [None, 10 * 67 * 8, 1])  # one chunk of all rows, ten rows a chunk, one row
 @pytest.mark.parametrize("kw", SETTINGS)
 @pytest.mark.parametrize("N", [0, 1, 31, 33, 129])
 def test_values_and_gradients_of_both_outputs(N, kw, chunk_bytes):
@@ -59,7 +55,7 @@ def test_values_and_gradients_of_both_outputs(N, kw, chunk_bytes):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("chunk_bytes", [CHUNK_BYTES, 1])
+@pytest.mark.parametrize("chunk_bytes", [None, 1])
 def test_gradcheck(chunk_bytes):
     h, w, target = problem(4, D=3, V=5)
     kw = dict(temperature=1.3, softcap=2.0, entropy=True, chunk_bytes=chunk_bytes)
@@ -67,12 +63,14 @@ def test_gradcheck(chunk_bytes):
     assert torch.autograd.gradcheck(f, (h.requires_grad_(), w.requires_grad_()))
 
 
-def test_by_hand():
-    """D = 1: z = softcap(scale · h w) / temperature, in that order; two tokens."""
+@pytest.mark.parametrize("of", [linear_logprob, definition.linear_logprob])
+def test_by_hand(of):
+    """D = 1: z = softcap(scale · h w) / temperature, in that order; two vocabulary entries."""
     h, w, target = torch.tensor([[1.0]]), torch.tensor([[2.0], [-1.0]]), torch.tensor([0])
     z = [3 * math.tanh(0.5 * x / 3) / 0.25 for x in (2.0, -1.0)]
     p = 1 / (1 + math.exp(z[1] - z[0]))
-    logp, ent = linear_logprob(h, w, target, temperature=0.25, softcap=3.0, logit_scale=0.5, entropy=True)
+    how = dict(entropy=True) if of is linear_logprob else {}
+    logp, ent = of(h, w, target, temperature=0.25, softcap=3.0, logit_scale=0.5, **how)
     assert logp.item() == pytest.approx(math.log(p), rel=1e-5)
     assert ent.item() == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), rel=1e-5)
 
@@ -151,15 +149,15 @@ def test_ignored_rows_do_not_leak():
         assert x.isfinite().all()
 
 
-@pytest.mark.parametrize("chunk_bytes", [CHUNK_BYTES, 10 * 67 * 8])
+@pytest.mark.parametrize("chunk_bytes", [None, 10 * 67 * 8])
 def test_strides(chunk_bytes):
     """Columns of something wider, a transposed matrix, and the stride-0 gradient of a sum."""
     h, w, target = problem(33)
-    wide = torch.randn(33, 50, dtype=torch.float64)
-    wide[:, 3:51:2] = h
+    wider = torch.randn(33, 50, dtype=torch.float64)
+    wider[:, 3:51:2] = h
     ones = torch.ones(33, dtype=torch.float64)
     want = gradients(lambda h, w: reference(h, w, target), h, w, ones, ones)
-    h_, w_ = wide[:, 3:51:2].requires_grad_(), w.T.contiguous().T.requires_grad_()
+    h_, w_ = wider[:, 3:51:2].requires_grad_(), w.T.contiguous().T.requires_grad_()
     assert not h_.is_contiguous() and not w_.is_contiguous()
     logp, ent = linear_logprob(h_, w_, target, entropy=True, chunk_bytes=chunk_bytes)
     grads = torch.autograd.grad((logp.sum(), ent.sum()), (h_, w_))
@@ -167,7 +165,7 @@ def test_strides(chunk_bytes):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("chunk_bytes", [CHUNK_BYTES, 10 * 67 * 8])
+@pytest.mark.parametrize("chunk_bytes", [None, 10 * 67 * 8])
 @pytest.mark.parametrize("used", ["logp", "entropy"])
 @pytest.mark.parametrize("frozen", ["h", "w"])
 def test_one_output_and_one_input(used, frozen, chunk_bytes):
@@ -180,47 +178,43 @@ def test_one_output_and_one_input(used, frozen, chunk_bytes):
     torch.testing.assert_close(have, want)
 
 
-def test_graph_may_be_walked_twice():
+@pytest.mark.parametrize("chunk_bytes", [None, 10 * 67 * 8])
+def test_graph_may_be_walked_twice(chunk_bytes):
+    """With the same bits, and without writing to the gradients of the first time."""
     h, w, target = problem(33)
-    logp, _ = linear_logprob(h.requires_grad_(), w, target)
-    first = torch.autograd.grad(logp.sum(), h, retain_graph=True)
-    assert torch.equal(first[0], torch.autograd.grad(logp.sum(), h)[0])
-
-
-@pytest.mark.parametrize("chunk_bytes", [1 << 20, 1])
-def test_what_waits_in_the_gradient_is_made_again_on_a_second_walk(chunk_bytes):
-    """Of 1,100 words in three pieces the first tile of each waits where dw will be, which the first walk gives away."""
-    h, w, target = problem(40, 64, 1100, dtype=torch.float32)
     h.requires_grad_(), w.requires_grad_()
     loss = sum(x.square().sum() for x in linear_logprob(h, w, target, entropy=True, chunk_bytes=chunk_bytes))
-    want = torch.autograd.grad(sum(x.square().sum() for x in reference(h, w, target)), (h, w))
     (of_h,) = torch.autograd.grad(loss, h, retain_graph=True)
     first = torch.autograd.grad(loss, (h, w), retain_graph=True)
-    saved = [x.clone() for x in first]
+    copies = [x.clone() for x in first]
     second = torch.autograd.grad(loss, (h, w))
-    assert torch.equal(of_h, saved[0]) and all(torch.equal(a, b) for a, b in zip(first, saved))  # not written again
-    for have in (first, second):
-        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
+    assert torch.equal(of_h, copies[0])
+    assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(copies, first, second))
 
 
 @pytest.mark.parametrize("entropy", [True, False])
-def test_any_budget_gives_the_same_gradients(monkeypatch, entropy):
-    """Tiles of 16 by 16 at most, the last ones smaller: what is kept ends anywhere."""
-    monkeypatch.setitem(tiles.TILE, "cpu", (16, 16))
+def test_any_chunk_gives_the_same_gradients(entropy):
     h, w, target = problem(39, 24, 71)
     h.requires_grad_(), w.requires_grad_()
     f = lambda **kw: sum(x.square().sum() for x in linear_logprob(h, w, target, entropy=entropy, **kw) if x is not None)
-    want = torch.autograd.grad(f(chunk_bytes=1), (h, w))
-    for budget in range(500, 39 * 71 * 8 + 1500, 333):
-        torch.testing.assert_close(torch.autograd.grad(f(chunk_bytes=budget), (h, w)), want)
+    want = torch.autograd.grad(f(), (h, w))
+    for rows in range(1, 41):
+        torch.testing.assert_close(torch.autograd.grad(f(chunk_bytes=rows * 71 * 8), (h, w)), want)
 
 
-def test_there_is_no_second_derivative(monkeypatch):
-    for V in (67, 1100):  # whole rows, and tiles
-        h, w, target = problem(5, 24, V)
-        logp, _ = linear_logprob(h.requires_grad_(), w, target)
-        with pytest.raises(RuntimeError, match="create_graph=True: .* no second derivative"):
-            torch.autograd.grad(logp.sum(), h, create_graph=True)
+def test_repeated_calls_give_the_same_bits():
+    h, w, target = problem(300, 32, 500, dtype=torch.float32)
+    ones, f = torch.ones(300), lambda h, w: linear_logprob(h, w, target, entropy=True, chunk_bytes=64 * 500 * 4)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(f, h, w, ones, ones), gradients(f, h, w, ones, ones)))
+
+
+@pytest.mark.parametrize("grad_of_sum", [True, False])
+def test_there_is_no_second_derivative(grad_of_sum):
+    """Refused at once, also where the gradient from above is a constant."""
+    h, w, target = problem(5)
+    logp, _ = linear_logprob(h.requires_grad_(), w, target)
+    with pytest.raises(RuntimeError, match="create_graph=True: .* no second derivative"):
+        torch.autograd.grad(logp.sum() if grad_of_sum else logp.square().sum(), h, create_graph=True)
 
 
 class Largest(TorchDispatchMode):
@@ -238,32 +232,23 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_never_holds_N_by_V(softcap):
-    """Beside the tiles, what the budget allows is kept, and nothing with a softcap."""
-    N, D, V, budget = 4096, 4, 700, 5 << 20
+    """Logits of one chunk at a time, of which the last is kept, but not with a softcap."""
+    N, D, V, rows = 4096, 4, 700, 500
     h, w, target = problem(N, D, V, dtype=torch.float32, ignored=0)
     h.requires_grad_(), w.requires_grad_()
     with Largest() as largest:
-        logp, ent = linear_logprob(h, w, target, softcap=softcap, entropy=True, chunk_bytes=budget)
-        kept = sum(x.nbytes for x in logp.grad_fn.saved_tensors if x is not None and x.shape[1:] == (350,))
+        logp, ent = linear_logprob(h, w, target, softcap=softcap, entropy=True, chunk_bytes=rows * V * 4)
+        kept = sum(x.nbytes for x in logp.grad_fn.saved_tensors if x is not None and x.shape[1:] == (V,))
         (logp + ent).sum().backward()
-    tile = 512 * 512 * 4
-    assert largest.bytes <= 3 * tile < N * V * 4 / 3
-    assert kept <= budget and (kept > budget - tile) == (softcap is None) and bool(kept) == (softcap is None)
+    assert largest.bytes <= rows * V * 4 < N * V * 4 / 8
+    assert kept == (N % rows * V * 4 if softcap is None else 0)
 
 
-@pytest.mark.parametrize("entropy", [False, True])
-def test_small_vocabularies_keep_what_the_budget_allows(entropy):
-    """Rows of 60 words: log-probs, and with the entropy probabilities too, of as many whole tiles as fit."""
-    h, w, target = problem(3 * 4369, 4, 60, dtype=torch.float32, ignored=0)  # tiles of 512 · 512 // 60 = 4,369 rows
-    h.requires_grad_(), w.requires_grad_()
-    tile = 4369 * 60 * 4 * (1 + entropy)
-    grads = []
-    for budget, whole in ((1, 0), (tile - 1, 0), (tile, 1), (3 * tile - 1, 2), (3 * tile, 3)):
-        logp, ent = linear_logprob(h, w, target, entropy=entropy, chunk_bytes=budget)
-        assert logp.grad_fn.saved_tensors[-1].nbytes == whole * tile
-        grads.append(torch.autograd.grad((logp.square() + (ent if entropy else 0)).sum(), (h, w)))
-    for again in grads[1:]:
-        torch.testing.assert_close(again, grads[0], rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("V, rows", [(32768, 256), (65536, 256), (16384, 512)])
+def test_without_a_budget_a_chunk_has_32_mib_or_256_tokens(V, rows):
+    chunks = token_chunks(1000, V, torch.float32, None)
+    assert chunks[0] == slice(0, rows) and chunks[-1].stop == 1000
+    assert token_chunks(0, V, torch.float32, None) == [slice(0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -300,18 +285,18 @@ def test_errors_name_the_value(change, message):
 # ---------------------------------------------------------------- choosing
 
 
-def test_auto_on_the_cpu_is_the_twin(monkeypatch):
+def test_auto_on_the_cpu_is_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "minir1.kernels.logprob", None)  # importing it would raise
     linear_logprob(*problem(3, dtype=torch.float32))
 
 
 def test_triton_by_name_or_an_error(monkeypatch):
     h, w, target = problem(3, dtype=torch.float32)
-    monkeypatch.setattr("minir1.ops.choose.kernels_missing", lambda: "the package triton is not installed")
+    monkeypatch.setattr("minir1.ops.dispatch.kernels_missing", lambda: "the package triton is not installed")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match="impl='triton': the package triton is not installed"):
         linear_logprob(h, w, target, impl="triton")
-    monkeypatch.setattr("minir1.ops.choose.kernels_missing", lambda: None)
+    monkeypatch.setattr("minir1.ops.dispatch.kernels_missing", lambda: None)
     with pytest.raises(ValueError, match="torch.float64"):
         linear_logprob(h.double(), w.double(), target, impl="triton")
     monkeypatch.delenv("TRITON_INTERPRET")
@@ -338,8 +323,8 @@ def test_import_is_light():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chunk_bytes", [CHUNK_BYTES, 100 * 1000 * 4])
-def test_twin_on_cuda(dtype, chunk_bytes):
+@pytest.mark.parametrize("chunk_bytes", [None, 100 * 1000 * 4])
+def test_torch_on_cuda(dtype, chunk_bytes):
     h, w, target = problem(333, D=64, V=1000, dtype=dtype)
     h, w, target = h.cuda(), w.cuda(), target.cuda()
     g, g_H = torch.randn(2, 333, device="cuda")

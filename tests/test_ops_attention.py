@@ -1,4 +1,5 @@
-"""ops.attention and ops.decode: the twins against a softmax written out, and what is refused."""
+"""ops.attention and ops.decode: torch and the reference implementations against a softmax over one query at a time, and
+bad arguments."""
 import math
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from minir1.ops import attention, decode_attention, decode_latent
+from minir1.ops import reference as definition
 
 CASES = [  # causal, window, softcap
     (True, None, None),
@@ -32,8 +34,8 @@ def tensors(queries, keys, H, K, d_qk, d_v, dtype=torch.float64, size=1.0, seed=
 
 def sees(i, n, m, causal, window):
     """The keys that query i of n sees among m."""
-    place = i + m - n
-    return [j for j in range(m) if (j <= place or not causal) and (window is None or abs(j - place) < window)]
+    own = i + m - n
+    return [j for j in range(m) if (j <= own or not causal) and (window is None or abs(j - own) < window)]
 
 
 def reference(q, k, v, cu_q, cu_k, scale, causal=True, window=None, softcap=None):
@@ -44,11 +46,11 @@ def reference(q, k, v, cu_q, cu_k, scale, causal=True, window=None, softcap=None
     o, lse = [], []
     for (a, b), (c, d) in zip(*(list(zip(cu.tolist(), cu.tolist()[1:])) for cu in (cu_q, cu_k))):
         for i in range(b - a):
-            seen = [c + j for j in sees(i, b - a, d - c, causal, window)]
-            z = (k[seen] * q[a + i]).sum(-1) * scale
+            keys = [c + j for j in sees(i, b - a, d - c, causal, window)]
+            z = (k[keys] * q[a + i]).sum(-1) * scale
             z = z if softcap is None else softcap * torch.tanh(z / softcap)
-            o.append((z.softmax(0).unsqueeze(-1) * v[seen]).sum(0))
-            lse.append(z.logsumexp(0) if seen else torch.full((q.shape[1],), -math.inf, dtype=z.dtype, device=z.device))
+            o.append((z.softmax(0).unsqueeze(-1) * v[keys]).sum(0))
+            lse.append(z.logsumexp(0) if keys else torch.full((q.shape[1],), -math.inf, dtype=z.dtype, device=z.device))
     if not o:
         return v.new_zeros(0, q.shape[1], v.shape[2]), v.new_zeros(q.shape[1], 0)
     return torch.stack(o), torch.stack(lse, 1)
@@ -83,15 +85,24 @@ def close(have, want, tolerance):
 
 @pytest.mark.parametrize("d_qk,d_v", SIZES)
 @pytest.mark.parametrize("causal,window,softcap", CASES)
-def test_twin(causal, window, softcap, d_qk, d_v):
+def test_in_torch(causal, window, softcap, d_qk, d_v):
     """Sequences of 0 and 1, more keys than queries and fewer, no key at all."""
     inputs = tensors([0, 1, 6, 3, 5, 2, 0], [2, 1, 6, 7, 3, 0, 0], 4, 2, d_qk, d_v)
     check(inputs, 1e-12, causal=causal, window=window, softcap=softcap)
 
 
+@pytest.mark.parametrize("causal,window,softcap", CASES)
+@pytest.mark.parametrize("n,m", [(1, 1), (6, 6), (3, 7), (5, 3)])
+def test_definition(n, m, causal, window, softcap):
+    q, k, v, cu_q, cu_k, *_ = tensors([n], [m], 4, 2, 12, 8)
+    have = definition.attention(q, k, v, definition.visible(n, m, causal, window), 0.4, softcap)
+    for x, y in zip(have, reference(q, k, v, cu_q, cu_k, 0.4, causal, window, softcap)):
+        torch.testing.assert_close(x, y)
+
+
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_twin_in_other_dtypes(dtype, tolerance, softcap):
+def test_other_dtypes(dtype, tolerance, softcap):
     check(tensors([1, 6, 0, 5], [4, 6, 1, 3], 6, 2, 8, 8, dtype), tolerance, softcap=softcap)
 
 
@@ -115,7 +126,7 @@ def need_kernels():
 
 
 def test_queries_that_see_no_key():
-    """Three queries, one key: the first two stand before it. Nothing of them reaches the gradients."""
+    """Three queries, one key: the first two come before it, and reach no gradient."""
     q, k, v, *bounds = tensors([3], [1], 2, 1, 8, 8)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     o, lse = attention(q, k, v, *bounds)
@@ -156,9 +167,10 @@ def test_decode_equals_attention(H, K, d_qk, d_v, new, window, softcap):
     q, k, v = q.view(3, new, H, d_qk), k.view(3, slots, K, d_qk), v.view(3, slots, K, d_v)
     how = dict(scale=0.4, window=window, softcap=softcap)
     have = decode_attention(q, k, v, torch.tensor(past), **how)
+    torch.testing.assert_close(have, definition.decode_attention(q, k, v, torch.tensor(past), **how))
     for b, n in enumerate(past):
-        held = n + new
-        want, _ = reference(q[b], k[b, :held], v[b, :held], cumulative([new]), cumulative([held]), **how)
+        length = n + new
+        want, _ = reference(q[b], k[b, :length], v[b, :length], cumulative([new]), cumulative([length]), **how)
         torch.testing.assert_close(have[b], want, rtol=1e-5, atol=1e-6)  # the bias is fp32, and so is 0 and -inf
 
 
@@ -170,9 +182,10 @@ def test_a_latent_is_key_and_value():
     k = latent.unsqueeze(2)
     want = decode_attention(torch.cat((q_lat, q_rope), -1), k, k[..., :16].contiguous(), past, 0.3)
     torch.testing.assert_close(have, want)
+    torch.testing.assert_close(have, definition.decode_latent(q_lat, q_rope, latent, past, 0.3))
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- bad arguments
 
 
 def good():
@@ -253,11 +266,11 @@ def test_triton_by_name_says_why_it_cannot(monkeypatch):
     need_kernels()
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # with a GPU, too: what is wrong is said before anything runs
     kinds = dict(cpu="the tensors are on cpu", fp64="fp64|float64", large="up to 256 numbers, not 257")
-    wide = torch.zeros(5, 4, 257), torch.zeros(7, 2, 257)
+    q, k = torch.zeros(5, 4, 257), torch.zeros(7, 2, 257)
     with pytest.raises(ValueError, match=kinds["fp64"]):
         attention(**good() | {x: good()[x].double() for x in "qkv"}, impl="triton")
     with pytest.raises(ValueError, match=kinds["large"]):
-        attention(**good() | dict(q=wide[0], k=wide[1]), impl="triton")
+        attention(**good() | dict(q=q, k=k), impl="triton")
     with pytest.raises(ValueError, match="no backward: decode under torch.no_grad"):
         decode_attention(**good_decode() | dict(q=torch.zeros(2, 1, 4, 8, requires_grad=True)), impl="triton")
     with pytest.raises(ValueError, match="a power of two from 16 to 512"):
@@ -274,7 +287,7 @@ def test_triton_by_name_says_why_it_cannot(monkeypatch):
     attention(**good())
 
 
-def test_by_itself_the_cpu_takes_the_twin(monkeypatch):
+def test_auto_on_the_cpu_is_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "minir1.kernels.attention", None)  # importing it would fail
     attention(**good())
     decode_attention(**good_decode())

@@ -1,44 +1,35 @@
 """PPO at toy size: the update against formulas written out, resume to the bit, rewards from rules and from a model."""
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import standin
 import torch
 import tyro
+from runs import assert_same_run, plain_metrics, stop
 
-from experiments import ppo, pretrain, rl_common
-from minir1 import checkpoint
+from experiments import ppo
+from minir1 import checkpoint, tasks
+from minir1.judge import Answer
 from minir1.log import read_metrics
 from minir1.losses import kl_k1, kl_k3
 from minir1.model import heads, hf
-from minir1.model.config import ModelConfig
 from minir1.model.heads import ScalarModel, ValueHead
-from minir1.tasks.countdown_corpus import Mix
+from minir1.monitor import preflight
+from minir1.policy import on_policy_check
 from minir1.tokenizer import word_level
 
-SCRIPTS = Path(__file__).parent.parent / "experiments"
-
-MOE = ModelConfig(dim=32, layers=2, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, experts=4, expert_ffn=16)
-MIX = Mix(facts=0, untagged=0, at_once=0.5, at_once_right=1, orderly=0, forgetful=0, patient=0, give_up=1)
-BASE = pretrain.Config(model=MOE, mix=MIX, steps=60, batch=1024, muon_lr=0.02, adam_lr=0.02, checkpoint_every=60)
-TOY = {"prompts": 4, "answers": 2, "max_tokens": 16, "min_mixed": 0.0, "eval_answers": 1}
-PPO = ppo.Config(**TOY, steps=4, eval_every=2, value_warmup=1, warmup=1, kl=0.01, lam=0.9)
-
-
-@pytest.fixture(autouse=True)
-def few_problems(monkeypatch):
-    """Ten validation problems, not 200: at toy size they are most of a run."""
-    real = rl_common.countdown.held_out
-    monkeypatch.setattr(rl_common.countdown, "held_out", lambda level, part, most: real(level, part, min(most, 10)))
+standin.register()  # before the first backward pass of the process
+CPU = torch.device("cpu")
+TOY = {"prompts": 4, "num_generations": 2, "max_completion_length": 16, "min_mixed": 0.0, "eval_answers": 1}
+TOY |= {"eval_problems": 6}
+PPO = ppo.Config(**TOY, steps=4, eval_every=2, value_warmup=1, warmup=1, beta=0.01, gae_lambda=0.9)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(toy_base):
     """The checkpoint folder of an MoE that has begun to know what an answer looks like."""
-    out = tmp_path_factory.mktemp("base")
-    pretrain.main(replace(BASE, out=out))
-    return out / "checkpoint"
+    return toy_base("moe") / "checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +47,7 @@ def reward_folder(base, tmp_path_factory):
 def sampled(base):
     """The policy, critics of both kinds, a rollout, and an estimate of it with another model as the reference."""
     model, tokenizer = hf.load(checkpoint.latest(base))
-    problems = ppo.draw(PPO, 1)
-    rollout = rl_common.act(model, tokenizer, problems, PPO, step=1)
+    rollout = ppo.act(model, tokenizer, tasks.load("countdown").problems("train")[:4], PPO, step=1)
     head = ValueHead(32)
     torch.nn.init.normal_(head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     critics = {"trunk": head, "own": ScalarModel(hf.load(checkpoint.latest(base))[0], copy.deepcopy(head))}
@@ -70,7 +60,7 @@ def sampled(base):
 
 def estimate(rewards, values, ref_logp, rollout, config):
     """From rewards [P, G] to advantages and returns."""
-    return ppo.estimate(ppo.earn(rewards, ref_logp, rollout, config), values, ref_logp, rollout, config)
+    return ppo.estimate(ppo.token_rewards(rewards, ref_logp, rollout, config), values, ref_logp, rollout, config)
 
 
 def step(sampled, kind="trunk", *, lr=1.0, frozen=False, told=None, **changes):
@@ -78,8 +68,8 @@ def step(sampled, kind="trunk", *, lr=1.0, frozen=False, told=None, **changes):
     model, critics, rollout, _, given = sampled
     policy, critic = copy.deepcopy(model).requires_grad_(not frozen), copy.deepcopy(critics[kind])
     optimizers = [torch.optim.SGD(part.parameters(), lr=lr) for part in (policy, critic)]
-    config = replace(PPO, **{"minibatches": 1, "grad_clip": 1e9, "critic": kind, **changes})
-    measured = ppo.learn(policy, critic, optimizers, rollout, told or given, config)
+    config = replace(PPO, **{"num_minibatches": 1, "grad_clip": 1e9, "critic": kind, **changes})
+    measured = ppo.learn(policy, critic, optimizers, rollout, told or given, config, step=1)
     moves = [[(b - a).detach() for a, b in zip(old.parameters(), new.parameters())]
              for old, new in ((model, policy), (critics[kind], critic))]
     return measured, *moves
@@ -97,7 +87,7 @@ def assert_same(moves, others):
 
 @pytest.mark.parametrize("kind", ["trunk", "own"])
 def test_no_result_depends_on_the_microbatch(sampled, kind):
-    changes = {"minibatches": 2, "entropy_weight": 0.1, "kl_in": "loss", "kl": 0.1, "value_clip": 0.2}
+    changes = {"num_minibatches": 2, "ent_coef": 0.1, "kl_in": "loss", "beta": 0.1, "value_clip": 0.2}
     whole, policy, critic = step(sampled, kind, lr=0.1, microbatch=10**6, **changes)
     assert min(whole[f"train/{name}"] for name in ("value_loss", "grad_norm", "value_grad_norm")) > 0
     for microbatch in (1, 80):
@@ -125,8 +115,8 @@ def test_the_gradient_is_that_of_the_objective_written_out(sampled, kind, moved)
     """
     sampled = apart(sampled) if moved else sampled
     model, critics, rollout, _, told = sampled
-    config = {"clip_low": 0.1, "clip_high": 0.3, "dual_clip": 1.5, "value_clip": 0.2, "max_ratio_deviation": 1e9}
-    config |= {"entropy_weight": 0.3, "kl_in": "loss", "kl": 0.2, "value_weight": 0.7}
+    config = {"epsilon_low": 0.1, "epsilon_high": 0.3, "dual_clip": 1.5, "value_clip": 0.2}
+    config |= {"ent_coef": 0.3, "kl_in": "loss", "beta": 0.2, "vf_coef": 0.7}
     measured, moves, critic_moves = step(sampled, kind, **config)
     policy, critic = copy.deepcopy(model), copy.deepcopy(critics[kind])
     logp, entropy = policy.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask, entropy=True)
@@ -153,7 +143,6 @@ def test_while_the_value_warms_up_the_policy_stays(sampled, kind):
     measured, policy, critic = step(sampled, kind, frozen=True)
     assert all(move.abs().max() == 0 for move in policy) and max(move.abs().max() for move in critic) > 0
     assert measured["train/grad_norm"] == 0 and measured["train/value_grad_norm"] > 0
-    assert measured["train/ratio_deviation_max"] < 1e-4
     _, _, moving = step(sampled, kind)
     assert_same(critic, moving)  # what the critic learns is the same
 
@@ -162,18 +151,18 @@ def test_estimates_by_hand(sampled):
     model, critics, rollout, rewards, _ = sampled
     values, mask = ppo.state_values(model, critics["trunk"], rollout, 60), rollout.mask
     torch.testing.assert_close(ppo.state_values(model, critics["own"], rollout, 8192), values)
-    config = replace(PPO, lam=1.0, whitening=False, kl=0.0)
+    config = replace(PPO, gae_lambda=1.0, whiten_advantages=False, beta=0.0)
     told = estimate(rewards, values, rollout.logp, rollout, config)
     torch.testing.assert_close(told.returns, rewards.view(8, 1) * mask)
     torch.testing.assert_close(told.advantage, (rewards.view(8, 1) - values) * mask)
     other = rollout.logp - 0.1 * mask
-    told = estimate(rewards, values, other, rollout, replace(config, kl=2.0))
+    told = estimate(rewards, values, other, rollout, replace(config, beta=2.0))
     to_come = mask.flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(kl_k1(rollout.logp, other), 0.1 * mask, atol=1e-6, rtol=0)
     torch.testing.assert_close(told.returns, (rewards.view(8, 1) - 0.2 * to_come) * mask, atol=1e-5, rtol=0)
-    in_loss = estimate(rewards, values, other, rollout, replace(config, kl=2.0, kl_in="loss"))
+    in_loss = estimate(rewards, values, other, rollout, replace(config, beta=2.0, kl_in="loss"))
     torch.testing.assert_close(in_loss.returns, rewards.view(8, 1) * mask)
-    white = estimate(rewards, values, rollout.logp, rollout, replace(config, whitening=True)).advantage[mask]
+    white = estimate(rewards, values, rollout.logp, rollout, replace(config, whiten_advantages=True)).advantage[mask]
     assert white.mean().abs() < 1e-6 and white.std() == pytest.approx(1)
 
 
@@ -181,7 +170,7 @@ def test_both_discounts_reach_the_estimate(sampled):
     """A_t = Σ_l (γλ)^l δ_{t+l} with γ = 0.9 and λ = 0.7, as a matrix of powers; nothing follows the last token."""
     model, critics, rollout, rewards, _ = sampled
     values, mask = ppo.state_values(model, critics["trunk"], rollout, 8192), rollout.mask
-    config = replace(PPO, gamma=0.9, lam=0.7, whitening=False, kl=0.0)
+    config = replace(PPO, gamma=0.9, gae_lambda=0.7, whiten_advantages=False, beta=0.0)
     told = estimate(rewards, values, rollout.logp, rollout, config)
     last = torch.arange(mask.shape[1]) == rollout.length.unsqueeze(1) - 1
     to_come = torch.nn.functional.pad((values * mask)[:, 1:], (0, 1))
@@ -193,81 +182,70 @@ def test_both_discounts_reach_the_estimate(sampled):
     torch.testing.assert_close(told.returns, (want + values) * mask, atol=1e-5, rtol=1e-5)
 
 
-def test_a_wrong_sampler_stops_the_run(sampled):
-    model, critics, rollout, rewards, told = sampled
-    wrong = replace(rollout, logp=rollout.logp - 0.2 * rollout.mask)
+def test_a_wrong_sampler_stops_the_run(sampled, base, tmp_path, monkeypatch):
+    model, _, rollout, *_ = sampled
+    assert on_policy_check(model, rollout, 8192, most=0.02)["train/ratio_deviation"] < 1e-4
+    real = ppo.act
+
+    def wrong(*args, **more):
+        rollout = real(*args, **more)
+        return replace(rollout, logp=rollout.logp - 0.2 * rollout.mask)
+
+    monkeypatch.setattr(ppo, "act", wrong)
     with pytest.raises(RuntimeError, match="sampler and trainer do not compute the same policy"):
-        step((model, critics, wrong, rewards, told))
+        ppo.main(replace(PPO, checkpoint=base, out=tmp_path))
 
 
 def test_the_learned_reward_scores_whole_rows(base, reward_folder, sampled):
     rollout = sampled[2]
     tokenizer = hf.load(checkpoint.latest(base))[1]
     config = replace(PPO, reward=f"model:{reward_folder}")
-    learned = ppo.load_reward(config, tokenizer)
-    found = ppo.judge([[]] * 4, rollout, learned, replace(config, microbatch=60))
-    torch.testing.assert_close(found.flatten(), learned.score(rollout.tokens, lengths=rollout.length))
-    assert found.std() > 0.1 and ppo.load_reward(PPO, tokenizer) is None
+    learned = ppo.load_reward(config, tokenizer, CPU)
+    scores = ppo.reward([[]] * 4, rollout, learned, replace(config, microbatch=60))
+    torch.testing.assert_close(scores.flatten(), learned.score(rollout.tokens, lengths=rollout.length))
+    assert scores.std() > 0.1 and ppo.load_reward(PPO, tokenizer, CPU) is None
     with pytest.raises(ValueError, match="its tokenizer is not that of"):
-        ppo.load_reward(config, word_level(("other",), 24))
+        ppo.load_reward(config, word_level(("other",), 24), CPU)
     with pytest.raises(ValueError, match="DeepseekV3ForCausalLM, .*no scalar model"):
-        ppo.load_reward(replace(config, reward=f"model:{base}"), tokenizer)
+        ppo.load_reward(replace(config, reward=f"model:{base}"), tokenizer, CPU)
 
 
 # ---- runs --------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-def same(a, b) -> bool:
-    """Nested states are equal to the bit, but for the seconds."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "seconds")
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+@pytest.mark.parametrize("kind, dtype", [("trunk", "float32"), ("own", "float32"), ("own", "bfloat16")])
+def test_a_killed_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch, kind, dtype):
+    config = replace(PPO, checkpoint=base, critic=kind, dtype=dtype, max_ratio_deviation=0.1)
+    ppo.main(replace(config, out=tmp_path / "whole"))
+    killed = replace(config, out=tmp_path / "killed")
+    stop(monkeypatch, "ppo", killed, "experiments.ppo", "learn", 4)
+    assert [row["step"] for row in read_metrics(killed.out)] == [0, 1, 2, 3]
+    ppo.main(replace(killed, resume=True))
+    assert_same_run(killed.out, tmp_path / "whole")
+    whole, path = plain_metrics(tmp_path / "whole"), checkpoint.latest(tmp_path / "whole" / "checkpoint")
+    state = checkpoint.load_state(path)
+    assert {"critic", "optimizer", "value_optimizer"} < state.keys() and len(whole) == 5
+    weights = [hf.load(folder)[0].state_dict() for folder in (path, checkpoint.latest(base))]
+    assert any(not torch.equal(weights[0][name].float(), weights[1][name]) for name in weights[0])
+    assert [row["train/grad_norm"] > 0 for row in whole[1:]] == [False, True, True, True]  # after the warm-up
+    assert whole[1]["train/explained_variance"] == pytest.approx(0, abs=1e-6)
+    assert state["critic"]["weight" if kind == "trunk" else "head.weight"].abs().max() > 0
 
 
 @pytest.mark.parametrize("kind", ["trunk", "own"])
-def test_a_killed_run_goes_on_to_the_same_bits(base, tmp_path, monkeypatch, kind):
-    config = replace(PPO, checkpoint=base, critic=kind)
-    ppo.main(replace(config, out=tmp_path / "whole"))
-    calls, real = [], ppo.learn
-
-    def lethal(*args):
-        calls.append(1)
-        if len(calls) == 4:
-            raise Killed
-        return real(*args)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(ppo, "learn", lethal)
-        ppo.main(replace(config, out=tmp_path / "killed"))
-    assert [row["step"] for row in read_metrics(tmp_path / "killed")] == [0, 1, 2, 3]
-    ppo.main(replace(config, out=tmp_path / "killed", resume=True))
-    names, clock = ("whole", "killed"), ("time/", "perf/")
-    whole, killed = (
-        [{k: v for k, v in row.items() if not k.startswith(clock)} for row in read_metrics(tmp_path / name)]
-        for name in names
-    )
-    assert whole == killed and len(whole) == 5
-    paths = [checkpoint.latest(tmp_path / name / "checkpoint") for name in names]
-    states = [checkpoint.load_state(path) for path in paths]
-    assert same(*states) and {"critic", "optimizer", "value_optimizer"} < states[0].keys()
-    weights = [hf.load(path)[0].state_dict() for path in (*paths, checkpoint.latest(base))]
-    assert same(*weights[:2]) and not same(*weights[1:])
-    assert [row["train/grad_norm"] > 0 for row in whole[1:]] == [False, True, True, True]  # after the warm-up
-    assert whole[1]["train/explained_variance"] == pytest.approx(0, abs=1e-6)
-    assert states[0]["critic"]["weight" if kind == "trunk" else "head.weight"].abs().max() > 0
+def test_a_run_on_another_device_is_that_of_the_cpu(base, reward_folder, tmp_path, kind):
+    more = {"critic": kind, "reward": f"model:{reward_folder}" if kind == "own" else "rules", "steps": 2}
+    for device in ("cpu", "standin"):
+        ppo.main(replace(PPO, checkpoint=base, device=device, out=tmp_path / device, **more))
+    assert_same_run(tmp_path / "cpu", tmp_path / "standin")
 
 
 def test_a_run_against_a_reward_model(base, reward_folder, tmp_path, monkeypatch):
     explained, real = [], ppo.explained_variance
     monkeypatch.setattr(ppo, "explained_variance", lambda *args: explained.append(args) or real(*args))
-    config = replace(PPO, checkpoint=base, reward=f"model:{reward_folder}", answers=1, prompts=8, steps=2, epochs=2)
-    last = ppo.main(replace(config, out=tmp_path, kl=0.0, dual_clip=3.0, entropy_weight=0.01, lr=1e-2))
+    config = replace(PPO, checkpoint=base, reward=f"model:{reward_folder}", steps=2, epochs=2)
+    config = replace(config, num_generations=1, prompts=8)
+    last = ppo.main(replace(config, out=tmp_path, beta=0.0, dual_clip=3.0, ent_coef=0.01, learning_rate=1e-2))
     assert last["train/proxy"] == last["train/reward"] and last["train/gold"] == last["train/accuracy"]
     assert last["train/proxy"] != last["train/gold"] and "train/kl" not in last and last["train/mixed_groups"] == 0
     values, followed, mask = explained[1]  # λ = 0.9; the λ-returns would hold V, and differ from token to token
@@ -276,26 +254,29 @@ def test_a_run_against_a_reward_model(base, reward_folder, tmp_path, monkeypatch
     assert values[mask].std() > 0 and first.mean().item() == pytest.approx(last["train/proxy"])
 
 
-def test_one_answer_a_problem_is_compared_with_all(base):
-    model, tokenizer = hf.load(checkpoint.latest(base))
-    found = rl_common.preflight(model, tokenizer, replace(PPO, answers=1))
-    assert found["preflight/mixed_groups"] == (0 < found["preflight/pass@1"] < 1)
+def test_one_answer_a_problem_is_compared_with_all(capsys):
+    def answers(*right):
+        return [[Answer("", 1, False, r, True)] for r in right]
+
+    assert preflight(answers(True, False, False), 0.5)["preflight/mixed_groups"] == 1
+    with pytest.raises(ValueError, match="only 0.0% of the groups hold both right and wrong answers"):
+        preflight(answers(True, True), 0.5)
 
 
 @pytest.mark.parametrize(
     "line, told",
     [
         ("--gamma 2", "gamma = 2.0: 0 to 1"),
-        ("--lam -1", "lam = -1.0: 0 to 1"),
+        ("--gae-lambda -1", "gae_lambda = -1.0: 0 to 1"),
         ("--value-warmup 40", "value_warmup = 40: 0 to 39, below steps"),
         ("--value-clip 0", "value_clip = 0.0: above 0"),
-        ("--clip-high -0.1", "clip_high = -0.1: 0 or more"),
+        ("--epsilon-high -0.1", "epsilon_high = -0.1: at least 0"),
         ("--dual-clip 1", "dual_clip = 1.0: above 1, or None"),
         ("--reward model:", "reward = 'model:': rules, or model:PATH"),
         ("--reward rule", "reward = 'rule': rules, or model:PATH"),
-        ("--reward model:x --form-weight 0", "form_weight = (1.0, 0.0): of the rules; model:x has none"),
+        ("--reward model:x --format-weight 0", "format_weight = (1.0, 0.0): of the rules; model:x has none"),
         ("--critic none", "trunk"),
-        ("--answers 0", "answers = 0: at least 1"),
+        ("--num-generations 0", "num_generations = 0: at least 1"),
     ],
 )
 def test_bad_options_are_named(line, told, capsys):

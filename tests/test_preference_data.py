@@ -1,12 +1,28 @@
-"""preference_data.py: the published layouts, by small files written by hand, and what is refused."""
+"""preference_data.py: the published layouts by small files written by hand, what is refused, rows and batches."""
 
 import gzip
 import json
 
 import pytest
+import torch
 
-from minir1.preference_data import Pair, load, read_pair, read_pairs, tokenise, turns
-from minir1.tokenizer import word_level
+from minir1 import templates
+from minir1.preference_data import (
+    Pair,
+    Rows,
+    accuracy,
+    by_prompt,
+    in_parts,
+    load,
+    load_both,
+    padded,
+    read_pair,
+    read_pairs,
+    tokenise,
+    turns,
+)
+from minir1.tasks import Problem
+from minir1.tokenizer import Tokenizer, word_level
 
 ASK = (("user", "make 24 from 11,3,3"),)
 PLAIN = {"prompt": "make 24 from 11,3,3", "chosen": "(11-3)*3", "rejected": "11+3"}
@@ -167,3 +183,64 @@ def test_long_pairs_are_left_out_and_told(tmp_path):
     assert len(load(path, words, length)[0]) == 2
     with pytest.raises(ValueError, match="every pair has an answer that ends beyond 3 tokens"):
         load(path, words, 3)
+
+
+def test_both_files_are_counted_and_told(tmp_path, capsys):
+    path = written(tmp_path / "a.jsonl", PLAIN, NOTHING[0][0])
+    train, held_out = load_both(path, path, tokenizer(), 99, "plain")
+    assert train == held_out == [tokenise(pair(PLAIN), tokenizer(), "plain")]
+    assert capsys.readouterr().out == 2 * f"{path}: 1 pairs, 1 left out (line 2: both answers are the same)\n"
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_the_prompt_of_a_row_is_what_the_sampler_got(template):
+    words = tokenizer()
+    rows = tokenise(pair(PLAIN), words, template)
+    (prompt,) = templates.encode(words, [Problem(PLAIN["prompt"], "")], template)
+    assert rows.chosen[: rows.prompt_len] == rows.rejected[: rows.prompt_len] == prompt
+    with pytest.raises(ValueError, match="template 'plain' asks one question, not 3 turns; allowed: chat"):
+        tokenise(pair(HH), words, "plain")
+
+
+def test_thinking_that_the_template_opened_is_not_opened_by_the_answer():
+    """A judged answer begins with what the template opened; a published one does not."""
+    opens = Tokenizer(tokenizer().backend, "User:{{ messages[0].content }}\nAssistant:<think>{{ '\n' }}")
+    rows = tokenise(pair(PLAIN | {"chosen": "<think>11-3=8</think>", "rejected": "11+3"}), opens)
+    assert rows.chosen[rows.prompt_len :] == opens.encode("11-3=8</think>") + [opens.eos]
+    assert rows.rejected[rows.prompt_len :] == opens.encode("11+3") + [opens.eos]
+
+
+# ---- as batches --------------------------------------------------------------------------------
+
+ROWS = [Rows([1, 2, 3, 9], [1, 2, 9], 2, None), Rows([4, 5, 9], [4, 6, 7, 8, 9], 1, None)]
+ROWS += [Rows([1, 2, 7, 9], [1, 2, 5, 9], 2, None)]
+
+
+def test_padded_rows_and_their_answers():
+    tokens, lengths, mask = padded(ROWS[:2])
+    rows = [[1, 2, 3, 9, 0], [4, 5, 9, 0, 0], [1, 2, 9, 0, 0], [4, 6, 7, 8, 9]]  # chosen, chosen, rejected, rejected
+    assert tokens.tolist() == rows and lengths.tolist() == [4, 3, 3, 5]
+    assert mask.int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("budget, parts", [(1, 3), (16, 2), (99, 1)])
+def test_parts_come_back_in_the_order_of_the_pairs(budget, parts):
+    seen = []
+
+    def score(pairs):
+        seen.append(len(pairs) * 2 * max(pair.longest for pair in pairs))
+        return {"chosen": torch.tensor([float(sum(pair.chosen)) for pair in pairs], requires_grad=True)}
+
+    found = in_parts(ROWS, budget, score)["chosen"]
+    assert found.tolist() == [15, 18, 19] and not found.requires_grad
+    assert len(seen) == parts and (budget == 1 or max(seen) <= budget)
+
+
+def test_accuracy_counts_prompts_and_not_pairs():
+    """The first prompt has two pairs, one right; the other one draw."""
+    chosen, rejected = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, 3.0])
+    assert by_prompt(chosen, ROWS) == [1.5, 0.0]
+    found = accuracy(chosen, rejected, ROWS)
+    assert found["accuracy"] == found["accuracy_low"] == found["accuracy_high"] == 0.5
+    found = accuracy(torch.tensor([1.0, -1.0, 1.0]), torch.zeros(3), ROWS)
+    assert found == {"accuracy": 0.5, "accuracy_low": 0.0, "accuracy_high": 1.0}  # by pairs: two thirds

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 import tyro
 
 from experiments import preference_pairs
-from experiments.pretrain import build_tokenizer
 from minir1.judge import Answer
 from minir1.model import hf
 from minir1.model.config import ModelConfig
 from minir1.model.transformer import Transformer
 from minir1.preference_data import read_pairs
-from minir1.tasks import countdown
+from minir1.rewards import format_reward
+from minir1.tasks import countdown, spread
+from minir1.tokenizer import word_level
 
 SCRIPTS = Path(__file__).parent.parent / "experiments"
 
@@ -24,7 +26,7 @@ SCRIPTS = Path(__file__).parent.parent / "experiments"
 def save_base(path: Path) -> Path:
     """An untrained MoE of two layers as a Hugging Face folder."""
     torch.manual_seed(0)
-    tokenizer = build_tokenizer("default")
+    tokenizer = word_level(*countdown.vocabulary())
     sizes = {"nope": 8, "rope": 8, "v_dim": 16, "kv_lora": 16, "ffn": 64, "expert_ffn": 16}
     tokens = {"vocab": -(-tokenizer.size // 16) * 16, "eos": tokenizer.eos, "pad": tokenizer.pad}
     hf.save(Transformer(ModelConfig(dim=32, layers=2, heads=2, experts=4, **sizes, **tokens)), tokenizer, path)
@@ -36,7 +38,7 @@ def write_pairs(folder: Path, problems: int = 40) -> dict[str, Path]:
     found = {}
     for name, part in (("pairs", "train"), ("held_out", "validation")):
         lines = []
-        for i, problem in enumerate(countdown.held_out("default", part, problems)):
+        for i, problem in enumerate(spread(countdown.problems(part), problems)):
             chosen = "<think>" + "1+1=2:3 no\n" * (i % 3) + f"1+2=3:3 yes\n</think><answer>{problem.reference}</answer>"
             for rejected in ("<think>1+2=3:4 no\n</think><answer>1+2</answer>", "1+1"):
                 scores = {"score_chosen": 1.1, "score_rejected": 0.1 * (rejected != "1+1")}
@@ -79,42 +81,63 @@ def base(tmp_path_factory):
     return save_base(tmp_path_factory.mktemp("base"))
 
 
-def scripted(model, tokenizer, problems, verify, *, answers, **sampling):
+def scripted(model, tokenizer, task, problems, *, answers, **sampling):
     """What a base might have sampled: the reference every other time, and a wrong answer, judged as ever."""
     grid = []
     for n, problem in enumerate(problems):
         ends = [("yes", problem.reference), ("no", "1+1")]
         texts = [f"<think>{i}=1:2 {ends[i % 2][0]}\n</think><answer>{ends[i % 2][1]}</answer>" for i in range(answers)]
         texts = texts if n % 2 else ["<answer>"] * answers  # every second problem has no right answer
-        verdicts = [verify(problem, text) for text in texts]
-        grid.append([Answer(t, 7 + i, False, v.status == "right", bool(v.scores["form"]))
-                     for i, (t, v) in enumerate(zip(texts, verdicts))])
+        right = [task.verify(problem, text).status == "right" for text in texts]
+        grid.append([Answer(t, 7 + i, False, r, format_reward(t) > 0) for i, (t, r) in enumerate(zip(texts, right))])
     return grid
 
 
 def test_files_hold_pairs_of_their_split_that_the_rules_agree_with(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preference_pairs, "sample_answers", scripted)
-    config = preference_pairs.Config(checkpoint=base, problems=20, answers=6, pairs=3, out=tmp_path / "pairs")
+    config = preference_pairs.Config(checkpoint=base, problems=20, num_generations=6, pairs=3, out=tmp_path / "pairs")
     result = preference_pairs.main(config)
     assert result == json.loads((config.out / "result.json").read_text())
-    known = {p.prompt: p for p in countdown.problems("default")}
+    known = {p.prompt: p for p in countdown.all_problems()}
     for name, split in (("train", "train"), ("held_out", "validation")):
         pairs = read_pairs(config.out / f"{name}.jsonl")
         assert len(pairs) == result[f"{name}/pairs"] == 30 and result[f"{name}/mixed"] == 0.5
         assert result[f"{name}/pass@1"] == 0.25 and result[f"{name}/problems"] == 20
         for pair in pairs:
             problem = known[pair.messages[0][1]]
-            assert countdown.split(problem) == split and pair.score_gap == pytest.approx(1.0)
+            assert countdown.split_of(problem) == split and pair.score_gap == pytest.approx(1.0)
             assert countdown.verify(problem, pair.chosen).status == "right"
             assert countdown.verify(problem, pair.rejected).status == "wrong"
+        assert result[f"{name}/format_chosen"] == 1.0 and 0 < result[f"{name}/tokens_chosen"] < 13
     assert "held out" in capsys.readouterr().out
     with pytest.raises(ValueError, match="pairs already holds pairs: choose another --out"):
         preference_pairs.main(config)
 
 
+def test_pairs_of_a_task_of_ones_own(base, tmp_path, monkeypatch):
+    """A user's file with two splits: the second gives the held-out pairs."""
+    path = tmp_path / "sums.py"
+    path.write_text(
+        "from minir1.tasks import Problem, Verdict\n"
+        "def problems(split, data):\n"
+        "    return [Problem(f'make {n} from 1,1', str(n)) for n in (range(4) if split == 'train' else range(4, 6))]\n"
+        "def verify(problem, text):\n"
+        "    right = f'<answer>{problem.reference}<' in text\n"
+        "    return Verdict('right' if right else 'wrong', {})\n"
+    )
+    monkeypatch.setattr(preference_pairs, "sample_answers", scripted)
+    config = preference_pairs.Config(checkpoint=base, task=str(path), eval_split="test", out=tmp_path / "pairs")
+    result = preference_pairs.main(config)
+    assert (result["train/problems"], result["held_out/problems"]) == (4, 2)
+    assert {p.messages[0][1] for p in read_pairs(config.out / "held_out.jsonl")} == {"make 5 from 1,1"}
+    with pytest.raises(ValueError, match="task sums has no split 'validation'; it has train, test"):
+        preference_pairs.main(replace(config, eval_split="validation", out=tmp_path / "others"))
+
+
 def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
     """Sampled in earnest: an untrained model."""
-    config = preference_pairs.Config(checkpoint=base, problems=3, answers=2, max_tokens=8, out=tmp_path / "pairs")
+    small = {"problems": 3, "num_generations": 2, "max_completion_length": 8}
+    config = preference_pairs.Config(checkpoint=base, **small, out=tmp_path / "pairs")
     with pytest.raises(ValueError, match="0 of 6 answers to train problems are right, and no problem has both kinds"):
         preference_pairs.main(config)
     assert not config.out.exists()
@@ -123,8 +146,9 @@ def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
 @pytest.mark.parametrize(
     "line, told",
     [
-        ("--answers 1", "answers = 1: at least 2"),
+        ("--num-generations 1", "num_generations = 1: at least 2"),
         ("--pairs 0", "pairs = 0: at least 1"),
+        ("--template r1", "chat"),
         ("--temperature 0", "temperature = 0.0: above 0, or the answers to a problem are all the same"),
     ],
 )

@@ -254,6 +254,18 @@ def test_masked_truncated_answers_take_no_part(sampled):
     assert metrics.get("train/grad_norm", 0.0) == 0
 
 
+def test_the_mean_over_answers_counts_those_that_are_trained(sampled):
+    """With masked truncated answers the weight is 1/(n |o_i|), n the answers that are left."""
+    model, _, rollout, advantage = sampled
+    _, moves = step(sampled, mask_truncated=True, beta=0.0)
+    left = rollout.stop != BUDGET
+    policy, mask = copy.deepcopy(model), rollout.mask & left.unsqueeze(1)
+    logp = policy.logprob(rollout.tokens, lengths=rollout.length, mask=mask)
+    weight = mask / mask.sum(1, keepdim=True).clamp(min=1) / left.sum()
+    (weight * advantage.unsqueeze(1) * logp).sum().backward()
+    assert_same(moves, [p.grad for p in policy.parameters()])
+
+
 def test_the_first_ratio_is_one_and_a_wrong_sampler_stops_the_run(sampled, toy_base, tmp_path, monkeypatch):
     """Also where the first mini-batch is truncated and masked."""
     model, _, rollout, _ = sampled
@@ -462,7 +474,7 @@ def test_a_run_stopped_twice_resumes_and_a_longer_one_too(whole, toy_base, tmp_p
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
 def test_a_bf16_run_resumes_to_the_same_bits(toy_base, tmp_path, monkeypatch, rank):
-    """Weights are rounded fp32 masters; the masters are in the checkpoint, and steps below a bf16 digit add up in it."""
+    """Weights are rounded fp32 masters, which the checkpoint holds: steps below a digit of bf16 add up in them."""
     more = {"dtype": "bfloat16", "lora_rank": rank, "reference_reset": 0, "max_ratio_deviation": 0.1}
     configs = [
         config_of("dense", toy_base, tmp_path / name, steps=3, eval_every=2, learning_rate=1e-4, **more)

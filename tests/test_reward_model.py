@@ -11,18 +11,17 @@ import torch
 from test_preference_pairs import assert_bad_option, save_base, write_pairs
 
 from experiments import reward_model
-from experiments.preference_common import padded
 from minir1 import checkpoint
 from minir1.log import read_metrics
 from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel, ValueHead
-from minir1.preference_data import load
+from minir1.preference_data import load, padded
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reward")
-    small = {"steps": 9, "batch": 6, "warmup": 2, "lr": 1e-2, "eval_every": 4, "microbatch": 400}
+    small = {"steps": 9, "batch": 6, "warmup": 2, "learning_rate": 1e-2, "eval_every": 4, "microbatch": 400}
     base = save_base(folder / "base")
     return reward_model.Config(checkpoint=base, **write_pairs(folder), out=folder / "run", **small)
 
@@ -41,7 +40,7 @@ def step(start, config, **changes):
     before, pairs = start
     model = copy.deepcopy(before)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    measured = reward_model.learn(model, optimizer, pairs, replace(config, clip=1e9, **changes))
+    measured = reward_model.learn(model, optimizer, pairs, replace(config, grad_clip=1e9, **changes))
     return measured, [(b - a).detach() for a, b in zip(before.parameters(), model.parameters())]
 
 
@@ -108,7 +107,7 @@ def test_a_run_is_a_folder_with_accuracy_and_calibration(whole, config):
 def test_the_checkpoint_is_a_scalar_model_that_prefers_as_measured(whole, config):
     path = checkpoint.latest(whole / "checkpoint")
     model, tokenizer = heads.load(path)
-    pairs = load(config.held_out, tokenizer, config.longest)[0]
+    pairs = load(config.held_out, tokenizer, config.max_length)[0]
     tokens, lengths, _ = padded(pairs)
     chosen, rejected = model.score(tokens, lengths=lengths).chunk(2)
     last = read_metrics(whole)[-1]
@@ -145,6 +144,13 @@ def test_a_run_of_other_steps_is_not_gone_on_with(whole, config):
         reward_model.main(replace(config, resume=True, steps=12))
 
 
+def test_a_reward_model_of_16_bits_has_masters(config, tmp_path):
+    reward_model.main(replace(config, dtype="bfloat16", steps=1, margin=0.5, recompute=True, out=tmp_path))
+    path = checkpoint.latest(tmp_path / "checkpoint")
+    assert next(heads.load(path)[0].parameters()).dtype == torch.bfloat16
+    assert {m.dtype for m in checkpoint.load_state(path)["optimizer"]["masters"]} == {torch.float32}
+
+
 def test_a_margin_needs_scores(config, tmp_path):
     plain = tmp_path / "plain.jsonl"
     plain.write_text(config.pairs.read_text().replace("score_", "points_"))
@@ -156,8 +162,8 @@ def test_a_margin_needs_scores(config, tmp_path):
 @pytest.mark.parametrize(
     "line, told",
     [
-        ("--margin -1", "margin = -1.0 (0 or more)"),
-        ("--bins 0", "bins = 0 (at least 1)"),
+        ("--margin -1", "margin = -1.0: at least 0"),
+        ("--bins 0", "bins = 0: at least 1"),
         ("--label-smoothing 0.5", "label_smoothing = 0.5: 0 to below 0.5"),
         ("--steps 0", "steps = 0: at least 1"),
         ("--beta 1", "--beta"),

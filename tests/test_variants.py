@@ -4,44 +4,43 @@ import copy
 import importlib
 import json
 import math
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
+from runs import assert_same_run, stop
+from toys import MOE
 
-from experiments import pretrain, reinforce, rl_common
+from experiments import reinforce
 from experiments.tools import variants
-from experiments.variants import dapo
-from minir1 import checkpoint
+from experiments.variants import dapo, ema_reference, replayed_routes, tis
+from minir1 import checkpoint, tasks
 from minir1.advantages import group_advantages
+from minir1.device import pick
 from minir1.judge import Answer
 from minir1.log import read_metrics
 from minir1.losses import grpo_sequence, gspo
 from minir1.model import hf
-from minir1.model.config import ModelConfig
+from minir1.monitor import Clock
+from minir1.policy import on_policy_check
 from minir1.rollout import BUDGET, Rollout
-from minir1.tasks import countdown
-from minir1.tasks.countdown_corpus import Mix
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = ROOT / "experiments"
-
-SHAPE = ModelConfig(dim=32, layers=2, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, experts=4, expert_ffn=16)
-MIX = Mix(facts=0, untagged=0, at_once=0.5, at_once_right=1, orderly=0, forgetful=0, patient=0, give_up=1)
-TOY = {"prompts": 4, "answers": 4, "max_tokens": 24, "min_mixed": 0.0, "eval_every": 2, "eval_answers": 1, "warmup": 0}
+SCRIPTS = Path(__file__).parent.parent / "experiments"
+TOY = {"prompts": 4, "num_generations": 4, "max_completion_length": 32, "min_mixed": 0.0, "warmup": 0}
+TOY |= {"eval_every": 2, "eval_answers": 1, "eval_problems": 6}
 OWN = {"dapo": {"overlong_buffer": 8, "rounds": 2}}  # settings that the toy size needs
 ALL = ["reinforce", *variants.COPIES]
 NAMES = {"reinforce": "experiments.reinforce"} | {name: f"experiments.variants.{name}" for name in variants.COPIES}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A toy that writes the tags and sometimes tries."""
-    out = tmp_path_factory.mktemp("base")
-    training = {"steps": 60, "batch": 768, "muon_lr": 0.02, "adam_lr": 0.02, "warmup": 5, "checkpoint_every": 60}
-    pretrain.main(pretrain.Config(model=SHAPE, mix=MIX, out=out, **training))
-    return out / "checkpoint"
+def base(toy_base):
+    """The checkpoint folder of a toy that writes the tags and sometimes tries."""
+    return toy_base("moe") / "checkpoint"
 
 
 def config_of(name: str, **changes):
@@ -49,37 +48,46 @@ def config_of(name: str, **changes):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_variant_runs_and_logs_what_the_others_log(base, tmp_path, name, monkeypatch):
-    script, held_out = importlib.import_module(NAMES[name]), countdown.held_out
-    monkeypatch.setattr(countdown, "held_out", lambda level, part, _: held_out(level, part, 8))
+def test_every_variant_runs_and_logs_what_the_others_log(base, tmp_path, name):
+    script = importlib.import_module(NAMES[name])
     last = script.main(config_of(name, checkpoint=base, steps=2, out=tmp_path / "run"))
     rows = read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2] and "eval/pass@1" in last
-    shared = "reward accuracy form length entropy tries false_yes mixed_groups sampled_tokens grad_norm"
+    shared = "reward accuracy format length entropy mixed_groups sampled_tokens grad_norm"
     assert {f"train/{key}" for key in shared.split()} <= rows[1].keys()
-    assert {"time/rollout_s", "time/update_s", "perf/rollout_tok_s"} <= rows[1].keys()
-    assert rows[1]["train/ratio_deviation_max"] < (2.0 if name == "tis" else 1e-3)
+    assert {"behaviour/tries", "behaviour/false_yes", "time/rollout_s", "time/update_s"} <= rows[1].keys()
+    assert rows[1]["perf/rollout_tok_s"] > 0
+    assert 0 <= rows[1]["train/ratio_deviation"] < (0.1 if name == "tis" else 1e-4)
     start, end = (hf.load(checkpoint.latest(p))[0].state_dict() for p in (base, tmp_path / "run" / "checkpoint"))
     assert any(not torch.equal(start[key], end[key]) for key in start)
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert saved["checkpoint"] == str(base) and saved["answers"] == 4
+    assert saved["checkpoint"] == str(base) and saved["num_generations"] == 4
 
 
 def test_a_variant_is_a_short_copy():
-    """None changes more than 60 lines, and each changes something that its original has."""
+    """None needs more than 60 lines to be told from its original, and each changes something that this has."""
     for name in variants.COPIES:
-        assert 5 < variants.changed(name) <= 60, name
+        assert len(variants.difference(name)) <= 60 and 4 < variants.changed(name), name
         original = variants.code(SCRIPTS / f"{variants.COPIES[name]}.py")
         assert all(line[1:] in original for line in variants.difference(name) if line.startswith("-"))
     with pytest.raises(ValueError, match="unknown variant 'ppo'; known are rloo"):
         variants.main("ppo")
 
 
-def test_the_difference_leaves_out_docstrings_and_imports_of_the_shared_part(capsys):
+def test_the_difference_leaves_out_docstrings_and_names_the_function(capsys):
     variants.main("dr_grpo")
-    shown = capsys.readouterr().out
-    assert "+        advantage = group_centered(rewards).flatten()" in shown.splitlines()
-    assert "noqa" not in shown and "arXiv" not in shown and "sys.path" not in shown
+    lines = capsys.readouterr().out.splitlines()
+    new = "+        advantage = group_centered(rewards).flatten().to(device)"
+    assert lines[lines.index(new) - 2] == "@@ def main" and lines[0] == "@@ imports"
+    assert not any("arXiv" in line or '"""' in line or not line[1:].strip() for line in lines)
+
+
+def test_the_commands_in_the_docstrings_are_understood():
+    for name in variants.COPIES:
+        script = importlib.import_module(NAMES[name])
+        (line,) = re.findall(r"^ +python -m (.*)$", script.__doc__, re.M)
+        module, *args = shlex.split(line)
+        assert module == NAMES[name] and tyro.cli(script.Config, args=args).out == script.Config.out
 
 
 # ---- gradients: at ratio 1 each is -Σ_i,t w_it A_it ∇ log π, with w and A by hand; off it, the objective is ---------
@@ -89,25 +97,21 @@ def test_the_difference_leaves_out_docstrings_and_imports_of_the_shared_part(cap
 def sampled(base):
     """A rollout of the toy base, rewards that differ within every group, and the base itself."""
     model, tokenizer = hf.load(checkpoint.latest(base))
-    problems = [p for p in countdown.problems("default") if countdown.split(p) == "train"][:4]
-    rollout = rl_common.act(model, tokenizer, problems, config_of("reinforce"), step=1)
+    problems = tasks.load("countdown").problems("train")[:4]
+    rollout = replayed_routes.act(model, tokenizer, problems, config_of("replayed_routes"), step=1)
     assert rollout.length.unique().numel() > 1
     return model, rollout, torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 
 
 def learned(name: str, model, rollout, advantage, old=None, **changes):
-    """`learn` with plain gradient descent, less the norm clip: (what was measured, how the weights moved)."""
+    """`learn` with plain gradient descent, less the norm clip: (its metrics, how the weights moved)."""
     policy, script = copy.deepcopy(model), importlib.import_module(NAMES[name])
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
-    config = config_of(name, minibatches=1, grad_clip=1e9, kl=0.0, **changes)
-    if name == "tis":
-        old = rollout.logp if old is None else old
-        measured = script.learn(policy, None, optimizer, rollout, old, advantage, config)
-    elif variants.COPIES.get(name, "reinforce") == "reinforce":
-        measured = script.learn(policy, optimizer, rollout, advantage, config)
-    else:
-        measured = script.learn(policy, None, optimizer, rollout, advantage, config)
-    return measured, [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
+    config = config_of(name, num_minibatches=1, grad_clip=1e9, beta=0.0, **changes)
+    reference = () if variants.COPIES.get(name, "reinforce") == "reinforce" else (None,)
+    more = (rollout.logp if old is None else old,) if name == "tis" else ()
+    metrics = script.learn(policy, optimizer, rollout, advantage, *reference, config, 1, *more)
+    return metrics, [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
 
 
 def moved(*arguments, **changes) -> list[torch.Tensor]:
@@ -137,19 +141,17 @@ def test_the_gradient_is_the_one_that_is_claimed(sampled, name, microbatch):
     advantage = group_advantages(rewards).flatten()
     lengths = rollout.mask.sum(1, keepdim=True)
     weight = {
-        "dr_grpo": torch.tensor(1 / (16 * TOY["max_tokens"])),
+        "dr_grpo": torch.tensor(1 / (16 * TOY["max_completion_length"])),
         "dapo": 1 / lengths.sum(),
         "cispo": 1 / lengths.sum(),
-        "gspo": 1 / (16 * lengths),
-        "tis": 1 / (16 * lengths),
         "sequence_grpo": torch.tensor(1 / 16),
-    }[name]
+    }.get(name, 1 / (16 * lengths))
     found = moved(name, model, rollout, advantage, microbatch=microbatch)
     assert_same(found, by_hand(model, rollout, weight * advantage.unsqueeze(1) * rollout.mask))
 
 
 LOW, HIGH = 0.02, 0.5  # far from each other and from 0.2
-OFF = {"clip_low": LOW, "clip_high": HIGH, "max_ratio_deviation": 1e9}
+OFF = {"epsilon_low": LOW, "epsilon_high": HIGH}
 
 
 def drifted(rollout, whole: bool = False):
@@ -187,9 +189,9 @@ def test_away_from_ratio_one_the_objective_is_the_one_that_is_claimed(sampled, n
     if name == "tis":  # its sampler is neither the old policy nor the new one, and no mismatch stops it
         mismatch = 0.5 * torch.rand(old.shape, generator=torch.Generator().manual_seed(6)) * mask
         rollout, correction = replace(rollout, logp=old - mismatch), mismatch.exp().clamp(max=1.3)
-        changes = {"clip_low": LOW, "clip_high": HIGH, "cap": 1.3}
+        changes = OFF | {"cap": 1.3}
     lengths, policy = mask.sum(1, keepdim=True), copy.deepcopy(model)
-    weight = {"dr_grpo": 1 / (16 * TOY["max_tokens"]), "dapo": 1 / lengths.sum(), "cispo": 1 / lengths.sum()}
+    weight = {"dr_grpo": 1 / (16 * TOY["max_completion_length"]), "dapo": 1 / lengths.sum(), "cispo": 1 / lengths.sum()}
     weight = weight.get(name, 1 / (16 * lengths)) * mask
     logp = policy.logprob(rollout.tokens, lengths=rollout.length, mask=mask)
     A = advantage.unsqueeze(1).expand_as(logp)
@@ -211,7 +213,7 @@ def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbat
     model, rollout, rewards = sampled
     rollout = drifted(rollout) if off else rollout
     discount = {} if name == "rloo" else {"gamma": 0.9}
-    script, config = importlib.import_module(NAMES[name]), config_of(name, kl=0.5, **discount)
+    script, config = importlib.import_module(NAMES[name]), config_of(name, beta=0.5, **discount)
     ref_logp = rollout.logp - 0.3 * torch.rand(rollout.logp.shape, generator=torch.Generator().manual_seed(1))
     advantage = script.advantages(rewards, ref_logp, rollout, config)
     k1 = (rollout.logp - ref_logp) * rollout.mask
@@ -228,9 +230,8 @@ def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbat
         chosen = want[rollout.mask]
         want = (want - chosen.mean()) / chosen.std() * rollout.mask
     torch.testing.assert_close(advantage, want, atol=2e-5, rtol=1e-4)
-    weight = 1 / rollout.mask.sum() if name == "reinforce_pp" else 1 / (16 * TOY["max_tokens"])
-    clips = {"clip_low": LOW, "clip_high": HIGH} if name == "reinforce_pp" else {}
-    changes = {"microbatch": microbatch, "entropy_weight": 0.3, "max_ratio_deviation": 1e9, **clips}
+    weight = 1 / rollout.mask.sum() if name == "reinforce_pp" else 1 / (16 * TOY["max_completion_length"])
+    changes = {"microbatch": microbatch, "ent_coef": 0.3, **(OFF if name == "reinforce_pp" else {})}
     measured, found = learned(name, model, rollout, advantage, **changes)
     policy, mask = copy.deepcopy(model), rollout.mask
     logp, entropy = policy.logprob(rollout.tokens, lengths=rollout.length, mask=mask, entropy=True)
@@ -243,95 +244,162 @@ def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbat
     assert measured.get("train/clip_fraction", 0.0) == pytest.approx((weight * clipped * mask).sum().item())
 
 
-def test_the_weight_of_truncated_importance_mends_the_ratio(sampled):
+def test_the_weight_of_truncated_importance_corrects_the_ratio(sampled):
     """A sampler that gave half the probability of the trainer to every token: weight 2 at most C, whatever it took."""
     model, rollout, _ = sampled
     advantage = torch.ones(16)
     other = replace(rollout, logp=rollout.logp - math.log(2) * rollout.mask)
-    script = importlib.import_module("experiments.variants.tis")
-
-    def step(cap: float):
-        policy = copy.deepcopy(model)
-        config = config_of("tis", minibatches=1, grad_clip=1e9, kl=0.0, cap=cap)
-        script.learn(policy, None, torch.optim.SGD(policy.parameters(), lr=1.0), other, rollout.logp, advantage, config)
-        return [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
-
     plain = moved("tis", model, rollout, advantage)
-    assert_same(step(4.0), [2 * move for move in plain])
-    assert_same(step(1.5), [1.5 * move for move in plain])
+    assert_same(moved("tis", model, other, advantage, rollout.logp, cap=4.0), [2 * move for move in plain])
+    assert_same(moved("tis", model, other, advantage, rollout.logp, cap=1.5), [1.5 * move for move in plain])
+    assert_same(moved("tis", model, other, advantage, rollout.logp, cap=0.0), plain)
 
 
-def test_what_is_replayed_in_the_update_is_replayed_in_the_score_before_it(base, tmp_path, monkeypatch):
-    """Every token sent to other experts than the trainer would choose: π_old and π are still one policy at first."""
-    script = importlib.import_module("experiments.variants.tis")
-    act, held_out, checked = rl_common.act, countdown.held_out, []
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_the_trainer_of_tis_scores_what_a_bf16_sampler_drew(base, tmp_path, monkeypatch, cap):
+    sampled, scored, act, learn = [], [], tis.act, tis.learn
+    monkeypatch.setattr(tis, "act", lambda model, *args, **more: sampled.append(model) or act(model, *args, **more))
+    monkeypatch.setattr(tis, "learn", lambda model, optimizer, rollout, *args: scored.append(
+        (args[-1], rollout.logp, model.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask).detach())
+    ) or learn(model, optimizer, rollout, *args))  # fmt: skip
+    tis.main(config_of("tis", checkpoint=base, steps=1, out=tmp_path / "run", cap=cap))
+    assert sampled[-1].embedding.weight.dtype == torch.bfloat16
+    old, sampler, trainer = scored[0]
+    torch.testing.assert_close(old, trainer if cap else sampler, atol=1e-5, rtol=0)
+    assert (sampler - trainer).abs().max() > 1e-4 and read_metrics(tmp_path / "run")[1]["train/ratio_deviation"] > 0
 
-    def elsewhere(*arguments, **more):
-        rollout = act(*arguments, **more)
-        return replace(rollout, routes=torch.where(rollout.routes < 0, -1, (rollout.routes + 1) % SHAPE.experts))
 
-    def learn(model, reference, optimizer, rollout, old, *rest):
-        seen = {"lengths": rollout.length, "mask": rollout.mask}
+# ---- routes that are replayed
+
+
+def elsewhere(rollout, rows=slice(None)):
+    """Every token of these rows sent to other experts than the trainer would choose."""
+    routes = rollout.routes.clone()
+    routes[rows] = torch.where(routes[rows] < 0, -1, (routes[rows] + 1) % MOE.experts)
+    return replace(rollout, routes=routes)
+
+
+def test_the_update_replays_the_routes_of_the_sampler(sampled):
+    model, rollout, rewards = sampled
+    rollout, advantage = elsewhere(rollout), group_advantages(rewards).flatten()
+    policy, mask = copy.deepcopy(model), rollout.mask
+    settings = {"lengths": rollout.length, "mask": mask}
+    logp = policy.logprob(rollout.tokens, **settings, routes=rollout.routes)
+    rollout = replace(rollout, logp=logp.detach())
+    (advantage.unsqueeze(1) * logp * mask / (16 * mask.sum(1, keepdim=True))).sum().backward()
+    gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.parameters()]
+    for microbatch in (10**6, 100):
+        assert_same(moved("replayed_routes", model, rollout, advantage, microbatch=microbatch), gradient)
+    assert any(not torch.allclose(a, b, atol=1e-4) for a, b in zip(moved("gspo", model, rollout, advantage), gradient))
+
+
+def test_routes_that_differ_are_counted(sampled):
+    model, rollout, _ = sampled
+    inside = rollout.mask.sum(1) - 1  # the last token has no route
+    for microbatch in (10**6, 100):
+        assert replayed_routes.route_difference(model, rollout, microbatch) == 0
+        share = replayed_routes.route_difference(model, elsewhere(rollout, slice(8)), microbatch)
+        assert share == pytest.approx((inside[:8].sum() / inside.sum()).item(), abs=1e-6)
+
+
+def test_the_check_before_the_update_replays_too(base, sampled, tmp_path, monkeypatch):
+    """A sampler whose routers choose otherwise: with its routes replayed it is the trainer, without it is not."""
+    act, check = replayed_routes.act, replayed_routes.on_policy_check
+
+    def sampler(model, *args, **more):
+        rollout = elsewhere(act(model, *args, **more))
         with torch.no_grad():
-            torch.testing.assert_close(old, model.logprob(rollout.tokens, **seen, routes=rollout.routes))
-            checked.append((old - model.logprob(rollout.tokens, **seen)).abs().max().item())
-        return real(model, reference, optimizer, rollout, old, *rest)
+            seen = {"lengths": rollout.length, "mask": rollout.mask, "routes": rollout.routes}
+            return replace(rollout, logp=model.logprob(rollout.tokens, **seen))
 
-    real = script.learn
-    monkeypatch.setattr(script, "act", elsewhere)
-    monkeypatch.setattr(script, "learn", learn)
-    monkeypatch.setattr(countdown, "held_out", lambda level, part, _: held_out(level, part, 8))
-    script.main(config_of("tis", checkpoint=base, steps=1, out=tmp_path / "run", replay_routes=True))
-    assert len(checked) == 1 and checked[0] > 1e-3
+    monkeypatch.setattr(replayed_routes, "act", sampler)
+    config = config_of("replayed_routes", checkpoint=base, steps=1)
+    replayed_routes.main(replace(config, out=tmp_path / "replayed"))
+    row = read_metrics(tmp_path / "replayed")[1]
+    assert row["train/ratio_deviation"] < 1e-4 and row["train/route_difference"] == 1
+    monkeypatch.setattr(replayed_routes, "on_policy_check", lambda *args, replay, **more: check(*args, **more))
+    with pytest.raises(RuntimeError, match="sampler and trainer do not compute the same policy"):
+        replayed_routes.main(replace(config, out=tmp_path / "free", max_ratio_deviation=1e-4))
+    model, rollout, _ = sampled
+    assert on_policy_check(model, rollout, 8192, most=0.02, replay=True)["train/ratio_deviation"] < 1e-4
+
+
+def test_a_dense_model_has_no_routes_to_replay(toy_base, tmp_path):
+    config = config_of("replayed_routes", checkpoint=toy_base("dense") / "checkpoint", out=tmp_path / "run")
+    with pytest.raises(ValueError, match="a dense model has no routes"):
+        replayed_routes.main(config)
+    assert not config.out.exists()
 
 
 # ---- what only one of them has ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tau", [0.25, 1.0])
+def test_the_reference_follows_the_policy(base, tmp_path, tau, dtype):
+    """θ_ref = (1 - τ) θ_0 + τ θ_1 after the first step, in fp32 also beside a bf16 policy."""
+    more = {"steps": 1, "tau": tau, "dtype": dtype, "max_ratio_deviation": 0.1}
+    ema_reference.main(config_of("ema_reference", checkpoint=base, out=tmp_path, **more))
+    path = checkpoint.latest(tmp_path / "checkpoint")
+    reference = checkpoint.load_state(path)["reference"]
+    start, policy = (hf.load(p, dtype=getattr(torch, dtype))[0].state_dict() for p in (checkpoint.latest(base), path))
+    assert any(not torch.equal(policy[name], start[name]) for name in policy)
+    for name, value in reference.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, torch.lerp(start[name].float(), policy[name].float(), tau))
+
+
+def test_the_share_of_the_reference_is_one():
+    with pytest.raises(ValueError, match="tau = 2: 0 to 1"):
+        config_of("ema_reference", tau=2)
+
+
+def test_a_killed_run_with_a_reference_that_follows_resumes_to_the_same_bits(base, tmp_path, monkeypatch):
+    config = config_of("ema_reference", checkpoint=base, steps=4, out=tmp_path / "run")
+    ema_reference.main(replace(config, out=tmp_path / "whole"))
+    stop(monkeypatch, "variants.ema_reference", config, NAMES["ema_reference"], "learn", 4)
+    ema_reference.main(replace(config, resume=True))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_the_baselines_of_reinforce():
     rewards = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
-    none, batch, moving = (reinforce.Baseline(reinforce.Config(baseline=name)) for name in ("none", "batch", "moving"))
-    assert torch.equal(none.subtract(rewards), rewards) and torch.equal(batch.subtract(rewards), rewards - 1)
-    assert torch.equal(moving.subtract(rewards), rewards) and moving.average == 1.0  # nothing is known at first
-    torch.testing.assert_close(moving.subtract(rewards + 1), rewards + 1 - 1.0)
-    assert moving.average == pytest.approx(0.9 * 1 + 0.1 * 2)
-    other = reinforce.Baseline(moving.config)
-    other.load_state_dict(moving.state_dict())
-    assert other.average == moving.average
-    with pytest.raises(ValueError, match="gamma = 2.0, baseline_decay = 0.9: 0 to 1"):
+    none, batch, moving = (reinforce.Config(baseline=name) for name in ("none", "batch", "moving"))
+    for average in (None, 0.5):
+        assert torch.equal(reinforce.subtract_baseline(rewards, average, none), rewards)
+        assert torch.equal(reinforce.subtract_baseline(rewards, average, batch), rewards - 1)
+    assert torch.equal(reinforce.subtract_baseline(rewards, None, moving), rewards)  # nothing is known at first
+    assert torch.equal(reinforce.subtract_baseline(rewards, 0.5, moving), rewards - 0.5)
+    with pytest.raises(ValueError, match="gamma = 2.0: 0 to 1"):
         reinforce.Config(gamma=2.0)
+    with pytest.raises(ValueError, match="baseline_decay = -1: 0 to 1"):
+        reinforce.Config(baseline_decay=-1)
 
 
-def test_reinforce_goes_on_to_the_same_bits_with_its_baseline(base, tmp_path, monkeypatch):
-    held_out = countdown.held_out
-    monkeypatch.setattr(countdown, "held_out", lambda level, part, _: held_out(level, part, 8))
-    config = config_of("reinforce", checkpoint=base, steps=4, baseline="moving", entropy_weight=0.01, gamma=0.99)
+def test_the_moving_baseline_is_that_of_past_batches(base, tmp_path, monkeypatch):
+    """b <- 0.9 b + 0.1 mean(R) after it is subtracted; a killed run resumes with it, to the same bits."""
+    config = config_of("reinforce", checkpoint=base, steps=4, baseline="moving", ent_coef=0.01, gamma=0.99)
+    subtracted, real = [], reinforce.subtract_baseline
+    monkeypatch.setattr(reinforce, "subtract_baseline", lambda *args: subtracted.append(args[:2]) or real(*args))
     reinforce.main(replace(config, out=tmp_path / "whole"))
-    learn = reinforce.learn
-
-    def stop(*arguments):
-        if arguments[-1] == 4:  # the step
-            raise KeyboardInterrupt
-        return learn(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(reinforce, "learn", stop)
-        reinforce.main(replace(config, out=tmp_path / "run"))
+    means, averages = [rewards.mean().item() for rewards, _ in subtracted], [average for _, average in subtracted]
+    assert averages[:2] == [None, means[0]] and averages[2] == pytest.approx(0.9 * means[0] + 0.1 * means[1])
+    assert averages[3] == pytest.approx(0.9 * averages[2] + 0.1 * means[2])
+    stop(monkeypatch, "reinforce", replace(config, out=tmp_path / "run"), "experiments.reinforce", "learn", 4)
     reinforce.main(replace(config, out=tmp_path / "run", resume=True))
-    whole, run = (checkpoint.latest(tmp_path / name / "checkpoint") for name in ("whole", "run"))
-    assert (whole / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-    a, b = checkpoint.load_state(whole), checkpoint.load_state(run)
-    assert a["baseline"]["average"] == b["baseline"]["average"] is not None
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    state = checkpoint.load_state(checkpoint.latest(tmp_path / "run" / "checkpoint"))
+    assert state["average"] == pytest.approx(0.9 * averages[3] + 0.1 * means[3])
 
 
 def dapo_draws(monkeypatch, accuracies: list[list[int]]):
     """`refill` of dapo.py over made-up rollouts: how many of 2 answers are right, for every group of every round."""
-    config = config_of("dapo", prompts=len(accuracies[0]), answers=2, minibatches=1, rounds=len(accuracies))
     count = len(accuracies[0])
-    calls = []  # (problems, step, rows) of every round
+    config = config_of("dapo", prompts=count, num_generations=2, num_minibatches=1, rounds=len(accuracies))
+    calls = []  # (problems, key) of every round
 
-    def act(model, tokenizer, problems, config, step, rows, **_):
-        calls.append((problems, step, rows.tolist()))
+    def act(model, tokenizer, problems, config, step):
+        calls.append((problems, step))
         rows = count * 2
         mask = torch.tensor([[False, True, True]]).repeat(rows, 1)
         zeros = torch.zeros(rows, 3)
@@ -346,8 +414,8 @@ def dapo_draws(monkeypatch, accuracies: list[list[int]]):
 
     monkeypatch.setattr(dapo, "act", act)
     monkeypatch.setattr(dapo, "judge_rollout", judged)
-    found = dapo.refill(None, None, config, 3, rl_common.Clock(), mixed=False)
-    return calls, *found
+    train = tasks.load("countdown").problems("train")
+    return calls, *dapo.refill(None, None, None, train, config, 3, Clock(pick("cpu")))
 
 
 def test_dapo_stops_as_soon_as_its_groups_are_mixed(monkeypatch):
@@ -359,8 +427,8 @@ def test_dapo_stops_as_soon_as_its_groups_are_mixed(monkeypatch):
 def test_dapo_refills_and_counts_what_it_throws_away(monkeypatch):
     """First round: one mixed of three; second: all mixed. Kept: the mixed one, then two of the second round."""
     calls, problems, rollout, answers, spent = dapo_draws(monkeypatch, [[0, 1, 2], [1, 1, 1], [1, 1, 1]])
-    (first, *one), (second, *two) = calls  # rounds of a step, each with problems and noise of its own
-    assert one == [3, [0, 1, 2, 3, 4, 5]] and two == [3, [6, 7, 8, 9, 10, 11]]
+    (first, one), (second, two) = calls  # rounds of a step, each with problems and noise of its own
+    assert one == 3 != two
     assert not any(problem in first for problem in second) and problems == [first[1], *second[:2]]
     assert spent["train/rounds"] == 2 and spent["train/sampled_tokens"] == 2 * 12 and spent["train/kept"] == 0.5
     assert spent["train/accuracy"] == pytest.approx(6 / 12)  # of all that was drawn
@@ -375,9 +443,9 @@ def test_dapo_gives_up_after_its_rounds(monkeypatch):
 
 
 def test_dapo_makes_long_answers_pay():
-    config = config_of("dapo", max_tokens=100, overlong_buffer=20)
+    config = config_of("dapo", max_completion_length=100, overlong_buffer=20)
     answers = [[Answer("", n, n == 100, True, False) for n in (50, 90, 100)]]
-    torch.testing.assert_close(dapo.judge(answers, config), torch.tensor([[1.0, 0.5, 0.0]]))
+    torch.testing.assert_close(dapo.reward(answers, config), torch.tensor([[1.0, 0.5, 0.0]]))
 
 
 def test_truncated_answers_can_be_left_out_of_a_variant(sampled):
@@ -390,23 +458,25 @@ def test_truncated_answers_can_be_left_out_of_a_variant(sampled):
 
 
 def test_dapo_refuses_what_cannot_be_refilled_or_penalised():
-    for wrong in ({"rounds": 0}, {"overlong_buffer": 0}, {"overlong_buffer": 25}):
-        with pytest.raises(ValueError, match="at least 1, and 1 to max_tokens = 24"):
-            config_of("dapo", **wrong)
+    with pytest.raises(ValueError, match="rounds = 0: at least 1"):
+        config_of("dapo", rounds=0)
+    for buffer in (0, 33):
+        with pytest.raises(ValueError, match=f"overlong_buffer = {buffer}: 1 to 32, the budget"):
+            config_of("dapo", overlong_buffer=buffer)
 
 
 @pytest.mark.parametrize("name", ["gspo", "sequence_grpo"])
-def test_an_answer_is_clipped_where_it_has_no_gradient(name):
+def test_an_answer_is_clipped_where_it_has_no_gradient(sampled, name):
     """The fraction that is logged is of the tokens that the loss of their answer leaves alone."""
-    script = importlib.import_module(NAMES[name])
-    config = config_of(name, clip_low=0.3, clip_high=0.3)
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.arange(8) < torch.randint(1, 9, (200, 1), generator=generator)
-    old = -torch.rand(200, 8, generator=generator) * mask
-    logp = (old + 0.5 * torch.randn(200, 8, generator=generator) * mask).requires_grad_()
-    advantage = torch.randn(200, 1, generator=generator).expand(200, 8)
-    loss = {"gspo": gspo, "sequence_grpo": grpo_sequence}[name](logp, old, advantage, 0.3, 0.3, mask)
+    model, rollout, rewards = sampled
+    rollout, mask = drifted(rollout, whole=name == "sequence_grpo"), rollout.mask
+    advantage = group_advantages(rewards).flatten()
+    logp = model.logprob(rollout.tokens, lengths=rollout.length, mask=mask).detach().requires_grad_()
+    A = advantage.unsqueeze(1).expand_as(logp)
+    loss = {"gspo": gspo, "sequence_grpo": grpo_sequence}[name](logp, rollout.logp, A, LOW, HIGH, mask)
     (slope,) = torch.autograd.grad((mask * loss).sum(), logp)
-    more = (mask,) if name == "gspo" else ()
-    clipped = script.whole_is_clipped(logp, old, advantage, *more, config)
-    assert torch.equal((clipped & mask), (slope == 0) & mask) and 0.05 < clipped.float().mean() < 0.95
+    untouched = ((slope == 0) & mask).float()
+    assert 0.05 < untouched[mask].mean() < 0.95
+    metrics, _ = learned(name, model, rollout, advantage, **OFF)
+    share = (untouched / mask.sum(1, keepdim=True)).sum().item() / 16
+    assert metrics["train/clip_fraction"] == pytest.approx(share)

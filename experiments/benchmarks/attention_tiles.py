@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from minir1.ops.attention import visible
+from minir1.ops.reference import visible
 
 EMPTY, MASKED, WHOLE = "white", "#f2c98a", "#7fa8d1"
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.benchmarks.bench_timing import Figures, Refused, attempt, ceilings, cuda_peak, interleaved
-from minir1.log import replace_text, table
+from minir1.files import replace_text
+from minir1.log import table
 from minir1.ops import attention, decode_attention, decode_latent
 
 COPIES = 4  # of the inputs on a GPU, taken in turn
@@ -107,11 +108,11 @@ def flex() -> Callable:
 def ways(shape: Shape, device: str) -> dict[str, Callable]:
     """All that may be compared on a device; the first is the measure of the others."""
     if device == "cpu":
-        return {"twin": ours("torch"), "sdpa": sdpa(None, pad=True)}
-    found = {"triton": ours("triton")} | {f"sdpa {name}": sdpa(which, pad=False) for name, which in BACKENDS.items()}
+        return {"torch": ours("torch"), "sdpa": sdpa(None, pad=True)}
+    figures = {"triton": ours("triton")} | {f"sdpa {name}": sdpa(which, pad=False) for name, which in BACKENDS.items()}
     if shape.d_qk != shape.d_v:
-        found |= {f"sdpa {name}, v padded": sdpa(which, pad=True) for name, which in BACKENDS.items()}
-    return found | {"flex": flex()}
+        figures |= {f"sdpa {name}, v padded": sdpa(which, pad=True) for name, which in BACKENDS.items()}
+    return figures | {"flex": flex()}
 
 
 def inputs(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
@@ -160,19 +161,19 @@ def training(shape: Shape, device: str, dtype: torch.dtype, repeats: int, tflops
     """Seconds, share of the floor (the operations at the measured ceiling) and peak memory, of every way; or why there
     are none."""
     batches = [inputs(shape, device, dtype, seed) for seed in range(COPIES if device == "cuda" else 1)]
-    found = {}
+    figures = {}
     for part, how in (("forward", forward), ("both", both_ways)):
         refused: Refused = {}
         needed = operations(shape, part == "both")
         runs = {name: how(f, batches) for name, f in ways(shape, device).items()}
         for name, times in interleaved(runs, repeats, device, refused).items():
-            place, seconds = f"attention/{shape}/{part}/{name}", statistics.median(times)
-            found |= {f"{place}/seconds": seconds, f"{place}/tflops": needed / seconds / 1e12}
-            found[f"{place}/of_floor"] = seconds / (needed / (tflops * 1e12))
+            key, seconds = f"attention/{shape}/{part}/{name}", statistics.median(times)
+            figures |= {f"{key}/seconds": seconds, f"{key}/tflops": needed / seconds / 1e12}
+            figures[f"{key}/of_floor"] = seconds / (needed / (tflops * 1e12))
             if device == "cuda" and (peak := attempt(lambda: cuda_peak(runs[name]), name, refused)) is not None:
-                found[f"{place}/peak_mib"] = peak
-        found |= {f"attention/{shape}/{part}/{name}/refused": why for name, why in refused.items()}
-    return found
+                figures[f"{key}/peak_mib"] = peak
+        figures |= {f"attention/{shape}/{part}/{name}/refused": why for name, why in refused.items()}
+    return figures
 
 
 @torch.no_grad()
@@ -184,24 +185,24 @@ def decoding(shape: Shape, latent: bool, device: str, dtype: torch.dtype, repeat
     queries = [draw(B, 1, H, d_qk) for _ in range(COPIES)]
     past = torch.full((B,), M - 1, device=device)
     if latent:
-        held = draw(B, M, d_qk)
-        call = lambda i, impl: decode_latent(*queries[i % COPIES].split((d_v, d_qk - d_v), -1), held, past, 0.04,
+        cache = draw(B, M, d_qk)
+        call = lambda i, impl: decode_latent(*queries[i % COPIES].split((d_v, d_qk - d_v), -1), cache, past, 0.04,
                                              impl=impl, check=False)
     else:
         k, v = (draw(B, K, M, size).transpose(1, 2) for size in (d_qk, d_v))
         call = lambda i, impl: decode_attention(queries[i % COPIES], k, v, past, impl=impl, check=False)
     runs = {"triton": lambda i: call(i, "triton")} if device == "cuda" else {}
-    runs["twin"] = lambda i: call(i, "torch")
+    runs["torch"] = lambda i: call(i, "torch")
     if not latent:
         runs["sdpa"] = lambda i: F.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (queries[i % COPIES], k, v)), enable_gqa=H != K).transpose(1, 2)
-    found, place, refused = {}, f"{'latent' if latent else 'decode'}/{shape}", {}
+    figures, key, refused = {}, f"{'latent' if latent else 'decode'}/{shape}", {}
     for name, times in interleaved(runs, repeats, device, refused).items():
         seconds = statistics.median(times)
         rate = cache_bytes(shape, queries[0].element_size()) / seconds / 1e12
-        found |= {f"{place}/{name}/seconds": seconds, f"{place}/{name}/tb_s": rate}
-        found[f"{place}/{name}/of_floor"] = tb_s / rate
-    return found | {f"{place}/{name}/refused": why for name, why in refused.items()}
+        figures |= {f"{key}/{name}/seconds": seconds, f"{key}/{name}/tb_s": rate}
+        figures[f"{key}/{name}/of_floor"] = tb_s / rate
+    return figures | {f"{key}/{name}/refused": why for name, why in refused.items()}
 
 
 def accuracy(shape: Shape, device: str, dtype: torch.dtype) -> Figures:
@@ -209,42 +210,42 @@ def accuracy(shape: Shape, device: str, dtype: torch.dtype) -> Figures:
     batch = inputs(shape, device, dtype)
     exact_batch = [x.detach().double().requires_grad_(x.requires_grad) for x in batch]
     exact = forward(ours("torch"), [exact_batch])(0), *both_ways(ours("torch"), [exact_batch])(0)
-    found, refused = {}, {}
+    figures, refused = {}, {}
     for name, f in ways(shape, device).items():
         have = attempt(lambda: (forward(f, [batch])(0), *both_ways(f, [batch])(0)), name, refused)
         for what, a, b in zip(("o", "dq", "dk", "dv"), have or (), exact):
-            found[f"accuracy/{shape}/{name}/{what}"] = ((a - b).norm() / b.norm()).item()
-    return found | {f"accuracy/{shape}/{name}/refused": why for name, why in refused.items()}
+            figures[f"accuracy/{shape}/{name}/{what}"] = ((a - b).norm() / b.norm()).item()
+    return figures | {f"accuracy/{shape}/{name}/refused": why for name, why in refused.items()}
 
 
 def gpu(config: Config, tflops: float, tb_s: float) -> Figures:
     """Everything, in bf16."""
-    found, how = {}, ("cuda", torch.bfloat16, config.repeats)
+    figures, how = {}, ("cuda", torch.bfloat16, config.repeats)
     for shape in config.training:
-        found |= training(shape, *how, tflops)
+        figures |= training(shape, *how, tflops)
     for latent, shapes in ((False, config.decoding), (True, config.latents)):
         for shape in shapes:
-            found |= decoding(shape, latent, *how, tb_s)
+            figures |= decoding(shape, latent, *how, tb_s)
     for d_qk in (128, 192):
-        found |= accuracy(Shape(2, 1024, 8, 4, d_qk, 128), "cuda", torch.bfloat16)
-    return found
+        figures |= accuracy(Shape(2, 1024, 8, 4, d_qk, 128), "cuda", torch.bfloat16)
+    return figures
 
 
 # ---- the picture ---------------------------------------------------------------------------------------------------
 
 
-def points(found: Figures) -> dict[str, tuple[float, float]]:
+def points(figures: Figures) -> dict[str, tuple[float, float]]:
     """Label -> (operations a byte, TFLOP/s) of our kernels. Bytes are inputs and results, moved once.
 
-    found may be that of bench_kernels.py too, which has log-probs.
+    figures may be those of bench_kernels.py too, which has log-probs.
     """
-    placed = {}
-    for key, value in found.items():
+    labelled = {}
+    for key, value in figures.items():
         kind, _, behind = key.partition("/")
         name, *rest = behind.split("/")
         if kind == "logprob" and rest in (["hybrid", "seconds"], ["fused", "seconds"]):
             N, D, V = (int(x) for x in name.split("x"))  # bf16 inputs and gradients; logits made twice
-            placed[" ".join((kind, name, rest[0]))] = 8 * N * D * V / (4 * D * (N + V)), 8 * N * D * V / value / 1e12
+            labelled[" ".join((kind, name, rest[0]))] = 8 * N * D * V / (4 * D * (N + V)), 8 * N * D * V / value / 1e12
             continue
         if kind not in ("attention", "decode", "latent") or not key.endswith("/triton/seconds"):
             continue
@@ -255,20 +256,20 @@ def points(found: Figures) -> dict[str, tuple[float, float]]:
             moved *= 3 if rest[0] == "both" else 1  # and read again backward, and gradients written
         else:
             work, moved = 2 * shape.rows * shape.tokens * shape.heads * (shape.d_qk + shape.d_v), cache_bytes(shape)
-        placed[" ".join((kind, name, *rest[:-2]))] = work / moved, work / value / 1e12
-    return placed
+        labelled[" ".join((kind, name, *rest[:-2]))] = work / moved, work / value / 1e12
+    return labelled
 
 
-def roofline(found: Figures, path: Path) -> None:
+def roofline(figures: Figures, path: Path) -> None:
     """What each kernel reaches, under what the device allows at its intensity."""
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     x = [2.0**i for i in range(-1, 15)]
-    ax.plot(x, [min(found["tflops"], found["tb_s"] * i) for i in x], color="black", linewidth=1)
-    for label, (intensity, rate) in points(found).items():
+    ax.plot(x, [min(figures["tflops"], figures["tb_s"] * i) for i in x], color="black", linewidth=1)
+    for label, (intensity, rate) in points(figures).items():
         ax.plot(intensity, rate, "o", label=label)
-    ax.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="TFLOP/s", title=found.get("gpu", ""))
+    ax.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="TFLOP/s", title=figures.get("gpu", ""))
     ax.legend(fontsize=6)
     fig.savefig(path, dpi=150)
     plt.close(fig)
@@ -278,17 +279,17 @@ def main(config: Config) -> Figures:
     """Measure, print, write, draw; on a GPU only."""
     if not torch.cuda.is_available():
         raise ValueError("this benchmark needs a GPU that torch can use, and there is none here")
-    found = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), **ceilings()}
-    found |= gpu(config, found["tflops"], found["tb_s"])
-    table("attention", ["", "measured"], [[k, f"{v:.4g}" if isinstance(v, float) else v] for k, v in found.items()])
+    figures = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), **ceilings()}
+    figures |= gpu(config, figures["tflops"], figures["tb_s"])
+    table("attention", ["", "measured"], [[k, f"{v:.4g}" if isinstance(v, float) else v] for k, v in figures.items()])
     for path in (config.out, config.figure):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
     if config.out:
-        replace_text(config.out, json.dumps(found, indent=2) + "\n")
+        replace_text(config.out, json.dumps(figures, indent=2) + "\n")
     if config.figure:
-        roofline(found, config.figure)
-    return found
+        roofline(figures, config.figure)
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How fast, how large and how exact are the kernels and their twins, beside what else there is?
+"""How fast, how large and how exact are the kernels, and the same operations in torch, beside other implementations?
 
     python -m experiments.benchmarks.bench_kernels
     python -m experiments.benchmarks.bench_kernels --device cuda --out runs/bench_gpu.json --figure runs/bench_gpu.png
 
-On the CPU: linear_logprob with entropy, forward and backward, by how many logits it may keep, against the naive way;
-the same for linear_kl against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: first the
+On the CPU: linear_logprob with entropy, forward and backward, by the size of a chunk, against the naive way; the
+same for linear_kl against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: first the
 ceilings of the device (a product, a copy), then every way to a log-prob, Liger's and cut-cross-entropy's too if they
-are installed, and to a forward KL. All variants of a comparison are called in turn, and medians are told; one that
+are installed, and to a forward KL. All variants of a comparison are called in turn, and medians are reported; one that
 does not fit the machine or does not compile costs its own figures only, and is named with the reason.
 """
 
@@ -23,7 +23,8 @@ import tyro
 
 from experiments.benchmarks import bench_attention, bench_logprob
 from experiments.benchmarks.bench_timing import Figures, ceilings
-from minir1.log import replace_text, table
+from minir1.files import replace_text
+from minir1.log import table
 
 Shape = tuple[int, int, int]
 
@@ -34,7 +35,7 @@ class Config:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: both parts, as far as the machine can
     shape: Shape = (1024, 512, 32768)  # on the CPU
-    budgets: tuple[int, ...] = (0, 32, 40, 48, 64)  # MiB that the twin may keep for the backward pass
+    chunks: tuple[int, ...] = (4, 8, 16, 32, 64)  # MiB of logits at a time
     small: tuple[Shape, ...] = tuple((N, 128, 160) for N in (1024, 2048, 4096, 8192))  # the demonstration's
     gpu_shapes: tuple[Shape, ...] = ((8192, 4096, 32768), (8192, 4096, 129280), (32768, 4096, 151936))
     repeats: int = 5  # on the CPU; small shapes take twelve times as many
@@ -49,28 +50,29 @@ def cpu(config: Config) -> Figures:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = bench_logprob.cpu_large(config.shape, config.budgets, config.repeats, kl=False)
-        found |= bench_logprob.cpu_large(config.shape, config.budgets, config.repeats, kl=True)
+        figures = bench_logprob.cpu_large(config.shape, config.chunks, config.repeats, kl=False)
+        figures |= bench_logprob.cpu_large(config.shape, config.chunks, config.repeats, kl=True)
         for kl in (False, True):
-            found |= bench_logprob.cpu_small(config.small, 12 * config.repeats, kl)
-        ways = {"naive": bench_logprob.naive, "twin": bench_logprob.twin()}
-        found |= bench_logprob.accuracy(config.shape, "cpu", ways, torch.float32)
+            figures |= bench_logprob.cpu_small(config.small, 12 * config.repeats, kl)
+        ways = {"naive": bench_logprob.naive, "torch": bench_logprob.chunked()}
+        figures |= bench_logprob.accuracy(config.shape, "cpu", ways, torch.float32)
     finally:
         torch.set_num_threads(threads)
-    return found
+    return figures
 
 
 def cuda(config: Config) -> Figures:
     """The device is named beside the figures."""
-    found = ceilings()
+    figures = ceilings()
     for shape in config.gpu_shapes:
-        found |= bench_logprob.gpu(shape, config.gpu_repeats, found["tflops"])
-        found |= bench_logprob.gpu_kl(shape, config.gpu_repeats, found["tflops"])
+        figures |= bench_logprob.gpu(shape, config.gpu_repeats, figures["tflops"])
+        figures |= bench_logprob.gpu_kl(shape, config.gpu_repeats, figures["tflops"])
     if config.attention:
-        found |= bench_attention.gpu(bench_attention.Config(repeats=config.gpu_repeats), found["tflops"], found["tb_s"])
-    ways = {"naive": bench_logprob.naive, "twin": bench_logprob.twin()}
+        attention = bench_attention.Config(repeats=config.gpu_repeats)
+        figures |= bench_attention.gpu(attention, figures["tflops"], figures["tb_s"])
+    ways = {"naive": bench_logprob.naive, "torch": bench_logprob.chunked()}
     ways |= {engine: bench_logprob.triton(engine) for engine in ("hybrid", "fused")}
-    return found | bench_logprob.accuracy((1024, 1024, 32768), "cuda", ways, torch.bfloat16)
+    return figures | bench_logprob.accuracy((1024, 1024, 32768), "cuda", ways, torch.bfloat16)
 
 
 def main(config: Config) -> dict:
@@ -80,22 +82,22 @@ def main(config: Config) -> dict:
         raise ValueError("device='cuda': this machine has no GPU that torch can use; cpu, or auto")
     if config.figure and (config.device == "cpu" or not can):
         raise ValueError(f"figure = {config.figure}: the roofline is that of a GPU, and none is measured here")
-    found: dict = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+    figures: dict = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
     if config.device != "cuda":
-        found |= cpu(config)
+        figures |= cpu(config)
     if config.device != "cpu" and can:
-        found |= {"gpu": torch.cuda.get_device_name(), **cuda(config)}
-    rows = [[key, f"{value:.4g}" if isinstance(value, float) else value] for key, value in found.items()]
+        figures |= {"gpu": torch.cuda.get_device_name(), **cuda(config)}
+    rows = [[key, f"{value:.4g}" if isinstance(value, float) else value] for key, value in figures.items()]
     table("kernels", ["", "measured"], rows)
     if not can:
         print("No GPU here: figures of the kernels themselves are missing; run this again on a machine that has one.")
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(config.out, json.dumps(found, indent=2) + "\n")
+    replace_text(config.out, json.dumps(figures, indent=2) + "\n")
     if config.device != "cpu" and can:
         figure = config.figure or config.out.with_suffix(".png")
         figure.parent.mkdir(parents=True, exist_ok=True)
-        bench_attention.roofline(found, figure)
-    return found
+        bench_attention.roofline(figures, figure)
+    return figures
 
 
 if __name__ == "__main__":

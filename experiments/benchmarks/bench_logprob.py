@@ -35,11 +35,11 @@ def naive(h, w, target):
 
 
 def checkpointed(h, w, target):
-    """naive, whose logits are made again in the backward pass."""
+    """naive, whose logits are recomputed in the backward pass."""
     return checkpoint(naive, h, w, target, use_reentrant=False)
 
 
-def twin(chunk_bytes: int | None = None) -> Callable:
+def chunked(chunk_bytes: int | None = None) -> Callable:
     return lambda h, w, target: linear_logprob(h, w, target, entropy=True, impl="torch", chunk_bytes=chunk_bytes)
 
 
@@ -77,12 +77,12 @@ def liger_grpo(h, w, target, g):
 def others(batches: list[list[torch.Tensor]]) -> dict[str, Callable[[int], object]]:
     """Forward and backward of the packages that are installed. None has an entropy: they do less; nor does Liger give
     log-probs."""
-    found = {}
+    figures = {}
     if importlib.util.find_spec("liger_kernel"):
-        found |= {"liger": both_ways(liger, batches), "liger_grpo": whole_loss(liger_grpo, batches)}
+        figures |= {"liger": both_ways(liger, batches), "liger_grpo": whole_loss(liger_grpo, batches)}
     if importlib.util.find_spec("cut_cross_entropy"):
-        found["cut_cross_entropy"] = both_ways(cut_cross_entropy, batches)
-    return found
+        figures["cut_cross_entropy"] = both_ways(cut_cross_entropy, batches)
+    return figures
 
 
 def both_ways(f: Callable, batches: list[list[torch.Tensor]]) -> Callable[[int], list]:
@@ -98,7 +98,7 @@ def both_ways(f: Callable, batches: list[list[torch.Tensor]]) -> Callable[[int],
 
 
 def whole_loss(f: Callable, batches: list[list[torch.Tensor]]) -> Callable[[int], tuple]:
-    """The same of what is a loss already, and has to be told g."""
+    """The same of a function that returns the loss itself, and takes g."""
 
     def run(i: int):
         h, w, target, g, _ = batches[i % len(batches)]
@@ -115,50 +115,50 @@ def full_softmax_kl(h, w, h_t, w_t, _):
     return (t.exp() * (t - s)).sum(-1), None
 
 
-def tiled_kl(kind: str = "forward", chunk_bytes: int | None = None, impl: str = "torch") -> Callable:
+def our_kl(kind: str = "forward", chunk_bytes: int | None = None, impl: str = "torch") -> Callable:
     return lambda h, w, h_t, w_t, _: (linear_kl(h, w, h_t, w_t, kind=kind, chunk_bytes=chunk_bytes, impl=impl), None)
 
 
 # ---- on the CPU ----------------------------------------------------------------------------------------------------
 
 
-def _work(name: str, shape: Shape, budget: int):
+def _work(name: str, shape: Shape, chunk_bytes: int):
     """For cpu_peak, which starts a process and cannot be given a function of this one."""
-    f = {"naive": naive, "twin": twin(budget), "kl/naive": full_softmax_kl, "kl/twin": tiled_kl(chunk_bytes=budget)}
+    f = {"naive": naive, "torch": chunked(chunk_bytes), "kl/naive": full_softmax_kl,
+         "kl/torch": our_kl(chunk_bytes=chunk_bytes)}
     run = both_ways(f[name], [inputs(shape, "cpu", torch.float32, teacher=name.startswith("kl"))])
     both_ways(f[name], [inputs((8, 8, 8), "cpu", torch.float32, teacher=name.startswith("kl"))])(0)  # what loads once
     return lambda: run(0)
 
 
-def cpu_large(shape: Shape, budgets_mib: tuple[int, ...], repeats: int, kl: bool) -> dict[str, float]:
-    """Time and peak memory (both gradients counted) of the naive way, and of the twin by what it may keep."""
-    base, ours = ("kl/naive", "kl/twin") if kl else ("naive", "twin")
+def cpu_large(shape: Shape, chunks_mib: tuple[int, ...], repeats: int, kl: bool) -> Figures:
+    """Time and peak memory (both gradients counted) of the naive way, and of ours by the size of a chunk."""
+    base, ours = ("kl/naive", "kl/torch") if kl else ("naive", "torch")
     batch = [inputs(shape, "cpu", torch.float32, teacher=kl)]
-    names = {base: None} | {f"{ours}/{mib}": max(1, mib << 20) for mib in budgets_mib}
-    make = lambda budget: (tiled_kl(chunk_bytes=budget) if kl else twin(budget)) if budget else (
-        full_softmax_kl if kl else naive
-    )
-    times = interleaved({name: both_ways(make(budget), batch) for name, budget in names.items()}, repeats, "cpu")
-    found = {}
+    sizes = {f"{ours}/{mib}": mib << 20 for mib in chunks_mib}
+    ways = {base: full_softmax_kl if kl else naive}
+    ways |= {name: our_kl(chunk_bytes=size) if kl else chunked(size) for name, size in sizes.items()}
+    times = interleaved({name: both_ways(f, batch) for name, f in ways.items()}, repeats, "cpu")
+    figures = {}
     for name, (seconds, ratio) in against(times, base).items():
-        peak = cpu_peak(_work, base if name == base else ours, shape, names[name] or 1)
-        found |= {f"{name}/seconds": seconds, f"{name}/time_ratio": ratio, f"{name}/peak_mib": peak}
-    for name in names:
-        found[f"{name}/memory_ratio"] = found[f"{name}/peak_mib"] / found[f"{base}/peak_mib"]
-    return found
+        peak = cpu_peak(_work, base if name == base else ours, shape, sizes.get(name, 1))
+        figures |= {f"{name}/seconds": seconds, f"{name}/time_ratio": ratio, f"{name}/peak_mib": peak}
+    for name in ways:
+        figures[f"{name}/memory_ratio"] = figures[f"{name}/peak_mib"] / figures[f"{base}/peak_mib"]
+    return figures
 
 
-def cpu_small(shapes: tuple[Shape, ...], repeats: int, kl: bool) -> dict[str, float]:
-    """Small vocabularies, where all is kept: time against naive."""
-    found = {}
+def cpu_small(shapes: tuple[Shape, ...], repeats: int, kl: bool) -> Figures:
+    """Small vocabularies, where one chunk holds all tokens: time against naive."""
+    figures = {}
     for shape in shapes:
         batch = [inputs(shape, "cpu", torch.float32, teacher=kl)]
-        ways = {"naive": full_softmax_kl, "twin": tiled_kl()} if kl else {"naive": naive, "twin": twin()}
+        ways = {"naive": full_softmax_kl, "torch": our_kl()} if kl else {"naive": naive, "torch": chunked()}
         times = interleaved({name: both_ways(f, batch) for name, f in ways.items()}, repeats, "cpu")
         for name, (seconds, ratio) in against(times, "naive").items():
-            place = "small/{}{}x{}x{}/{}".format("kl/" if kl else "", *shape, name)
-            found |= {f"{place}/seconds": seconds, f"{place}/time_ratio": ratio}
-    return found
+            key = "small/{}{}x{}x{}/{}".format("kl/" if kl else "", *shape, name)
+            figures |= {f"{key}/seconds": seconds, f"{key}/time_ratio": ratio}
+    return figures
 
 
 def accuracy(shape: Shape, device: str, variants: dict[str, Callable], dtype: torch.dtype) -> Figures:
@@ -167,13 +167,13 @@ def accuracy(shape: Shape, device: str, variants: dict[str, Callable], dtype: to
     batch = inputs(shape, device, dtype)
     exact_batch = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in batch]
     exact = (*_values(_naive64, exact_batch), *both_ways(_naive64, [exact_batch])(0))
-    found, refused = {}, {}
+    figures, refused = {}, {}
     for name, f in variants.items():
         ours = attempt(lambda: (*_values(f, batch), *both_ways(f, [batch])(0)), name, refused) or ()
         worst = [(a - b).abs().max().item() for a, b in zip(ours[:2], exact[:2])]
         norms = [((a - b).norm() / b.norm()).item() for a, b in zip(ours[2:], exact[2:])]
-        found |= dict(zip((f"accuracy/{name}/{key}" for key in ("logp", "entropy", "dh", "dw")), worst + norms))
-    return found | {f"accuracy/{name}/refused": why for name, why in refused.items()}
+        figures |= dict(zip((f"accuracy/{name}/{which}" for which in ("logp", "entropy", "dh", "dw")), worst + norms))
+    return figures | {f"accuracy/{name}/refused": why for name, why in refused.items()}
 
 
 def _naive64(h, w, target):
@@ -192,7 +192,7 @@ def _values(f, batch):
 def gpu(shape: Shape, repeats: int, tflops: float) -> Figures:
     """Forward and backward in bf16 of every way there is; the floor is 8 NDV operations at the measured ceiling."""
     N, D, V = shape
-    ways = {"naive": naive, "compiled": torch.compile(naive), "checkpointed": checkpointed, "twin": twin()}
+    ways = {"naive": naive, "compiled": torch.compile(naive), "checkpointed": checkpointed, "torch": chunked()}
     ways |= {"hybrid": triton("hybrid"), "fused": triton("fused")}
     batches = [inputs(shape, "cuda", torch.bfloat16, seed) for seed in range(COPIES)]
     runs = {name: both_ways(f, batches) for name, f in ways.items()} | others(batches)
@@ -202,19 +202,19 @@ def gpu(shape: Shape, repeats: int, tflops: float) -> Figures:
 def gpu_kl(shape: Shape, repeats: int, tflops: float) -> Figures:
     """The same of forward KL, both models of width D; the floor is 12 NDV, two products forward and four backward."""
     N, D, V = shape
-    ways = {"naive": full_softmax_kl, "compiled": torch.compile(full_softmax_kl), "twin": tiled_kl()}
-    ways |= {"triton": tiled_kl(impl="triton")}
+    ways = {"naive": full_softmax_kl, "compiled": torch.compile(full_softmax_kl), "torch": our_kl()}
+    ways |= {"triton": our_kl(impl="triton")}
     batches = [inputs(shape, "cuda", torch.bfloat16, seed, teacher=True) for seed in range(COPIES)]
     runs = {name: both_ways(f, batches) for name, f in ways.items()}
     return _beside(runs, "kl/{}x{}x{}".format(*shape), repeats, 12 * N * D * V / (tflops * 1e12))
 
 
-def _beside(runs: dict[str, Callable[[int], object]], place: str, repeats: int, floor: float) -> Figures:
+def _beside(runs: dict[str, Callable[[int], object]], key: str, repeats: int, floor: float) -> Figures:
     """Peak, seconds and their ratio to the floor of every way; or why there are none."""
-    found, refused = {f"{place}/floor/seconds": floor}, {}
+    figures, refused = {f"{key}/floor/seconds": floor}, {}
     for name, times in interleaved(runs, repeats, "cuda", refused).items():
         seconds = statistics.median(times)
-        found |= {f"{place}/{name}/seconds": seconds, f"{place}/{name}/of_floor": seconds / floor}
+        figures |= {f"{key}/{name}/seconds": seconds, f"{key}/{name}/of_floor": seconds / floor}
         if (peak := attempt(lambda: cuda_peak(runs[name]), name, refused)) is not None:
-            found[f"{place}/{name}/peak_mib"] = peak
-    return found | {f"{place}/{name}/refused": why for name, why in refused.items()}
+            figures[f"{key}/{name}/peak_mib"] = peak
+    return figures | {f"{key}/{name}/refused": why for name, why in refused.items()}

@@ -39,8 +39,8 @@ def attempt(call: Callable[[], T], name: str, refused: Refused) -> T | None:
     try:
         return call()
     except refusals() as error:
-        told = getattr(error, "error_message", None) or str(error) or "no reason given"  # Triton's has code around it
-        refused[name] = f"{type(error).__name__}: {told.strip().splitlines()[0]}"[:200]
+        message = getattr(error, "error_message", None) or str(error) or "no reason given"  # Triton's: with code
+        refused[name] = f"{type(error).__name__}: {message.strip().splitlines()[0]}"[:200]
     print(f"{name}: {refused[name]}")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what it had of the memory
@@ -51,7 +51,7 @@ def interleaved(variants: dict[str, Callable[[int], object]], repeats: int, devi
                 refused: Refused | None = None) -> Timings:
     """Seconds of every variant, called in turn, A B C A B C …, after one round that does not count.
 
-    A variant gets the number of the round, by which it may choose other inputs, so that nothing is found in a cache. On
+    A variant gets the number of the round, by which it may choose other inputs, so that none is in a cache already. On
     CUDA the time is that between two events; on the CPU it is that of the processor, which other work on the machine
     does not lengthen (much); with one thread that is the time it would take alone.
 
@@ -89,11 +89,11 @@ def _cuda_seconds(run, i: int) -> float:
 
 def against(times: Timings, base: str) -> dict[str, tuple[float, float]]:
     """variant -> median seconds, and the median over the rounds of its time divided by that of `base`."""
-    found = {}
+    medians = {}
     for name, seconds in times.items():
         ratios = [a / b for a, b in zip(seconds, times[base])]
-        found[name] = statistics.median(seconds), statistics.median(ratios)
-    return found
+        medians[name] = statistics.median(seconds), statistics.median(ratios)
+    return medians
 
 
 def cpu_peak(work: Callable[..., Callable[[], object]], *args) -> float:
@@ -111,11 +111,11 @@ def _peak_here(work, args) -> float:
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _status("VmRSS")
-        held = run()
+        result = run()
         peak = _status("VmHWM") - before
     except OSError:
         return float("nan")
-    del held
+    del result
     return peak
 
 

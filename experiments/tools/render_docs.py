@@ -32,7 +32,7 @@ from experiments.studies import (
     seeds,
 )
 from experiments.studies.long_context_figures import VARIANTS
-from experiments.tools import variants
+from experiments.tools import file_map, variants
 from minir1.files import replace_text
 from minir1.log import markdown_table
 from minir1.metrics import over_seeds
@@ -186,26 +186,27 @@ def reliability(results: Results) -> str:
 
 
 def kernels_cpu(found: dict[str, float]) -> str:
-    """Log-prob and KL tile by tile against the naive way: time, peak memory, errors against fp64."""
+    """Log-prob and KL in chunks of tokens against the naive way: time, peak memory, errors against fp64."""
     lines = []
     for name, title in (("", "log-prob and entropy"), ("kl/", "forward KL")):
         for key in found:
-            if (way := re.fullmatch(rf"{name}(naive|twin/(\d+))/seconds", key)) and "small" not in key:
+            if (way := re.fullmatch(rf"{name}(naive|torch/(\d+))/seconds", key)) and "small" not in key:
                 place = key.removesuffix("/seconds")
-                label = f"{title}, tiles, {way[2]} MiB kept" if way[2] else f"{title}, naive"
+                label = f"{title}, chunks of {way[2]} MiB" if way[2] else f"{title}, naive"
                 one = {what: found[f"{place}/{what}"] for what in ("seconds", "time_ratio", "peak_mib", "memory_ratio")}
                 cells = [f"{one['seconds']:.2f}", f"{one['time_ratio']:.2f}", f"{one['peak_mib']:.0f}"]
                 lines.append([label, *cells, f"{one['memory_ratio']:.2f}"])
     text = markdown_table(["N=1,024, D=512, V=32,768", "seconds", "of naive", "peak MiB", "of naive"], lines)
-    shapes = [match[1] for key in found if (match := re.fullmatch(r"small/([\dx]+)/twin/time_ratio", key))]
+    shapes = [match[1] for key in found if (match := re.fullmatch(r"small/([\dx]+)/torch/time_ratio", key))]
     lines = [
-        [title, *(f"{found[f'small/{name}{shape}/twin/time_ratio']:.2f}" for shape in shapes)]
+        [title, *(f"{found[f'small/{name}{shape}/torch/time_ratio']:.2f}" for shape in shapes)]
         for name, title in (("", "log-prob and entropy"), ("kl/", "forward KL"))
     ]
-    text += "\n\n" + markdown_table(["N × D × V: time of naive", *(shape.replace("x", " × ") for shape in shapes)], lines)
-    ours, torchs = (found[f"accuracy/{way}/logp"] for way in ("twin", "naive"))
+    head = ["N × D × V: time of naive", *(shape.replace("x", " × ") for shape in shapes)]
+    text += "\n\n" + markdown_table(head, lines)
+    ours, torchs = (found[f"accuracy/{way}/logp"] for way in ("torch", "naive"))
     text += f"\n\nLargest error of a log-prob against fp64: {ours:.1e}, torch's log_softmax {torchs:.1e};"
-    dh, dw = (found[f"accuracy/twin/{key}"] for key in ("dh", "dw"))
+    dh, dw = (found[f"accuracy/torch/{key}"] for key in ("dh", "dw"))
     return f"{text} relative error of the gradients: {dh:.1e} for h and {dw:.1e} for w."
 
 
@@ -227,7 +228,8 @@ def kernel_resources(found: dict) -> str:
             f"{', '.join(sorted(inner)) or 'none of them'}.")
 
 
-BLOCKS = {  # name -> file under docs/results (None: made from scripts), function
+BLOCKS = {  # name -> file under docs/results (None: made from the code), function
+    "files": (None, file_map.page),
     "r1_zero": ("r1_zero.json", r1_zero),
     "headline": ("r1_zero.json", headline),
     "wide": ("wide.json", r1_zero),
@@ -258,7 +260,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from scripts), functio
     "estimators_problems": ("estimators.json", estimators.page_problems),
     "estimators_kl": ("estimators.json", estimators.page_kl),
     "estimators_moved": ("estimators.json", estimators.page_moved),
-} | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}  # made from the scripts alone
+} | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}
 
 
 # ---- the documents -----------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from minir1.model.packing import Packing
 from minir1.ops import attention, decode_attention, decode_latent
-from minir1.ops.choose import use_triton
 from minir1.ops.decode import over_slots
+from minir1.ops.dispatch import use_triton
 
 KEY_BLOCK = 1024  # past keys that a chunk of a prompt looks at in one go
 
@@ -35,7 +35,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(q·kᵀ·scale + causal mask)·v of rows that start at column 0.
 
     q: [B, T, H, Dqk]; k: [B, T, K, Dqk]; v: [B, T, K, Dv] with K dividing H; returns [B, T, H, Dv]. On the CPU torch's
-    attention is fused only when q, k and v have one head size, so the smaller of them is padded and the output narrowed.
+    attention is fused only when q, k and v have one head size: the smaller ones are padded and the output narrowed.
     """
     v_size = v.shape[-1]
     q, k, v = _heads_first(q, k, v)

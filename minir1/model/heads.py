@@ -97,8 +97,8 @@ class ScalarModel(nn.Module):
 def save(model: ScalarModel, tokenizer: Tokenizer, path: str | Path) -> None:
     """Write a folder that transformers opens as …ForSequenceClassification with one label, `score.weight` [1, D].
 
-    There the number is read from the last token whose id is not that of padding. So where padding and the
-    end of a text are one token, no padding is named: transformers then takes single rows only, and takes them as here.
+    There the number is read from the last token whose id is not that of padding. So where padding and the end of a text
+    are one token, no padding is named: transformers then takes single rows only, and takes them as here.
     ValueError where no such class computes the same, or the model has adapters.
     """
     if adapters(model):

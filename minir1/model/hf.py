@@ -42,8 +42,8 @@ M = TypeVar("M", bound=nn.Module)
 def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes: int = 5 * 2**30) -> None:
     """Write a folder that transformers opens as it is.
 
-    Weights that take more than `shard_bytes` are divided into files of at most that size (a larger tensor has one of its
-    own) beside an index, and written one after another. Weights of an earlier save in the folder go when all of the
+    Weights that take more than `shard_bytes` are divided into files of at most that size (a larger tensor has one of
+    its own) beside an index, and written one after another. Weights of an earlier save in the folder go when all of the
     new ones are written. ValueError where no Hugging Face class computes the same, or the model has adapters.
     """
     if adapters(model):

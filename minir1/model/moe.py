@@ -90,11 +90,13 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows ends[e-1] to ends[e] of x times weight[e]ᵀ. x: [N, in]; weight: [E, out, in]; ends: int32 [E] -> [N, out].
 
     torch's grouped product needs row strides that are multiples of 16 bytes, and knows no fp64. Other widths are padded
-    with zeros; on the CPU, and in fp64, experts are taken one after the other instead, which must know their counts.
+    with zeros; on the CPU, on Apple's GPUs, and in fp64, experts are taken one after the other instead, which must know
+    their counts.
     """
     step = 16 // x.element_size()
     padding = [-n % step for n in (weight.shape[2], weight.shape[1])]  # of in, out
-    if x.dtype == torch.float64 or len(x) == 0 or (any(padding) and x.device.type == "cpu"):
+    one_by_one = x.device.type == "mps" or (any(padding) and x.device.type == "cpu")
+    if one_by_one or x.dtype == torch.float64 or len(x) == 0:
         counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
         return torch.cat([F.linear(part, w) for part, w in zip(x.split(counts), weight)])
     if any(padding):

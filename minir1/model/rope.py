@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minir1.device import widest
+
 KINDS = ("none", "linear", "ntk", "yarn", "llama3")
 
 
@@ -71,8 +73,12 @@ class RopeScaling:
 
 
 def inverse_frequencies(size: int, theta: float, scaling: RopeScaling = RopeScaling(), device=None) -> Tensor:
-    """How far each pair turns from one position to the next, θ^(-2i/R) before scaling: fp64 [R/2] with R = size."""
-    even = torch.arange(0, size, 2, dtype=torch.float64, device=device)
+    """How far each pair turns from one position to the next, θ^(-2i/R) before scaling: fp64 [R/2] with R = size.
+
+    (fp32 on a device without fp64.)
+    """
+    device = torch.device("cpu" if device is None else device)
+    even = torch.arange(0, size, 2, dtype=widest(device), device=device)
     if scaling.kind == "ntk" and size > 2:  # a single pair is the fastest
         theta = theta * scaling.factor ** (size / (size - 2))
     plain = theta ** (-even / size)
@@ -99,7 +105,7 @@ def _yarn_ramp(size: int, theta: float, scaling: RopeScaling, device) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
     high = high + 0.001 if low == high else high
-    return ((torch.arange(size // 2, dtype=torch.float64, device=device) - low) / (high - low)).clamp(0, 1)
+    return ((torch.arange(size // 2, dtype=widest(device), device=device) - low) / (high - low)).clamp(0, 1)
 
 
 def rope_angles(

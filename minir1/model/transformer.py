@@ -295,8 +295,8 @@ class Transformer(nn.Module):
         """[logp_0, logp_1, … logp_D]: each token predicted 1, 2, … D + 1 ahead, from one pass through the blocks.
 
         logp_0 is the result of `logprob`. logp_k[b, t] is the log-prob of x_t by MTP module k, whose state h^k_{t-k-1}
-        is a function of x_<t; 0 where t <= k. Arguments as for `logprob`; each fp32 [B, T]. After those of the blocks, `record`
-        gets one Routing a module, over the first lengths - k tokens of each row.
+        is a function of x_<t; 0 where t <= k. Arguments as for `logprob`; each fp32 [B, T]. After those of the blocks,
+        `record` gets one Routing a module, over the first lengths - k tokens of each row.
         """
         layout, flat, wanted = _wanted(tokens, lengths, mask)
         hidden = self._fresh(flat, layout.positions(), layout, None, record)

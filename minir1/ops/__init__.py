@@ -1,8 +1,8 @@
-"""The operations that have a Triton kernel: of each a torch twin, which defines it, and the choice between the two.
+"""The operations that have a Triton kernel, with the choice between the kernel and plain torch.
 
-`impl="auto"` takes the kernel where it can run (CUDA and triton) and the twin elsewhere; `"triton"` and `"torch"`
-insist, and what is asked for by name and cannot run is an error, never a quiet fallback. The environment variable
-MINIR1_KERNELS (auto | triton | torch) says what "auto" means.
+`reference.py` defines each operation in a few lines. `impl="auto"` takes the kernel where it can run (CUDA with
+Triton) and torch elsewhere; `"triton"` and `"torch"` insist on one of them, and a kernel that is asked for by name and
+cannot run is an error. The environment variable MINIR1_KERNELS (auto | triton | torch) sets what "auto" means.
 """
 from .attention import attention
 from .decode import decode_attention, decode_latent

@@ -1,13 +1,16 @@
-"""Attention over packed sequences: the twin, sequence by sequence, and the way to the kernel."""
+"""Attention over packed sequences: by the kernel, or in torch, one sequence after the other."""
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .choose import use_triton
+from .chunks import upcast
+from .dispatch import use_triton
+from .reference import attention as by_definition
+from .reference import visible
 
-LARGEST_HEAD = 256  # numbers that a head may have for the kernels
+LARGEST_HEAD = 256  # of the kernels
 
 
 def attention(
@@ -35,13 +38,14 @@ def attention(
     holds the queries cu_q[b] … cu_q[b + 1] - 1 and likewise the keys; max_q, max_k: at least the longest. scale: None
     is 1/√Dqk. Returns o [N, H, Dv] in q's dtype, differentiable, and lse [H, N] in fp32 (fp64 for fp64), which is not.
 
-    Query i of n over m keys stands at place i + m - n, so that the last query meets the last key (as in FlashAttention;
-    torch's is_causal lets the first meet the first). Causal, it sees the keys up to its place; with a window w, those
-    less than w away from it. A query that sees none has o = 0, lse = -inf and no gradient. Sequences may be empty.
+    Query i of n over m keys has position i + m - n, so that the last query meets the last key, as in FlashAttention
+    (torch's is_causal lets the first meet the first). A causal query sees the keys up to its position; with a window w,
+    those less than w away from it. A query without visible keys has o = 0, lse = -inf and no gradient. Sequences may be
+    empty.
 
-    ValueError, naming the argument, for what does not fit. Looking into cu_q and cu_k stalls a GPU: check=False takes
-    them as they are. Heads of up to 256 numbers have a kernel. On the CPU the twin is torch's fused attention, one
-    sequence after the other; elsewhere, and with a softcap, it holds the scores of one sequence at a time, [H, n, m].
+    ValueError, naming the argument, for what does not fit. Checking the values of cu_q and cu_k synchronises a GPU;
+    check=False skips that. The kernel takes heads of up to 256 numbers. torch computes one sequence after the other,
+    on the CPU with its fused attention; on other devices, and with a softcap, with the scores [H, n, m] in memory.
     """
     _check(q, k, v, cu_q, cu_k, max_q, max_k, window, softcap)
     if check:
@@ -53,7 +57,7 @@ def attention(
 
         return kernel.attention(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, causal=causal, window=window,
                                 softcap=softcap)
-    return _twin(q, k, v, cu_q, cu_k, scale, causal, window, softcap)
+    return _packed(q, k, v, cu_q, cu_k, scale, causal, window, softcap)
 
 
 def too_large(q: Tensor, v: Tensor) -> str | None:
@@ -62,69 +66,53 @@ def too_large(q: Tensor, v: Tensor) -> str | None:
     return f"its heads have up to {LARGEST_HEAD} numbers, not {size}" if size > LARGEST_HEAD else None
 
 
-# ---- the twin ----------------------------------------------------------------------------------
+# ---- in torch ----------------------------------------------------------------------------------
 
 
-def _twin(q, k, v, cu_q, cu_k, scale, causal, window, softcap):
+def _packed(q, k, v, cu_q, cu_k, scale, causal, window, softcap):
+    """Every sequence by itself, and the results end to end."""
     bounds = zip(*(torch.stack((cu[:-1], cu[1:]), 1).tolist() for cu in (cu_q, cu_k)))
-    found = [
-        _one(q[i:j], k[m:n], v[m:n], scale, causal, window, softcap) for (i, j), (m, n) in bounds if j > i
+    results = [
+        _one_sequence(q[i:j], k[m:n], v[m:n], scale, causal, window, softcap) for (i, j), (m, n) in bounds if j > i
     ]
-    if not found:
+    if not results:
         o = q.new_zeros(len(q), q.shape[1], v.shape[-1]) + (q.sum() + k[:0].sum() + v[:0].sum())  # gradients are 0
-        return o, q.new_zeros(q.shape[1], len(q), dtype=_wide(q))
-    return torch.cat([o for o, _ in found]), torch.cat([lse for _, lse in found], dim=1)
+        return o, q.new_zeros(q.shape[1], len(q), dtype=upcast(q))
+    return torch.cat([o for o, _ in results]), torch.cat([lse for _, lse in results], dim=1)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _one(q, k, v, scale, causal, window, softcap):
-    """One sequence: q [n, H, Dqk], k [m, K, Dqk], v [m, K, Dv] -> o [n, H, Dv], lse [H, n]."""
+def _one_sequence(q, k, v, scale, causal, window, softcap):
+    """q [n, H, Dqk], k [m, K, Dqk], v [m, K, Dv] -> o [n, H, Dv], lse [H, n]."""
     n, m = len(q), len(k)
     if m == 0:
-        zeros = q[..., :0].sum(-1, keepdim=True)  # and not new ones: they hang on q, and give it a gradient of 0
-        return zeros.expand(n, q.shape[1], v.shape[-1]), q.new_full((q.shape[1], n), -torch.inf, dtype=_wide(q))
+        zeros = q[..., :0].sum(-1, keepdim=True)  # computed from q, so that its gradient is 0 and not None
+        return zeros.expand(n, q.shape[1], v.shape[-1]), q.new_full((q.shape[1], n), -torch.inf, dtype=upcast(q))
     if q.device.type != "cpu" or softcap is not None:
         return by_definition(q, k, v, visible(n, m, causal, window, q.device), scale, softcap)
+    return _fused(q, k, v, scale, causal, window)
+
+
+def _fused(q, k, v, scale, causal, window):
+    """torch's fused attention on the CPU, which takes heads of one size and, without a mask, n = m."""
+    n, m = len(q), len(k)
     plain = window is None and (not causal or n == m)
-    seen = None if plain else visible(n, m, causal, window, q.device)
-    size = max(q.shape[-1], v.shape[-1])  # torch fuses heads of one size only
+    size = max(q.shape[-1], v.shape[-1])
     q, k, value = (F.pad(x.transpose(0, 1).unsqueeze(0), (0, size - x.shape[-1])) for x in (q, k, v))
-    bias = None if plain else torch.zeros(n, m, dtype=q.dtype).masked_fill_(~seen, -torch.inf)
-    # The operator behind scaled_dot_product_attention, which does not give lse away.
+    mask = None if plain else visible(n, m, causal, window)
+    bias = None if plain else torch.zeros(n, m, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    # The operator behind scaled_dot_product_attention, which does not return lse.
     o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, value, 0.0, plain and causal, attn_mask=bias, scale=scale
     )
     lse = lse[0].detach()
-    return o[0, ..., : v.shape[-1]].transpose(0, 1), lse if plain else lse.masked_fill(~seen.any(1), -torch.inf)
+    return o[0, ..., : v.shape[-1]].transpose(0, 1), lse if plain else lse.masked_fill(~mask.any(1), -torch.inf)
 
 
-def visible(n: int, m: int, causal: bool, window: int | None, device) -> Tensor:
-    """bool [n, m]: which of m keys each of n queries sees."""
-    ahead = torch.arange(m, device=device) - (torch.arange(n, device=device) + m - n).unsqueeze(1)
-    seen = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
-    return seen if window is None else seen & (ahead.abs() < window)
-
-
-def by_definition(q, k, v, seen, scale, softcap=None):
-    """The equations of `attention` as they stand. q [n, H, Dqk], k [m, K, Dqk], v [m, K, Dv], seen [n, m] ->
-    o [n, H, Dv], lse [H, n]."""
-    q = q.unflatten(1, (k.shape[1], -1))  # [n, K, H/K, Dqk]
-    z = torch.einsum("ikgd,jkd->kgij", q, k).to(_wide(q)) * scale
-    if softcap is not None:
-        z = softcap * torch.tanh(z / softcap)
-    z = z.masked_fill(~seen, -torch.inf)
-    p = z.softmax(-1).masked_fill(~seen.any(1, keepdim=True), 0.0).to(v.dtype)
-    return torch.einsum("kgij,jkd->ikgd", p, v).flatten(1, 2), z.detach().logsumexp(-1).flatten(0, 1)
-
-
-# ---- what is wrong with a call -----------------------------------------------------------------
+# ---- checks of arguments ------------------------------------------------------------------------
 
 
 def check_heads(**tensors: Tensor) -> None:
-    """q, k and v: floats of one dtype on one device, none of them expanded."""
+    """ValueError unless all are floats of one dtype on one device, none of them expanded."""
     (first, q), *_ = tensors.items()
     for name, x in tensors.items():
         if not x.is_floating_point() or x.dtype != q.dtype:
@@ -166,12 +154,12 @@ def _check(q, k, v, cu_q, cu_k, max_q, max_k, window, softcap) -> None:
 
 
 def check_bounds(name: str, cu: Tensor, tokens: int, max_name: str, longest: int) -> None:
-    """cu must rise from 0 to `tokens`, by at most `longest` at a time."""
-    places = cu.tolist()
-    lengths = [b - a for a, b in zip(places, places[1:])]
-    if places[0] != 0 or places[-1] != tokens:
-        raise ValueError(f"{name} goes from {places[0]} to {places[-1]}: must go from 0 to {tokens}, the tokens")
+    """ValueError unless cu rises from 0 to `tokens` by at most `longest` at a time."""
+    bounds = cu.tolist()
+    lengths = [b - a for a, b in zip(bounds, bounds[1:])]
+    if bounds[0] != 0 or bounds[-1] != tokens:
+        raise ValueError(f"{name} goes from {bounds[0]} to {bounds[-1]}: must go from 0 to {tokens}, the tokens")
     if lengths and min(lengths) < 0:
-        raise ValueError(f"{name} falls, a sequence of length {min(lengths)}: {places[:16]}")
+        raise ValueError(f"{name} falls, a sequence of length {min(lengths)}: {bounds[:16]}")
     if lengths and max(lengths) > longest:
         raise ValueError(f"{max_name}={longest}: the longest sequence of {name} has {max(lengths)}")

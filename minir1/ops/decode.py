@@ -1,11 +1,11 @@
-"""Attention of new tokens over a cache: the twin, and the way to the kernel."""
+"""Attention of new tokens over a cache: by the kernel or in torch."""
 import torch
 from torch import Tensor
 
 from .attention import check_heads, check_numbers, too_large
-from .choose import use_triton
+from .dispatch import use_triton
 
-LARGEST_LATENT = 512  # numbers that a latent may have for the kernel
+LARGEST_LATENT = 512  # of the kernel
 
 
 def decode_attention(
@@ -20,16 +20,16 @@ def decode_attention(
     impl: str = "auto",
     check: bool = True,
 ) -> Tensor:
-    """The new tokens of each row over the slots of its cache, which hold their own keys already.
+    """Attention of the new tokens of each row over the slots of its cache, which already hold their own keys.
 
         o = Σ_j exp(z_j - lse) v_j,   z_j = softcap(scale · q·k_j),   lse = log Σ_j exp z_j
 
-    q [B, T, H, Dqk], k [B, M, K, Dqk], v [B, M, K, Dv] of one floating dtype, K dividing H; past, an integer [B]: row b
-    held that many tokens before the new ones, so that token t lies in slot past[b] + t; it sees the slots up to its
-    own, with a window w the last w of them. scale: None is 1/√Dqk. Returns o [B, T, H, Dv] in q's dtype.
+    q [B, T, H, Dqk], k [B, M, K, Dqk], v [B, M, K, Dv] of one floating dtype, K dividing H; past, an integer [B]: the
+    tokens of row b before the new ones, so that token t lies in slot past[b] + t. It sees the slots up to its own, with
+    a window w the last w of them. scale: None is 1/√Dqk. Returns o [B, T, H, Dv] in q's dtype.
 
-    ValueError, naming the argument, for what does not fit. Looking into past stalls a GPU: check=False takes it as it
-    is. The kernel has no backward, so the twin runs, if it may, where a gradient is wanted.
+    ValueError, naming the argument, for what does not fit. Checking the values of past synchronises a GPU; check=False
+    skips that. The kernel has no backward pass: with impl="auto", calls that need gradients run in torch.
     """
     if q.ndim != 4 or 0 in q.shape[2:]:
         raise ValueError(f"q {tuple(q.shape)}: want [B, T, H, Dqk]")
@@ -58,7 +58,7 @@ def decode_latent(
     impl: str = "auto",
     check: bool = True,
 ) -> Tensor:
-    """The same for MLA's cache of one latent c and one RoPE key a token, with W^UK absorbed into the query.
+    """The same over MLA's cache of one latent c and one RoPE key k per token, with W^UK absorbed into the query.
 
         z_j = scale · (q_lat·c_j + q_rope·k_j),   o = Σ_j exp(z_j - lse) c_j      DeepSeek-V2, arXiv:2405.04434, 2.1
 
@@ -88,31 +88,29 @@ def decode_latent(
 
 def slot_bias(past: Tensor, new: int, slots: int, window: int | None = None) -> Tensor:
     """fp32 [B, T, M]: 0 where a new token sees a slot, -inf elsewhere."""
-    place = (past.unsqueeze(1) + torch.arange(new, device=past.device)).unsqueeze(-1)
+    own = (past.unsqueeze(1) + torch.arange(new, device=past.device)).unsqueeze(-1)  # the token's slot, [B, T, 1]
     slot = torch.arange(slots, device=past.device)
-    hidden = slot > place
+    hidden = slot > own
     if window is not None:
-        hidden = hidden | (slot <= place - window)
+        hidden = hidden | (slot <= own - window)
     return torch.zeros(hidden.shape, device=past.device).masked_fill_(hidden, -torch.inf)
 
 
 def over_slots(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, softcap: float | None = None) -> Tensor:
-    """The twin. q [B, T, H, Dqk], k [B, M, K, Dqk], v [B, M, K, Dv], bias [B, T, M] -> [B, T, H, Dv]; softmax in fp32
-    (fp64 for fp64)."""
-    rows, new, heads, _ = q.shape
-    kv_heads = k.shape[2]
-    shared = heads // kv_heads  # query heads of one key head
-    q = q.unflatten(2, (kv_heads, shared)).permute(0, 2, 1, 3, 4).reshape(rows * kv_heads, new * shared, q.shape[-1])
-    k = k.transpose(1, 2).flatten(0, 1) if kv_heads > 1 else k.squeeze(2)
-    v = v.transpose(1, 2).flatten(0, 1) if kv_heads > 1 else v.squeeze(2)
-    scores = torch.bmm(q, k.transpose(1, 2)).view(rows, kv_heads, new, shared, k.shape[1])
+    """q [B, T, H, Dqk], k [B, M, K, Dqk], v [B, M, K, Dv], bias [B, T, M] -> o [B, T, H, Dv]; softmax in fp32 (fp64 for
+    fp64). All queries that share a key head are the rows of one product."""
+    B, T, H, _ = q.shape
+    M, K = k.shape[1:3]
+    q = q.unflatten(2, (K, H // K)).permute(0, 2, 1, 3, 4).reshape(B * K, T * (H // K), q.shape[-1])
+    k, v = (x.transpose(1, 2).flatten(0, 1) if K > 1 else x.squeeze(2) for x in (k, v))  # [B K, M, D]
+    scores = torch.bmm(q, k.transpose(1, 2)).view(B, K, T, H // K, M)
     scores = scores if scores.dtype == torch.float64 else scores.float()
     if softcap is not None:
         scores, scale = torch.tanh(scores * (scale / softcap)), softcap
     scores = torch.add(bias[:, None, :, None], scores, alpha=scale)
-    weights = scores.softmax(-1).to(v.dtype).view(rows * kv_heads, new * shared, k.shape[1])
-    out = torch.bmm(weights, v).view(rows, kv_heads, new, shared, v.shape[-1])
-    return out.permute(0, 2, 1, 3, 4).reshape(rows, new, heads, v.shape[-1])
+    p = scores.softmax(-1).to(v.dtype).view(B * K, T * (H // K), M)
+    out = torch.bmm(p, v).view(B, K, T, H // K, v.shape[-1])
+    return out.permute(0, 2, 1, 3, 4).reshape(B, T, H, v.shape[-1])
 
 
 def _wants_gradient(*tensors: Tensor) -> str | None:

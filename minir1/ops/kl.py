@@ -1,12 +1,14 @@
-"""Divergence of a student from a teacher over the whole vocabulary, from hidden states, without [N, V]."""
-from torch import Tensor
+"""Divergence of a student from a teacher over the whole vocabulary, without logits for all tokens at once."""
+import math
 
-from .choose import use_triton
-from .kl_twin import kl as twin
-from .tiles import wants_grad
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from .chunks import factor, mm, no_autocast, refuse_second_derivative, token_chunks, upcast
+from .dispatch import use_triton
 
 KINDS = ("forward", "reverse", "js")
-CHUNK_BYTES = 40 << 20  # of [N, V] that the twin keeps for the backward pass
 
 
 def linear_kl(
@@ -27,14 +29,13 @@ def linear_kl(
         js        ½ KL(p_s ‖ m) + ½ KL(p_t ‖ m),   m = ½ (p_s + p_t)
 
     h_s [N, D_s], w_s [V, D_s] of the student, h_t [N, D_t], w_t [V, D_t] of the teacher -> [N] fp32 (fp64 if an input
-    is). Differentiable in h_s and w_s; the teacher is a constant and gets no gradient, even if it is the same model.
-    Nothing is multiplied by temperature² (Hinton et al., arXiv:1503.02531, section 2, does, to keep the size of the
-    gradient): that is the caller's.
+    is). Differentiable in h_s and w_s, once; the teacher is a constant and gets no gradient, even if it is the same
+    model. Nothing is multiplied by temperature² (Hinton et al., arXiv:1503.02531, section 2, does, to keep the size of
+    the gradient): that is the caller's. Rows may have any strides, 0 as well. ValueError for arguments that do not fit.
 
-    chunk_bytes: the twin keeps that much of [N, V] for the backward pass (None: 40 MiB; log-probs of both models, or
-    gradients of small vocabularies), and in the memory that dw will take if that is at most twice as much, and makes
-    the rest again there; each call holds its own until its backward pass. Triton keeps none, and holds that much of the
-    gradients of the student's logits (128 MiB). Rows may have any strides, 0 as well. ValueError for what does not fit.
+    chunk_bytes: torch holds the logits of either model for that many bytes of tokens at a time (None: 32 MiB, but at
+    least 256 tokens), keeps the gradient of the last chunk's logits for the backward pass and recomputes the others.
+    Triton holds that much of the gradients of the student's logits (None: 128 MiB).
     """
     _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes)
     if use_triton(impl, h_s, w_s) and use_triton(impl, h_t, w_t):
@@ -42,23 +43,86 @@ def linear_kl(
 
         return kernel.linear_kl(h_s, w_s, h_t, w_t, temperature=temperature, kind=kind,
                                 dx_bytes=chunk_bytes or kernel.DX_BYTES)
-    kept_bytes = (chunk_bytes or CHUNK_BYTES) if wants_grad(h_s, w_s) else 0
-    return twin(h_s, w_s, h_t, w_t, temperature, kind, kept_bytes)
+    with no_autocast(h_s):
+        return _LinearKL.apply(h_s, w_s, h_t.detach(), w_t.detach(), temperature, kind, chunk_bytes)
+
+
+class _LinearKL(torch.autograd.Function):
+    """Chunk by chunk of tokens. Both softmaxes give the divergence and its slope, the derivative by the student's
+    logits. The backward pass begins with the last chunk, whose slope is still there, and recomputes the others."""
+
+    @staticmethod
+    def forward(ctx, h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes):
+        N, V, dtype = len(h_s), len(w_s), upcast(h_s, w_s, h_t, w_t)
+        ctx.chunks, ctx.temperature, ctx.kind = token_chunks(N, V, dtype, chunk_bytes), temperature, kind
+        kl = h_s.new_empty(N, dtype=dtype)
+        models = (h_s, factor(w_s, dtype)), (h_t, factor(w_t, dtype))
+        buffers = [h_s.new_empty(ctx.chunks[0].stop, V, dtype=dtype) for _ in range(3)]
+        for n in ctx.chunks:
+            kl[n], slope = _divergence(models, n, temperature, kind, *(x[: n.stop - n.start] for x in buffers))
+        ctx.save_for_backward(h_s, w_s, h_t, w_t, slope)
+        return kl
+
+    @staticmethod
+    def backward(ctx, g):
+        refuse_second_derivative()
+        h, w, h_t, w_t, slope = ctx.saved_tensors
+        dtype, g = slope.dtype, (g / ctx.temperature).unsqueeze(1)
+        dh, dw = (torch.empty_like(x, dtype=dtype) if want else None for x, want in zip((h, w), ctx.needs_input_grad))
+        models = (h, factor(w, dtype)), (h_t, factor(w_t, dtype))
+        buffers = [h.new_empty(ctx.chunks[0].stop, len(w), dtype=dtype) for _ in range(3)]
+        with no_autocast(h):
+            for n in reversed(ctx.chunks):
+                a, b, c = (x[: n.stop - n.start] for x in buffers)
+                if slope is None:
+                    _, slope = _divergence(models, n, ctx.temperature, ctx.kind, a, b, c)
+                dx = torch.mul(slope, g[n], out=c)
+                dx = dx.to(h.dtype) if h.is_cuda else dx
+                if dh is not None:
+                    mm(dx, models[0][1], out=dh[n])
+                if dw is not None:
+                    mm(dx.T, h[n], out=dw, add=n is not ctx.chunks[-1])
+                slope = None
+        return None if dh is None else dh.to(h.dtype), None if dw is None else dw.to(w.dtype), *(None,) * 5
+
+
+def _divergence(models, n: slice, temperature: float, kind: str, a, b, c):
+    """Of the tokens n, from student and teacher (h [N, D], w [V, D]): the divergence [n], and its slope [n, V],
+
+        forward  p_s - p_t      reverse  p_s (log p_s - log p_t - KL)      js  ½ p_s (log p_s - log m - KL(p_s ‖ m))
+
+    log (p_s / m) is log 2 - log (1 + e^d), d = log p_t - log p_s, which is finite where both are 0 in fp32. a, b and c
+    [n, V] are overwritten; the slope may lie in a or b.
+    """
+    for (h, w), out in zip(models, (a, b)):
+        z = mm(h[n], w.T, out)
+        torch.log_softmax(z if temperature == 1 else z.div_(temperature), 1, out=z)
+    d = torch.sub(a, b, out=c) if kind == "reverse" else torch.sub(b, a, out=c)
+    p_s, p_t = (torch.softmax(lp, 1, out=lp) for lp in (a, b))  # softmax(lp) is exp(lp), but faster
+    if kind == "forward":
+        return d.mul_(p_t).sum(1), p_s.sub_(p_t)
+    if kind == "reverse":
+        kl = torch.mul(p_s, d, out=b).sum(1)
+        return kl, torch.sub(d, kl[:, None], out=b).mul_(p_s)
+    kl_t = p_t.mul_(math.log(2) - softplus(-d, threshold=40)).sum(1)
+    to_m = math.log(2) - softplus(d, threshold=40)
+    kl_s = torch.mul(p_s, to_m, out=b).sum(1)
+    return (kl_s + kl_t) / 2, torch.sub(to_m, kl_s[:, None], out=b).mul_(p_s).div_(2)
 
 
 def _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes) -> None:
     pairs = {"h_s": h_s, "w_s": w_s, "h_t": h_t, "w_t": w_t}
-    told = lambda what: ", ".join(f"{name} {what(x)}" for name, x in pairs.items())
+    each = lambda what: ", ".join(f"{name} {what(x)}" for name, x in pairs.items())
     if any(x.dim() != 2 for x in pairs.values()) or not (
         len(h_s) == len(h_t) and len(w_s) == len(w_t) and h_s.shape[1] == w_s.shape[1] and h_t.shape[1] == w_t.shape[1]
     ):
-        raise ValueError(f"{told(lambda x: tuple(x.shape))}: want [N, D_s], [V, D_s], [N, D_t], [V, D_t]")
+        raise ValueError(f"{each(lambda x: tuple(x.shape))}: want [N, D_s], [V, D_s], [N, D_t], [V, D_t]")
     if 0 in (*w_s.shape, *w_t.shape):
         raise ValueError(f"w_s {tuple(w_s.shape)}, w_t {tuple(w_t.shape)}: want a vocabulary and a width")
     if not all(x.is_floating_point() for x in pairs.values()):
-        raise ValueError(f"{told(lambda x: x.dtype)}: want floats")
+        raise ValueError(f"{each(lambda x: x.dtype)}: want floats")
     if len({x.device for x in pairs.values()}) > 1:
-        raise ValueError(f"{told(lambda x: x.device)}: want one device")
+        raise ValueError(f"{each(lambda x: x.device)}: want one device")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
     if kind not in KINDS:

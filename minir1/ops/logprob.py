@@ -1,15 +1,13 @@
-"""Log-probability and entropy from hidden states and the vocabulary matrix, by the kernel or its twin."""
+"""Log-probability and entropy from hidden states and the vocabulary matrix, without logits for all tokens at once."""
 import math
 
 import torch
 from torch import Tensor
 
-from .choose import use_triton
-from .logprob_twin import logprob as twin
-from .tiles import wants_grad
+from .chunks import factor, mm, no_autocast, refuse_second_derivative, token_chunks, upcast
+from .dispatch import use_triton
 
 ENGINES = ("auto", "hybrid", "fused")
-CHUNK_BYTES = 48 << 20  # of logits that the twin keeps for the backward pass; what does not fit is made again
 
 
 def linear_logprob(
@@ -31,25 +29,24 @@ def linear_logprob(
         z = softcap(logit_scale · h wᵀ) / temperature,    softcap(x) = c · tanh(x / c)
         logp_n = z_{n,t_n} - log Σ_v exp z_{n,v},         H_n = -Σ_v p_{n,v} log p_{n,v}
 
-    h [N, D], w [V, D], target [N] int64 -> logp [N], entropy [N] (None if not asked for); fp32, whatever the
-    dtype of h and w (fp64 if one of them is fp64). Both are differentiable in h and w. A row whose target is
-    ignore_index has value 0 and gradient 0 and costs nothing; to know whether there is one, a GPU is waited for once.
-    ValueError for what does not fit, and on the CPU for targets out of range; on a GPU those give NaN or a device
-    assertion.
+    h [N, D], w [V, D], target [N] int64 -> logp [N], entropy [N] (None if not asked for); fp32, whatever the dtype of h
+    and w (fp64 if one of them is fp64). Both are differentiable in h and w, once. Rows may have any strides, 0 as well.
+    A row whose target is ignore_index has value 0 and gradient 0 and costs nothing; finding such rows synchronises a
+    GPU once. ValueError for arguments that do not fit, and on the CPU for targets out of range; on a GPU those give NaN
+    or a device assertion.
 
-    engine, of the Triton kernel: "hybrid" (auto) or "fused", whose logp and entropy of a row have the same bits in any
-    batch. chunk_bytes: how much of [N, V] is held. The twin keeps that much of the logits for the backward pass (None:
-    48 MiB), and in the memory that dw will take if that is at most twice as much, and makes the others again there;
-    each call holds its own until its backward pass. Triton keeps none, and holds that much of their gradients (None:
-    128 MiB). Rows may have any strides, 0 as well.
+    chunk_bytes: torch holds the logits of that many bytes of tokens at a time (None: 32 MiB, but at least 256 tokens),
+    keeps the log-probs of the last chunk for the backward pass and recomputes the others. Triton holds that much of the
+    gradients of the logits (None: 128 MiB). engine, of Triton only: "hybrid" (auto) or "fused", whose logp and entropy
+    of a row have the same bits in any batch.
     """
     _check(h, w, target, temperature, softcap, logit_scale, engine, chunk_bytes)
     triton = use_triton(impl, h, w)
     if engine != "auto" and not triton:
-        raise ValueError(f"engine={engine!r}: only Triton has engines, and here the twin in torch runs; impl='triton' "
-                         "says why the kernel cannot")
-    kept = target != ignore_index
-    rows = None if bool(kept.all()) else kept.nonzero().squeeze(1)
+        raise ValueError(f"engine={engine!r}: only Triton has engines, and this call runs in torch; impl='triton' says "
+                         "why the kernel cannot run")
+    counted = target != ignore_index
+    rows = None if bool(counted.all()) else counted.nonzero().squeeze(1)
     if rows is not None:
         h, target = h.index_select(0, rows), target.index_select(0, rows)
     if not target.is_cuda and target.numel():
@@ -60,12 +57,78 @@ def linear_logprob(
     if triton:
         logp, ent = _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, chunk_bytes)
     else:
-        kept_bytes = (chunk_bytes or CHUNK_BYTES) if wants_grad(h, w) else 0
-        logp, ent = twin(h, w, target, temperature, softcap, logit_scale, entropy, kept_bytes)
+        with no_autocast(h):
+            logp, ent = _LinearLogprob.apply(h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes)
     if rows is not None:
-        logp = logp.new_zeros(kept.shape).index_copy(0, rows, logp)
-        ent = ent.new_zeros(kept.shape).index_copy(0, rows, ent) if entropy else None
+        logp = logp.new_zeros(counted.shape).index_copy(0, rows, logp)
+        ent = ent.new_zeros(counted.shape).index_copy(0, rows, ent) if entropy else None
     return logp, ent
+
+
+class _LinearLogprob(torch.autograd.Function):
+    """Chunk by chunk of tokens. The backward pass begins with the last chunk, whose log-probs are still there, and
+    recomputes those of the others."""
+
+    @staticmethod
+    def forward(ctx, h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes):
+        N, V, dtype = len(h), len(w), upcast(h, w)
+        ctx.chunks, ctx.how = token_chunks(N, V, dtype, chunk_bytes), (temperature, softcap, logit_scale)
+        ctx.set_materialize_grads(False)
+        logp, ent = h.new_empty(N, 1, dtype=dtype), h.new_empty(N, dtype=dtype) if entropy else None
+        buffers = [h.new_empty(ctx.chunks[0].stop, V, dtype=dtype) for _ in range(1 + entropy)]
+        target, w_ = target.unsqueeze(1), factor(w, dtype)
+        for n in ctx.chunks:
+            lp, *p = (x[: n.stop - n.start] for x in buffers)
+            torch.log_softmax(_logits(h[n], w_, *ctx.how, out=lp), 1, out=lp)
+            torch.gather(lp, 1, target[n], out=logp[n])
+            if entropy:  # softmax(lp) is exp(lp), but faster
+                torch.sum(torch.softmax(lp, 1, out=p[0]).mul_(lp), 1, out=ent[n])
+        ent = ent.neg_() if entropy else None
+        ctx.save_for_backward(h, w, target, ent, lp if softcap is None else None)  # softcap' needs the logits as well
+        return logp.squeeze(1), ent
+
+    @staticmethod
+    def backward(ctx, g, g_H):
+        """dL/dz_v = g (1[v = t] - p_v) - g_H p_v (log p_v + H) = p_v (slope · log p_v + level) + g 1[v = t]"""
+        refuse_second_derivative()
+        if g is None and g_H is None:
+            return (None,) * 8
+        h, w, target, ent, lp = ctx.saved_tensors
+        (temperature, softcap, logit_scale), dtype = ctx.how, upcast(h, w)
+        g, g_H = (x if x is None else x.unsqueeze(1) * (logit_scale / temperature) for x in (g, g_H))
+        slope, level = (None, 0) if g_H is None else (-g_H, -g_H * ent.unsqueeze(1))
+        level = level if g is None else level - g
+        dh, dw = (torch.empty_like(x, dtype=dtype) if want else None for x, want in zip((h, w), ctx.needs_input_grad))
+        buffers = [h.new_empty(ctx.chunks[0].stop, len(w), dtype=dtype) for _ in range(2)]
+        w_ = factor(w, dtype)
+        with no_autocast(h):
+            for n in reversed(ctx.chunks):
+                z, p = (x[: n.stop - n.start] for x in buffers)
+                if lp is None:
+                    _logits(h[n], w_, *ctx.how, out=z)
+                    through_cap = None if softcap is None else (z * (temperature / softcap)).square_().neg_().add_(1)
+                    lp = torch.log_softmax(z, 1, out=z)
+                torch.softmax(lp, 1, out=p)
+                dx = p.mul_(level[n]) if slope is None else torch.mul(lp, slope[n], out=z).add_(level[n]).mul_(p)
+                if g is not None:
+                    dx.scatter_add_(1, target[n], g[n])
+                if softcap is not None:
+                    dx.mul_(through_cap)
+                dx = dx.to(h.dtype) if h.is_cuda else dx
+                if dh is not None:
+                    mm(dx, w_, out=dh[n])
+                if dw is not None:
+                    mm(dx.T, h[n], out=dw, add=n is not ctx.chunks[-1])
+                lp = None
+        return None if dh is None else dh.to(h.dtype), None if dw is None else dw.to(w.dtype), *(None,) * 6
+
+
+def _logits(h, w, temperature, softcap, logit_scale, out) -> Tensor:
+    """z [n, V] = softcap(logit_scale · h wᵀ) / temperature."""
+    z = mm(h, w.T, out)
+    if softcap is not None:
+        return z.mul_(logit_scale / softcap).tanh_().mul_(softcap / temperature)
+    return z if logit_scale == temperature else z.mul_(logit_scale / temperature)
 
 
 def _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, chunk_bytes):

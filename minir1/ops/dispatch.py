@@ -1,4 +1,4 @@
-"""Kernel or twin: `impl=` at the call, MINIR1_KERNELS for what it calls "auto"."""
+"""Triton or torch: `impl=` of a call decides, and MINIR1_KERNELS for calls that say "auto"."""
 import functools
 import importlib.util
 import os
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 IMPLS = ("auto", "triton", "torch")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that the kernels take
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the kernels
 
 
 @functools.cache
@@ -21,10 +21,10 @@ def kernels_missing() -> str | None:
 
 
 def use_triton(impl: str, *tensors: Tensor, unfit: str | None = None) -> bool:
-    """Whether to take the kernel for these tensors (floats, all of one dtype and on one device).
+    """Whether the kernel runs for these tensors, floats on one device.
 
-    unfit: what of this call no kernel does, None if nothing. ValueError for an unknown impl, and if the kernel was
-    asked for by name and cannot run.
+    unfit: why the kernel cannot compute this call, None if it can. ValueError for an unknown impl, and if the kernel
+    was asked for by name and cannot run.
     """
     if impl not in IMPLS:
         raise ValueError(f"impl={impl!r}: choose one of {', '.join(IMPLS)}")

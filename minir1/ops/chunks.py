@@ -1,0 +1,48 @@
+"""What the operations over the vocabulary share: chunks of tokens, and products that are never rounded to 16 bits."""
+import contextlib
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES, CHUNK_TOKENS = 32 << 20, 256  # of logits; fewer tokens would load w too often for what they compute
+
+
+def upcast(*tensors: Tensor) -> torch.dtype:
+    """The dtype of logits, log-probs and sums: fp64 if one tensor is, else fp32."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def token_chunks(N: int, V: int, dtype: torch.dtype, chunk_bytes: int | None) -> list[slice]:
+    """N tokens in chunks of at least one, whose logits [n, V] take at most chunk_bytes (None: 32 MiB, but at least 256
+    tokens). Without tokens there is one empty chunk."""
+    tokens = (chunk_bytes or CHUNK_BYTES) // (V * dtype.itemsize)
+    tokens = max(1 if chunk_bytes else CHUNK_TOKENS, tokens)
+    return [slice(i, min(i + tokens, N)) for i in range(0, max(N, 1), tokens)]
+
+
+def factor(w: Tensor, dtype: torch.dtype) -> Tensor:
+    """w as `mm` takes it: upcast, here once instead of once a chunk, but on CUDA as it is."""
+    return w if w.is_cuda else w.to(dtype)
+
+
+def mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
+    """out = a @ b, or out += a @ b, in the dtype of out, fp32 or fp64. On CUDA, 16-bit factors are multiplied as they
+    are, with fp32 sums; elsewhere they are upcast."""
+    if a.is_cuda and a.dtype == b.dtype != out.dtype:
+        product = torch.mm(a, b, out_dtype=out.dtype)
+        return out.add_(product) if add else out.copy_(product)
+    a, b = a.to(out.dtype), b.to(out.dtype)
+    return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+
+
+def no_autocast(x: Tensor):
+    """A context without autocast, which would round logits to 16 bits."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
+def refuse_second_derivative() -> None:
+    """For the first line of a backward pass. torch's once_differentiable would let create_graph=True pass in silence
+    where the gradient from above is a constant, as that of a sum."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("create_graph=True: what is computed from hidden states has no second derivative here")

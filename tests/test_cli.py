@@ -1,0 +1,139 @@
+"""cli.py: bad input ends a script with one line and code 2; everything else keeps its traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from minir1 import cli, tasks
+from minir1.model import hf
+from minir1.model.config import dense
+from minir1.model.transformer import Transformer
+from minir1.tokenizer import train_bpe
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Config:
+    name: str = "countdown"
+
+
+def run(monkeypatch, main, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", *words])
+    cli.run(main, Config)
+
+
+def test_main_gets_the_options(monkeypatch):
+    seen = []
+    run(monkeypatch, seen.append, "--name", "x")
+    assert seen == [Config("x")]
+
+
+def test_refused_input_is_one_line(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, lambda config: tasks.load(config.name), "--name", "nope")
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and not out and err.startswith("error: unknown task 'nope'; allowed: countdown, ")
+    assert err.count("\n") == 1
+
+
+def training(config):
+    raise RuntimeError("step 3: the gradient of head.weight is not finite")
+
+
+def bug_here(config):
+    return [].index(3)  # a ValueError that no `raise` made
+
+
+def bug_in_torch(config):
+    torch.distributions.Normal(torch.tensor(float("nan")), 1.0)
+
+
+@pytest.mark.parametrize("main, error", [(training, RuntimeError), (bug_here, ValueError), (bug_in_torch, ValueError)])
+def test_any_other_error_keeps_its_traceback(monkeypatch, main, error):
+    with pytest.raises(error):
+        run(monkeypatch, main)
+
+
+# ---- the scripts, as a user calls them ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """An untrained model with a BPE tokenizer."""
+    path = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    tokenizer = train_bpe(["make 24 from 11,3,3"], 300)
+    shape = {"vocab": tokenizer.size, "dim": 32, "layers": 1, "heads": 2, "kv_heads": 1, "ffn": 32, "tied": True}
+    hf.save(Transformer(dense(**shape, eos=tokenizer.eos, pad=tokenizer.pad)), tokenizer, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def strange(base, tmp_path_factory):
+    """The same, its chat template refusing every message."""
+    path = tmp_path_factory.mktemp("strange")
+    for file in base.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ raise_exception('only tools are allowed') }}"
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def other_layout(tmp_path_factory):
+    """A data folder of another layout than GSM8K's."""
+    path = tmp_path_factory.mktemp("data")
+    (path / "train.jsonl").write_text('{"problem": "1+1?", "solution": "2"}\n')
+    return path
+
+
+LINES = {
+    "r1_zero --task nope": "unknown task 'nope'; allowed: countdown, gsm8k, a path",
+    "r1_zero --task nope.py": "task 'nope.py': there is no such file",
+    "r1_zero --task gsm8k": "task gsm8k needs data: the folder with train.jsonl and test.jsonl",
+    "r1_zero --task gsm8k --data {data}": 'train.jsonl, line 1: need {"question": "…", "answer": "… #### number"}, got',
+    "r1_zero --task countdown --data {data}": "task countdown takes no data",
+    "r1_zero --device nope": "device = 'nope': this machine has ",
+    "r1_zero --checkpoint {base} --eval-split nope": "task countdown has no split 'nope'; it has train, validation,",
+    "r1_zero --checkpoint {data}": "holds no config.json: not a checkpoint folder",
+    "r1_zero --checkpoint {strange}": "the chat template cannot render these messages: only tools are allowed",
+    "r1_zero --checkpoint {base} --max-completion-length 4": "of the groups hold both right and wrong answers",
+    "pretrain --mix nope 1": "the mix has no nope; it has ",
+    "pretrain --mix facts 2": "Mix.facts = 2.0",
+    "pretrain --task gsm8k --data {data}": "task gsm8k has no corpus to pre-train on",
+    "evaluate --checkpoint {base} --split nope": "task countdown has no split 'nope'; it has train, validation, test",
+    "evaluate --checkpoint {strange} --problems 1": "the chat template cannot render these messages",
+    "demo --task gsm8k --data {data}": "task gsm8k has no corpus to pre-train on",
+    "demo --rl.seed 3": "--rl.seed: demo.py sets it; use --seed",
+    "dpo --checkpoint {base} --pairs {data}/none": "none is no file: expected JSON lines with prompt, chosen, rejected",
+    "dpo --task nope": "unknown task 'nope'; allowed: ",
+    "reward_model --checkpoint {base} --pairs {data}/train.jsonl": "train.jsonl, line 1: needs an object with chosen",
+    "preference_pairs --checkpoint {base} --eval-split nope --problems 1 --num-generations 2 --max-completion-length 2":
+        "0 of 2 answers to train problems are right, and no problem has both kinds",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_bad_input_of_each_script_is_one_line(base, strange, other_layout, tmp_path, line):
+    words = line.format(base=base, strange=strange, data=other_layout).split()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"experiments.{words[0]}", *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and LINES[line] in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("config.json"))  # no folder of a run is left behind
+
+
+def test_an_unknown_choice_shows_those_that_there_are(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "experiments.r1_zero", "--template", "nope"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and "('chat', 'r1_zero', 'plain')" in done.stderr

@@ -1,0 +1,132 @@
+"""monitor.py: averages, clock, report, preflight and alarms by hand."""
+
+import pytest
+import torch
+
+from minir1 import monitor
+from minir1.judge import Answer
+from minir1.monitor import Averages, Clock, alarms, preflight, report, show
+from minir1.rollout import EOS, Rollout
+from minir1.tasks import Problem, Task, Verdict
+
+PROBLEMS = [Problem("a", "1"), Problem("b", "2")]
+QUIET = {"train/entropy": 0.5, "train/truncated": 0.1}
+
+
+def task(**more) -> Task:
+    return Task("toy", ("train",), lambda split: PROBLEMS, lambda *_: Verdict("wrong", {}), lambda *_: None, **more)
+
+
+def answer(right: bool = False, **changes) -> Answer:
+    values = {"text": "abc", "tokens": 4, "truncated": False, "right": right, "format": right} | changes
+    return Answer(**values)
+
+
+def rollout() -> Rollout:
+    """Two rows of three and two tokens, two and one of them sampled, entropies 1, 2 and 3."""
+    mask = torch.tensor([[False, True, True], [False, True, False]])
+    one = torch.ones(2, dtype=torch.int64)
+    grids = {"tokens": torch.zeros(2, 3, dtype=torch.int64), "logp": torch.zeros(2, 3)}
+    entropy = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, 0.0]])
+    lists = {"prompt_len": one, "length": torch.tensor([3, 2]), "stop": EOS * one, "group": torch.tensor([0, 1])}
+    return Rollout(**grids, mask=mask, entropy=entropy, **lists, temperature=1.0)
+
+
+# ---- averages and clock ------------------------------------------------------------------------
+
+
+def test_averages_over_updates_with_the_weights_of_the_loss():
+    """Two micro-batches in the first update, one in the second: (¼·1 + ¾·2 + 1·5) / 2; norms 3 and 4."""
+    averages = Averages()
+    averages.add(torch.tensor([[0.25, 0.0]]), kl=torch.tensor([[1.0, 99.0]]))
+    averages.add(torch.tensor([[0.75]]), kl=torch.tensor([[2.0]], requires_grad=True))
+    averages.update(grad_norm=3.0)
+    averages.add(torch.tensor([[1.0]]), kl=torch.tensor([[5.0]]))
+    averages.update(grad_norm=4.0)
+    assert averages.metrics() == {"train/kl": 3.375, "train/grad_norm": 3.5}
+    assert Averages().metrics() == {}  # every answer was masked
+
+
+def test_the_clock_adds_up_laps_and_divides_tokens(monkeypatch):
+    times = iter([10.0, 12.0, 12.5, 13.5, 14.5])
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: next(times))
+    clock = Clock(torch.device("cpu"))
+    for name in ("rollout", "judge", "update", "rollout"):
+        clock.lap(name)
+    metrics = clock.speeds(rollout())
+    assert metrics == {
+        "time/rollout_s": 3.0,
+        "time/judge_s": 0.5,
+        "time/update_s": 1.0,
+        "perf/rollout_tok_s": 1.0,  # three sampled tokens in 2 + 1 seconds
+        "perf/update_tok_s": 5.0,  # five tokens of the rows
+    }
+
+
+# ---- the answers -------------------------------------------------------------------------------
+
+
+def test_report_by_hand():
+    grid = [[answer(True), answer(tokens=8, truncated=True)], [answer(unjudged=True), answer(format=True)]]
+    rewards = torch.tensor([[1.1, 0.0], [0.1, 0.1]])
+    metrics = report(task(), PROBLEMS, rollout(), grid, rewards)
+    assert metrics == pytest.approx({
+        "train/reward": 1.3 / 4,
+        "train/accuracy": 1 / 4,
+        "train/format": 2 / 4,
+        "train/length": (3 * 4 + 8) / 4,
+        "train/truncated": 1 / 4,
+        "train/unjudged": 1 / 4,
+        "train/entropy": 2.0,  # (1 + 2 + 3) / 3 tokens
+        "train/mixed_groups": 1 / 2,
+        "train/sampled_tokens": 3,
+    })  # fmt: skip
+    counted = task(behaviour=lambda problem, text: {"words": len(text), "e": 6.0}, rates={"e": "words"})
+    metrics = report(counted, PROBLEMS, rollout(), grid, rewards)
+    assert metrics["behaviour/words"] == 3.0 and metrics["behaviour/e"] == 2.0
+
+
+def test_preflight_by_hand(capsys):
+    """Of four groups two are mixed; pass@1 is 5/12, pass@3 3/4."""
+    groups = [(1, 0, 0), (1, 1, 1), (0, 0, 0), (0, 0, 1)]
+    grid = [[answer(bool(right)) for right in group] for group in groups]
+    metrics = preflight(grid, 0.5)
+    assert metrics == pytest.approx(
+        {"preflight/pass@1": 5 / 12, "preflight/pass@3": 0.75, "preflight/mixed_groups": 0.5}
+    )
+    assert capsys.readouterr().out == "preflight: pass@1 41.7%  pass@3 75.0%  mixed_groups 50.0%\n"
+    advice = "only 50.0% of the groups hold both right and wrong.*easier --task .pass@1 is 41.7%.*--num-generations"
+    with pytest.raises(ValueError, match=advice):
+        preflight(grid, 0.51)
+
+
+def test_preflight_of_single_answers_takes_all_as_one_group():
+    """With G = 1 an objective with a baseline over the batch learns as soon as not all answers are alike."""
+    mixed = [[answer(True)], [answer()], [answer()]]
+    assert preflight(mixed, 1.0) == pytest.approx({"preflight/pass@1": 1 / 3, "preflight/mixed_groups": 1.0})
+    with pytest.raises(ValueError, match="only 0.0% of the groups"):
+        preflight([[answer()], [answer()]], 0.05)
+    assert preflight([[answer()]], 0.0)["preflight/mixed_groups"] == 0.0
+
+
+# ---- what is shown -----------------------------------------------------------------------------
+
+
+def test_alarms():
+    assert alarms(QUIET) == []
+    for change, word in (
+        ({"train/entropy": 1e-4}, "entropy is gone"),
+        ({"train/entropy": 2.5}, "entropy runs away"),
+        ({"train/truncated": 0.6}, "more than half of the answers are truncated: raise --max-completion-length"),
+        ({"train/unjudged": 0.06}, "verifier failed on more than 5 %"),
+    ):
+        (sign,) = alarms(QUIET | change)
+        assert word in sign
+    assert len(alarms({"train/entropy": 0.0, "train/truncated": 1.0, "train/unjudged": 1.0})) == 3
+
+
+def test_a_step_is_one_line_with_what_was_measured_and_its_alarms(capsys):
+    show(3, 40, QUIET | {"train/reward": 0.5, "behaviour/tries": 2.0, "train/truncated": 0.7, "eval/pass@1": 0.25})
+    line, alarm = capsys.readouterr().out.splitlines()
+    assert line.split() == "3/40 reward 0.5 entropy 0.5 validation 25.0% tries 2".split()
+    assert alarm.startswith("warning, step 3: more than half of the answers are truncated")

@@ -1,0 +1,191 @@
+"""policy.py: what sampler and trainer must agree on, and that what is saved comes back to the bit."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minir1 import checkpoint, policy
+from minir1.model import hf
+from minir1.model.config import ModelConfig, dense
+from minir1.model.lora import adapters, add_adapters
+from minir1.model.transformer import Transformer
+from minir1.optim import adamw
+from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check, reference_logprobs
+from minir1.rollout import collect
+from minir1.tokenizer import word_level
+
+TOKENIZER = word_level(("User:", "\nAssistant:", "make ", " from "), 20)
+TOKENS = {"vocab": 48, "eos": TOKENIZER.eos, "pad": TOKENIZER.pad}
+DENSE = dense(dim=32, layers=2, heads=2, kv_heads=1, ffn=64, init_std=0.2, tied=True, **TOKENS)
+SIZES = {"nope": 8, "rope": 8, "v_dim": 16, "kv_lora": 16, "ffn": 64, "expert_ffn": 16}
+MOE = ModelConfig(dim=32, layers=2, heads=2, experts=4, init_std=0.2, **SIZES, **TOKENS)
+CPU = torch.device("cpu")
+
+
+def build(config=DENSE, seed: int = 0, dtype=torch.float32) -> Transformer:
+    torch.manual_seed(seed)
+    return Transformer(config).to(dtype)
+
+
+def draw(model, answers: int = 8, **settings):
+    prompts = [TOKENIZER.encode(f"User:make {n} from 3,4\nAssistant:") for n in (7, 12)]
+    settings = {"max_tokens": 12, "stop": TOKENIZER.stops, "seed": 1, **settings}
+    return collect(model, prompts, answers=answers, **settings)
+
+
+# ---- log-probs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_the_sampler_in_any_micro_batch(config, temperature):
+    model = build(config)
+    rollout = draw(model, temperature=temperature)
+    for microbatch in (1, 60, 10**6):
+        logp = logprobs(model, rollout, microbatch)
+        assert logp.dtype == torch.float32 and not logp.requires_grad and not logp[~rollout.mask].any()
+        torch.testing.assert_close(logp, rollout.logp, atol=1e-4, rtol=0)
+
+
+def test_replayed_routes_are_those_of_the_sampler():
+    model = build(MOE)
+    rollout = draw(model, record_routes=True)
+    other = replace(rollout, routes=torch.where(rollout.routes < 0, -1, (rollout.routes + 1) % MOE.experts))
+    torch.testing.assert_close(logprobs(model, rollout, 99, replay=True), rollout.logp, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logprobs(model, other, 99), rollout.logp, atol=1e-4, rtol=0)
+    assert not torch.allclose(logprobs(model, other, 99, replay=True), rollout.logp, atol=1e-3)
+
+
+def test_the_reference_of_a_model_with_adapters_is_the_model_without_them():
+    model = build()
+    rollout, before = draw(model), frozen_copy(model)
+    for p in add_adapters(model, 4, 8.0):
+        torch.nn.init.normal_(p, std=0.5)
+    assert torch.equal(reference_logprobs(model, rollout, 99), logprobs(before, rollout, 99))
+    assert not torch.allclose(logprobs(model, rollout, 99), rollout.logp, atol=1e-2)
+    assert all(module.on for module in adapters(model).values())  # on again
+    assert not any(p.requires_grad for p in before.parameters()) and before.embedding is not model.embedding
+
+
+# ---- the on-policy check -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_an_unchanged_policy_passes(config, dtype, temperature):
+    model = build(config, dtype=dtype)
+    rollout = draw(model, temperature=temperature, record_routes=config is MOE)
+    metrics = on_policy_check(model, rollout, 200, most=0.02, replay=config is MOE)
+    mean, high = metrics["train/ratio_deviation"], metrics["train/ratio_deviation_q99"]
+    assert metrics.keys() == {"train/ratio_deviation", "train/ratio_deviation_q99"}
+    assert mean <= high < (1e-4 if dtype == torch.float32 else 0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("what", ["another temperature", "top-p", "another policy", "nan"])
+def test_samples_of_another_policy_are_refused(dtype, what):
+    model = build(dtype=dtype)
+    sampling = {"another temperature": {"temperature": 0.8}, "top-p": {"top_p": 0.9}}.get(what, {})
+    rollout = replace(draw(model, **sampling), temperature=1.0)
+    if what == "another policy":
+        with torch.no_grad():
+            for p in model.parameters():
+                p += 0.05 * torch.randn_like(p)
+    if what == "nan":
+        rollout = replace(rollout, logp=torch.full_like(rollout.logp, math.nan))
+    with pytest.raises(RuntimeError, match="allowed: 0.02 and 0.2.*sampler and trainer do not compute the same policy"):
+        on_policy_check(model, rollout, 200, most=0.02)
+
+
+def test_the_deviation_by_hand():
+    """Half of the tokens with a ratio of 1.1, then all but a few with a ratio of 1."""
+    model = build()
+    rollout = draw(model)
+    exact = replace(rollout, logp=logprobs(model, rollout, 10**6))
+    half = rollout.mask & (torch.arange(rollout.mask.shape[1]) % 2 == 0)
+    metrics = on_policy_check(model, replace(exact, logp=exact.logp - math.log(1.1) * half), 10**6, most=0.1)
+    share = half.sum().item() / rollout.mask.sum().item()
+    assert metrics["train/ratio_deviation"] == pytest.approx(0.1 * share, rel=1e-4)
+    assert metrics["train/ratio_deviation_q99"] == pytest.approx(0.1, rel=1e-4)
+    few = torch.zeros_like(rollout.mask)
+    few[:3] = rollout.mask[:3] & (rollout.mask[:3].cumsum(1) == 1)  # three tokens, more than one per cent
+    with pytest.raises(RuntimeError, match="0.5 at the 99 % quantile"):
+        on_policy_check(model, replace(exact, logp=exact.logp - math.log(1.5) * few), 10**6, most=0.04)
+    one = few & (torch.arange(16) == 0).unsqueeze(1)
+    on_policy_check(model, replace(exact, logp=exact.logp - math.log(1.5) * one), 10**6, most=0.04)  # may be rounding
+
+
+def test_at_most_so_many_rows_are_scored_spread_over_the_rollout(monkeypatch):
+    model, seen = build(), []
+    monkeypatch.setattr(policy, "logprobs", lambda m, part, *a, **k: seen.append(part.group.tolist()) or part.logp)
+    on_policy_check(model, draw(model), 99, most=0.02, rows=4)
+    on_policy_check(model, draw(model, answers=1), 99, most=0.02)
+    assert seen == [[0, 0, 1, 1], [0, 1]]
+
+
+# ---- folders -----------------------------------------------------------------------------------
+
+
+def step(model, optimizer, rollout) -> None:
+    """One step of gradient descent on the negative log-probs."""
+    (-model.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask).sum() / 99).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A folder of checkpoints with one, step 3."""
+    checkpoint.save(tmp_path / "base", 3, lambda path: hf.save(build(), TOKENIZER, path), {"step": 3})
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_policy_is_restored_to_the_bit(base, tmp_path, dtype, rank):
+    """Weights or adapters, optimizer with masters and reference: the next step of both has the same bits."""
+
+    def opened():
+        model, tokenizer, source = load_policy(base, CPU, dtype, lora=rank > 0)
+        reference = model if rank else frozen_copy(model)
+        torch.manual_seed(0)
+        optimizer = adamw(add_adapters(model, rank, 8.0) if rank else model.parameters(), 1e-2)
+        return model, tokenizer, source, {"optimizer": optimizer} | ({} if rank else {"reference": reference})
+
+    model, tokenizer, source, parts = opened()
+    assert source == base / "step-000003" and model.embedding.weight.dtype == dtype
+    rollout = draw(model)
+    step(model, parts["optimizer"], rollout)
+    state = {"step": 7} | {name: part.state_dict() for name, part in parts.items()}
+    path = checkpoint.save(tmp_path / "run", 7, lambda path: policy.save(model, tokenizer, path, source), state)
+    assert (path / "adapter_model.safetensors").exists() == (rank > 0) != (path / "model.safetensors").exists()
+
+    again, _, _, others = opened()
+    assert policy.restore(path, again, others) == {"step": 7}
+    for _ in range(2):
+        for (name, a), b in zip(model.state_dict().items(), again.state_dict().values()):
+            assert torch.equal(a, b), name
+        step(model, parts["optimizer"], rollout)
+        step(again, others["optimizer"], rollout)
+    if not rank:
+        states = (parts["reference"].state_dict(), others["reference"].state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states)))
+
+
+def test_training_starts_from_merged_adapters_or_refuses_more(base, tmp_path):
+    model, tokenizer, source = load_policy(base, CPU, torch.float32, lora=True, recompute=True)
+    assert model.recompute
+    for p in add_adapters(model, 4, 8.0):
+        torch.nn.init.normal_(p, std=0.1)
+    policy.save(model, tokenizer, tmp_path / "adapters", source)
+    merged, _, path = load_policy(tmp_path / "adapters", CPU, torch.float32)
+    assert path == tmp_path / "adapters" and not adapters(merged) and not merged.recompute
+    assert all(p.requires_grad for p in merged.parameters())
+    rollout = draw(copy.deepcopy(model))
+    torch.testing.assert_close(logprobs(merged, rollout, 99), logprobs(model, rollout, 99), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="adapters holds adapters: merge and save them first, or train without LoRA"):
+        load_policy(tmp_path / "adapters", CPU, torch.float32, lora=True)
