@@ -10,7 +10,6 @@ what is counted, and how.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from experiments.count_figure import sizes
-from minir1.files import read_json, replace_text
+from minir1.files import read_json, write_json
 from minir1.log import table
 from minir1.model.config import ModelConfig
 from minir1.model.count import PARTS, count
@@ -103,8 +102,7 @@ def main(config: Config) -> dict[str, dict]:
     else:
         show_one(config.model, counts[config.model], config.cache_bytes)
     if config.json:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(config.json, json.dumps(counts, indent=2) + "\n")
+        write_json(config.json, counts)
     if config.figure:
         sizes(counts, config.figure)
     return counts

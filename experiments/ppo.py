@@ -152,7 +152,7 @@ def load_reward(config: Config, tokenizer: Tokenizer, device: torch.device) -> S
     if config.reward == "rules":
         return None
     path = Path(config.reward.partition(":")[2])
-    model, own_tokenizer = heads.load(checkpoint.latest(path) or path, device, pick_dtype(config.dtype, device))
+    model, own_tokenizer = heads.load(checkpoint.resolve(path), device, pick_dtype(config.dtype, device))
     if own_tokenizer.backend.to_str() != tokenizer.backend.to_str():
         raise ValueError(f"reward = {config.reward}: its tokenizer is not that of {config.checkpoint}")
     return model.requires_grad_(False)

@@ -21,7 +21,8 @@ STRENGTHS = {"none": (0.0,), "sequence": (0.1,), "batch": (0.1,), "bias": (0.01,
 def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(balance, "STRENGTHS", STRENGTHS)
     places = {"out": tmp_path / "runs", "results": tmp_path / "balance.json", "figure": tmp_path / "balance.png"}
-    return balance.Config(seeds=(0, 5), steps=4, batch=256, model=TINY, eval_every=2, eval_batches=1, device="cpu", **places)
+    sizes = {"seeds": (0, 5), "steps": 4, "batch": 256, "model": TINY, "eval_every": 2, "eval_batches": 1}
+    return balance.Config(**sizes, device="cpu", **places)
 
 
 def test_the_comparison_at_toy_size(toy, monkeypatch, capsys):

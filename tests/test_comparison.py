@@ -202,7 +202,8 @@ def test_algorithms_sweep_choose_and_compare(toy, monkeypatch, capsys):
     monkeypatch.setattr(algorithms.tables, "show", lambda title, *rest: found.update(rest[0]))
     algorithms.main(config)
     assert drawn[-1] == len(found) == 6 + 1 + 6
-    assert all("--learning-rate 0.0009 " in found[f"{name}/{seed}"]["command"] for name in ("grpo", "rloo") for seed in range(3))
+    commands = [found[f"{name}/{seed}"]["command"] for name in ("grpo", "rloo") for seed in range(3)]
+    assert all("--learning-rate 0.0009 " in line for line in commands)
     assert found["grpo/0"]["split"] == "test" and found["sweep/grpo/0.0001"]["split"] == "validation"
     assert "sweep/grpo/0.0001" in capsys.readouterr().out
 
@@ -354,7 +355,8 @@ def test_a_significant_difference_needs_both_intervals():
     found = results(a=(0.6, 0.6, 0.6), b=(0.8, 0.8, 0.8), c=(0.5, 0.6, 0.7))
     methods = METHODS | {"c": Method("C", "")}
     told = "Significantly different from A by both intervals: B (+20.0 points). "
-    assert tables.verdict(found, methods, "a") == told + "Not significantly different, so that no order is claimed: C (+0.0 points)."
+    told += "Not significantly different, so that no order is claimed: C (+0.0 points)."
+    assert tables.verdict(found, methods, "a") == told
     assert [line[0] for line in tables.against(found, methods, "a")] == ["B", "C"]
     assert tables.verdict(results(a=(0.5,)), METHODS, "a") == ""
 

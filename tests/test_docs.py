@@ -65,8 +65,8 @@ def test_every_command_is_understood(path):
     for _, _, script, *args in commands(path.read_text(encoding="utf-8")):
         file = ROOT / (script.replace(".", "/") + ".py")
         assert file.is_file(), f"{path.name} runs {script}, which does not exist"
-        if file.parent == ROOT / "experiments":
-            tyro.cli(importlib.import_module(script).Config, args=args)
+        if config := getattr(importlib.import_module(script), "Config", None):
+            tyro.cli(config, args=args)
 
 
 @pytest.mark.parametrize("path", **names)
@@ -153,7 +153,7 @@ def test_missing_results_are_named_only_where_they_are_used(tree):
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("<!-- begin: nonsense -->\n<!-- end -->", "unknown block 'nonsense'; known are r1_zero, headline"),
+        ("<!-- begin: nonsense -->\n<!-- end -->", "unknown block 'nonsense'; known are files, r1_zero, headline"),
         ("<!-- begin: headline -->\n", "block 'headline' has no <!-- end -->"),
         ("<!-- end -->\n", "<!-- end --> is out of place"),
         ("<!-- begin: headline -->\n<!-- begin: r1_zero -->\n<!-- end -->", "<!-- begin: r1_zero --> is out of place"),

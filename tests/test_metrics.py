@@ -132,6 +132,7 @@ def test_in_words():
     assert with_interval(1.5, -1.0, 4.0, "+.1f") == "+1.5 [-1.0, +4.0]"
     assert over_seeds([0.78, 0.80, 0.82]) == "80.0% [75.0, 85.0]"  # ± 4.303·2/√3
     assert over_seeds([0.5, 0.6]) == "55.0%"  # no interval of two
-    assert over_seeds([0.9, 1.0, 0.95]) == "95.0% [82.6, 100.0]" and over_seeds([0.0, 0.0, 0.3]).startswith("10.0% [0.0, ")
+    assert over_seeds([0.9, 1.0, 0.95]) == "95.0% [82.6, 100.0]"
+    assert over_seeds([0.0, 0.0, 0.3]).startswith("10.0% [0.0, ")
     assert over_seeds([0.0, 0.1, 0.8], ".2f").startswith("0.30 [-0.78, ")  # no share
     assert over_seeds([0.0, 0.1, 0.8], ".2f", least=0).startswith("0.30 [0.00, ")

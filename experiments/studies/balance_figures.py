@@ -40,7 +40,7 @@ def balance(curves: dict[str, list[list[dict]]], path: Path) -> Figure:
 
 
 def _band(panel: Axes, runs: list[list[dict]], key: str, colour: str) -> float:
-    """Draw the mean over seeds of their running means, and their span; returns the largest after a tenth of the steps."""
+    """Draw the mean over seeds of their running means, and their span; returns the largest after a tenth of the run."""
     values = np.stack([smooth(series(run, key)[1], max(1, len(run) // 25)) for run in runs])
     steps = series(runs[0], key)[0]
     panel.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.18, lw=0, zorder=2)

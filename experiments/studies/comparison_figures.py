@@ -48,8 +48,8 @@ def algorithms(
 ) -> Figure:
     """Left: pass@1 of every method, its interval over seeds, a small dot a seed. Right: learning curves, a panel each.
 
-    base: pass@1 over problems. ends: label -> pass@1 of each seed; intervals: of the labels
-    that have enough seeds. curves: label -> one dictionary a seed with "tokens" (sampled so far) and "accuracy", [S] each; the
+    base: pass@1 over problems. ends: label -> pass@1 of each seed; intervals: of the labels that have enough seeds.
+    curves: label -> one dictionary a seed with "tokens" (sampled so far) and "accuracy", [S] each; the
     first label is drawn in grey behind all others.
     """
     colours, first = dict(zip(ends, COLOURS)), next(iter(ends))

@@ -5,8 +5,8 @@
         --results docs/results/long_context.json
 
 A text is filler in which `key value` pairs are hidden, one in each of eight equal parts; at its end the keys are
-repeated in random order, and each asks for its value. The model is trained on texts of up to `window` tokens, then asked
-in texts up to `factor` times as long: as it is, with its RoPE rescaled (linear, NTK, YaRN; arXiv:2309.00071), and after
+repeated in random order, and each asks for its value. The model is trained on texts of up to `window` tokens, then
+asked in texts up to `factor` times as long: as it is, with its RoPE rescaled (linear, NTK, YaRN; arXiv:2309.00071), and after
 a short tuning on long texts, with YaRN and, as the control, without. YaRN here is V3's: on the decoupled key, with
 mscale in the softmax scale. At the end, what a step of decoding costs at each length for MLA, GQA and MHA.
 """

@@ -69,8 +69,8 @@ def run(config: Config, seed: int) -> dict[str, float]:
 
 @torch.no_grad()
 def probe(folder: Path, held_out: Path, config: Config) -> dict[str, float]:
-    """Does the reward model check the verdict, or believe it? Held-out pairs whose wrong answer ends its thinking with a
-    no: how often it has the lower reward as it is, and how often with that no replaced by a yes and nothing else."""
+    """Does the reward model check the verdict, or believe it? Of held-out pairs whose wrong answer ends its thinking with
+    a no: how often it has the lower reward as it is, and how often with that no replaced by a yes and nothing else."""
     device = pick(config.device)
     model, tokenizer = heads.load(checkpoint.resolve(folder), device, pick_dtype(None, device))
     pairs = [pair for pair in read_pairs(held_out) if NO in pair.rejected]

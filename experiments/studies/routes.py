@@ -3,7 +3,7 @@
     python -m experiments.studies.routes --checkpoint runs/base/checkpoint
 
 The choice of experts is a step function of the router's scores, so that a difference too small to matter anywhere else
-can send a token to another expert. Rollout routing replay (arXiv:2510.11370) lets the trainer use the sampler's experts.
+can send a token to another expert. Rollout routing replay (arXiv:2510.11370): the trainer uses the sampler's experts.
 Measured on answers of one policy, with the trainer in fp32, each pair of a token and an MoE layer counted once:
 
     fp32, 0 updates   the same weights; sampler and trainer differ in how a row is computed, token by token or whole
