@@ -18,6 +18,7 @@ from typing import Annotated
 import tyro
 
 from experiments.count_figure import sizes
+from minir1 import cli
 from minir1.files import read_json, replace_text
 from minir1.log import table
 from minir1.model.config import ModelConfig
@@ -111,4 +112,4 @@ def main(config: Config) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)
