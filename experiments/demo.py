@@ -90,7 +90,7 @@ def final_test(
     """Both checkpoints on each held-out split, with one budget; flat figures, and samples (problem, before, after)."""
     device, task = pick(config.device), tasks.load(config.task, config.data)
     policies = {
-        "before": checkpoint.latest(rl.checkpoint) or rl.checkpoint,
+        "before": checkpoint.resolve(rl.checkpoint),
         "after": checkpoint.best(rl.out / "checkpoint"),
     }
     shared = {name: getattr(rl, name) for name in ("max_completion_length", "no_think", "template", "seed")}

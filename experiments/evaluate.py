@@ -11,7 +11,6 @@ much work as each answer shows, with the difference to the policy.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,9 @@ from typing import Literal
 from minir1 import checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype
 from minir1.judge import NO_THINK, Answer, baselines, by_difficulty, sample_answers, summary
-from minir1.log import replace_text, table
+from minir1.files import write_json
+from minir1.log import table
+from minir1.metrics import with_interval
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.settings import at_least
@@ -122,10 +123,9 @@ def show(title: str, columns: Mapping[str, Mapping[str, float]], rates: Mapping[
     def cell(values: Mapping[str, float], key: str, group: str, form: str) -> str:
         if key + group not in values:
             return "-"
-        text = f"{values[key + group]:{form}}"
         if f"{key}_low{group}" in values:
-            text += " [{:.1f}, {:.1f}]".format(*(100 * values[f"{key}_{end}{group}"] for end in ("low", "high")))
-        return text
+            return with_interval(*(values[f"{key}{end}{group}"] for end in ("", "_low", "_high")), form)
+        return f"{values[key + group]:{form}}"
 
     every = {key: value for values in columns.values() for key, value in values.items()}
     lines = [[label, *(cell(values, *rest) for values in columns.values())] for label, *rest in rows(every, rates)]
@@ -137,14 +137,13 @@ def main(config: Config) -> dict[str, float]:
     device = pick(config.device)
     task = tasks.load(config.task, config.data)
     problems = tasks.spread(task.problems(config.split), config.problems)
-    source = checkpoint.best(config.checkpoint) or checkpoint.latest(config.checkpoint) or config.checkpoint
+    source = checkpoint.resolve(config.checkpoint, prefer="best")
     model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
     values, _ = measure(model, tokenizer, task, problems, config)
     print(source)
     show(f"{task.name}, {config.split}: {len(problems)} problems", {config.split: values}, task.rates)
     if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(config.out, json.dumps(values, indent=2) + "\n")
+        write_json(config.out, values)
     return values
 
 

@@ -99,7 +99,8 @@ def test_the_commands_in_the_docstrings_are_understood():
         for line in re.findall(r"^ +python -m experiments.(.*)$", script.__doc__, re.M):
             name, *args = shlex.split(line)
             assert name == path.stem
-            entry = re.search(r"cli(?:\.run\(main, |\()(\w+)", path.read_text(encoding="utf-8"))[1]  # Config, or another
+            source = path.read_text(encoding="utf-8")
+            entry = re.search(r"cli(?:\.run\(main, |\()(\w+)", source)[1]  # Config, or another
             tyro.cli(getattr(script, entry), args=args)
             found += 1
     assert found >= 6
@@ -339,7 +340,7 @@ def test_multi_token_prediction_does_not_depend_on_the_microbatch():
     """Its loss, its gradients and the loads of its experts; and the weight λ stands where it should."""
     config = replace(SMALL, model=replace(MOE, mtp_depth=2), mtp_weight=0.5, balance_loss=0.1)
     tokenizer = word_level(*COUNTDOWN.vocabulary())
-    rows = [[5], [6, 7], [5, 6, 7], *next(pretrain.token_batches(config, COUNTDOWN, tokenizer))]  # without some depth, too
+    rows = [[5], [6, 7], [5, 6, 7], *next(pretrain.token_batches(config, COUNTDOWN, tokenizer))]  # some without depth
     found = {}
     for microbatch, weight in ((200, 0.5), (4096, 0.5), (4096, 0.0), (4096, 1.0)):
         torch.manual_seed(0)

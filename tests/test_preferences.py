@@ -2,15 +2,19 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from test_preference_pairs import save_base, scripted
 
 from experiments import dpo, preference_pairs, reward_model
-from experiments.pretrain import build_tokenizer
 from experiments.studies import preferences
 from minir1 import checkpoint
 from minir1.model import heads, hf
+from minir1.tasks import countdown
+from minir1.tokenizer import word_level
+
+TOKENIZER = word_level(*countdown.vocabulary())
 
 
 def test_the_chain_runs_once_and_seeds_can_be_added(tmp_path, monkeypatch, capsys):
@@ -20,9 +24,9 @@ def test_the_chain_runs_once_and_seeds_can_be_added(tmp_path, monkeypatch, capsy
         checkpoint=save_base(tmp_path / "base"),
         out=tmp_path / "run",
         results=tmp_path / "results" / "preference.json",
-        pairs=preference_pairs.Config(problems=8, answers=4, pairs=2),
+        pairs=preference_pairs.Config(problems=8, num_generations=4, pairs=2),
         reward=reward_model.Config(**short),
-        dpo=dpo.Config(max_tokens=8, eval_answers=1, **short),
+        dpo=dpo.Config(max_completion_length=8, eval_problems=3, eval_answers=1, **short),
     )
     results = preferences.main(config)
     assert json.loads(config.results.read_text()) == results and list(results) == ["0"]
@@ -44,19 +48,21 @@ def test_the_chain_runs_once_and_seeds_can_be_added(tmp_path, monkeypatch, capsy
 
 def test_the_probe_swaps_the_last_verdict_alone(tmp_path, monkeypatch):
     """A reward that counts yes: right as it is, and a draw once the wrong answer says yes too."""
-    path, yes = tmp_path / "a.jsonl", build_tokenizer("default").id(" yes\n")
+    path, yes = tmp_path / "a.jsonl", TOKENIZER.id(" yes\n")
     two = {"chosen": "<think>1+1=2:2 yes\n</think>", "rejected": "<think>1+1=2:3 no\n1+2=3:2 no\n</think>"}
     path.write_text("".join(json.dumps({"prompt": f"make {n} from 1,1", **two}) + "\n" for n in (2, 3)))
 
     class Counts:
+        trunk = SimpleNamespace(device="cpu")
+
         def score(self, tokens, lengths):
             return (tokens == yes).sum(1).float()
 
-    monkeypatch.setattr(preferences.heads, "load", lambda path: (Counts(), build_tokenizer("default")))
-    found = preferences.probe(tmp_path, path)
+    monkeypatch.setattr(preferences.heads, "load", lambda *_: (Counts(), TOKENIZER))
+    found = preferences.probe(tmp_path, path, preferences.Config())
     assert [found[f"probe/{name}"] for name in ("pairs", "as_it_is/accuracy", "swapped/accuracy")] == [2, 1, 0.5]
     path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
-    assert preferences.probe(tmp_path, path) == {"probe/pairs": 0}
+    assert preferences.probe(tmp_path, path, preferences.Config()) == {"probe/pairs": 0}
 
 
 def test_the_table_gives_intervals_over_problems_and_a_mean_from_three_seeds():
