@@ -1,6 +1,6 @@
-"""Losses a token: functions of tensors [B, T] to minimise, without reduction (see reduction.py).
+"""Per-token losses: functions of tensors [B, T] to minimise, without reduction (see reduction.py).
 
-Entry [b, t] speaks of token x_t of row b. r_t = π_θ(x_t | x_<t) / π_old(x_t | x_<t) is the importance ratio, A_t the
+Entry [b, t] belongs to token x_t of row b. r_t = π_θ(x_t | x_<t) / π_old(x_t | x_<t) is the importance ratio, A_t the
 advantage. Every function returns fp32 of the shape it is given, or fp64 where it is given fp64.
 """
 
@@ -56,11 +56,12 @@ def clipped_surrogate(
 ) -> Tensor:
     """-min(r_t A_t, clip(r_t, 1 - ε_low, 1 + ε_high) A_t) (PPO, arXiv:1707.06347, equation 7).
 
-    The pessimistic of the two objectives: a gain is cut once the ratio has left the interval in the direction that the
-    advantage asks for, a loss never. Two clips as in DAPO (arXiv:2503.14476, section 3.1). All [B, T].
+    The smaller of the two objectives: the gain is clipped once the ratio has left the interval in the direction of the
+    advantage, the loss in the other direction never is. Two clips as in DAPO (arXiv:2503.14476, section 3.1).
+    All [B, T].
 
     dual_clip: c > 1 bounds that loss too: where A_t < 0 the objective is max(min(…), c A_t), so that a ratio beyond c
-    takes no gradient (Ye et al. 2020, arXiv:1912.09729, "Dual-clip PPO"). None: no bound. Raises ValueError for c <= 1.
+    has no gradient (Ye et al. 2020, arXiv:1912.09729, "Dual-clip PPO"). None: no bound. Raises ValueError for c <= 1.
     """
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip = {dual_clip}: above 1, or None")
@@ -85,8 +86,8 @@ def is_clipped(
 def cispo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """-sg[clip(r_t, 1 - ε_low, 1 + ε_high)] A_t log π(x_t | x_<t) (MiniMax-M1, arXiv:2506.13585, section 3.1).
 
-    The weight is clipped and takes no gradient (sg), so that no token loses its own: REINFORCE with a bounded
-    importance weight. The paper sets no lower bound, which is clip_low = 1. All [B, T].
+    The weight is clipped and has no gradient (sg), while every token keeps its own: REINFORCE with a bounded importance
+    weight. The paper sets no lower bound, which is clip_low = 1. All [B, T].
     """
     _check_clips(clip_low, clip_high)
     ratio = (_upcast(logp.detach()) - old_logp).exp()
@@ -101,8 +102,8 @@ def gspo(
 
         s_i = (π_θ(y_i | x) / π_old(y_i | x))^{1/|y_i|} = exp(1/|y_i| Σ_t log r_t)
 
-    One ratio an answer: the geometric mean over its trained tokens, the mask [B, T]. With the weights of
-    `per_answer_mean` the sum is the paper's objective. All [B, T]; the advantage is one number an answer, repeated.
+    One ratio for a whole answer: the geometric mean over its trained tokens, the mask [B, T]. With the weights of
+    `per_answer_mean` the sum is the paper's objective. All [B, T]; the advantage is one number per answer, repeated.
     s_i stays nearer to 1 than r_t does: the paper clips at 3e-4 and 4e-4.
     """
     log_ratio = (_upcast(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
@@ -117,20 +118,20 @@ def grpo_sequence(
 
         r_i = π_θ(o_i | q) / π_old(o_i | q) = exp(Σ_t log r_it)                   (arXiv:2501.12948, section 2.2.1)
 
-    One ratio a whole answer, over its trained tokens, the mask [B, T]. With the weights of `per_answer_mean` the sum is
-    the paper's objective; its gradient at r = 1 is REINFORCE with every token of the batch weighted 1/answers, long
+    One ratio for a whole answer, over its trained tokens, the mask [B, T]. With the weights of `per_answer_mean` the
+    sum is the paper's objective; its gradient at r = 1 is REINFORCE with every token of the batch weighted 1/answers, long
     answers not discounted. `gspo` takes the |o_i|-th root of the same ratio, which stays near 1 where this one leaves
-    the interval after a few tokens' change. All [B, T]; the advantage is one number an answer, repeated.
+    the interval after a few tokens' change. All [B, T]; the advantage is one number per answer, repeated.
     """
     log_ratio = (_upcast(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
     return -_surrogate(log_ratio.sum(1, keepdim=True), advantage.detach(), clip_low, clip_high)
 
 
 def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> Tensor:
-    """min(π_old / π_sampler, C) a token, without gradient: a weight for the loss where sampler and trainer differ.
+    """min(π_old / π_sampler, C) per token, without gradient: a weight for the loss where sampler and trainer differ.
 
     Answers drawn by a sampler of other numerics (half precision, other experts) are not the trainer's: the weight
-    π_old / π_sampler mends a token's own mismatch, the cap C bounds its variance and leaves a bias where it bites
+    π_old / π_sampler corrects the mismatch of one token; the cap C bounds its variance, and biases the tokens above it
     (truncated importance sampling, Ionides 2008; for language models Yao et al. 2025). With it the ratio of the
     surrogate is π_θ / π_old, both of the trainer. All [B, T]. Raises ValueError for C <= 0.
     """
@@ -150,9 +151,9 @@ def entropy_bonus(entropy: Tensor) -> Tensor:
 def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -> Tensor:
     """½ max((V_t - R_t)², (clip(V_t, V_old - ε, V_old + ε) - R_t)²), R_t the return.
 
-    The larger of the two, so that the step away from V_old is cut, never a way back. Not in PPO's paper but in its
-    code (Huang et al. 2022, "The 37 Implementation Details of PPO", detail 9). clip: ε, infinite for the plain
-    square. All [B, T]; no gradient goes through old_value and returns. ValueError for clip < 0.
+    The larger of the two: a step away from V_old is clipped, a step back never is. Not in PPO's paper but in its
+    code (Huang et al. 2022, "The 37 Implementation Details of PPO", detail 9). clip: ε, infinite for the plain square.
+    All [B, T]; no gradient goes through old_value and returns. ValueError for clip < 0.
     """
     if not clip >= 0:
         raise ValueError(f"clip = {clip}: 0 or more, infinite for none")

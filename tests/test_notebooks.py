@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toys import BASE
+
+from experiments import demo, r1_zero
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -78,18 +81,14 @@ def test_r1_zero_makes_its_own_run_where_there_is_none(tmp_path):
     assert "toy: 10 steps of 8 problems" in shown and not (tmp_path / "none").exists()
 
 
-def test_r1_zero_reads_a_run(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))  # as python does for a script
+def test_r1_zero_reads_a_run(tmp_path):
     pytest.importorskip("nbclient")
-    import demo
-
-    from minir1.model.config import ModelConfig
-
-    shape = ModelConfig(dim=32, layers=2, heads=2, kv_lora=16, nope=8, rope=8, v_dim=16, ffn=64, expert_ffn=16)
-    config = demo.Config(problems=6, answers=2, out=tmp_path / "run")
-    base = replace(config.base, model=shape, steps=30, batch=1024)
-    rl = replace(config.rl, steps=3, prompts=4, answers=2, max_tokens=24, eval_every=2, eval_answers=1, min_mixed=0.0)
-    demo.main(replace(config, base=base, rl=rl))
+    base = replace(BASE, steps=20, mix={})
+    rl = r1_zero.Config(
+        steps=3, prompts=4, num_generations=2, max_completion_length=24, eval_every=2, eval_answers=1, eval_problems=20,
+        min_mixed=0.0,
+    )  # fmt: skip
+    demo.main(demo.Config(base=base, rl=rl, problems=6, num_generations=2, device="cpu", out=tmp_path / "run"))
     files = sorted((tmp_path / "run").rglob("*"))
     shown = execute(ROOT / "notebooks" / "r1_zero.ipynb", tmp_path / "run")
     check(shown)

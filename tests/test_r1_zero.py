@@ -254,6 +254,18 @@ def test_masked_truncated_answers_take_no_part(sampled):
     assert metrics.get("train/grad_norm", 0.0) == 0
 
 
+def test_the_mean_over_answers_counts_those_that_are_trained(sampled):
+    """With masked truncated answers the weight is 1/(n |o_i|), n the answers that are left."""
+    model, _, rollout, advantage = sampled
+    _, moves = step(sampled, mask_truncated=True, beta=0.0)
+    left = rollout.stop != BUDGET
+    policy, mask = copy.deepcopy(model), rollout.mask & left.unsqueeze(1)
+    logp = policy.logprob(rollout.tokens, lengths=rollout.length, mask=mask)
+    weight = mask / mask.sum(1, keepdim=True).clamp(min=1) / left.sum()
+    (weight * advantage.unsqueeze(1) * logp).sum().backward()
+    assert_same(moves, [p.grad for p in policy.parameters()])
+
+
 def test_the_first_ratio_is_one_and_a_wrong_sampler_stops_the_run(sampled, toy_base, tmp_path, monkeypatch):
     """Also where the first mini-batch is truncated and masked."""
     model, _, rollout, _ = sampled

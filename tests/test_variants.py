@@ -4,11 +4,14 @@ import copy
 import importlib
 import json
 import math
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from runs import assert_same_run, stop
 from toys import MOE
 
@@ -77,6 +80,14 @@ def test_the_difference_leaves_out_docstrings_and_names_the_function(capsys):
     new = "+        advantage = group_centered(rewards).flatten().to(device)"
     assert lines[lines.index(new) - 2] == "@@ def main" and lines[0] == "@@ imports"
     assert not any("arXiv" in line or '"""' in line or not line[1:].strip() for line in lines)
+
+
+def test_the_commands_in_the_docstrings_are_understood():
+    for name in variants.COPIES:
+        script = importlib.import_module(NAMES[name])
+        (line,) = re.findall(r"^ +python -m (.*)$", script.__doc__, re.M)
+        module, *args = shlex.split(line)
+        assert module == NAMES[name] and tyro.cli(script.Config, args=args).out == script.Config.out
 
 
 # ---- gradients: at ratio 1 each is -Σ_i,t w_it A_it ∇ log π, with w and A by hand; off it, the objective is ---------

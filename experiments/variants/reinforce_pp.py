@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 
-from minir1 import checkpoint, policy, tasks
+from minir1 import checkpoint, cli, policy, tasks
 from minir1.advantages import at_last_token, discounted_returns, kl_in_reward, whiten
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
@@ -206,4 +205,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)
