@@ -19,8 +19,8 @@ from typing import Literal
 
 from minir1 import checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype
-from minir1.judge import NO_THINK, Answer, baselines, by_difficulty, sample_answers, summary
 from minir1.files import write_json
+from minir1.judge import NO_THINK, Answer, baselines, by_difficulty, sample_answers, summary
 from minir1.log import table
 from minir1.metrics import with_interval
 from minir1.model import hf
