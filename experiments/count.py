@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 from experiments.count_figure import sizes
+from minir1 import cli
 from minir1.files import read_json, write_json
 from minir1.log import table
 from minir1.model.config import ModelConfig
@@ -109,4 +110,4 @@ def main(config: Config) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

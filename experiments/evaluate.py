@@ -123,9 +123,9 @@ def show(title: str, columns: Mapping[str, Mapping[str, float]], rates: Mapping[
     def cell(values: Mapping[str, float], key: str, group: str, form: str) -> str:
         if key + group not in values:
             return "-"
-        if f"{key}_low{group}" not in values:
-            return f"{values[key + group]:{form}}"
-        return with_interval(*(values[f"{key}{end}{group}"] for end in ("", "_low", "_high")), form)
+        if f"{key}_low{group}" in values:
+            return with_interval(*(values[f"{key}{end}{group}"] for end in ("", "_low", "_high")), form)
+        return f"{values[key + group]:{form}}"
 
     every = {key: value for values in columns.values() for key, value in values.items()}
     lines = [[label, *(cell(values, *rest) for values in columns.values())] for label, *rest in rows(every, rates)]
@@ -137,7 +137,7 @@ def main(config: Config) -> dict[str, float]:
     device = pick(config.device)
     task = tasks.load(config.task, config.data)
     problems = tasks.spread(task.problems(config.split), config.problems)
-    source = checkpoint.resolve(config.checkpoint, "best")
+    source = checkpoint.resolve(config.checkpoint, prefer="best")
     model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
     values, _ = measure(model, tokenizer, task, problems, config)
     print(source)

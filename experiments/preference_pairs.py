@@ -118,7 +118,7 @@ def main(config: Config) -> dict[str, float]:
     if any((config.out / name).exists() for name in FILES):
         raise ValueError(f"{config.out} already holds pairs: choose another --out")
     device, task = pick(config.device), tasks.load(config.task, config.data)
-    source = checkpoint.resolve(config.checkpoint, "best")
+    source = checkpoint.resolve(config.checkpoint, prefer="best")
     model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
     result, texts = {}, {}
     for split, name in zip(("train", config.eval_split), FILES):

@@ -77,7 +77,7 @@ class Config:
 
 def score(model: ScalarModel, pairs: list[Rows], config: Config) -> dict[str, Tensor]:
     """Loss and both rewards of each pair, [N]."""
-    tokens, lengths, _ = padded(pairs, model.head.weight.device)
+    tokens, lengths, _ = padded(pairs, model.trunk.device)
     chosen, rejected = model.score(tokens, lengths=lengths).chunk(2)
     margin = 0.0
     if config.margin:

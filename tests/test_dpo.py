@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import standin
 import torch
+from runs import plain_metrics
 from test_preference_pairs import assert_bad_option, save_base, write_pairs
 
 from experiments import dpo
@@ -15,6 +17,8 @@ from minir1 import checkpoint
 from minir1.log import read_metrics
 from minir1.model import hf
 from minir1.preference_data import load, padded
+
+standin.register()  # before the first backward pass of the process
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +153,13 @@ def test_a_run_of_other_steps_or_settings_is_not_gone_on_with(whole, config):
         dpo.main(config)
     with pytest.raises(ValueError, match="task countdown has no variant 'five'; it has default, wide, four"):
         dpo.main(replace(config, task="countdown:five"))
+
+
+def test_a_run_on_another_device_is_that_of_the_cpu(config, tmp_path):
+    sampled = {"task": "countdown", "max_completion_length": 8, "eval_problems": 3, "eval_answers": 1}
+    for device in ("cpu", "standin"):
+        dpo.main(replace(config, steps=2, label_smoothing=0.1, **sampled, device=device, out=tmp_path / device))
+    assert plain_metrics(tmp_path / "cpu") == plain_metrics(tmp_path / "standin")
 
 
 def test_weights_of_16_bits_are_trained_over_masters_and_resumed_to_the_same_bits(config, tmp_path, monkeypatch):

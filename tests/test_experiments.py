@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import standin
 import torch
 import tyro
-from runs import ROOT, assert_same_run, command, kill, result_of, stop
+from runs import ROOT, assert_same_run, command, kill, plain_metrics, result_of, stop
 from toys import BASE, DENSE, MOE
 
 from experiments import demo, evaluate, pretrain, r1_zero
@@ -20,6 +21,7 @@ from minir1.log import read_metrics
 from minir1.model import hf
 from minir1.tokenizer import word_level
 
+standin.register()  # before the first backward pass of the process
 SCRIPTS = ROOT / "experiments"
 COUNTDOWN = tasks.load("countdown")
 SMALL = replace(BASE, steps=9, batch=512, checkpoint_every=4)
@@ -99,7 +101,8 @@ def test_the_commands_in_the_docstrings_are_understood():
         for line in re.findall(r"^ +python -m experiments.(.*)$", script.__doc__, re.M):
             name, *args = shlex.split(line)
             assert name == path.stem
-            entry = re.search(r"cli(?:\.run\(main, |\()(\w+)", path.read_text(encoding="utf-8"))[1]  # Config, or another
+            source = path.read_text(encoding="utf-8")
+            entry = re.search(r"cli(?:\.run\(main, |\()(\w+)", source)[1]  # Config, or another
             tyro.cli(getattr(script, entry), args=args)
             found += 1
     assert found >= 6
@@ -137,6 +140,26 @@ def test_pretraining_does_not_depend_on_the_microbatch():
         assert all(torch.equal(a, b) for a, b in zip(loads, found[2][1]))
         for a, b in zip(gradients, found[2][2]):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["moe", "dense"])
+def test_pretraining_on_another_device_is_that_on_the_cpu(tmp_path, model):
+    config = config_of(model)
+    config = replace(config, steps=2, model=replace(config.model, mtp_depth=1) if model == "moe" else config.model)
+    skills = [pretrain.main(replace(config, device=device, out=tmp_path / device)) for device in ("cpu", "standin")]
+    assert skills[0] == skills[1] and plain_metrics(tmp_path / "cpu") == plain_metrics(tmp_path / "standin")
+
+
+def test_weights_of_16_bits_are_pretrained_over_masters(whole, tmp_path, monkeypatch):
+    config = replace(config_of("moe"), dtype="bfloat16", recompute=True)
+    pretrain.main(replace(config, out=tmp_path / "whole"))
+    stop(monkeypatch, "pretrain", replace(config, out=tmp_path / "run"), "experiments.pretrain", "balance_step", 6)
+    pretrain.main(replace(config, out=tmp_path / "run", resume=True))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    state = checkpoint.load_state(checkpoint.latest(tmp_path / "run" / "checkpoint"))
+    assert {m.dtype for part in ("muon", "adam") for m in state[part]["masters"]} == {torch.float32}
+    losses = [[row["train/loss"] for row in read_metrics(out)] for out in (tmp_path / "run", whole("moe"))]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 # ---- killed and resumed ------------------------------------------------------------------------
@@ -193,7 +216,7 @@ def test_evaluate_measures_a_checkpoint(base, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "pass@1, sampled" in shown and "forced to answer at once" in shown and "countdown, test: 5 problems" in shown
     assert "baseline: search distinct" in shown and "tries per answer" in shown and "repeats, share of tries" in shown
-    again = evaluate.main(config)
+    again = evaluate.main(replace(config, device="standin"))
     assert {**again, "tokens_per_s": 0} == {**values, "tokens_per_s": 0}
     quick = evaluate.main(replace(config, no_think=True, split="unseen"))
     assert quick["tries"] == 0 and quick["forced"] == quick["pass@1"]
@@ -339,7 +362,7 @@ def test_multi_token_prediction_does_not_depend_on_the_microbatch():
     """Its loss, its gradients and the loads of its experts; and the weight λ stands where it should."""
     config = replace(SMALL, model=replace(MOE, mtp_depth=2), mtp_weight=0.5, balance_loss=0.1)
     tokenizer = word_level(*COUNTDOWN.vocabulary())
-    rows = [[5], [6, 7], [5, 6, 7], *next(pretrain.token_batches(config, COUNTDOWN, tokenizer))]  # without some depth, too
+    rows = [[5], [6, 7], [5, 6, 7], *next(pretrain.token_batches(config, COUNTDOWN, tokenizer))]  # some without depth
     found = {}
     for microbatch, weight in ((200, 0.5), (4096, 0.5), (4096, 0.0), (4096, 1.0)):
         torch.manual_seed(0)

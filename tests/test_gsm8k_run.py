@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from experiments import evaluate, r1_zero
+from experiments import demo, evaluate, r1_zero
 from minir1 import checkpoint
 from minir1.data import pad_rows
 from minir1.log import read_metrics
@@ -162,3 +163,20 @@ def test_the_result_is_evaluated_on_the_test_problems(base, data, capsys):
     assert "gsm8k, test: 4 problems" in shown and "baseline" not in shown and "per answer" not in shown
     with pytest.raises(ValueError, match="task gsm8k has no split 'unseen'; it has train, validation, test"):
         evaluate.main(replace(config, split="unseen"))
+
+
+def test_the_demonstration_of_a_task_without_behaviour_baselines_and_corpus(base, tmp_path):
+    """It starts from a given checkpoint, tests on the one split that is left, and draws what there is."""
+    shutil.copytree(base, tmp_path / "base" / "checkpoint")
+    (tmp_path / "data").mkdir()
+    rl = r1_zero.Config(
+        template="r1_zero", steps=2, prompts=2, num_generations=2, max_completion_length=24, min_mixed=0.0,
+        eval_every=2, eval_problems=2, eval_answers=1,
+    )  # fmt: skip
+    config = demo.Config(task="gsm8k", data=str(made_up(tmp_path / "data")), rl=rl, problems=4, num_generations=2)
+    with pytest.raises(ValueError, match="task gsm8k has no corpus to pre-train on"):
+        demo.main(replace(config, out=tmp_path / "run"))
+    result = demo.main(replace(config, base_from=tmp_path / "base", out=tmp_path / "run"))
+    assert {"before/pass@1", "after/pass@1", "gain/pass@1", "forced/pass@1", "seconds/rl"} <= result.keys()
+    assert not any("search" in key or "_unseen" in key or key.startswith("skill/") for key in result)
+    assert (tmp_path / "run" / "figures" / "r1_zero.png").stat().st_size > 10_000

@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-import torch
 from test_preference_pairs import save_base, scripted
 
 from experiments import dpo, preference_pairs, reward_model
@@ -13,7 +13,6 @@ from minir1 import checkpoint
 from minir1.model import heads, hf
 from minir1.tasks import countdown
 from minir1.tokenizer import word_level
-
 
 TOKENIZER = word_level(*countdown.vocabulary())
 
@@ -55,7 +54,7 @@ def test_the_probe_swaps_the_last_verdict_alone(tmp_path, monkeypatch):
     path.write_text("".join(json.dumps({"prompt": f"make {n} from 1,1", **two}) + "\n" for n in (2, 3)))
 
     class Counts:
-        head = torch.nn.Linear(1, 1)
+        trunk = SimpleNamespace(device="cpu")
 
         def score(self, tokens, lengths):
             return (tokens == yes).sum(1).float()

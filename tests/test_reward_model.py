@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import standin
 import torch
+from runs import plain_metrics
 from test_preference_pairs import assert_bad_option, save_base, write_pairs
 
 from experiments import reward_model
@@ -16,6 +18,8 @@ from minir1.log import read_metrics
 from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel, ValueHead
 from minir1.preference_data import load, padded
+
+standin.register()  # before the first backward pass of the process
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(whole, config, tmp_path
 def test_a_run_of_other_steps_is_not_gone_on_with(whole, config):
     with pytest.raises(ValueError, match="steps = 12: the learning rate follows it"):
         reward_model.main(replace(config, resume=True, steps=12))
+
+
+def test_a_run_on_another_device_is_that_of_the_cpu(config, tmp_path):
+    for device in ("cpu", "standin"):
+        reward_model.main(replace(config, steps=2, margin=0.5, device=device, out=tmp_path / device))
+    assert plain_metrics(tmp_path / "cpu") == plain_metrics(tmp_path / "standin")
+    reward_model.main(replace(config, steps=2, margin=0.5, device="standin", out=tmp_path / "standin", resume=True))
 
 
 def test_a_reward_model_of_16_bits_has_masters(config, tmp_path):

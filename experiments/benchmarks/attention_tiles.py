@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
+from minir1 import cli
 from minir1.ops.reference import visible
 
 EMPTY, MASKED, WHOLE = "white", "#f2c98a", "#7fa8d1"
@@ -78,4 +78,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.benchmarks.bench_timing import Figures, Refused, attempt, ceilings, cuda_peak, interleaved
+from minir1 import cli
 from minir1.files import replace_text
 from minir1.log import table
 from minir1.ops import attention, decode_attention, decode_latent
@@ -293,4 +293,4 @@ def main(config: Config) -> Figures:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

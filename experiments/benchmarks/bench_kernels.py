@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 from experiments.benchmarks import bench_attention, bench_logprob
 from experiments.benchmarks.bench_timing import Figures, ceilings
+from minir1 import cli
 from minir1.files import replace_text
 from minir1.log import table
 
@@ -101,4 +101,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import tyro
 
 from experiments import pretrain
-from minir1 import checkpoint, tasks
+from minir1 import checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype, synchronize
 from minir1.files import write_json
 from minir1.log import table
@@ -127,4 +126,4 @@ def cells(one: dict[str, float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from minir1 import cli
 
 IDLE, PART, WHOLE = "white", "#f2c98a", "#7fa8d1"
 
@@ -68,4 +68,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

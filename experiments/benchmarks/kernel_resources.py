@@ -32,8 +32,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-import tyro
 
+from minir1 import cli
 from minir1.files import write_json
 
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # bytes that a block may ask for
@@ -265,4 +265,4 @@ def main(config: Config) -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

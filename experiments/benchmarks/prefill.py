@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
+from minir1 import cli
 from minir1.device import peak_memory_gib, pick, synchronize
 from minir1.files import write_json
 from minir1.log import table
@@ -90,4 +90,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

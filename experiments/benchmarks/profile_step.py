@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from torch.profiler import profile
 
 from experiments import pretrain, r1_zero
+from minir1 import cli
 from minir1.device import pick, pick_dtype, synchronize
 from minir1.files import write_json
 from minir1.log import table
@@ -154,4 +154,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

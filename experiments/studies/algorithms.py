@@ -16,12 +16,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import tyro
-
 from experiments.studies import comparison_figures
 from experiments.studies import comparison_tables as tables
 from experiments.studies.comparison import START, Cell, Config, Method, cells_of, complete, end, load
 from experiments.studies.comparison_tables import Results, listed, of
+from minir1 import cli
 from minir1.log import markdown_table, table
 
 METHODS = {
@@ -169,4 +168,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, default=DEFAULT))
+    cli.run(main, Config, default=DEFAULT)

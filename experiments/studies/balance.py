@@ -24,11 +24,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import tyro
 
 from experiments import pretrain
 from experiments.studies import balance_figures
-from minir1 import tasks
+from minir1 import cli, tasks
 from minir1.data import pad_rows
 from minir1.device import pick
 from minir1.files import write_json
@@ -265,4 +264,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

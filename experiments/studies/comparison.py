@@ -23,10 +23,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
-import tyro
-
 from experiments.studies.processes import call, pinned, run_or_resume
-from minir1 import checkpoint, tasks
+from minir1 import checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype
 from minir1.files import replace_text, write_json
 from minir1.judge import sample_answers, summary
@@ -298,4 +296,4 @@ def main(config: Measure) -> dict:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Measure))
+    cli.run(main, Measure)

@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 
 from experiments.studies import estimators_figures as figures
@@ -40,6 +39,7 @@ from experiments.studies.estimators_catalogue import (
     of_rewards,
     problems,
 )
+from minir1 import cli
 from minir1 import enumeration as exact
 from minir1.advantages import leave_one_out
 from minir1.files import plain, write_json
@@ -261,4 +261,4 @@ def main(config: Config) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

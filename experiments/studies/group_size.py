@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tyro
-
 from experiments.studies import comparison_tables as tables
 from experiments.studies.comparison import Config, Method
 from experiments.studies.comparison_figures import draw_settings
+from minir1 import cli
 
 GROUPS = (4, 8, 16, 32)
 PANELS = {"mixed_groups": ("Groups with signal", "share"), "accuracy": ("Training problems", "share")}
@@ -53,4 +52,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, default=DEFAULT))
+    cli.run(main, Config, default=DEFAULT)

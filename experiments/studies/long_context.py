@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 
 from experiments.studies import long_context_figures as figures
-from minir1 import checkpoint, policy
+from minir1 import checkpoint, cli, policy
 from minir1.device import peak_memory_gib, pick
 from minir1.files import write_json
 from minir1.log import open_run, progress_line, steps, table
@@ -326,4 +325,4 @@ def collect(result: dict[str, float], config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

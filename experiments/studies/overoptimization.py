@@ -15,13 +15,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import tyro
-
 from experiments.studies import comparison_figures
 from experiments.studies import comparison_tables as tables
 from experiments.studies.comparison import PACKAGE, Config, Method, flags, load
 from experiments.studies.processes import call, run_or_resume
-from minir1 import log
+from minir1 import cli, log
 from minir1.log import markdown_table
 
 COLUMNS = ("", "proxy, first sixth", "last sixth", "right answers, first sixth", "most at a time", "last sixth")
@@ -101,4 +99,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, default=DEFAULT))
+    cli.run(main, Config, default=DEFAULT)

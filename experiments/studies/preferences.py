@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 from experiments import dpo, preference_pairs, reward_model
-from minir1 import checkpoint
+from minir1 import checkpoint, cli
 from minir1.device import pick, pick_dtype
 from minir1.files import write_json
 from minir1.log import table
@@ -147,4 +146,4 @@ def main(config: Config) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

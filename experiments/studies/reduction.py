@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tyro
-
 from experiments.studies import comparison_tables as tables
 from experiments.studies.comparison import Config, Method
 from experiments.studies.comparison_figures import draw_settings
+from minir1 import cli
 
 METHODS = {
     "per_answer": Method("per answer", "r1_zero", {"reduction": "per_answer"}),
@@ -47,4 +46,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, default=DEFAULT))
+    cli.run(main, Config, default=DEFAULT)

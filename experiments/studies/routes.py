@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
 from experiments import r1_zero
-from minir1 import tasks
+from minir1 import cli, tasks
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.device import pick
@@ -134,4 +133,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

@@ -18,10 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from experiments.studies import seeds_figures
 from experiments.studies.processes import run_or_resume, same_command
+from minir1 import cli
 from minir1.files import write_json
 from minir1.log import table
 from minir1.metrics import over_seeds
@@ -140,4 +139,4 @@ def main(config: Config) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)

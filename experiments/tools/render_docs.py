@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import tyro
-
 from experiments import reward_model
 from experiments.count import human
 from experiments.studies import (
@@ -33,6 +31,7 @@ from experiments.studies import (
 )
 from experiments.studies.long_context_figures import VARIANTS
 from experiments.tools import file_map, variants
+from minir1 import cli
 from minir1.files import replace_text
 from minir1.log import markdown_table
 from minir1.metrics import over_seeds
@@ -330,4 +329,4 @@ def main(config: Config) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli.run(main, Config)
