@@ -1,4 +1,4 @@
-"""Where a run computes, in which numbers, and how much memory is there."""
+"""Device and dtype of a run, and its memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WITHOUT_FLOAT64 = ("mps",)  # kinds of devices
+WITHOUT_FLOAT64 = ("mps",)  # types of devices
 
 
 def pick(name: str | torch.device = "auto") -> torch.device:
@@ -17,13 +17,13 @@ def pick(name: str | torch.device = "auto") -> torch.device:
 
     ValueError where this machine has no such device.
     """
-    own = torch._C._get_privateuse1_backend_name()  # "privateuseone" until a package registers a device of its own
-    kinds = [kind for kind in ("cuda", "mps", own) if hasattr(torch, kind) and getattr(torch, kind).is_available()]
+    custom = torch._C._get_privateuse1_backend_name()  # of a backend that some package has registered
+    kinds = [kind for kind in ("cuda", "mps", custom) if hasattr(torch, kind) and getattr(torch, kind).is_available()]
     if name == "auto":
-        return torch.device(next((kind for kind in kinds if kind != own), "cpu"))
+        return torch.device(next((kind for kind in kinds if kind != custom), "cpu"))
     try:
         device = torch.device(name)
-    except RuntimeError:  # no device of torch
+    except RuntimeError:  # a name that torch does not know
         device = None
     here = device is not None and device.type in (*kinds, "cpu")
     if not here or (device.index or 0) >= torch.get_device_module(device).device_count():
@@ -34,7 +34,7 @@ def pick(name: str | torch.device = "auto") -> torch.device:
 def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
     """The dtype of a model's weights: float32 | bfloat16; None is bfloat16 on CUDA, float32 elsewhere.
 
-    A CPU without 16-bit products computes them in software; asking for bfloat16 there prints how slow that is.
+    A CPU without instructions for 16-bit products emulates them; for bfloat16 there, a line says how slow that is.
     ValueError for another name.
     """
     if name is None:
@@ -62,7 +62,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to, so that a clock may be read."""
+    """Wait until the device has finished, before a clock is read."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
 
@@ -78,8 +78,8 @@ def peak_memory_gib(device: torch.device | str = "cpu") -> float:
 
 
 def free_memory_gib(device: torch.device | str = "cpu") -> float | None:
-    """Memory that a run may still take, in GiB: on CUDA what the driver has left, on Linux what the system and the
-    container's limit leave; None where it is not known."""
+    """Free memory in GiB: on CUDA that of the GPU, on Linux that of the system within the container's limit; None where
+    it is unknown."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**30
     meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

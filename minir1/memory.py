@@ -1,4 +1,4 @@
-"""How much memory a step of training takes, predicted from shapes before it starts."""
+"""Memory of a training step, predicted from shapes before it starts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from minir1.model.transformer import Transformer
 from minir1.optim import split_parameters
 
 SAMPLED = ("cache", "sampling")  # in memory only while answers are sampled
-LEARNED = ("gradients", "activations", "logits")  # only while the policy learns
-LOGIT_BYTES, LOGIT_TOKENS = 2**25, 256  # of a chunk of linear_logprob: that many bytes, or tokens if they need more
+LEARNED = ("gradients", "activations", "logits")  # only while the policy is trained
+LOGIT_BYTES, LOGIT_TOKENS = 2**25, 256  # size of a chunk of linear_logprob, whichever is more
 
 
 def step_memory(
@@ -26,24 +26,22 @@ def step_memory(
     critic: bool = False,
     recompute: bool = False,
 ) -> dict[str, int]:
-    """Bytes of each part of a step. The model may be on the meta device; what is trained requires gradients.
+    """Bytes of each part of a step. The model may be on the meta device; the trained parameters require gradients.
 
-    microbatch: tokens of a forward and backward pass; rows, length: of the rollout, as the cache holds it; muon: Muon
-    and AdamW as `optim.split_parameters` divides them, else AdamW alone; reference: a second copy of the model, which
-    adapters do without; critic: a `heads.ScalarModel` of the model's shape, all of it trained.
+    microbatch: tokens of a forward and backward pass; rows, length: shape of the rollout in the cache; muon: Muon for
+    the matrices of `optim.split_parameters`, else AdamW for all; reference: a second copy of the model, not needed with
+    adapters; critic: a `heads.ScalarModel` of the model's shape, all of it trained.
 
     Weights, masters, moments, gradients, reference, critic and cache are exact. Activations are those that autograd
-    keeps on the CPU, within 5 %; fused kernels on a GPU keep less. Gradients of masters are in fp32.
+    keeps on the CPU, within 5 %; fused kernels on a GPU keep less. Gradients count in fp32, as the masters need them.
     """
     config, dtype = model.config, model.embedding.weight.dtype
-    trained = [p for p in model.parameters() if p.requires_grad]
-    numbers = sum(p.numel() for p in trained)
+    numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
     by_muon = sum(p.numel() for p in split_parameters(model)[0] if p.requires_grad) if muon else 0
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    outside = ("head.", "mtp.")  # not in a critic
+    outside = ("head.", "mtp.")  # not in a critic, which has a head of D numbers
     of_critic = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(outside)) + config.dim
     half = dtype.itemsize < 4
-    entry = rows * config.vocab
     return {
         "weights": weights,
         "masters": 4 * numbers if half else 0,
@@ -51,7 +49,7 @@ def step_memory(
         "reference": weights if reference else 0,
         "critic": of_critic * (dtype.itemsize + 4 * half + 8 + 4) if critic else 0,
         "cache": rows * length * cache_values(config) * dtype.itemsize,
-        "sampling": 20 * entry + (4 * config.vocab * config.dim if half else 0) if rows else 0,
+        "sampling": 4 * config.vocab * (5 * rows + (config.dim if half else 0)) if rows else 0,  # logits, upcast head
         "gradients": 4 * numbers,
         "activations": activation_bytes(config, microbatch, dtype, recompute),
         "logits": 3 * min(4 * microbatch * config.vocab, max(LOGIT_BYTES, 4 * LOGIT_TOKENS * config.vocab)),
@@ -59,13 +57,13 @@ def step_memory(
 
 
 def peak(parts: dict[str, int]) -> int:
-    """Bytes of the larger of a step's two phases: sampling, and learning."""
-    phases = (sum(parts[name] for name in phase) for phase in (SAMPLED, LEARNED))
-    return sum(n for name, n in parts.items() if name not in SAMPLED + LEARNED) + max(phases)
+    """Bytes of the larger of a step's two phases, sampling and training."""
+    sampled, learned = (sum(parts[name] for name in phase) for phase in (SAMPLED, LEARNED))
+    return sum(parts.values()) - min(sampled, learned)
 
 
 def line(parts: dict[str, int], free_gib: float | None) -> str:
-    """The peak, its parts from the largest down, and what the device has free, in GiB."""
+    """The peak, its parts in order of size, and the device's free memory, in GiB."""
     sizes = sorted(((n, name) for name, n in parts.items() if n), reverse=True)
     text = f"predicted memory: {peak(parts) / 2**30:.3g} GiB at the peak ("
     text += ", ".join(f"{name} {n / 2**30:.2g}" for n, name in sizes) + ")"
@@ -73,14 +71,14 @@ def line(parts: dict[str, int], free_gib: float | None) -> str:
 
 
 def show(parts: dict[str, int], device: torch.device) -> None:
-    """Print the prediction beside what the device has free; weights and reference may be loaded already."""
+    """Print the prediction and the device's free memory; weights and reference may be loaded already."""
     print(line(parts, free_memory_gib(device)))
 
 
 def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute: bool = False) -> int:
-    """Bytes kept for the backward pass through all blocks and the last norm, for so many tokens.
+    """Bytes kept for the backward pass of `tokens` tokens through all blocks and the last norm.
 
-    With recompute, the input of every block and all of one block, which is computed again.
+    With recompute: the input of every block, and all activations of the one that is being recomputed.
     """
     blocks = [_block_bytes(config, config.is_moe(layer), dtype.itemsize) for layer in range(config.layers)]
     each = config.layers * config.dim * dtype.itemsize + max(blocks) if recompute else sum(blocks)
@@ -93,7 +91,7 @@ def _norm_bytes(size: int, itemsize: int) -> int:
 
 
 def _block_bytes(config: ModelConfig, moe: bool, itemsize: int) -> int:
-    """Of one token. SwiGLU keeps gate, up, SiLU(gate) and their product; an expert also its input and output."""
+    """Bytes per token. SwiGLU keeps gate, up, SiLU(gate) and their product; an expert also its input and output."""
     D, H, F = config.dim, config.heads, config.expert_ffn
     norms = 2 * _norm_bytes(D, itemsize)
     if config.attention == "gqa":

@@ -14,9 +14,8 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
     """Push the singular values of each matrix towards 1: U S Vᵀ -> about U Vᵀ, by a quintic Newton-Schulz iteration.
 
     X <- aX + (bA + cA²)X with A = XXᵀ and (a, b, c) = (3.4445, -4.7750, 2.0315), from X = G / ‖G‖_F (Jordan et al.
-    2024, "Muon: an optimizer for hidden layers"). g: [..., m, n], any number of matrices at once; returns its shape and
-    dtype.
-    The singular values end between about 0.7 and 1.2.
+    2024, "Muon: an optimizer for hidden layers"). g: [..., m, n], any number of matrices at once; the result has its
+    shape and dtype, and singular values between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g.mT if g.shape[-2] > g.shape[-1] else g
@@ -69,9 +68,9 @@ class Masters:
         g_master <- g        one step on the masters, in fp32        w <- round(master)
 
     A step below 2^-9 of a bfloat16 weight is lost in the weight, but adds up in its master. Weights of 32 or 64 bits
-    are their own masters. Gradients of micro-batches are still summed in the dtype of the weights, and those of 16 bits
-    are gone after a step. Used as any optimizer of torch; the masters are part of its state, so a resumed run has the
-    same bits.
+    are their own masters. Gradients of micro-batches are summed in the dtype of the weights; a step frees the 16-bit
+    ones. The interface is that of torch's optimizers; the state includes the masters, so a resumed run has the same
+    bits.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]):
@@ -83,7 +82,7 @@ class Masters:
 
     @property
     def param_groups(self) -> list[dict]:
-        """Those of the optimizer inside: learning rates are set here; "params" are the masters."""
+        """Those of the inner optimizer, for learning rates; "params" are the masters."""
         return self.inner.param_groups
 
     @torch.no_grad()
@@ -105,12 +104,12 @@ class Masters:
         self.inner.zero_grad(set_to_none)
 
     def state_dict(self) -> dict:
-        """The masters, and the state of the optimizer inside."""
+        """The masters, and the state of the inner optimizer."""
         return {"masters": [master.detach() for master in self.masters], "optimizer": self.inner.state_dict()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """Put back what `state_dict` returned; the weights become the rounded masters.
+        """Restore a `state_dict`; the weights become the rounded masters.
 
         ValueError for the state of an optimizer of other weights, or of one without masters.
         """
@@ -124,7 +123,7 @@ class Masters:
 
 
 def _with_masters(parameters, make):
-    """The optimizer itself where no weight has 16 bits."""
+    """make(parameters), over masters if some weights have 16 bits."""
     parameters = list(parameters)
     return Masters(parameters, make) if any(p.dtype.itemsize < 4 for p in parameters) else make(parameters)
 
@@ -147,10 +146,10 @@ def muon(
 def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
     """Scale the gradients, in place, to a joint norm of at most `largest`; returns the norm before.
 
-    Raises RuntimeError naming step and tensor where a gradient is not finite, before any weight has been touched.
+    RuntimeError with step and tensor where a gradient is not finite; no weight has changed by then.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    # In fp32 at least: bfloat16 would leave three digits of a norm.
+    # In fp32 at least: a norm in bfloat16 has three digits.
     norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
     norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
     if not norm.isfinite():
@@ -161,19 +160,19 @@ def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
 
 
 @torch.no_grad()
-def follow(reference: nn.Module, model: nn.Module, share: float) -> None:
-    """θ_ref <- (1 - τ) θ_ref + τ θ, in place, τ = `share`: an exponential moving average of the policy as reference.
+def ema_update(reference: nn.Module, model: nn.Module, tau: float) -> None:
+    """θ_ref <- (1 - τ) θ_ref + τ θ, in place: an exponential moving average of the policy as reference.
 
-    Buffers (the selection bias of experts) move as weights do. ValueError for a share outside 0 … 1, and for a 16-bit
-    reference, in which small steps vanish; beside a 16-bit policy keep it in fp32: copy.deepcopy(model).float().
+    Buffers (the selection bias of experts) move too. ValueError for τ outside 0 … 1, and for a 16-bit reference, in
+    which small steps vanish; the reference of a 16-bit policy is copy.deepcopy(model).float().
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share = {share}: 0 to 1")
+    if not 0 <= tau <= 1:
+        raise ValueError(f"tau = {tau}: 0 to 1")
     policy = model.state_dict()
     for name, value in (*reference.named_parameters(), *reference.named_buffers()):  # a tied matrix once
         if value.dtype.itemsize < 4:
             raise ValueError(f"the reference is in {value.dtype}, where small steps vanish: keep it in float32")
-        value.lerp_(policy[name].to(value), share)
+        value.lerp_(policy[name].to(value), tau)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""What was sampled, as the losses need it."""
+"""Rollout: sampled rows with the masks and log-probs that losses take."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Rollout:
     routes: Tensor | None = None  # int16 [B, T, L_moe, K_r], the sampler's experts; -1 at the last token and padding
 
     def select(self, rows: Tensor) -> Rollout:
-        """These rows only, without columns that are padding in all of them. rows: int64 [B'], on any device."""
+        """These rows only, without the columns that are padding in all of them. rows: int64 [B'], on any device."""
         rows = rows.to(self.length.device)
         longest = int(self.length[rows].max())
         grids = {name: grid[rows, :longest] for name in GRIDS if (grid := getattr(self, name)) is not None}
@@ -44,11 +44,11 @@ LISTS = ("prompt_len", "length", "stop", "group")  # [B]
 
 
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
-    """All rows in order, padded to the longest, as to refill a batch with more groups.
+    """All rows in order, padded to the longest, for example to refill a batch with more groups.
 
-    Groups are numbered anew, 0, 1, 2 … without gaps: within a rollout in the order of their numbers, and those of
-    different rollouts stay apart, even if the prompts are the same. Routes are there if every rollout has them.
-    ValueError for no rollout at all, or different temperatures: those rows come from different policies.
+    Groups are renumbered 0, 1, 2 … without gaps, rollout after rollout, within each in the order of their numbers.
+    Groups of different rollouts stay separate, even if the prompts are the same. Routes are None unless every rollout
+    has them. ValueError for no rollout at all, or different temperatures: those rows come from different policies.
     """
     temperatures = sorted({rollout.temperature for rollout in rollouts})
     if len(temperatures) != 1:
@@ -92,30 +92,16 @@ def collect(
     rows: Tensor | None = None,
     record_routes: bool = False,
 ) -> Rollout:
-    """Sample `answers` answers of at most max_tokens to each prompt; the rows of a prompt are adjacent.
-
-    The arguments are those of `minir1.sample.generate`.
-    """
-    sampled = generate(
-        model,
-        prompts,
-        answers=answers,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_tokens=min_tokens,
-        stop=stop,
-        seed=seed,
-        rows=rows,
-        record_routes=record_routes,
-    )
+    """Sample `answers` answers of at most max_tokens to each prompt; arguments as for `minir1.sample.generate`."""
+    truncation = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_tokens": min_tokens}
+    settings = {"answers": answers, "max_tokens": max_tokens, "stop": stop, "seed": seed, **truncation}
+    sampled = generate(model, prompts, rows=rows, record_routes=record_routes, **settings)
     prompt_rows, prompt_lengths = pad_rows(prompts, sampled.tokens.device)
     group = torch.arange(len(prompts), device=sampled.tokens.device).repeat_interleave(answers)
     prompt_len = prompt_lengths[group]
     length = prompt_len + sampled.count
     columns = torch.arange(int(length.max()), device=length.device)
-    after = columns - prompt_len.unsqueeze(1)  # [B, T], tokens of the answer before this one
+    after = columns - prompt_len.unsqueeze(1)  # [B, T], index in the answer; negative in the prompt
     mask = (after >= 0) & (columns < length.unsqueeze(1))
 
     def shifted(values: Tensor) -> Tensor:

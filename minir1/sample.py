@@ -1,4 +1,4 @@
-"""Batched generation with a cache: one prefill a prompt, finished rows dropped, noise that belongs to the row."""
+"""Batched generation with a cache: one prefill per prompt, finished rows are dropped, each row has its own noise."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from minir1.model.transformer import Transformer
 
 EOS, STOP, BUDGET = 0, 1, 2  # why a row ended
 PREFILL_CHUNK = 2048  # columns of a prompt at a time
-BUCKETS = (1, *sorted(size << n for size in (2, 3) for n in range(30)))  # rows of a batch
+BUCKETS = (1, *sorted(size << n for size in (2, 3) for n in range(30)))  # 1, 2, 3, 4, 6, 8, 12 …: sizes of a batch
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What was generated for B rows, rows of a prompt adjacent. Entries past count[b] are 0."""
+    """The answers of B rows, those of a prompt adjacent. Entries past count[b] are 0."""
 
     tokens: Tensor  # int64 [B, T], T the longest answer
     logp: Tensor  # fp32 [B, T], log-prob of each token under the distribution it was drawn from
     entropy: Tensor  # fp32 [B, T], nats, of that distribution
     count: Tensor  # int64 [B], tokens generated, the stop token included
     stop: Tensor  # int64 [B]: EOS | STOP | BUDGET
-    routes: Tensor | None = None  # int16 [B, T', L_moe, K_r], experts of rows [prompt | answer | pad], if recorded
+    routes: Tensor | None = None  # int16 [B, T', L_moe, K_r], experts of [prompt | answer | pad], if recorded
 
 
 def _mix(x: Tensor) -> Tensor:
     """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), elementwise on int64."""
 
-    def shift(x: Tensor, bits: int) -> Tensor:  # logical, where >> on int64 is arithmetic
+    def shift(x: Tensor, bits: int) -> Tensor:  # logical; >> on int64 is arithmetic
         return (x >> bits) & ((1 << (64 - bits)) - 1)
 
     x = (x ^ shift(x, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
@@ -46,14 +46,14 @@ def _mix(x: Tensor) -> Tensor:
 def uniform(seed: int, rows: Tensor, positions: Tensor) -> Tensor:
     """One number in [0, 1) for every (seed, row, position), independent of the batch.
 
-    rows, positions: int64, broadcast against each other; returns fp64 of their common shape, of 53 random bits (on a
-    device without fp64: fp32, of 24).
+    rows, positions: int64, broadcast against each other; returns fp64 of their common shape with 53 random bits (on a
+    device without fp64: fp32 with 24).
     """
     golden = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15
     key = _mix(torch.full((), (seed + 1) * 0x9E3779B9 % 2**63, dtype=torch.int64, device=rows.device))
     bits = _mix(_mix(_mix(key + rows * golden) + positions) + golden)
     dtype = widest(rows.device)
-    digits = 53 if dtype == torch.float64 else 24  # of a number's mantissa
+    digits = 53 if dtype == torch.float64 else 24  # bits of the mantissa
     return ((bits >> (64 - digits)) & (2**digits - 1)).to(dtype) * 2.0**-digits
 
 
@@ -73,8 +73,8 @@ def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
 def draw(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Invert the cumulative distribution at `noise`; -inf logits are never drawn.
 
-    logits: fp32 or fp64 [B, V]; noise: [B] in [0, 1), as `uniform` makes it. Returns tokens int64 [B], and in the
-    logits' dtype their logp [B] and the entropy [B].
+    logits: fp32 or fp64 [B, V]; noise: [B] in [0, 1), from `uniform`. Returns tokens int64 [B], and their logp [B] and
+    the entropy [B] in the logits' dtype.
     """
     logp = logits.log_softmax(-1)
     p = logp.exp()
@@ -100,8 +100,18 @@ def bucket(alive: int) -> int:
     return BUCKETS[bisect_left(BUCKETS, alive)]
 
 
-def check(model: Transformer, prompts, answers, max_tokens, temperature, top_k, top_p, stop) -> list[int]:
-    """The stop tokens as a list. ValueError on empty prompts, unknown tokens and settings out of range."""
+def rows_to_keep(ended: Tensor) -> Tensor:
+    """The running rows, and ended ones to fill the next bucket; none if all have ended. Waits for the device.
+
+    ended: bool [B] -> indices int64 [B'], rising.
+    """
+    running = int(ended.logical_not().sum())
+    size = bucket(running) if running else 0
+    return ended.to(torch.int8).sort(stable=True).indices[:size].sort().values
+
+
+def check(model: Transformer, prompts, answers, max_tokens, temperature, top_k, top_p, stop, rows=None):
+    """The stop tokens as a list, and the row ids int64 [B]; ValueError as for `generate`."""
     stop = [stop] if isinstance(stop, int) else list(stop)
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("prompts: need at least one, each of at least one token")
@@ -112,25 +122,28 @@ def check(model: Transformer, prompts, answers, max_tokens, temperature, top_k, 
     used = {*stop}.union(*prompts)
     if min(used) < 0 or max(used) >= model.config.vocab:
         raise ValueError(f"tokens {min(used)} to {max(used)}: the model's vocabulary is 0 to {model.config.vocab - 1}")
-    return stop
+    count = len(prompts) * answers
+    rows = torch.arange(count, device=model.device) if rows is None else rows.to(model.device)
+    if len(rows) != count:
+        raise ValueError(f"rows has {len(rows)} ids for {count} rows")
+    return stop, rows
 
 
 def prefilled(model: Transformer, matrix: Tensor, prompts, answers: int, max_tokens: int, record_routes: bool):
-    """Each prompt enters the model once and is then repeated `answers` times, with max_tokens free slots after it.
+    """One prefill per prompt, whose cache is then repeated `answers` times with max_tokens free slots after it.
 
     matrix: `model.head_matrix()`. Returns the logits of the first token fp32 [B, V], the cache, and routes int16
-    [B, T + max_tokens, L_moe, K_r] with -1 where there is no token yet, or None. ValueError for routes of a
-    dense model.
+    [B, T + max_tokens, L_moe, K_r] with -1 where there is no token yet, or None.
     """
     grid, lengths = pad_rows(prompts, model.device)
-    once, routes = model.cache(*grid.shape), None
+    prompt_cache, routes = model.cache(*grid.shape), None
     if record_routes:
         size = model.config.moe_layers, model.config.experts_per_token
         if size[0] == 0:
             raise ValueError("record_routes: a dense model has no routes")
         routes = torch.empty(*grid.shape, *size, dtype=torch.int16, device=model.device)
-    last = model.prefill(grid, lengths=lengths, cache=once, chunk=PREFILL_CHUNK, routes_to=routes)
-    cache = once.repeat(answers, grid.shape[1] + max_tokens)
+    last = model.prefill(grid, lengths=lengths, cache=prompt_cache, chunk=PREFILL_CHUNK, routes_to=routes)
+    cache = prompt_cache.repeat(answers, grid.shape[1] + max_tokens)
     if record_routes:
         routes = F.pad(routes.repeat_interleave(answers, dim=0), (0, 0, 0, 0, 0, max_tokens), value=-1)
     return model.logits(last, matrix).repeat_interleave(answers, dim=0), cache, routes
@@ -155,28 +168,23 @@ def generate(
 ) -> Sampled:
     """Sample `answers` continuations of each of P prompts, B = P·answers rows, those of a prompt adjacent.
 
-    stop: tokens that end a row, the first of them the EOS; none of them is drawn among the first min_tokens. A row's
-    noise depends on (seed, its id in `rows` (int64 [B], default 0 … B-1), position) alone. temperature 0 is greedy.
+    stop: tokens that end a row, the first of them the EOS; none is drawn among the first min_tokens. A row's noise
+    depends on (seed, its id in `rows` (int64 [B], default 0 … B-1), position) alone. temperature 0 is greedy.
     With record_routes the experts of each token are recorded, those of a prompt for each of its answers. The last token
-    of an answer never enters the model: it has -1, as padding has.
+    of an answer never enters the model: its route is -1, like that of padding.
 
-    Finished rows are dropped every `check_every` steps, in buckets of few sizes, and only then the host waits for the
-    device. A test runs a step on a device other than the CPU and refuses every operator that reads a result on the
-    host or whose output's shape depends on one. Kernels may wait inside: torch's grouped product does on CUDA unless
-    the experts are in bfloat16, and experts in fp64 are taken one by one.
-    Raises ValueError on empty prompts, unknown tokens, settings out of range, and routes of a dense model.
+    Every `check_every` steps finished rows are dropped, to one of a few batch sizes. Only there the host waits for the
+    device, except inside kernels: torch's grouped product waits on CUDA unless the experts are in bfloat16, and experts
+    in fp64 run one by one.
+    ValueError on empty prompts, unknown tokens, settings out of range, and routes of a dense model.
     """
-    stop = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop)
-    device, count = model.device, len(prompts) * answers
-    rows = torch.arange(count, device=device) if rows is None else rows.to(device)
-    if len(rows) != count:
-        raise ValueError(f"rows has {len(rows)} ids for {count} rows")
-    matrix = model.head_matrix()
+    stop, rows = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop, rows)
+    device, count, matrix = model.device, len(rows), model.head_matrix()
     logits, cache, routes = prefilled(model, matrix, prompts, answers, max_tokens, record_routes)
 
     tokens = torch.zeros(count, max_tokens, dtype=torch.int64, device=device)
     logp, entropy = (torch.zeros(count, max_tokens, dtype=logits.dtype, device=device) for _ in range(2))
-    ended = torch.full((count,), max_tokens, device=device)  # tokens of each row so far, if it has ended
+    ended = torch.full((count,), max_tokens, device=device)  # length of the answers that have ended
     why = torch.full((count,), BUDGET, device=device)
     stops = torch.tensor(stop, dtype=torch.int64, device=device)
     alive = torch.arange(count, device=device)  # the rows that are still in the batch
@@ -197,19 +205,16 @@ def generate(
         if step + 1 == max_tokens:
             break
         if (step + 1) % check_every == 0:
-            running = ended[alive] > step + 1
-            left = int(running.sum())  # the host waits for the device, only here
-            if left == 0:
+            keep = rows_to_keep(ended[alive] <= step + 1)
+            if len(keep) == 0:
                 break
-            if bucket(left) < len(alive):
-                # Ended rows fill the bucket up; the stable sort puts the running ones in front, in their order.
-                keep = running.logical_not().to(torch.int8).sort(stable=True).indices[: bucket(left)].sort().values
+            if len(keep) < len(alive):
                 cache.keep(keep)
                 alive, new = alive[keep], new[keep]
         position, record = cache.length, [] if record_routes else None
         logits = model.logits(model.hidden(new.unsqueeze(1), cache=cache, record=record)[:, 0], matrix)
-        if record_routes:  # an ended row that is still in the batch is not recorded
-            running = ended[alive] > step + 1
+        if record_routes:
+            running = ended[alive] > step + 1  # not the ended rows that are still in the batch
             routes[alive, position] = routes_of(record).where(running.view(-1, 1, 1), -1)
     longest = int(ended.max())
     return Sampled(tokens[:, :longest], logp[:, :longest], entropy[:, :longest], ended, why, routes)
@@ -229,9 +234,8 @@ def stream(
     seed: int = 0,
 ) -> Iterator[int]:
     """Yield the tokens of one answer as they are drawn, the stop token included: row 0 of `generate`."""
-    stop = check(model, [prompt], 1, max_tokens, temperature, top_k, top_p, stop)
+    stop, row = check(model, [prompt], 1, max_tokens, temperature, top_k, top_p, stop)
     cache, matrix = model.cache(1, len(prompt) + max_tokens), model.head_matrix()
-    row = torch.zeros(1, dtype=torch.int64, device=model.device)
     hidden = model.prefill(torch.tensor([prompt], device=model.device), cache=cache, chunk=PREFILL_CHUNK)
     for step in range(max_tokens):
         logits = model.logits(hidden, matrix)

@@ -1,6 +1,6 @@
-"""Self-speculative decoding: the MTP modules draft, one pass of the model judges, the distribution is the model's.
+"""Self-speculative decoding: the MTP modules draft, one pass of the model verifies; the distribution is the model's.
 
-Draft and judge by Leviathan et al. (arXiv:2211.17192, section 2.3) and Chen et al. (arXiv:2302.01318, algorithm 2).
+After Leviathan et al. (arXiv:2211.17192, section 2.3) and Chen et al. (arXiv:2302.01318, algorithm 2).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from minir1.data import pad_rows
 from minir1.model.cache import Cache
 from minir1.model.packing import packing
 from minir1.model.transformer import Transformer
-from minir1.sample import BUDGET, EOS, STOP, Sampled, bucket, check, draw, truncate, uniform
+from minir1.sample import BUDGET, EOS, STOP, Sampled, check, draw, rows_to_keep, truncate, uniform
 
-DRAFT, ACCEPT, REDRAW = 0, 1, 2  # what a position's three random numbers are for
+DRAFT, ACCEPT, REDRAW = 0, 1, 2  # uses of the three random numbers of a position
 
 
 @dataclass(frozen=True)
 class Drafts:
-    """What became of the drafts of B rows by D modules. A draft after a rejected one is not tried."""
+    """Counts of the drafts for B rows by D modules. A draft after a rejected one is not tried."""
 
     tried: Tensor  # int64 [B, D]
     accepted: Tensor  # int64 [B, D]
@@ -44,14 +44,13 @@ def accept_probability(p_x: Tensor, q_x: Tensor) -> Tensor:
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """What is drawn from after a rejection: (p - q)₊ / Σ (p - q)₊, and p itself where q is 0. p, q: [..., V].
+    """The distribution after a rejection: (p - q)₊ / Σ (p - q)₊, which is p itself if q is 0. p, q: [..., V].
 
     Σ_x q(x) · [accept(x) δ_x + (1 - accept(x)) residual] = p, whatever q is.
     """
-    left = (p - q).clamp(min=0.0)
-    mass = left.sum(-1, keepdim=True)
-    # p = q but for rounding: then nothing is rejected but by rounding.
-    return torch.where(mass > 0, left / mass, p)
+    excess = (p - q).clamp(min=0.0)
+    mass = excess.sum(-1, keepdim=True)
+    return torch.where(mass > 0, excess / mass, p)  # no mass: p = q up to rounding, and so is every rejection
 
 
 def judge(p: Tensor, q: Tensor, drafts: Tensor, accept_noise: Tensor, draw_noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,8 +64,8 @@ def judge(p: Tensor, q: Tensor, drafts: Tensor, accept_noise: Tensor, draw_noise
     p_x, q_x = p[:, :-1].gather(-1, index).squeeze(-1), q.gather(-1, index).squeeze(-1)
     accepted = (accept_noise < accept_probability(p_x, q_x)).long().cumprod(1).sum(1)
     row = torch.arange(len(p), device=p.device)
-    left = residual(p[row, accepted], F.pad(q, (0, 0, 0, 1))[row, accepted])  # q = 0 after the last draft
-    return accepted, draw(left.log(), draw_noise[row, accepted])[0]
+    next_p = residual(p[row, accepted], F.pad(q, (0, 0, 0, 1))[row, accepted])  # q = 0 after the last draft
+    return accepted, draw(next_p.log(), draw_noise[row, accepted])[0]
 
 
 # ---- the parts around it ------------------------------------------------------------------------
@@ -74,7 +73,7 @@ def judge(p: Tensor, q: Tensor, drafts: Tensor, accept_noise: Tensor, draw_noise
 
 @dataclass(frozen=True)
 class Rule:
-    """How logits become the distribution that is drawn from; the same for the model and for the drafts."""
+    """Temperature, truncation and minimum length: from logits to the sampled distribution, for model and drafts."""
 
     temperature: float
     top_k: int
@@ -83,9 +82,9 @@ class Rule:
     stop: Tensor  # int64 [S]
 
     def __call__(self, logits: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """logits: fp32 [B, n, V]; step: int64 [B, n], tokens of the answer so far -> log-probs reported, p; [B, n, V].
+        """logits: fp32 [B, n, V]; step: int64 [B, n], tokens of the answer so far -> log-probs to report, p; [B, n, V].
 
-        At temperature 0, p is all on the best token and the log-probs are those at temperature 1, as in `generate`.
+        At temperature 0, p is 1 at the best token and the log-probs are those at temperature 1, as in `generate`.
         """
         if self.min_tokens and len(self.stop):
             closed = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
@@ -100,10 +99,10 @@ class Rule:
 
 @dataclass
 class State:
-    """Where the modules continue, for B rows of which the last `taken` tokens are new (n + taken tokens in all)."""
+    """Where the modules continue: B rows had n tokens before the last pass, which gave `taken` more."""
 
-    hidden: Tensor  # [B, D + 1, dim], h^0 from position n - 1 on; not used after the accepted tokens
-    ahead: Tensor  # int64 [B, 2D + 1], the tokens from position n on: those taken, then the drafts
+    hidden: Tensor  # [B, D + 1, dim], h^0 from position n - 1; not used after the accepted tokens
+    ahead: Tensor  # int64 [B, 2D + 1], the tokens from position n: the taken ones, then the drafts
     taken: Tensor  # int64 [B], 1 to D + 1
     carry: list[Tensor]  # for module k = 2 … D: h^{k-1} at position n - k, [B, 1, dim]
 
@@ -116,16 +115,15 @@ class State:
 def prefill(model: Transformer, tokens: Tensor, lengths: Tensor, cache: Cache) -> list[Tensor]:
     """Prompts through the blocks and the modules, into an empty cache.
 
-    tokens: int64 [B, T]; lengths: int64 [B]. Returns for k = 0 … D - 1 the last state h^k that the prompt allows, at
-    position lengths - 1 - k, each [B, 1, dim]; zeros for prompts that are too short.
+    tokens: int64 [B, T]; lengths: int64 [B]. Returns for k = 0 … D - 1 the last state h^k of the prompt, at position
+    lengths - 1 - k, each [B, 1, dim]; zeros for prompts that are too short.
     """
     layout = packing(*tokens.shape, lengths, tokens.device)
     grid = model.hidden(tokens, lengths=lengths, cache=cache)
     row = torch.arange(len(tokens), device=tokens.device)
     last = [grid[row, lengths - 1].unsqueeze(1)]
     hidden = layout.pack(grid)
-    ahead = model.look_ahead(layout.pack(tokens.unsqueeze(-1)).squeeze(-1), hidden, layout, cache)
-    for k, (index, state) in enumerate(ahead, start=1):
+    for k, (index, state) in enumerate(model.look_ahead(layout.pack(tokens), hidden, layout, cache), start=1):
         grid = layout.pad(torch.zeros_like(hidden).index_copy(0, index, state))
         last.append(grid[row, (lengths - 1 - k).clamp(min=0)].unsqueeze(1) * (lengths > k).view(-1, 1, 1))
     return last[:-1]
@@ -134,10 +132,11 @@ def prefill(model: Transformer, tokens: Tensor, lengths: Tensor, cache: Cache) -
 def draft(
     model: Transformer, matrix: Tensor, state: State, cache: Cache, rule: Rule, step: Tensor, noise: Tensor
 ) -> Tensor:
-    """One token of each module after those taken, into state.ahead. Returns q: fp32 [B, D, V].
+    """Draft one token with each module, into state.ahead after the taken ones. Returns q: fp32 [B, D, V].
 
-    With n tokens known before the last pass, module k has final entries for positions below n - k: that of position i
-    needs t_{i+k}. It continues there, over the tokens taken and k - 1 drafts, whose entries the next call overwrites.
+    The cache entry of module k at position i depends on t_{i+k}, so with n tokens before the last pass, the entries
+    below n - k are final. The module continues there, over the taken tokens and k - 1 drafts; the next call overwrites
+    the entries of drafts.
 
     matrix: `model.head_matrix()`; step: int64 [B], tokens of the answer so far; noise: fp64 [B, D]. The cache holds all
     tokens but the last.
@@ -147,9 +146,9 @@ def draft(
     out, carry, q = state.hidden, [], []
     for k, module in enumerate(model.mtp, start=1):
         if k > 1:
-            carry.append(out[row, state.taken - 1].unsqueeze(1))  # final: made from tokens taken, without drafts
+            carry.append(out[row, state.taken - 1].unsqueeze(1))  # final: depends on no draft
             out = torch.cat((state.carry[k - 2], out), dim=1)
-        # A prompt shorter than k tokens starts below 0; that entry, which nothing attends to, goes to the cache's end.
+        # For a prompt shorter than k tokens the first positions are negative: they wrap to unused slots at the end.
         positions = ((start - k).unsqueeze(1) + torch.arange(depth + k, device=step.device)) % cache.slots
         embedded = model.embed(state.ahead[:, : depth + k])
         out = module.decode(embedded, out, *model.angles(positions), cache, positions, cache.bias(positions))
@@ -163,7 +162,7 @@ def draft(
 
 
 class Answers:
-    """The answers of B rows so far, with columns after the budget for drafts that exceed it."""
+    """The answers of B rows so far, with extra columns for drafts that exceed the budget."""
 
     def __init__(self, rows: int, max_tokens: int, depth: int, stop: Tensor, dtype: torch.dtype):
         device = stop.device
@@ -176,9 +175,9 @@ class Answers:
         self.tried, self.accepted = (torch.zeros(rows, depth, dtype=torch.int64, device=device) for _ in range(2))
 
     def add(self, alive: Tensor, new: Tensor, accepted: Tensor, logp: Tensor) -> None:
-        """Append to rows `alive` [B'] the first accepted + 1 of new, int64 [B', n + 1], up to a stop or the budget.
+        """Append the first accepted + 1 of new, int64 [B', n + 1], to rows `alive` [B'], up to a stop or the budget.
 
-        logp: [B', n + 1, V], of the distributions the tokens come from.
+        logp: [B', n + 1, V], of the distributions that the tokens are drawn from.
         """
         drafts = new.shape[1] - 1
         order = torch.arange(drafts + 1, device=new.device)
@@ -209,20 +208,16 @@ class Answers:
 
 
 def drop_ended(alive: Tensor, ended: Tensor, state: State, cache: Cache) -> Tensor:
-    """The rows that stay in the batch: running ones, and ended ones up to the next bucket; empty if all have ended.
+    """The rows that stay in the batch, see `rows_to_keep`. Waits for the device.
 
-    alive: int64 [B'], the rows of state and cache, which shrink in place; ended: bool [B]. Waits for the device.
+    alive: int64 [B'], the rows of state and cache, which shrink in place; ended: bool [B].
     """
-    left = int((~ended[alive]).sum())
-    if left == 0:
-        return alive[:0]
-    if bucket(left) < len(alive):
-        keep = ended[alive].to(torch.int8).sort(stable=True).indices[: bucket(left)].sort().values
+    keep = rows_to_keep(ended[alive])
+    if 0 < len(keep) < len(alive):
         cache.keep(keep)
         state.keep(keep)
-        alive = alive[keep]
     cache.trim()
-    return alive
+    return alive[keep]
 
 
 # ---- generation ---------------------------------------------------------------------------------
@@ -244,25 +239,21 @@ def speculate(
     rows: Tensor | None = None,
     check_every: int = 8,
 ) -> tuple[Sampled, Drafts]:
-    """Samples as `generate` does, in fewer passes of the model: its D modules draft D tokens, which one pass judges.
+    """Sample as `generate` does, in fewer passes of the model: its D modules draft D tokens, which one pass verifies.
 
-    Arguments as for `sample.generate`. The answers have the same distribution, but other tokens, except at temperature
-    0, where they are equal (up to ties within rounding); log-probs and entropies are those of the model. A row's noise
-    depends on (seed, row, position) alone. Prompts enter as one chunk.
-    Raises ValueError as `generate` does, and for a model without MTP modules.
+    Arguments and errors as for `sample.generate`; ValueError also for a model without MTP modules. The answers have the
+    same distribution but not the same tokens, except at temperature 0 (up to ties within rounding). Log-probs and
+    entropies are the model's. A row's noise depends on (seed, row, position) alone. The prefill is one chunk.
     """
-    stop = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop)
+    stop, rows = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop, rows)
     if not model.mtp:
         raise ValueError("mtp_depth = 0: the model has no modules to draft with; take sample.generate")
-    device, depth, count = model.device, len(model.mtp), len(prompts) * answers
-    rows = torch.arange(count, device=device) if rows is None else rows.to(device)
-    if len(rows) != count:
-        raise ValueError(f"rows has {len(rows)} ids for {count} rows")
+    device, depth, count = model.device, len(model.mtp), len(rows)
     grid, lengths = pad_rows(prompts, device)
-    once = model.cache(len(prompts), grid.shape[1], mtp=True)
-    last = [x.repeat_interleave(answers, dim=0) for x in prefill(model, grid, lengths, once)]
-    # More slots for the drafts of a row at its budget, and for what `used` overestimates between two calls of `trim`.
-    cache = once.repeat(answers, grid.shape[1] + max_tokens + (check_every + 2) * (depth + 1))
+    prompt_cache = model.cache(*grid.shape, mtp=True)
+    last = [x.repeat_interleave(answers, dim=0) for x in prefill(model, grid, lengths, prompt_cache)]
+    # Extra slots: for drafts of a row at its budget, and because `used` overestimates between two calls of `trim`.
+    cache = prompt_cache.repeat(answers, grid.shape[1] + max_tokens + (check_every + 2) * (depth + 1))
     begin = cache.length
     matrix, hidden, carry = model.head_matrix(), last[0], last[1:]
     dtype = torch.promote_types(hidden.dtype, torch.float32)
@@ -272,7 +263,7 @@ def speculate(
     order = torch.arange(depth + 1, device=device)
 
     def noise(what: int, width: int) -> Tensor:
-        """fp64 [B', width], for the next tokens of each row."""
+        """fp64 [B', width] for the next `width` positions of each row."""
         positions = (begin[alive] + answered.count[alive]).unsqueeze(1) + order[:width]
         return uniform(seed, rows[alive].unsqueeze(1), 3 * positions + what)
 

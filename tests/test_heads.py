@@ -57,8 +57,8 @@ def test_log_probs_entropy_and_values_come_from_one_pass(name, monkeypatch):
     torch.nn.init.normal_(head.weight)
     mask = REAL & (torch.arange(T) >= 2)
     want = model.logprob(X, lengths=LENGTHS, mask=mask, entropy=True)
-    hidden, passes, real = model.hidden(X, lengths=LENGTHS), [], model._fresh
-    monkeypatch.setattr(model, "_fresh", lambda *a, **k: passes.append(1) or real(*a, **k))
+    hidden, passes, real = model.hidden(X, lengths=LENGTHS), [], model._prefill
+    monkeypatch.setattr(model, "_prefill", lambda *a, **k: passes.append(1) or real(*a, **k))
     logp, entropy, value = model.logprob(X, lengths=LENGTHS, mask=mask, entropy=True, value=head)
     assert len(passes) == 1 and torch.equal(logp, want[0]) and torch.equal(entropy, want[1])
     before = F.pad(head(hidden)[:, :-1], (1, 0))  # the state before x_t is that of x_{t-1}

@@ -227,7 +227,7 @@ def test_absent_and_damaged_shards_are_named(tmp_path):
     with pytest.raises(ValueError, match=f"names shards that are not there: {second}$"):
         load(tmp_path)
     (tmp_path / second).write_bytes((tmp_path / third).read_bytes())
-    with pytest.raises(ValueError, match=f"stands in two shards, {second} and {third}"):
+    with pytest.raises(ValueError, match=f"is in two shards, {second} and {third}"):
         load(tmp_path)
 
 

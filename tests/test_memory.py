@@ -1,4 +1,4 @@
-"""memory.py against what is allocated."""
+"""memory.py: predicted bytes against allocated ones."""
 
 import pytest
 import torch

@@ -16,7 +16,7 @@ from minir1.model.heads import ScalarModel, ValueHead
 from minir1.model.lora import adapters_off, add_adapters
 from minir1.model.moe import balance_step, expert_load, sequence_balance_loss
 from minir1.model.transformer import Transformer
-from minir1.optim import adamw, clip_gradients, follow, muon, split_parameters
+from minir1.optim import adamw, clip_gradients, ema_update, muon, split_parameters
 from minir1.rollout import collect, concatenate
 from minir1.sample import stream
 from minir1.speculative import speculate
@@ -92,7 +92,7 @@ def test_training(name, recompute):
                 optimizer.zero_grad()
             for block, routing in zip(model.blocks[1:], record):
                 balance_step(block.ffn.bias, expert_load(routing), 0.01)
-            follow(reference, model, 0.1)
+            ema_update(reference, model, 0.1)
             results += [loss.detach(), logp.detach()]
         return results + [*model.parameters(), *reference.state_dict().values()]
 

@@ -15,7 +15,7 @@ from minir1.optim import (
     Muon,
     adamw,
     clip_gradients,
-    follow,
+    ema_update,
     muon,
     orthogonalize,
     split_parameters,
@@ -208,15 +208,15 @@ def test_a_reference_follows_the_policy_by_a_share():
     policy.blocks[1].ffn.bias += 1.0
     start = {name: value.clone() for name, value in reference.state_dict().items()}
     for _ in range(3):
-        follow(reference, policy, 0.25)
+        ema_update(reference, policy, 0.25)
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(value, 0.75**3 * start[name] + (1 - 0.75**3) * policy.state_dict()[name])
-    follow(reference, policy, 0.0)
+    ema_update(reference, policy, 0.0)
     assert reference.blocks[1].ffn.bias.max() < 1
-    follow(reference, policy, 1.0)
+    ema_update(reference, policy, 1.0)
     assert all(torch.equal(value, policy.state_dict()[name]) for name, value in reference.state_dict().items())
-    with pytest.raises(ValueError, match="share = 1.5: 0 to 1"):
-        follow(reference, policy, 1.5)
+    with pytest.raises(ValueError, match="tau = 1.5: 0 to 1"):
+        ema_update(reference, policy, 1.5)
 
 
 def test_a_reference_of_a_tied_model_moves_the_shared_matrix_once():
@@ -224,7 +224,7 @@ def test_a_reference_of_a_tied_model_moves_the_shared_matrix_once():
     policy, reference = Transformer(config), Transformer(config)
     nn.init.ones_(policy.embedding.weight)
     nn.init.zeros_(reference.embedding.weight)
-    follow(reference, policy, 0.25)
+    ema_update(reference, policy, 0.25)
     assert (reference.head.weight == 0.25).all() and reference.head.weight is reference.embedding.weight
 
 
@@ -234,10 +234,10 @@ def test_a_reference_in_fp32_follows_a_policy_in_bf16_and_a_bf16_reference_is_re
     reference = nn.Linear(2, 2, bias=False)
     nn.init.ones_(reference.weight)
     for _ in range(100):
-        follow(reference, policy, 0.001)
+        ema_update(reference, policy, 0.001)
     torch.testing.assert_close(reference.weight.detach(), torch.full((2, 2), 2 - 0.999**100), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="the reference is in torch.bfloat16.*keep it in float32"):
-        follow(copy.deepcopy(policy), policy, 0.001)
+        ema_update(copy.deepcopy(policy), policy, 0.001)
 
 
 # ---- masters -----------------------------------------------------------------------------------

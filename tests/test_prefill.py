@@ -113,13 +113,13 @@ def test_the_sampler_reads_long_prompts_in_chunks(config, monkeypatch):
     """The same greedy tokens whatever the chunk; a prompt below the default goes in whole."""
     assert PREFILL_CHUNK >= 2048
     model, rows = build(config), [row[:n] for row, n in zip(prompts().tolist(), LENGTHS.tolist())]
-    seen, fresh = [], Transformer._fresh
+    seen, fresh = [], Transformer._prefill
 
     def spy(self, tokens, positions, layout, *more):
         seen.append(layout.columns)
         return fresh(self, tokens, positions, layout, *more)
 
-    monkeypatch.setattr(Transformer, "_fresh", spy)
+    monkeypatch.setattr(Transformer, "_prefill", spy)
     want = generate(model, rows, max_tokens=6, temperature=0).tokens
     assert seen == [70]
     monkeypatch.setattr("minir1.sample.PREFILL_CHUNK", 32)

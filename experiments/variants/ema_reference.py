@@ -28,7 +28,7 @@ from minir1.judge import NO_THINK, Answer, judge_rollout, sample_answers, summar
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.monitor import Averages, Clock, preflight, report, show
-from minir1.optim import adamw, clip_gradients, follow
+from minir1.optim import adamw, clip_gradients, ema_update
 from minir1.policy import frozen_copy, load_policy, on_policy_check, reference_logprobs
 from minir1.reduction import fixed_length, per_answer_mean, token_mean
 from minir1.rollout import BUDGET, Rollout, collect
@@ -205,7 +205,7 @@ def main(config: Config) -> dict[str, float]:
         ref_logp = reference_logprobs(reference, rollout, config.microbatch) if config.beta else None
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
         metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step)
-        follow(reference, model, config.tau)
+        ema_update(reference, model, config.tau)
         clock.lap("update")
 
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)

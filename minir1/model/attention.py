@@ -1,6 +1,6 @@
-"""Scaled dot-product attention over fresh tokens and over a cache, for both kinds of attention layer.
+"""Scaled dot-product attention of packed rows and over a cache, for GQA and MLA.
 
-On CUDA the kernels of minir1.ops do it; the rest is for devices without them, in the fastest arrangement there.
+On CUDA it runs in the kernels of minir1.ops; the other paths are the fastest on devices without them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from minir1.ops import attention, decode_attention, decode_latent
 from minir1.ops.decode import over_slots
 from minir1.ops.dispatch import use_triton
 
-KEY_BLOCK = 1024  # past keys that a chunk of a prompt looks at in one go
+KEY_BLOCK = 1024  # past keys that a chunk of a prompt attends to at a time
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: float) -> Tensor:
-    """Causal attention within each of the packed rows, from their first token on.
+    """Causal attention within each of the packed rows.
 
-    q: [N, H, Dqk]; k: [N, K, Dqk]; v: [N, K, Dv]; returns [N, H, Dv]. A kernel takes packed rows; without
-    one, padding all rows to one length is faster than one row after the other.
+    q: [N, H, Dqk]; k: [N, K, Dqk]; v: [N, K, Dv]; returns [N, H, Dv]. The kernel takes packed rows; without it,
+    padding all rows to one length is faster than one row after the other.
     """
     if use_triton("auto", q, k, v):
         cu, longest = packing.cu_seqlens, packing.columns
@@ -34,8 +34,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: f
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(q·kᵀ·scale + causal mask)·v of rows that start at column 0.
 
-    q: [B, T, H, Dqk]; k: [B, T, K, Dqk]; v: [B, T, K, Dv] with K dividing H; returns [B, T, H, Dv]. On the CPU torch's
-    attention is fused only when q, k and v have one head size: the smaller ones are padded and the output narrowed.
+    q: [B, T, H, Dqk]; k: [B, T, K, Dqk]; v: [B, T, K, Dv] with K dividing H; returns [B, T, H, Dv].
     """
     v_size = v.shape[-1]
     q, k, v = _heads_first(q, k, v)
@@ -44,22 +43,18 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, T, H, d] -> [B, H, T, d], with zeros after the smaller heads so that all have one size."""
+    """[B, T, H, d] -> [B, H, T, d], padded with zeros to one head size: only then torch fuses on the CPU."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    size, v_size = q.shape[-1], v.shape[-1]
-    if size > v_size:
-        v = F.pad(v, (0, size - v_size))
-    elif size < v_size:
-        q, k = F.pad(q, (0, v_size - size)), F.pad(k, (0, v_size - size))
-    return q, k, v
+    size = max(q.shape[-1], v.shape[-1])
+    return tuple(F.pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in (q, k, v))
 
 
 def chunk_attention(q: Tensor, k: Tensor, v: Tensor, past: Iterable[tuple[Tensor, Tensor]], scale: float) -> Tensor:
     """Attention of one chunk of a prompt over itself, causally, and over all of the blocks of earlier tokens.
 
     q: [B, T, H, Dqk]; k, v: the chunk's own, [B, T, K, Dqk] and [B, T, K, Dv]; past: pairs of such keys and values,
-    [B, S, K, …], made one after the other so that one at a time is in memory. Returns [B, T, H, Dv]. A softmax over
-    parts is the mean of the softmaxes of the parts, weighted by their normalisers Z (Milakov and Gimelshein 2018,
+    [B, S, K, …], an iterator so that one pair at a time is in memory. Returns [B, T, H, Dv]. The attention over several
+    parts is the average of those over each part, weighted by their normalisers Z (Milakov and Gimelshein 2018,
     arXiv:1805.02867; FlashAttention, arXiv:2205.14135):
 
         o = Σ_i exp(log Z_i - log Z) · o_i      log Z = log Σ_i Z_i
@@ -74,14 +69,14 @@ def chunk_attention(q: Tensor, k: Tensor, v: Tensor, past: Iterable[tuple[Tensor
 
 
 def _attention_and_log_z(q, k, v, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """What `causal_attention` takes -> out [B, H, T, Dv] and, in fp32 or better, log Z [B, H, T, 1]."""
+    """Arguments as for `causal_attention` -> out [B, H, T, Dv] and, in fp32 or better, log Z [B, H, T, 1]."""
     v_size = v.shape[-1]
     if use_triton("auto", q, k, v):
         rows = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
         new, keys, flat = q.shape[1], k.shape[1], (x.flatten(0, 1) for x in (q, k, v))
         out, log_z = attention(*flat, rows * new, rows * keys, new, keys, scale, causal, check=False)
         return out.unflatten(0, (-1, new)).transpose(1, 2), log_z.unflatten(1, (-1, new)).transpose(0, 1).unsqueeze(-1)
-    if q.device.type == "cpu":  # the operator behind torch's fused attention: twice as fast as the lines below
+    if q.device.type == "cpu":  # the operator behind torch's fused attention: twice as fast as `_explicit`
         q, k, v = _heads_first(q, k, v)
         out, log_z = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
         return out[..., :v_size], log_z.unsqueeze(-1)
@@ -89,7 +84,7 @@ def _attention_and_log_z(q, k, v, scale: float, causal: bool) -> tuple[Tensor, T
 
 
 def _explicit(q, k, v, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """The same in plain operations, with the scores of the block written out: [B, H, T, S] in fp32."""
+    """The same in plain operations, with all scores of the block in memory: [B, H, T, S] in fp32."""
     shared = q.shape[2] // k.shape[2]  # query heads of one key head
     q, scale = _within_fp16(q, scale)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -105,8 +100,7 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bias: T
     """Attention of a few new tokens over the slots of a cache.
 
     q: [B, T, H, Dqk]; k: [B, M, K, Dqk]; v: [B, M, K, Dv]; positions: int64 [B, T], the slots of the new tokens; bias:
-    [B, T, M], 0 where a slot is visible and -inf elsewhere, the same made once for all layers; returns [B, T, H, Dv].
-    Softmax in fp32.
+    [B, T, M], the mask for these positions, 0 or -inf (`Cache.bias`); returns [B, T, H, Dv]. Softmax in fp32.
     """
     if use_triton("auto", q, k, v):
         return decode_attention(q, k, v, _past(positions), scale, check=False)
@@ -127,11 +121,10 @@ def cached_latent_attention(q_latent, q_rope, latent: Tensor, positions: Tensor,
 
 
 def _within_fp16(q: Tensor, scale: float) -> tuple[Tensor, float]:
-    """q and the scale of q·k; in fp16, which ends at 65,504, the scale is in q: products come out in fp16 here."""
+    """q and the scale of q·k; in fp16, whose largest number is 65,504, q is scaled before the product, not after."""
     return (q * scale, 1.0) if q.dtype == torch.float16 else (q, scale)
 
 
 def _past(positions: Tensor) -> Tensor:
-    """int64 [B]: tokens before the new ones, counted from the last: in `speculative.draft` the first may be
-    elsewhere."""
+    """int64 [B]: tokens before the new ones. From the last position: the first may wrap in `speculative.draft`."""
     return positions[:, -1] - (positions.shape[1] - 1)

@@ -15,9 +15,9 @@ from minir1.model.packing import Packing
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)); what is added may be scaled (Granite)."""
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); Granite scales both outputs by residual_scale."""
 
-    recompute = False  # keep only the input of `forward` for the backward pass, and compute the block again there
+    recompute = False  # see Transformer.recompute
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -38,10 +38,10 @@ class Block(nn.Module):
         return x + out if self.scale == 1.0 else x + self.scale * out
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None, past=None, routes=None):
-        """Fresh rows, or a chunk after `past`, cached slots [B, S, ...]. x: [N, D] -> [N, D], and what to cache."""
+        """Rows without a cache, or a chunk after the slots `past` [B, S, ...]. x: [N, D] -> [N, D], cache entries."""
         if not (self.recompute and torch.is_grad_enabled()):
             return self._forward(x, cos, sin, packing, record, past, routes)
-        routings = None if record is None else []  # the second pass adds to it once more
+        routings = None if record is None else []  # a list of its own: the second pass appends once more
         arguments = x, cos, sin, packing, routings, past, routes
         out = checkpoint(self._forward, *arguments, use_reentrant=False, preserve_rng_state=False)
         if record is not None:
@@ -53,7 +53,7 @@ class Block(nn.Module):
         return self.feed_forward(self.add(x, out), record, routes), entry
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, positions: Tensor, bias: Tensor, record=None):
-        """New tokens over the cache. x: [B, T, D] -> [B, T, D]."""
+        """New tokens after those in the cache. x: [B, T, D] -> [B, T, D]."""
         x_norm = self.attention_norm(x)
         out = self.attention.decode(x_norm, cos, sin, cache, self.layer, positions, bias)
         return self.feed_forward(self.add(x, out), record)

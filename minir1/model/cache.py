@@ -1,4 +1,4 @@
-"""What decoding remembers: per-head keys and values (GQA), or only the latent and the RoPE key (MLA)."""
+"""The cache of decoding: keys and values of each head (GQA), or only the latent and the RoPE key (MLA)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from minir1.model.config import ModelConfig
 class Cache:
     """Preallocated slots for B rows. Row b holds its first length[b] tokens in slots 0 … length[b]-1.
 
-    MLA keeps one tensor [B, M, kv_lora + rope] a layer; GQA one tensor [B, M, 2, K, d] a layer (keys, then values).
-    `used` counts, on the host, the slots that any row may have used, so that a step reads no more than it must
-    without waiting for the device.
+    One tensor per layer: [B, M, kv_lora + rope] for MLA, [B, M, 2, K, d] (keys, then values) for GQA.
+    `used`, on the host, is an upper bound on the slots that any row uses: a step reads these slots only, and does not
+    have to ask the device for the longest row.
     """
 
     def __init__(self, config: ModelConfig, rows: int, slots: int, device=None, dtype=torch.float32):
@@ -24,7 +24,7 @@ class Cache:
 
     @property
     def slots(self) -> int:
-        """M, the most tokens that a row can hold."""
+        """M, the capacity of a row in tokens."""
         return self.layers[0].shape[1]
 
     def positions(self, new: int) -> Tensor:
@@ -38,23 +38,23 @@ class Cache:
         return zero.masked_fill(slots > positions.unsqueeze(-1), float("-inf"))
 
     def write(self, layer: int, positions: Tensor, entry: Tensor) -> Tensor:
-        """Store entry [B, T, ...] at positions [B, T]; return every slot in use, [B, M, ...]."""
+        """Store entry [B, T, ...] at positions [B, T]; return all slots in use, [B, M, ...]."""
         slots = self.layers[layer]
         rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
         slots[rows, positions] = entry.to(slots.dtype)
         return slots[:, : self.used + positions.shape[1]]
 
     def advance(self, lengths: Tensor | int, new: int) -> None:
-        """Count `lengths` (int64 [B], or one number for all) new tokens a row, at most `new`."""
+        """Add `lengths` (int64 [B], or one number for all, at most `new`) to the length of each row."""
         self.length = self.length + lengths
         self.used = min(self.used + new, self.slots)
 
     def rewind(self, tokens: Tensor) -> None:
-        """Forget the last `tokens` (int64 [B]) of each row; what their slots hold is hidden until overwritten."""
+        """Remove the last `tokens` (int64 [B]) tokens of each row; their slots are masked until overwritten."""
         self.length = self.length - tokens
 
     def trim(self) -> None:
-        """Count the slots in use anew, from the longest row: after rewinding. Waits for the device."""
+        """Set `used` to the length of the longest row, after `rewind`. Waits for the device."""
         self.used = int(self.length.max())
 
     def keep(self, rows: Tensor) -> None:
@@ -78,9 +78,9 @@ class Cache:
 
 
 def _empty(rows: int, slots: int, entry: tuple[int, ...], device, dtype: torch.dtype) -> Tensor:
-    """[B, M, *entry] of zeros, not of anything: a masked slot has weight 0, and 0 times a NaN would be NaN.
+    """[B, M, *entry] of zeros: a masked slot has weight 0, but 0 times a NaN in uninitialised memory would be NaN.
 
-    In memory the slots of one head lie together, [B, K, 2, M, d], or attention would have to copy them at every step.
+    GQA's slots of one head lie together in memory, [B, K, 2, M, d], or attention would have to copy them at every step.
     """
     if len(entry) == 1:
         return torch.zeros(rows, slots, *entry, device=device, dtype=dtype)

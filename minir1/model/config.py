@@ -1,4 +1,4 @@
-"""What a model is, as one frozen record. Field names follow DeepSeek-V3's paper (arXiv:2412.19437, section 2.1)."""
+"""ModelConfig: the architecture of a model. Field names follow DeepSeek-V3 (arXiv:2412.19437, section 2.1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": ty
 
 
 def _is_a(value, annotation: str) -> bool:
-    """Whether a field annotated so, `int | None` say, may hold the value; a bool is no number."""
+    """Whether the value has the annotated type, such as `int | None`; a bool is no number."""
     if isinstance(value, bool):
         return annotation == "bool"
     return any(isinstance(value, TYPES[name]) for name in annotation.split(" | "))
@@ -31,7 +31,7 @@ class ModelConfig:
 
     # Multi-head latent attention (arXiv:2405.04434, section 2.1)
     q_lora: int | None = None  # d_c', rank of the queries; None: full rank
-    kv_lora: int = 64  # d_c, rank of keys and values: what the cache holds
+    kv_lora: int = 64  # d_c, rank of keys and values: size of the latent in the cache
     nope: int = 16  # d_h, head size without position
     rope: int = 16  # d_h^R, size of the decoupled RoPE key
     v_dim: int = 32  # head size of the values
@@ -40,7 +40,7 @@ class ModelConfig:
     kv_heads: int = 2  # K
     head_dim: int | None = None  # None: D / H
     qkv_bias: bool = False  # as in Qwen2
-    o_bias: bool = False  # on the output too, as Llama's attention_bias
+    o_bias: bool = False  # bias of the output projection; Llama's attention_bias is qkv_bias and o_bias
     qk_norm: bool = False  # RMSNorm of each head's query and key before RoPE, as in Qwen3
 
     # Feed-forward: SwiGLU, dense or a mixture of experts (DeepSeekMoE, arXiv:2401.06066)
@@ -59,15 +59,15 @@ class ModelConfig:
     rope_theta: float = 10_000.0  # θ
     rope_scaling: RopeScaling = RopeScaling()  # extension of the window
     norm_eps: float = 1e-6
-    attention_scale: float | None = None  # on q·k; None: 1/√(head size). This and the next two as in Granite
-    embedding_scale: float = 1.0  # on the embedding
-    residual_scale: float = 1.0  # on what each sublayer adds
+    attention_scale: float | None = None  # factor on q·k; None: 1/√(head size). This and the next two as in Granite
+    embedding_scale: float = 1.0  # factor on the embedding
+    residual_scale: float = 1.0  # factor on the output of each sublayer
     logit_scale: float = 1.0  # z = softcap(logit_scale · h·wᵀ) / temperature
     softcap: float | None = None
     mtp_depth: int = 0  # multi-token prediction modules (V3, section 2.2)
     tied: bool = False  # head.weight is embedding.weight
-    max_positions: int = 4096  # stated in config.json; longer rows are computed all the same
-    init_std: float = 0.045  # V3 has 0.006 at D = 7168; 0.006·√(7168/128) keeps the scale of the activations
+    max_positions: int = 4096  # written to config.json; longer rows are not refused
+    init_std: float = 0.045  # V3 has 0.006 at D = 7168; 0.006·√(7168/128) gives activations of the same scale
     bos: int | None = None
     eos: int | None = None
     pad: int | None = None
@@ -86,7 +86,7 @@ class ModelConfig:
         need(self.rope > 0 and self.rope % 2 == 0, "rope", "must be even and positive")
         for field in ("qkv_bias", "o_bias", "qk_norm"):
             need(self.attention == "gqa" or not getattr(self, field), field, "only attention = 'gqa' has it")
-        need(self.attention == "gqa" or self.head_dim is None, "head_dim", "only attention = 'gqa' has it, not 'mla'")
+        need(self.attention == "gqa" or self.head_dim is None, "head_dim", "only attention = 'gqa' has it")
         need(self.attention == "mla" or self.q_lora is None, "q_lora", "only attention = 'mla' has it")
         if self.attention == "gqa":
             need(self.heads % self.kv_heads == 0, "kv_heads", f"must divide heads = {self.heads}")
@@ -98,9 +98,8 @@ class ModelConfig:
         scales = ("logit_scale", "embedding_scale", "residual_scale", "route_scale")
         for field in (*scales, "rope_theta", "norm_eps", "max_positions"):
             need(getattr(self, field) > 0, field, "must be positive")
-        need(self.init_std >= 0, "init_std", "must not be negative")
-        need(self.mtp_depth >= 0, "mtp_depth", "must not be negative")
-        need(self.experts >= 0, "experts", "must not be negative")
+        for field in ("init_std", "mtp_depth", "experts"):
+            need(getattr(self, field) >= 0, field, "must not be negative")
         need(0 <= self.dense_layers <= self.layers, "dense_layers", f"0 to layers = {self.layers}")
         if self.experts:
             need(self.groups > 0 and self.experts % self.groups == 0, "groups", f"must divide experts = {self.experts}")
@@ -128,5 +127,5 @@ class ModelConfig:
 
 
 def dense(**changes) -> ModelConfig:
-    """The dense sibling of the demonstration's model: grouped-query attention and SwiGLU, as Qwen2 is built."""
+    """The dense model of the demonstration: grouped-query attention and SwiGLU, with biases as in Qwen2."""
     return ModelConfig(**{"attention": "gqa", "experts": 0, "qkv_bias": True, **changes})

@@ -1,4 +1,4 @@
-"""Weights in 8 bits, a scale for each block of them, as DeepSeek-V3 is published (arXiv:2412.19437, section 3.3.2)."""
+"""fp8 weights with one scale per block, as DeepSeek-V3 is published (arXiv:2412.19437, section 3.3.2)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ SCALE = "_scale_inv"  # the scales of X.weight are the tensor X.weight_scale_inv
 
 
 def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
-    """How many scales a matrix [rows, columns] has: one a block, the last ones of a row and column may be ragged."""
+    """How many scales a matrix [rows, columns] has: one per block; the last blocks may be smaller."""
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
 
 
 def dequantize(q: Tensor, scale: Tensor, out: Tensor, block: tuple[int, int] = (128, 128)) -> Tensor:
-    """w = q · s, written into `out` and returned. Needs memory for one row of blocks only.
+    """w = q · s in fp32, written into `out` and returned. The workspace is one row of blocks.
 
-    q: float8_e4m3fn [rows, columns]; scale: fp32, a number a block; out: any float [rows, columns]. The product is
-    taken in fp32. ValueError where the shapes do not fit.
+    q: float8_e4m3fn [rows, columns]; scale: fp32, one number per block; out: any float [rows, columns]. ValueError if
+    the shapes do not match.
     """
     if scale.shape != scale_shape(q.shape, block) or out.shape != q.shape:
         raise ValueError(
@@ -30,9 +30,9 @@ def dequantize(q: Tensor, scale: Tensor, out: Tensor, block: tuple[int, int] = (
 
 
 def block_of(config: dict) -> tuple[int, int] | None:
-    """The block size that a config.json's `quantization_config` states, or None where nothing is quantised.
+    """The block size in the `quantization_config` of a config.json, or None where nothing is quantised.
 
-    ValueError for what is not read here: only quant_method fp8 with fmt e4m3 and a weight_block_size is.
+    ValueError unless quant_method is fp8, fmt is e4m3 and there is a weight_block_size.
     """
     stated = config.get("quantization_config")
     if stated is None:

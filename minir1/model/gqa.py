@@ -34,9 +34,9 @@ class GQA(nn.Module):
         return q, k, self.wv(x).unflatten(-1, (self.kv_heads, -1))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, past: Tensor | None = None):
-        """Fresh rows, or the next chunk of rows whose earlier tokens the cache holds.
+        """Rows without a cache, or the next chunk of rows whose earlier tokens are in the cache.
 
-        x: [N, D]; past: [B, S, 2, K, d]. Returns the output [N, D] and what a cache keeps, [N, 2, K, d].
+        x: [N, D]; past: [B, S, 2, K, d]. Returns the output [N, D] and the cache's entries, [N, 2, K, d].
         """
         q, k, v = self.project(x, cos, sin)
         if past is None:
@@ -48,7 +48,7 @@ class GQA(nn.Module):
         return self.wo(o.flatten(1)), torch.stack((k, v), dim=1)
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
-        """New tokens over the cache. x: [B, T, D]; positions: [B, T]; bias: [B, T, M]. Returns [B, T, D]."""
+        """New tokens after those in the cache. x: [B, T, D]; positions: [B, T]; bias: [B, T, M] -> [B, T, D]."""
         q, k, v = self.project(x, cos, sin)
         past = cache.write(layer, positions, torch.stack((k, v), dim=2))
         o = cached_attention(q, past[:, :, 0], past[:, :, 1], positions, bias, self.scale)

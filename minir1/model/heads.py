@@ -1,4 +1,4 @@
-"""A number instead of a token: the value of a state, the reward of an answer."""
+"""Value head, and the transformer that ends in one number: a critic or a reward model, with its folders."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from minir1.model.lora import adapters
 from minir1.model.transformer import Transformer, on_meta
 from minir1.tokenizer import Tokenizer
 
-WITHOUT = ("GraniteForCausalLM",)  # classes with no sequence classification of theirs
+WITHOUT = ("GraniteForCausalLM",)  # transformers has no …ForSequenceClassification for these
 
 
 class ValueHead(nn.Module):
-    """v = h·wᵀ, no bias: V of the state whose hidden state is h. w starts at zero, and so does every value.
+    """v = h·wᵀ: V of the state whose hidden state is h. w starts at zero, and so does every value.
 
     >>> ValueHead(32)(torch.randn(2, 10, 32)).shape
     torch.Size([2, 10])
@@ -32,16 +32,16 @@ class ValueHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, dim))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: [..., D] in any dtype -> at least fp32 [...]."""
-        # A half-precision product would round values to three digits, and advantages are differences of values.
+        """hidden: [..., D] in any dtype -> fp32 [...], fp64 of fp64."""
+        # A 16-bit product would round values to three digits, and advantages are differences of values.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         return F.linear(hidden.to(dtype), self.weight.to(dtype)).squeeze(-1)
 
 
 class ScalarModel(nn.Module):
-    """A transformer that ends in one number: a critic of its own, or a reward model.
+    """A transformer that ends in one number: a separate critic, or a reward model.
 
-    The trunk is changed in place: its language head and its MTP modules, which nothing here uses, are dropped.
+    The trunk is changed in place: its language head and MTP modules are removed.
     """
 
     def __init__(self, trunk: Transformer, head: ValueHead):
@@ -58,26 +58,23 @@ class ScalarModel(nn.Module):
         return self.trunk.config
 
     def values(self, tokens: Tensor, *, lengths: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        """value[b, t] = V(x_<t), the value of the state before x_t, read off the hidden state of x_{t-1}.
+        """value[b, t] = V(x_<t), the value of the state before x_t, from the hidden state of x_{t-1}.
 
-        tokens: int64 [B, T], right-padded; lengths: int64 [B] (None: full rows); mask: bool [B, T], the tokens wanted
-        (None: every token but the first of its row). Returns fp32 [B, T], zero where not wanted, in column 0 and at
-        padding.
+        Arguments as for `Transformer.logprob`. Returns fp32 [B, T], zero where not wanted, in column 0 and at padding.
         """
-        rows, columns = tokens.shape
         if mask is not None and mask.shape != tokens.shape:
             raise ValueError(f"mask {tuple(mask.shape)}: expected the tokens' shape, {tuple(tokens.shape)}")
         hidden = self.trunk.hidden(tokens, lengths=lengths)
-        inside = torch.arange(columns, device=tokens.device).expand(rows, columns)
-        wanted = inside > 0
+        column = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        wanted = column > 0
         if lengths is not None:
-            wanted = wanted & (inside < lengths.to(tokens.device).unsqueeze(1))
+            wanted = wanted & (column < lengths.to(tokens.device).unsqueeze(1))
         if mask is not None:
             wanted = wanted & mask.bool()
         return F.pad(self.head(hidden)[:, :-1], (1, 0)).masked_fill(~wanted, 0.0)
 
     def score(self, tokens: Tensor, *, lengths: Tensor | None) -> Tensor:
-        """The number of a whole row, from the state of its last token. tokens: int64 [B, T], right-padded -> fp32 [B].
+        """One number per row, from the state of its last token. tokens: int64 [B, T], right-padded -> fp32 [B].
 
         lengths: int64 [B] (None: full rows). ValueError for a row without tokens.
         """
@@ -97,8 +94,8 @@ class ScalarModel(nn.Module):
 def save(model: ScalarModel, tokenizer: Tokenizer, path: str | Path) -> None:
     """Write a folder that transformers opens as …ForSequenceClassification with one label, `score.weight` [1, D].
 
-    There the number is read from the last token whose id is not that of padding. So where padding and the end of a text
-    are one token, no padding is named: transformers then takes single rows only, and takes them as here.
+    transformers reads the number at the last token that is not the padding token. Where padding and end token are the
+    same, pad_token_id is therefore None: transformers then takes single rows only, with the same result as here.
     ValueError where no such class computes the same, or the model has adapters.
     """
     if adapters(model):
@@ -121,13 +118,13 @@ def save(model: ScalarModel, tokenizer: Tokenizer, path: str | Path) -> None:
 def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[ScalarModel, Tokenizer]:
     """Read a folder that `save`, or transformers, wrote. Arguments and errors as for `hf.load`.
 
-    ValueError for a folder with a language model, or with more than one label.
+    ValueError for a folder with a language model, or with several labels.
     """
     values, _ = hf.describe(path)
     name = (values.get("architectures") or ["?"])[0]
     if not name.endswith(SCALAR):
         raise ValueError(f"{path} holds a {name}, not a …{SCALAR}: no scalar model; hf.load opens language models")
-    labels = len(values["id2label"]) if values.get("id2label") else values.get("num_labels", 2)  # theirs if not stated
+    labels = len(values["id2label"]) if values.get("id2label") else values.get("num_labels", 2)  # transformers' default
     if labels != 1:
         raise ValueError(f"{path} has {labels} labels: a scalar model has 1")
     values = values | {"architectures": [name.replace(SCALAR, "ForCausalLM")]}

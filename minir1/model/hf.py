@@ -1,11 +1,11 @@
 """Hugging Face folders in and out: config.json, safetensors in one file or in shards, tokenizer files.
 
-What each class of theirs is in our terms stands in hf_config.py, where each tensor goes in hf_tensors.py. Nothing but
-safetensors is read, one tensor at a time, straight into the model.
+hf_config.py translates config.json, hf_tensors.py the names of tensors. Only safetensors files are read, one tensor at
+a time, straight into the model.
 
-AutoTokenizer of transformers 5 opens every Qwen2 folder as Qwen2Tokenizer, which keeps vocabulary and merges and puts
-Qwen's own splitting in place of tokenizer.json's: there, PreTrainedTokenizerFast.from_pretrained is what opens another
-tokenizer as it is.
+AutoTokenizer of transformers 5 opens every Qwen2 folder as Qwen2Tokenizer, which takes vocabulary and merges from
+tokenizer.json but splits text as Qwen does. Another tokenizer in such a folder needs
+PreTrainedTokenizerFast.from_pretrained.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ M = TypeVar("M", bound=nn.Module)
 def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes: int = 5 * 2**30) -> None:
     """Write a folder that transformers opens as it is.
 
-    Weights that take more than `shard_bytes` are divided into files of at most that size (a larger tensor has one of
-    its own) beside an index, and written one after another. Weights of an earlier save in the folder go when all of the
-    new ones are written. ValueError where no Hugging Face class computes the same, or the model has adapters.
+    Weights of more than `shard_bytes` are divided into files of at most that size (a larger tensor has its own file)
+    with an index. Weights of an earlier save are deleted when all new files are written. ValueError where no Hugging
+    Face class computes the same, or the model has adapters.
     """
     if adapters(model):
         raise ValueError("the model has adapters: lora.merge folds them in, lora.save_adapters writes them alone")
@@ -55,7 +55,7 @@ def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], config: dict, shard_bytes: int = 5 * 2**30) -> None:
-    """config.json and the weights under their names there, in one file or in shards; what `save` says of them."""
+    """Write config.json and the named tensors, in one file or in shards, as `save` describes."""
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes = {shard_bytes}: must be positive")
     path, dtype = Path(path), str(tensors[EMBEDDING].dtype).removeprefix("torch.")
@@ -80,11 +80,11 @@ def write(path: str | Path, tensors: dict[str, Tensor], config: dict, shard_byte
 
 
 def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
-    """Read a folder of one of the supported architectures, or of adapters (lora.py), whose base is then read first.
+    """Read a folder of one of the supported architectures, or of adapters (lora.py) together with their base.
 
-    dtype: of the weights; None keeps that of the stored embedding (bf16 where it is fp8). Block-quantised fp8 weights
-    are dequantised. The weights are in memory once, plus one tensor. Raises ValueError naming what is missing, damaged,
-    surplus or of another shape, and when the tokenizer has tokens that the model has not.
+    dtype: of the weights; None means that of the stored embedding (bf16 where it is fp8). Block-quantised fp8 weights
+    are dequantised. Memory: the weights once, plus one tensor. ValueError names what is missing, damaged, surplus or of
+    another shape; ValueError too if the tokenizer has more tokens than the model.
     """
     path = Path(path)
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
@@ -102,7 +102,7 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
 
 
 def describe(path: str | Path) -> tuple[dict, dict]:
-    """config.json, with the special tokens that only generation_config.json names, and generation_config.json."""
+    """config.json, completed by the special tokens of generation_config.json, and generation_config.json."""
     path = Path(path)
     values, generation = read_json(path / "config.json", "not a checkpoint folder"), {}
     if (path / "generation_config.json").exists():
@@ -111,7 +111,7 @@ def describe(path: str | Path) -> tuple[dict, dict]:
 
 
 def tokenizer_and_config(path: str | Path, values: dict) -> tuple[Tokenizer, ModelConfig]:
-    """Both of a folder described by `values`; ValueError when the tokenizer has tokens that the model has not."""
+    """Tokenizer and configuration of a folder with the config.json `values`, checked against each other."""
     config, tokenizer = from_hf_config(values), Tokenizer.load(path)
     if tokenizer.size > config.vocab:
         raise ValueError(f"{path}: the tokenizer has {tokenizer.size} tokens, the model only {config.vocab}")
@@ -119,9 +119,9 @@ def tokenizer_and_config(path: str | Path, values: dict) -> tuple[Tokenizer, Mod
 
 
 def read(path: str | Path, model: M, tensors_of: Callable[[M], dict[str, Tensor]], values: dict, device, dtype) -> M:
-    """The weights of a folder into a model that is on the meta device, with a `config`; `load` has the arguments.
+    """Read a folder's weights into a model on the meta device that has a `config`; the rest as for `load`.
 
-    tensors_of: their names -> tensors that share the memory of the model passed to it.
+    tensors_of: model -> their names and tensors that share the model's memory.
     """
     if dtype is not None and dtype not in DTYPES.values():
         raise ValueError(f"dtype = {dtype}: must be one of {', '.join(map(str, DTYPES.values()))}, or None")
@@ -137,7 +137,7 @@ def read(path: str | Path, model: M, tensors_of: Callable[[M], dict[str, Tensor]
 
 
 def _base_of(adapters: Path) -> Path:
-    """The folder of the model that a folder of adapters belongs to."""
+    """The folder of the model that the adapters were trained on."""
     base = Path(read_json(adapters / "adapter_config.json").get("base_model_name_or_path") or "")
     if not (base / "config.json").exists():
         raise ValueError(f"{adapters}: base_model_name_or_path = {str(base)!r} is no folder with a config.json")
@@ -145,7 +145,7 @@ def _base_of(adapters: Path) -> Path:
 
 
 class Stored(NamedTuple):
-    """What a file's header says of a tensor."""
+    """A tensor as the header of its file describes it."""
 
     file: Path
     shape: tuple[int, ...]
@@ -185,20 +185,20 @@ def _open(file: Path):
 
 
 def _headers(files: list[Path]) -> dict[str, Stored]:
-    """What all the files hold, by name."""
+    """The tensors in the files, by name."""
     stored: dict[str, Stored] = {}
     for file in files:
         with _open(file) as opened:
             for name in opened.keys():
                 if name in stored:
-                    raise ValueError(f"{name} stands in two shards, {stored[name].file.name} and {file.name}")
+                    raise ValueError(f"{name} is in two shards, {stored[name].file.name} and {file.name}")
                 part = opened.get_slice(name)
                 stored[name] = Stored(file, tuple(part.get_shape()), part.get_dtype())
     return stored
 
 
 def _misfits(wanted: dict[str, Tensor], stored: dict[str, Stored], config: ModelConfig, block) -> list[str]:
-    """What of the stored tensors does not fit the wanted ones: some of each kind, named."""
+    """The differences between the stored tensors and the wanted ones, at most SHOWN of each kind by name."""
     shapes, packed = {name: tuple(tensor.shape) for name, tensor in wanted.items()}, set()
     if block:
         packed = {name for name in wanted if name in stored and stored[name].dtype == FP8 and len(shapes[name]) == 2}
@@ -221,8 +221,8 @@ def _some(names: list[str], between: str = ", ") -> str:
 
 
 def _allocate(model: M, device: str, dtype: torch.dtype) -> M:
-    """Memory for a model that is on the meta device, once. Weights are undefined, the selection bias is zero: where
-    scores are softmax no checkpoint holds one."""
+    """Allocate a model that is on the meta device. Weights are undefined; the selection bias is zero, because
+    checkpoints with softmax scores have none."""
     model = model.to(dtype)
     if model.config.tied:  # allocated once: `Transformer._apply` ties it again
         model.head.weight = None
@@ -241,8 +241,8 @@ def _fill(tensors: dict[str, Tensor], stored: dict[str, Stored], block: tuple[in
             for name in (name for name in tensors if stored[name].file == file):
                 tensor, target = opened.get_tensor(name), tensors[name]
                 if block and stored[name].dtype == FP8:
-                    with _open(stored[name + SCALE].file) as beside:  # which may be another shard
-                        scale = beside.get_tensor(name + SCALE)
+                    with _open(stored[name + SCALE].file) as shard:  # may be another one
+                        scale = shard.get_tensor(name + SCALE)
                     dequantize(tensor.to(target.device), scale.to(target.device), target, block)
                 else:
                     target.copy_(tensor)
@@ -264,9 +264,9 @@ def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:
 
 
 def _generation(config: dict, loaded: dict) -> dict:
-    """generation_config.json: that of the loaded folder, with the end tokens of the model's config.json.
+    """generation_config.json: that of the loaded folder with the special tokens of config.json.
 
-    A list of several end tokens stays if the model's is among them.
+    A list of end tokens stays if the model's is among them.
     """
     ends = {key: config[key] for key in ENDS if config.get(key) is not None}
     several = loaded.get("eos_token_id")

@@ -8,7 +8,7 @@
     Qwen2       GQA, dense, biases on query, key and value
     Llama       GQA, dense, biases nowhere or on all four projections
 
-What none of them computes, and what they compute and this model does not, is refused by the name of the field.
+A model that none of these classes computes, or a class's option that this model lacks, raises an error with its field.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minir1.model.rope import RopeScaling
 
 V3, V2, MOE = "DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM", "Qwen3MoeForCausalLM"
 QWEN3, GRANITE, QWEN2, LLAMA = "Qwen3ForCausalLM", "GraniteForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM"
-SCALAR = "ForSequenceClassification"  # how the same classes end where they give one number: heads.py
+SCALAR = "ForSequenceClassification"  # instead of ForCausalLM, for models that return one number: heads.py
 SUPPORTED = {  # class -> model_type
     V3: "deepseek_v3",
     V2: "deepseek_v2",
@@ -28,7 +28,27 @@ SUPPORTED = {  # class -> model_type
     LLAMA: "llama",
     GRANITE: "granite",
 }
+COMMON = {  # our fields and theirs, in every class
+    "vocab": "vocab_size",
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "max_positions": "max_position_embeddings",
+}
+DEEPSEEK = {  # and in DeepSeek's classes
+    "q_lora": "q_lora_rank",
+    "kv_lora": "kv_lora_rank",
+    "nope": "qk_nope_head_dim",
+    "rope": "qk_rope_head_dim",
+    "v_dim": "v_head_dim",
+    "experts_per_token": "num_experts_per_tok",
+    "expert_ffn": "moe_intermediate_size",
+    "route_scale": "routed_scaling_factor",
+}
 FACTORS = {"attention_scale": None, "embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0}
+SPECIAL = ("bos", "eos", "pad")  # …_token_id there
 BIAS_ON_ALL_OR_NONE = (QWEN3, MOE, GRANITE, LLAMA)
 HEADS_DIVIDE_DIM = (V2, LLAMA)  # transformers refuses others
 
@@ -68,7 +88,7 @@ NEEDED = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor", "low_
 
 
 def architecture(config: ModelConfig) -> str:
-    """The Hugging Face class that computes the same; ValueError names the field that none has."""
+    """The Hugging Face class that computes the same; ValueError names the field that no class supports."""
 
     def refuse(field: str, why: str):
         value = config.rope_scaling.kind if field == "rope_scaling.kind" else getattr(config, field)
@@ -105,7 +125,7 @@ def _closest(config: ModelConfig) -> str:
 
 
 def _fixed(name: str, config: ModelConfig) -> dict:
-    """Our fields that this class has no choice about, and the values they must have."""
+    """Our fields that are not free in this class, and the values they must have."""
     fixed = {"softcap": None}
     if name != GRANITE:
         fixed |= FACTORS
@@ -121,37 +141,29 @@ def _fixed(name: str, config: ModelConfig) -> dict:
 
 
 def to_hf_config(config: ModelConfig) -> dict:
-    """The config.json of this model, in words that transformers 4 and 5 both read."""
+    """The config.json of this model, in the form that transformers 4 and 5 both read."""
     name = architecture(config)
     values = {
         "architectures": [name],
         "model_type": SUPPORTED[name],
-        "vocab_size": config.vocab,
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.ffn,
+        **{theirs: getattr(config, ours) for ours, theirs in COMMON.items()},
         "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "max_position_embeddings": config.max_positions,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tied,
-        "bos_token_id": config.bos,
-        "eos_token_id": config.eos,
-        "pad_token_id": config.pad,
+        **{f"{token}_token_id": getattr(config, token) for token in SPECIAL},
         "torch_dtype": "float32",
+        **_scaling_to_hf(config.rope_scaling),
     }
-    values |= _scaling_to_hf(config.rope_scaling)
     return values | (_mla_to_hf(name, config) if config.attention == "mla" else _gqa_to_hf(name, config))
 
 
 def _scaling_to_hf(scaling: RopeScaling) -> dict:
     if scaling.kind == "none":
         return {}
-    fields = {theirs: getattr(scaling, ours) for theirs, ours in SCALINGS[scaling.kind].items()}
-    fields = {theirs: value for theirs, value in fields.items() if value is not None}
-    return {"rope_scaling": {"type": scaling.kind, "rope_type": scaling.kind} | fields}  # DeepSeek's code reads "type"
+    values = {theirs: getattr(scaling, ours) for theirs, ours in SCALINGS[scaling.kind].items()}
+    kind = {"type": scaling.kind, "rope_type": scaling.kind}  # DeepSeek's code reads "type"
+    return {"rope_scaling": kind | {field: value for field, value in values.items() if value is not None}}
 
 
 def _gqa_to_hf(name: str, config: ModelConfig) -> dict:
@@ -179,25 +191,17 @@ def _gqa_to_hf(name: str, config: ModelConfig) -> dict:
 
 def _mla_to_hf(name: str, config: ModelConfig) -> dict:
     grouped = "group_limited_greedy" if config.groups > 1 else "greedy"
-    return {
+    return {theirs: getattr(config, ours) for ours, theirs in DEEPSEEK.items()} | {
         "num_key_value_heads": config.heads,
-        "q_lora_rank": config.q_lora,
-        "kv_lora_rank": config.kv_lora,
-        "qk_nope_head_dim": config.nope,
-        "qk_rope_head_dim": config.rope,
-        "v_head_dim": config.v_dim,
         "rope_interleave": True,
         "n_routed_experts": config.experts or 1,
-        "num_experts_per_tok": config.experts_per_token,
         "n_shared_experts": config.shared_experts,
-        "moe_intermediate_size": config.expert_ffn,
         "first_k_dense_replace": config.dense_layers if config.experts else config.layers,
         "n_group": config.groups,
         "topk_group": config.groups_kept,
         "norm_topk_prob": config.norm_topk,
         "scoring_func": "sigmoid" if name == V3 else "softmax",
         "topk_method": "noaux_tc" if name == V3 else grouped,
-        "routed_scaling_factor": config.route_scale,
     } | ({"num_nextn_predict_layers": config.mtp_depth} if name == V3 else {})
 
 
@@ -207,7 +211,7 @@ def _mla_to_hf(name: str, config: ModelConfig) -> dict:
 def from_hf_config(values: dict) -> ModelConfig:
     """The model that a config.json describes; ValueError lists what is supported, or names what is missing.
 
-    Fields that change nothing (dropout, losses, caches, how weights are stored) are passed over.
+    Fields that do not change the result (dropout, losses, caches, storage of the weights) are ignored.
     """
     name = (values.get("architectures") or ["?"])[0]
     if name not in SUPPORTED:
@@ -225,24 +229,18 @@ def from_hf_config(values: dict) -> ModelConfig:
 
 
 def _common_from_hf(values: dict) -> dict:
-    def token(key: str) -> int | None:  # several are a list, the first of them the EOS
+    def token(key: str) -> int | None:  # of a list, as of several end tokens, the first
         number = values.get(f"{key}_token_id")
         return (number or [None])[0] if isinstance(number, list) else number
 
     theta, scaling = _rope_from_hf(values)
     return {
-        "vocab": values["vocab_size"],
-        "dim": values["hidden_size"],
-        "layers": values["num_hidden_layers"],
-        "heads": values["num_attention_heads"],
-        "ffn": values["intermediate_size"],
-        "norm_eps": values["rms_norm_eps"],
+        **{ours: values[theirs] for ours, theirs in COMMON.items()},
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "max_positions": values["max_position_embeddings"],
         "init_std": values.get("initializer_range", 0.02),
         "tied": values.get("tie_word_embeddings") or False,
-        **{key: token(key) for key in ("bos", "eos", "pad")},
+        **{key: token(key) for key in SPECIAL},
     }
 
 
@@ -251,24 +249,24 @@ def _rope_from_hf(values: dict) -> tuple[float, RopeScaling]:
     field = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     if not isinstance(values.get(field) or {}, dict):
         raise ValueError(f"{field} = {values[field]!r}: must be an object, such as {{'rope_type': 'yarn', …}}")
-    given = {key: value for key, value in (values.get(field) or {}).items() if value is not None}
-    theta = given.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0  # where left out: 10,000
-    old_name = given.pop("type", "default")
-    kind = given.pop("rope_type", old_name)
+    rope = {key: value for key, value in (values.get(field) or {}).items() if value is not None}
+    theta = rope.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0  # transformers' default
+    old_name = rope.pop("type", "default")
+    kind = rope.pop("rope_type", old_name)
     if kind not in SCALINGS:
         raise ValueError(f"{field}.rope_type = {kind!r} is not supported, only {', '.join(SCALINGS)}")
-    if given.pop("partial_rotary_factor", 1.0) != 1.0:
+    if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"{field}.partial_rotary_factor is not supported, only 1.0")
-    for key in given:
+    for key in rope:
         if key not in SCALINGS[kind]:
             known = ", ".join(SCALINGS[kind]) or "none"
-            raise ValueError(f"{field}.{key} = {given[key]!r} is not supported; known to {kind!r} are {known}")
+            raise ValueError(f"{field}.{key} = {rope[key]!r} is not supported; fields of {kind!r} are {known}")
     if kind == "default":
         return theta, RopeScaling()
     for key in NEEDED[kind]:
-        if key not in given:
+        if key not in rope:
             raise KeyError(f"{field}.{key}")
-    fields = {ours: given[theirs] for theirs, ours in SCALINGS[kind].items() if theirs in given}
+    fields = {ours: rope[theirs] for theirs, ours in SCALINGS[kind].items() if theirs in rope}
     if "original_max_position_embeddings" in SCALINGS[kind]:
         fields.setdefault("original", values["max_position_embeddings"])
     return theta, RopeScaling(kind, **fields)
@@ -311,23 +309,15 @@ def _gqa_from_hf(name: str, values: dict) -> dict:
 def _mla_from_hf(name: str, values: dict) -> dict:
     moe = values["first_k_dense_replace"] < values["num_hidden_layers"]
     limited = _limited_to_groups(name, values)
-    return {
+    return {ours: values[theirs] for ours, theirs in DEEPSEEK.items()} | {
         "attention": "mla",
-        "q_lora": values["q_lora_rank"],
-        "kv_lora": values["kv_lora_rank"],
-        "nope": values["qk_nope_head_dim"],
-        "rope": values["qk_rope_head_dim"],
-        "v_dim": values["v_head_dim"],
         "experts": values["n_routed_experts"] if moe else 0,
-        "experts_per_token": values["num_experts_per_tok"],
         "shared_experts": values["n_shared_experts"] or 0,
-        "expert_ffn": values["moe_intermediate_size"],
         "dense_layers": values["first_k_dense_replace"] if moe else 0,
         "score": "sigmoid" if name == V3 else "softmax",
         "groups": values["n_group"] if limited else 1,
         "groups_kept": values["topk_group"] if limited else 1,
         "norm_topk": values["norm_topk_prob"] if name == V3 else False,
-        "route_scale": values["routed_scaling_factor"],
         "mtp_depth": (values.get("num_nextn_predict_layers") or 0) if name == V3 else 0,
     }
 

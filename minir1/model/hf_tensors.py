@@ -1,4 +1,4 @@
-"""Where each tensor of ours stands in a Hugging Face checkpoint."""
+"""Names of our tensors in Hugging Face checkpoints."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ TOP = {
 }
 MTP = {"enorm": "enorm", "hnorm": "hnorm", "eh_proj": "eh_proj", "norm": "shared_head.norm"}  # of module k, layer L + k
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-REPEATED = ("embed_tokens.weight", "shared_head.head.weight")  # of the model, in each MTP module
+REPEATED = ("embed_tokens.weight", "shared_head.head.weight")  # copies of the model's own, in each MTP module
 
 
 def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
-    """Their names -> tensors that share the model's memory; experts one by one, as published checkpoints hold them.
+    """Their names -> tensors that share the model's memory; experts one by one, as in published checkpoints.
 
-    Softmax scores have no selection bias there; ValueError where a model has one that is not zero.
+    Their classes with softmax scores have no selection bias; ValueError where a model has one that is not zero.
     """
     tensors = {}
     for ours, tensor in model.state_dict().items():
@@ -55,7 +55,7 @@ def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
             if not (ours == "head.weight" and model.config.tied):
                 tensors[TOP[ours]] = tensor
             continue
-        prefix, inner = _place(ours, model.config.layers)
+        prefix, inner = _layer(ours, model.config.layers)
         if inner == "ffn.bias":
             if model.config.score == "sigmoid":
                 tensors[prefix + "mlp.gate.e_score_correction_bias"] = tensor
@@ -75,7 +75,7 @@ def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
     return tensors
 
 
-def _place(ours: str, layers: int) -> tuple[str, str]:
+def _layer(ours: str, layers: int) -> tuple[str, str]:
     """Their prefix, and the name inside a layer: 'mtp.0.block.ffn.up.weight' -> 'model.layers.4.', 'ffn.up.weight'."""
     part, index, inner = ours.split(".", 2)
     layer = int(index) + (layers if part == "mtp" else 0)
@@ -83,10 +83,10 @@ def _place(ours: str, layers: int) -> tuple[str, str]:
 
 
 def harmless(name: str, config: ModelConfig) -> bool:
-    """Whether a checkpoint may hold this tensor beyond those of `to_hf_tensors`, since it says nothing new.
+    """Whether `hf.load` may ignore this tensor of a checkpoint, which is none of `to_hf_tensors`, as redundant.
 
-    So are embedding and head that published MTP modules repeat, a tied head beside its embedding, and the inverse
-    frequencies of RoPE that old Llama files carry.
+    That is the embedding and head that published MTP modules repeat, a tied head beside its embedding, and RoPE's
+    inverse frequencies in old Llama files.
     """
     if name == "lm_head.weight":
         return config.tied
@@ -98,10 +98,10 @@ def harmless(name: str, config: ModelConfig) -> bool:
 
 
 def with_mtp_of(config: ModelConfig, names: Iterable[str]) -> ModelConfig:
-    """The configuration with only those MTP modules of which a checkpoint with tensors `names` holds anything.
+    """The configuration with only those MTP modules of which a checkpoint with tensors `names` has any tensor.
 
-    transformers says `num_nextn_predict_layers` 1 but saves no module; a module of which a part is there stays, so that
-    the missing part is reported.
+    transformers writes `num_nextn_predict_layers` 1 but saves no module. An incomplete module stays in the
+    configuration, so that the missing tensors are reported.
     """
     stored = {int(match[1]) for match in map(LAYER.fullmatch, names) if match and match[2] not in REPEATED}
     depth = 0

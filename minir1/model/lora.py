@@ -2,8 +2,8 @@
 
     A: [r, in], drawn as nn.Linear draws its weights      B: [out, r], zero      s = α / r
 
-So a model with fresh adapters equals the model without them, and switching them off gives the reference policy of
-reinforcement learning without a second copy of the weights. Files are those of PEFT.
+So a model with new adapters equals the model without them, and switching them off gives the reference policy of
+reinforcement learning without a second copy of the weights. Files have PEFT's format.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ATTENTION = ("wq", "wk", "wv", "wo", "wq_a", "wq_b", "wkv_a", "wkv_b")
 FEED_FORWARD = ("gate", "up", "down")  # of GQA without experts: see add_adapters
 EXPERTS = ("gate_up", "down")  # the stacked matrices of routed experts, all of them where "experts" is a target
 TARGETS = (*ATTENTION, *FEED_FORWARD, "experts")
-PEFT_ONLY = {  # fields of adapter_config.json that change the result, and the values that are computed here
+PEFT_ONLY = {  # fields of adapter_config.json that change the result, and the supported values
     "peft_type": ("LORA",),
     "bias": ("none",),
     "use_dora": (False,),
@@ -91,13 +91,13 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear | LoRAExperts]:
 def add_adapters(
     model: Transformer, rank: int, alpha: float, targets: Sequence[str] | None = None
 ) -> list[nn.Parameter]:
-    """Freeze the model and put an adapter beside each target; returns what is to be trained.
+    """Freeze the model and add an adapter to each target; returns the parameters to train.
 
     targets: names of projections in the blocks (see TARGETS), "experts" for the stacked matrices of routed experts;
     those that this architecture lacks are skipped. None: attention, and experts or feed-forward. ValueError if
-    the model has adapters, rank is below 1, a name is unknown, nothing is left, or gate, up or down are asked for in a
-    model of a Hugging Face class with experts, even without experts: PEFT takes these names for the routed experts'
-    there, and leaves out what it cannot assign.
+    the model has adapters, rank is below 1, a name is unknown, or no target is left; also for gate, up or down in a
+    model whose Hugging Face class has experts, even if the model has none: PEFT would take these names for those of
+    the routed experts.
     """
     config = model.config
     dense = config.attention == "gqa" and not config.experts
@@ -132,20 +132,20 @@ def add_adapters(
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The model as it was before its adapters, for the reference policy."""
-    before = [(adapter, adapter.on) for adapter in adapters(model).values()]
-    for adapter, _ in before:
+    """Switch the adapters off: the base model, for the reference policy."""
+    on = [adapter for adapter in adapters(model).values() if adapter.on]
+    for adapter in on:
         adapter.on = False
     try:
         yield
     finally:
-        for adapter, was_on in before:
-            adapter.on = was_on
+        for adapter in on:
+            adapter.on = True
 
 
 @torch.no_grad()
 def merge(model: Transformer) -> Transformer:
-    """Fold every adapter into its matrix, W <- W + s·BA, in place; the model is a plain one again, and trainable."""
+    """Add every adapter to its matrix, W <- W + s·BA, in place; the result is a plain model, all of it trainable."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoRALinear):
@@ -165,14 +165,14 @@ def _their_name(ours: str) -> str:
     """`blocks.0.attention.wq` -> `model.layers.0.self_attn.q_proj`; the experts' matrices by their module."""
     _, layer, inner = ours.split(".", 2)
     if inner.startswith("ffn.experts.adapters."):
-        # PEFT nests one wrapper a parameter; the first of them, gate_up, is the inner one.
+        # PEFT nests one wrapper per parameter; the first one, gate_up, is inside.
         inside = ".base_layer" if inner.endswith("gate_up") else ""
         return f"model.layers.{layer}.mlp.experts{inside}"
     return f"model.layers.{layer}.{NAMES[inner]}"
 
 
 def _peft_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """PEFT's names -> tensors as PEFT shapes them: of E experts A is [E·r, in], row e·r + i, and B [out, r·E], column
+    """PEFT's names -> tensors in PEFT's shapes: for E experts A is [E·r, in], row e·r + i, B is [out, r·E], column
     i·E + e."""
     tensors = {}
     for ours, adapter in adapters(model).items():
@@ -216,9 +216,9 @@ def save_adapters(model: Transformer, path: str | Path, base: str | Path) -> Non
 
 @torch.no_grad()
 def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
-    """Add to a plain model the adapters of a folder that `save_adapters`, or PEFT, wrote; returns them, trainable.
+    """Add the adapters of a folder that `save_adapters`, or PEFT, wrote to a plain model; returns what to train.
 
-    ValueError naming what is missing, surplus, of another shape, or not supported.
+    ValueError names what is missing, surplus, of another shape, or not supported.
     """
     path = Path(path)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -238,8 +238,7 @@ def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
     unknown = sorted(name for name in theirs if ours.get(name) not in TARGETS)
     if unknown:
         raise ValueError(f"{path}: target_modules {', '.join(unknown)} are not supported")
-    targets = [ours[name] for name in theirs]
-    targets += ["experts"] if config.get("target_parameters") else []
+    targets = [ours[name] for name in theirs] + (["experts"] if config.get("target_parameters") else [])
     try:
         stored = load_file(str(path / "adapter_model.safetensors"))
     except SafetensorError as error:
@@ -248,11 +247,11 @@ def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
     wanted = _peft_tensors(model)
     wrong = [f"missing: {name}" for name in sorted(wanted.keys() - stored.keys())]
     wrong += [f"surplus: {name}" for name in sorted(stored.keys() - wanted.keys())]
-    both = sorted(wanted.keys() & stored.keys())
-    wrong += [f"shape of {name}: {tuple(stored[name].shape)}, expected {tuple(wanted[name].shape)}"
-              for name in both if stored[name].shape != wanted[name].shape]
+    for name in sorted(wanted.keys() & stored.keys()):
+        if stored[name].shape != wanted[name].shape:
+            wrong.append(f"shape of {name}: {tuple(stored[name].shape)}, expected {tuple(wanted[name].shape)}")
     if wrong:
-        merge(model)  # fresh adapters are zero: the model is left as it came
+        merge(model)  # new adapters are zero: the model's weights do not change
         raise ValueError(f"{path} does not fit the model: {'; '.join(wrong[:8])}")
     for name, adapter in adapters(model).items():
         prefix = f"base_model.model.{_their_name(name)}"

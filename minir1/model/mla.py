@@ -13,23 +13,23 @@ from minir1.model.rope import rotate
 
 
 class MLA(nn.Module):
-    """Keys and values of all heads come from one latent c of kv_lora numbers; position enters by a key of its own.
+    """Keys and values of all heads come from one latent c of kv_lora numbers; position has a key of its own, k_rope.
 
         c      = RMSNorm(W^DKV x)                       k_rope = RoPE(W^KR x), one for all heads
         k_i    = [W^UK_i c ; k_rope]                    v_i    = W^UV_i c
         q_i    = [W^UQ_i x ; RoPE(W^QR_i x)]            o      = W^O [softmax(q_i·k_i / √(nope + rope)) v_i]_i
 
-    W^UK and W^UV are `wkv_b`, W^DKV and W^KR are `wkv_a`; queries go through a latent of their own when q_lora is set.
-    Over a cache the products are absorbed, q_i·k_i = (W^UKᵀ_i q_nope)·c + q_rope·k_rope, so that the cache holds only c
-    and k_rope, kv_lora + rope numbers a token a layer.
+    W^UK and W^UV are `wkv_b`, W^DKV and W^KR are `wkv_a`; queries have a latent too when q_lora is set. Over a cache
+    the products are absorbed, q_i·k_i = (W^UKᵀ_i q_nope)·c + q_rope·k_rope, so that the cache holds only c and k_rope:
+    kv_lora + rope numbers per token and layer.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.heads, self.nope, self.rope = config.heads, config.nope, config.rope
         self.kv_lora, self.v_dim = config.kv_lora, config.v_dim
-        self.scale = config.attention_scale or (config.nope + config.rope) ** -0.5
-        self.scale *= config.rope_scaling.logit_factor
+        scale = config.attention_scale or (config.nope + config.rope) ** -0.5
+        self.scale = scale * config.rope_scaling.logit_factor
         q_out = config.heads * (config.nope + config.rope)
         if config.q_lora is None:
             self.wq = nn.Linear(config.dim, q_out, bias=False)
@@ -56,10 +56,10 @@ class MLA(nn.Module):
         return torch.cat((k_nope, k_rope.unsqueeze(-2).expand(*k_nope.shape[:-1], -1)), dim=-1), v
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, past: Tensor | None = None):
-        """Fresh rows, or the next chunk of rows whose earlier tokens the cache holds; keys and values expanded.
+        """Rows without a cache, or the next chunk of rows whose earlier tokens are in the cache; not absorbed.
 
-        x: [N, D]; cos, sin: [N, rope/2]; past: [B, S, kv_lora + rope]. Returns the output [N, D] and what a cache
-        keeps, [N, kv_lora + rope].
+        x: [N, D]; cos, sin: [N, rope/2]; past: [B, S, kv_lora + rope]. Returns the output [N, D] and the cache's
+        entries, [N, kv_lora + rope].
         """
         q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
         k, v = self.expand(c, k_rope)
@@ -67,19 +67,16 @@ class MLA(nn.Module):
         if past is None:
             o = packed_attention(q, k, v, packing, self.scale)
         else:
-            # Expanded again a chunk, block by block, and not absorbed as in decode. A pair of query and key costs
-            # nope + rope + v_dim products a head instead of 2·kv_lora + rope (V3: 320, not 1,088), and expanding a key
-            # costs kv_lora·(nope + v_dim) a head, which all queries of the chunk share: from 171 queries on it pays.
+            # Every chunk expands the past again, block by block. Absorbed as in decode, a pair of query and key would
+            # cost 2·kv_lora + rope products per head, expanded nope + rope + v_dim (V3: 1,088 and 320). Expanding a key
+            # costs kv_lora·(nope + v_dim) per head once for all queries of the chunk: it pays from 171 queries on.
             qkv = packing.pad(q), packing.pad(k), packing.pad(v)
             blocks = (block.split((self.kv_lora, self.rope), dim=-1) for block in past.split(KEY_BLOCK, dim=1))
             o = packing.pack(chunk_attention(*qkv, (self.expand(*block) for block in blocks), self.scale))
         return self.wo(o.flatten(1)), torch.cat((c, k_rope), dim=-1)
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
-        """New tokens over the latent cache, absorbed.
-
-        x: [B, T, D]; positions: [B, T]; bias: [B, T, M]. Returns [B, T, D].
-        """
+        """New tokens after the cache's, absorbed. x: [B, T, D]; positions: [B, T]; bias: [B, T, M] -> [B, T, D]."""
         q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
         latent = cache.write(layer, positions, torch.cat((c, k_rope), dim=-1))
         w_uk, w_uv = self.wkv_b.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.v_dim), dim=1)

@@ -33,13 +33,13 @@ class Routing(NamedTuple):
 
 
 class Experts(nn.Module):
-    """E SwiGLU networks, stored stacked and computed grouped: each token passes through its own K_r of them."""
+    """E SwiGLU networks with stacked weights and grouped products: each token passes through K_r of them."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.gate_up = nn.Parameter(torch.empty(config.experts, 2 * config.expert_ffn, config.dim))
         self.down = nn.Parameter(torch.empty(config.experts, config.dim, config.expert_ffn))
-        self.adapters = nn.ModuleDict()  # of lora.py, by the name of the matrix
+        self.adapters = nn.ModuleDict()  # name of the matrix -> its LoRAExperts (lora.py)
 
     def linear(self, name: str, x: Tensor, ends: Tensor) -> Tensor:
         """The rows of each expert times its matrix of that name. x: [N, in]; ends: int32 [E] -> [N, out]."""
@@ -49,13 +49,14 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
         """Σ_k gates[n, k] · expert_{chosen[n, k]}(x_n). x: [N, D]; chosen, gates: [N, K_r]; returns [N, D].
 
-        Dropless: the N·K_r pairs are sorted by expert and each expert multiplies its own stretch.
+        Dropless: the N·K_r pairs are sorted by expert, and each expert multiplies its own rows.
         """
         tokens, k = chosen.shape
         expert, order = chosen.flatten().sort(stable=True)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)
-        ends = last_rows(expert, len(self.gate_up))
+        each = torch.arange(len(self.gate_up), device=x.device)
+        ends = torch.searchsorted(expert, each, right=True, out_int32=True)  # bincount would wait for a GPU
         pairs = permute(x.unsqueeze(1).expand(-1, k, -1).flatten(0, 1), order, inverse)
         gate, up = self.linear("gate_up", pairs, ends).chunk(2, dim=-1)
         out = permute(self.linear("down", F.silu(gate) * up, ends), inverse, order)
@@ -79,19 +80,12 @@ class Permute(torch.autograd.Function):
 permute = Permute.apply
 
 
-def last_rows(expert: Tensor, experts: int) -> Tensor:
-    """How many of the rows belong to the experts 0 … e: int32 [E]. expert: int64 [N], rising. bincount would wait for
-    a GPU."""
-    each = torch.arange(experts, device=expert.device)
-    return torch.searchsorted(expert, each, right=True, out_int32=True)
-
-
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows ends[e-1] to ends[e] of x times weight[e]ᵀ. x: [N, in]; weight: [E, out, in]; ends: int32 [E] -> [N, out].
 
-    torch's grouped product needs row strides that are multiples of 16 bytes, and knows no fp64. Other widths are padded
-    with zeros; on the CPU, on Apple's GPUs, and in fp64, experts are taken one after the other instead, which must know
-    their counts.
+    torch's grouped product needs row strides that are multiples of 16 bytes, and has no fp64. Other widths are padded
+    with zeros on CUDA; on the CPU, and always in fp64 and on Apple's GPUs, the experts run one after the other, for
+    which the host waits for their counts.
     """
     step = 16 // x.element_size()
     padding = [-n % step for n in (weight.shape[2], weight.shape[1])]  # of in, out
@@ -111,8 +105,8 @@ class MoE(nn.Module):
         s_i = σ(x·e_i)     chosen = the K_r largest s_i + b_i     g_i = s_i / Σ_chosen s · route_scale
         y   = Σ_shared FFN(x) + Σ_chosen g_i FFN_i(x)
 
-    b (`bias`) only selects and takes no gradient; it is moved by `balance_step`. With groups, a token may use only the
-    experts of its `groups_kept` best groups (V3: score of a group = sum of its two best s + b; V2: its best).
+    b (`bias`) only selects and has no gradient; `balance_step` moves it. With groups, a token may use only the experts
+    of its `groups_kept` best groups (V3: score of a group = sum of its two best s + b; V2: its best).
     """
 
     def __init__(self, config: ModelConfig):
@@ -124,7 +118,7 @@ class MoE(nn.Module):
         self.shared = SwiGLU(config.dim, config.shared_experts * config.expert_ffn) if config.shared_experts else None
 
     def _apply(self, fn, recurse=True):
-        # `.to(bfloat16)` must not round the bias: steps of 1e-3 would vanish in it, and choices change.
+        # `.to(bfloat16)` must not round the bias: its steps of 1e-3 would vanish.
         bias = self.bias
         super()._apply(fn, recurse)
         if self.bias.dtype != torch.float32:
@@ -155,8 +149,8 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, record: list[Routing] | None = None, routes: Tensor | None = None) -> Tensor:
         """x: [..., D] -> [..., D]; the routing is appended to `record`, if any.
 
-        routes: int [N, K_r] of the N tokens, experts to use instead of the best, or -1 for a token that chooses by
-        itself. Scores and gates are those of the present router at these experts, so that gradients reach it.
+        routes: int [N, K_r], experts that the N tokens must use, or -1 for a token whose experts the router chooses.
+        Scores and gates of these experts come from the current router, so that gradients reach it.
         """
         flat = x.flatten(0, -2)
         routing = self.route(flat)
@@ -171,7 +165,7 @@ class MoE(nn.Module):
 
 
 def routes_of(record: list[Routing]) -> Tensor:
-    """The experts of N tokens in all layers of a record, int16 [N, L_moe, K_r]."""
+    """The chosen experts in a record of all MoE layers, int16 [N, L_moe, K_r]."""
     return torch.stack([routing.chosen for routing in record], dim=1).to(torch.int16)
 
 
@@ -185,7 +179,7 @@ def rerouted(routes: Tensor, other: Tensor) -> Tensor:
 
 
 def expert_load(routing: Routing) -> Tensor:
-    """Tokens that chose each expert, int64 [E]. Sums over micro-batches and ranks are the load of the batch."""
+    """How many tokens chose each expert, int64 [E]; the load of a batch is the sum over micro-batches and ranks."""
     return routing.chosen.flatten().bincount(minlength=routing.scores.shape[-1])
 
 
@@ -193,8 +187,8 @@ def expert_load(routing: Routing) -> Tensor:
 def balance_step(bias: Tensor, load: Tensor, speed: float) -> None:
     """Move the selection bias of an overloaded expert down by γ = `speed` and of an underloaded one up, in place.
 
-    b_i <- b_i + γ·sign(mean load - load_i) (arXiv:2408.15664, algorithm 1). bias: fp32 [E]; load: [E], summed over the
-    whole batch; once an optimizer step.
+    b_i <- b_i + γ·sign(mean load - load_i) (arXiv:2408.15664, algorithm 1), once per optimizer step. bias: fp32 [E];
+    load: [E], of the whole batch.
     """
     load = load.to(bias)
     bias += speed * (load.mean() - load).sign()
@@ -205,10 +199,8 @@ def sequence_balance_loss(routing: Routing, lengths: Tensor) -> Tensor:
 
         f_i = E / (K_r T) · Σ_t 1[i chosen by t]      P_i = 1/T · Σ_t s_{i,t} / Σ_j s_{j,t}
 
-    "Chosen" is what the layer did, selection bias and groups included.
-
-    routing: of N packed tokens; lengths: int64 [B], summing to N; sequences without tokens do not count. Returns fp32
-    [], which is 1 under perfect balance.
+    "Chosen" includes the effect of the selection bias and of groups. routing: of N packed tokens; lengths: int64 [B],
+    summing to N; sequences without tokens do not count. Returns fp32 [], which is 1 under perfect balance.
     """
     experts, k = routing.scores.shape[-1], routing.chosen.shape[-1]
     row = torch.repeat_interleave(lengths)

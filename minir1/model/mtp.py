@@ -1,4 +1,4 @@
-"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): modules that each look one token further."""
+"""Multi-token prediction (MTP; DeepSeek-V3, arXiv:2412.19437, section 2.2): each module predicts one token further."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MTP(nn.Module):
         return self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), dim=-1))
 
     def forward(self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None):
-        """Fresh rows. embedded, hidden: [N, D] -> h^k [N, D], and their entries for a cache."""
+        """Rows without a cache. embedded, hidden: [N, D] -> h^k [N, D], and the cache's entries."""
         out, entry = self.block(self.combine(embedded, hidden), cos, sin, packing, record)
         return self.norm(out), entry
 
@@ -53,11 +53,11 @@ def look_ahead(
     cache: Cache | None = None,
     record: list | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One module after the other, each on the states of the one before it: yields (indices i, h^k_i) for k = 1 … D.
+    """One module after the other, each on the states of the previous one: yields (indices i, h^k_i) for k = 1 … D.
 
-    embedded: emb(t) [N, D]; hidden: h^0 [N, D]; angles: cos and sin of the N packed tokens. Module k works where its
-    row still has t_{i+k}, so on lengths - k tokens a row: indices int64 [N_k] into the packed list, h^k [N_k, D].
-    With a cache (see `Transformer.cache`), which starts with these tokens, the module's entries go there.
+    embedded: emb(t) [N, D]; hidden: h^0 [N, D]; angles: cos and sin of the N packed tokens. Module k needs t_{i+k}, so
+    it has lengths - k states per row: indices int64 [N_k] into the packed tokens, h^k [N_k, D]. A cache (see
+    `Transformer.cache`), which starts with these tokens, gets the entries of the modules.
     """
     cos, sin = angles
     left = torch.repeat_interleave(layout.lengths, layout.lengths) - layout.positions()  # this token included

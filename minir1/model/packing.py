@@ -12,14 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packing:
-    """Where N packed tokens lie in a grid of B rows and T columns; rows start at column 0.
-
-    index: int64 [N], position in the flattened grid, or None when the grid is full (N = B·T).
-    """
+    """Where N packed tokens lie in a grid of B rows and T columns; rows start at column 0."""
 
     rows: int  # B
     columns: int  # T
-    index: Tensor | None
+    index: Tensor | None  # int64 [N], positions in the flattened grid; None when the grid is full (N = B·T)
     lengths: Tensor  # int64 [B]
 
     def pack(self, x: Tensor) -> Tensor:
@@ -40,8 +37,7 @@ class Packing:
 
     def positions(self) -> Tensor:
         """int64 [N]: the column of each token"""
-        columns = torch.arange(self.columns, device=self.lengths.device)
-        return self.pack(columns.expand(self.rows, -1).unsqueeze(-1)).squeeze(-1)
+        return self.pack(torch.arange(self.columns, device=self.lengths.device).expand(self.rows, -1))
 
 
 def packing(rows: int, columns: int, lengths: Tensor | None, device: torch.device) -> Packing:
@@ -53,12 +49,12 @@ def packing(rows: int, columns: int, lengths: Tensor | None, device: torch.devic
     lengths = lengths.to(device=device, dtype=torch.int64)
     if ((lengths < 0) | (lengths > columns)).any():
         raise ValueError(f"lengths must lie in 0 to {columns}, got {lengths.tolist()[:16]}")
-    real = torch.arange(columns, device=device) < lengths.unsqueeze(1)
+    real = torch.arange(columns, device=device) < lengths.unsqueeze(1)  # not padding
     return Packing(rows, columns, real.flatten().nonzero().squeeze(1), lengths)
 
 
 def from_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> Packing:
-    """The packing of rows laid end to end; row b holds tokens cu_seqlens[b] to cu_seqlens[b + 1]."""
+    """The packing of rows laid end to end: row b has the tokens cu_seqlens[b] to cu_seqlens[b + 1]."""
     lengths = cu_seqlens.diff().to(torch.int64)
     if len(lengths) == 0 or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths < 0).any():
         raise ValueError(f"cu_seqlens must rise from 0 to {tokens}, got {cu_seqlens.tolist()[:16]}")

@@ -19,9 +19,9 @@ class RopeScaling:
 
     linear  every frequency divided by s (arXiv:2306.15595)
     ntk     θ <- θ·s^(R/(R-2)): the fastest pair unchanged, the slowest divided by s
-    yarn    by parts: pairs that turn more than β times in the window unchanged, those that turn less than α times
-            divided by s, a ramp between (arXiv:2309.00071, section 3.2); and the logits of attention rescaled, below
-    llama3  by parts too, with a ramp over turns in the window instead of pairs (Llama 3.1)
+    yarn    pairs that turn more than β times in the window unchanged, those that turn less than α times divided by s,
+            a ramp between (arXiv:2309.00071, section 3.2); attention's logits are rescaled, see `magnitude`
+    llama3  as yarn, with a ramp over turns in the window instead of pairs, and no rescaling (Llama 3.1)
 
     Raises ValueError when a value is out of range.
     """
@@ -31,7 +31,7 @@ class RopeScaling:
     original: int = 4096  # L, positions of the window before
     slow: float = 1.0  # α of YaRN (beta_slow), low_freq_factor of Llama 3: turns in the window
     fast: float = 32.0  # β of YaRN (beta_fast), high_freq_factor of Llama 3, which has 4
-    mscale: float | None = None  # YaRN: strength of the factor on cos and sin; counts beside mscale_all only
+    mscale: float | None = None  # YaRN: strength of the factor on cos and sin; used together with mscale_all only
     mscale_all: float | None = None  # mscale_all_dim: strength of the factor on MLA's softmax scale
     attention_factor: float | None = None  # YaRN: the factor on cos and sin itself
     whole_pairs: bool = True  # YaRN: the ends of the ramp are rounded to whole pairs
@@ -57,7 +57,7 @@ class RopeScaling:
 
     @property
     def magnitude(self) -> float:
-        """Factor on cos and sin, so that its square is the factor on the part of the logits that carries position."""
+        """Factor on cos and sin: its square is the factor on the part of the logits that depends on position."""
         if self.kind != "yarn":
             return 1.0
         if self.attention_factor is not None:
@@ -68,15 +68,12 @@ class RopeScaling:
 
     @property
     def logit_factor(self) -> float:
-        """Factor on MLA's softmax scale, the part without position included: (0.1·mscale_all·ln s + 1)²."""
+        """Factor on MLA's softmax scale, so on all of the logits: (0.1·mscale_all·ln s + 1)²."""
         return self._strength(self.mscale_all) ** 2 if self.kind != "none" and self.mscale_all else 1.0
 
 
 def inverse_frequencies(size: int, theta: float, scaling: RopeScaling = RopeScaling(), device=None) -> Tensor:
-    """How far each pair turns from one position to the next, θ^(-2i/R) before scaling: fp64 [R/2] with R = size.
-
-    (fp32 on a device without fp64.)
-    """
+    """The angle of each pair per position, θ^(-2i/R) before scaling: fp64 [R/2] with R = size, fp32 without fp64."""
     device = torch.device("cpu" if device is None else device)
     even = torch.arange(0, size, 2, dtype=widest(device), device=device)
     if scaling.kind == "ntk" and size > 2:  # a single pair is the fastest
@@ -97,7 +94,7 @@ def inverse_frequencies(size: int, theta: float, scaling: RopeScaling = RopeScal
 def _yarn_ramp(size: int, theta: float, scaling: RopeScaling, device) -> Tensor:
     """0 for pairs that turn more than β times in the original window, 1 for those below α, linear between: [R/2]."""
 
-    def pair(turns: float) -> float:  # the index at which L·θ^(-2i/R) is that many turns
+    def pair(turns: float) -> float:  # the index i at which L·θ^(-2i/R) is that many turns
         return size * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = pair(scaling.fast), pair(scaling.slow)
@@ -116,12 +113,12 @@ def rope_angles(
     positions: int64 [...]; returns two fp32 tensors [..., R/2] with R = size.
     """
     inverse = inverse_frequencies(size, theta, scaling, positions.device)
-    angles = positions.unsqueeze(-1) * inverse  # in fp64: at position 131,072 fp32 angles are off by 1e-2
+    angles = positions.unsqueeze(-1) * inverse  # in fp64: at position 131,072 the error of fp32 angles is 1e-2
     return (angles.cos() * scaling.magnitude).float(), (angles.sin() * scaling.magnitude).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turn the pairs of x by their angles: (a, b) -> (a·cos - b·sin, a·sin + b·cos).
+    """Rotate the pairs of x by their angles: (a, b) -> (a·cos - b·sin, a·sin + b·cos).
 
     x: [..., H, R]; cos, sin: [..., R/2], the same for every head. Pairs are (x_2i, x_2i+1) when interleaved, as in
     DeepSeek, else (x_i, x_{i+R/2}), as in Llama and Qwen. Returns x's shape and dtype; the product is taken in fp32.

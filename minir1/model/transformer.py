@@ -64,13 +64,13 @@ class Transformer(nn.Module):
 
     @property
     def rope_size(self) -> int:
-        """How many numbers of a head RoPE turns."""
+        """R, the numbers of a head that RoPE rotates."""
         return self.config.rope if self.config.attention == "mla" else self.config.head_size
 
     def recompute(self, on: bool = True) -> None:
-        """Whether training keeps only the input of each block and computes the block again in the backward pass.
+        """Keep only the input of each block in training, and compute the block again in the backward pass.
 
-        Gradients are the same to the bit where operators are deterministic; a step costs one more forward pass.
+        Gradients have the same bits where operators are deterministic; a step costs one more forward pass.
         """
         for block in (*self.blocks, *(module.block for module in self.mtp)):
             block.recompute = on
@@ -81,13 +81,13 @@ class Transformer(nn.Module):
         return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of RoPE. positions: int64 [...]; two fp32 tensors [..., R/2]."""
+        """cos and sin of RoPE, two fp32 tensors [..., R/2]. positions: int64 [...]."""
         return rope_angles(self.rope_size, positions, self.config.rope_theta, self.config.rope_scaling)
 
     def cache(self, rows: int, slots: int, *, mtp: bool = False) -> Cache:
-        """An empty cache for `rows` rows of up to `slots` tokens, of the model's device and dtype.
+        """An empty cache for `rows` rows of up to `slots` tokens, on the model's device, in its dtype.
 
-        With `mtp` it holds the modules for multi-token prediction too, as layers after the last block.
+        With `mtp` it also has layers for the MTP modules, after those of the blocks.
         """
         layers = self.config.layers + (len(self.mtp) if mtp else 0)
         return Cache(replace(self.config, layers=layers), rows, slots, self.device, self.embedding.weight.dtype)
@@ -102,13 +102,12 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         record: list[Routing] | None = None,
     ) -> Tensor:
-        """The state after the last norm, from which the next token is predicted.
+        """The states after the last norm, from which the next tokens are predicted: [B, T, D] or [N, D].
 
         tokens: int64 [B, T], right-padded if `lengths` (int64 [B]) is given, or [N] packed if `cu_seqlens` (int32
-        [B+1]) is. positions: int64 of the tokens' shape, counted from each row's start by default. With a cache the
-        tokens follow those in it, and are added to it. `record` collects one Routing a MoE layer.
-        Returns [B, T, D] or [N, D] in the model's dtype; padding gives zeros and enters no layer. Over a cache with
-        tokens in it, the states at padding are undefined.
+        [B+1]) is. positions: int64 of the tokens' shape, by default counted from each row's start. Tokens are appended
+        to the cache, if there is one. `record` gets one Routing per MoE layer. Padding enters no layer and its states
+        are zero; after a cache with tokens in it they are undefined.
         """
         if positions is not None and positions.shape != tokens.shape:
             raise ValueError(f"positions {tuple(positions.shape)}: expected the tokens' shape, {tuple(tokens.shape)}")
@@ -116,18 +115,17 @@ class Transformer(nn.Module):
             if tokens.ndim != 1 or lengths is not None or cache is not None:
                 raise ValueError("cu_seqlens goes with packed tokens [N], without lengths or cache")
             layout = from_cu_seqlens(cu_seqlens, len(tokens))
-            return self._fresh(tokens, positions, layout, None, record)
+            return self._prefill(tokens, positions, layout, None, record)
         if tokens.ndim != 2:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}, expected [B, T], or [N] with cu_seqlens")
         if cache is not None and cache.used > 0:
             return self._decode(tokens, positions, lengths, cache, record)
         layout = packing(*tokens.shape, lengths, tokens.device)
-        flat_positions = None if positions is None else layout.pack(positions.unsqueeze(-1)).squeeze(-1)
-        flat = layout.pack(tokens.unsqueeze(-1)).squeeze(-1)
-        return layout.pad(self._fresh(flat, flat_positions, layout, cache, record))
+        positions = None if positions is None else layout.pack(positions)
+        return layout.pad(self._prefill(layout.pack(tokens), positions, layout, cache, record))
 
-    def _fresh(self, tokens, positions, layout: Packing, cache, record, routes=None) -> Tensor:
-        """Rows from their first token, or from where the cache ends. tokens, positions: [N] -> [N, D].
+    def _prefill(self, tokens, positions, layout: Packing, cache, record, routes=None) -> Tensor:
+        """Packed rows without a cache, or the next chunk of the rows in a cache. tokens, positions: [N] -> [N, D].
 
         routes: for each layer the experts to use, or None.
         """
@@ -156,12 +154,12 @@ class Transformer(nn.Module):
         chunk: int = 512,
         routes_to: Tensor | None = None,
     ) -> Tensor:
-        """Fill an empty cache with prompts, `chunk` columns at a time; memory beside the cache does not grow with T.
+        """Fill an empty cache with prompts, `chunk` columns at a time, so activations do not grow with T; no gradients.
 
-        tokens: int64 [B, T], right-padded if `lengths` (int64 [B], at least 1) is given. The cache ends as after one
-        call of `hidden`. Returns the hidden state of each row's last token, [B, D]. Not for training. Rows that have
-        ended still cost attention until the longest has. routes_to: int16 [B, T, L_moe, K_r], which is filled with the
-        experts of each token, -1 at padding.
+        tokens: int64 [B, T], right-padded if `lengths` (int64 [B], at least 1) is given. Returns the hidden state of
+        each row's last token, [B, D], and leaves the cache as one call of `hidden` does. A row that has ended still
+        costs attention until the longest row ends. routes_to: int16 [B, T, L_moe, K_r], filled with the experts of
+        each token, -1 at padding.
         """
         if tokens.ndim != 2 or chunk < 1:
             raise ValueError(f"tokens {tuple(tokens.shape)}, chunk = {chunk}: expected [B, T] and at least 1")
@@ -177,7 +175,7 @@ class Transformer(nn.Module):
             left = whole - start
             here = None if lengths is None else left.clamp(0, part.shape[1])
             layout = packing(*part.shape, here, tokens.device)
-            hidden = self._fresh(layout.pack(part.unsqueeze(-1)).squeeze(-1), None, layout, cache, record)
+            hidden = self._prefill(layout.pack(part), None, layout, cache, record)
             if record is not None:
                 routes_to[:, start : cache.used] = layout.pad(routes_of(record) + 1) - 1  # padding gives 0, here -1
             ending = (left > 0) & (left <= part.shape[1])
@@ -185,7 +183,7 @@ class Transformer(nn.Module):
         return last
 
     def _decode(self, tokens, positions, lengths, cache: Cache, record) -> Tensor:
-        """Tokens that follow a cache. tokens: [B, T] -> [B, T, D]."""
+        """New tokens after those in the cache. tokens: [B, T] -> [B, T, D]."""
         new = tokens.shape[1]
         if cache.used + new > cache.slots:
             raise ValueError(f"{cache.used} + {new} tokens do not fit into a cache of {cache.slots} slots")
@@ -199,8 +197,8 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def head_matrix(self) -> Tensor:
-        """w of `logits`, [V, D], to be made once for many calls: in fp32, unless the device sums products of 16 bits in
-        fp32 and returns them so, as CUDA does. A model of 32 or 64 bits has its own matrix there, without a copy."""
+        """w of `logits`, [V, D], made once for many calls: upcast to fp32, except on CUDA, where 16-bit products have
+        fp32 results. The weights of a 32- or 64-bit model are not copied."""
         w = self.head.weight.detach()
         return w if w.is_cuda else w.to(torch.promote_types(w.dtype, torch.float32))
 
@@ -209,7 +207,7 @@ class Transformer(nn.Module):
 
         matrix: `head_matrix()`, or None to make it here.
         """
-        # Logits of 16 bits would be rounded where logprob's are not: sampler and trainer would differ.
+        # With 16-bit logits the sampler would round where logprob does not: the two policies would differ.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         w = self.head.weight if matrix is None else matrix
         if w.is_cuda and w.dtype == hidden.dtype != dtype and not torch.is_grad_enabled():
@@ -222,7 +220,7 @@ class Transformer(nn.Module):
         return z
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """tokens: int64 [B, T] -> logits fp32 [B, T, V]; for reading, not for training: see logprob."""
+        """tokens: int64 [B, T] -> logits fp32 [B, T, V]. Train on `logprob` instead, which needs less memory."""
         return self.logits(self.hidden(tokens, lengths=lengths))
 
     def logprob(
@@ -241,17 +239,16 @@ class Transformer(nn.Module):
 
         tokens: int64 [B, T], right-padded; lengths: int64 [B] (None: full rows); mask: bool [B, T], the tokens wanted
         (None: every token but the first of its row). Returns fp32 [B, T], zero where not wanted, in column 0 and at
-        padding; with entropy=True also the entropy in nats of the distribution that x_t was drawn from, [B, T]; with
-        value, a `heads.ValueHead`, at last V of the state before x_t, [B, T], from the same pass.
+        padding; with entropy=True also the entropy in nats of the distribution of x_t, [B, T]; with value, a
+        `heads.ValueHead`, last of all V of the state before x_t, [B, T], from the same pass.
 
-        routes: int [B, T, L_moe, K_r], experts that each MoE layer must use for each token, -1 where it chooses: the
-        replay of `Rollout.routes` (R3, arXiv:2510.11370). Their gates come from the present router. ValueError for a
-        model without MoE layers, another shape, or an expert that is not there.
+        routes: int [B, T, L_moe, K_r], the experts that each MoE layer must use for each token, -1 where it chooses:
+        the replay of `Rollout.routes` (R3, arXiv:2510.11370). Gates come from the current router. ValueError for a
+        model without MoE layers, another shape, or an expert that does not exist.
         """
         layout, flat, wanted = _wanted(tokens, lengths, mask)
         experts = None if routes is None else self._each_layer(routes, layout)
-        hidden = self._fresh(flat, layout.positions(), layout, None, record, experts)
-        wanted = wanted.nonzero().squeeze(1)
+        hidden = self._prefill(flat, layout.positions(), layout, None, record, experts)
         states = hidden.index_select(0, wanted - 1)
         scores = self._score(states, flat, wanted, layout, temperature, entropy)
         if value is not None:
@@ -266,22 +263,15 @@ class Transformer(nn.Module):
             raise ValueError("routes: a dense model has none")
         if routes.shape != shape:
             raise ValueError(f"routes {tuple(routes.shape)}: expected {shape}, [B, T, L_moe, K_r]")
-        packed = layout.pack(routes)
+        packed = layout.pack(routes)  # [N, L_moe, K_r]
         if ((packed < -1) | (packed >= config.experts) | ((packed < 0) != (packed[..., :1] < 0))).any():
             raise ValueError(f"routes: expected {shape[-1]} of the experts 0 to {config.experts - 1}, or -1 alone")
         return [None] * (config.layers - config.moe_layers) + list(packed.unbind(1))
 
     def _score(self, hidden, flat, wanted, layout: Packing, temperature=1.0, entropy=False) -> list[Tensor]:
         """Log-probs, and entropies if asked for, of the packed tokens `wanted` [M] from states [M, D]; each [B, T]."""
-        scores = linear_logprob(
-            hidden,
-            self.head.weight,
-            flat[wanted],
-            temperature=temperature,
-            softcap=self.config.softcap,
-            logit_scale=self.config.logit_scale,
-            entropy=entropy,
-        )
+        scale = {"temperature": temperature, "softcap": self.config.softcap, "logit_scale": self.config.logit_scale}
+        scores = linear_logprob(hidden, self.head.weight, flat[wanted], entropy=entropy, **scale)
         return [_grid(x, wanted, layout) for x in scores if x is not None]
 
     def mtp_logprob(
@@ -296,41 +286,39 @@ class Transformer(nn.Module):
 
         logp_0 is the result of `logprob`. logp_k[b, t] is the log-prob of x_t by MTP module k, whose state h^k_{t-k-1}
         is a function of x_<t; 0 where t <= k. Arguments as for `logprob`; each fp32 [B, T]. After those of the blocks,
-        `record` gets one Routing a module, over the first lengths - k tokens of each row.
+        `record` gets one Routing per module, over the first lengths - k tokens of each row.
         """
         layout, flat, wanted = _wanted(tokens, lengths, mask)
-        hidden = self._fresh(flat, layout.positions(), layout, None, record)
-        index = wanted.nonzero().squeeze(1)
-        scores = self._score(hidden.index_select(0, index - 1), flat, index, layout)
-        # The last token of a row is followed by the first of another, which is not wanted, or by nothing.
-        wanted = F.pad(wanted, (0, 1))
+        hidden = self._prefill(flat, layout.positions(), layout, None, record)
+        scores = self._score(hidden.index_select(0, wanted - 1), flat, wanted, layout)
+        # After the last token of a row comes the first of another, which is never wanted, or the end: one more entry.
+        is_wanted = torch.zeros(len(flat) + 1, dtype=torch.bool, device=flat.device).index_fill(0, wanted, True)
         for k, (index, state) in enumerate(self.look_ahead(flat, hidden, layout, record=record), start=1):
-            inside = wanted[index + k + 1].nonzero().squeeze(1)
+            inside = is_wanted[index + k + 1].nonzero().squeeze(1)
             scores += self._score(state.index_select(0, inside), flat, index[inside] + k + 1, layout)
         return scores
 
     def look_ahead(self, flat: Tensor, hidden: Tensor, layout: Packing, cache: Cache | None = None, record=None):
-        """The MTP modules over packed rows: `mtp.look_ahead` with the model's own embedding and RoPE."""
+        """`mtp.look_ahead` over packed rows, with this model's modules, embedding and RoPE."""
         return look_ahead(self.mtp, self.embed(flat), hidden, self.angles(layout.positions()), layout, cache, record)
 
 
 def _wanted(tokens: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Packing, Tensor, Tensor]:
-    """The packing, the packed tokens [N], and which of them have a log-prob that is asked for, bool [N]."""
+    """The packing, the packed tokens [N], and the indices of those whose log-prob is wanted, int64 [M]."""
     if tokens.ndim != 2 or (mask is not None and mask.shape != tokens.shape):
         shape = None if mask is None else tuple(mask.shape)
         raise ValueError(f"tokens {tuple(tokens.shape)}, mask {shape}: expected [B, T] both")
     layout = packing(*tokens.shape, lengths, tokens.device)
     wanted = layout.positions() > 0
     if mask is not None:
-        wanted = wanted & layout.pack(mask.unsqueeze(-1)).squeeze(-1).bool()
-    return layout, layout.pack(tokens.unsqueeze(-1)).squeeze(-1), wanted
+        wanted = wanted & layout.pack(mask).bool()
+    return layout, layout.pack(tokens), wanted.nonzero().squeeze(1)
 
 
 def _grid(x: Tensor, wanted: Tensor, layout: Packing) -> Tensor:
     """Numbers [M] of the packed tokens `wanted` at their positions in a grid of zeros, [B, T]."""
     index = wanted if layout.index is None else layout.index[wanted]
-    shape = layout.rows, layout.columns
-    return x.new_zeros(shape).flatten().index_copy(0, index, x).view(shape)
+    return x.new_zeros(layout.rows * layout.columns).index_copy(0, index, x).view(layout.rows, layout.columns)
 
 
 def on_meta(config: ModelConfig) -> Transformer:
