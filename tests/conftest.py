@@ -25,6 +25,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def toy_base(tmp_path_factory):
     """toy_base("moe") or ("dense"): the run folder of a toy base, trained when first asked for."""

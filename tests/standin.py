@@ -2,10 +2,10 @@
 
     import standin; standin.register()      then torch.device("standin") is a device like "cuda"
 
-It is torch's PrivateUse1 backend. A tensor on it is a real tensor whose memory is ordinary memory: DLPack hands the
-same memory over under another device name. Every operator runs on the CPU, so results are equal to the CPU's to the
-bit. As on a GPU, a CPU tensor may meet tensors of the device only as a number of no dimensions, or in a copy; an index
-on the CPU, which CUDA would forgive, is refused too. `python tests/standin.py SCRIPT …` runs a script or, with `-m`, a
+It uses torch's PrivateUse1 backend. Its tensors have ordinary memory, which DLPack passes on with another device name.
+Every operator runs on the CPU, so results have the CPU's bits. As on a GPU, an operator may mix CPU tensors with those
+of the device only if they have no dimensions, or in a copy; indices on the CPU, which CUDA allows, are refused too.
+`python tests/standin.py SCRIPT …` runs a script or, with `-m`, a
 module that may then take `--device standin`.
 """
 
@@ -51,9 +51,9 @@ def _map(function, x):
 
 
 def _number(value: float, args) -> Tensor:
-    """A Python number that stands for a tensor, of a dtype that changes no result's."""
-    wide = any(isinstance(x, Tensor) and x.is_floating_point() for x in args)
-    dtype = torch.float64 if wide else torch.float32
+    """A Python number as a tensor whose dtype does not change that of the result."""
+    floating = any(isinstance(x, Tensor) and x.is_floating_point() for x in args)
+    dtype = torch.float64 if floating else torch.float32
     return torch.tensor(value, dtype=dtype if isinstance(value, float) else None)
 
 
@@ -117,7 +117,7 @@ def _memory(storage: torch.UntypedStorage) -> Tensor:
 
 
 def _patch_storages() -> None:
-    """Copies of storages, in which torch would look for an allocator of the device: deepcopy, torch.save and load."""
+    """Replace the copies of storages in deepcopy, torch.save and load, which need an allocator of the device."""
     deepcopy, cpu, to = Tensor.__deepcopy__, torch.UntypedStorage.cpu, torch.UntypedStorage.to
 
     def tensor_deepcopy(self, memo):
@@ -140,7 +140,7 @@ def _patch_storages() -> None:
 
 
 def _attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
-    """The CPU's fused attention, which takes fewer key heads as they are; torch chooses it by the device's name."""
+    """The CPU's fused attention, which torch chooses by the device's name; it supports fewer key heads itself."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return fused(q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 

@@ -1,4 +1,4 @@
-"""cache.py: what is kept, dropped and repeated, and which slots a token may see."""
+"""cache.py: writing, keeping and repeating rows, and the slots that a token may see."""
 import pytest
 import torch
 
@@ -12,10 +12,10 @@ EACH = pytest.mark.parametrize("config", CONFIGS, ids=["mla", "gqa"])
 def filled(config, lengths, slots=6):
     """Row b, slot s of layer l holds the number 100·l + 10·b + s + 1 throughout."""
     cache = Cache(config, len(lengths), slots)
-    for layer, held in enumerate(cache.layers):
+    for layer, values in enumerate(cache.layers):
         for b, n in enumerate(lengths):
             for s in range(n):
-                held[b, s] = 100 * layer + 10 * b + s + 1
+                values[b, s] = 100 * layer + 10 * b + s + 1
     cache.advance(torch.tensor(lengths), max(lengths))
     return cache
 
@@ -47,14 +47,14 @@ def test_positions_and_visible_slots_of_ragged_rows():
 def test_write_places_each_row_at_its_own_end(config):
     cache = filled(config, [3, 1])
     entry = torch.full((2, 2, *cache.layers[0].shape[2:]), 77.0)
-    held = cache.write(0, cache.positions(2), entry)
-    assert held.shape[1] == 5  # the slots in use, not all six
+    in_use = cache.write(0, cache.positions(2), entry)
+    assert in_use.shape[1] == 5  # the slots in use, not all six
     assert rows(cache) == [[1, 2, 3, 77, 77, 0], [11, 77, 77, 0, 0, 0]]
     assert rows(cache, 1) == [[101, 102, 103, 0, 0, 0], [111, 0, 0, 0, 0, 0]]  # the other layer is as it was
     cache.advance(torch.tensor([2, 1]), 2)  # the second row had one real token only
     assert cache.length.tolist() == [5, 2] and cache.used == 5
     cache.write(0, cache.positions(1), entry[:, :1] + 1)
-    assert rows(cache) == [[1, 2, 3, 77, 77, 78], [11, 77, 78, 0, 0, 0]]  # what padding left is overwritten
+    assert rows(cache) == [[1, 2, 3, 77, 77, 78], [11, 77, 78, 0, 0, 0]]  # padding is overwritten
 
 
 @EACH
@@ -83,7 +83,7 @@ def test_repeat(config):
     assert rows(more)[1] == [1, 2, 3, 9, 0] and rows(more)[3] == [11, 9, 0, 0, 0]
 
 
-def test_extent_never_passes_the_slots():
+def test_used_never_exceeds_the_slots():
     cache = filled(CONFIGS[0], [5, 1])
     cache.advance(torch.tensor([1, 1]), 2)
     assert cache.used == cache.slots == 6

@@ -40,15 +40,15 @@ tiny = pytest.mark.parametrize("config", TINY.values(), ids=TINY)
 
 
 def test_deepseek_v3_is_671b_of_which_37b_are_active():
-    found = counting.count(DEEPSEEK_V3, length=4096)
-    assert found["total"] == 671_026_404_352
-    assert found["active"] / 1e9 == pytest.approx(36.63, abs=0.005)
-    assert found["active_with_embedding"] / 1e9 == pytest.approx(37.55, abs=0.005)
-    assert found["total/mtp"] / 1e9 == pytest.approx(11.6, abs=0.05)
-    assert found["total/routed"] == 58 * 256 * 3 * 7168 * 2048 and found["active/routed"] == 58 * 8 * 3 * 7168 * 2048
+    counts = counting.count(DEEPSEEK_V3, length=4096)
+    assert counts["total"] == 671_026_404_352
+    assert counts["active"] / 1e9 == pytest.approx(36.63, abs=0.005)
+    assert counts["active_with_embedding"] / 1e9 == pytest.approx(37.55, abs=0.005)
+    assert counts["total/mtp"] / 1e9 == pytest.approx(11.6, abs=0.05)
+    assert counts["total/routed"] == 58 * 256 * 3 * 7168 * 2048 and counts["active/routed"] == 58 * 8 * 3 * 7168 * 2048
     # arXiv:2505.09343, tables 1 and 2: 70.272 KB of cache and 250 GFLOP of training a token, rows of 4,096
-    assert found["cache/token_layer"] == 512 + 64 and found["cache/token"] == 70_272
-    assert found["flops/train"] / 1e9 == pytest.approx(250, abs=0.6)
+    assert counts["cache/token_layer"] == 512 + 64 and counts["cache/token"] == 70_272
+    assert counts["flops/train"] / 1e9 == pytest.approx(250, abs=0.6)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_deepseek_v3_is_671b_of_which_37b_are_active():
     ],
 )
 def test_known_sizes(name, total, active):
-    found = counting.count(PRESETS[name])
-    assert found["total"] / 1e9 == pytest.approx(total, rel=1e-3)
-    assert found["active"] / 1e9 == pytest.approx(active, rel=2e-3)
+    counts = counting.count(PRESETS[name])
+    assert counts["total"] / 1e9 == pytest.approx(total, rel=1e-3)
+    assert counts["active"] / 1e9 == pytest.approx(active, rel=2e-3)
 
 
 def test_the_distilled_qwen_is_qwen_untied():
@@ -125,11 +125,11 @@ def test_a_tied_embedding_counts_once_and_works_as_the_head():
     model = on_meta(TINY["gqa mtp"])
     assert counting.total_parameters(model)["head"] == 0
     assert counting.active_parameters(model)["head"] == 40 * 24 and counting.active_parameters(model)["embedding"] == 0
-    found = counting.count(TINY["gqa mtp"])
-    assert found["total"] == found["active"] == found["active_with_embedding"]
+    counts = counting.count(TINY["gqa mtp"])
+    assert counts["total"] == counts["active"] == counts["active_with_embedding"]
 
 
-def test_biases_and_gains_are_parameters_but_no_matrices():
+def test_biases_and_norm_weights_are_parameters_but_no_matrices():
     model = on_meta(TINY["gqa"])
     every, matrices = counting.active_parameters(model), counting.active_parameters(model, matrices=True)
     assert every["attention"] - matrices["attention"] == 3 * (24 + 2 * 12 + 24) and matrices["norms"] == 0
@@ -144,22 +144,22 @@ def test_an_unknown_parameter_is_named():
 
 
 def flops(work) -> int:
-    """What torch counts, attention over fresh rows as two products of full squares."""
+    """What torch counts; attention without a cache counts as two products of full squares."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
 def padded(config: ModelConfig) -> ModelConfig:
-    """With one size for q, k and v: attention pads the smaller, and torch counts the padding."""
+    """With one size for q, k and v: attention pads the smaller ones, and torch counts the padding."""
     return replace(config, v_dim=config.nope + config.rope)
 
 
 @tiny
 def test_flops_of_a_forward_pass_are_those_that_torch_counts(config):
     model = Transformer(padded(config))
-    found = flops(lambda: model(torch.zeros(2, 7, dtype=torch.int64)))
-    assert found == 2 * 7 * counting.forward_flops(model, keys=7)  # torch's square has no mask
+    counts = flops(lambda: model(torch.zeros(2, 7, dtype=torch.int64)))
+    assert counts == 2 * 7 * counting.forward_flops(model, keys=7)  # torch's square has no mask
 
 
 @tiny
@@ -167,8 +167,8 @@ def test_flops_of_decoding_are_those_that_torch_counts(config):
     model = Transformer(config)
     cache = model.cache(2, 16)
     model.hidden(torch.zeros(2, 5, dtype=torch.int64), cache=cache)
-    found = flops(lambda: model.logits(model.hidden(torch.zeros(2, 1, dtype=torch.int64), cache=cache)))
-    assert found == 2 * counting.decode_flops(model, length=6)
+    counts = flops(lambda: model.logits(model.hidden(torch.zeros(2, 1, dtype=torch.int64), cache=cache)))
+    assert counts == 2 * counting.decode_flops(model, length=6)
 
 
 def test_flops_by_hand():
@@ -177,7 +177,7 @@ def test_flops_by_hand():
     pairs = 2 * 2 * (2 + 2)  # 2·H·(d + d) a key a layer
     assert counting.forward_flops(model, 3) == 2 * (2 * block + 40) + 2 * pairs * 3
     assert counting.decode_flops(model, 3) == counting.forward_flops(model, 3)
-    assert counting.train_flops(model, 5) == 3 * counting.forward_flops(model, 3)  # (5 + 1) / 2 keys in the mean
+    assert counting.train_flops(model, 5) == 3 * counting.forward_flops(model, 3)  # (5 + 1) / 2 keys on average
     assert counting.train_flops(model, 5, mtp=True) == 3 * (2 * (block + 8 * 4 + 40) + pairs * 3)
 
 
@@ -210,9 +210,9 @@ def test_what_cannot_be_counted_says_why(tmp_path):
         command.find("gpt-5")
     with pytest.raises(ValueError, match="neither"):
         command.find(str(tmp_path))  # a folder without config.json
-    for text, told in (("{", "is damaged"), ("[1]", "holds no object"), ('{"architectures": ["Rnn"]}', "'Rnn'")):
+    for text, text in (("{", "is damaged"), ("[1]", "holds no object"), ('{"architectures": ["Rnn"]}', "'Rnn'")):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=text):
             command.find(str(tmp_path))
     with pytest.raises(ValueError, match="length = 0"):
         counting.count(TINY["mla"], length=0)
@@ -221,10 +221,10 @@ def test_what_cannot_be_counted_says_why(tmp_path):
 def test_all_presets_at_once(tmp_path, capsys):
     files = {"json": tmp_path / "a" / "count.json", "figure": tmp_path / "count.png"}
     command.main(command.Config("all", length=8192, **files))
-    told = capsys.readouterr().out
-    assert "671.0B" in told and "36.63B" in told and "length of 8,192" in told
-    found = json.loads(files["json"].read_text())
-    assert list(found) == list(PRESETS) and found["minir1"]["length"] == 8192
+    text = capsys.readouterr().out
+    assert "671.0B" in text and "36.63B" in text and "length of 8,192" in text
+    counts = json.loads(files["json"].read_text())
+    assert list(counts) == list(PRESETS) and counts["minir1"]["length"] == 8192
     assert files["figure"].read_bytes().startswith(b"\x89PNG")
 
 
@@ -237,9 +237,9 @@ def test_it_runs_from_the_command_line():
 @pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-0.6b"])
 def test_one_preset_prints_its_parts(name, capsys):
     command.main(command.Config(name))
-    told = capsys.readouterr().out
-    assert "embedding" in told and "decoding, a token at position 4,096" in told
-    assert ("multi-token prediction" in told) == ("routed experts" in told) == ("v3" in name)
+    text = capsys.readouterr().out
+    assert "embedding" in text and "decoding, a token at position 4,096" in text
+    assert ("multi-token prediction" in text) == ("routed experts" in text) == ("v3" in name)
 
 
 def test_numbers_for_people():
@@ -251,10 +251,10 @@ def test_numbers_for_people():
 
 
 def test_the_figure_says_what_it_shows(tmp_path):
-    found = {"a": (1e9, 1e9), "b": (1.01e9, 1.01e9), "moe": (5e11, 2.5e10)}
-    found = {name: {"total": total, "active_with_embedding": active} for name, (total, active) in found.items()}
-    figure = sizes(found, tmp_path / "a.png")
+    counts = {"a": (1e9, 1e9), "b": (1.01e9, 1.01e9), "moe": (5e11, 2.5e10)}
+    counts = {name: {"total": total, "active_with_embedding": active} for name, (total, active) in counts.items()}
+    figure = sizes(counts, tmp_path / "a.png")
     words = [text.get_text() for owner in (figure, *figure.axes) for text in owner.texts]
     assert {"a · b", "moe\n25B of 500B: 5.0%", "moe: a token uses 25B of 500B parameters"} <= set(words)
-    alone = sizes({"a": found["a"]}, tmp_path / "b.png")
+    alone = sizes({"a": counts["a"]}, tmp_path / "b.png")
     assert alone.texts[0].get_text() == "Dense models use every parameter for every token"

@@ -1,4 +1,4 @@
-"""device.py: names of devices and dtypes, and memory in sane units."""
+"""device.py: names of devices and dtypes, and memory in GiB."""
 
 import pytest
 import standin
@@ -8,7 +8,7 @@ from minir1 import device
 from minir1.device import free_memory_gib, peak_memory_gib, pick, pick_dtype, synchronize
 
 
-def test_a_device_is_one_that_the_machine_has(monkeypatch):
+def test_a_device_by_name(monkeypatch):
     cpu = torch.device("cpu")
     assert pick("cpu") == pick(cpu) == cpu
     assert pick() == pick("auto") == torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,13 +26,13 @@ def test_a_device_that_is_not_here_is_refused(name):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_no_gpu_is_said_in_one_line():
+def test_the_error_without_a_gpu_is_one_line():
     with pytest.raises(ValueError, match="device = 'cuda': this machine has .*cpu, or auto") as error:
         pick("cuda")
     assert "\n" not in str(error.value)
 
 
-def test_a_registered_device_is_taken_by_name_and_never_by_itself():
+def test_a_registered_device_needs_its_name():
     own = standin.register()
     assert pick("standin") == own and pick().type != "standin"
     synchronize(own)
@@ -57,7 +57,7 @@ def test_dtypes(monkeypatch, capsys):
         pick_dtype("float16", cpu)
 
 
-def test_peak_memory_grows_with_what_is_touched():
+def test_peak_memory_covers_what_is_allocated():
     before = peak_memory_gib()
     block = torch.ones(2**26)  # 0.25 GiB
     assert 0.02 < before < 64 and peak_memory_gib() >= before

@@ -1,4 +1,4 @@
-"""fp8.py: the error of rounding is bounded, blocks are ragged, and DeepSeek's checkpoints load with it."""
+"""fp8.py: dequantised blocks, bounds on the rounding error, and checkpoints in DeepSeek's fp8 format."""
 import json
 
 import pytest
@@ -24,8 +24,8 @@ LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 def quantize(weight: torch.Tensor, block: tuple[int, int] = (128, 128)) -> tuple[torch.Tensor, torch.Tensor]:
     """q = round(w / s) in e4m3 with s = max |w| / 448 of the block, so that its largest weight is 448.
 
-    weight: any float [rows, columns]. Returns q: float8_e4m3fn [rows, columns], and s: fp32, a number a block; s is 1
-    where a block is zero. With three bits behind the leading one, and steps of 2^-9 at the lower end,
+    weight: any float [rows, columns]. Returns q: float8_e4m3fn [rows, columns], and s: fp32, one number per block; s
+    is 1 where a block is zero. With three bits after the leading one, and steps of 2^-9 at the lower end,
     |q·s - w| <= max(|w| / 17, s / 1024), and so at most 1/28 of the block's largest weight.
     """
     scale = weight.new_empty(scale_shape(weight.shape, block), dtype=torch.float32)
@@ -43,8 +43,8 @@ def matrix(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def spread(scale, shape, block=(128, 128)):
-    """Every weight's scale, by index: [rows, columns]."""
+def expand(scale, shape, block=(128, 128)):
+    """The scale of every weight, by index: [rows, columns]."""
     rows, columns = (torch.arange(n) // size for n, size in zip(shape, block))
     return scale[rows][:, columns]
 
@@ -57,7 +57,7 @@ def test_dequantize_is_the_product_with_the_scale_of_the_block(shape):
     q = (100 * matrix(*shape)).to(torch.float8_e4m3fn)
     scale = matrix(*scale_shape(shape, (128, 128)), seed=1).abs()
     out = dequantize(q, scale, torch.empty(shape))
-    assert torch.equal(out, q.float() * spread(scale, shape))
+    assert torch.equal(out, q.float() * expand(scale, shape))
     low = dequantize(q, scale, torch.empty(shape, dtype=torch.bfloat16))
     assert torch.equal(low, out.bfloat16())  # the product in fp32, rounded once
 
@@ -74,10 +74,10 @@ def test_round_trip_error_is_bounded(shape, spread_of):
     q, scale = quantize(weight)
     assert q.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32
     error = (dequantize(q, scale, torch.empty_like(weight)) - weight).abs()
-    each = spread(scale, shape)
+    each = expand(scale, shape)
     assert (error <= torch.maximum(weight.abs() / 17, each / 1024) * (1 + 1e-5)).all()
     assert (error <= each * 448 / 28 * (1 + 1e-5)).all()
-    if weight.numel() > 1000:  # and the bounds are no wider than they must be
+    if weight.numel() > 1000:  # the bounds are tight
         assert error.div(weight.abs())[weight.abs() > each].max() > 0.9 / 17
         assert error.div(each).max() > 0.9 * 16
 
@@ -91,7 +91,7 @@ def test_the_largest_of_a_block_is_448_and_zeros_stay_zero():
     assert torch.equal(back == 0, q.float() == 0) and back[128:].eq(0).all()
 
 
-def test_what_8_bits_hold_comes_back_exactly():
+def test_numbers_of_8_bits_come_back_exactly():
     q = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     weight = q[~q.isnan()].view(2, 127) * 0.25
     q, scale = quantize(weight)
@@ -103,7 +103,7 @@ def test_other_blocks():
     q, scale = quantize(weight, (16, 32))
     assert scale.shape == (4, 3)
     out = dequantize(q, scale, torch.empty_like(weight), (16, 32))
-    assert torch.equal(out, q.float() * spread(scale, weight.shape, (16, 32)))
+    assert torch.equal(out, q.float() * expand(scale, weight.shape, (16, 32)))
 
 
 def test_shapes_that_do_not_fit():
@@ -184,34 +184,34 @@ def write(tensors, source, folder, stated=STATED, shards=1):
 @pytest.mark.parametrize("shards", [1, 3])
 def test_load_dequantises(original, tmp_path, shards):
     model, source, tensors = original
-    held = packed(tensors)
-    assert sum(name.endswith(SCALE) for name in held) > 20
-    write(held, source, tmp_path, shards=shards)
-    low, wide = load(tmp_path)[0], load(tmp_path, dtype=torch.float32)[0]
-    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+    stored = packed(tensors)
+    assert sum(name.endswith(SCALE) for name in stored) > 20
+    write(stored, source, tmp_path, shards=shards)
+    half, full = load(tmp_path)[0], load(tmp_path, dtype=torch.float32)[0]
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     down = "model.layers.1.mlp.experts.2.down_proj.weight"
-    scales = spread(held[down + SCALE], held[down].shape)
-    assert torch.equal(wide.blocks[1].ffn.experts.down[2], held[down].float() * scales)
-    assert torch.equal(low.blocks[1].ffn.experts.down[2], wide.blocks[1].ffn.experts.down[2].bfloat16())
-    assert torch.equal(low.blocks[1].ffn.bias, model.blocks[1].ffn.bias)
+    scales = expand(stored[down + SCALE], stored[down].shape)
+    assert torch.equal(full.blocks[1].ffn.experts.down[2], stored[down].float() * scales)
+    assert torch.equal(half.blocks[1].ffn.experts.down[2], full.blocks[1].ffn.experts.down[2].bfloat16())
+    assert torch.equal(half.blocks[1].ffn.bias, model.blocks[1].ffn.bias)
     for name, parameter in model.named_parameters():
-        error = (wide.get_parameter(name) - parameter.float()).abs()
+        error = (full.get_parameter(name) - parameter.float()).abs()
         assert error.max() <= parameter.float().abs().max() / 28 * 1.00001, name
-    assert torch.equal(wide.embedding.weight, model.embedding.weight.float())
-    save(low, TOKENIZER, tmp_path)  # and what is saved says nothing of fp8 any more
+    assert torch.equal(full.embedding.weight, model.embedding.weight.float())
+    save(half, TOKENIZER, tmp_path)  # in bf16
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
-    assert torch.equal(load(tmp_path)[0].blocks[0].ffn.down.weight, low.blocks[0].ffn.down.weight)
+    assert torch.equal(load(tmp_path)[0].blocks[0].ffn.down.weight, half.blocks[0].ffn.down.weight)
 
 
 def test_fp8_that_does_not_fit_is_named(original, tmp_path):
     _, source, tensors = original
-    held = packed(tensors)
+    stored = packed(tensors)
     attention = "model.layers.0.self_attn."
-    del held[attention + "o_proj.weight" + SCALE]
-    held[attention + "q_a_proj.weight" + SCALE] = torch.ones(9, 9)
-    held["model.norm.weight" + SCALE] = torch.ones(1, 1)  # of a tensor that is not in fp8
-    held["model.layers.0.input_layernorm.weight"] = torch.ones(136).to(torch.float8_e4m3fn)
-    write(held, source, tmp_path)
+    del stored[attention + "o_proj.weight" + SCALE]
+    stored[attention + "q_a_proj.weight" + SCALE] = torch.ones(9, 9)
+    stored["model.norm.weight" + SCALE] = torch.ones(1, 1)  # of a tensor that is not in fp8
+    stored["model.layers.0.input_layernorm.weight"] = torch.ones(136).to(torch.float8_e4m3fn)
+    write(stored, source, tmp_path)
     with pytest.raises(ValueError) as error:
         load(tmp_path)
     for line in (
@@ -227,11 +227,4 @@ def test_fp8_that_config_json_does_not_state(original, tmp_path):
     _, source, tensors = original
     write(packed(tensors), source, tmp_path, stated=None)
     with pytest.raises(ValueError, match=r"surplus: .*_scale_inv; .*dtype of .*_proj.weight: F8_E4M3"):
-        load(tmp_path)
-
-
-def test_another_quant_method_is_refused(original, tmp_path):
-    _, source, tensors = original
-    write(tensors, source, tmp_path, stated={"quant_method": "awq", "bits": 4})
-    with pytest.raises(ValueError, match="quant_method = 'awq' is not supported"):
         load(tmp_path)

@@ -1,4 +1,4 @@
-"""hf.py: what we write transformers opens with equal logits, what it writes we open, all else is refused."""
+"""hf.py: our folders come back bit for bit, transformers opens them and we open its own; errors name the cause."""
 import dataclasses
 import json
 import os
@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from minir1.model.config import ModelConfig, dense
 from minir1.model.hf import load, save
-from minir1.model.hf_config import SUPPORTED, architecture, from_hf_config, to_hf_config
+from minir1.model.hf_config import SUPPORTED, from_hf_config, to_hf_config
 from minir1.model.moe import MoE
 from minir1.model.transformer import Transformer
-from minir1.sample import generate
 from minir1.tasks.countdown_corpus import WORDS
 from minir1.tokenizer import EOS, TAGS, Tokenizer, train_bpe, word_level
 
@@ -36,9 +35,7 @@ CONFIGS = {
     "qwen2": dense(**SHAPE),
     "qwen2 tied, wide heads": dense(**SHAPE, tied=True, head_dim=12, kv_heads=1, norm_eps=1e-3),
     "llama": dense(**SHAPE, qkv_bias=False, rope_theta=500.0),
-    "llama wide heads": dense(**SHAPE, qkv_bias=False, head_dim=12, kv_heads=4),
 }
-CLASSES = {"v3": "DeepseekV3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 TOKENIZER = word_level(WORDS, largest_number=24)
 X = torch.randint(0, V, (3, 17), generator=torch.Generator().manual_seed(5))
 
@@ -57,45 +54,16 @@ def build(config, seed=0):
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def saved(request, tmp_path_factory):
-    """(name, model, folder, transformers' reading of it)"""
+    """(model, folder)"""
     model, folder = build(CONFIGS[request.param]), tmp_path_factory.mktemp("saved")
     save(model, TOKENIZER, folder)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return request.param, model, folder, theirs
+    return model, folder
 
 
 @pytest.fixture
 def folder(tmp_path):
     save(build(CONFIGS["v3"]), TOKENIZER, tmp_path)
     return tmp_path
-
-
-# ---------------------------------------------------------------- ours, read by transformers
-
-
-@torch.no_grad()
-def test_transformers_computes_the_same_logits(saved):
-    name, model, _, theirs = saved
-    assert type(theirs).__name__ == CLASSES[name.split()[0]] == architecture(model.config)
-    want = model(X)
-    assert want.std() > 0.3  # not a flat model
-    torch.testing.assert_close(theirs(X).logits, want, rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_transformers_generates_the_same_tokens(saved):
-    _, model, _, theirs = saved
-    prompt = X[:1, :5]
-    want = generate(model, prompt.tolist(), max_tokens=30, temperature=0).tokens
-    have = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False)
-    assert want.shape == (1, 30) and have[0, 5:].tolist() == want[0].tolist()
-
-
-def test_no_tensor_was_left_out_or_made_up(saved):
-    _, model, folder, theirs = saved
-    _, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in model.parameters())
 
 
 def test_special_tokens_reach_config_and_generation_config(tmp_path):
@@ -110,7 +78,7 @@ def test_special_tokens_reach_config_and_generation_config(tmp_path):
 
 
 def test_round_trip_gives_equal_bits(saved):
-    _, model, folder, _ = saved
+    model, folder = saved
     again, tokenizer = load(folder)
     a, b = model.state_dict(), again.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -119,9 +87,8 @@ def test_round_trip_gives_equal_bits(saved):
 
 
 def test_saving_what_was_loaded_writes_the_same_bytes(saved, tmp_path):
-    _, _, folder, _ = saved
-    save(*load(folder), tmp_path)
-    for path in folder.iterdir():
+    save(*load(saved[1]), tmp_path)
+    for path in saved[1].iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
@@ -132,16 +99,16 @@ def test_config_round_trip(name):
 
 
 def test_dtypes(tmp_path):
-    """What is stored is kept, what is asked for is given; the selection bias stays in fp32."""
+    """The stored dtype, or the one asked for; the selection bias stays in fp32."""
     model = build(CONFIGS["v3"])
     bias = model.blocks[1].ffn.bias.clone()
     save(model.bfloat16(), TOKENIZER, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    kept, wide = load(tmp_path)[0], load(tmp_path, dtype=torch.float32)[0]
-    assert {p.dtype for p in kept.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in wide.parameters()} == {torch.float32}
-    assert torch.equal(kept.blocks[1].ffn.bias, bias) and torch.equal(wide.blocks[1].ffn.bias, bias)
-    assert torch.equal(wide.head.weight.bfloat16(), kept.head.weight)
+    half, full = load(tmp_path)[0], load(tmp_path, dtype=torch.float32)[0]
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in full.parameters()} == {torch.float32}
+    assert torch.equal(half.blocks[1].ffn.bias, bias) and torch.equal(full.blocks[1].ffn.bias, bias)
+    assert torch.equal(full.head.weight.bfloat16(), half.head.weight)
 
 
 # ---------------------------------------------------------------- shards
@@ -158,12 +125,12 @@ def test_shards_hold_all_and_no_more_than_they_may(tmp_path):
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     count = len(files)
     assert count > 3 and files == [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    held = {file: load_file(tmp_path / file) for file in files}
-    assert index["weight_map"] == {name: file for file in files for name in held[file]}
-    for file, tensors in held.items():
+    shards = {file: load_file(tmp_path / file) for file in files}
+    assert index["weight_map"] == {name: file for file in files for name in shards[file]}
+    for file, tensors in shards.items():
         assert sum(t.nbytes for t in tensors.values()) <= 9_000 or len(tensors) == 1, file
     assert index["metadata"] == {
-        "total_size": sum(t.nbytes for tensors in held.values() for t in tensors.values()),
+        "total_size": sum(t.nbytes for tensors in shards.values() for t in tensors.values()),
         "total_parameters": sum(t.numel() for t in model.state_dict().values()),
     }
     again = load(tmp_path)[0].state_dict()
@@ -276,7 +243,7 @@ def peak(work):
     watcher.join()
     return out, highest[0] - before
 
-def twice(path):  # what must not happen, to see that it is seen
+def twice(path):  # uses twice the memory, to check that the measurement shows it
     tensors = [load_file(file) for file in sorted(path.glob("*.safetensors"))]
     return [{name: tensor.clone() for name, tensor in part.items()} for part in tensors for _ in range(2)]
 
@@ -298,8 +265,8 @@ print(size, len(list(path.glob("*.safetensors"))), saving / size, loading / size
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_of_saving_and_loading(tmp_path):
-    """Anonymous resident memory in a process of its own: the weights once, whichever way."""
-    threshold = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}  # what is freed goes back at once
+    """Anonymous resident memory, measured in its own process: saving and loading need the weights once."""
+    threshold = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}  # freed memory goes back at once
     out = subprocess.run(
         [sys.executable, "-c", MEASURE, tmp_path], env=os.environ | threshold, capture_output=True, text=True
     )
@@ -448,8 +415,8 @@ def test_missing_files_are_named(folder, name):
 
 @pytest.mark.parametrize(
     "damaged",
-    [lambda held: b"", lambda held: held[:100], lambda held: held[:-1000], lambda held: b"x" * 999],
-    ids=["empty", "cut in the header", "cut in the data", "not safetensors"],
+    [lambda data: b"", lambda data: data[:100], lambda data: data[:-1000], lambda data: b"x" * 999],
+    ids=["empty", "truncated header", "truncated data", "not safetensors"],
 )
 def test_damaged_weights(folder, damaged):
     path = folder / "model.safetensors"
@@ -481,7 +448,7 @@ def test_tensors_that_do_not_fit_are_named(folder):
     assert "shape of model.norm.weight: (33,), expected (32,)" in str(error.value)
 
 
-def test_a_checkpoint_that_has_nothing_in_common_is_told_in_a_few_lines(folder):
+def test_the_error_stays_short_where_no_tensor_fits(folder):
     def wrong(tensors):
         for name in list(tensors):
             tensors["model." + name] = tensors.pop(name)
@@ -492,7 +459,7 @@ def test_a_checkpoint_that_has_nothing_in_common_is_told_in_a_few_lines(folder):
     assert len(str(error.value)) < 1000
 
 
-def test_every_kind_is_told_where_one_has_many(folder):
+def test_the_error_names_some_tensors_of_each_kind(folder):
     def wrong(tensors):
         for name in [name for name in tensors if "layers.1.mlp.experts" in name]:
             del tensors[name]
@@ -503,10 +470,10 @@ def test_every_kind_is_told_where_one_has_many(folder):
     alter(folder, wrong)
     with pytest.raises(ValueError) as error:
         load(folder)
-    told = str(error.value)
-    assert told.count("missing: ") == told.count("surplus: ") == told.count("shape of ") == 4
-    assert told.count("and 20 more") == 2 and "and 3 more" in told  # 8 experts of 3 matrices; 7 extra
-    assert "dtype of model.norm.weight: I32" in told
+    message = str(error.value)
+    assert message.count("missing: ") == message.count("surplus: ") == message.count("shape of ") == 4
+    assert message.count("and 20 more") == 2 and "and 3 more" in message  # 8 experts of 3 matrices; 7 extra
+    assert "dtype of model.norm.weight: I32" in message
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
@@ -531,25 +498,6 @@ def test_unknown_architectures_list_what_is_supported(folder):
         assert name != ["MambaForCausalLM"] or "MambaForCausalLM" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "field,value",
-    [
-        ("rope_scaling", {"rope_type": "longrope", "factor": 40}),
-        ("rope_parameters", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
-        ("hidden_act", "gelu"),
-        ("rope_interleave", False),
-        ("scoring_func", "softmax"),
-        ("use_sliding_window", True),
-        ("kv_lora_rank", "absent"),
-        ("hidden_size", "absent"),
-    ],
-)
-def test_what_would_change_the_result_is_refused_by_name(folder, field, value):
-    change(folder, **{field: value})
-    with pytest.raises(ValueError, match=field):
-        load(folder)
-
-
 def test_a_config_that_is_no_json(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json is damaged"):
@@ -562,23 +510,7 @@ def test_a_tokenizer_larger_than_the_model(folder):
         load(folder)
 
 
-@pytest.mark.parametrize(
-    "config,field",
-    [
-        (ModelConfig(softcap=30.0), "softcap"),
-        (dense(softcap=30.0), "softcap"),
-        (ModelConfig(logit_scale=0.5), "logit_scale"),
-        (ModelConfig(score="softmax"), "norm_topk"),
-        (ModelConfig(shared_experts=0), "shared_experts"),
-        (ModelConfig(groups=8, groups_kept=4), "groups"),  # of one expert each
-        (ModelConfig(attention="gqa"), "score"),
-    ],
-)
-def test_configs_that_no_class_computes_name_the_field(config, field, tmp_path):
-    with pytest.raises(ValueError, match=f"no Hugging Face class for {field} = "):
-        save(Transformer(config), TOKENIZER, tmp_path / "out")
-    assert not (tmp_path / "out" / "config.json").exists()
-
-
-def test_softmax_scores_matter_only_where_there_are_experts():
-    assert architecture(ModelConfig(score="softmax", shared_experts=0, experts=0)) == "DeepseekV3ForCausalLM"
+def test_nothing_is_written_of_a_model_that_no_class_computes(tmp_path):
+    with pytest.raises(ValueError, match="no Hugging Face class for softcap = 30.0"):
+        save(Transformer(dense(softcap=30.0)), TOKENIZER, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

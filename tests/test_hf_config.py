@@ -8,7 +8,7 @@ from minir1.model.hf_config import SUPPORTED, architecture, from_hf_config, to_h
 from minir1.model.rope import RopeScaling
 from minir1.model.transformer import on_meta
 
-AROUND = {  # stands in published files and changes nothing here
+AROUND = {  # fields of published files that change nothing here
     "attention_dropout": 0.0, "auto_map": {"AutoConfig": "configuration.Config"}, "pretraining_tp": 1,
     "torch_dtype": "bfloat16", "transformers_version": "4.39.3", "use_cache": True, "hidden_act": "silu",
 }
@@ -99,7 +99,7 @@ PARAMETERS = {  # in billions, as their hub pages count them; V3's with its MTP 
     "DeepSeek-V3": 682.636, "DeepSeek-V2-Lite": 15.706, "DeepSeek-R1-Distill-Qwen-1.5B": 1.777, "Llama-3.1-8B": 8.030,
     "Qwen3-0.6B": 0.596, "Qwen3-30B-A3B": 30.532, "granite-3.1-8b": 8.171, "deepseek-llm-7b": 6.910,
 }
-READ = {  # what is easily read wrong
+READ = {  # fields that are easily read wrong
     "DeepSeek-V3": {
         "attention": "mla", "q_lora": 1536, "score": "sigmoid", "norm_topk": True, "route_scale": 2.5, "groups": 8,
         "groups_kept": 4, "dense_layers": 3, "mtp_depth": 1, "experts_per_token": 8, "shared_experts": 1, "eos": 1,
@@ -145,11 +145,11 @@ def test_published_files(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_files_are_written_as_they_were_read(name):
     """Every field of theirs that we write has the value that the published file has."""
-    given, written = PUBLISHED[name], to_hf_config(from_hf_config(PUBLISHED[name]))
-    assert [architecture(from_hf_config(given))] == given["architectures"]
-    same = set(given) & set(written) - {"torch_dtype", "eos_token_id", "rope_scaling"}
-    assert len(same) > 12 and {key: written[key] for key in same} == {key: given[key] for key in same}
-    scaling = given["rope_scaling"] or {} if "rope_scaling" in given else {}
+    published, written = PUBLISHED[name], to_hf_config(from_hf_config(PUBLISHED[name]))
+    assert [architecture(from_hf_config(published))] == published["architectures"]
+    same = set(published) & set(written) - {"torch_dtype", "eos_token_id", "rope_scaling"}
+    assert len(same) > 12 and {key: written[key] for key in same} == {key: published[key] for key in same}
+    scaling = published.get("rope_scaling") or {}
     assert {key: written.get("rope_scaling", {})[key] for key in scaling} == scaling
 
 
@@ -184,7 +184,7 @@ def test_scaling_in_every_form_of_the_file(kind):
     written = to_hf_config(config)
     assert written["rope_theta"] == 7.0 and written["rope_scaling"].items() >= fields.items()
     assert written["rope_scaling"]["type"] == written["rope_scaling"]["rope_type"] == kind
-    assert from_hf_config(written) == dataclasses.replace(config, head_dim=128)  # said outright
+    assert from_hf_config(written) == dataclasses.replace(config, head_dim=128)  # is always written
 
 
 def test_what_a_scaling_leaves_out():
@@ -197,7 +197,7 @@ def test_what_a_scaling_leaves_out():
 
 
 @pytest.mark.parametrize(
-    "scaling,told",
+    "scaling,message",
     [
         ({"type": "dynamic", "factor": 2.0}, "rope_scaling.rope_type = 'dynamic'.* default, linear, yarn, llama3"),
         ({"rope_type": "longrope", "factor": 2.0}, "rope_scaling.rope_type = 'longrope'"),
@@ -211,10 +211,10 @@ def test_what_a_scaling_leaves_out():
         ({"type": "yarn", "factor": -1.0}, "RopeScaling.factor = -1.0"),
     ],
 )
-def test_scalings_that_are_refused(scaling, told):
-    with pytest.raises(ValueError, match=told):
+def test_scalings_that_are_refused(scaling, message):
+    with pytest.raises(ValueError, match=message):
         from_hf_config(BASE | {"rope_scaling": scaling})
-    with pytest.raises(ValueError, match=told.replace("rope_scaling", "rope_parameters")):
+    with pytest.raises(ValueError, match=message.replace("rope_scaling", "rope_parameters")):
         from_hf_config(BASE | {"rope_parameters": scaling})
 
 
@@ -292,6 +292,11 @@ MIX = {"attention": "gqa", "score": "softmax", "shared_experts": 0, "qk_norm": T
         (dense(qkv_bias=False, heads=3, head_dim=8, kv_heads=1), "heads"),
         (dense(mtp_depth=1), "mtp_depth"),
         (dense(softcap=5.0, logit_scale=0.5, qkv_bias=False), "softcap"),
+        (ModelConfig(softcap=30.0), "softcap"),
+        (ModelConfig(logit_scale=0.5), "logit_scale"),
+        (ModelConfig(shared_experts=0), "shared_experts"),
+        (ModelConfig(groups=8, groups_kept=4), "groups"),  # of one expert each
+        (ModelConfig(attention="gqa"), "score"),
         (dense(rope_scaling=RopeScaling("ntk", 2.0)), "rope_scaling.kind"),
         (ModelConfig(rope_scaling=RopeScaling("ntk", 2.0)), "rope_scaling.kind"),
     ],
@@ -313,6 +318,10 @@ def test_groups_of_v2_count_only_where_they_limit():
     assert (values["topk_method"], values["n_group"], values["topk_group"]) == ("group_limited_greedy", 4, 2)
     limited, free = from_hf_config(values), from_hf_config(values | {"topk_method": "greedy"})
     assert (limited.groups, limited.groups_kept, free.groups, free.groups_kept) == (4, 2, 1, 1)
+
+
+def test_softmax_scores_matter_only_where_there_are_experts():
+    assert architecture(ModelConfig(score="softmax", shared_experts=0, experts=0)) == "DeepseekV3ForCausalLM"
 
 
 def test_mtp_depth_round_trip():

@@ -1,4 +1,4 @@
-"""hf_tensors.py: every tensor has one place there; what may stand beside them; which MTP modules a checkpoint holds."""
+"""hf_tensors.py: every tensor has one name there; redundant tensors; the MTP modules of a checkpoint."""
 import dataclasses
 
 import pytest
@@ -13,7 +13,7 @@ SOFTMAX = dataclasses.replace(CONFIG, score="softmax", norm_topk=False, mtp_dept
 
 
 @pytest.mark.parametrize("config", [CONFIG, dense(vocab=16, dim=16, heads=2, qk_norm=True, o_bias=True)])
-def test_every_number_has_one_place_and_is_shared(config):
+def test_every_number_has_one_name_and_is_shared(config):
     model = Transformer(config)
     theirs = to_hf_tensors(model)
     assert sum(tensor.numel() for tensor in theirs.values()) == sum(t.numel() for t in model.state_dict().values())
@@ -31,14 +31,14 @@ def test_names_of_an_mtp_module():
     assert "mlp.gate.e_score_correction_bias" in names and not any("mtp" in name or "block" in name for name in names)
 
 
-def test_softmax_scores_have_no_selection_bias_there():
+def test_softmax_scores_have_no_selection_bias_in_their_files():
     model = Transformer(SOFTMAX)
     assert not any("bias" in name for name in to_hf_tensors(model))
     model.blocks[1].ffn.bias[2] = 0.1
     with pytest.raises(ValueError, match="blocks.1.ffn.bias is not zero"):
         to_hf_tensors(model)
     with torch.device("meta"):
-        assert to_hf_tensors(Transformer(SOFTMAX))  # where nothing can be looked at
+        assert to_hf_tensors(Transformer(SOFTMAX))  # values are unknown
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,16 @@ def test_softmax_scores_have_no_selection_bias_there():
         ("extra", False),
     ],
 )
-def test_what_may_stand_beside(name, yes):
+def test_redundant_tensors(name, yes):
     assert harmless(name, CONFIG) is yes
     assert harmless(name, dataclasses.replace(CONFIG, mtp_depth=0)) is yes
 
 
-def test_a_tied_head_may_stand_beside_its_embedding():
+def test_a_tied_head_is_redundant():
     assert harmless("lm_head.weight", dataclasses.replace(CONFIG, tied=True))
 
 
-def test_mtp_modules_that_are_there():
+def test_mtp_modules_of_a_checkpoint():
     names = set(to_hf_tensors(Transformer(CONFIG)))
     module = {k: {name for name in names if name.startswith(f"model.layers.{k}.")} for k in (2, 3)}
     main = names - module[2] - module[3]

@@ -10,63 +10,53 @@ from minir1.model.lora import add_adapters
 from minir1.model.transformer import Transformer, on_meta
 from minir1.optim import Masters, adamw, muon, split_parameters
 
-SHAPE = {"vocab": 100, "dim": 96, "layers": 3, "heads": 4, "ffn": 250}
-LATENT = {"kv_lora": 40, "nope": 16, "rope": 8, "v_dim": 24}
+SHAPE = {"vocab": 50, "dim": 48, "layers": 3, "heads": 4, "ffn": 126}
+LATENT = {"kv_lora": 20, "nope": 8, "rope": 4, "v_dim": 12}
 CONFIGS = {
     "gqa": dense(**SHAPE),
     "gqa tied qk_norm": dense(**SHAPE, kv_heads=1, tied=True, qk_norm=True),
     "mla dense": ModelConfig(**SHAPE, **LATENT, q_lora=32, experts=0),
-    "mla moe mtp": ModelConfig(**SHAPE, **LATENT, experts=8, expert_ffn=64, mtp_depth=1),
+    "mla moe mtp": ModelConfig(**SHAPE, **LATENT, experts=8, expert_ffn=32, mtp_depth=1),
 }
-DTYPES = [torch.float32, torch.bfloat16]
-anywhere = pytest.mark.parametrize("name", CONFIGS)
-both = pytest.mark.parametrize("dtype", DTYPES)
+every_model = pytest.mark.parametrize("name", CONFIGS)
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
-def kept_bytes(model: Transformer, rows: int, columns: int) -> int:
-    """Of storages that autograd keeps of a forward pass, weights not among them, while blocks compute and after."""
+def saved_bytes(model: Transformer) -> int:
+    """Bytes that autograd saves in a forward pass over 64 tokens, without weights."""
     storages, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(x):
         storage = x.untyped_storage()
-        storages.setdefault(storage.data_ptr(), (storage.nbytes(), x))  # x, so that no memory is used twice
+        storages.setdefault(storage.data_ptr(), (storage.nbytes(), x))  # keeps x alive, so that no address is reused
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        model.hidden(torch.zeros(rows, columns, dtype=torch.int64))
+        model.hidden(torch.zeros(2, 32, dtype=torch.int64))
     return sum(n for pointer, (n, _) in storages.items() if pointer not in weights)
 
 
-@anywhere
-@both
-def test_activations_are_within_5_percent_of_what_autograd_keeps(name, dtype):
+@every_model
+@both_dtypes
+def test_activations_are_within_5_percent_and_recomputing_saves_all_but_one_block(name, dtype):
     model = Transformer(CONFIGS[name]).to(dtype)
-    assert 0.95 < kept_bytes(model, 4, 64) / activation_bytes(model.config, 256, dtype) < 1.05
-
-
-@anywhere
-@both
-def test_recomputing_keeps_the_inputs_of_blocks_and_one_block(name, dtype):
-    model = Transformer(CONFIGS[name]).to(dtype)
+    predicted = activation_bytes(model.config, 64, dtype)
+    assert 0.95 < saved_bytes(model) / predicted < 1.05
     model.recompute()
-    between = kept_bytes(model, 4, 64)
-    one = Transformer(CONFIGS[name]).to(dtype)
-    one.blocks = one.blocks[-1:]  # and the last norm once more
-    predicted = activation_bytes(model.config, 256, dtype, recompute=True)
-    assert 0.95 < (between + kept_bytes(one, 4, 64)) / predicted < 1.2
-    assert predicted < 0.6 * activation_bytes(model.config, 256, dtype)
+    recomputing, inputs = activation_bytes(model.config, 64, dtype, recompute=True), saved_bytes(model)
+    model.recompute(False)
+    model.blocks = model.blocks[-1:]  # and the last norm once more
+    assert 0.95 < (inputs + saved_bytes(model)) / recomputing < 1.2 and recomputing < 0.6 * predicted
 
 
-@anywhere
-@both
+@every_model
+@both_dtypes
 @pytest.mark.parametrize("by_muon", [False, True])
 def test_weights_optimizer_gradients_cache_and_critic_are_exact(name, dtype, by_muon):
     model = Transformer(CONFIGS[name]).to(dtype)
-    parts = step_memory(model, microbatch=256, rows=6, length=20, muon=by_muon, reference=True, critic=True)
-    assert parts == step_memory(
-        on_meta(CONFIGS[name]).to(dtype), microbatch=256, rows=6, length=20, muon=by_muon, reference=True, critic=True
-    )
-    model(torch.zeros(1, 5, dtype=torch.int64)).sum().backward()
+    step = {"microbatch": 256, "rows": 6, "length": 20, "muon": by_muon, "reference": True, "critic": True}
+    parts = step_memory(model, **step)
+    assert parts == step_memory(on_meta(CONFIGS[name]).to(dtype), **step)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     matrices, rest = split_parameters(model)
@@ -81,7 +71,7 @@ def test_weights_optimizer_gradients_cache_and_critic_are_exact(name, dtype, by_
     assert parts["weights"] == parts["reference"] == sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
     assert parts["gradients"] == 4 * sum(p.numel() for p in model.parameters())
     assert parts["cache"] == sum(layer.nbytes for layer in model.cache(6, 20).layers)
-    critic = ScalarModel(model, ValueHead(96))
+    critic = ScalarModel(model, ValueHead(48))
     bytes_each = 4 + 8 + 4 if dtype == torch.float32 else 2 + 4 + 8 + 4
     assert parts["critic"] == bytes_each * sum(p.numel() for p in critic.parameters())
 
@@ -99,7 +89,8 @@ def test_the_peak_is_that_of_the_larger_phase(capsys):
     parts = dict.fromkeys(step_memory(on_meta(CONFIGS["gqa"]), microbatch=1), 0)
     parts |= {"weights": 2**30, "moments": 2**31, "cache": 2**30, "gradients": 2**29, "activations": 2**28}
     assert peak(parts) == 2**30 + 2**31 + 2**30
-    assert line(parts, 7.5).startswith("predicted memory: 4 GiB at the peak (") and line(parts, 7.5).endswith("7.5 GiB are free")
+    text = line(parts, 7.5)
+    assert text.startswith("predicted memory: 4 GiB at the peak (") and text.endswith("7.5 GiB are free")
     show(parts, torch.device("cpu"))
     assert "predicted memory: 4 GiB" in capsys.readouterr().out
     assert "weights 1" in line(parts, None) and line(parts, None).endswith(")")

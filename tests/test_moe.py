@@ -24,11 +24,6 @@ from minir1.model.moe import (
 from minir1.model.transformer import Transformer
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def config(**changes):
     base = {"dim": 8, "experts": 4, "experts_per_token": 2, "shared_experts": 1, "expert_ffn": 12}
     return ModelConfig(**base | changes)
@@ -117,7 +112,7 @@ def test_no_tokens(inner):
 @pytest.mark.parametrize("shared", [0, 1])
 @pytest.mark.parametrize("inner", [12, 6])
 def test_stride_0_upstream_gradients(inner, shared):
-    """`.sum()` hands back one number in all places by strides of 0, which grouped products refuse."""
+    """The gradient of `.sum()` is one number with strides of 0, which grouped products refuse."""
     layer = init(MoE(config(expert_ffn=inner, shared_experts=shared)))
     x = torch.randn(6, 8)
     layer(x).sum().backward()
@@ -129,14 +124,14 @@ def test_stride_0_upstream_gradients(inner, shared):
 
 
 @pytest.mark.parametrize(
-    "dtype,wide,odd", [(torch.float32, 8, 6), (torch.bfloat16, 16, 12), (torch.float64, 8, 7)]
+    "dtype,padded,odd", [(torch.float32, 8, 6), (torch.bfloat16, 16, 12), (torch.float64, 8, 7)]
 )
-def test_both_paths_of_the_grouped_product_agree(dtype, wide, odd):
-    """The same numbers with the width filled up by zeros, which the grouped product can take."""
+def test_both_paths_of_the_grouped_product_agree(dtype, padded, odd):
+    """The same numbers, padded with zeros to a width that the grouped product supports."""
     ends = torch.tensor([3, 3, 7], dtype=torch.int32)
     x, w = torch.randn(7, odd).to(dtype), torch.randn(3, 8, odd).to(dtype)
     have = grouped_linear(x, w, ends)
-    want = grouped_linear(F.pad(x, (0, wide - odd)), F.pad(w, (0, wide - odd)), ends)
+    want = grouped_linear(F.pad(x, (0, padded - odd)), F.pad(w, (0, padded - odd)), ends)
     torch.testing.assert_close(have, want)
     for e, rows in enumerate((slice(0, 3), slice(3, 3), slice(3, 7))):
         torch.testing.assert_close(have[rows], x[rows] @ w[e].T)
@@ -165,8 +160,8 @@ def plain(config, logits, bias):
     def worth(group):
         return sum(sorted(choice[group * size : (group + 1) * size], reverse=True)[:count])
 
-    kept = sorted(range(config.groups), key=worth, reverse=True)[: config.groups_kept]
-    chosen = sorted((e for e in range(E) if e // size in kept), key=choice.__getitem__, reverse=True)
+    open_groups = sorted(range(config.groups), key=worth, reverse=True)[: config.groups_kept]
+    chosen = sorted((e for e in range(E) if e // size in open_groups), key=choice.__getitem__, reverse=True)
     chosen = chosen[: config.experts_per_token]
     total = sum(s[e] for e in chosen) if config.norm_topk else 1.0
     return {e: s[e] / total * config.route_scale for e in chosen}
@@ -205,12 +200,6 @@ def test_the_layer_is_shared_plus_gated_experts(shared):
     torch.testing.assert_close(have, want.view(2, 3, 8), rtol=1e-5, atol=1e-5)
 
 
-def test_normed_gates_sum_to_the_scale():
-    layer = init(MoE(config(route_scale=2.5)))
-    gates = layer.gates(layer.route(torch.randn(5, 8)))
-    torch.testing.assert_close(gates.sum(-1), torch.full((5,), 2.5))
-
-
 def test_the_bias_selects_and_does_not_weigh():
     layer, x = init(MoE(config(norm_topk=False))), torch.randn(5, 8)
     free = layer.route(x)
@@ -231,7 +220,7 @@ def test_the_bias_is_kept_but_not_trained():
 
 def test_the_bias_and_the_router_stay_exact_in_half_precision():
     layer = init(MoE(config()))
-    layer.bias.copy_(torch.tensor([1.0, 1.001, -0.3331, 0.0]))  # bf16 knows no 1.001
+    layer.bias.copy_(torch.tensor([1.0, 1.001, -0.3331, 0.0]))  # bf16 has no 1.001
     half = MoE(config())
     half.load_state_dict(layer.state_dict())
     half.to(torch.bfloat16)
@@ -273,8 +262,8 @@ def test_replay_and_its_gradient_by_hand():
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_tokens_without_a_route_choose_by_themselves(groups):
-    """And experts of a group that is closed to the token now are used where they are given."""
+def test_the_router_chooses_for_tokens_without_a_route(groups):
+    """Routes may also name experts of a group that the router would not select."""
     layer = init(MoE(config(experts=8, groups=groups, groups_kept=1)))
     x, free, record = torch.randn(9, 8), [], []
     layer(x, free)
@@ -294,7 +283,7 @@ def test_replaying_what_was_chosen_changes_no_bit():
 
 
 def test_rerouted_by_hand():
-    """Three tokens, two layers: six pairs, of which three differ and one is not known."""
+    """Three tokens, two layers: six pairs, of which three differ and one is unknown."""
     a = torch.tensor([[[0, 1], [2, 3]], [[0, 1], [2, 3]], [[0, 1], [-1, -1]]], dtype=torch.int16)
     b = torch.tensor([[[1, 0], [2, 1]], [[0, 2], [2, 3]], [[3, 1], [0, 1]]])
     assert rerouted(a, b).tolist() == [[False, True], [True, False], [True, False]]
@@ -336,10 +325,10 @@ def test_load_counts_real_tokens_alone():
 
 def test_balance_step_by_hand():
     bias = torch.tensor([0.0, 0.5, -0.1, 0.0])
-    place = bias.data_ptr()
+    address = bias.data_ptr()
     balance_step(bias, torch.tensor([10, 2, 6, 6]), 0.1)  # the mean is 6
     torch.testing.assert_close(bias, torch.tensor([-0.1, 0.6, -0.1, 0.0]))
-    assert bias.data_ptr() == place
+    assert bias.data_ptr() == address
 
 
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])

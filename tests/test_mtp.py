@@ -1,4 +1,4 @@
-"""mtp.py: module k reads the token k ahead and nothing later, rows keep to themselves, and it learns."""
+"""mtp.py: module k reads the token k ahead and nothing later, rows are independent of each other, and it learns."""
 
 import pytest
 import torch
@@ -34,13 +34,13 @@ def model(request):
 
 def states(model: Transformer, tokens: torch.Tensor) -> list[torch.Tensor]:
     """h^0 … h^D of full rows, each [B, T - k, D], the modules chained as in the paper's figure."""
-    found = [model.hidden(tokens)]
+    chain = [model.hidden(tokens)]
     for k, module in enumerate(model.mtp, start=1):
         rows = packing(len(tokens), tokens.shape[1] - k, None, tokens.device)
-        embedded, before = model.embed(tokens[:, k:]), found[-1][:, :-1]  # t_{i+k} beside h^{k-1}_i
+        embedded, before = model.embed(tokens[:, k:]), chain[-1][:, :-1]  # t_{i+k} beside h^{k-1}_i
         out, _ = module(rows.pack(embedded), rows.pack(before), *model.angles(rows.positions()), rows)
-        found.append(rows.pad(out))
-    return found
+        chain.append(rows.pad(out))
+    return chain
 
 
 @torch.no_grad()
@@ -57,8 +57,8 @@ def test_the_log_probs_are_those_of_the_chained_modules(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("changed", [0, 3, 5, 8])
-def test_a_state_has_seen_its_token_and_none_after(model, changed):
-    """h^k_i depends on t_0 … t_{i+k}, on the last of them too, and on nothing behind."""
+def test_a_state_depends_on_its_token_and_on_none_after(model, changed):
+    """h^k_i depends on t_0 … t_{i+k}, the last included, and on nothing later."""
     tokens = TOKENS[:1]
     other = tokens.clone()
     other[0, changed] = (other[0, changed] + 1) % V
@@ -73,14 +73,13 @@ def test_a_state_has_seen_its_token_and_none_after(model, changed):
 
 
 @torch.no_grad()
-def test_neither_padding_nor_company_matters(model):
+def test_rows_are_independent_of_padding_and_of_the_batch(model):
     have = model.mtp_logprob(TOKENS, lengths=LENGTHS)
     real = torch.arange(9) < LENGTHS.unsqueeze(1)
     other = model.mtp_logprob(torch.where(real, TOKENS, 7), lengths=LENGTHS)
     for k in range(DEPTH + 1):
         assert torch.equal(have[k], other[k])
-        columns = torch.arange(9)
-        assert ((have[k] != 0) == (real & (columns > k))).all()  # rows of one token and of two among them
+        assert ((have[k] != 0) == (real & (torch.arange(9) > k))).all()  # rows of one token and of two among them
         for row, n in enumerate(LENGTHS.tolist()):
             alone = model.mtp_logprob(TOKENS[row : row + 1, :n])[k]
             torch.testing.assert_close(have[k][row : row + 1, :n], alone, **CLOSE)
@@ -98,9 +97,7 @@ def test_a_mask_chooses_what_is_scored(model):
 
 @torch.no_grad()
 def test_without_modules_it_is_the_model_alone():
-    config = {**SHAPE, "mtp_depth": 0}
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(**config, **MLA))
+    model = Transformer(ModelConfig(**SHAPE | {"mtp_depth": 0}, **MLA))
     (have,) = model.mtp_logprob(TOKENS, lengths=LENGTHS)
     assert torch.equal(have, model.logprob(TOKENS, lengths=LENGTHS))
 
@@ -109,7 +106,7 @@ def test_gradients_reach_the_module_and_the_trunk(model):
     (-model.mtp_logprob(TOKENS, lengths=LENGTHS)[DEPTH].sum()).backward()
     for name, p in model.named_parameters():
         last = name.startswith(f"mtp.{DEPTH - 1}.")
-        # Not to the second layer's experts alone: some may have got no token.
+        # The second layer's experts are left out: some may have no token.
         if last or name.startswith(("embedding", "head", "blocks.0", "mtp.0.eh_proj", "mtp.0.enorm", "norm")):
             assert p.grad is not None and p.grad.abs().sum() > 0, name
 
@@ -118,7 +115,7 @@ def test_the_routing_of_the_modules_is_recorded_last():
     model, record = build("mla moe"), []
     model.mtp_logprob(TOKENS, lengths=LENGTHS, record=record)
     tokens = [int(LENGTHS.sum()), int((LENGTHS - 1).sum()), int((LENGTHS - 2).clamp(min=0).sum())]
-    assert [len(routing.chosen) for routing in record] == tokens  # one MoE layer, then one a module
+    assert [len(routing.chosen) for routing in record] == tokens  # one MoE layer, then one per module
 
 
 def test_the_modules_learn_a_period(model):
@@ -142,15 +139,13 @@ def test_the_modules_learn_a_period(model):
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 def test_a_cache_gives_the_same_states(model, lengths):
-    """Prompts of all but the last tokens, then those one after the other."""
-    model.eval()
+    """A prefill of all but the last tokens, then those in one pass over the cache."""
     rows = len(TOKENS)
     n = torch.full((rows,), 9) if lengths is None else lengths
     cache = model.cache(rows, 24, mtp=True)
     layout = packing(rows, 9, lengths, TOKENS.device)
-    flat = layout.pack(TOKENS.unsqueeze(-1)).squeeze(-1)
     first = layout.pack(model.hidden(TOKENS, lengths=lengths, cache=cache))
-    assert len(list(model.look_ahead(flat, first, layout, cache))) == DEPTH
+    assert len(list(model.look_ahead(layout.pack(TOKENS), first, layout, cache))) == DEPTH
     more = torch.randint(0, V, (rows, 4), generator=torch.Generator().manual_seed(4))
     whole = [torch.cat((TOKENS[row, : n[row]], more[row])).unsqueeze(0) for row in range(rows)]
     wanted = [states(model, tokens) for tokens in whole]

@@ -1,4 +1,4 @@
-"""Whole steps on the stand-in device: all tensors are made there, results are the CPU's, no decode step waits."""
+"""Whole steps on the stand-in device: all tensors are made there, results equal the CPU's, no decode step waits."""
 
 import copy
 import dataclasses
@@ -72,7 +72,7 @@ def test_sampling(name):
 
 @pytest.mark.parametrize("name, recompute", [("moe", False), ("groups", True), ("dense", False)])
 def test_training(name, recompute):
-    """Two steps with routes replayed, a balance loss, MTP, Muon and AdamW, and a reference that follows."""
+    """Two steps with replayed routes, a balance loss, MTP, Muon and AdamW, and an EMA reference."""
 
     def train(model, rollout):
         model.recompute(recompute)
@@ -111,7 +111,7 @@ class NoFloat64(TorchDispatchMode):
 
 
 def test_devices_without_fp64_sample_and_train(monkeypatch):
-    """Angles and the noise of sampling are in fp32 there: the distribution is that of logprob as before."""
+    """RoPE's angles and the sampling noise are in fp32 there; the distribution is still that of logprob."""
     monkeypatch.setattr(device, "WITHOUT_FLOAT64", ("cpu",))
     rows = torch.arange(20_000)
     noise = sample.uniform(3, rows, rows)
@@ -200,7 +200,7 @@ def test_a_decode_step_does_not_wait_for_the_device(name, record_routes, monkeyp
     assert len(calls) == 4  # all steps are done; then the length of the longest answer is read
 
 
-def test_the_check_itself_sees_what_waits():
+def test_the_guard_finds_what_waits():
     x = torch.arange(4.0, device=DEVICE)
     for wait in (
         lambda: x.sum().item(),

@@ -9,11 +9,6 @@ from minir1.model.packing import from_cu_seqlens, packing
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def test_by_hand():
     layout = packing(3, 4, torch.tensor([2, 0, 3]), CPU)
     assert layout.index.tolist() == [0, 1, 8, 9, 10]

@@ -44,7 +44,7 @@ def at_once(model, tokens, lengths, slots):
 @pytest.mark.parametrize("chunk", [1, 3, 7, 64, 70, 100])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_chunks_equal_one_call(config, chunk, ragged, monkeypatch):
-    monkeypatch.setattr("minir1.model.mla.KEY_BLOCK", 10)  # several blocks of the past, the last one torn
+    monkeypatch.setattr("minir1.model.mla.KEY_BLOCK", 10)  # several blocks of the past, the last one smaller
     monkeypatch.setattr("minir1.model.gqa.KEY_BLOCK", 10)
     model, tokens, lengths = build(config), prompts(), LENGTHS if ragged else None
     want, want_cache = at_once(model, tokens, lengths, 80)
@@ -52,8 +52,7 @@ def test_chunks_equal_one_call(config, chunk, ragged, monkeypatch):
     have = model.prefill(tokens, lengths=lengths, cache=cache, chunk=chunk)
     torch.testing.assert_close(have, want, rtol=0, atol=1e-5)
     assert torch.equal(cache.length, want_cache.length) and cache.used == want_cache.used == 70
-    for held, want_held in zip(cache.layers, want_cache.layers):
-        torch.testing.assert_close(held, want_held, rtol=0, atol=1e-5)
+    torch.testing.assert_close(cache.layers, want_cache.layers, rtol=0, atol=1e-5)
     new = torch.tensor([[3, 1], [4, 1], [5, 9], [2, 6], [5, 3]])
     after, want_after = (model.hidden(new, cache=c) for c in (cache, want_cache))
     torch.testing.assert_close(after, want_after, rtol=0, atol=1e-5)
@@ -69,7 +68,7 @@ def test_one_chunk_is_the_same_to_the_bit(config):
 
 
 @EACH
-def test_what_stands_at_padding_is_of_no_account(config):
+def test_padding_has_no_effect(config):
     model, tokens = build(config), prompts()
     changed = torch.where(torch.arange(70) < LENGTHS.unsqueeze(1), tokens, 49 - tokens)
     have, want = (model.prefill(x, lengths=LENGTHS, cache=model.cache(5, 70), chunk=8) for x in (changed, tokens))
@@ -94,7 +93,7 @@ def test_half_precision_and_double():
 def test_errors():
     model, tokens = build(GQA), prompts()
     cache = model.cache(5, 70)
-    for words, error in [
+    for arguments, error in [
         ({"chunk": 0}, "chunk = 0"),
         ({"lengths": torch.tensor([70, 0, 1, 1, 1])}, "lengths must be 5 numbers in 1 to 70, got .70, 0"),
         ({"lengths": torch.tensor([71, 1, 1, 1, 1])}, "lengths must be 5 numbers in 1 to 70, got .71"),
@@ -102,7 +101,7 @@ def test_errors():
         ({"cache": model.cache(5, 60), "chunk": 32}, "64 tokens do not fit into a cache of 60 slots"),
     ]:
         with pytest.raises(ValueError, match=error):
-            model.prefill(tokens, **{"cache": cache, **words})
+            model.prefill(tokens, **{"cache": cache, **arguments})
     model.prefill(tokens, cache=cache)
     with pytest.raises(ValueError, match="already holds 70 columns"):
         model.prefill(tokens, cache=cache)
@@ -110,36 +109,36 @@ def test_errors():
 
 @EACH
 def test_the_sampler_reads_long_prompts_in_chunks(config, monkeypatch):
-    """The same greedy tokens whatever the chunk; a prompt below the default goes in whole."""
+    """The same greedy tokens for any chunk; a prompt below the default is one chunk."""
     assert PREFILL_CHUNK >= 2048
     model, rows = build(config), [row[:n] for row, n in zip(prompts().tolist(), LENGTHS.tolist())]
-    seen, fresh = [], Transformer._prefill
+    columns, prefill = [], Transformer._prefill
 
     def spy(self, tokens, positions, layout, *more):
-        seen.append(layout.columns)
-        return fresh(self, tokens, positions, layout, *more)
+        columns.append(layout.columns)
+        return prefill(self, tokens, positions, layout, *more)
 
     monkeypatch.setattr(Transformer, "_prefill", spy)
     want = generate(model, rows, max_tokens=6, temperature=0).tokens
-    assert seen == [70]
+    assert columns == [70]
     monkeypatch.setattr("minir1.sample.PREFILL_CHUNK", 32)
     assert torch.equal(generate(model, rows, max_tokens=6, temperature=0).tokens, want)
     assert list(stream(model, rows[0], max_tokens=6, temperature=0)) == want[0].tolist()
-    assert seen == [70, *2 * [32, 32, 6]]
+    assert columns == [70, *2 * [32, 32, 6]]
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside have held at one time; a storage counts until its last tensor is gone."""
+    """The peak of bytes in storages allocated inside; a storage counts until its last tensor is freed."""
 
     def __init__(self):
         super().__init__()
         self.sizes, self.live, self.peak = WeakKeyDictionary(), 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        arguments = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in given:
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in arguments:
                 self.sizes[x.untyped_storage()] = x.untyped_storage().nbytes()
         self.live = sum(self.sizes.values())
         self.peak = max(self.peak, self.live)

@@ -1,4 +1,4 @@
-"""rollout.py: what stands where in a grid of ragged prompts and answers."""
+"""rollout.py: the grid of ragged prompts and answers, replayed routes, selecting and joining rows."""
 
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -90,7 +90,7 @@ def test_the_contract_on_a_model(model, stop):
     assert answers_of(r) == [row[:n] for row, n in zip(sampled.tokens.tolist(), sampled.count.tolist())]
 
 
-def test_the_first_ratio_is_one_whatever_stands_in_the_padding(model):
+def test_the_first_ratio_is_one_and_padding_has_no_effect(model):
     r = collect(model, PROMPTS, answers=6, max_tokens=10, stop=0, seed=1, temperature=0.8)
     with torch.no_grad():
         logp, entropy = model.logprob(r.tokens, lengths=r.length, mask=r.mask, temperature=0.8, entropy=True)
@@ -112,17 +112,17 @@ def routed():
 
 @torch.no_grad()
 def test_replay_of_recorded_routes_is_the_same_policy(routed):
-    """All tokens but the last of each row have routes; what is replayed is what the policy does anyway."""
+    """All tokens but the last of each row have routes, and they are those that the policy chooses anyway."""
     settings = {"answers": 6, "max_tokens": 10, "stop": [0, 3], "seed": 1}
     r = collect(routed, PROMPTS, record_routes=True, **settings)
     B, T = r.tokens.shape
     assert r.routes.shape == (B, T, 2, 2) and r.routes.dtype == torch.int16
     known = torch.arange(T) < (r.length - 1).unsqueeze(1)
     assert torch.equal((r.routes >= 0).all(-1).all(-1), known) and (r.routes[~known] == -1).all()
-    record, seen = [], {"lengths": r.length, "mask": r.mask}
-    logp = routed.logprob(r.tokens, routes=r.routes, record=record, **seen)
+    record, span = [], {"lengths": r.length, "mask": r.mask}
+    logp = routed.logprob(r.tokens, routes=r.routes, record=record, **span)
     torch.testing.assert_close(logp, r.logp, atol=1e-5, rtol=0)
-    torch.testing.assert_close(logp, routed.logprob(r.tokens, **seen), atol=1e-6, rtol=0)
+    torch.testing.assert_close(logp, routed.logprob(r.tokens, **span), atol=1e-6, rtol=0)
     real = torch.arange(T) < r.length.unsqueeze(1)
     assert not rerouted(r.routes[real], routes_of(record))[r.mask[real]].any()
     part = r.select(torch.tensor([4, 1]))
@@ -132,7 +132,7 @@ def test_replay_of_recorded_routes_is_the_same_policy(routed):
 
 
 @torch.no_grad()
-def test_a_sampler_in_bf16_routes_otherwise_and_replay_mends_it(routed):
+def test_replay_corrects_the_different_routes_of_a_sampler_in_bf16(routed):
     r = collect(deepcopy(routed).bfloat16(), PROMPTS * 4, answers=8, max_tokens=24, stop=0, seed=1, record_routes=True)
     real, off = torch.arange(r.tokens.shape[1]) < r.length.unsqueeze(1), {}
     for name, routes in (("free", None), ("replayed", r.routes)):
@@ -142,11 +142,6 @@ def test_a_sampler_in_bf16_routes_otherwise_and_replay_mends_it(routed):
         share = rerouted(r.routes[real], routes_of(record))[r.mask[real]].float().mean()
         assert share == 0 if name == "replayed" else 0.001 < share < 0.2
     assert 0 < off["replayed"] < off["free"]
-
-
-def test_routes_of_a_dense_model_are_refused(model):
-    with pytest.raises(ValueError, match="record_routes: a dense model has no routes"):
-        collect(model, PROMPTS, answers=2, max_tokens=4, stop=0, seed=0, record_routes=True)
 
 
 def test_select(model):
@@ -180,7 +175,7 @@ def rollout(rows: list[list[int]], prompt_len: list[int], group: list[int], **mo
 
 
 def test_concatenate_by_hand():
-    """The groups 7, 3, 7 and 3, 3: the first have the ranks 1, 0, 1 in theirs, the others come behind."""
+    """The groups 7, 3, 7 become 1, 0, 1 by rank, and the 3, 3 of the second rollout become 2, 2."""
     a = rollout([[1, 2], [3, 4, 5], [6, 7]], [1, 2, 1], [7, 3, 7])
     b = rollout([[8, 9, 1, 2], [3, 4]], [2, 1], [3, 3], stop=torch.tensor([BUDGET, STOP]))
     r = concatenate([a, b])
@@ -200,7 +195,7 @@ def test_concatenate_keeps_routes_where_all_have_them():
     b = rollout([[3, 4, 5]], [1], [0], routes=torch.ones(1, 3, 3, 2, dtype=torch.int16))
     r = concatenate([a, b])
     assert r.routes.shape == (2, 3, 3, 2) and r.routes.dtype == torch.int16
-    assert torch.equal(r.routes[0, :2].flatten(), routes) and (r.routes[0, 2] == -1).all()  # padding was sent nowhere
+    assert torch.equal(r.routes[0, :2].flatten(), routes) and (r.routes[0, 2] == -1).all()  # padding has no route
     assert (r.routes[1] == 1).all()
     assert concatenate([a, replace(b, routes=None)]).routes is None
 

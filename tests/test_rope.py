@@ -13,12 +13,7 @@ from minir1.model.rope import KINDS, RopeScaling, inverse_frequencies, rope_angl
 LAYOUTS = pytest.mark.parametrize("interleaved", [True, False])
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def turned(x, positions, interleaved, theta=100.0):
+def rotated(x, positions, interleaved, theta=100.0):
     """x [T, H, R] at the positions [T]"""
     return rotate(x, *rope_angles(x.shape[-1], torch.tensor(positions), theta), interleaved)
 
@@ -43,9 +38,9 @@ def test_angles_stay_exact_far_out():
     "interleaved,pairs",
     [(True, [(0, 1), (2, 3), (4, 5)]), (False, [(0, 3), (1, 4), (2, 5)])],
 )
-def test_each_pair_is_a_complex_number_turned(interleaved, pairs):
+def test_each_pair_is_a_rotated_complex_number(interleaved, pairs):
     x = torch.randn(1, 1, 6)
-    y = turned(x, [2], interleaved)[0, 0].tolist()
+    y = rotated(x, [2], interleaved)[0, 0].tolist()
     for i, (a, b) in enumerate(pairs):
         z = complex(x[0, 0, a], x[0, 0, b])
         angle = 2 * 100.0 ** (-i / 3)
@@ -56,17 +51,17 @@ def test_each_pair_is_a_complex_number_turned(interleaved, pairs):
 def test_the_layouts_differ_by_a_permutation():
     x = torch.randn(5, 2, 8)
     halves = torch.cat((x[..., 0::2], x[..., 1::2]), -1)
-    want = turned(halves, range(5), interleaved=False)
-    have = turned(x, range(5), interleaved=True)
+    want = rotated(halves, range(5), interleaved=False)
+    have = rotated(x, range(5), interleaved=True)
     torch.testing.assert_close(torch.cat((have[..., 0::2], have[..., 1::2]), -1), want, rtol=0, atol=0)
 
 
 @LAYOUTS
 @settings(max_examples=25, deadline=None)
 @given(q=st.integers(0, 500), k=st.integers(0, 500), shift=st.integers(0, 2000), seed=st.integers(0, 99))
-def test_products_depend_on_the_distance_alone_and_lengths_are_kept(interleaved, q, k, shift, seed):
+def test_products_depend_on_the_distance_alone_and_lengths_stay(interleaved, q, k, shift, seed):
     x = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    here, there = turned(x, [q, k], interleaved), turned(x, [q + shift, k + shift], interleaved)
+    here, there = rotated(x, [q, k], interleaved), rotated(x, [q + shift, k + shift], interleaved)
     torch.testing.assert_close((here[0] * here[1]).sum(), (there[0] * there[1]).sum(), rtol=0, atol=1e-5)
     torch.testing.assert_close(there.norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
 
@@ -74,11 +69,11 @@ def test_products_depend_on_the_distance_alone_and_lengths_are_kept(interleaved,
 @LAYOUTS
 def test_position_zero_changes_nothing(interleaved):
     x = torch.randn(1, 3, 8)
-    assert torch.equal(turned(x, [0], interleaved), x)
+    assert torch.equal(rotated(x, [0], interleaved), x)
 
 
 @LAYOUTS
-def test_shape_and_dtype_are_kept_and_the_product_is_taken_in_fp32(interleaved):
+def test_shape_and_dtype_stay_and_the_product_is_in_fp32(interleaved):
     x = torch.randn(2, 7, 3, 8).bfloat16()
     cos, sin = rope_angles(8, torch.arange(7).expand(2, 7), 100.0)
     y = rotate(x, cos, sin, interleaved)
@@ -120,7 +115,7 @@ def test_scalings_as_transformers_has_them(scaling, theirs, size, theta):
     assert size == 8 or not torch.equal(have, inverse_frequencies(size, theta))  # the scaling does something
 
 
-def test_linear_is_the_angle_of_a_nearer_position():
+def test_linear_scaling_divides_the_position():
     near = rope_angles(8, torch.arange(10), 100.0)
     far = rope_angles(8, 4 * torch.arange(10), 100.0, RopeScaling("linear", 4.0))
     torch.testing.assert_close(far, near)
@@ -159,7 +154,7 @@ def test_ends_of_the_ramp_are_rounded_outwards():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_factor_of_one_leaves_everything_as_it_was(kind):
+def test_a_factor_of_one_changes_nothing(kind):
     scaling = RopeScaling(kind, 1.0, original=16, mscale=0.7, mscale_all=0.9)
     have, want = rope_angles(16, torch.arange(99), 100.0, scaling), rope_angles(16, torch.arange(99), 100.0)
     torch.testing.assert_close(have, want, rtol=0, atol=1e-6)
@@ -174,7 +169,7 @@ def test_factors_on_the_logits():
     assert equal.magnitude == 1.0 and equal.logit_factor == pytest.approx(1.15**2)
     unlike = RopeScaling("yarn", s, mscale=1.0, mscale_all=0.5)
     assert unlike.magnitude == pytest.approx(1.3 / 1.15) and unlike.logit_factor == pytest.approx(1.15**2)
-    assert RopeScaling("yarn", s, mscale_all=0.0).logit_factor == 1.0  # as where it is not given
+    assert RopeScaling("yarn", s, mscale_all=0.0).logit_factor == 1.0  # the same as None
     assert RopeScaling("linear", s).magnitude == RopeScaling("llama3", s).magnitude == 1.0
 
 

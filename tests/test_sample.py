@@ -1,4 +1,4 @@
-"""sample.py: a row draws the same tokens in any company, from the distribution it says."""
+"""sample.py: a row is independent of the batch, and its tokens have the reported distribution."""
 
 import copy
 import math
@@ -50,7 +50,7 @@ def same(a, b, **tolerance):
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
 
 
-def test_a_row_is_the_same_alone_and_in_any_company(model):
+def test_a_row_is_independent_of_the_batch(model):
     settings = {"max_tokens": 24, "stop": STOPS, "seed": 3, "temperature": 1.3}
     whole = generate(model, PROMPTS, answers=4, **settings)
     assert len(set(whole.count.tolist())) >= 6 and whole.count.min() < 8 and whole.count.max() == 24
@@ -77,7 +77,7 @@ def routed():
 @torch.no_grad()
 @pytest.mark.parametrize("check_every, chunk", [(1, 3), (8, 2048), (50, 5)])
 def test_recorded_routes_are_those_of_each_row_alone(routed, check_every, chunk, monkeypatch):
-    """Whatever is dropped and however prompts are cut; the last token of an answer, which no pass saw, has -1."""
+    """For any dropping and any chunks; the last token of an answer, which never enters the model, has -1."""
     monkeypatch.setattr("minir1.sample.PREFILL_CHUNK", chunk)
     settings = {"answers": 4, "max_tokens": 24, "stop": STOPS, "seed": 3, "temperature": 1.3}
     sampled = generate(routed, PROMPTS, record_routes=True, check_every=check_every, **settings)
@@ -119,13 +119,13 @@ def truncated(logits: list[float], top_k: int, top_p: float) -> dict[int, float]
     """The reference: token -> probability after truncation, in plain Python."""
     best = sorted(range(len(logits)), key=lambda v: -logits[v])[: top_k or None]
     weight = {v: math.exp(logits[v]) for v in best}
-    kept, mass = [], 0.0
+    nucleus, mass = [], 0.0
     for v in best:
         if mass >= top_p * sum(weight.values()):
             break
-        kept.append(v)
+        nucleus.append(v)
         mass += weight[v]
-    return {v: weight[v] / mass for v in kept}
+    return {v: weight[v] / mass for v in nucleus}
 
 
 @pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (1, 1.0), (3, 1.0), (0, 0.6), (0, 1e-9), (5, 0.7), (100, 0.9)])
@@ -190,7 +190,7 @@ def test_stop_codes(model):
     assert (sampled.count[sampled.stop == EOS] < 20).any()
 
 
-def test_a_stop_token_at_the_very_end_of_the_budget_is_no_budget_stop(small):
+def test_a_stop_token_at_the_end_of_the_budget_is_no_budget_stop(small):
     settings = {"stop": STOPS, "seed": 3, "temperature": 1.3}
     long = generate(small, PROMPTS, answers=4, max_tokens=24, **settings)
     row = int(((long.count > 1) & (long.count < 24)).nonzero()[0])
@@ -284,7 +284,7 @@ def test_draw_inverts_the_cumulative_distribution():
     assert draw(rare, torch.tensor([1 - 5e-10], dtype=torch.float64))[0].item() == 1
 
 
-def test_what_cannot_happen_is_never_drawn():
+def test_tokens_of_probability_zero_are_never_drawn():
     generator = torch.Generator().manual_seed(0)
     for size in (2, 7, 4096):
         logits = 8 * torch.randn(200, size, generator=generator)
@@ -312,68 +312,61 @@ def test_bucket():
 
 
 def test_dropping_finished_rows_changes_nothing(model, monkeypatch):
-    kept = []
-    keep = Cache.keep
-
-    def spy(cache, rows):
-        kept.append(len(rows))
-        keep(cache, rows)
-
-    monkeypatch.setattr(Cache, "keep", spy)
+    sizes, keep = [], Cache.keep
+    monkeypatch.setattr(Cache, "keep", lambda cache, rows: sizes.append(len(rows)) or keep(cache, rows))
     settings = {"answers": 5, "max_tokens": 30, "stop": STOPS, "seed": 4}
     never = generate(model, PROMPTS, check_every=1000, **settings)
-    assert kept == []
+    assert sizes == []
     always = generate(model, PROMPTS, check_every=1, **settings)
-    assert len(kept) >= 4 and kept == sorted(set(kept), reverse=True) and all(bucket(n) == n for n in kept)
+    assert len(sizes) >= 4 and sizes == sorted(set(sizes), reverse=True) and all(bucket(n) == n for n in sizes)
     same(always, never, **CLOSE)
     assert always.tokens.shape == never.tokens.shape == (20, never.count.max())
 
 
 def test_it_ends_when_every_row_has(small, monkeypatch):
-    calls = []
-    hidden = Transformer.hidden
+    calls, hidden = [], Transformer.hidden
     monkeypatch.setattr(Transformer, "hidden", lambda *args, **kw: calls.append(1) or hidden(*args, **kw))
     sampled = generate(small, PROMPTS, max_tokens=64, stop=list(range(V)), check_every=8)
     assert len(calls) == 7  # steps after the prefill, not sixty-three
     assert sampled.count.tolist() == [1] * 4 and sampled.tokens.shape == (4, 1)
 
 
-class Questions(TorchDispatchMode):
-    """Counts what makes the host wait for the device."""
+class Waits(TorchDispatchMode):
+    """Counts the operators for which the host waits for the device."""
 
-    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "_to_copy", "is_nonzero", "unique", "bincount")
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_to_copy", "is_nonzero", "unique", "bincount")
 
     def __init__(self):
         super().__init__()
-        self.seen = Counter()
+        self.calls = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         moved = name == "_to_copy" and "device" in (kwargs or {})
-        if name in self.ASKING and (name != "_to_copy" or moved):
-            self.seen[name] += 1
-        if name == "index":  # by a mask, it counts the mask first
-            self.seen["mask"] += any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.WAITING and (name != "_to_copy" or moved):
+            self.calls[name] += 1
+        if name == "index":  # by a mask, which is counted first
+            self.calls["mask"] += any(i is not None and i.dtype == torch.bool for i in args[1])
         return func(*args, **(kwargs or {}))
 
 
-def test_the_decode_step_asks_the_device_nothing(model, monkeypatch):
+def test_the_decode_step_does_not_wait_for_the_device(model, monkeypatch):
     record, lists = model.config.moe_layers > 0, []
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(1))
 
-    def questions(max_tokens, check_every):
+    def waits(max_tokens, check_every):
         settings = {"min_tokens": 64, "stop": 5, "check_every": check_every, "record_routes": record}
-        with Questions() as mode:
+        with Waits() as mode:
             generate(model, PROMPTS, answers=2, max_tokens=max_tokens, **settings)
-        return mode.seen
+        return mode.calls
 
-    few, many = questions(4, 100), questions(24, 100)
-    assert few == many  # twenty steps more, not one question more
-    assert questions(24, 8) - many == Counter({"_local_scalar_dense": 2})  # after steps 8 and 16
+    few, many = waits(4, 100), waits(24, 100)
+    assert few == many  # twenty more steps do not wait once
+    assert waits(24, 8) - many == Counter({"_local_scalar_dense": 2})  # after steps 8 and 16
     assert 1 <= many["_local_scalar_dense"] <= 3 and lists == []  # of the prefill and at the end
 
 
-class Widened(TorchDispatchMode):
+class Upcasts(TorchDispatchMode):
     """Counts copies of a matrix [V, D] in another dtype."""
 
     def __init__(self):
@@ -386,11 +379,11 @@ class Widened(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["mla+moe", "gqa dense"])
-def test_the_head_of_a_bf16_model_is_widened_once_a_call(kind):
+def test_the_head_of_a_bf16_model_is_upcast_once_per_call(kind):
     """And its logits are products of its weights in fp32, not rounded to bf16."""
     model = build(kind).bfloat16()
     for call in (lambda: generate(model, PROMPTS, max_tokens=9), lambda: [*stream(model, PROMPTS[0], max_tokens=9)]):
-        with Widened() as mode:
+        with Upcasts() as mode:
             call()
         assert mode.count == 1
     hidden = torch.randn(3, SHAPE["dim"]).bfloat16()

@@ -1,4 +1,4 @@
-"""speculative.py: what is drafted and judged has the distribution of plain sampling, in any company."""
+"""speculative.py: speculative answers have the distribution of plain sampling, independent of the batch."""
 
 import itertools
 import math
@@ -57,10 +57,10 @@ def same(a, b):
 # ---- one judgement
 
 
-def some(rows: int, places: int, size: int, seed: int) -> torch.Tensor:
+def some(rows: int, positions: int, size: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    p = (2 * torch.randn(rows, places, size, generator=generator, dtype=torch.float64)).softmax(-1)
-    p = p * (torch.rand(p.shape, generator=generator) < 0.7)  # holes, as truncation leaves them
+    p = (2 * torch.randn(rows, positions, size, generator=generator, dtype=torch.float64)).softmax(-1)
+    p = p * (torch.rand(p.shape, generator=generator) < 0.7)  # zeros, as after truncation
     p[..., 0] += 1e-3
     return p / p.sum(-1, keepdim=True)
 
@@ -91,10 +91,10 @@ def test_judge_stops_at_the_first_rejection():
     def outcome(*noise):
         return [x.item() for x in judge(p, q, drafts, torch.tensor([noise], dtype=torch.float64), draws)]
 
-    assert outcome(0.49, 0.99) == [2, 3]  # both stand, and a token of p behind them
+    assert outcome(0.49, 0.99) == [2, 3]  # both are accepted, and a token of p follows
     assert outcome(0.5, 0.0) == [0, 2]  # (p - q)₊ is on 2 and 3
     p[0, 1] = torch.tensor([0.6, 0.2, 0.0, 0.2])
-    assert outcome(0.49, 0.0) == [1, 0]  # what cannot be is rejected even at a noise of 0
+    assert outcome(0.49, 0.0) == [1, 0]  # a token of probability 0 is rejected even at a noise of 0
     assert [x.item() for x in judge(p[:, 2:], q[:, :0], drafts[:, :0], draws[:, :0], draws[:, :1])] == [0, 3]
 
 
@@ -140,7 +140,7 @@ def test_greedy_with_modules_that_agree_takes_every_draft():
 @torch.no_grad()
 def reference(model, prompt, row, max_tokens, temperature, top_k, top_p, seed):
     """The algorithm for one row, without caches: every p and q from the whole prefix."""
-    tokens, depth, accepted, tried, seen = list(prompt), len(model.mtp), 0, 0, []
+    tokens, depth, accepted, tried, qs = list(prompt), len(model.mtp), 0, 0, []
 
     def noise(position, what):
         return uniform(seed, torch.tensor([row]), torch.tensor([3 * position + what]))
@@ -163,27 +163,27 @@ def reference(model, prompt, row, max_tokens, temperature, top_k, top_p, seed):
         for k in range(1, depth + 1):
             q.append(module_q(tokens + drafts, k))
             drafts.append(draw(q[-1].log(), noise(len(tokens) + k - 1, DRAFT))[0].item())
-        seen.append(torch.stack(q, dim=1))
+        qs.append(torch.stack(q, dim=1))
         for k, x in enumerate(drafts):
             if len(tokens) == len(prompt) + max_tokens:
                 break
-            p, place = model_p(tokens), len(tokens)
+            p, position = model_p(tokens), len(tokens)
             tried += 1
-            if noise(place, ACCEPT).item() < min(1.0, (p[0, x] / q[k][0, x]).item()):
+            if noise(position, ACCEPT).item() < min(1.0, (p[0, x] / q[k][0, x]).item()):
                 accepted += 1
                 tokens.append(x)
             else:
-                tokens.append(draw(residual(p, q[k]).log(), noise(place, REDRAW))[0].item())
+                tokens.append(draw(residual(p, q[k]).log(), noise(position, REDRAW))[0].item())
                 break
         else:
             tokens.append(draw(model_p(tokens).log(), noise(len(tokens), REDRAW))[0].item())
-    return tokens[len(prompt) :][:max_tokens], tried, accepted, seen
+    return tokens[len(prompt) :][:max_tokens], tried, accepted, qs
 
 
 @pytest.mark.parametrize("kind, depth", [("mla+moe", 1), ("mla+moe", 2), ("gqa dense", 3)])
 def test_caches_change_nothing(kind, depth, monkeypatch):
-    """Drafts of a model whose modules half agree, so that rejections leave stale entries everywhere: token by token,
-    verdict by verdict, and every q to the last digits."""
+    """Modules that agree with the model half of the time, so that rejections leave stale entries in the caches: tokens,
+    accepted drafts and every q are those of the reference."""
     model = teach(build(kind, depth), noise=0.05)
     for block in (*model.blocks, *(module.block for module in model.mtp)):
         block.scale = 0.05
@@ -193,10 +193,10 @@ def test_caches_change_nothing(kind, depth, monkeypatch):
     sampled, drafts = speculate(model, PROMPTS, check_every=100, **settings)  # no row is dropped
     assert 0.2 < drafts.rate < 0.9
     for row in range(4):
-        tokens, tried, accepted, seen = reference(model, PROMPTS[row], row, **settings)
+        tokens, tried, accepted, qs = reference(model, PROMPTS[row], row, **settings)
         assert sampled.tokens[row].tolist() == tokens
         assert (drafts.tried[row].sum(), drafts.accepted[row].sum()) == (tried, accepted)
-        for have, want in zip(judged[1:], seen):  # the first token has no draft; the batch may go on after this row
+        for have, want in zip(judged[1:], qs):  # the first token has no draft; other rows may be longer
             torch.testing.assert_close(have[row : row + 1], want, atol=1e-4, rtol=0)
 
 
@@ -218,7 +218,7 @@ WHOLE, CUT = {"temperature": 1.0}, {"temperature": 0.7, "top_k": 4, "top_p": 0.9
     [(1, None, CUT), (1, 0.3, WHOLE), (1, 0.0, WHOLE), (2, None, WHOLE), (2, 0.3, CUT), (2, 0.0, CUT)],
 )
 def test_the_distribution_is_that_of_the_model(depth, noise, rule):
-    """χ² of many answers against all 6³ that can be, of known probability; modules that disagree, or half agree."""
+    """χ² of many answers against the known probabilities of all 6³; the modules disagree, agree in part or fully."""
     model = build("gqa dense", depth, vocab=6, dim=16, init_std=0.3)
     if noise is not None:
         model = teach(model, noise)
@@ -226,8 +226,8 @@ def test_the_distribution_is_that_of_the_model(depth, noise, rule):
     sampled, drafts = speculate(model, [[1, 3]], answers=n, max_tokens=length, seed=8, **rule)
     p = all_answers(model, [1, 3], length, **rule)
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
-    place = (sampled.tokens * 6 ** torch.arange(length - 1, -1, -1)).sum(1)
-    counts = place.bincount(minlength=len(p)).double()
+    index = (sampled.tokens * 6 ** torch.arange(length - 1, -1, -1)).sum(1)
+    counts = index.bincount(minlength=len(p)).double()
     assert not counts[p == 0].any()
     common = n * p >= 5  # the rest as one
     counts, expected = ([x[common], x[~common].sum().view(1)] for x in (counts, n * p))
@@ -268,10 +268,10 @@ def test_the_acceptance_rate_is_the_common_mass():
     assert 0.2 < want < 0.95
 
 
-# ---- rows and their company
+# ---- rows and batches
 
 
-def test_a_row_is_the_same_alone_and_in_any_company(model):
+def test_a_row_is_independent_of_the_batch(model):
     settings = {"max_tokens": 20, "stop": STOPS, "seed": 3, "temperature": 0.8}
     whole, drafts = speculate(model, PROMPTS, answers=3, **settings)
     assert len(set(whole.count.tolist())) >= 4
@@ -283,13 +283,13 @@ def test_a_row_is_the_same_alone_and_in_any_company(model):
 
 
 def test_dropping_finished_rows_changes_nothing(model, monkeypatch):
-    kept, keep = [], Cache.keep
-    monkeypatch.setattr(Cache, "keep", lambda cache, rows: kept.append(len(rows)) or keep(cache, rows))
+    sizes, keep = [], Cache.keep
+    monkeypatch.setattr(Cache, "keep", lambda cache, rows: sizes.append(len(rows)) or keep(cache, rows))
     settings = {"answers": 5, "max_tokens": 30, "stop": STOPS, "seed": 4}
     never, _ = speculate(model, PROMPTS, check_every=1000, **settings)
-    assert kept == []
+    assert sizes == []
     always, _ = speculate(model, PROMPTS, check_every=1, **settings)
-    assert len(kept) >= 3
+    assert len(sizes) >= 3
     same(always, never)
 
 
@@ -317,8 +317,8 @@ def test_stop_codes_budget_and_min_tokens(model):
         else:
             assert tokens[n - 1] in stops and (tokens[n - 1] == stops[0]) == (why == EOS)
     # Each pass gives a row at least one token, and every accepted draft one more.
-    given = 1 + drafts.forwards + drafts.accepted.sum(1)
-    assert ((given == sampled.count) | (given == sampled.count + 1)).all()  # the last accepted draft may have ended it
+    most = 1 + drafts.forwards + drafts.accepted.sum(1)
+    assert ((most == sampled.count) | (most == sampled.count + 1)).all()  # the last accepted draft may have ended it
     for max_tokens in (1, 2, 3):
         short, _ = speculate(model, PROMPTS, answers=12, max_tokens=max_tokens, seed=7)
         assert short.tokens.shape == (48, max_tokens) and short.count.tolist() == [max_tokens] * 48
