@@ -50,7 +50,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
     """
     excess = (p - q).clamp(min=0.0)
     mass = excess.sum(-1, keepdim=True)
-    return torch.where(mass > 0, excess / mass, p)  # no mass: p = q up to rounding, and so is every rejection
+    return torch.where(mass > 0, excess / mass, p)  # no mass: p = q, only rounding rejects
 
 
 def judge(p: Tensor, q: Tensor, drafts: Tensor, accept_noise: Tensor, draw_noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ WRONG = [
     ("groups", 0, MOE),
     ("groups_kept", 3, MOE | {"groups": 2}),
     ("experts_per_token", 9, {"experts": 8}),
-    ("experts_per_token", 5, {"experts": 8, "groups": 2}),  # one group of four is kept
+    ("experts_per_token", 5, {"experts": 8, "groups": 2}),  # one group of four is used
     ("experts_per_token", 0, {"experts": 8}),
     ("shared_experts", -1, MOE),
     ("softcap", 0.0, {}),
@@ -84,7 +84,7 @@ def test_which_layers_have_experts():
     assert config.moe_layers == 2 and dense(layers=4).moe_layers == 0
 
 
-def test_dense_is_a_qwen_like_sibling_and_takes_changes():
+def test_dense_is_like_qwen2_and_takes_changes():
     config = dense(dim=64, qkv_bias=False)
     assert (config.attention, config.experts, config.dim, config.qkv_bias) == ("gqa", 0, 64, False)
     assert dense().qkv_bias

@@ -210,9 +210,9 @@ def test_what_cannot_be_counted_says_why(tmp_path):
         command.find("gpt-5")
     with pytest.raises(ValueError, match="neither"):
         command.find(str(tmp_path))  # a folder without config.json
-    for text, text in (("{", "is damaged"), ("[1]", "holds no object"), ('{"architectures": ["Rnn"]}', "'Rnn'")):
+    for text, message in (("{", "is damaged"), ("[1]", "holds no object"), ('{"architectures": ["Rnn"]}', "'Rnn'")):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=text):
+        with pytest.raises(ValueError, match=message):
             command.find(str(tmp_path))
     with pytest.raises(ValueError, match="length = 0"):
         counting.count(TINY["mla"], length=0)
@@ -229,8 +229,8 @@ def test_all_presets_at_once(tmp_path, capsys):
 
 
 def test_it_runs_from_the_command_line():
-    words = [sys.executable, "-m", "experiments.count", "minir1", "--length", "64"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    command_line = [sys.executable, "-m", "experiments.count", "minir1", "--length", "64"]
+    done = subprocess.run(command_line, capture_output=True, text=True)
     assert done.returncode == 0 and "1.020M parameters" in done.stdout, done.stderr
 
 

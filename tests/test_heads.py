@@ -1,4 +1,4 @@
-"""Values from one pass or a model of its own; scalar folders against transformers' sequence classifiers."""
+"""heads.py: values from one pass or a separate model; scalar folders against transformers' sequence classifiers."""
 import json
 
 import pytest
@@ -70,7 +70,7 @@ def test_log_probs_entropy_and_values_come_from_one_pass(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_critic_of_its_own_gives_the_values_that_a_head_on_the_same_trunk_gives(name):
+def test_a_separate_critic_gives_the_values_of_a_head_on_the_same_trunk(name):
     trunk, model = build(name, head=False), build(name)
     for mask in (None, REAL & (torch.arange(T) >= 2)):
         _, want = trunk.logprob(X, lengths=LENGTHS, mask=mask, value=model.head)
@@ -79,7 +79,7 @@ def test_a_critic_of_its_own_gives_the_values_that_a_head_on_the_same_trunk_give
         model.values(X, lengths=LENGTHS, mask=REAL[:, :2])
 
 
-def test_a_value_does_not_see_the_token_it_stands_before_and_a_score_sees_all():
+def test_a_value_depends_on_earlier_tokens_only_and_a_score_on_all():
     model, other = build(), X.clone()
     other[0, 5] = (X[0, 5] + 1 - 2) % 62 + 2
     a, b = (model.values(x, lengths=LENGTHS)[0] for x in (X, other))
@@ -88,7 +88,7 @@ def test_a_value_does_not_see_the_token_it_stands_before_and_a_score_sees_all():
     assert (model.score(X, lengths=LENGTHS) != model.score(other, lengths=LENGTHS)).tolist() == [True] + [False] * 3
 
 
-def test_the_score_is_that_of_the_last_token_whatever_stands_behind_it():
+def test_the_score_is_that_of_the_last_token_for_any_padding():
     model = build()
     want = torch.stack([model.head(model.trunk.hidden(X[i : i + 1, :n]))[0, -1] for i, n in enumerate(LENGTHS)])
     torch.testing.assert_close(model.score(X, lengths=LENGTHS), want)
@@ -98,7 +98,7 @@ def test_the_score_is_that_of_the_last_token_whatever_stands_behind_it():
         model.score(X[:2], lengths=torch.tensor([12, 0]))
 
 
-def test_the_trunk_gives_up_what_is_not_used():
+def test_the_trunk_loses_its_language_head_and_mtp_modules():
     names = build("DeepseekV3").state_dict().keys()
     assert not [name for name in names if name.startswith(("trunk.head", "trunk.mtp"))] and "head.weight" in names
     with pytest.raises(ValueError, match="a head of width 16 on a trunk of width 32"):
@@ -134,8 +134,8 @@ def test_transformers_opens_the_folder_and_scores_alike(name, tmp_path):
     torch.testing.assert_close(again.score(X, lengths=LENGTHS), model.score(X, lengths=LENGTHS))
 
 
-def test_where_padding_is_the_end_of_a_text_no_padding_is_named(tmp_path):
-    """Or transformers would take the end token of a row for padding, and the state before it."""
+def test_pad_token_id_is_none_where_it_equals_the_end_token(tmp_path):
+    """Else transformers would treat the end token of a row as padding and read the state before it."""
     model = build(pad=0)
     heads.save(model, TOKENIZER, tmp_path)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
@@ -145,7 +145,7 @@ def test_where_padding_is_the_end_of_a_text_no_padding_is_named(tmp_path):
         torch.testing.assert_close(theirs(row).logits[0], model.score(row, lengths=None), rtol=0, atol=1e-5)
 
 
-def test_each_kind_of_folder_says_who_opens_it(tmp_path):
+def test_the_error_names_the_function_for_each_kind_of_folder(tmp_path):
     heads.save(build(), TOKENIZER, tmp_path / "scalar")
     hf.save(build(head=False), TOKENIZER, tmp_path / "language")
     with pytest.raises(ValueError, match="holds a Qwen2ForSequenceClassification, no language model: .*heads.load"):
@@ -157,8 +157,8 @@ def test_each_kind_of_folder_says_who_opens_it(tmp_path):
 
 
 @pytest.mark.parametrize("labels", [{"0": "no", "1": "yes"}, None])
-def test_more_labels_than_one_are_refused(tmp_path, labels):
-    """transformers has two where a config.json does not say."""
+def test_several_labels_are_refused(tmp_path, labels):
+    """Without num_labels in config.json transformers assumes two."""
     heads.save(build(), TOKENIZER, tmp_path)
     values = json.loads((tmp_path / "config.json").read_text()) | {"id2label": labels, "num_labels": 2}
     (tmp_path / "config.json").write_text(json.dumps(values))

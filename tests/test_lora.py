@@ -191,9 +191,9 @@ def test_what_peft_writes_is_read(folders, tmp_path):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     peft.PeftModel.from_pretrained(theirs, path).save_pretrained(tmp_path / "again")
     torch.manual_seed(0)
-    fresh = Transformer(model.config)
-    load_adapters(fresh, tmp_path / "again")
-    assert torch.equal(fresh(X), model(X))
+    other = Transformer(model.config)
+    load_adapters(other, tmp_path / "again")
+    assert torch.equal(other(X), model(X))
 
 
 @torch.no_grad()
@@ -220,10 +220,10 @@ def test_what_does_not_fit_is_named_and_leaves_the_model_plain(folders):
     first, second, *_ = sorted(stored)
     save_file({name: t for name, t in stored.items() if name != first} | {"x": torch.ones(2), second: torch.ones(1, 1)},
               path / "adapter_model.safetensors")
-    fresh = Transformer(model.config)
+    other = Transformer(model.config)
     with pytest.raises(ValueError, match=f"missing: {first}; surplus: x; shape of {second}"):
-        load_adapters(fresh, path)
-    assert not adapters(fresh)
+        load_adapters(other, path)
+    assert not adapters(other)
 
 
 @pytest.mark.parametrize("change,message", [

@@ -78,7 +78,7 @@ def test_absorbed_equals_expanded(config):
         torch.testing.assert_close(cache.layers[1], entry.view(2, 6, -1), rtol=1e-10, atol=1e-10)
 
 
-def test_the_cache_holds_kv_lora_and_rope_numbers_a_token_a_layer():
+def test_the_cache_holds_kv_lora_and_rope_numbers_per_token_and_layer():
     config = ModelConfig(**SMALL)
     for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
         cache = Cache(config, rows=3, slots=11, dtype=dtype)

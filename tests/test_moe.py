@@ -200,7 +200,7 @@ def test_the_layer_is_shared_plus_gated_experts(shared):
     torch.testing.assert_close(have, want.view(2, 3, 8), rtol=1e-5, atol=1e-5)
 
 
-def test_the_bias_selects_and_does_not_weigh():
+def test_the_bias_changes_the_choice_and_not_the_gates():
     layer, x = init(MoE(config(norm_topk=False))), torch.randn(5, 8)
     free = layer.route(x)
     layer.bias.copy_(torch.tensor([0.0, 0, 9, 9]))  # scores are below 1

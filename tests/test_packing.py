@@ -52,7 +52,7 @@ def test_gradients_flow_to_the_real_tokens_alone():
 
 
 @pytest.mark.parametrize("lengths", [[2], [2, 2, 2], [[1], [2]]])
-def test_one_length_a_row(lengths):
+def test_one_length_per_row(lengths):
     with pytest.raises(ValueError, match=r"lengths has shape .*, expected \(2,\)"):
         packing(2, 3, torch.tensor(lengths), CPU)
 

@@ -163,7 +163,7 @@ def test_generation_reports_the_truncated_distribution(small):
             assert sampled.logp[row, step].item() == pytest.approx(math.log(want[token]), abs=1e-5)
 
 
-def test_min_tokens_keeps_stops_away_and_is_part_of_the_distribution(small):
+def test_min_tokens_excludes_stops_from_the_distribution(small):
     stops = list(range(0, V, 2))
     sampled = generate(small, PROMPTS, answers=8, max_tokens=12, min_tokens=5, stop=stops, seed=2)
     assert (sampled.tokens[:, :5] % 2 == 1).all()

@@ -35,9 +35,9 @@ def teach(model: Transformer, noise: float) -> Transformer:
     for block in (*model.blocks, *(module.block for module in model.mtp)):
         block.scale = 1e-30  # nothing is added to the residual stream: h^0_i = RMSNorm(emb(t_i))
     for module in model.mtp:
-        wide = noise * torch.randn(module.eh_proj.weight.shape)
-        wide[:, : model.config.dim] += torch.eye(model.config.dim)
-        module.eh_proj.weight.copy_(wide)  # h^k_i = RMSNorm(emb(t_{i+k}))
+        projection = noise * torch.randn(module.eh_proj.weight.shape)
+        projection[:, : model.config.dim] += torch.eye(model.config.dim)
+        module.eh_proj.weight.copy_(projection)  # h^k_i = RMSNorm(emb(t_{i+k}))
     return model
 
 
@@ -151,7 +151,7 @@ def reference(model, prompt, row, max_tokens, temperature, top_k, top_p, seed):
     def model_p(prefix):
         return p_of(model(torch.tensor([prefix]))[0, -1])
 
-    def module_q(prefix, k):  # the state of the model has not seen the last k tokens
+    def module_q(prefix, k):  # from the state k tokens earlier
         grid = torch.tensor([prefix])
         layout = packing(1, len(prefix), None, grid.device)
         states = list(model.look_ahead(grid[0], model.hidden(grid)[0], layout))

@@ -63,7 +63,7 @@ def real(lengths, T):
 
 
 def gradients(model, routes=None):
-    """Of a loss that reaches everything, what was recorded, and how many bytes autograd kept for the backward pass."""
+    """[loss, gradients of a loss that uses everything], the record, and the bytes that autograd saved."""
     x, lengths, record, storages = tokens(3, 9), torch.tensor([9, 4, 6]), [], {}
 
     def keep(t):

@@ -62,11 +62,6 @@ class Transformer(nn.Module):
         """Where the weights are."""
         return self.embedding.weight.device
 
-    @property
-    def rope_size(self) -> int:
-        """R, the numbers of a head that RoPE rotates."""
-        return self.config.rope if self.config.attention == "mla" else self.config.head_size
-
     def recompute(self, on: bool = True) -> None:
         """Keep only the input of each block in training, and compute the block again in the backward pass.
 
@@ -82,7 +77,8 @@ class Transformer(nn.Module):
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of RoPE, two fp32 tensors [..., R/2]. positions: int64 [...]."""
-        return rope_angles(self.rope_size, positions, self.config.rope_theta, self.config.rope_scaling)
+        size = self.config.rope if self.config.attention == "mla" else self.config.head_size  # R
+        return rope_angles(size, positions, self.config.rope_theta, self.config.rope_scaling)
 
     def cache(self, rows: int, slots: int, *, mtp: bool = False) -> Cache:
         """An empty cache for `rows` rows of up to `slots` tokens, on the model's device, in its dtype.
