@@ -3,15 +3,12 @@ import math
 
 import pytest
 import torch
+from test_ops_attention import check, close, cumulative, reference, tensors
 
-pytest.importorskip("triton")
-kernel = pytest.importorskip("minir1.kernels.attention", exc_type=ImportError)  # a checkout without links
-
-from test_ops_attention import check, close, cumulative, reference, tensors  # noqa: E402
-
-from minir1.model.config import ModelConfig  # noqa: E402
-from minir1.model.transformer import Transformer  # noqa: E402
-from minir1.ops import attention  # noqa: E402
+from minir1.kernels import attention as kernel
+from minir1.model.config import ModelConfig
+from minir1.model.transformer import Transformer
+from minir1.ops import attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP32 = 2e-6

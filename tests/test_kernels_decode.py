@@ -1,14 +1,11 @@
 """The Triton decoding against fp64: in the interpreter without a GPU, compiled with one."""
 import pytest
 import torch
+from test_kernels_attention import DEVICE, Guarded
+from test_ops_attention import close
 
-pytest.importorskip("triton")
-kernel = pytest.importorskip("minir1.kernels.decode", exc_type=ImportError)  # a checkout without links
-
-from test_kernels_attention import DEVICE, Guarded  # noqa: E402
-from test_ops_attention import close  # noqa: E402
-
-from minir1.ops import decode_attention, decode_latent  # noqa: E402
+from minir1.kernels import decode as kernel
+from minir1.ops import decode_attention, decode_latent
 
 SPLIT = 64  # of the interpreter, in blocks of 32
 

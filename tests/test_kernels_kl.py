@@ -3,15 +3,12 @@ import math
 
 import pytest
 import torch
+from test_kernels_logprob import DTYPES, GRADIENT, Guarded, put
+from test_ops_kl import each_kind, gradients, problem, reference
 
-pytest.importorskip("triton")
-kernel = pytest.importorskip("minir1.kernels.kl", exc_type=ImportError)  # a checkout without links
-
-from test_kernels_logprob import DTYPES, GRADIENT, Guarded, put  # noqa: E402
-from test_ops_kl import each_kind, gradients, problem, reference  # noqa: E402
-
-from minir1.kernels import logprob  # noqa: E402
-from minir1.ops import linear_kl  # noqa: E402
+from minir1.kernels import kl as kernel
+from minir1.kernels import logprob
+from minir1.ops import linear_kl
 
 
 def triton(*inputs, **kw):

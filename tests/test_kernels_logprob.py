@@ -1,13 +1,10 @@
 """The Triton log-prob against fp64: in the interpreter without a GPU, compiled with one."""
 import pytest
 import torch
+from test_ops import IGNORE, SETTINGS, gradients, problem, reference
 
-pytest.importorskip("triton")
-kernel = pytest.importorskip("minir1.kernels.logprob", exc_type=ImportError)  # a checkout without links
-
-from test_ops import IGNORE, SETTINGS, gradients, problem, reference  # noqa: E402
-
-from minir1.ops import linear_logprob  # noqa: E402
+from minir1.kernels import logprob as kernel
+from minir1.ops import linear_logprob
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
