@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.benchmarks import bench_attention
+from experiments.benchmarks import attention_tiles, bench_attention, decode_splits
 from experiments.benchmarks.bench_attention import Shape
 
 TOY = Shape(2, 9, 4, 2, 12, 8)
@@ -28,7 +28,7 @@ def test_cpu_at_toy_size():
     assert found[f"decode/{TOY}/torch/tb_s"] > 0 and found[f"decode/{TOY}/sdpa/of_floor"] > 0
     latent = Shape(2, 9, 4, 1, 12, 8)
     assert bench_attention.decoding(latent, True, "cpu", torch.float32, 1, 1.0)[f"latent/{latent}/torch/seconds"] > 0
-    errors = bench_attention.accuracy(TOY, "cpu", torch.float32)
+    errors = bench_attention.errors(TOY, "cpu", torch.float32)
     assert len(errors) == 8 and all(0 < x < 1e-6 for x in errors.values())
 
 
@@ -41,7 +41,7 @@ def test_a_way_that_cannot_run_costs_its_own_figures_only(monkeypatch):
     ways = bench_attention.ways
     monkeypatch.setattr(bench_attention, "ways", lambda shape, device: {"flash": refuse} | ways(shape, device))
     found = bench_attention.training(TOY, "cpu", torch.float32, 1, 1.0)
-    found |= bench_attention.accuracy(TOY, "cpu", torch.float32)
+    found |= bench_attention.errors(TOY, "cpu", torch.float32)
     for part in (f"attention/{TOY}/forward", f"attention/{TOY}/both", f"accuracy/{TOY}"):
         assert found[f"{part}/flash/refused"] == "RuntimeError: No available kernel."
     assert sum("flash" in key for key in found) == 3
@@ -96,22 +96,19 @@ def test_gpu_at_toy_size(tmp_path):
 
 def test_tiles(tmp_path):
     """Six queries over eight keys in tiles of two: the last meets the last, so the diagonal is one tile off."""
-    import attention_tiles as drawn
-
-    e, m, w = drawn.EMPTY, drawn.MASKED, drawn.WHOLE
-    assert drawn.tiles(6, 8, 2, True, None) == [[w, m, e, e], [w, w, m, e], [w, w, w, m]]
-    assert drawn.tiles(6, 8, 2, True, 3) == [[m, m, e, e], [e, m, m, e], [e, e, m, m]]
-    drawn.main(drawn.Config(out=tmp_path / "tiles.png"))
+    e, m, w = attention_tiles.EMPTY, attention_tiles.MASKED, attention_tiles.WHOLE
+    assert attention_tiles.tiles(6, 8, 2, True, None) == [[w, m, e, e], [w, w, m, e], [w, w, w, m]]
+    assert attention_tiles.tiles(6, 8, 2, True, 3) == [[m, m, e, e], [e, m, m, e], [e, e, m, m]]
+    attention_tiles.main(attention_tiles.Config(out=tmp_path / "tiles.png"))
     assert (tmp_path / "tiles.png").stat().st_size > 1000
 
 
 def test_splits(tmp_path):
-    """Slots in pieces of four: a token at place 5 sees the first piece and half of the second."""
-    import decode_splits as drawn
-
-    assert drawn.pieces(5, 16, 4) == [drawn.WHOLE, drawn.PART, drawn.IDLE, drawn.IDLE]
-    assert drawn.pieces(7, 8, 4) == [drawn.WHOLE, drawn.WHOLE] and drawn.pieces(0, 8, 4) == [drawn.PART, drawn.IDLE]
-    drawn.main(drawn.Config(out=tmp_path / "splits.png"))
+    """Slots in pieces of four: a token in slot 5 sees the first piece and half of the second."""
+    idle, part, whole = decode_splits.IDLE, decode_splits.PART, decode_splits.WHOLE
+    assert decode_splits.pieces(5, 16, 4) == [whole, part, idle, idle]
+    assert decode_splits.pieces(7, 8, 4) == [whole, whole] and decode_splits.pieces(0, 8, 4) == [part, idle]
+    decode_splits.main(decode_splits.Config(out=tmp_path / "splits.png"))
     assert (tmp_path / "splits.png").stat().st_size > 1000
     with pytest.raises(ValueError, match=r"past = \(16,\): 0 to 15"):
-        drawn.main(drawn.Config(past=(16,), slots=16, split=4, out=tmp_path / "none.png"))
+        decode_splits.main(decode_splits.Config(past=(16,), slots=16, split=4, out=tmp_path / "none.png"))

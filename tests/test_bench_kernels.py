@@ -39,7 +39,7 @@ def test_a_gpu_by_name_or_an_error():
 def test_all_ways_compute_the_same():
     batch = bench_logprob.inputs((20, 8, 30), "cpu", torch.float32)
     want = bench_logprob.both_ways(bench_logprob.naive, [batch])(0)
-    for f in (bench_logprob.checkpointed, bench_logprob.chunked(), bench_logprob.chunked(1)):
+    for f in (bench_logprob.checkpointed, bench_logprob.ours(), bench_logprob.ours(chunk_bytes=1)):
         for a, b in zip(bench_logprob.both_ways(f, [batch])(3), want):
             torch.testing.assert_close(a, b)
     batch = bench_logprob.inputs((20, 8, 30), "cpu", torch.float32, teacher=True)
@@ -56,10 +56,10 @@ def gpu_part(monkeypatch):
     pytest.importorskip("minir1.kernels.kl", exc_type=ImportError)
     monkeypatch.setattr(bench_logprob, "COPIES", 1)
     monkeypatch.setattr(torch, "compile", lambda f: f)
-    make, timed = bench_logprob.inputs, bench_logprob.interleaved
+    make, timed = bench_logprob.inputs, bench_timing.interleaved
     monkeypatch.setattr(bench_logprob, "inputs", lambda shape, device, *rest, **kw: make(shape, "cpu", *rest, **kw))
-    monkeypatch.setattr(bench_logprob, "interleaved", lambda runs, n, device, refused: timed(runs, n, "cpu", refused))
-    monkeypatch.setattr(bench_logprob, "cuda_peak", lambda run: float(sum(x.nbytes for x in run(0))))
+    monkeypatch.setattr(bench_timing, "interleaved", lambda runs, n, device, refused: timed(runs, n, "cpu", refused))
+    monkeypatch.setattr(bench_timing, "cuda_peak", lambda run: float(sum(x.nbytes for x in run(0))))
 
 
 def test_gpu_comparison_of_kl_without_one(gpu_part):
@@ -84,8 +84,8 @@ def test_gpu_comparison_of_log_probs_without_one(gpu_part, monkeypatch):
         assert peak == (20 + 30) * 8 * 2 and share == pytest.approx(seconds / 0.0384)
     assert figures["logprob/20x8x30/package/refused"] == "ValueError: V = 30 is too few"
     assert sum("package" in key for key in figures) == 1
-    ways = {"package": refuse, "torch": bench_logprob.chunked()}
-    batch = bench_logprob.accuracy((20, 8, 30), "cpu", ways, torch.float32)
+    ways = {"package": refuse, "torch": bench_logprob.ours()}
+    batch = bench_logprob.errors((20, 8, 30), "cpu", ways, torch.float32)
     assert batch["accuracy/package/refused"] and batch["accuracy/torch/dw"] < 2e-6 and len(batch) == 5
 
 
