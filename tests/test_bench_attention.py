@@ -105,7 +105,7 @@ def test_tiles(tmp_path):
 
 def test_splits(tmp_path):
     """Slots in pieces of four: a token in slot 5 sees the first piece and half of the second."""
-    idle, part, whole = decode_splits.IDLE, decode_splits.PART, decode_splits.WHOLE
+    idle, part, whole = decode_splits.EMPTY, decode_splits.MASKED, decode_splits.WHOLE
     assert decode_splits.pieces(5, 16, 4) == [whole, part, idle, idle]
     assert decode_splits.pieces(7, 8, 4) == [whole, whole] and decode_splits.pieces(0, 8, 4) == [part, idle]
     decode_splits.main(decode_splits.Config(out=tmp_path / "splits.png"))

@@ -74,11 +74,11 @@ def sdpa(backend: SDPBackend | None, pad: bool) -> Callable:
     """torch's attention by one backend (None: torch's choice); pad: v to the size of q."""
 
     def run(q, k, v):
-        size, scale = v.shape[-1], q.shape[-1] ** -0.5
+        size, scale, grouped = v.shape[-1], q.shape[-1] ** -0.5, q.shape[2] != k.shape[2]
         v = F.pad(v, (0, q.shape[-1] - size)) if pad and q.shape[-1] > size else v
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         with sdpa_kernel(backend) if backend else nullcontext():
-            o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=len(q[0]) != len(k[0]))
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
         return o[..., :size].transpose(1, 2)
 
     return run

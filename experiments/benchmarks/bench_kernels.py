@@ -4,10 +4,10 @@
     python -m experiments.benchmarks.bench_kernels --device cuda --out runs/bench_gpu.json --figure runs/bench_gpu.png
 
 On the CPU: linear_logprob with entropy, forward and backward, for several chunk sizes, against naive code; linear_kl
-against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: the ceilings of the device (a product,
-a copy), then all implementations of log-probs (Liger's and cut-cross-entropy's too, if installed), of forward KL, and of
-attention. The variants of a comparison are called in turn, and medians are reported. For a variant that does not fit the
-machine or does not compile, the reason is reported instead.
+against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: the ceilings of the device (a matrix
+product, a copy), then all implementations of log-probs (Liger's and cut-cross-entropy's too, if installed), of forward
+KL, and of attention. The variants of a comparison are called in turn, and medians are reported. For a variant that does
+not fit the machine or does not compile, the reason is reported instead.
 """
 
 from __future__ import annotations

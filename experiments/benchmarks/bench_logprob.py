@@ -27,7 +27,7 @@ COPIES = 4  # of the inputs on a GPU, used in turn
 
 
 def inputs(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0, teacher: bool = False) -> list[Tensor]:
-    """h, w (with gradient), target, g, g_H; with `teacher` a second h, w before the target. The logits have deviation 2."""
+    """h, w (with gradient), target, g, g_H; with `teacher` a second h, w before the target. Logits deviate by 2."""
     (N, D, V), gen = shape, torch.Generator(device).manual_seed(seed)
     normal = lambda *size: torch.randn(size, generator=gen, device=device, dtype=torch.float32)
     pairs = [x for _ in range(1 + teacher) for x in (normal(N, D).to(dtype), (normal(V, D) * 2 / D**0.5).to(dtype))]

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from minir1.device import synchronize
 from minir1.files import write_json
 from minir1.log import table
 
@@ -21,6 +22,15 @@ Timings = dict[str, list[float]]  # variant -> seconds of each repeat
 Refused = dict[str, str]  # variant -> why it has no figures
 Figures = dict[str, float | str]  # "logprob/8192x4096x32768/fused/seconds" -> a number, "…/refused" -> the reason
 T = TypeVar("T")
+
+
+def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float, float]:
+    """The result of work(), seconds on the clock, and seconds of processor time."""
+    synchronize(device)
+    began, began_cpu = time.perf_counter(), time.process_time()
+    result = work()
+    synchronize(device)
+    return result, time.perf_counter() - began, time.process_time() - began_cpu
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -62,7 +72,7 @@ def interleaved(variants: dict[str, Callable[[int], object]], repeats: int, devi
     error is raised.
     """
     times: Timings = {name: [] for name in variants}
-    seconds_of = _cuda_seconds if device == "cuda" else _cpu_seconds
+    seconds_of = _cuda_seconds if device == "cuda" else lambda run, i: timed(lambda: run(i), torch.device("cpu"))[2]
     for i in range(repeats + 1):
         for name in list(times):
             call = partial(seconds_of, variants[name], i)
@@ -72,12 +82,6 @@ def interleaved(variants: dict[str, Callable[[int], object]], repeats: int, devi
             elif i:
                 times[name].append(seconds)
     return times
-
-
-def _cpu_seconds(run, i: int) -> float:
-    began = time.process_time()
-    run(i)
-    return time.process_time() - began
 
 
 def _cuda_seconds(run, i: int) -> float:
