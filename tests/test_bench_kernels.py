@@ -63,7 +63,7 @@ def gpu_part(monkeypatch):
 
 
 def test_gpu_comparison_of_kl_without_one(gpu_part):
-    """Every way, its peak and its share of the floor."""
+    """The peak of every implementation, and its ratio to the floor."""
     figures = bench_logprob.gpu_kl((20, 8, 30), repeats=1, tflops=1e-6)
     assert figures["kl/20x8x30/floor/seconds"] == pytest.approx(12 * 20 * 8 * 30 / 1e6)
     for name in ("naive", "compiled", "torch", "triton"):
@@ -90,7 +90,7 @@ def test_gpu_comparison_of_log_probs_without_one(gpu_part, monkeypatch):
 
 
 class ToyGRPO:
-    """Liger's chunked GRPO, as of 0.8.5, by its definition and as far as it is used here."""
+    """Liger's chunked GRPO, as of 0.8.5, by its definition, with the options that are used here."""
 
     def __init__(self, beta=0.04, compiled=True, use_ref_model=True, chunk_size=1, epsilon_low=0.2, epsilon_high=0.2,
                  loss_type="dapo"):
@@ -105,8 +105,8 @@ class ToyGRPO:
 
 
 def test_other_packages_are_asked_for_the_same_gradient(monkeypatch):
-    """Stand-ins with the signatures of Liger and cut cross-entropy; all but Liger's cross-entropy take a gradient for
-    each token."""
+    """Stand-ins with the signatures of Liger and cut cross-entropy; all but Liger's cross-entropy take one gradient per
+    token."""
     batch = bench_logprob.inputs((20, 8, 30), "cpu", torch.float32)
     assert bench_logprob.others([batch]).keys() <= {"liger", "liger_grpo", "cut_cross_entropy"}
     nll = lambda h, w, target, reduction: F.cross_entropy(h @ w.T, target, reduction=reduction)
@@ -178,7 +178,7 @@ def test_what_does_not_fit_or_compile_is_refused_and_a_mistake_is_not():
 
 
 def test_a_variant_that_fails_leaves_the_comparison(capsys):
-    """At once, or when the others have been measured twice."""
+    """Also in a later round."""
 
     def full(after):
         def run(i):
