@@ -1,4 +1,4 @@
-"""Attention over packed sequences, forward and backward, without the matrix of scores.
+"""Attention over packed sequences, forward and backward, without the score matrix in memory.
 
     z_ij = softcap(scale · q_i·k_j)      softcap(x) = c · tanh(x / c)
     p_ij = exp(z_ij - lse_i)             lse_i = log Σ_j exp z_ij
@@ -8,15 +8,15 @@
     dz_ij = p_ij (do_i·v_j - Δ_i)        through the softcap: times 1 - (z_ij / c)²
     dq_i = scale Σ_j dz_ij k_j           dk_j = scale Σ_i dz_ij q_i
 
-FlashAttention-2 (Dao, arXiv:2307.08691), section 3.1: a program takes a block of queries through the keys it sees, with
-a running maximum and sum (Milakov & Gimelshein, arXiv:1805.02867), and leaves o and lse; backward makes the scores
-again from lse. The differences: dq has a kernel of its own, so that nothing is added by atomics and a repeated call
-gives the same bits; a group's queries are summed into its dk and dv by one program; and a head is cut in two powers of
-two instead of being padded to the next (192 = 128 + 64).
+FlashAttention-2 (Dao, arXiv:2307.08691), section 3.1: a program processes a block of queries over the keys it sees,
+with a running maximum and sum (Milakov & Gimelshein, arXiv:1805.02867), and writes o and lse; the backward pass
+recomputes the scores and uses lse. The differences: dq has its own kernel, so that there are no atomics and a repeated
+call gives the same bits; one program sums the contributions of all query heads of a group to dk and dv; and a head is
+split into two powers of two instead of being padded to the next (192 = 128 + 64).
 
 Scores, maxima, sums and all accumulators are fp32. log₂e is applied after the product, so 16-bit q is not rounded
-again; p and dz are rounded once, to the dtype of v and k, where they enter a product. A query that sees no key gives
-o = 0, lse = -inf and gradients of 0.
+again; p and dz are rounded once, to the dtype of v and k, before a product. A query that sees no key has o = 0,
+lse = -inf and gradient 0.
 """
 import math
 
@@ -28,26 +28,26 @@ from .once import differentiable_once
 
 INTERPRET = not isinstance(jit.forward_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
 
-# (BLOCK_M queries, BLOCK_N keys, warps, stages) by the larger head size. Chosen by compiling, not by timing: what
-# spills least and fits the shared memory of a block, 227 KiB on sm_90, 163 on sm_80, 99 on sm_86, sm_89 and sm_120;
-# experiments/benchmarks/kernel_resources.py has the figures.
+# (BLOCK_M queries, BLOCK_N keys, warps, stages) by the larger head size. Chosen by compiling, not by timing: the
+# fewest spills within the shared memory of a block, 227 KiB on sm_90, 163 on sm_80, 99 on sm_86, sm_89 and sm_120, as
+# experiments/benchmarks/kernel_resources.py reports them.
 HOPPER = {
     "forward": {64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 192: (128, 64, 8, 3), 256: (128, 64, 8, 2)},
     "dq": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 192: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     "dkv": {64: (32, 128, 8, 2), 128: (32, 128, 8, 2), 192: (32, 64, 8, 2), 256: (32, 32, 8, 1)},
 }
-AMPERE_SHARED = 163 << 10  # bytes that a block may have there
+AMPERE_SHARED = 163 << 10  # bytes per block
 AMPERE = {
     "forward": {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 192: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
     "dq": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 192: (64, 32, 8, 2), 256: (64, 32, 8, 2)},
     "dkv": {64: (32, 128, 8, 2), 128: (32, 64, 8, 2), 192: (32, 32, 8, 2), 256: (16, 64, 8, 1)},
 }
-SMALL = {  # GPUs with less shared memory than that
+SMALL = {  # for GPUs with less shared memory
     "forward": AMPERE["forward"] | {192: (128, 32, 8, 3), 256: (64, 32, 8, 2)},
     "dq": AMPERE["dq"] | {256: (32, 32, 8, 2)},
     "dkv": AMPERE["dkv"],
 }
-FP32 = {  # without tensor cores, since tf32 would round
+FP32 = {  # without tensor cores, which would round to tf32
     "forward": {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 32, 8, 1)},
     "dq": {64: (32, 32, 8, 1), 256: (16, 16, 8, 1)},
     "dkv": {64: (32, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 32, 8, 1)},
@@ -72,30 +72,30 @@ def cut(size: int) -> tuple[int, int]:
 
 
 def heads(d_qk: int, d_v: int) -> dict:
-    """How the kernels take the two head sizes."""
+    """The kernels' constants for the two head sizes."""
     (D1, D2), (V1, V2) = cut(d_qk), cut(d_v)
     return dict(D=d_qk, D1=D1, D2=D2, DV=d_v, V1=V1, V2=V2)
 
 
 def scores(scale: float, softcap: float | None) -> dict:
-    """How the kernels make scores, in log 2, from q·k."""
+    """The kernels' arguments for scores in log 2 from q·k."""
     log2e = math.log2(math.e)
     return dict(factor=scale * log2e, cap=(softcap or 0.0) * log2e, SOFTCAP=softcap is not None)
 
 
 def band(causal: bool, window: int | None) -> dict:
-    """Query i (counted from the end, as the keys) sees the keys i - left … i + right; a side that is off has no end."""
+    """Query i (counted from the end, as the keys) sees the keys i - left … i + right; LEFT, RIGHT: bounded sides."""
     near = 0 if window is None else min(window, 1 << 30) - 1  # position + near stays within 32 bits
     return dict(left=near, right=0 if causal else near, LEFT=window is not None, RIGHT=causal or window is not None)
 
 
 def readable(x):
-    """x as the kernels read it: a head's numbers side by side, and a tile's offsets within 31 bits."""
+    """x, copied unless a head's dimensions are contiguous and offsets within a tile fit 31 bits."""
     return x if x.stride(-1) == 1 and x.stride(0) < 1 << 24 else x.contiguous()
 
 
 def gpu(x) -> tuple[int, int]:
-    """Of the GPU that holds x: major compute capability, and bytes of shared memory that a block may have."""
+    """Of x's GPU: major compute capability, and bytes of shared memory per block."""
     if not x.is_cuda:
         return 0, 0
     of = torch.cuda.get_device_properties(x.device)
@@ -108,7 +108,7 @@ def _strides(**tensors) -> dict:
 
 
 def _outputs(like) -> torch.dtype:
-    return torch.float32 if INTERPRET else like.dtype  # the interpreter rounds to bf16 otherwise than a GPU
+    return torch.float32 if INTERPRET else like.dtype  # the interpreter rounds to bf16 unlike a GPU
 
 
 def _common(q, k, v) -> dict:
@@ -178,12 +178,9 @@ class _Attention(torch.autograd.Function):
 
 def attention(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, causal=True, window=None, softcap=None):
     """q [N, H, Dqk], k [M, K, Dqk], v [M, K, Dv] of one dtype (fp32, bf16, fp16); cu_q, cu_k [B + 1] int32; max_q,
-    max_k at least the longest sequences -> o [N, H, Dv] of that dtype, differentiable, and lse [H, N] fp32, which is
-    not.
+    max_k at least the longest sequences -> o [N, H, Dv] of that dtype, and lse [H, N] fp32, which has no gradient.
 
-    Query i of a sequence of n queries and m keys has position i + m - n, so that the last query meets the last key:
-    causal, it sees keys up to there; with a window w, those less than w away. Arguments are taken as checked: see
-    minir1.ops.
+    As minir1.ops.attention, which checks the arguments.
     """
     q, k, v, cu_q, cu_k = (*(readable(x) for x in (q, k, v)), cu_q.contiguous(), cu_k.contiguous())
     return _Attention.apply(q, k, v, cu_q, cu_k, max_q, max_k, float(scale), causal, window, softcap)

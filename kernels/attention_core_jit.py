@@ -1,8 +1,8 @@
-"""What the Triton programs of attention and of decoding are made of: heads in two parts, scores, the running softmax.
+"""Functions that the Triton kernels of attention and decoding share: heads in two parts, scores, the running softmax.
 
-A head of D numbers is taken in two parts whose widths D1 and D2 are powers of two, as the sides of a tile are: 192 =
-128 + 64, 96 = 64 + 32 and 80 = 64 + 16 cost no padding. D2 = 0 means no second part; its names then hold the first's.
-Offsets: that of a tile is a 64-bit scalar, and only offsets inside a tile are 32-bit tensors.
+A head of D dimensions is split into two parts whose widths D1 and D2 are powers of two, as the sides of a tile must be:
+192 = 128 + 64, 96 = 64 + 32 and 80 = 64 + 16 need no padding. D2 = 0 means no second part; its variables then repeat
+the first. The offset of a tile is a 64-bit scalar; only offsets inside a tile are 32-bit tensors.
 """
 import triton
 import triton.language as tl
@@ -42,7 +42,7 @@ def load(ptr, first, length, stride, D1: tl.constexpr, D2: tl.constexpr, D: tl.c
 
 @triton.jit
 def store(ptr, x1, x2, first, length, stride, D1: tl.constexpr, D2: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """The opposite of `load`: x1 [BLOCK, D1] and x2 [BLOCK, D2] go to memory; rows from `length` on are not touched."""
+    """The inverse of `load`: store x1 [BLOCK, D1] and x2 [BLOCK, D2], except rows from `length` on."""
     rows = tl.arange(0, BLOCK)[:, None]
     at = ptr + tl.cast(first, tl.int64) * stride + rows * stride
     inside = rows < length - first
@@ -85,8 +85,8 @@ def in_log2(x, factor, cap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def online(acc1, acc2, m, s, z, v1, v2, SECOND: tl.constexpr, WIDEN: tl.constexpr):
-    """The running output acc [rows, Dv] in parts, maximum m and sum s [rows], with the scores z [rows, keys], in
-    log 2, of some more keys and their values v [keys, Dv] in parts -> acc1, acc2, m, s."""
+    """Update the running output acc [rows, Dv] in parts, maximum m and sum s [rows] with more keys: their scores
+    z [rows, keys] in log 2, and values v [keys, Dv] in parts -> acc1, acc2, m, s."""
     m_new = tl.maximum(m, tl.max(z, 1))
     p = tl.exp2(z - m_new[:, None])
     shrink = tl.exp2(m - m_new)
@@ -111,8 +111,8 @@ def sequence(cu_ptr, b):
 
 @triton.jit
 def visible(inside, i, j, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr):
-    """Which of the pairs that are inside the sequence (bool) are in the band too; i [n, 1] or [1, n] is already
-    shifted, j lies across it; LEFT, RIGHT: whether that side has an end."""
+    """Which pairs, of those `inside` the sequence (bool), are in the band; i [n, 1] or [1, n] is already shifted, j is
+    its transpose in shape; LEFT, RIGHT: whether that side is bounded."""
     if LEFT:
         inside = inside & (j >= i - left)
     if RIGHT:
@@ -122,11 +122,10 @@ def visible(inside, i, j, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr):
 
 @triton.jit
 def bounds(first, last, low, high, length, LOW_SIDE: tl.constexpr, HIGH_SIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """What rows first … last of one side meet of the other, when row x meets x - low … x + high of `length`:
-    begin, whole_begin, whole_end, end. From begin to end some meet it, and from whole_begin to whole_end, in whole
-    blocks, all of them: there no mask is needed.
+    """The columns, of `length`, that rows first … last see, where row x sees the columns x - low … x + high.
 
-    Without a side (LOW_SIDE, HIGH_SIDE) everything there is met.
+    Returns begin, whole_begin, whole_end, end. Some row sees a column from begin to end; all rows see those from
+    whole_begin to whole_end, in whole blocks, which need no mask. LOW_SIDE, HIGH_SIDE: whether that side is bounded.
     """
     begin, end, whole_begin, whole_end = 0, length, 0, length
     if LOW_SIDE:

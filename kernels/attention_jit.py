@@ -1,10 +1,10 @@
-"""The Triton programs of attention.py, which says what they compute and in which order they run.
+"""The Triton kernels of attention.py, whose docstring has the equations.
 
 Names throughout: q [N, H, Dqk], k [M, K, Dqk], v [M, K, Dv] and do like o [N, H, Dv], each at a pointer, with its
 strides of token and head (stride_qn, stride_qh); cu_q, cu_k [B + 1] int32 bound the sequences; `blocks` per head and
-sequence, at least as many as the longest has; `shared` = H / K query heads per key head; left and right are the band,
-and LEFT and RIGHT say whether a side of it ends; factor and cap as in `in_log2`; in parts Dqk is D1 + D2 and Dv
-V1 + V2; MASK: not all pairs of these queries and keys are visible.
+sequence, enough for the longest; `shared` = H / K query heads per key head; left and right are the band, and LEFT and
+RIGHT say whether that side is bounded; factor and cap as in `in_log2`; in parts Dqk is D1 + D2 and Dv V1 + V2; MASK:
+not all pairs of these queries and keys are visible.
 """
 import triton
 import triton.language as tl
@@ -78,7 +78,7 @@ def forward_kernel(
     acc1, acc2, m, s = _forward_over(
         acc1, acc2, m, s, q1, q2, k_ptr, v_ptr, stride_kn, stride_vn, row, whole_end, end, keys,
         left, right, factor, cap, LEFT, RIGHT, SOFTCAP, WIDEN, D, D1, D2, DV, V1, V2, BLOCK_N, MASK=True)
-    some = s != 0  # NaN counts: it must come out
+    some = s != 0  # NaN too, which must propagate
     s = tl.where(some, s, 1.0)
     inverse = 1 / s[:, None]
     store(o_ptr + q_start * stride_on + h * stride_oh, acc1 * inverse, acc2 * inverse, first, queries, stride_on,
@@ -97,7 +97,7 @@ def stat_kernel(
     N, H, stride_on, stride_oh, stride_gn, stride_gh, WIDEN: tl.constexpr,
     DV: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, BLOCK_M: tl.constexpr,
 ):
-    """Of BLOCK_M queries of one head lse in log 2, or inf if a query sees no key, so that p = exp2(z - inf) is 0; and
+    """lse in log 2 of BLOCK_M queries of one head, or inf if a query sees no key, so that p = exp2(z - inf) is 0; and
     Δ = Σ_d o_d · do_d. Grid (blocks · H)."""
     h, first = tl.cast(tl.program_id(0) % H, tl.int64), tl.program_id(0) // H * BLOCK_M
     o1, o2 = load(o_ptr + h * stride_oh, first, N, stride_on, V1, V2, DV, BLOCK_M, WIDEN)
@@ -113,7 +113,7 @@ def stat_kernel(
 
 @triton.jit
 def _through_softcap(dz, z, cap, SOFTCAP: tl.constexpr):
-    """The gradient of the score before its softcap, from that behind it: dz (1 - (z / c)²); z and c in log 2."""
+    """The gradient of the score before its softcap, from that after it: dz (1 - (z / c)²); z and c in log 2."""
     if SOFTCAP:
         t = z * (1 / cap)
         dz *= 1 - t * t

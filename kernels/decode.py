@@ -1,18 +1,17 @@
-"""Attention of one or a few new tokens a row over a ragged cache: memory moves once, and long rows fill the GPU too.
+"""Attention of one or a few new tokens per row over a ragged cache, which is read once, by many programs per row.
 
     o = Σ_j exp(z_j - lse) v_j           over the slots j that the token sees, z_j = softcap(scale · q·k_j)
     o = Σ_i exp(lse_i - lse) o_i         lse = log Σ_i exp lse_i,   over the splits i of those slots
 
-All queries that share a key head, those of its group and of all new tokens, go through the keys together, so that each
-key is read once. The slots are cut in splits of a fixed size (Flash-Decoding; the merge is that of Milakov &
-Gimelshein, arXiv:1805.02867, section 3): each leaves a normalised output and its log-sum-exp in fp32, and a second
-kernel merges them in order. Because the cuts depend on nothing but the slot, and because there are no atomics, a row
-gives the same bits in any batch. What a launch looks like depends on shapes alone, never on the lengths, so that a step
-can be recorded as a CUDA graph: programs behind the end of their row return at once.
+One program processes all queries that share a key head, those of its group and of all new tokens, so that each key is
+read once. The slots are divided into splits of a fixed size (Flash-Decoding; the merge is that of Milakov & Gimelshein,
+arXiv:1805.02867, section 3): for each split one kernel writes a normalised output and its log-sum-exp in fp32, and a
+second kernel merges them in order. The splits depend on the slot only and there are no atomics: the result is
+batch-invariant. The launch depends on shapes only, never on lengths, so that a step can be recorded as a CUDA graph;
+programs beyond the end of their row return at once.
 
-MLA's cache holds one latent c and one RoPE key a token, (DeepSeek-V2, arXiv:2405.04434, section 2.1), and
-after absorbing W^UK and W^UV the latent is key and value at once: it is read once, as the first of the two parts in
-which a head is taken (576 = 512 + 64).
+MLA caches one latent c and one RoPE key per token (DeepSeek-V2, arXiv:2405.04434, section 2.1). After absorbing W^UK
+and W^UV the latent is both key and value: it is read once, as the first of the two parts of a head (576 = 512 + 64).
 """
 import torch
 import triton
@@ -25,10 +24,10 @@ INTERPRET = base.INTERPRET
 
 def blocks(rows: int, size: int, dtype: torch.dtype, major: int, shared: int) -> dict:
     """rows: queries of a key head; size: the larger head size; major, shared: of `attention.gpu`. SPLIT depends on
-    the head size alone: on anything of the batch it would end batch invariance."""
+    the head size only, since a dependence on the batch would end batch invariance."""
     if INTERPRET:
         return dict(BLOCK_R=16, BLOCK_N=32, SPLIT=64)
-    split = 1024 if size > 256 else 512  # slots; a latent has as many queries as heads, whose parts cost more to write
+    split = 1024 if size > 256 else 512  # slots; a latent has more queries, whose partial outputs cost more
     many = rows > 16
     if dtype == torch.float32:
         return dict(BLOCK_R=16, BLOCK_N=16 if size > 256 else 32, num_warps=4, num_stages=1, SPLIT=split)
@@ -42,8 +41,8 @@ def blocks(rows: int, size: int, dtype: torch.dtype, major: int, shared: int) ->
 
 
 def _readable(x):
-    """x [B, M or T, …] with the numbers of a head side by side, and a tile's offsets within 31 bits: so does a cache
-    keep them; what does not is copied whole."""
+    """x [B, M or T, …], copied unless a head's dimensions are contiguous and offsets within a tile fit 31 bits, as in
+    a cache."""
     return x if x.stride(-1) == 1 and x.stride(1) < 1 << 24 else x.contiguous()
 
 
@@ -72,9 +71,8 @@ def _decode(q1, q2, k, v, past, sizes: dict, scale, window, softcap, latent: boo
 
 def decode(q, k, v, past, *, scale, window=None, softcap=None):
     """q [B, T, H, Dqk], k [B, M, K, Dqk], v [B, M, K, Dv] of one dtype (fp32, bf16, fp16), past [B] integer -> o
-    [B, T, H, Dv] of that dtype. The T new tokens of row b lie in slots past[b] … past[b] + T - 1, and token t sees the
-    slots up to its own, with a window w the last w of them. Arguments are taken as checked: see minir1.ops.
-    """
+    [B, T, H, Dv] of that dtype. The T new tokens of row b are in slots past[b] … past[b] + T - 1, and token t sees the
+    slots up to its own, with a window w the last w of them. minir1.ops checks the arguments."""
     q, k, v = (_readable(x) for x in (q, k, v))
     sizes = base.heads(q.shape[-1], v.shape[-1])
     return _decode(q, q[..., sizes["D1"]:], k, v, past, sizes, float(scale), window, softcap, False)
@@ -82,8 +80,7 @@ def decode(q, k, v, past, *, scale, window=None, softcap=None):
 
 def decode_latent(q_lat, q_rope, latent, past, *, scale):
     """q_lat [B, T, H, C], q_rope [B, T, H, R], latent [B, M, C + R], C a power of two -> [B, T, H, C]; as `decode`,
-    with keys latent[b, m] and values latent[b, m, :C] of all heads.
-    """
+    with keys latent[b, m] and values latent[b, m, :C] for all heads."""
     q_lat, q_rope, latent = (_readable(x) for x in (q_lat, q_rope, latent))
     C, R = q_lat.shape[-1], q_rope.shape[-1]
     sizes = dict(D=C + R, D1=C, D2=max(16, triton.next_power_of_2(R)), DV=C, V1=C, V2=0)

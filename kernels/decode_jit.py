@@ -1,4 +1,4 @@
-"""The Triton programs of decode.py, which says what they compute and in which order they run."""
+"""The Triton kernels of decode.py, whose docstring has the equations."""
 import triton
 import triton.language as tl
 
@@ -7,7 +7,7 @@ from .attention_core_jit import LOW, dot_t, in_log2, load, online, store
 
 @triton.jit
 def _reach(past, new, slots, window, WINDOW: tl.constexpr):
-    """The slots that some of the `new` tokens of a row see, as begin and end; the first of them lies in slot `past`."""
+    """The slots that some of the `new` tokens of a row see, as begin and end; the first of them is in slot `past`."""
     begin, end = 0, tl.minimum(past + new, slots)
     if WINDOW:
         begin = tl.maximum(past + 1 - window, 0)
@@ -79,7 +79,7 @@ def split_kernel(
         if not LATENT:
             v1, v2 = load(v_ptr, j, end, stride_vm, V1, V2, DV, BLOCK_N, WIDEN)
         acc1, acc2, m, s = online(acc1, acc2, m, s, z, v1, v2, V2 > 0, WIDEN)
-    some = s != 0  # NaN counts: it must come out
+    some = s != 0  # NaN too, which must propagate
     s = tl.where(some, s, 1.0)
     inverse = 1 / s[:, None]
     out = (b * K + kv) * rows * splits + split

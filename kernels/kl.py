@@ -8,13 +8,13 @@
     js        ½ KL(p_s ‖ m) + ½ KL(p_t ‖ m),  m = ½ (p_s + p_t)    dz_s = ½ g p_s (log p_s - log m - KL(p_s ‖ m))
 
 As in logprob.py's hybrid engine, torch.mm writes fp32 tiles of logits, here one of each model, which fit the L2 cache
-together, and a kernel folds them into five numbers a token, (m_a, s_a, m_b, s_b, u), tile after tile in order: no
-atomics, equal bits from call to call. u holds logits shifted by their maxima, since lse_a - lse_b would lose the digits
-of large ones; so it moves with either maximum (see _merge). The mixture of js is not known before both normalisers:
+together, and a kernel folds them into five numbers per token, (m_a, s_a, m_b, s_b, u), tile by tile in order: there are
+no atomics, and a repeated call gives the same bits. u sums logits shifted by their maxima, since lse_a - lse_b would
+lose the digits of large ones; so it changes with either maximum (see _merge). The mixture of js needs both normalisers:
 its tiles are computed a second time, and log (p_s / m) = log 2 - log (1 + e^d), d = log p_t - log p_s.
 
-Backward, both tiles are recomputed and replaced by dx, and two products follow, as for the log-prob. The teacher is a
-constant.
+The backward pass recomputes both tiles and replaces them by dx; two products follow, as for the log-prob. The teacher
+is a constant.
 """
 import torch
 import triton
@@ -23,9 +23,9 @@ from . import kl_jit as jit
 from .logprob import DX_BYTES, INTERPRET, _cuts, _mm, _two_products
 from .once import differentiable_once
 
-FOLD = dict(BLOCK_N=4, BLOCK_V=256, num_warps=4)  # 64 registers: 132 processors run the 1024 blocks of a tile at once
-TILE_N, TILE_V = 4096, 1024  # of fp32 logits, twice: 33 MB lie in L2
-if INTERPRET:  # several of each at the sizes of a test
+FOLD = dict(BLOCK_N=4, BLOCK_V=256, num_warps=4)  # 64 registers: 132 SMs run the 1024 blocks of a tile at once
+TILE_N, TILE_V = 4096, 1024  # of fp32 logits, twice: 33 MB, which fit L2
+if INTERPRET:  # several of each in a test
     FOLD = dict(BLOCK_N=64, BLOCK_V=64)
     TILE_N, TILE_V = 96, 96
 
@@ -36,7 +36,7 @@ def _pair(models, n: slice, v: slice):
 
 
 def _walk(kernel, models, inv_temperature: float, *numbers):
-    """Take a kernel over all tiles, with some numbers [*, N] of each token."""
+    """Launch a kernel on all tiles, with arguments [*, N] per token."""
     N, V = len(models[0][0]), len(models[0][1])
     for n in _cuts(N, TILE_N):
         for v in _cuts(V, TILE_V):
@@ -44,7 +44,7 @@ def _walk(kernel, models, inv_temperature: float, *numbers):
             kernel[(triton.cdiv(len(x), FOLD["BLOCK_N"]),)](
                 x, y, *(each[:, n] for each in numbers), len(x), N, x.shape[1], x.stride(0), inv_temperature, **FOLD,
             )
-            del x, y  # so that the next two take their memory, in L2
+            del x, y  # so that the next two reuse their memory, in L2
 
 
 def _forward(student, teacher, inv_temperature: float, kind: str):
@@ -102,8 +102,8 @@ class _LinearKL(torch.autograd.Function):
 def linear_kl(h_s, w_s, h_t, w_t, *, temperature=1.0, kind="forward", dx_bytes=DX_BYTES):
     """h_s [N, D_s], w_s [V, D_s] of the student, h_t [N, D_t], w_t [V, D_t] of the teacher -> kl [N] fp32.
 
-    The two of a model share a dtype (fp32, bf16, fp16). Differentiable in h_s and w_s. Backward holds about dx_bytes of
-    [N, V], beside dh [N, D_s] and as many rows of dw as it has columns, in fp32.
+    h and w of a model share a dtype (fp32, bf16, fp16). Differentiable in h_s and w_s. The backward pass needs about
+    dx_bytes for a part of [N, V], and in fp32 dh [N, D_s] and as many rows of dw as that part has columns.
     """
     assert w_s.shape[1:] == h_s.shape[1:] and w_t.shape[1:] == h_t.shape[1:]
     assert len(h_s) == len(h_t) and len(w_s) == len(w_t) and kind in ("forward", "reverse", "js")

@@ -1,4 +1,4 @@
-"""The Triton programs of kl.py, which says what they compute and in which order they run."""
+"""The Triton kernels of kl.py, whose docstring has the equations."""
 import triton
 import triton.language as tl
 
@@ -59,7 +59,7 @@ def fold_kernel(
     x_a_ptr, x_b_ptr, state_ptr,  # h wᵀ [N, width] fp32 of the two models; [5, plane]: m_a, s_a, m_b, s_b, u
     N, plane, width, stride_x, inv_temperature: tl.float32, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
-    """The five numbers of BLOCK_N tokens, read, folded with a tile and written back. Grid (blocks of tokens)."""
+    """Update the five numbers of BLOCK_N tokens with a tile. Grid (blocks of tokens)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     plane = tl.cast(plane, tl.int64)
     m_a, s_a = _row(state_ptr, plane, 0, rows, N), _row(state_ptr, plane, 1, rows, N)
@@ -87,7 +87,7 @@ def mixture_kernel(
     x_s_ptr, x_t_ptr, stat_ptr, kl_ptr,  # h wᵀ [N, width] fp32; [5, plane]; [2, plane]: KL(p_s ‖ m), KL(p_t ‖ m)
     N, plane, width, stride_x, inv_temperature: tl.float32, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
-    """Both divergences of BLOCK_N tokens from the mixture, with what a tile adds. Grid (blocks of tokens)."""
+    """Add a tile to both divergences of BLOCK_N tokens from the mixture. Grid (blocks of tokens)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     plane = tl.cast(plane, tl.int64)
     kl_s, kl_t = _row(kl_ptr, plane, 0, rows, N), _row(kl_ptr, plane, 1, rows, N)

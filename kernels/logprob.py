@@ -5,20 +5,20 @@
     H    = log s - u / s,            u = Σ_v exp(z_v - m) · (z_v - m)
     dz_v = g (1[v=t] - p_v) - g_H p_v (log p_v + H),   log p_v = (z_v - m) - log s
 
-Two engines leave the same four numbers a token, (m, s, u, z_t), in fp32, and one kernel finishes both:
+Two engines compute the same four numbers per token, (m, s, u, z_t), in fp32, and one kernel finishes both:
 
-fused   The vocabulary is cut into splits whose width does not depend on N. One program takes BLOCK_N tokens through
-        one split, tile by tile; the splits of a token are merged in order. No atomics, and a row never meets its
-        neighbours: the result is deterministic, and a row alone has the same bits as in any batch.
+fused   The vocabulary is divided into splits whose width does not depend on N. One program processes BLOCK_N tokens
+        over one split, tile by tile; the splits of a token are merged in order. There are no atomics and rows are
+        independent: the result is deterministic and batch-invariant.
 hybrid  torch.mm writes an fp32 tile of logits that fits the L2 cache, and a kernel folds it into the four numbers.
 
-Logits stay in fp32 in both; nothing is rounded to bf16 on the way. (z_t - m) - log s keeps its digits where
-z_t - (m + log s) loses them, at large |z|; and u is a sum of *shifted* logits for the same reason.
+Both keep logits in fp32. At large |z|, (z_t - m) - log s keeps its digits where z_t - (m + log s) loses them; u is a
+sum of *shifted* logits for the same reason.
 
-Backward, the logits of some columns are recomputed in the same way and replaced by dz, rounded once to the dtype of h
-and w; two products follow, dh += dz w and dw = dzᵀ h, summed in fp32. Columns are the outer loop: a sum over them
-costs [N, D] where a sum over rows would cost [V, D]. No atomics here either. In fp16, dz under 6e-8 is lost: the loss
-has to be scaled, as always in fp16.
+The backward pass recomputes the logits of some columns and replaces them by dz, rounded once to the dtype of h and w;
+two products follow, dh += dz w and dw = dzᵀ h, summed in fp32. Columns are the outer loop: a sum over them costs [N, D]
+where a sum over rows would cost [V, D]. There are no atomics. In fp16, dz under 6e-8 is lost: the loss must be scaled,
+as always in fp16.
 
 Two-level log-sum-exp over vocabulary splits: as in verl's linear cross-entropy; the online merge is that of Milakov &
 Gimelshein, "Online normalizer calculation for softmax" (arXiv:1805.02867), section 3.
@@ -30,7 +30,7 @@ from . import logprob_jit as jit
 from .once import differentiable_once
 
 INTERPRET = not isinstance(jit.partials_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
-DX_BYTES = 128 << 20  # of dx that wait for their two products
+DX_BYTES = 128 << 20  # of dx in memory at a time
 
 # By dtype alone: a block size chosen by N would end batch invariance. None spills on sm_80 or sm_90, where 128 x 256
 # does; fp32 runs without tensor cores, so that nothing is rounded to tf32.
@@ -41,17 +41,17 @@ BLOCKS = {
     torch.float16: _TENSOR_CORES,
 }
 FOLD = dict(BLOCK_N=4, BLOCK_V=512, num_warps=4)  # of the hybrid engine
-SPLIT = 4096  # columns of a program of the fused engine
-TILE_N, TILE_V = 4096, 2048  # of fp32 logits of the hybrid engine: 33 MB lie in L2
+SPLIT = 4096  # columns per program of the fused engine
+TILE_N, TILE_V = 4096, 2048  # of fp32 logits of the hybrid engine: 33 MB, which fit L2
 DX_COLUMNS = 4096  # at least this many at a time: each pass reads and writes dh [N, D]
-if INTERPRET:  # several of each at the sizes of a test
+if INTERPRET:  # several of each in a test
     BLOCKS = dict.fromkeys(BLOCKS, dict(BLOCK_N=32, BLOCK_V=64, BLOCK_D=32))
     FOLD = dict(BLOCK_N=32, BLOCK_V=64)
     SPLIT, TILE_N, TILE_V, DX_COLUMNS = 128, 64, 96, 128
 
 
 def _mm(a, b):
-    """a @ b in fp32; 16-bit operands are multiplied as they are where that can be had (CUDA)."""
+    """a @ b in fp32; on CUDA, 16-bit operands are multiplied as they are."""
     if a.is_cuda and a.dtype == b.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a.float(), b.float())
@@ -84,7 +84,7 @@ def _forward(h, w, target, logits: dict, engine: str):
                 jit.fold_kernel[(triton.cdiv(len(x), FOLD["BLOCK_N"]),)](
                     x, target[n], part[0, 0, n], len(x), N, v.start, x.shape[1], x.stride(0), **logits, **FOLD,
                 )
-                del x  # so that the next tile takes its memory, and one is in L2
+                del x  # so that the next tile reuses its memory, in L2
     jit.finish_kernel[(triton.cdiv(N, 128),)](part, target, logp, stat, N, V, splits, BLOCK_N=128)
     return logp, stat
 
@@ -115,7 +115,7 @@ def _fill_dx(dx, h, w, target, stat, grad, start: int, logits: dict, engine: str
 def _two_products(h, w, fill, dx_bytes: int, want_h: bool, want_w: bool):
     """dh = dx w [N, D] and dw = dxᵀ h [V, D], None where not wanted; fill(dx, n, v) writes dx of rows n, columns v."""
     (N, D), V = h.shape, w.shape[0]
-    dtype = torch.float32 if INTERPRET else h.dtype  # the interpreter rounds to bf16 otherwise than a GPU
+    dtype = torch.float32 if INTERPRET else h.dtype  # the interpreter rounds to bf16 unlike a GPU
     rows = min(N, max(1, dx_bytes // (DX_COLUMNS * dtype.itemsize)))
     width = min(V, max(DX_COLUMNS, dx_bytes // (max(rows, 1) * dtype.itemsize) // 256 * 256))
     dh = torch.zeros(N, D, dtype=torch.float32, device=h.device) if want_h else None
@@ -160,7 +160,7 @@ class _LinearLogprob(torch.autograd.Function):
         grad = stat.new_zeros(1 if g_H is None else 2, len(h))
         for i, x in enumerate((g, g_H)):
             if x is not None:
-                grad[i] = x  # of any stride, 0 too
+                grad[i] = x  # of any stride, even 0
         with torch.autocast(h.device.type, enabled=False):
             dh, dw = _backward(h, w, target, stat, grad, *ctx.how, *ctx.needs_input_grad[:2])
         return dh, dw, *(None,) * 5
@@ -170,8 +170,9 @@ def linear_logprob(h, w, target, *, temperature=1.0, softcap=None, logit_scale=1
                    dx_bytes=DX_BYTES):
     """h [N, D], w [V, D] of one dtype (fp32, bf16, fp16), target [N] int64 -> logp, entropy | None, [N] fp32.
 
-    Differentiable in h and w. A target outside [0, V) gives NaN, since looking for it would stall the device.
-    Backward holds about dx_bytes of [N, V], beside dh [N, D] and as many rows of dw as it has columns, in fp32.
+    Differentiable in h and w. A target outside [0, V) gives NaN, since a check would synchronise the device. The
+    backward pass needs about dx_bytes for a part of [N, V], and in fp32 dh [N, D] and as many rows of dw as that part
+    has columns.
     """
     assert w.shape[1:] == h.shape[1:] and target.shape == h.shape[:1] and target.dtype == torch.int64
     assert h.dtype == w.dtype and engine in ("hybrid", "fused")

@@ -1,10 +1,10 @@
-"""The Triton programs of logprob.py, which says what they compute and in which order they run."""
+"""The Triton kernels of logprob.py, whose docstring has the equations."""
 import triton
 import triton.language as tl
 
 from .softcap_jit import softcap
 
-LOW = tl.constexpr(-1e38)  # no logit: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m)
+LOW = tl.constexpr(-1e38)  # for no logit: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m)
 
 
 @triton.jit
@@ -30,8 +30,8 @@ def _logits(x, scale, cap, inv_temperature, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def _fold(m, s, u, z_t, z, cols, target, V):
-    """(m, s, u, z_t), each [n], with the logits z [n, v] of some more columns; those from V on are padding."""
-    hit = (cols[None, :] == target[:, None]) & (cols[None, :] < V)  # the target may lie in the next tile
+    """Update (m, s, u, z_t), each [n], with the logits z [n, v] of more columns; those from V on are padding."""
+    hit = (cols[None, :] == target[:, None]) & (cols[None, :] < V)  # the target may be in the next tile
     z = tl.where(cols[None, :] < V, z, LOW)  # a padding column must add 0, not exp(0)
     m_tile = tl.max(z, 1)
     shifted = z - m_tile[:, None]
@@ -101,8 +101,7 @@ def fold_kernel(
     N, plane, start, width, stride_x, scale: tl.float32, cap: tl.float32, inv_temperature: tl.float32,
     SOFTCAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
-    """(m, s, u, z_t) of BLOCK_N tokens, read, folded with a tile of logits, and written back. Grid (blocks of tokens).
-    """
+    """Update (m, s, u, z_t) of BLOCK_N tokens with a tile of logits. Grid (blocks of tokens)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     state, plane = state_ptr + rows, tl.cast(plane, tl.int64)
     target = tl.load(target_ptr + rows, mask=rows < N, other=-1) - start
@@ -124,7 +123,7 @@ def finish_kernel(
     part_ptr, target_ptr, logp_ptr, stat_ptr,  # [4, splits, N], [N], [N] -> [N], [3, N]: m, log s, H
     N, V, splits, BLOCK_N: tl.constexpr,
 ):
-    """BLOCK_N tokens: their splits merged in order; NaN for a target outside [0, V). Grid (blocks of tokens)."""
+    """Merge the splits of BLOCK_N tokens in order; NaN for a target outside [0, V). Grid (blocks of tokens)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     target = tl.load(target_ptr + rows, mask=rows < N, other=0)
     plane = tl.cast(splits, tl.int64) * N
@@ -138,7 +137,7 @@ def finish_kernel(
         s_b = tl.load(part + plane, mask=rows < N, other=1.0)
         u_b = tl.load(part + 2 * plane, mask=rows < N, other=0.0)
         m, s, u = _merge(m, s, u, m_b, s_b, u_b)
-        z_t += tl.load(part + 3 * plane, mask=rows < N, other=0.0)  # 0 but in the split that holds t
+        z_t += tl.load(part + 3 * plane, mask=rows < N, other=0.0)  # 0 except in the split with t
     log_s = tl.log(s)
     logp = tl.where((target >= 0) & (target < V), (z_t - m) - log_s, float("nan"))
     tl.store(logp_ptr + rows, logp, mask=rows < N)
@@ -156,8 +155,8 @@ def _dx(x, rows, cols, target_ptr, stat_ptr, grad_ptr, N, plane, start, width, s
         SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr):
     """dL/dx [n, v] from x = h wᵀ [n, v]: dz, then through temperature, softcap and scale.
 
-    stat [3, plane] is m, log s, H of a token and grad [1 or 2, plane] is g, g_H; the columns stand `start` further on
-    in the vocabulary, and of them those from `width` on are padding.
+    stat [3, plane] is m, log s, H of a token and grad [1 or 2, plane] is g, g_H; the columns start at `start` in
+    the vocabulary, and those from `width` on are padding.
     """
     mask = rows < N
     plane = tl.cast(plane, tl.int64)
@@ -187,8 +186,8 @@ def dx_kernel(
     SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):
-    """dx of a tile of BLOCK_N tokens and BLOCK_V columns, the product made here. Grid (tiles): GROUP blocks of rows go
-    through the columns together, so that h and w are read from L2."""
+    """dx of a tile of BLOCK_N tokens and BLOCK_V columns, including the product. Grid (tiles): GROUP blocks of rows
+    are consecutive in each column, so that h and w are read from L2."""
     across = tl.cdiv(width, BLOCK_V)
     group, index = tl.program_id(0) // (GROUP * across), tl.program_id(0) % (GROUP * across)
     tall = tl.minimum(tl.cdiv(N, BLOCK_N) - group * GROUP, GROUP)

@@ -3,8 +3,8 @@ import torch
 
 
 def differentiable_once(backward):
-    """RuntimeError under create_graph=True. torch's once_differentiable would let it pass in silence where the gradient
-    from above is a constant, as that of a sum."""
+    """RuntimeError under create_graph=True. torch's once_differentiable raises none where the upstream gradient is a
+    constant, as that of a sum."""
     def run(ctx, *grads):
         if torch.is_grad_enabled():
             raise RuntimeError("create_graph=True: a kernel has no second derivative")

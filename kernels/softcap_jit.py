@@ -7,9 +7,9 @@ import triton.language as tl
 def softcap(z, cap):
     """c · tanh(z / c) in fp32, of z of any shape and a scalar c > 0.
 
-    With y = (z / c)² and e = exp(-2|z| / c): z + z y p(y) where y < 1, beyond it ±(c - c · 2e / (1 + e)). Either way
-    what is rounded often is only a correction, at most a third of the result, which thus comes out within two units of
-    its last place; c (1 - e) / (1 + e) and c (2 σ(2z / c) - 1) lose the digits of a small z.
+    With y = (z / c)² and e = exp(-2|z| / c): z + z y p(y) where y < 1, beyond it ±(c - c · 2e / (1 + e)). In
+    both, rounding affects a correction of at most a third of the result, whose error is thus at most two units of its
+    last place; c (1 - e) / (1 + e) and c (2 σ(2z / c) - 1) lose the digits of a small z.
 
     p, of degree 6, is the best approximation of (tanh(r) / r - 1) / r² on |r| <= 1 for the relative error of tanh(r),
     5e-9 at most, found by exchanging (Remez) in fp64.

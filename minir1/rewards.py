@@ -1,9 +1,8 @@
-"""Rewards as functions of texts. They know no task, no model and no torch.
+"""Rewards as functions of the text that a model wrote, independent of tasks, models and torch.
 
-The text is what the model wrote, tags included (DeepSeek-R1, arXiv:2501.12948, section 2.2: accuracy
-and format rewards, by rule). Tags are matched exactly: other cases, inner blanks and lookalikes are
-plain text. A chat template may already have written the leading `<think>`, so it may be absent here;
-`</think>` may not.
+The text includes its tags (DeepSeek-R1, arXiv:2501.12948, section 2.2: accuracy and format rewards, by rule). Tags are
+matched exactly: other cases, inner blanks and lookalikes are plain text. A chat template may already have written the
+leading `<think>`, so it may be absent; `</think>` may not.
 """
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -12,10 +11,9 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 def format_reward(text: str, allow_empty_think: bool = False) -> float:
     """1.0 iff the whole text is `<think>…</think> <answer>…</answer>`, else 0.0.
 
-    Each tag stands exactly once and in this order (the leading `<think>` may be absent), the answer is
-    not blank, and nothing but white space stands between or outside the two blocks. A blank think
-    counts as malformed, or skipping the thinking would be the cheapest way to this reward;
-    `allow_empty_think=True` is for the control that is made to answer without thinking.
+    Each tag occurs exactly once and in this order (the leading `<think>` may be absent), the answer is not blank, and
+    only white space is between or outside the two blocks. Blank thinking is malformed, since skipping the thinking
+    would be the cheapest way to this reward; `allow_empty_think=True` is for the control that must not think.
     """
     body = text.strip().removeprefix("<think>")
     if [body.count(tag) for tag in TAGS] != [0, 1, 1, 1]:
@@ -29,12 +27,11 @@ def format_reward(text: str, allow_empty_think: bool = False) -> float:
 
 
 def answer(text: str) -> str | None:
-    """The stripped content of the only `<answer>…</answer>`, if it stands after the thinking, else None.
+    """The stripped content of the only `<answer>…</answer>`, if it comes after the thinking, else None.
 
-    None if either answer tag occurs more or less than once or the two are in the wrong order, if the
-    content is blank, if the thinking before it was never closed (or was opened more often than
-    closed), or if any think tag follows `<answer>`. More lenient than `format_reward`: text before, between or
-    after the blocks costs the form reward, not the answer.
+    None if an answer tag is missing, repeated or in the wrong order, if the content is blank, if the thinking before it
+    was never closed (or was opened more often than closed), or if a think tag follows `<answer>`. More lenient than
+    `format_reward`: text before, between or after the blocks costs the format reward, not the answer.
     """
     if text.count("<answer>") != 1 or text.count("</answer>") != 1:
         return None
@@ -55,7 +52,7 @@ def overlong(length: int, budget: int, buffer: int) -> float:
         ((budget - buffer) - length) / buffer   up to the budget
         -1                                    beyond it
 
-    length, budget, buffer: tokens. An answer of exactly `budget` tokens, cut or not, gets -1.
+    length, budget, buffer: tokens. An answer of exactly `budget` tokens, truncated or not, gets -1.
     Raises ValueError for a negative length and unless 0 < buffer <= budget.
     """
     if length < 0 or not 0 < buffer <= budget:

@@ -1,4 +1,4 @@
-"""Text to tokens and back: tokenizers are trained and kept by the `tokenizers` library, chat templates are Jinja."""
+"""Text to tokens and back, by the `tokenizers` library; chat templates in Jinja."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minir1.files import read_json
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TEMPLATE_FILE, OLDER_MAP = "chat_template.jinja", "special_tokens_map.json"
-TEMPLATE = (  # of a tokenizer that brings none: the bare question, then the assistant's turn
+TEMPLATE = (  # for a tokenizer without one: the question, then the assistant's turn
     "{% for message in messages %}"
     "{% if message.role == 'user' %}User:{{ message.content }}\nAssistant:"
     "{% else %}{{ message.content }}{{ eos_token }}{% endif %}"
@@ -27,12 +27,11 @@ TEMPLATE = (  # of a tokenizer that brings none: the bare question, then the ass
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer` with its special tokens and chat template, as a Hugging Face folder holds them.
+    """A `tokenizers.Tokenizer` with its special tokens and chat template, as in a Hugging Face folder.
 
-    `encode` adds no special token, whatever the folder's post-processor or `add_bos_token` says: a prompt holds the
-    tokens that are written in it, and the chat template writes the ones a model expects. `generation` is what the
-    folder's generation_config.json said (several end tokens, sampling defaults): kept for the next save, and of it only
-    the end tokens are used.
+    `encode` adds no special token, whatever the folder's post-processor or `add_bos_token` says: the chat template
+    writes those that a model expects. `generation` is the content of the folder's generation_config.json (several end
+    tokens, sampling defaults): only the end tokens are used, and the next save writes all of it again.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int], keep_special: bool = True) -> str:
         """The text of some tokens; without EOS and PAD if keep_special is False.
 
-        A number that is no token (a model's vocabulary may be padded) shows as U+FFFD and does not vanish.
+        A number that is no token (a model's vocabulary may be padded) becomes U+FFFD.
         """
         if not keep_special:
             tokens = [t for t in tokens if t not in (self.eos, self.pad)]
@@ -88,8 +87,8 @@ class Tokenizer:
     def render(self, messages: list[dict], add_generation_prompt: bool = True, **variables) -> str:
         """The chat template over messages with `role` and `content`, in jinja's sandbox, as transformers renders it.
 
-        variables: what a template asks for beyond that, such as Qwen3's enable_thinking. Raises ValueError where the
-        template is no Jinja, reaches out of the sandbox, needs what is not there, or itself refuses the messages.
+        variables: others that a template uses, such as Qwen3's enable_thinking. ValueError if the template is no Jinja,
+        leaves the sandbox, needs a variable that is not set, or itself refuses the messages.
         """
         special = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         special = {name: token for name, token in special.items() if token}
@@ -104,7 +103,7 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers opens with AutoTokenizer.
 
-        Files that would speak against them go: a template of its own, an older list of special tokens.
+        Removes files that would override them: chat_template.jinja and special_tokens_map.json.
         """
         path = Path(path)
         for name in (TEMPLATE_FILE, OLDER_MAP):
@@ -171,7 +170,7 @@ class _Generation(Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What Hugging Face's templates may use: trimmed blocks, break and continue, and three functions of theirs."""
+    """Jinja as Hugging Face's templates expect it: trimmed blocks, break and continue, and three functions."""
 
     def raise_exception(message: str):
         raise TemplateError(message)
@@ -190,7 +189,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def word_level(words: Iterable[str], largest_number: int) -> Tokenizer:
-    """One token a word, a number 0 … largest_number, a sign. A word takes the space before and after it along.
+    """One token per word, per number 0 … largest_number, per sign. A word includes the space before and after it.
 
     So `make 24 from 11,3` is `make `, `24`, ` from `, `11`, `,`, `3`. Unknown text becomes <|unk|>.
     """
@@ -205,8 +204,8 @@ def word_level(words: Iterable[str], largest_number: int) -> Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], size: int, numbers: bool = False) -> Tokenizer:
-    """Byte-level BPE learned from texts, `size` tokens in all, special ones too. With `numbers`, up to three digits
-    are a piece of their own, apart from what stands beside them. ValueError where `size` has no room for the bytes."""
+    """Byte-level BPE learned from texts, `size` tokens in all, special ones too. With `numbers`, groups of up to
+    three digits are separate from other characters. ValueError if `size` is too small for the bytes."""
     special, alphabet = [EOS, PAD, *TAGS], pre_tokenizers.ByteLevel.alphabet()
     if size < len(special) + len(alphabet):
         raise ValueError(f"size = {size}: at least {len(special) + len(alphabet)}, the special tokens and the bytes")

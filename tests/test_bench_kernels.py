@@ -39,7 +39,7 @@ def test_a_gpu_by_name_or_an_error():
 def test_all_ways_compute_the_same():
     batch = bench_logprob.inputs((20, 8, 30), "cpu", torch.float32)
     want = bench_logprob.both_ways(bench_logprob.naive, [batch])(0)
-    for f in (bench_logprob.checkpointed, bench_logprob.chunked(), bench_logprob.chunked(1)):
+    for f in (bench_logprob.checkpointed, bench_logprob.ours(), bench_logprob.ours(chunk_bytes=1)):
         for a, b in zip(bench_logprob.both_ways(f, [batch])(3), want):
             torch.testing.assert_close(a, b)
     batch = bench_logprob.inputs((20, 8, 30), "cpu", torch.float32, teacher=True)
@@ -56,14 +56,14 @@ def gpu_part(monkeypatch):
     pytest.importorskip("minir1.kernels.kl", exc_type=ImportError)
     monkeypatch.setattr(bench_logprob, "COPIES", 1)
     monkeypatch.setattr(torch, "compile", lambda f: f)
-    make, timed = bench_logprob.inputs, bench_logprob.interleaved
+    make, timed = bench_logprob.inputs, bench_timing.interleaved
     monkeypatch.setattr(bench_logprob, "inputs", lambda shape, device, *rest, **kw: make(shape, "cpu", *rest, **kw))
-    monkeypatch.setattr(bench_logprob, "interleaved", lambda runs, n, device, refused: timed(runs, n, "cpu", refused))
-    monkeypatch.setattr(bench_logprob, "cuda_peak", lambda run: float(sum(x.nbytes for x in run(0))))
+    monkeypatch.setattr(bench_timing, "interleaved", lambda runs, n, device, refused: timed(runs, n, "cpu", refused))
+    monkeypatch.setattr(bench_timing, "cuda_peak", lambda run: float(sum(x.nbytes for x in run(0))))
 
 
 def test_gpu_comparison_of_kl_without_one(gpu_part):
-    """Every way, its peak and its share of the floor."""
+    """The peak of every implementation, and its ratio to the floor."""
     figures = bench_logprob.gpu_kl((20, 8, 30), repeats=1, tflops=1e-6)
     assert figures["kl/20x8x30/floor/seconds"] == pytest.approx(12 * 20 * 8 * 30 / 1e6)
     for name in ("naive", "compiled", "torch", "triton"):
@@ -84,13 +84,13 @@ def test_gpu_comparison_of_log_probs_without_one(gpu_part, monkeypatch):
         assert peak == (20 + 30) * 8 * 2 and share == pytest.approx(seconds / 0.0384)
     assert figures["logprob/20x8x30/package/refused"] == "ValueError: V = 30 is too few"
     assert sum("package" in key for key in figures) == 1
-    ways = {"package": refuse, "torch": bench_logprob.chunked()}
-    batch = bench_logprob.accuracy((20, 8, 30), "cpu", ways, torch.float32)
+    ways = {"package": refuse, "torch": bench_logprob.ours()}
+    batch = bench_logprob.errors((20, 8, 30), "cpu", ways, torch.float32)
     assert batch["accuracy/package/refused"] and batch["accuracy/torch/dw"] < 2e-6 and len(batch) == 5
 
 
 class ToyGRPO:
-    """Liger's chunked GRPO, as of 0.8.5, by its definition and as far as it is used here."""
+    """Liger's chunked GRPO, as of 0.8.5, by its definition, with the options that are used here."""
 
     def __init__(self, beta=0.04, compiled=True, use_ref_model=True, chunk_size=1, epsilon_low=0.2, epsilon_high=0.2,
                  loss_type="dapo"):
@@ -105,8 +105,8 @@ class ToyGRPO:
 
 
 def test_other_packages_are_asked_for_the_same_gradient(monkeypatch):
-    """Stand-ins with the signatures of Liger and cut cross-entropy; all but Liger's cross-entropy take a gradient for
-    each token."""
+    """Stand-ins with the signatures of Liger and cut cross-entropy; all but Liger's cross-entropy take one gradient per
+    token."""
     batch = bench_logprob.inputs((20, 8, 30), "cpu", torch.float32)
     assert bench_logprob.others([batch]).keys() <= {"liger", "liger_grpo", "cut_cross_entropy"}
     nll = lambda h, w, target, reduction: F.cross_entropy(h @ w.T, target, reduction=reduction)
@@ -178,7 +178,7 @@ def test_what_does_not_fit_or_compile_is_refused_and_a_mistake_is_not():
 
 
 def test_a_variant_that_fails_leaves_the_comparison(capsys):
-    """At once, or when the others have been measured twice."""
+    """Also in a later round."""
 
     def full(after):
         def run(i):

@@ -14,11 +14,11 @@ from minir1.log import read_metrics
 
 def test_prefill_benchmark_at_toy_size(tmp_path):
     config = prefill.Config(lengths=(300,), chunk=128, whole=0, out=tmp_path / "found.json")
-    found = prefill.main(config)
-    assert json.loads((tmp_path / "found.json").read_text()) == found and "one_call/300/seconds" not in found
-    assert found["cache/300/gib"] == 4 * 300 * 80 * 4 / 2**30  # layers · tokens · (64 + 16) · 4 bytes
+    figures = prefill.main(config)
+    assert json.loads((tmp_path / "found.json").read_text()) == figures and "one_call/300/seconds" not in figures
+    assert figures["cache/300/gib"] == 4 * 300 * 80 * 4 / 2**30  # layers · tokens · (64 + 16) · 4 bytes
     seconds, cpu, peak, cache = prefill.measure(300, None, replace(config, threads=torch.get_num_threads()))
-    assert seconds > 0 and cpu > 0 and 0.1 < peak < 20 and cache == found["cache/300/gib"]
+    assert seconds > 0 and cpu > 0 and 0.1 < peak < 20 and cache == figures["cache/300/gib"]
 
 
 def test_speculation_is_measured_on_a_base_that_is_made_once(tmp_path, monkeypatch, capsys):
@@ -29,12 +29,12 @@ def test_speculation_is_measured_on_a_base_that_is_made_once(tmp_path, monkeypat
     )
     threads = torch.get_num_threads()
     try:
-        found = bench_speculative.main(config)
+        figures = bench_speculative.main(config)
     finally:
         torch.set_num_threads(threads)  # it measures on one
-    assert json.loads(out.read_text()) == found
-    assert 0 <= found["D=1/rows=2/T=1/accepted_1"] <= 1 <= found["D=1/rows=2/T=1/tokens_a_pass"] <= 2
-    assert all(found[f"D=1/rows=2/T=1/{way}_tok_s"] > 0 for way in ("generate", "speculate"))
+    assert json.loads(out.read_text()) == figures
+    assert 0 <= figures["D=1/rows=2/T=1/accepted_1"] <= 1 <= figures["D=1/rows=2/T=1/tokens_a_pass"] <= 2
+    assert all(figures[f"D=1/rows=2/T=1/{way}_tok_s"] > 0 for way in ("generate", "speculate"))
     metrics = read_metrics(tmp_path / "depth-1")
     assert len(metrics) == 2 and all(row["train/mtp_loss"] > 0 for row in metrics)
     monkeypatch.setattr(pretrain, "main", None)  # the base is there
@@ -45,11 +45,12 @@ def test_speculation_is_measured_on_a_base_that_is_made_once(tmp_path, monkeypat
 @pytest.mark.parametrize("dense", [False, True])
 def test_the_profile_of_a_step(tmp_path, dense, capsys):
     sizes = {"prompts": 2, "num_generations": 2, "max_completion_length": 4, "pretrain_tokens": 160, "repeats": 1}
-    found = profile_step.main(profile_step.Config(dense=dense, **sizes, device="cpu", out=tmp_path / "new" / "p.json"))
-    assert json.loads((tmp_path / "new" / "p.json").read_text()) == found
+    out = tmp_path / "new" / "p.json"
+    figures = profile_step.main(profile_step.Config(dense=dense, **sizes, device="cpu", out=out))
+    assert json.loads(out.read_text()) == figures
     for name, tokens in (("rollout", 16), ("update", 16), ("pretrain", 160)):
-        assert found[f"{name}/tok_s"] * found[f"{name}/seconds"] == pytest.approx(tokens)
+        assert figures[f"{name}/tok_s"] * figures[f"{name}/seconds"] == pytest.approx(tokens)
     for name in ("rollout", "update"):
-        shares = [value for key, value in found.items() if key.startswith(f"{name}/") and "::" in key]
+        shares = [value for key, value in figures.items() if key.startswith(f"{name}/") and "::" in key]
         assert shares == sorted(shares, reverse=True) and 0.3 < sum(shares) <= 1
     assert "time of the update by operator" in capsys.readouterr().out

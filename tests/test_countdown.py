@@ -183,7 +183,7 @@ def test_right_answers(answer):
     assert rewards.format_reward(said(answer)) == 1
 
 
-def test_values_on_the_way_are_not_restricted():
+def test_intermediate_values_are_not_restricted():
     assert verify(Problem("make 12 from 1,2,15", ""), said("1-2*2+15")).status == "wrong"
     assert verify(Problem("make 14 from 1,2,15", ""), said("1-2+15")).status == "right"
 
@@ -255,21 +255,17 @@ def test_counts(level):
     assert Counter(split_of(p) for p in all_problems(level)) == COUNTS[level]
 
 
-def test_the_default_level_has_1457_problems():
-    assert len(all_problems()) == 1457
-
-
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_problem_is_its_own_and_solved_by_its_reference(level):
-    found = all_problems(level)
-    assert len({(tuple(sorted(parse(p)[0])), parse(p)[1]) for p in found}) == len(found)
-    for p in found[:: max(1, len(found) // 1500)]:
+def test_problems_differ_and_their_references_are_right(level):
+    listed = all_problems(level)
+    assert len({(tuple(sorted(parse(p)[0])), parse(p)[1]) for p in listed}) == len(listed)
+    for p in listed[:: max(1, len(listed) // 1500)]:
         assert p.level == level and p.language == "en"
         assert verify(p, said(p.reference)).status == "right"
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_problems_of_a_split_are_those_of_the_level_in_their_order(level):
+def test_the_splits_partition_the_level_in_order(level):
     parts = {split: problems(split, None, level) for split in SPLITS}
     for split, part in parts.items():
         assert part == [p for p in all_problems(level) if split_of(p) == split]
@@ -289,8 +285,8 @@ def test_the_training_problems_never_change(level):
 
 def test_spread_problems_come_from_the_whole_level():
     everything = problems("validation", None, "wide")
-    places = [everything.index(p) for p in spread(everything, 100)]
-    assert len(set(places)) == 100 and places == sorted(places) and max(places) > 0.98 * len(everything)
+    indices = [everything.index(p) for p in spread(everything, 100)]
+    assert len(set(indices)) == 100 and indices == sorted(indices) and max(indices) > 0.98 * len(everything)
 
 
 def test_prompts_are_shuffled():
@@ -366,7 +362,7 @@ def test_tries_by_hand():
 
 
 def _brute(numbers: tuple[int, ...], level: Level) -> set[str]:
-    """All try texts, by another road: every choice of pairs and operators, checked afterwards."""
+    """All try texts, from every choice of pairs and operators, checked afterwards."""
     texts = set()
     n = len(numbers)
     pairs = [list(combinations(range(size), 2)) for size in range(n, 1, -1)]

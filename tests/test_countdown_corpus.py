@@ -1,4 +1,4 @@
-"""countdown_corpus.py: every document of a few thousand is read again."""
+"""countdown_corpus.py: a few thousand documents, parsed and checked."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ SEARCHES = {"facts": 0, "impossible": 0, "at_once": 0, "sloppy": 0, "false_yes":
 
 @dataclass(frozen=True)
 class Document:
-    """A worked problem, taken apart."""
+    """A parsed document."""
 
     problem: Problem
     lines: list[tuple[str, str, bool]]  # the try, the target, the verdict
@@ -36,11 +36,10 @@ class Document:
 
 
 def read(text: str, level: str = "default") -> Document | None:
-    """None for a document of sums; an error for what is neither."""
+    """None for a document of sums; an error for other texts."""
     if FACTS.fullmatch(text):
         return None
-    found = TAGGED.fullmatch(text) or UNTAGGED.fullmatch(text)
-    prompt, thinking, answer = found.groups()
+    prompt, thinking, answer = (TAGGED.fullmatch(text) or UNTAGGED.fullmatch(text)).groups()
     lines = [LINE.fullmatch(line).groups() for line in thinking.splitlines()]
     lines = [(tried, target, verdict == "yes") for tried, target, verdict in lines]
     return Document(Problem(prompt, "", level=level), lines, answer, "<think>" in text)
@@ -62,16 +61,16 @@ def worked(texts):
 
 @pytest.mark.parametrize("level", ["default", "wide"])
 def test_only_train_problems_occur(level):
-    """And, of their numbers, problems without a solution."""
+    """And unsolvable problems with their numbers."""
     known = {p.prompt: countdown.split_of(p) for p in countdown.all_problems(level)}
     numbers = {prompt: parse(Problem(prompt, ""))[0] for prompt in known}
     train = {numbers[prompt] for prompt, name in known.items() if name == "train"}
     unseen = {tuple(sorted(numbers[prompt])) for prompt, name in known.items() if name == "unseen"}
-    found = [d for d in (read(text, level) for text in sample(count=2000, level=level)) if d]
-    assert len(found) > 1500 and len(unseen) > 30
-    solvable = [d for d in found if d.problem.prompt in known]
+    documents = [d for d in (read(text, level) for text in sample(count=2000, level=level)) if d]
+    assert len(documents) > 1500 and len(unseen) > 30
+    solvable = [d for d in documents if d.problem.prompt in known]
     assert all(known[d.problem.prompt] == "train" for d in solvable)
-    for d in found:
+    for d in documents:
         of, target = parse(d.problem)
         assert of in train and tuple(sorted(of)) not in unseen
         reached = target in map(value_of, tries(of, level))
@@ -94,9 +93,9 @@ def test_half_of_the_sums_are_checked_and_half_of_those_reach_their_target(texts
     facts = [text for text in texts if read(text) is None]
     checked = [line for text in facts for line in text.splitlines() if ":" in line]
     assert near(sum(":" in text for text in facts), len(facts), Mix().checked)
-    found = [re.fullmatch(r".*=(\d+):(\d+) (yes|no)", line).groups() for line in checked]
-    assert all((c == target) == (verdict == "yes") for c, target, verdict in found)
-    assert near(sum(verdict == "yes" for *_, verdict in found), len(found), 0.5)
+    parts = [re.fullmatch(r".*=(\d+):(\d+) (yes|no)", line).groups() for line in checked]
+    assert all((c == target) == (verdict == "yes") for c, target, verdict in parts)
+    assert near(sum(verdict == "yes" for *_, verdict in parts), len(parts), 0.5)
 
 
 def test_the_same_seed_is_the_same_stream(texts):
@@ -137,35 +136,35 @@ def test_shares_are_those_of_the_mix(texts, worked):
 
 
 def test_giving_up():
-    """After each failed try with the chance of the mix; the patient never."""
-    found = list(map(read, sample(Mix(**SEARCHES, forgetful=0, patient=0, give_up=0.2), 1500)))
-    failed = sum(not verdict for d in found for _, _, verdict in d.lines)
-    assert near(sum(not d.lines[-1][2] for d in found), failed, 0.2)
-    found = map(read, sample(Mix(**SEARCHES, forgetful=0, patient=0.4, give_up=1), 1500))
-    parted = [d for d in found if not d.lines[0][2]]  # after the first try
+    """After each failed try with the probability of the mix, except in patient searches."""
+    documents = list(map(read, sample(Mix(**SEARCHES, forgetful=0, patient=0, give_up=0.2), 1500)))
+    failed = sum(not verdict for d in documents for _, _, verdict in d.lines)
+    assert near(sum(not d.lines[-1][2] for d in documents), failed, 0.2)
+    documents = map(read, sample(Mix(**SEARCHES, forgetful=0, patient=0.4, give_up=1), 1500))
+    parted = [d for d in documents if not d.lines[0][2]]  # after the first try
     assert near(sum(d.lines[-1][2] for d in parted), len(parted), 0.4)
 
 
-def test_the_impossible_is_gone_through():
-    """Every try once, in order, and no success; about as often as the mix says, as far as there are such targets."""
+def test_unsolvable_problems_are_searched_in_full():
+    """Every try once, in order, and no success; about as often as the mix says, where such a target exists."""
     solvable = {p.prompt for p in countdown.all_problems()}
-    found = list(map(read, sample(Mix(**SEARCHES | {"impossible": 1}), 400)))
-    impossible = [d for d in found if d.problem.prompt not in solvable]
-    assert len(impossible) > 0.8 * len(found)
-    for d in found:
+    documents = list(map(read, sample(Mix(**SEARCHES | {"impossible": 1}), 400)))
+    impossible = [d for d in documents if d.problem.prompt not in solvable]
+    assert len(impossible) > 0.8 * len(documents)
+    for d in documents:
         everything = [try_text(t) for t in tries(parse(d.problem)[0])]
         tried = [tried for tried, _, _ in d.lines]
         assert tried == everything[: len(tried)]
         if d.problem.prompt not in solvable:
             assert len(tried) == len(everything) and not any(verdict for _, _, verdict in d.lines) and not d.right
     some = list(map(read, sample(Mix(**SEARCHES | {"impossible": 0.3}), 1500)))
-    share = 0.3 * len(impossible) / len(found)
+    share = 0.3 * len(impossible) / len(documents)
     assert near(sum(d.problem.prompt not in solvable for d in some), len(some), share)
 
 
 @pytest.mark.parametrize("habit", ["orderly", "forgetful", "neither"])
 def test_habits(habit):
-    """The orderly try in the order of `tries`; the forgetful repeat themselves; the others do not."""
+    """Orderly searches follow the order of `tries`; forgetful ones repeat tries; the others do not."""
     choice = {"orderly": 0.0, "forgetful": 0.0} | ({habit: 1.0} if habit != "neither" else {})
     repeats = 0
     for d in map(read, sample(Mix(**SEARCHES, patient=1, **choice), 400)):
@@ -173,7 +172,7 @@ def test_habits(habit):
         repeats += len(tried) - len(set(tried))
         everything = [try_text(t) for t in tries(parse(d.problem)[0])]
         assert set(tried) <= set(everything)
-        assert d.right or habit == "forgetful"  # the patient find it
+        assert d.right or habit == "forgetful"  # patient searches find it
         if habit == "orderly":
             assert tried == everything[: len(tried)]
     assert (repeats > 100) == (habit == "forgetful")
@@ -201,17 +200,17 @@ def test_a_slip_is_never_called_a_success():
 
 
 def test_a_false_success_ends_the_search():
-    found = list(map(read, sample(Mix(**SEARCHES | {"false_yes": 0.2}), 800)))
-    verdicts = [verdict for d in found for _, _, verdict in d.lines]
-    false_yes = sum(counted(d)["false_yes"] for d in found)
+    documents = list(map(read, sample(Mix(**SEARCHES | {"false_yes": 0.2}), 800)))
+    verdicts = [verdict for d in documents for _, _, verdict in d.lines]
+    false_yes = sum(counted(d)["false_yes"] for d in documents)
     assert near(false_yes, false_yes + verdicts.count(False), 0.2)
-    assert not any(verdict for d in found for _, _, verdict in d.lines[:-1])
+    assert not any(verdict for d in documents for _, _, verdict in d.lines[:-1])
 
 
 def test_extreme_mixes():
     assert all(read(text) is None for text in sample(Mix(facts=1), 50))
-    found = [read(text) for text in sample(Mix(**SEARCHES | {"at_once": 1}, at_once_right=1), 200)]
-    assert all(not d.lines and d.right and d.tagged for d in found)
+    documents = [read(text) for text in sample(Mix(**SEARCHES | {"at_once": 1}, at_once_right=1), 200)]
+    assert all(not d.lines and d.right and d.tagged for d in documents)
     assert not any(read(text).tagged for text in sample(Mix(**SEARCHES, untagged=1), 50))
 
 
@@ -225,7 +224,6 @@ def test_every_document_survives_the_tokenizer(level):
 
 
 def test_a_prompt_is_the_beginning_of_a_document(worked, texts):
-    """What the model is asked with is what it was trained on."""
     tokenizer = word_level(WORDS, 100)
     prompts = {tokenizer.chat(d.problem.prompt) for d in worked[:50]}
     for prompt in prompts:
@@ -266,7 +264,7 @@ def test_the_corpus_never_changes(level):
 
 @pytest.mark.parametrize("level", DIGESTS)
 def test_probes_ask_for_true_sums_and_verdicts(level):
-    """Five tries a problem, the last a solution; each labelled piece is a token of the task's own vocabulary."""
+    """Five tries per problem, the last a solution; each labelled piece is one token."""
     task = load(f"countdown:{level}")
     tokenizer = word_level(*task.vocabulary())
     probes = task.probes()

@@ -1,4 +1,4 @@
-"""gsm8k.py: which texts answer with a number, and with which; files of another layout; the published data, if here."""
+"""gsm8k.py: the numbers that texts answer with, files in other layouts, and the published data, if available."""
 
 import json
 import os

@@ -3,15 +3,12 @@ import math
 
 import pytest
 import torch
+from test_ops_attention import check, close, cumulative, reference, tensors
 
-pytest.importorskip("triton")
-kernel = pytest.importorskip("minir1.kernels.attention", exc_type=ImportError)  # a checkout without links
-
-from test_ops_attention import check, close, cumulative, reference, tensors  # noqa: E402
-
-from minir1.model.config import ModelConfig  # noqa: E402
-from minir1.model.transformer import Transformer  # noqa: E402
-from minir1.ops import attention  # noqa: E402
+from minir1.kernels import attention as kernel
+from minir1.model.config import ModelConfig
+from minir1.model.transformer import Transformer
+from minir1.ops import attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP32 = 2e-6
@@ -75,7 +72,7 @@ def test_softcap(softcap, causal, window):
 
 
 def test_scores_far_below_zero():
-    """All about -120: a phantom key with a score of 0 would swallow the rest."""
+    """All about -120: a padding key with a score of 0 would dominate."""
     q, k, v, *bounds = problem([33], [37], 1, 1, 16, 16)
     q, k = torch.full_like(q, 3.0), -10.0 - 0.1 * k.abs()
     _, lse, _ = run((q, k, v, *bounds), 2e-5)
@@ -98,7 +95,7 @@ def test_half_precision(dtype, tolerance):
 
 
 def test_repeated_to_the_bit_and_packed_as_alone():
-    """A sequence fills the same tiles alone and packed, and no sum is taken in an order of chance."""
+    """A sequence has the same bits alone and packed, and in repeated calls."""
     lengths = [33, 2]
     inputs = problem(lengths, lengths, 2, 1, 16, 16)
     first, again = run(inputs), run(inputs)
@@ -135,7 +132,7 @@ def test_there_is_no_second_derivative():
         torch.autograd.grad(o.sum(), q, create_graph=True)
 
 
-def test_lse_is_no_way_back_and_nothing_else_is_asked():
+def test_lse_has_no_gradient_and_k_gets_none_unasked():
     q, k, v, *bounds = problem([5], [5], 2, 1, 16, 16)
     o, lse = attention(q.requires_grad_(), k, v, *bounds, impl="triton")
     assert o.requires_grad and not lse.requires_grad
@@ -152,7 +149,7 @@ def test_nan_stays_in_its_sequence():
 
 
 class Guarded:
-    """torch, but what `empty` gives is full of NaN and stands between guards."""
+    """torch for a kernel's host code, whose new tensors are NaN and lie between guards."""
 
     def __init__(self):
         self.all = []
@@ -173,9 +170,9 @@ class Guarded:
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's, where the interpreter meets an infinity
-@pytest.mark.parametrize("last", [1, 2])  # stride of a head's numbers: as it lies, or copied
+@pytest.mark.parametrize("last", [1, 2])  # stride of a head's dimensions: contiguous, or copied
 def test_reads_and_writes_only_its_own(monkeypatch, last):
-    """Inputs lie among infinities, outputs are NaN before and stand between guards."""
+    """Inputs are surrounded by infinities; outputs are NaN before and lie between guards."""
     monkeypatch.setattr(kernel, "torch", guarded := Guarded())
     inputs = problem([0, 33, 5], [2, 33, 7], 4, 2, 24, 20)
     for i, x in enumerate(inputs[:3]):
@@ -189,7 +186,7 @@ def test_reads_and_writes_only_its_own(monkeypatch, last):
 
 
 def test_a_view_with_the_heads_first():
-    """[H, N, d] in memory: the step from head to head is the long one."""
+    """[H, N, d] in memory."""
     q, k, v, *bounds = problem([3, 33], [3, 33], 2, 2, 16, 16)
     run([*(x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)), *bounds])
 
@@ -217,6 +214,15 @@ def test_tiles_by_shared_memory(monkeypatch):
         sizes = (64, 80, 96, 128, 192, 256)
         assert {size for size in sizes if of(kind, size, 163 << 10) != of(kind, size, 99 << 10)} == differ
         assert of(kind, 256, 227 << 10) == of(kind, 256, 163 << 10)
+
+
+def check_equal_bits_under_load(call, times):
+    """With a second stream that keeps the GPU busy."""
+    first, other, load = call(), torch.cuda.Stream(), torch.randn(4096, 4096, device=DEVICE)
+    for _ in range(times):
+        with torch.cuda.stream(other):
+            load @ load
+        assert all(torch.equal(a, b) for a, b in zip(first, call()))
 
 
 # ---------------------------------------------------------------- the model over the kernels
@@ -303,7 +309,7 @@ def test_offsets_beyond_31_bits():
 
 @pytest.mark.gpu
 def test_no_race():
-    """A hundred repetitions of forward and backward, to the bit."""
+    """A hundred repetitions of forward and backward give equal bits."""
     q, k, v, *bounds = problem([700, 1, 1500, 0, 301], [700, 1, 1500, 0, 301], 8, 2, 128, 128, dtype=torch.bfloat16)
     first = None
     for _ in range(100):

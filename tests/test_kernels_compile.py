@@ -1,8 +1,4 @@
-"""The kernels compiled for GPUs that are not here: registers, spills, shared memory, tensor cores, 64-bit offsets.
-
-Compiling needs no GPU, but a process in which TRITON_INTERPRET was never set; the figures come from the machine code,
-through the cuobjdump that triton carries.
-"""
+"""What the kernels need of a GPU: the recorded figures, and some kernels compiled again, without a GPU."""
 import json
 import os
 import subprocess
@@ -10,145 +6,131 @@ import sys
 from pathlib import Path
 
 import pytest
-
-triton = pytest.importorskip("triton")
-pytest.importorskip("minir1.kernels.logprob", exc_type=ImportError)  # a checkout without links
-TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-ROOT = Path(__file__).parent.parent
-SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # bytes of a block; the compiler does not check
-SLACK = 8  # registers that another patch version of Triton may give more or less
-
-COMPILE = """
-import importlib, json, re, subprocess, sys, tempfile
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-tool, jobs = json.loads(sys.stdin.read())
-for job in jobs:
-    fn = getattr(importlib.import_module(job["module"]), job["kernel"])
-    index = {name: (i,) for i, name in enumerate(fn.arg_names)}
-    const, types = job["const"], job["types"]
-    signature = {name: "constexpr" if name in const else types.get(name, "i32") for name in fn.arg_names}
-    aligned = {index[name]: [["tt.divisibility", 16]] for name in job["aligned"]}
-    source = ASTSource(fn, signature, {index[name]: value for name, value in const.items()}, aligned)
-    built = triton.compile(source, target=GPUTarget("cuda", job["arch"], 32), options=job["options"])
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
-        f.write(built.asm["cubin"]), f.flush()
-        run = lambda flag: subprocess.check_output([tool, flag, f.name], text=True)
-        usage, sass = run("-res-usage"), run("-sass")
-    figures = {
-        "registers": int(re.search(r"REG:(\\d+)", usage)[1]),
-        "spilled": int(re.search(r"STACK:(\\d+)", usage)[1]) + int(re.search(r"LOCAL:(\\d+)", usage)[1]),
-        "shared": built.metadata.shared,
-        "hgmma": len(re.findall(r"\\bHGMMA", sass)),
-        "hmma": len(re.findall(r"\\bHMMA", sass)),
-        "narrow": len(re.findall(r"tt.addptr .*, tensor<[0-9x]*xi32>", built.asm["ttir"])),
-    }
-    print("FIGURES", json.dumps(figures))
-"""
+from experiments.benchmarks import kernel_resources
+
+ROOT = Path(__file__).parent.parent
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # bytes per block; the compiler does not check
+SLACK = 8  # registers by which another version of Triton may differ
+RECORD = json.loads((ROOT / "docs" / "results" / "kernel_resources.json").read_text())
+RECORDED = RECORD["kernels"]
+PRODUCTS = {"forward", "dq", "dkv", "split", "partials", "dx"}  # kernels with matrix products
 
 
-def compiled(jobs: list[dict]) -> list[dict]:
-    """What the machine code of each job needs: dict(module, kernel, arch, const, types, aligned, options)."""
-    if not TOOL.exists():
-        pytest.skip("this triton carries no cuobjdump")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILE],
-        input=json.dumps([str(TOOL), jobs]),
-        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
-        cwd=ROOT, text=True, capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
-    figures = [json.loads(line[8:]) for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
-    assert len(figures) == len(jobs)
-    return figures
+@pytest.mark.parametrize("key", RECORDED)
+def test_recorded(key):
+    """Every kernel fits, uses tensor cores for products of 16-bit numbers and for nothing else, spills next to nothing,
+    with 16-bit numbers nothing in its inner loops, and computes its addresses in 64 bits. With 64 registers a GPU runs
+    the 1024 blocks of a tile of kl at once."""
+    figures, (kernel, arch) = RECORDED[key], key.split("/")[-2:]
+    assert figures["shared"] <= SHARED[int(arch.removeprefix("sm_"))]
+    products = kernel in PRODUCTS and "bf16" in key
+    assert (figures["hgmma"] + figures["hmma"] > 0) == products
+    assert arch == "sm_90" or figures["hgmma"] == 0
+    assert figures["spills"] <= (96 if "bf16" in key else 192), "bytes a thread"
+    assert figures["inner"] == 0 or "256/256/fp32" in key
+    assert figures["narrow"] == 0
+    if key.startswith("kl/"):
+        assert figures["registers"] <= 64 and figures["shared"] <= 1024 and figures["spills"] == 0
+    if key.startswith("logprob/"):
+        assert figures["spills"] <= 8 and figures["shared"] <= (98304 if arch == "sm_90" else 65536)
 
 
-# ---------------------------------------------------------------- log-probs
-
-PRODUCT = ("h_ptr", "w_ptr", "D", "stride_hn", "stride_wv")  # aligned by 16, as a model's are
-BLOCKS = """
-import json, torch
-from minir1.kernels import logprob
-print(json.dumps([logprob.BLOCKS[torch.float32], logprob.BLOCKS[torch.bfloat16], logprob.FOLD, logprob.SPLIT]))
-"""
-LOGPROB = [  # kernel, dtype, sm -> registers, up to SLACK, bytes spilled, and bytes of shared memory at most
-    ("partials_kernel", "bf16", 80, 255, 0, 65536),
-    ("partials_kernel", "bf16", 89, 255, 8, 65536),
-    ("partials_kernel", "bf16", 90, 248, 0, 98304),
-    ("partials_kernel", "fp32", 90, 164, 0, 24576),
-    ("dx_kernel", "bf16", 80, 254, 0, 65536),
-    ("dx_kernel", "bf16", 89, 254, 0, 65536),
-    ("dx_kernel", "bf16", 90, 201, 0, 98304),
-    ("fold_kernel", "fp32", 90, 72, 0, 64),
-    ("unfold_kernel", "bf16", 90, 79, 0, 0),
-]
+def test_every_case_is_recorded_for_every_gpu():
+    cases = [{key.removesuffix(f"/sm_{arch}") for key in RECORDED if key.endswith(f"/sm_{arch}")} for arch in SHARED]
+    assert cases[0] and all(figures == cases[0] for figures in cases)
+    assert {"/".join(key.split("/")[:-1]) for key in cases[0]} == kernel_resources.cases().keys()
+    assert kernel_resources.SHARED == SHARED and set(kernel_resources.Config().archs) == set(SHARED)
 
 
-def logprob_jobs() -> list[dict]:
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}  # the sizes of a GPU
-    sizes = subprocess.check_output([sys.executable, "-c", BLOCKS], env=env, cwd=ROOT, text=True)
-    fp32, bf16, fold, split = json.loads(sizes)
-    jobs = []
-    for kernel, dtype, arch, *_ in LOGPROB:
-        product = kernel in ("partials_kernel", "dx_kernel")
-        const = dict({"fp32": fp32, "bf16": bf16}[dtype] if product else fold)
-        options = {key: const.pop(key) for key in ("num_warps", "num_stages") if key in const}
-        const |= {"SOFTCAP": True}
-        const |= {"INTERPRET": False, "stride_hd": 1, "stride_wd": 1} if product else {}
-        const |= {"partials_kernel": {"SPLIT": split}, "dx_kernel": {"GROUP": 8}}.get(kernel, {})
-        const |= {"ENTROPY": True} if kernel in ("dx_kernel", "unfold_kernel") else {}
-        types = dict.fromkeys(("scale", "cap", "inv_temperature"), "fp32") | {"target_ptr": "*i64"}
-        types |= dict.fromkeys(("x_ptr", "part_ptr", "state_ptr", "stat_ptr", "grad_ptr"), "*fp32")
-        types |= dict.fromkeys(("h_ptr", "w_ptr", "dx_ptr"), f"*{dtype}")
-        aligned = list(PRODUCT) if product else ["x_ptr", "stride_x"]
-        aligned += ["dx_ptr", "stride_dx"] if kernel in ("dx_kernel", "unfold_kernel") else []
-        case = dict(module="minir1.kernels.logprob_jit", kernel=kernel, arch=arch)
-        jobs.append(case | dict(const=const, types=types, aligned=aligned, options=options))
-    return jobs
+def test_hopper_runs_warpgroups():
+    """Where a block has 64 rows or more, as in all that training asks for."""
+    for size in ("64/64", "128/128", "192/128"):
+        for kernel in ("forward", "dq", "dkv"):
+            assert RECORDED[f"attention/{size}/bf16/{kernel}/sm_90"]["hgmma"] > 0
+    assert RECORDED["decode/latent/128 heads/bf16/split/sm_90"]["hgmma"] > 0
 
 
-def test_logprob():
-    for (kernel, dtype, arch, registers, spilled, shared), figures in zip(LOGPROB, compiled(logprob_jobs())):
-        where = kernel, dtype, arch, figures
-        assert abs(figures["registers"] - registers) <= SLACK and figures["spilled"] == spilled, where
-        assert figures["shared"] <= min(shared, SHARED[arch]), where
-        assert figures["narrow"] == 0, where  # offsets into [N, D], [V, D] and [N, V] of 64 bits
-        tensor_cores = figures["hgmma" if arch == 90 else "hmma"]
-        assert (tensor_cores > 0) == (dtype == "bf16" and "fold" not in kernel), where  # fp32 is not rounded to tf32
-
-
-# ---------------------------------------------------------------- divergences
-
-KL_FOLD = "import json; from minir1.kernels import kl; print(json.dumps(kl.FOLD))"
-KL = [  # kernel, kind, sm -> registers at most: 64 let a GPU run the 1024 blocks of a tile at once
-    ("fold_kernel", None, 90, 64),
-    ("mixture_kernel", None, 90, 64),
-    ("unfold_kernel", "forward", 80, 64),
-    ("unfold_kernel", "reverse", 90, 64),
-    ("unfold_kernel", "js", 90, 64),
-]
-
-
-def kl_jobs() -> list[dict]:
+@pytest.mark.skipif(not TOOL.exists(), reason="this triton carries no cuobjdump")
+@pytest.mark.parametrize("arch,cases", [
+    (90, ("attention/192/128/bf16", "decode/latent/128 heads/bf16", "logprob/", "kl/reverse", "kl/js")),
+    (80, ("attention/128/128/bf16", "decode/128/bf16", "logprob/softcap/fused", "kl/forward")),
+    (89, ("attention/256/256/bf16", "decode/256/bf16", "logprob/softcap/fused")),
+])
+def test_compiled_now(arch, cases, tmp_path):
+    """As recorded: exactly with the version of Triton that made the record, with another up to SLACK."""
+    save = tmp_path / "figures.json"
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    fold = json.loads(subprocess.check_output([sys.executable, "-c", KL_FOLD], env=env, cwd=ROOT, text=True))
-    jobs = []
-    for kernel, kind, arch, _ in KL:
-        const = {key: size for key, size in fold.items() if key.startswith("BLOCK")} | ({"KIND": kind} if kind else {})
-        x = ["x_a_ptr", "x_b_ptr"] if kernel == "fold_kernel" else ["x_s_ptr", "x_t_ptr"]
-        types = dict.fromkeys([*x, "state_ptr", "stat_ptr", "kl_ptr", "g_ptr"], "*fp32")
-        types |= {"inv_temperature": "fp32", "dx_ptr": "*bf16"}
-        aligned = [*x, "stride_x", *(["dx_ptr", "stride_dx"] if kind else [])]
-        case = dict(module="minir1.kernels.kl_jit", kernel=kernel, arch=arch, options={"num_warps": fold["num_warps"]})
-        jobs.append(case | dict(const=const, types=types, aligned=aligned))
-    return jobs
+    command = [sys.executable, "-W", "ignore", "-m", "experiments.benchmarks.kernel_resources"]
+    command += ["--archs", f"{arch}", "--save", save, "--cases", *cases]
+    done = subprocess.run(command, env=env, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(save.read_text())
+    recorded = {key: want for key, want in RECORDED.items() if key.startswith(cases) and key.endswith(f"sm_{arch}")}
+    assert result["kernels"].keys() == recorded.keys()
+    for key, figures in result["kernels"].items():
+        want = recorded[key]
+        assert figures == want or result["triton"] != RECORD["triton"], key
+        assert figures["shared"] <= min(SHARED[arch], 1.25 * want["shared"]), key
+        assert abs(figures["registers"] - want["registers"]) <= SLACK, key
+        assert all(figures[name] == want[name] for name in ("spills", "inner", "narrow")), key
+        for name in ("hgmma", "hmma"):
+            assert (figures[name] > 0) == (want[name] > 0), key
 
 
-def test_kl():
-    for (kernel, kind, arch, registers), figures in zip(KL, compiled(kl_jobs())):
-        where = kernel, kind, arch, figures
-        assert figures["registers"] <= registers and figures["spilled"] == 0 and figures["shared"] <= 1024, where
-        assert figures["narrow"] == 0, where  # offsets into the tile, dx [N, V] and the numbers of a token of 64 bits
-        assert figures["hgmma"] + figures["hmma"] == 0, where  # the products are torch's
+TTIR = """
+  tt.func public @kernel(%q_ptr: !tt.ptr<bf16> loc("q_ptr"(#loc)), %N: i32 loc("N"(#loc)), %stride_qn: i32 loc(#loc))
+    %first = arith.muli %at, %c128_i32 : i32 loc(#loc1)
+    %wide = arith.extsi %first : i32 to i64 loc(#loc2)
+    %s = arith.extsi %stride_qn : i32 to i64 loc(#loc2)
+    %x = arith.muli %wide, %s : i64 loc(#loc2)
+    %rows = tt.make_range {end = 128 : i32, start = 0 : i32} : tensor<128xi32> loc(#loc3)
+    %rows_1 = tt.expand_dims %rows {axis = 1 : i32} : tensor<128xi32> -> tensor<128x1xi32> loc(#loc3)
+    %each = tt.splat %stride_qn : i32 -> tensor<128x1xi32> loc(#loc3)
+    %inside = arith.muli %rows_1, %each : tensor<128x1xi32> loc(#loc3)
+"""
+BEYOND = [
+    "%y = arith.muli %first, %stride_qn : i32 loc(#loc4)",
+    "%y = arith.muli %stride_qn, %first overflow<nsw> : i32 loc(#loc4)",
+    "%y = arith.muli %first, %N : i32 loc(#loc4)",
+    "%y = arith.muli %plane, %c2_i32 : i32 loc(#loc4)",
+    "%moved = arith.addi %rows_1, %start : tensor<128x1xi32> loc(#loc4)\n    "
+    "%y = arith.muli %moved, %each : tensor<128x1xi32> loc(#loc4)",
+]
+
+
+@pytest.mark.parametrize("line", BEYOND)
+def test_a_product_in_32_bits_is_counted(line):
+    assert kernel_resources.narrow(TTIR) == 0
+    assert kernel_resources.narrow(f"{TTIR}    {line}\n") == 1
+
+
+def test_spills_in_inner_loops_are_counted():
+    """Two loops in a third: one access lies before all, one in the outer loop only, and two in the inner loops."""
+    code = ["STL [R1], R2", "MOV R3, R4", "LDL R2, [R1]", "HMMA", "LDL.LU R5, [R1]", "@P0 BRA 0x1030",
+            "STL.64 [R1], R6", "@!P1 BRA.U 0x1060", "@P2 BRA 0x1010", "BRA 0x1090"]
+    sass = "".join(f"        /*{0x1000 + 16 * i:04x}*/                   {text} ;\n" for i, text in enumerate(code))
+    assert kernel_resources.inner(sass) == 2
+
+
+def test_some_cases_are_saved_beside_the_others(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(kernel_resources, "measure", lambda config: {"b": {"spills": 0}})
+    save = tmp_path / "figures.json"
+    version = kernel_resources.importlib.metadata.version("triton")
+    save.write_text(json.dumps({"triton": version, "kernels": {"a": {"spills": 8}, "b": {"spills": 8}}}))
+    kernel_resources.main(kernel_resources.Config(cases=("b",), save=save))
+    assert json.loads(save.read_text())["kernels"] == {"a": {"spills": 8}, "b": {"spills": 0}}
+    save.write_text(json.dumps({"triton": "1.0", "kernels": {}}))
+    with pytest.raises(ValueError, match="is of triton 1.0, and this is"):
+        kernel_resources.main(kernel_resources.Config(cases=("b",), save=save))
+    kernel_resources.main(kernel_resources.Config(save=save))
+    assert json.loads(save.read_text()) == {"triton": version, "kernels": {"b": {"spills": 0}}}
+
+
+def test_the_interpreter_compiles_nothing(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1: the interpreter compiles nothing"):
+        kernel_resources.main(kernel_resources.Config())

@@ -1,14 +1,11 @@
 """The Triton decoding against fp64: in the interpreter without a GPU, compiled with one."""
 import pytest
 import torch
+from test_kernels_attention import DEVICE, Guarded, check_equal_bits_under_load
+from test_ops_attention import close
 
-pytest.importorskip("triton")
-kernel = pytest.importorskip("minir1.kernels.decode", exc_type=ImportError)  # a checkout without links
-
-from test_kernels_attention import DEVICE, Guarded  # noqa: E402
-from test_ops_attention import close  # noqa: E402
-
-from minir1.ops import decode_attention, decode_latent  # noqa: E402
+from minir1.kernels import decode as kernel
+from minir1.ops import decode_attention, decode_latent
 
 SPLIT = 64  # of the interpreter, in blocks of 32
 
@@ -33,7 +30,7 @@ def check(inputs, tolerance=2e-6, **how):
                                           (16, 2, 5, 7), (2, 1, 192, 128)])
 @pytest.mark.parametrize("new", [1, 3])
 def test_heads(H, K, d_qk, d_v, new):
-    """Rows that hold nothing, one split, one and a little."""
+    """Rows of an empty cache and of a little more than one split."""
     check(problem([0, 65], 70, new, H, K, d_qk, d_v))
 
 
@@ -45,7 +42,7 @@ def test_ends_at_the_edges_of_blocks_and_splits(past):
 @pytest.mark.parametrize("how", [dict(window=1), dict(window=20), dict(window=70), dict(softcap=2.0),
                                  dict(window=33, softcap=1.0, scale=0.7)])
 def test_windows_and_softcap(how):
-    """A window that starts behind the first splits, and one that is longer than the row."""
+    """A window that starts after the first splits, and one that is longer than the row."""
     check(problem([5, 150], 160, 3, 2, 1, 16, 16), **how)
 
 
@@ -80,7 +77,7 @@ def test_batch_invariance_to_the_bit():
         assert torch.equal(alone, whole[row])
 
 
-def test_what_lies_behind_the_end_is_of_no_account():
+def test_slots_beyond_the_end_are_ignored():
     q, k, v, past = problem([3, 70], 150, 1, 4, 2, 16, 16)
     want = check((q, k, v, past))
     k[0, 4:], v[0, 4:], k[1, 71:], v[1, 71:] = (float("nan"),) * 4
@@ -89,7 +86,7 @@ def test_what_lies_behind_the_end_is_of_no_account():
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_reads_and_writes_only_its_own(monkeypatch):
-    """Laid out as in minir1.model.cache, among infinities; the part of a split that no row reaches stays unwritten."""
+    """In the layout of minir1.model.cache, surrounded by infinities; splits beyond the end of a row are not written."""
     monkeypatch.setattr(kernel, "torch", guarded := Guarded())
     q, k, v, past = problem([5, 129], 131, 2, 4, 2, 24, 20)
     storage = q.new_full((2, 2, 2, 133, 28), float("inf"))  # [B, K, 2, M, d]
@@ -112,21 +109,21 @@ def latent_problem(past, slots, new, H, C, R, dtype=torch.float32):
     return [torch.randn(*s, generator=gen).to(dtype).to(DEVICE) for s in shapes] + [torch.tensor(past, device=DEVICE)]
 
 
+def check_latent(inputs, tolerance, scale=0.1):
+    *tensors, past = inputs
+    have = decode_latent(*tensors, past, scale, impl="triton")
+    assert have.dtype == tensors[0].dtype
+    close(have, decode_latent(*(x.double() for x in tensors), past, scale, impl="torch"), tolerance)
+
+
 @pytest.mark.parametrize("C,R,H,new", [(16, 8, 2, 1), (64, 16, 4, 3), (512, 64, 5, 1), (32, 24, 20, 2)])
 def test_latents(C, R, H, new):
-    q_lat, q_rope, latent, past = latent_problem([0, 66], 70, new, H, C, R)
-    have = decode_latent(q_lat, q_rope, latent, past, 0.1, impl="triton")
-    want = decode_latent(q_lat.double(), q_rope.double(), latent.double(), past, 0.1, impl="torch")
-    close(have, want, 2e-6)
+    check_latent(latent_problem([0, 66], 70, new, H, C, R), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_latents_in_half_precision(dtype):
-    q_lat, q_rope, latent, past = latent_problem([9, 40], 70, 1, 4, 32, 16, dtype)
-    have = decode_latent(q_lat, q_rope, latent, past, 0.1, impl="triton")
-    want = decode_latent(q_lat.double(), q_rope.double(), latent.double(), past, 0.1, impl="torch")
-    assert have.dtype == dtype
-    close(have, want, 5e-3)
+    check_latent(latent_problem([9, 40], 70, 1, 4, 32, 16, dtype), 5e-3)
 
 
 # ---------------------------------------------------------------- with a GPU
@@ -141,10 +138,7 @@ def test_numerics_on_a_gpu(dtype, tolerance, new):
         check(problem(past, 3072, new, H, K, size, size, dtype), tolerance)
         check(problem(past, 3072, new, H, K, size, size, dtype), tolerance, window=600, softcap=5.0)
     for H in (16, 128):
-        q_lat, q_rope, latent, at = latent_problem(past, 3072, new, H, 512, 64, dtype)
-        have = decode_latent(q_lat, q_rope, latent, at, 0.04, impl="triton")
-        want = decode_latent(q_lat.double(), q_rope.double(), latent.double(), at, 0.04, impl="torch")
-        close(have, want, tolerance)
+        check_latent(latent_problem(past, 3072, new, H, 512, 64, dtype), tolerance, scale=0.04)
 
 
 @pytest.mark.gpu
@@ -163,7 +157,7 @@ def test_offsets_beyond_31_bits():
 @pytest.mark.gpu
 @pytest.mark.parametrize("latent", [False, True])
 def test_no_race(latent):
-    """A hundred calls over many splits of ragged rows, with a second stream keeping the device busy: equal bits."""
+    """A hundred calls over many splits of ragged rows."""
     past = [32_000, 1, 17_000, 600, 24_575, 0, 511, 9_999]
     if latent:
         *inputs, at = latent_problem(past, 32_768, 2, 16, 512, 64, torch.bfloat16)
@@ -171,16 +165,12 @@ def test_no_race(latent):
     else:
         inputs = problem(past, 32_768, 2, 8, 2, 128, 128, torch.bfloat16)
         call = lambda: decode_attention(*inputs, impl="triton", check=False)
-    first, other, load = call(), torch.cuda.Stream(), torch.randn(4096, 4096, device=DEVICE)
-    for _ in range(100):
-        with torch.cuda.stream(other):
-            load @ load
-        assert torch.equal(call(), first)
+    check_equal_bits_under_load(lambda: (call(),), 100)
 
 
 @pytest.mark.gpu
 def test_a_step_can_be_recorded():
-    """As a CUDA graph: replayed with other lengths and another cache it gives what a call would."""
+    """As a CUDA graph: replayed with other lengths it gives what a call would."""
     q, k, v, past = problem([5, 900], 2048, 1, 8, 2, 128, 128, torch.bfloat16)
     how = dict(impl="triton", check=False)
     decode_attention(q, k, v, past, **how)  # compiled before it is recorded

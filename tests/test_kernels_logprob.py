@@ -1,15 +1,12 @@
 """The Triton log-prob against fp64: in the interpreter without a GPU, compiled with one."""
 import pytest
 import torch
+from test_kernels_attention import DEVICE, Guarded, check_equal_bits_under_load
+from test_ops import IGNORE, SETTINGS, gradients, problem, reference
 
-pytest.importorskip("triton")
-kernel = pytest.importorskip("minir1.kernels.logprob", exc_type=ImportError)  # a checkout without links
+from minir1.kernels import logprob as kernel
+from minir1.ops import linear_logprob
 
-from test_ops import IGNORE, SETTINGS, gradients, problem, reference  # noqa: E402
-
-from minir1.ops import linear_logprob  # noqa: E402
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ENGINES = ["hybrid", "fused"]
 GRADIENT = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}  # relative norm, against fp64
@@ -18,6 +15,10 @@ each_engine = pytest.mark.parametrize("engine", ENGINES)
 
 def put(*tensors):
     return [x.to(DEVICE) for x in tensors]
+
+
+def ours(target, engine, **kw):
+    return lambda h, w: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True, **kw)
 
 
 def upstream(N, seed=1):
@@ -35,8 +36,8 @@ def compare(have, want, dtype, atol):
 
 
 def check_values(h, w, target, engine, atol):
-    """Where gradients are differences of large numbers that cancel."""
-    have = linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True)
+    """Only values: here gradients are small differences of large numbers."""
+    have = ours(target, engine)(h, w)
     compare(have, reference(h.double(), w.double(), target), h.dtype, atol)
     return have[0]
 
@@ -45,8 +46,7 @@ def check(h, w, target, engine, atol=1e-5, chunk_bytes=None, **kw):
     """Values and gradients of both outputs against fp64."""
     g, g_H = upstream(len(h))
     want = gradients(lambda h, w: reference(h, w, target, **kw), h.double(), w.double(), g, g_H)
-    kw = dict(kw, impl="triton", engine=engine, entropy=True, chunk_bytes=chunk_bytes)
-    have = gradients(lambda h, w: linear_logprob(h, w, target, **kw), h, w, g, g_H)
+    have = gradients(ours(target, engine, chunk_bytes=chunk_bytes, **kw), h, w, g, g_H)
     compare(have, want, h.dtype, atol)
     return have
 
@@ -83,28 +83,27 @@ def test_many_chunks_in_the_backward(engine):
     ("hybrid", dict(softcap=30.0, temperature=0.6, logit_scale=0.3)),
 ])
 def test_as_accurate_as_torch(engine, kw):
-    """Logits of deviation 6, under caps that most are far below or far above. The largest error of many tokens is one
-    token's, and a matter of luck by a tenth; the norm of all is not."""
+    """Logits of deviation 6, under caps that most are far below or far above. The largest error of many tokens
+    is random to a tenth; the norm of all is not."""
     h, w, target = put(*problem(512, D=32, V=500, dtype=torch.float32, size=6.0, ignored=0))
     exact = reference(h.double(), w.double(), target, **kw)
     theirs = reference(h, w, target, **kw)
-    ours = linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True, **kw)
-    for a, b, want in zip(ours, theirs, exact):
+    for a, b, want in zip(ours(target, engine, **kw)(h, w), theirs, exact):
         assert (a - want).abs().max() <= 1.2 * (b - want).abs().max()
         assert (a - want).norm() <= 1.1 * (b - want).norm()
 
 
 @pytest.mark.parametrize("V", [63, 130])
 @each_engine
-def test_phantom_columns_add_nothing(V, engine):
-    """All logits about -120: a column past V with logit 0 would swallow the rest."""
+def test_padding_columns_add_nothing(V, engine):
+    """All logits about -120: a column past V with logit 0 would dominate."""
     h = torch.full((3, 1), -1.0)
     w = 120 + torch.rand(V, 1, generator=torch.Generator().manual_seed(0))
     h, w, target = put(h, w, torch.tensor([0, 1, V - 1]))
     assert (check_values(h, w, target, engine, atol=2e-5) < 0).all()
-    dh, dw = gradients(lambda h, w: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True), h, w,
-                       *torch.ones(2, 3, device=DEVICE))[2:]
-    exact = gradients(lambda h, w: reference(h, w, target), h.double(), w.double(), *torch.ones(2, 3, device=DEVICE))
+    ones = torch.ones(2, 3, device=DEVICE)
+    *_, dh, dw = gradients(ours(target, engine), h, w, *ones)
+    exact = gradients(lambda h, w: reference(h, w, target), h.double(), w.double(), *ones)
     assert (dh - exact[2]).norm() <= 2e-6 * w.norm() and (dw - exact[3]).norm() <= 1e-5
 
 
@@ -120,7 +119,7 @@ def test_fused_is_batch_invariant_to_the_bit(dtype):
     h, w, target = put(*problem(70, D=40, V=300, dtype=dtype))
     if kernel.INTERPRET:
         h, w = (h * 4).round() / 4, (w * 8).round() / 8
-    run = lambda rows: linear_logprob(h[rows], w, target[rows], impl="triton", engine="fused", entropy=True)
+    run = lambda rows: ours(target[rows], "fused")(h[rows], w)
     logp, ent = run(slice(None))
     for rows in (slice(37, 38), slice(69, 70), slice(5, 40), torch.randperm(70)):
         part, part_H = run(rows)
@@ -130,8 +129,7 @@ def test_fused_is_batch_invariant_to_the_bit(dtype):
 @each_engine
 def test_a_repeated_call_gives_equal_bits(engine):
     h, w, target = put(*problem(40, D=40, V=200, dtype=torch.float32))
-    f = lambda h, w: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True)
-    first, second = (gradients(f, h, w, *upstream(40)) for _ in range(2))
+    first, second = (gradients(ours(target, engine), h, w, *upstream(40)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
@@ -141,20 +139,17 @@ def test_targets_ignored_and_out_of_range(engine):
     logp, ent = kernel.linear_logprob(h, w, torch.where(target == target[2], 67, target), engine=engine, entropy=True)
     assert logp.isnan().any() and torch.equal(logp.isnan(), target == target[2]) and ent.isfinite().all()
     target[1], h[1] = IGNORE, float("nan")  # which padding may hold
-    logp, ent, dh, dw = gradients(
-        lambda h, w: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True), h, w, *upstream(6)
-    )
+    logp, ent, dh, dw = gradients(ours(target, engine), h, w, *upstream(6))
     assert logp[1] == ent[1] == 0 and not dh[1].any()
     assert all(x.isfinite().all() for x in (logp, ent, dh, dw))
 
 
 @each_engine
 def test_all_labels_ignored(engine):
-    """Values and gradients are there, and are 0, whatever stands in the hidden states."""
+    """Values and gradients are 0, even for hidden states of NaN."""
     h, w, target = put(*problem(35, V=130, dtype=torch.float32))
     h[3], target[:] = float("nan"), IGNORE
-    f = lambda h, w: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True)
-    logp, ent, dh, dw = gradients(f, h, w, *upstream(35))
+    logp, ent, dh, dw = gradients(ours(target, engine), h, w, *upstream(35))
     assert logp.shape == ent.shape == (35,) and dh.shape == h.shape and dw.shape == w.shape
     assert all(x.eq(0).all() for x in (logp, ent, dh, dw))  # and not NaN
 
@@ -163,7 +158,7 @@ AXIS = 65535  # programs on axis y or z of a grid
 
 
 class Launches:
-    """Stands for a kernel's module: notes the grids that are asked for, and starts nothing."""
+    """Replaces a module of kernels: records the grids, and launches nothing."""
 
     def __init__(self, jit):
         self.jit, self.grids = jit, {}
@@ -202,47 +197,23 @@ def test_one_output_and_one_input(used, frozen, engine):
     x = (w if frozen == "h" else h).requires_grad_()
     pair = (h, x) if frozen == "h" else (x, w)
     (want,) = torch.autograd.grad(reference(*(a.double() for a in pair), target)[pick].sum(), x)
-    outputs = linear_logprob(*pair, target, impl="triton", engine=engine, entropy=True)
-    (have,) = torch.autograd.grad(outputs[pick].sum(), x)
+    (have,) = torch.autograd.grad(ours(target, engine)(*pair)[pick].sum(), x)
     assert (have - want).norm() <= 2e-6 * want.norm()
-
-
-class Guarded:
-    """torch for a kernel's host code, whose new tensors are NaN and stand between guards."""
-
-    def __init__(self):
-        self.made = []
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-    def empty(self, *shape, **kw):
-        n = torch.Size(shape).numel()
-        whole = torch.full((n + 512,), 12345.0, **kw)
-        whole[256 : n + 256] = float("nan")
-        self.made.append(whole)
-        return whole[256 : n + 256].view(shape)
-
-    def check(self):
-        for whole in self.made:
-            assert (whole[:256] == 12345).all() and (whole[-256:] == 12345).all()
-            assert whole.isfinite().all()
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's, where the interpreter meets an infinity
 @each_engine
 def test_reads_and_writes_only_its_own(monkeypatch, engine):
-    """Inputs, not contiguous, lie among infinities; outputs are NaN before and stand between guards."""
+    """Inputs, not contiguous, are surrounded by infinities; outputs are NaN before and lie between guards."""
     N, D, V = 33, 40, 130
     h, w, target = put(*problem(N, D, V, dtype=torch.float32, ignored=0))
     around_h = h.new_full((N + 2, 2 * D + 4), float("inf"))
     around_w = w.new_full((D + 2, V + 2), float("inf"))
     around_h[1:-1, 2:-2:2], around_w[1:-1, 1:-1] = h, w.T
-    guarded = Guarded()
-    monkeypatch.setattr(kernel, "torch", guarded)
+    monkeypatch.setattr(kernel, "torch", guarded := Guarded())
     check(around_h[1:-1, 2:-2:2].detach(), around_w[1:-1, 1:-1].T.detach(), target, engine)
-    assert len(guarded.made) == 4  # log-probs, statistics, partial sums, dx
-    guarded.check()
+    assert len(guarded.all) == 4  # log-probs, statistics, partial sums, dx
+    assert guarded.intact() and all(x.isfinite().all() for x in guarded.all)
 
 
 @pytest.mark.parametrize("stretched", ["h", "w"])
@@ -251,8 +222,7 @@ def test_stride_0_is_read_as_it_is(stretched, engine):
     h, w, target = put(*problem(9, V=30, dtype=torch.float32, ignored=0))
     h = h[:1].expand(9, -1) if stretched == "h" else h
     w = w[:1].expand(30, -1) if stretched == "w" else w
-    logp, ent = linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True)
-    for a, b in zip((logp, ent), reference(h.double(), w.double(), target)):
+    for a, b in zip(ours(target, engine)(h, w), reference(h.double(), w.double(), target)):
         torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5)
 
 
@@ -267,8 +237,7 @@ def test_gpu_numerics(dtype, engine):
     h, w, target = put(*problem(1500, D=256, V=9000, dtype=dtype))
     g, g_H = upstream(1500)
     want = gradients(lambda h, w: reference(h, w, target), h.double(), w.double(), g, g_H)
-    f = lambda h, w: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True, chunk_bytes=8 << 20)
-    compare(gradients(f, h, w, g, g_H), want, dtype, atol=1e-4)
+    compare(gradients(ours(target, engine, chunk_bytes=8 << 20), h, w, g, g_H), want, dtype, atol=1e-4)
 
 
 @pytest.mark.gpu
@@ -279,8 +248,7 @@ def test_gpu_16_bit_gradients_are_as_good_as_torch_has_them(dtype, engine):
     g, g_H = upstream(512)
     want = gradients(lambda h, w: reference(h, w, target), h.double(), w.double(), g, g_H)
     theirs = gradients(lambda h, w: [x.float() for x in reference(h, w, target)], h, w, g, g_H)
-    f = lambda h, w: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True)
-    for a, b, exact in zip(gradients(f, h, w, g, g_H), theirs, want):
+    for a, b, exact in zip(gradients(ours(target, engine), h, w, g, g_H), theirs, want):
         assert (a - exact).norm() <= 1.5 * (b - exact).norm()
 
 
@@ -303,9 +271,8 @@ def test_gpu_more_blocks_of_tokens_than_axis_y_has(engine):
     """65,536 blocks of 128 and a little: forward, and the gradients of the last tokens."""
     N = 128 * (AXIS + 1) + 5
     h, w, target = put(*problem(N, D=16, V=300, dtype=torch.bfloat16, ignored=0))
-    f = lambda h, w, target: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True)
     g, g_H = upstream(N)
-    logp, ent, dh, _ = gradients(lambda h, w: f(h, w, target), h, w, g, g_H)
+    logp, ent, dh, _ = gradients(ours(target, engine), h, w, g, g_H)
     tail = slice(-300, None)
     want = gradients(lambda h, w: reference(h, w, target[tail]), h[tail].double(), w.double(), g[tail], g_H[tail])
     compare((logp[tail], ent[tail], dh[tail]), want[:3], h.dtype, atol=1e-4)
@@ -317,26 +284,17 @@ def test_gpu_more_blocks_of_tokens_than_axis_y_has(engine):
 def test_gpu_a_large_dx(engine):
     """300,000 tokens and 9,000 columns: dx of 2.7e9 elements, from one launch of more than 65,535 blocks."""
     h, w, target = put(*problem(300_000, D=16, V=9000, dtype=torch.bfloat16, ignored=0))
-    f = lambda h, w, target, **kw: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True, **kw)
     g, g_H = upstream(len(h))
-    logp, ent, dh, dw = gradients(lambda h, w: f(h, w, target, chunk_bytes=6 << 30), h, w, g, g_H)
+    logp, ent, dh, dw = gradients(ours(target, engine, chunk_bytes=6 << 30), h, w, g, g_H)
     tail = slice(-500, None)
     want = gradients(lambda h, w: reference(h, w, target[tail]), h[tail].double(), w.double(), g[tail], g_H[tail])
     compare((logp[tail], ent[tail], dh[tail]), want[:3], h.dtype, atol=1e-4)
-    pieces = gradients(lambda h, w: f(h, w, target), h, w, g, g_H)[3]
+    pieces = gradients(ours(target, engine), h, w, g, g_H)[3]
     assert (dw.double() - pieces.double()).norm() <= 1e-2 * dw.double().norm()
 
 
 @pytest.mark.gpu
 @each_engine
 def test_gpu_races(engine):
-    """Twenty calls with a second stream keeping the device busy: equal bits."""
     h, w, target = put(*problem(3000, D=256, V=20_000, dtype=torch.bfloat16))
-    f = lambda h, w: linear_logprob(h, w, target, impl="triton", engine=engine, entropy=True)
-    first = gradients(f, h, w, *upstream(3000))
-    other, load = torch.cuda.Stream(), torch.randn(4096, 4096, device="cuda")
-    for _ in range(20):
-        with torch.cuda.stream(other):
-            load @ load
-        again = gradients(f, h, w, *upstream(3000))
-        assert all(torch.equal(a, b) for a, b in zip(first, again))
+    check_equal_bits_under_load(lambda: gradients(ours(target, engine), h, w, *upstream(3000)), 20)

@@ -3,12 +3,12 @@ import math
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
-triton = pytest.importorskip("triton")
-tl = triton.language
-jit = pytest.importorskip("minir1.kernels.softcap_jit", exc_type=ImportError)  # a checkout without links
+from minir1.kernels.softcap_jit import softcap
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-softcap = jit.softcap
 
 
 @triton.jit

@@ -42,7 +42,7 @@ def gradients(f, h, w, g, g_H):
     return (logp.detach(), ent.detach(), *torch.autograd.grad((logp * g).sum() + (ent * g_H).sum(), (h, w)))
 
 
-@pytest.mark.parametrize("chunk_bytes", [None, 10 * 67 * 8, 1])  # one chunk of all rows, ten rows a chunk, one row
+@pytest.mark.parametrize("chunk_bytes", [None, 10 * 67 * 8, 1])  # all rows, ten rows, one row per chunk
 @pytest.mark.parametrize("kw", SETTINGS)
 @pytest.mark.parametrize("N", [0, 1, 31, 33, 129])
 def test_values_and_gradients_of_both_outputs(N, kw, chunk_bytes):
@@ -140,7 +140,7 @@ def test_all_ignored():
 
 
 def test_ignored_rows_do_not_leak():
-    """Not even NaN, which padding may hold."""
+    """Not even NaN, which padding may contain."""
     h, w, target = problem(20)
     h[target == IGNORE] = float("nan")
     assert (target == IGNORE).any()
@@ -179,8 +179,8 @@ def test_one_output_and_one_input(used, frozen, chunk_bytes):
 
 
 @pytest.mark.parametrize("chunk_bytes", [None, 10 * 67 * 8])
-def test_graph_may_be_walked_twice(chunk_bytes):
-    """With the same bits, and without writing to the gradients of the first time."""
+def test_two_backward_passes(chunk_bytes):
+    """They give the same bits, and the second does not overwrite the first gradients."""
     h, w, target = problem(33)
     h.requires_grad_(), w.requires_grad_()
     loss = sum(x.square().sum() for x in linear_logprob(h, w, target, entropy=True, chunk_bytes=chunk_bytes))
@@ -210,7 +210,7 @@ def test_repeated_calls_give_the_same_bits():
 
 @pytest.mark.parametrize("grad_of_sum", [True, False])
 def test_there_is_no_second_derivative(grad_of_sum):
-    """Refused at once, also where the gradient from above is a constant."""
+    """Refused, also where the upstream gradient is a constant."""
     h, w, target = problem(5)
     logp, _ = linear_logprob(h.requires_grad_(), w, target)
     with pytest.raises(RuntimeError, match="create_graph=True: .* no second derivative"):
@@ -232,16 +232,16 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_never_holds_N_by_V(softcap):
-    """Logits of one chunk at a time, of which the last is kept, but not with a softcap."""
+    """Logits of one chunk at a time; the last log-probs are saved, but not with a softcap."""
     N, D, V, rows = 4096, 4, 700, 500
     h, w, target = problem(N, D, V, dtype=torch.float32, ignored=0)
     h.requires_grad_(), w.requires_grad_()
     with Largest() as largest:
         logp, ent = linear_logprob(h, w, target, softcap=softcap, entropy=True, chunk_bytes=rows * V * 4)
-        kept = sum(x.nbytes for x in logp.grad_fn.saved_tensors if x is not None and x.shape[1:] == (V,))
+        saved = sum(x.nbytes for x in logp.grad_fn.saved_tensors if x is not None and x.shape[1:] == (V,))
         (logp + ent).sum().backward()
     assert largest.bytes <= rows * V * 4 < N * V * 4 / 8
-    assert kept == (N % rows * V * 4 if softcap is None else 0)
+    assert saved == (N % rows * V * 4 if softcap is None else 0)
 
 
 @pytest.mark.parametrize("V, rows", [(32768, 256), (65536, 256), (16384, 512)])
@@ -276,13 +276,11 @@ def test_without_a_budget_a_chunk_has_32_mib_or_256_tokens(V, rows):
 )
 def test_errors_name_the_value(change, message):
     h, w, target = problem(6, dtype=torch.float32)
-    args = dict(h=h, w=w, target=target, **{k: v for k, v in change.items() if k not in ("h", "w", "target")})
-    args.update({k: v for k, v in change.items() if k in ("h", "w", "target")})
     with pytest.raises(ValueError, match=message):
-        linear_logprob(**args)
+        linear_logprob(**dict(h=h, w=w, target=target) | change)
 
 
-# ---------------------------------------------------------------- choosing
+# ---------------------------------------------------------------- choice of the implementation
 
 
 def test_auto_on_the_cpu_is_torch(monkeypatch):

@@ -86,7 +86,7 @@ def close(have, want, tolerance):
 @pytest.mark.parametrize("d_qk,d_v", SIZES)
 @pytest.mark.parametrize("causal,window,softcap", CASES)
 def test_in_torch(causal, window, softcap, d_qk, d_v):
-    """Sequences of 0 and 1, more keys than queries and fewer, no key at all."""
+    """Sequences of length 0 and 1, with more keys than queries, with fewer, and without keys."""
     inputs = tensors([0, 1, 6, 3, 5, 2, 0], [2, 1, 6, 7, 3, 0, 0], 4, 2, d_qk, d_v)
     check(inputs, 1e-12, causal=causal, window=window, softcap=softcap)
 
@@ -126,7 +126,7 @@ def need_kernels():
 
 
 def test_queries_that_see_no_key():
-    """Three queries, one key: the first two come before it, and reach no gradient."""
+    """Three queries, one key: the first two come before it, and get no gradient."""
     q, k, v, *bounds = tensors([3], [1], 2, 1, 8, 8)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     o, lse = attention(q, k, v, *bounds)
@@ -293,7 +293,7 @@ def test_auto_on_the_cpu_is_torch(monkeypatch):
     decode_attention(**good_decode())
 
 
-def test_nothing_asked_leaves_gradients_of_zero():
+def test_without_queries_gradients_are_zero():
     q, k, v = (torch.randn(n, 2, 8, dtype=torch.float64, requires_grad=True) for n in (0, 5, 5))
     o, lse = attention(q, k, v, torch.tensor([0, 0], dtype=torch.int32), torch.tensor([0, 5], dtype=torch.int32), 0, 5)
     assert o.shape == (0, 2, 8) and lse.shape == (2, 0)

@@ -32,7 +32,7 @@ def gradients(f, inputs, g):
 @pytest.mark.parametrize("N, V, chunk_bytes", [(0, 67, 1), (1, 67, None), (33, 67, 1), (33, 1100, None), (9, 1100, 1)])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_values_and_gradients(N, V, chunk_bytes, kind, temperature):
-    """One chunk and one row a chunk; upstream gradients that differ."""
+    """One chunk, and one row per chunk; upstream gradients that differ."""
     inputs = problem(N, V)
     g = torch.randn(N, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     want = gradients(lambda *x: reference(*x, temperature, kind), inputs, g)
@@ -42,8 +42,8 @@ def test_values_and_gradients(N, V, chunk_bytes, kind, temperature):
 
 
 @each_kind
-def test_graph_may_be_walked_twice(kind):
-    """With the same bits, and without writing to the gradients of the first time."""
+def test_two_backward_passes(kind):
+    """They give the same bits, and the second does not overwrite the first gradients."""
     for chunk_bytes in (None, 10 * 67 * 8):
         inputs = problem(33)
         leaves = [x.requires_grad_() for x in inputs[:2]]
@@ -75,7 +75,7 @@ def test_repeated_calls_give_the_same_bits(kind):
 
 @each_kind
 def test_never_holds_N_by_V(kind):
-    """Logits of one chunk at a time, and of the last one the slope is kept."""
+    """Logits of one chunk at a time; only the slope of the last is saved."""
     N, V, rows = 4096, 700, 500
     inputs = problem(N, V, D=(4, 4), dtype=torch.float32)
     leaves = [x.requires_grad_() for x in inputs[:2]]

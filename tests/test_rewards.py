@@ -90,9 +90,9 @@ def test_long_texts_are_fast(piece):
 
 
 def test_overlong_by_hand():
-    """A budget of 100 with a buffer of 20: free up to 80, then a twentieth a token."""
-    found = [overlong(n, 100, 20) for n in (0, 80, 81, 90, 99, 100, 150)]
-    assert found == pytest.approx([0, 0, -0.05, -0.5, -0.95, -1, -1])
+    """A budget of 100 with a buffer of 20: free up to 80, then a twentieth per token."""
+    penalties = [overlong(n, 100, 20) for n in (0, 80, 81, 90, 99, 100, 150)]
+    assert penalties == pytest.approx([0, 0, -0.05, -0.5, -0.95, -1, -1])
     assert overlong(5, 10, 10) == -0.5
     for length, budget, buffer in ((-1, 10, 5), (3, 10, 0), (3, 10, 11)):
         with pytest.raises(ValueError, match=f"length = {length}, budget = {budget}, buffer = {buffer}"):

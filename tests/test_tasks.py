@@ -1,4 +1,4 @@
-"""tasks/__init__.py: tasks by name, variant and path, their data, mixtures, and what is refused in one line."""
+"""tasks/__init__.py: tasks by name, variant and path, their data, mixtures, and one-line errors."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def said(answer):
 
 
 def own(folder, name="own.py", more="", variants=False):
-    """A user's file with the two functions and what else is said."""
+    """A user's file with the two functions and `more`."""
     path = folder / name
     text = OWN.format(variant=", variant" if variants else "", shown=" {variant}" if variants else "")
     path.write_text(text + more)
@@ -83,7 +83,7 @@ def test_the_example_of_the_documents():
     assert task.difficulty is task.baselines is task.documents is task.vocabulary is task.probes is None
 
 
-def test_a_file_of_ones_own(tmp_path):
+def test_a_file_of_the_user(tmp_path):
     task = load(own(tmp_path))
     assert (task.name, task.splits, task.rates, task.behaviour) == ("own", ("train", "test"), {}, None)
     assert task.problems("test")[0].prompt == "test None"  # without DATA it may be given or not
@@ -127,21 +127,21 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("spec, data, match", REFUSED)
-def test_what_is_refused_and_why(spec, data, match):
+def test_refused_with_the_reason(spec, data, match):
     with pytest.raises(ValueError, match=match) as error:
         load(spec, data)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kept, lacks", [("verify", "problems"), ("problems", "verify"), ("", "problems and verify")])
-def test_a_file_without_the_functions(tmp_path, kept, lacks):
+@pytest.mark.parametrize("has, lacks", [("verify", "problems"), ("problems", "verify"), ("", "problems and verify")])
+def test_a_file_without_the_functions(tmp_path, has, lacks):
     path = tmp_path / "half.py"
-    path.write_text(f"def {kept}(*_): pass\n" if kept else "verify = 3\n")
+    path.write_text(f"def {has}(*_): pass\n" if has else "verify = 3\n")
     with pytest.raises(ValueError, match=f"half.py' lacks {lacks}: need problems"):
         load(path)
 
 
-def test_a_split_that_there_is_not():
+def test_an_unknown_split():
     with pytest.raises(ValueError, match="task countdown has no split 'dev'; it has train, validation, test, unseen"):
         load("countdown").problems("dev")
 

@@ -1,4 +1,4 @@
-"""templates.py: the three templates, tokenizers that lack their words or tags, and thinking that a prompt opened."""
+"""templates.py: the three templates, tokenizers without their words or tags, and thinking opened by the prompt."""
 
 import pytest
 import tokenizers
@@ -47,7 +47,7 @@ def test_thinking_that_the_prompt_opened():
     assert opened(prompt(BPE, "x", "r1_zero")) == ""
     text = "so it is 8</think> <answer>8</answer>"
     assert rewards.format_reward(opened("<think>\n") + text) == rewards.format_reward(text) == 1.0
-    cut = "so the answer is 8"  # the budget ended the thinking: no answer, though without a tag it reads like one
+    cut = "so the answer is 8"  # truncated thinking, which without a tag would read like an answer
     assert gsm8k.final(Problem("", "8"), opened("<think>\n") + cut) is None
 
 

@@ -22,7 +22,7 @@ def pieces(tokenizer, text):
     return [tokenizer.backend.id_to_token(t) for t in tokenizer.encode(text)]
 
 
-# ---------------------------------------------------------------- a token a word
+# ---------------------------------------------------------------- one token per word
 
 
 def test_a_number_is_one_token_and_words_take_their_spaces():
@@ -33,7 +33,7 @@ def test_a_number_is_one_token_and_words_take_their_spaces():
     assert all(len(WORDS.encode(str(n))) == 1 for n in range(25))
 
 
-def test_what_is_unknown_is_unk_a_piece():
+def test_unknown_pieces_become_unk():
     assert pieces(WORDS, "25+3") == [UNK, "+", "3"]  # numbers end at 24
     assert pieces(WORDS, "3é?") == ["3", UNK, UNK]
     assert pieces(WORDS, "banana 3") == [UNK, "3"]
@@ -50,7 +50,7 @@ def test_round_trip_of_the_corpus(level):
 
 
 def test_numbers_of_tokens():
-    """Dense and without holes: special tokens first, in the order of their names."""
+    """0 to size - 1, special tokens first."""
     vocab = WORDS.backend.get_vocab(with_added_tokens=True)
     assert sorted(vocab.values()) == list(range(WORDS.size))
     assert [vocab[token] for token in (EOS, PAD, UNK, *TAGS)] == list(range(7))
@@ -79,7 +79,7 @@ def test_bpe_size_and_learning():
 
 
 def test_numbers_apart():
-    """With `numbers` a digit shares its token with digits alone, three at most."""
+    """With `numbers`, a token with a digit has only digits, three at most."""
     have = pieces(BPE[True], "x12,345 67\n1234567")
     assert [p for p in have if any(c.isdigit() for c in p)] == [p for p in have if p.isdigit()]
     assert all(len(p) <= 3 for p in have if p.isdigit())
@@ -143,9 +143,9 @@ def test_templates_as_hugging_face_writes_them():
         bos="<think>",
     )
     messages = [{"role": "user", "content": " hi "}, {"role": "stop", "content": "x"}]
-    said = tokenizer.render(messages, add_generation_prompt=False)
-    assert said == f"<think>[user]hi{EOS}\n"
-    assert tokenizer.render(messages) == said + "[assistant]"
+    text = tokenizer.render(messages, add_generation_prompt=False)
+    assert text == f"<think>[user]hi{EOS}\n"
+    assert tokenizer.render(messages) == text + "[assistant]"
     with pytest.raises(ValueError, match="cannot render these messages: no system"):
         tokenizer.render([{"role": "system", "content": ""}])
 
@@ -219,8 +219,8 @@ MARKS = [
     "<|end_header_id|>", "<|eot_id|>",
 ]
 ASKED = [{"role": "user", "content": " 1 < 2 & é? "}]
-TOLD = [{"role": "system", "content": "Be brief.\n"}, *ASKED]
-LONG = [*TOLD, {"role": "assistant", "content": "<think>\nhm</think> yes\n"}, {"role": "user", "content": "2+2"}]
+SYSTEM = [{"role": "system", "content": "Be brief.\n"}, *ASKED]
+LONG = [*SYSTEM, {"role": "assistant", "content": "<think>\nhm</think> yes\n"}, {"role": "user", "content": "2+2"}]
 STYLES = {  # the template, and what it writes at the end of a prompt
     "deepseek-r1": (R1, "<｜Assistant｜><think>\n"), "qwen": (QWEN, "<|im_start|>assistant\n"),
     "llama-3": (LLAMA, "<|start_header_id|>assistant<|end_header_id|>\n\n"),
@@ -241,7 +241,7 @@ def pair(template):
     return Tokenizer(backend, template, bos=MARKS[0]), fast
 
 
-@pytest.mark.parametrize("messages", [ASKED, TOLD, LONG], ids=["question", "system", "history"])
+@pytest.mark.parametrize("messages", [ASKED, SYSTEM, LONG], ids=["question", "system", "history"])
 @pytest.mark.parametrize("style", STYLES)
 def test_templates_as_transformers_renders_them(style, messages):
     template, end = STYLES[style]
@@ -297,7 +297,7 @@ def test_templates_that_fail_say_why(template, match):
         with_template(LLAMA).render([*ASKED, *ASKED])
 
 
-# ---------------------------------------------------------------- folders that others wrote
+# ---------------------------------------------------------------- folders of other libraries
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -334,7 +334,7 @@ def test_tokens_written_as_dicts_and_a_missing_pad(tmp_path):
     assert (again.eos_token, again.pad_token, again.bos_token) == ("</answer>", "</answer>", "<think>")
 
 
-def test_the_template_of_a_file_of_its_own(tmp_path):
+def test_a_template_in_its_own_file(tmp_path):
     WORDS.save(tmp_path)
     change(tmp_path, chat_template=None)
     assert Tokenizer.load(tmp_path).template == WORDS.template  # the folder names none: ours
@@ -360,7 +360,7 @@ def test_special_tokens_that_only_the_older_file_names(tmp_path):
     tokenizer = Tokenizer.load(tmp_path)
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == ("</answer>", PAD, "<think>")
     change(tmp_path, eos_token=EOS)
-    assert Tokenizer.load(tmp_path).eos_token == EOS  # the newer file has the word
+    assert Tokenizer.load(tmp_path).eos_token == EOS  # the newer file takes precedence
     WORDS.save(tmp_path)
     assert Tokenizer.load(tmp_path).bos_token == ""
 

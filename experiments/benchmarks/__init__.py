@@ -1,1 +1,1 @@
-"""One comparison of speed or memory a file."""
+"""Benchmarks of speed and memory, one per file."""

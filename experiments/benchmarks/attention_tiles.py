@@ -1,16 +1,14 @@
-"""Draw how attention is cut in tiles: which exist, which need a mask, and what one program walks along.
+"""Figure: the tiles of attention, which of them are computed, which need a mask, and the path of one program.
 
     python -m experiments.benchmarks.attention_tiles --out docs/results/attention_tiles.png
 
-No figure of speed: the masks are those of minir1.ops, at a size that can be seen.
+The masks are those of minir1.ops, at a size that can be seen.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from minir1 import cli
 from minir1.ops.reference import visible
@@ -30,10 +28,9 @@ class Config:
 
 
 def tiles(n: int, m: int, block: int, causal: bool, window: int | None) -> list[list[str]]:
-    """The kind of each tile, by blocks of queries and of keys: no pair of it is visible, some, or all."""
-    seen = visible(n, m, causal, window, torch.device("cpu"))
+    """The kind of each tile, by blocks of queries and of keys: none of its pairs is visible, some, or all."""
     kinds = []
-    for row in seen.split(block):
+    for row in visible(n, m, causal, window).split(block):
         shares = [tile.float().mean().item() for tile in row.split(block, dim=1)]
         kinds.append([EMPTY if share == 0 else WHOLE if share == 1 else MASKED for share in shares])
     return kinds
@@ -58,6 +55,16 @@ def draw(ax, config: Config, window: int | None, title: str) -> None:
            xlabel="keys", ylabel="queries")
 
 
+def save(fig, handles: list, out: Path) -> None:
+    """Write the figure with a legend below."""
+    import matplotlib.pyplot as plt
+
+    fig.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(out, dpi=120)
+    plt.close(fig)
+
+
 def main(config: Config) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
@@ -68,13 +75,10 @@ def main(config: Config) -> None:
     draw(right, config, config.window, f"with a window of {config.window}")
     handles = [Patch(facecolor=WHOLE, edgecolor="#888888", label="no mask needed"),
                Patch(facecolor=MASKED, edgecolor="#888888", label="masked"),
-               Patch(facecolor=EMPTY, edgecolor="#888888", label="never visited"),
-               Line2D([], [], color="#b03030", linewidth=2, label="a program of the forward or of dq"),
-               Line2D([], [], color="#207020", linewidth=2, label="a program of dk and dv")]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(config.out, dpi=120)
-    plt.close(fig)
+               Patch(facecolor=EMPTY, edgecolor="#888888", label="not computed"),
+               Line2D([], [], color="#b03030", linewidth=2, label="path of a forward or dq program"),
+               Line2D([], [], color="#207020", linewidth=2, label="path of a dk, dv program")]
+    save(fig, handles, config.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The parts of bench_kernels.py about attention and decoding: who is compared, where, and how exactly.
+"""The part of bench_kernels.py about attention and decoding: time, memory, accuracy, and a roofline.
 
-Alone it measures these parts only, and draws them under the roof of the device:
+Run alone, it measures this part only:
 
     python -m experiments.benchmarks.bench_attention --out runs/bench_attention_gpu.json \\
         --figure runs/bench_attention_gpu.png
@@ -8,9 +8,8 @@ Alone it measures these parts only, and draws them under the roof of the device:
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,19 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiments.benchmarks.bench_timing import Figures, Refused, attempt, ceilings, cuda_peak, interleaved
+from experiments.benchmarks.bench_timing import Figures, accuracy, ceilings, measure, relative, report
 from minir1 import cli
-from minir1.files import replace_text
-from minir1.log import table
 from minir1.ops import attention, decode_attention, decode_latent
 
-COPIES = 4  # of the inputs on a GPU, taken in turn
+COPIES = 4  # of the inputs on a GPU, used in turn
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
             "efficient": SDPBackend.EFFICIENT_ATTENTION}
 
 
 class Shape(NamedTuple):
-    """Causal training: B rows of T tokens. For decoding T is what each row holds, and one token is new."""
+    """Causal training on B rows of T tokens, or decoding of one new token per row over caches of T tokens."""
 
     rows: int
     tokens: int
@@ -42,7 +39,7 @@ class Shape(NamedTuple):
     d_v: int
 
     def __str__(self):
-        return "x".join(f"{x}" for x in self)
+        return "x".join(map(str, self))
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Config:
     figure: Path | None = None  # the roofline
 
 
-# ---- who is compared: q [B, T, H, Dqk], k [B, T, K, Dqk], v [B, T, K, Dv] -> o [B, T, H, Dv], causal ----------------
+# ---- implementations: q [B, T, H, Dqk], k [B, T, K, Dqk], v [B, T, K, Dv] -> o [B, T, H, Dv], causal ----------------
 
 
 def ours(impl: str) -> Callable:
@@ -74,17 +71,15 @@ def ours(impl: str) -> Callable:
 
 
 def sdpa(backend: SDPBackend | None, pad: bool) -> Callable:
-    """torch's attention with its backend pinned; pad: v to the size of q."""
+    """torch's attention by one backend (None: torch's choice); pad: v to the size of q."""
 
     def run(q, k, v):
-        size, scale = v.shape[-1], q.shape[-1] ** -0.5
+        size, scale, grouped = v.shape[-1], q.shape[-1] ** -0.5, q.shape[2] != k.shape[2]
         v = F.pad(v, (0, q.shape[-1] - size)) if pad and q.shape[-1] > size else v
-        call = lambda: F.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, scale=scale, enable_gqa=q.shape[2] != k.shape[2])
-        if backend is None:
-            return call()[..., :size].transpose(1, 2)
-        with sdpa_kernel(backend):
-            return call()[..., :size].transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        with sdpa_kernel(backend) if backend else nullcontext():
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+        return o[..., :size].transpose(1, 2)
 
     return run
 
@@ -106,25 +101,26 @@ def flex() -> Callable:
 
 
 def ways(shape: Shape, device: str) -> dict[str, Callable]:
-    """All that may be compared on a device; the first is the measure of the others."""
+    """The implementations that may run on a device."""
     if device == "cpu":
         return {"torch": ours("torch"), "sdpa": sdpa(None, pad=True)}
-    figures = {"triton": ours("triton")} | {f"sdpa {name}": sdpa(which, pad=False) for name, which in BACKENDS.items()}
+    runs = {"triton": ours("triton")} | {f"sdpa {name}": sdpa(which, pad=False) for name, which in BACKENDS.items()}
     if shape.d_qk != shape.d_v:
-        figures |= {f"sdpa {name}, v padded": sdpa(which, pad=True) for name, which in BACKENDS.items()}
-    return figures | {"flex": flex()}
+        runs |= {f"sdpa {name}, v padded": sdpa(which, pad=True) for name, which in BACKENDS.items()}
+    return runs | {"flex": flex()}
 
 
 def inputs(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    """q, k, v with gradient, and the gradient of o."""
-    B, T, H, K, d_qk, d_v = shape
-    gen = torch.Generator(device).manual_seed(seed)
+    """q, k, v that require gradients, and the gradient of o."""
+    (B, T, H, K, d_qk, d_v), gen = shape, torch.Generator(device).manual_seed(seed)
     sizes = (B, T, H, d_qk), (B, T, K, d_qk), (B, T, K, d_v), (B, T, H, d_v)
-    made = [torch.randn(*size, generator=gen, device=device).to(dtype) for size in sizes]
-    return [x.requires_grad_() for x in made[:3]] + made[3:]
+    *qkv, g = [torch.randn(*size, generator=gen, device=device).to(dtype) for size in sizes]
+    return [*(x.requires_grad_() for x in qkv), g]
 
 
 def forward(f: Callable, batches: list[list[Tensor]]) -> Callable[[int], Tensor]:
+    """Forward with the inputs of round i."""
+
     @torch.no_grad()
     def run(i: int):
         return f(*batches[i % len(batches)][:3])
@@ -142,43 +138,35 @@ def both_ways(f: Callable, batches: list[list[Tensor]]) -> Callable[[int], tuple
     return run
 
 
-# ---- what it must cost --------------------------------------------------------------------------------------------
+# ---- measurements --------------------------------------------------------------------------------------------------
 
 
 def operations(shape: Shape, backward: bool) -> float:
-    """2·B·H·T²/2 for each number of a head in each product: q·k and p·v; backward q·k, do·v, pᵀ·do, dzᵀ·q and dz·k."""
+    """2 · BHT²/2 times the widths of all products: q·k, p·v; in the backward pass q·k, do·v, pᵀ·do, dzᵀ·q, dz·k."""
     pairs = shape.rows * shape.heads * shape.tokens**2 / 2
     return 2 * pairs * (shape.d_qk + shape.d_v + (3 * shape.d_qk + 2 * shape.d_v if backward else 0))
 
 
 def cache_bytes(shape: Shape, itemsize: int = 2) -> float:
-    """What one step of decoding must read: keys and values, which in a latent cache are the same."""
+    """Bytes that one step of decoding must read: keys and values, which in a latent cache are the same."""
     values = 0 if shape.kv_heads == 1 and shape.d_qk > shape.d_v else shape.d_v
     return shape.rows * shape.tokens * shape.kv_heads * (shape.d_qk + values) * itemsize
 
 
 def training(shape: Shape, device: str, dtype: torch.dtype, repeats: int, tflops: float) -> Figures:
-    """Seconds, share of the floor (the operations at the measured ceiling) and peak memory, of every way; or why there
-    are none."""
+    """Forward, and forward with backward, of every implementation."""
     batches = [inputs(shape, device, dtype, seed) for seed in range(COPIES if device == "cuda" else 1)]
     figures = {}
     for part, how in (("forward", forward), ("both", both_ways)):
-        refused: Refused = {}
-        needed = operations(shape, part == "both")
         runs = {name: how(f, batches) for name, f in ways(shape, device).items()}
-        for name, times in interleaved(runs, repeats, device, refused).items():
-            key, seconds = f"attention/{shape}/{part}/{name}", statistics.median(times)
-            figures |= {f"{key}/seconds": seconds, f"{key}/tflops": needed / seconds / 1e12}
-            figures[f"{key}/of_floor"] = seconds / (needed / (tflops * 1e12))
-            if device == "cuda" and (peak := attempt(lambda: cuda_peak(runs[name]), name, refused)) is not None:
-                figures[f"{key}/peak_mib"] = peak
-        figures |= {f"attention/{shape}/{part}/{name}/refused": why for name, why in refused.items()}
+        work = operations(shape, part == "both")
+        figures |= measure(f"attention/{shape}/{part}", runs, repeats, device, work, tflops, "tflops", device == "cuda")
     return figures
 
 
 @torch.no_grad()
 def decoding(shape: Shape, latent: bool, device: str, dtype: torch.dtype, repeats: int, tb_s: float) -> Figures:
-    """One new token a row over full caches, laid out as in minir1.model.cache."""
+    """One new token per row over full caches, in the layout of minir1.model.cache."""
     B, M, H, K, d_qk, d_v = shape
     gen = torch.Generator(device).manual_seed(0)
     draw = lambda *size: torch.randn(*size, generator=gen, device=device).to(dtype)
@@ -186,36 +174,25 @@ def decoding(shape: Shape, latent: bool, device: str, dtype: torch.dtype, repeat
     past = torch.full((B,), M - 1, device=device)
     if latent:
         cache = draw(B, M, d_qk)
-        call = lambda i, impl: decode_latent(*queries[i % COPIES].split((d_v, d_qk - d_v), -1), cache, past, 0.04,
-                                             impl=impl, check=False)
+        call = lambda q, impl: decode_latent(*q.split((d_v, d_qk - d_v), -1), cache, past, 0.04, impl=impl, check=False)
     else:
         k, v = (draw(B, K, M, size).transpose(1, 2) for size in (d_qk, d_v))
-        call = lambda i, impl: decode_attention(queries[i % COPIES], k, v, past, impl=impl, check=False)
-    runs = {"triton": lambda i: call(i, "triton")} if device == "cuda" else {}
-    runs["torch"] = lambda i: call(i, "torch")
+        call = lambda q, impl: decode_attention(q, k, v, past, impl=impl, check=False)
+    runs = {"triton": lambda i: call(queries[i % COPIES], "triton")} if device == "cuda" else {}
+    runs["torch"] = lambda i: call(queries[i % COPIES], "torch")
     if not latent:
         runs["sdpa"] = lambda i: F.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (queries[i % COPIES], k, v)), enable_gqa=H != K).transpose(1, 2)
-    figures, key, refused = {}, f"{'latent' if latent else 'decode'}/{shape}", {}
-    for name, times in interleaved(runs, repeats, device, refused).items():
-        seconds = statistics.median(times)
-        rate = cache_bytes(shape, queries[0].element_size()) / seconds / 1e12
-        figures |= {f"{key}/{name}/seconds": seconds, f"{key}/{name}/tb_s": rate}
-        figures[f"{key}/{name}/of_floor"] = tb_s / rate
-    return figures | {f"{key}/{name}/refused": why for name, why in refused.items()}
+    key = f"{'latent' if latent else 'decode'}/{shape}"
+    return measure(key, runs, repeats, device, cache_bytes(shape, queries[0].element_size()), tb_s, "tb_s")
 
 
-def accuracy(shape: Shape, device: str, dtype: torch.dtype) -> Figures:
-    """Norm of the error against fp64 on the same inputs, relative to the exact one's: o, dq, dk, dv."""
+def errors(shape: Shape, device: str, dtype: torch.dtype) -> Figures:
+    """Relative errors of o, dq, dk and dv against fp64."""
+    results = lambda f, batch: (forward(f, [batch])(0), *both_ways(f, [batch])(0))
+    kinds = dict.fromkeys(("o", "dq", "dk", "dv"), relative)
     batch = inputs(shape, device, dtype)
-    exact_batch = [x.detach().double().requires_grad_(x.requires_grad) for x in batch]
-    exact = forward(ours("torch"), [exact_batch])(0), *both_ways(ours("torch"), [exact_batch])(0)
-    figures, refused = {}, {}
-    for name, f in ways(shape, device).items():
-        have = attempt(lambda: (forward(f, [batch])(0), *both_ways(f, [batch])(0)), name, refused)
-        for what, a, b in zip(("o", "dq", "dk", "dv"), have or (), exact):
-            figures[f"accuracy/{shape}/{name}/{what}"] = ((a - b).norm() / b.norm()).item()
-    return figures | {f"accuracy/{shape}/{name}/refused": why for name, why in refused.items()}
+    return accuracy(f"accuracy/{shape}", ways(shape, device), ours("torch"), results, batch, kinds)
 
 
 def gpu(config: Config, tflops: float, tb_s: float) -> Figures:
@@ -227,41 +204,39 @@ def gpu(config: Config, tflops: float, tb_s: float) -> Figures:
         for shape in shapes:
             figures |= decoding(shape, latent, *how, tb_s)
     for d_qk in (128, 192):
-        figures |= accuracy(Shape(2, 1024, 8, 4, d_qk, 128), "cuda", torch.bfloat16)
+        figures |= errors(Shape(2, 1024, 8, 4, d_qk, 128), "cuda", torch.bfloat16)
     return figures
 
 
-# ---- the picture ---------------------------------------------------------------------------------------------------
+# ---- the figure ----------------------------------------------------------------------------------------------------
 
 
 def points(figures: Figures) -> dict[str, tuple[float, float]]:
-    """Label -> (operations a byte, TFLOP/s) of our kernels. Bytes are inputs and results, moved once.
-
-    figures may be those of bench_kernels.py too, which has log-probs.
-    """
+    """Label -> (operations per byte, TFLOP/s) of our kernels, those of log-probs too. Bytes are inputs and results,
+    moved once."""
     labelled = {}
-    for key, value in figures.items():
-        kind, _, behind = key.partition("/")
-        name, *rest = behind.split("/")
-        if kind == "logprob" and rest in (["hybrid", "seconds"], ["fused", "seconds"]):
-            N, D, V = (int(x) for x in name.split("x"))  # bf16 inputs and gradients; logits made twice
-            labelled[" ".join((kind, name, rest[0]))] = 8 * N * D * V / (4 * D * (N + V)), 8 * N * D * V / value / 1e12
-            continue
-        if kind not in ("attention", "decode", "latent") or not key.endswith("/triton/seconds"):
-            continue
-        shape = Shape(*(int(x) for x in name.split("x")))
-        if kind == "attention":
-            work, tokens = operations(shape, rest[0] == "both"), shape.rows * shape.tokens
-            moved = 2 * tokens * (shape.heads + shape.kv_heads) * (shape.d_qk + shape.d_v)
-            moved *= 3 if rest[0] == "both" else 1  # and read again backward, and gradients written
+    for key, seconds in figures.items():
+        kind, *case = key.split("/")
+        if case[-2:] == ["triton", "seconds"]:
+            shape, part = Shape(*map(int, case[0].split("x"))), case[1:-2]
+            if kind == "attention":
+                work = operations(shape, part == ["both"])
+                moved = 2 * shape.rows * shape.tokens * (shape.heads + shape.kv_heads) * (shape.d_qk + shape.d_v)
+                moved *= 3 if part == ["both"] else 1  # the backward pass reads them again and writes gradients
+            else:
+                work = 2 * shape.rows * shape.tokens * shape.heads * (shape.d_qk + shape.d_v)
+                moved = cache_bytes(shape)
+        elif kind == "logprob" and case[1:] in (["hybrid", "seconds"], ["fused", "seconds"]):
+            N, D, V = map(int, case[0].split("x"))
+            work, moved, part = 8 * N * D * V, 4 * D * (N + V), [case[1]]  # bf16 inputs and gradients; logits twice
         else:
-            work, moved = 2 * shape.rows * shape.tokens * shape.heads * (shape.d_qk + shape.d_v), cache_bytes(shape)
-        labelled[" ".join((kind, name, *rest[:-2]))] = work / moved, work / value / 1e12
+            continue
+        labelled[" ".join((kind, case[0], *part))] = work / moved, work / seconds / 1e12
     return labelled
 
 
 def roofline(figures: Figures, path: Path) -> None:
-    """What each kernel reaches, under what the device allows at its intensity."""
+    """Draw the rate of each kernel, below the limit of the device at its intensity."""
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -269,8 +244,9 @@ def roofline(figures: Figures, path: Path) -> None:
     ax.plot(x, [min(figures["tflops"], figures["tb_s"] * i) for i in x], color="black", linewidth=1)
     for label, (intensity, rate) in points(figures).items():
         ax.plot(intensity, rate, "o", label=label)
-    ax.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="TFLOP/s", title=figures.get("gpu", ""))
+    ax.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s", title=figures.get("gpu", ""))
     ax.legend(fontsize=6)
+    path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=150)
     plt.close(fig)
 
@@ -281,12 +257,7 @@ def main(config: Config) -> Figures:
         raise ValueError("this benchmark needs a GPU that torch can use, and there is none here")
     figures = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), **ceilings()}
     figures |= gpu(config, figures["tflops"], figures["tb_s"])
-    table("attention", ["", "measured"], [[k, f"{v:.4g}" if isinstance(v, float) else v] for k, v in figures.items()])
-    for path in (config.out, config.figure):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    if config.out:
-        replace_text(config.out, json.dumps(figures, indent=2) + "\n")
+    report("attention", figures, config.out)
     if config.figure:
         roofline(figures, config.figure)
     return figures

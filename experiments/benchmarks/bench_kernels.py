@@ -1,18 +1,17 @@
-"""How fast, how large and how exact are the kernels, and the same operations in torch, beside other implementations?
+"""Time, memory and accuracy of the kernels, of the same operations in torch, and of other implementations.
 
     python -m experiments.benchmarks.bench_kernels
     python -m experiments.benchmarks.bench_kernels --device cuda --out runs/bench_gpu.json --figure runs/bench_gpu.png
 
-On the CPU: linear_logprob with entropy, forward and backward, by the size of a chunk, against the naive way; the
-same for linear_kl against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: first the
-ceilings of the device (a product, a copy), then every way to a log-prob, Liger's and cut-cross-entropy's too if they
-are installed, and to a forward KL. All variants of a comparison are called in turn, and medians are reported; one that
-does not fit the machine or does not compile costs its own figures only, and is named with the reason.
+On the CPU: linear_logprob with entropy, forward and backward, for several chunk sizes, against naive code; linear_kl
+against two full log-softmaxes; small vocabularies; errors against fp64. On a GPU: the ceilings of the device (a matrix
+product, a copy), then all implementations of log-probs (Liger's and cut-cross-entropy's too, if installed), of forward
+KL, and of attention. The variants of a comparison are called in turn, and medians are reported. For a variant that does
+not fit the machine or does not compile, the reason is reported instead.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,8 @@ from typing import Literal
 import torch
 
 from experiments.benchmarks import bench_attention, bench_logprob
-from experiments.benchmarks.bench_timing import Figures, ceilings
+from experiments.benchmarks.bench_timing import Figures, ceilings, report
 from minir1 import cli
-from minir1.files import replace_text
-from minir1.log import table
 
 Shape = tuple[int, int, int]
 
@@ -33,20 +30,20 @@ Shape = tuple[int, int, int]
 class Config:
     """What is measured; shapes are N tokens, width D, vocabulary V."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: both parts, as far as the machine can
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: both parts, the second if there is a GPU
     shape: Shape = (1024, 512, 32768)  # on the CPU
     chunks: tuple[int, ...] = (4, 8, 16, 32, 64)  # MiB of logits at a time
-    small: tuple[Shape, ...] = tuple((N, 128, 160) for N in (1024, 2048, 4096, 8192))  # the demonstration's
+    small: tuple[Shape, ...] = tuple((N, 128, 160) for N in (1024, 2048, 4096, 8192))  # as in the demo
     gpu_shapes: tuple[Shape, ...] = ((8192, 4096, 32768), (8192, 4096, 129280), (32768, 4096, 151936))
     repeats: int = 5  # on the CPU; small shapes take twelve times as many
     gpu_repeats: int = 30
-    attention: bool = True  # on a GPU too: bench_attention.py
+    attention: bool = True  # on a GPU, include bench_attention.py
     out: Path = Path("runs/bench_kernels.json")
-    figure: Path | None = None  # the roofline of a GPU; None: beside the JSON, where a GPU is measured
+    figure: Path | None = None  # the roofline of a GPU; None: beside the JSON
 
 
 def cpu(config: Config) -> Figures:
-    """Time is that of one thread, in seconds of the processor."""
+    """Processor seconds of one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -54,15 +51,13 @@ def cpu(config: Config) -> Figures:
         figures |= bench_logprob.cpu_large(config.shape, config.chunks, config.repeats, kl=True)
         for kl in (False, True):
             figures |= bench_logprob.cpu_small(config.small, 12 * config.repeats, kl)
-        ways = {"naive": bench_logprob.naive, "torch": bench_logprob.chunked()}
-        figures |= bench_logprob.accuracy(config.shape, "cpu", ways, torch.float32)
+        ways = {"naive": bench_logprob.naive, "torch": bench_logprob.ours()}
+        return figures | bench_logprob.errors(config.shape, "cpu", ways, torch.float32)
     finally:
         torch.set_num_threads(threads)
-    return figures
 
 
 def cuda(config: Config) -> Figures:
-    """The device is named beside the figures."""
     figures = ceilings()
     for shape in config.gpu_shapes:
         figures |= bench_logprob.gpu(shape, config.gpu_repeats, figures["tflops"])
@@ -70,33 +65,27 @@ def cuda(config: Config) -> Figures:
     if config.attention:
         attention = bench_attention.Config(repeats=config.gpu_repeats)
         figures |= bench_attention.gpu(attention, figures["tflops"], figures["tb_s"])
-    ways = {"naive": bench_logprob.naive, "torch": bench_logprob.chunked()}
-    ways |= {engine: bench_logprob.triton(engine) for engine in ("hybrid", "fused")}
-    return figures | bench_logprob.accuracy((1024, 1024, 32768), "cuda", ways, torch.bfloat16)
+    ways = {"naive": bench_logprob.naive, "torch": bench_logprob.ours(), **bench_logprob.engines()}
+    return figures | bench_logprob.errors((1024, 1024, 32768), "cuda", ways, torch.bfloat16)
 
 
 def main(config: Config) -> dict:
     """Measure, print, and write the figures."""
-    can = torch.cuda.is_available()
-    if config.device == "cuda" and not can:
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    if config.device == "cuda" and not on_gpu:
         raise ValueError("device='cuda': this machine has no GPU that torch can use; cpu, or auto")
-    if config.figure and (config.device == "cpu" or not can):
+    if config.figure and not on_gpu:
         raise ValueError(f"figure = {config.figure}: the roofline is that of a GPU, and none is measured here")
     figures: dict = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
     if config.device != "cuda":
         figures |= cpu(config)
-    if config.device != "cpu" and can:
+    if on_gpu:
         figures |= {"gpu": torch.cuda.get_device_name(), **cuda(config)}
-    rows = [[key, f"{value:.4g}" if isinstance(value, float) else value] for key, value in figures.items()]
-    table("kernels", ["", "measured"], rows)
-    if not can:
+    report("kernels", figures, config.out)
+    if on_gpu:
+        bench_attention.roofline(figures, config.figure or config.out.with_suffix(".png"))
+    elif not torch.cuda.is_available():
         print("No GPU here: figures of the kernels themselves are missing; run this again on a machine that has one.")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(config.out, json.dumps(figures, indent=2) + "\n")
-    if config.device != "cpu" and can:
-        figure = config.figure or config.out.with_suffix(".png")
-        figure.parent.mkdir(parents=True, exist_ok=True)
-        bench_attention.roofline(figures, figure)
     return figures
 
 

@@ -1,23 +1,33 @@
-"""The parts of bench_kernels.py about linear_logprob and linear_kl: who is compared, where, and how exactly."""
+"""The part of bench_kernels.py about linear_logprob and linear_kl: time, memory, accuracy."""
 
 from __future__ import annotations
 
 import importlib.util
-import statistics
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from experiments.benchmarks.bench_timing import Figures, against, attempt, cpu_peak, cuda_peak, interleaved
+from experiments.benchmarks.bench_timing import (
+    Figures,
+    accuracy,
+    against,
+    cpu_peak,
+    interleaved,
+    largest,
+    measure,
+    relative,
+)
 from minir1.ops import linear_kl, linear_logprob
+from minir1.ops.chunks import upcast
 
 Shape = tuple[int, int, int]  # N tokens, width D, vocabulary V
-COPIES = 4  # of the inputs on a GPU, taken in turn
+COPIES = 4  # of the inputs on a GPU, used in turn
 
 
-def inputs(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0, teacher: bool = False) -> list[torch.Tensor]:
-    """h, w (with gradient), target, g, g_H; with `teacher` a second h, w before the target. Logits of deviation 2."""
+def inputs(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0, teacher: bool = False) -> list[Tensor]:
+    """h, w (with gradient), target, g, g_H; with `teacher` a second h, w before the target. Logits deviate by 2."""
     (N, D, V), gen = shape, torch.Generator(device).manual_seed(seed)
     normal = lambda *size: torch.randn(size, generator=gen, device=device, dtype=torch.float32)
     pairs = [x for _ in range(1 + teacher) for x in (normal(N, D).to(dtype), (normal(V, D) * 2 / D**0.5).to(dtype))]
@@ -25,30 +35,30 @@ def inputs(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0, teacher
     return [*pairs, torch.randint(V, (N,), generator=gen, device=device), normal(N), normal(N) * 0.01]
 
 
-# ---- who is compared: (h, w, target) -> logp, entropy or None -------------------------------------------------------
+# ---- implementations: (h, w, target) -> logp, entropy or None -------------------------------------------------------
 
 
 def naive(h, w, target):
-    """What one writes first: the logits in the dtype of the model, then their log-softmax in fp32."""
-    lp = torch.log_softmax((h @ w.T).float(), -1)
+    """The usual code: logits in the dtype of the model, then their log-softmax in fp32 (fp64 for fp64)."""
+    lp = torch.log_softmax((h @ w.T).to(upcast(h)), -1)
     return lp.gather(1, target[:, None])[:, 0], -(lp.exp() * lp).sum(-1)
 
 
 def checkpointed(h, w, target):
-    """naive, whose logits are recomputed in the backward pass."""
+    """naive, with logits recomputed in the backward pass."""
     return checkpoint(naive, h, w, target, use_reentrant=False)
 
 
-def chunked(chunk_bytes: int | None = None) -> Callable:
-    return lambda h, w, target: linear_logprob(h, w, target, entropy=True, impl="torch", chunk_bytes=chunk_bytes)
+def ours(impl: str = "torch", **how) -> Callable:
+    return lambda h, w, target: linear_logprob(h, w, target, entropy=True, impl=impl, **how)
 
 
-def triton(engine: str) -> Callable:
-    return lambda h, w, target: linear_logprob(h, w, target, entropy=True, impl="triton", engine=engine)
+def engines() -> dict[str, Callable]:
+    return {engine: ours("triton", engine=engine) for engine in ("hybrid", "fused")}
 
 
 def liger(h, w, target):
-    """One sum over all tokens: gradients are made in the forward pass, and none can come from above for each token."""
+    """The sum over all tokens: Liger computes gradients in the forward pass, so that tokens cannot be weighted."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     return -LigerFusedLinearCrossEntropyLoss(reduction="sum")(w, h, target), None
@@ -61,11 +71,11 @@ def cut_cross_entropy(h, w, target):
 
 
 def liger_grpo(h, w, target, g):
-    """Liger's chunked GRPO as a loss with the gradient of Σ_n g_n logp_n, by token and to the last factor.
+    """Liger's chunked GRPO, set up such that its gradient is that of Σ_n g_n logp_n.
 
-    It takes rows of tokens and an advantage a row, and makes gradients in the forward pass. Here each token is a row,
-    with the advantage -N g_n; the old policy is the new one, so that the ratio is 1 and nothing is clipped; there is no
-    KL, and "bnpo" divides by the N tokens. 2,048 tokens a chunk are what it cuts a longer row into by itself.
+    It takes rows of tokens with one advantage per row, and computes gradients in the forward pass. Here each token is a
+    row, with the advantage -N g_n. The old policy is the new one, so that the ratio is 1 and nothing is clipped; there
+    is no KL, and "bnpo" divides by the N tokens. Its own chunks of a longer row have 2,048 tokens too.
     """
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
@@ -74,18 +84,17 @@ def liger_grpo(h, w, target, g):
     return loss(h[:, None], w, target, torch.ones_like(target), -len(h) * g)[0]
 
 
-def others(batches: list[list[torch.Tensor]]) -> dict[str, Callable[[int], object]]:
-    """Forward and backward of the packages that are installed. None has an entropy: they do less; nor does Liger give
-    log-probs."""
-    figures = {}
+def others(batches: list[list[Tensor]]) -> dict[str, Callable[[int], object]]:
+    """Forward and backward of the packages that are installed. They compute no entropy, and Liger no log-probs."""
+    runs = {}
     if importlib.util.find_spec("liger_kernel"):
-        figures |= {"liger": both_ways(liger, batches), "liger_grpo": whole_loss(liger_grpo, batches)}
+        runs |= {"liger": both_ways(liger, batches), "liger_grpo": whole_loss(liger_grpo, batches)}
     if importlib.util.find_spec("cut_cross_entropy"):
-        figures["cut_cross_entropy"] = both_ways(cut_cross_entropy, batches)
-    return figures
+        runs["cut_cross_entropy"] = both_ways(cut_cross_entropy, batches)
+    return runs
 
 
-def both_ways(f: Callable, batches: list[list[torch.Tensor]]) -> Callable[[int], list]:
+def both_ways(f: Callable, batches: list[list[Tensor]]) -> Callable[[int], list]:
     """Forward and backward with the inputs of round i."""
 
     def run(i: int):
@@ -97,8 +106,8 @@ def both_ways(f: Callable, batches: list[list[torch.Tensor]]) -> Callable[[int],
     return run
 
 
-def whole_loss(f: Callable, batches: list[list[torch.Tensor]]) -> Callable[[int], tuple]:
-    """The same of a function that returns the loss itself, and takes g."""
+def whole_loss(f: Callable, batches: list[list[Tensor]]) -> Callable[[int], tuple]:
+    """The same for a function that takes g and returns the loss itself."""
 
     def run(i: int):
         h, w, target, g, _ = batches[i % len(batches)]
@@ -115,106 +124,86 @@ def full_softmax_kl(h, w, h_t, w_t, _):
     return (t.exp() * (t - s)).sum(-1), None
 
 
-def our_kl(kind: str = "forward", chunk_bytes: int | None = None, impl: str = "torch") -> Callable:
-    return lambda h, w, h_t, w_t, _: (linear_kl(h, w, h_t, w_t, kind=kind, chunk_bytes=chunk_bytes, impl=impl), None)
+def our_kl(impl: str = "torch", **how) -> Callable:
+    return lambda h, w, h_t, w_t, _: (linear_kl(h, w, h_t, w_t, kind="forward", impl=impl, **how), None)
+
+
+def naive_and_ours(kl: bool) -> tuple[Callable, Callable[..., Callable]]:
+    return (full_softmax_kl, our_kl) if kl else (naive, ours)
 
 
 # ---- on the CPU ----------------------------------------------------------------------------------------------------
 
 
-def _work(name: str, shape: Shape, chunk_bytes: int):
-    """For cpu_peak, which starts a process and cannot be given a function of this one."""
-    f = {"naive": naive, "torch": chunked(chunk_bytes), "kl/naive": full_softmax_kl,
-         "kl/torch": our_kl(chunk_bytes=chunk_bytes)}
-    run = both_ways(f[name], [inputs(shape, "cpu", torch.float32, teacher=name.startswith("kl"))])
-    both_ways(f[name], [inputs((8, 8, 8), "cpu", torch.float32, teacher=name.startswith("kl"))])(0)  # what loads once
+def _work(kl: bool, name: str, shape: Shape, chunk_bytes: int):
+    """The argument of cpu_peak, which a new process must be able to import."""
+    base, make = naive_and_ours(kl)
+    f = base if name == "naive" else make(chunk_bytes=chunk_bytes)
+    run, small = (both_ways(f, [inputs(size, "cpu", torch.float32, teacher=kl)]) for size in (shape, (8, 8, 8)))
+    small(0)  # loads libraries
     return lambda: run(0)
 
 
 def cpu_large(shape: Shape, chunks_mib: tuple[int, ...], repeats: int, kl: bool) -> Figures:
-    """Time and peak memory (both gradients counted) of the naive way, and of ours by the size of a chunk."""
-    base, ours = ("kl/naive", "kl/torch") if kl else ("naive", "torch")
-    batch = [inputs(shape, "cpu", torch.float32, teacher=kl)]
-    sizes = {f"{ours}/{mib}": mib << 20 for mib in chunks_mib}
-    ways = {base: full_softmax_kl if kl else naive}
-    ways |= {name: our_kl(chunk_bytes=size) if kl else chunked(size) for name, size in sizes.items()}
+    """Time and peak memory, gradients included, of the naive code and of ours for several chunk sizes."""
+    base, make = naive_and_ours(kl)
+    prefix, batch = "kl/" if kl else "", [inputs(shape, "cpu", torch.float32, teacher=kl)]
+    sizes = {f"torch/{mib}": mib << 20 for mib in chunks_mib}
+    ways = {"naive": base} | {name: make(chunk_bytes=size) for name, size in sizes.items()}
     times = interleaved({name: both_ways(f, batch) for name, f in ways.items()}, repeats, "cpu")
+    peaks = {name: cpu_peak(_work, kl, name, shape, sizes.get(name, 1)) for name in ways}
     figures = {}
-    for name, (seconds, ratio) in against(times, base).items():
-        peak = cpu_peak(_work, base if name == base else ours, shape, sizes.get(name, 1))
-        figures |= {f"{name}/seconds": seconds, f"{name}/time_ratio": ratio, f"{name}/peak_mib": peak}
-    for name in ways:
-        figures[f"{name}/memory_ratio"] = figures[f"{name}/peak_mib"] / figures[f"{base}/peak_mib"]
+    for name, (seconds, ratio) in against(times, "naive").items():
+        key = f"{prefix}{name}"
+        figures |= {f"{key}/seconds": seconds, f"{key}/time_ratio": ratio}
+        figures |= {f"{key}/peak_mib": peaks[name], f"{key}/memory_ratio": peaks[name] / peaks["naive"]}
     return figures
 
 
 def cpu_small(shapes: tuple[Shape, ...], repeats: int, kl: bool) -> Figures:
-    """Small vocabularies, where one chunk holds all tokens: time against naive."""
+    """Time on small vocabularies, where one chunk contains all tokens."""
+    base, make = naive_and_ours(kl)
     figures = {}
     for shape in shapes:
         batch = [inputs(shape, "cpu", torch.float32, teacher=kl)]
-        ways = {"naive": full_softmax_kl, "torch": our_kl()} if kl else {"naive": naive, "torch": chunked()}
-        times = interleaved({name: both_ways(f, batch) for name, f in ways.items()}, repeats, "cpu")
-        for name, (seconds, ratio) in against(times, "naive").items():
+        runs = {"naive": both_ways(base, batch), "torch": both_ways(make(), batch)}
+        for name, (seconds, ratio) in against(interleaved(runs, repeats, "cpu"), "naive").items():
             key = "small/{}{}x{}x{}/{}".format("kl/" if kl else "", *shape, name)
             figures |= {f"{key}/seconds": seconds, f"{key}/time_ratio": ratio}
     return figures
 
 
-def accuracy(shape: Shape, device: str, variants: dict[str, Callable], dtype: torch.dtype) -> Figures:
-    """Of each variant against fp64 on the same inputs: the largest error of logp and of the entropy, and the norm of
-    the error of each gradient relative to that of the gradient."""
-    batch = inputs(shape, device, dtype)
-    exact_batch = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in batch]
-    exact = (*_values(_naive64, exact_batch), *both_ways(_naive64, [exact_batch])(0))
-    figures, refused = {}, {}
-    for name, f in variants.items():
-        ours = attempt(lambda: (*_values(f, batch), *both_ways(f, [batch])(0)), name, refused) or ()
-        worst = [(a - b).abs().max().item() for a, b in zip(ours[:2], exact[:2])]
-        norms = [((a - b).norm() / b.norm()).item() for a, b in zip(ours[2:], exact[2:])]
-        figures |= dict(zip((f"accuracy/{name}/{which}" for which in ("logp", "entropy", "dh", "dw")), worst + norms))
-    return figures | {f"accuracy/{name}/refused": why for name, why in refused.items()}
+def errors(shape: Shape, device: str, ways: dict[str, Callable], dtype: torch.dtype) -> Figures:
+    """Against fp64: the largest error of log-probs and entropies, and the relative error of the gradients."""
 
+    def results(f: Callable, batch: list[Tensor]) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            values = f(*batch[:-2])
+        return *values, *both_ways(f, [batch])(0)
 
-def _naive64(h, w, target):
-    lp = torch.log_softmax(h @ w.T, -1)
-    return lp.gather(1, target[:, None])[:, 0], -(lp.exp() * lp).sum(-1)
-
-
-@torch.no_grad()
-def _values(f, batch):
-    return f(*batch[:-2])
+    kinds = {"logp": largest, "entropy": largest, "dh": relative, "dw": relative}
+    return accuracy("accuracy", ways, naive, results, inputs(shape, device, dtype), kinds)
 
 
 # ---- on a GPU ------------------------------------------------------------------------------------------------------
 
 
 def gpu(shape: Shape, repeats: int, tflops: float) -> Figures:
-    """Forward and backward in bf16 of every way there is; the floor is 8 NDV operations at the measured ceiling."""
-    N, D, V = shape
-    ways = {"naive": naive, "compiled": torch.compile(naive), "checkpointed": checkpointed, "torch": chunked()}
-    ways |= {"hybrid": triton("hybrid"), "fused": triton("fused")}
-    batches = [inputs(shape, "cuda", torch.bfloat16, seed) for seed in range(COPIES)]
-    runs = {name: both_ways(f, batches) for name, f in ways.items()} | others(batches)
-    return _beside(runs, "logprob/{}x{}x{}".format(*shape), repeats, 8 * N * D * V / (tflops * 1e12))
+    """Forward and backward in bf16 of every implementation; the floor is 8 NDV operations."""
+    ways = {"naive": naive, "compiled": torch.compile(naive), "checkpointed": checkpointed, "torch": ours()}
+    return _compare("logprob", shape, repeats, 8, tflops, ways | engines())
 
 
 def gpu_kl(shape: Shape, repeats: int, tflops: float) -> Figures:
-    """The same of forward KL, both models of width D; the floor is 12 NDV, two products forward and four backward."""
-    N, D, V = shape
+    """The same for forward KL, both models of width D; the floor is 12 NDV, two products forward and four backward."""
     ways = {"naive": full_softmax_kl, "compiled": torch.compile(full_softmax_kl), "torch": our_kl()}
-    ways |= {"triton": our_kl(impl="triton")}
-    batches = [inputs(shape, "cuda", torch.bfloat16, seed, teacher=True) for seed in range(COPIES)]
-    runs = {name: both_ways(f, batches) for name, f in ways.items()}
-    return _beside(runs, "kl/{}x{}x{}".format(*shape), repeats, 12 * N * D * V / (tflops * 1e12))
+    return _compare("kl", shape, repeats, 12, tflops, ways | {"triton": our_kl("triton")})
 
 
-def _beside(runs: dict[str, Callable[[int], object]], key: str, repeats: int, floor: float) -> Figures:
-    """Peak, seconds and their ratio to the floor of every way; or why there are none."""
-    figures, refused = {f"{key}/floor/seconds": floor}, {}
-    for name, times in interleaved(runs, repeats, "cuda", refused).items():
-        seconds = statistics.median(times)
-        figures |= {f"{key}/{name}/seconds": seconds, f"{key}/{name}/of_floor": seconds / floor}
-        if (peak := attempt(lambda: cuda_peak(runs[name]), name, refused)) is not None:
-            figures[f"{key}/{name}/peak_mib"] = peak
-    return figures | {f"{key}/{name}/refused": why for name, why in refused.items()}
+def _compare(kind: str, shape: Shape, repeats: int, factor: int, tflops: float, ways: dict[str, Callable]) -> Figures:
+    N, D, V = shape
+    key, work = f"{kind}/{N}x{D}x{V}", factor * N * D * V
+    batches = [inputs(shape, "cuda", torch.bfloat16, seed, teacher=kind == "kl") for seed in range(COPIES)]
+    runs = {name: both_ways(f, batches) for name, f in ways.items()} | (others(batches) if kind == "logprob" else {})
+    floor = {f"{key}/floor/seconds": work / (tflops * 1e12)}
+    return floor | measure(key, runs, repeats, "cuda", work, tflops, peak=True)

@@ -1,25 +1,24 @@
-"""How many drafts of the MTP modules are accepted, and what does that save?
+"""Speculative decoding: accepted drafts of the MTP modules, and tokens per second.
 
     python -m experiments.benchmarks.bench_speculative --out docs/results/speculative.json
 
-Pre-trains the tiny model with D modules for multi-token prediction on the task's corpus, for each D asked for, then
-answers held-out problems with `generate` and with `speculate`, from the same weights, in turns. On the CPU, seconds are
-those of one thread's processor time, so that other work on the machine does not count; medians of several repeats.
+For each D, pre-trains the tiny model with D modules for multi-token prediction on the task's corpus, then answers
+held-out problems with `generate` and `speculate` in turns, with the same weights. On the CPU, seconds are processor
+time of one thread, so that other work on the machine does not count; medians of several repeats.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from experiments import pretrain
+from experiments.benchmarks.bench_timing import timed
 from minir1 import checkpoint, cli, tasks
-from minir1.device import pick, pick_dtype, synchronize
+from minir1.device import pick, pick_dtype
 from minir1.files import write_json
 from minir1.log import table
 from minir1.model import hf
@@ -32,13 +31,13 @@ from minir1.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Config:
-    """Speculation with bases that pretrain.py makes, or has made, in `base`/depth-D, on the device of `pretrain`."""
+    """Speculation with bases that pretrain.py trains, or has trained, in `base`/depth-D, on its device."""
 
     depths: tuple[int, ...] = (1, 2)  # D
     pretrain: pretrain.Config = field(default_factory=lambda: pretrain.Config(steps=300))
     base: Path = Path("runs/speculative")
     rows: tuple[int, ...] = (1, 64)  # answers at once
-    problems: int = 4  # at least so many, whatever the rows
+    problems: int = 4  # at least
     temperatures: tuple[float, ...] = (0.0, 1.0)
     max_completion_length: int = 72
     repeats: int = 3
@@ -46,7 +45,7 @@ class Config:
 
 
 def trained(config: Config, depth: int) -> tuple[Transformer, Tokenizer]:
-    """The base with `depth` modules, made if it is not there."""
+    """The base with `depth` modules, trained if there is none."""
     shape = replace(config.pretrain.model, mtp_depth=depth)
     run = replace(config.pretrain, model=shape, out=config.base / f"depth-{depth}")
     if not checkpoint.latest(run.out / "checkpoint"):
@@ -55,18 +54,8 @@ def trained(config: Config, depth: int) -> tuple[Transformer, Tokenizer]:
     return hf.load(checkpoint.latest(run.out / "checkpoint"), device, pick_dtype(run.dtype, device))
 
 
-def timed(work: Callable[[], object], device: torch.device) -> tuple[object, float]:
-    """A result and its seconds: of the processor on the CPU, else on the clock."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    synchronize(device)
-    began = clock()
-    result = work()
-    synchronize(device)
-    return result, clock() - began
-
-
 def measure(model: Transformer, batches: list[list[list[int]]], temperature: float, config: Config, stop) -> dict:
-    """Both ways over the same batches of prompts, in turns: acceptance, tokens a pass, tokens a second."""
+    """Run `generate` and `speculate` in turns on the same prompts: acceptance, tokens per pass and per second."""
     speed = {generate: [], speculate: []}
     accepted, tried = (torch.zeros(len(model.mtp), dtype=torch.int64) for _ in range(2))
     tokens = passes = 0
@@ -74,12 +63,13 @@ def measure(model: Transformer, batches: list[list[list[int]]], temperature: flo
         for way in speed:
             settings = {"max_tokens": config.max_completion_length, "temperature": temperature}
             settings |= {"stop": stop, "seed": repeat}
-            results, seconds = timed(lambda: [way(model, prompts, **settings) for prompts in batches], model.device)
+            work = lambda: [way(model, prompts, **settings) for prompts in batches]
+            results, clock, cpu = timed(work, model.device)
             if repeat == 0:  # the warm-up
                 continue
             sampled = results if way is generate else [answers for answers, _ in results]
             drawn = sum(int(answers.count.sum()) for answers in sampled)
-            speed[way].append(drawn / seconds)
+            speed[way].append(drawn / (cpu if model.device.type == "cpu" else clock))
             if way is speculate:
                 accepted += sum(drafts.accepted.sum(0).cpu() for _, drafts in results)
                 tried += sum(drafts.tried.sum(0).cpu() for _, drafts in results)
@@ -115,11 +105,11 @@ def main(config: Config) -> dict[str, float]:
     return result
 
 
-HEAD = ["D", "rows", "T", "accepted", "tokens a pass", "generate tok/s", "speculate tok/s", "times"]
+HEAD = ["D", "rows", "T", "accepted", "tokens per pass", "generate tok/s", "speculate tok/s", "times"]
 
 
 def cells(one: dict[str, float]) -> list[str]:
-    """The result of `measure`, as the last cells of a line."""
+    """The result of `measure` as the last cells of a row."""
     rates = ", ".join(f"{value:.1%}" for key, value in one.items() if key.startswith("accepted_"))
     plain, fast = one["generate_tok_s"], one["speculate_tok_s"]
     return [rates, f"{one['tokens_a_pass']:.2f}", f"{plain:,.0f}", f"{fast:,.0f}", f"{fast / plain:.2f}"]

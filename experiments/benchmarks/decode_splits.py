@@ -1,8 +1,8 @@
-"""Draw how a cache is cut for decoding: which pieces a row has reached, and what is merged.
+"""Figure: the splits of a cache for decoding, which of them a row has reached, and which outputs are merged.
 
     python -m experiments.benchmarks.decode_splits --out docs/results/decode_splits.png
 
-No figure of speed: the cuts are those of kernels/decode.py for heads of up to 256 numbers.
+The splits are those of kernels/decode.py for heads of up to 256 dimensions.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.benchmarks.attention_tiles import EMPTY, MASKED, WHOLE, save
 from minir1 import cli
-
-IDLE, PART, WHOLE = "white", "#f2c98a", "#7fa8d1"
 
 
 @dataclass(frozen=True)
@@ -21,18 +20,17 @@ class Config:
 
     past: tuple[int, ...] = (300, 2048, 1400, 3333)  # of each row, before its new token
     slots: int = 4096  # M
-    split: int = 512  # slots of a program
+    split: int = 512  # slots per program
     out: Path = Path("docs/results/decode_splits.png")
 
 
 def pieces(past: int, slots: int, split: int) -> list[str]:
-    """The kind of each piece of a row whose new token sees slots 0 … past: all of it is seen, a part, nothing."""
-    seen = [min(max(past + 1 - start, 0), split) for start in range(0, slots, split)]
-    return [IDLE if n == 0 else WHOLE if n == split else PART for n in seen]
+    """The kind of each piece of a row whose new token sees slots 0 … past: nothing of it is visible, a part, or all."""
+    counts = [min(max(past + 1 - start, 0), split) for start in range(0, slots, split)]
+    return [EMPTY if n == 0 else WHOLE if n == split else MASKED for n in counts]
 
 
 def main(config: Config) -> None:
-    """Write the picture. ValueError for a row beyond the cache."""
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch, Rectangle
@@ -45,26 +43,23 @@ def main(config: Config) -> None:
         for i, colour in enumerate(kinds):
             corner = i * config.split, row + 0.1
             ax.add_patch(Rectangle(corner, config.split, 0.5, facecolor=colour, edgecolor="#888888"))
-        reached = [i for i, colour in enumerate(kinds) if colour != IDLE]
+        reached = [i for i, colour in enumerate(kinds) if colour != EMPTY]
         for i in reached:
             ax.plot((i + 0.5) * config.split, row + 0.74, "o", color="#b03030", ms=4)
         first, last = ((x + 0.5) * config.split for x in (0, reached[-1] + 0.55))
         ax.annotate("", (last, row + 0.74), (first, row + 0.74),
                     arrowprops={"arrowstyle": "->", "linewidth": 1.5, "color": "#b03030"})
         ax.plot([past + 1] * 2, [row + 0.03, row + 0.67], color="#222222", linewidth=2)
-    ax.set(xlim=(0, config.slots), ylim=(len(config.past), 0), xlabel="slots of the cache, cut alike for every row",
+    ax.set(xlim=(0, config.slots), ylim=(len(config.past), 0), xlabel="slots of the cache, split alike for every row",
            yticks=[row + 0.35 for row in range(len(config.past))],
            yticklabels=[f"row {row}" for row in range(len(config.past))])
     ax.set_xticks(range(0, config.slots + 1, config.split))
-    handles = [Patch(facecolor=WHOLE, edgecolor="#888888", label="a program, all of its slots seen"),
-               Patch(facecolor=PART, edgecolor="#888888", label="a program, the others masked"),
-               Patch(facecolor=IDLE, edgecolor="#888888", label="a program that returns at once"),
-               Line2D([], [], color="#222222", linewidth=2, label="where the new token stands"),
+    handles = [Patch(facecolor=WHOLE, edgecolor="#888888", label="a program, all slots visible"),
+               Patch(facecolor=MASKED, edgecolor="#888888", label="a program, some slots masked"),
+               Patch(facecolor=EMPTY, edgecolor="#888888", label="a program that returns at once"),
+               Line2D([], [], color="#222222", linewidth=2, label="slot of the new token"),
                Line2D([], [], color="#b03030", marker="o", ms=4, label="outputs and lse, merged in order")]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(config.out, dpi=120)
-    plt.close(fig)
+    save(fig, handles, config.out)
 
 
 if __name__ == "__main__":

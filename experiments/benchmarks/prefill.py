@@ -1,23 +1,24 @@
-"""How much time and memory does a long prompt take, read in chunks or in one call?
+"""Time and memory of a long prompt, read in chunks or in one call.
 
     python -m experiments.benchmarks.prefill --out docs/results/prefill.json
 
 The tiny MLA + MoE model with its window raised from 4,096 to 131,072 positions by YaRN, untrained, one prompt of random
-tokens. Each length is a process of its own, so that the peak of memory is that of this length; `cache` is the part of
-it that must grow with the prompt. On the CPU the peak includes Python, torch and the weights.
+tokens. Each length runs in its own process, so that the memory peak is that of this length; `cache` is the part that
+must grow with the prompt. On the CPU the peak includes Python, torch and the weights.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from experiments.benchmarks.bench_timing import timed
 from minir1 import cli
-from minir1.device import peak_memory_gib, pick, synchronize
+from minir1.device import peak_memory_gib, pick
 from minir1.files import write_json
 from minir1.log import table
 from minir1.model.config import ModelConfig
@@ -30,7 +31,7 @@ class Config:
     """Prompts of several lengths."""
 
     lengths: tuple[int, ...] = (8192, 16384, 32768, 65536, 131072)  # tokens
-    chunk: int = 512  # tokens of a chunk
+    chunk: int = 512  # tokens
     whole: int = 32768  # the longest prompt that is also read in one call of hidden
     layers: int = 4  # L
     threads: int = 1
@@ -46,23 +47,16 @@ def model_config(longest: int, layers: int) -> ModelConfig:
 
 
 def measure(length: int, chunk: int | None, config: Config) -> tuple[float, float, float, float]:
-    """One prompt, in chunks or (None) in one call.
-
-    Returns seconds on the clock, seconds of processor time, GiB at the peak and GiB of the cache.
-    """
+    """Clock seconds, processor seconds, peak GiB and cache GiB of one prompt, in chunks or (None) in one call."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(0)
     device = pick(config.device)
     model = Transformer(model_config(length, config.layers)).requires_grad_(False).to(device)
     tokens, cache = torch.randint(0, model.config.vocab, (1, length)).to(device), model.cache(1, length)
-    synchronize(device)
-    began, began_cpu = time.perf_counter(), time.process_time()
-    if chunk is None:
-        model.hidden(tokens, cache=cache)
-    else:
-        model.prefill(tokens, cache=cache, chunk=chunk)
-    synchronize(device)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
+    read = partial(model.hidden, tokens, cache=cache)
+    if chunk is not None:
+        read = partial(model.prefill, tokens, cache=cache, chunk=chunk)
+    _, seconds, cpu = timed(read, device)
     return seconds, cpu, peak_memory_gib(device), sum(layer.nbytes for layer in cache.layers) / 2**30
 
 

@@ -1,18 +1,17 @@
-"""Where does a step of reinforcement learning spend its time, and how many tokens a second is that?
+"""Time of one reinforcement-learning step by part and by operator, and tokens per second.
 
     python -m experiments.benchmarks.profile_step
     python -m experiments.benchmarks.profile_step --dense --out docs/results/profile_dense.json
 
-Untrained weights, so that every answer uses its whole token budget: 512 rows of 72 tokens. The update is that of
-r1_zero.py in one mini-batch, with the forward pass of the reference; the pre-training step is that of pretrain.py. With
---compare, transformers generates the same number of tokens with the same weights. Medians of several repeats.
+The weights are untrained, so that every answer uses its whole token budget: 512 rows of 72 tokens. The update is that
+of r1_zero.py in one mini-batch, with the forward pass of the reference; the pre-training step is that of pretrain.py.
+With --compare, transformers generates the same number of tokens with the same weights. Medians of several repeats.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch.profiler import profile
 
 from experiments import pretrain, r1_zero
+from experiments.benchmarks.bench_timing import timed
 from minir1 import cli
 from minir1.device import pick, pick_dtype, synchronize
 from minir1.files import write_json
@@ -54,14 +54,14 @@ class Config:
 
 
 def rollout(model: Transformer, config: Config) -> Rollout:
-    """P·G rows, each of the whole budget."""
+    """P·G rows, each of the full length."""
     prompts = [[1 + i % 40] * config.prompt_tokens for i in range(config.prompts)]
     tokens = config.max_completion_length
     return collect(model, prompts, answers=config.num_generations, max_tokens=tokens, stop=[], seed=0)
 
 
 def update(model: Transformer, config: Config, sampled: Rollout) -> Callable[[], object]:
-    """One optimizer step of R1-Zero on all rows, with the pass of the reference, as a call."""
+    """A call that makes one optimizer step of R1-Zero on all rows, forward pass of the reference included."""
     reference, optimizer = frozen_copy(model), adamw(model.parameters(), 1e-5)
     step = r1_zero.Config(num_minibatches=1, microbatch=config.microbatch)
     advantage = torch.ones(len(sampled.length), device=model.device)
@@ -74,7 +74,7 @@ def update(model: Transformer, config: Config, sampled: Rollout) -> Callable[[],
 
 
 def pretraining(model: Transformer, config: Config) -> Callable[[], object]:
-    """One step of Muon and AdamW on full rows, as a call."""
+    """A call that makes one step of Muon and AdamW on full rows."""
     matrices, rest = split_parameters(model)
     optimizers = muon(matrices, 1e-5), adamw(rest, 1e-5)
     rows = torch.randint(0, 128, (config.pretrain_tokens // 80, 80)).tolist()
@@ -89,7 +89,7 @@ def pretraining(model: Transformer, config: Config) -> Callable[[], object]:
 
 
 def transformers_generate(model: Transformer, config: Config) -> Callable[[], object]:
-    """Sampling of as many tokens of as many rows with the same weights in transformers, as a call."""
+    """A call that samples as many tokens in as many rows in transformers, with the same weights."""
     from transformers import AutoModelForCausalLM  # of the extra [test]
 
     with tempfile.TemporaryDirectory() as folder:
@@ -104,14 +104,8 @@ def transformers_generate(model: Transformer, config: Config) -> Callable[[], ob
 
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
     """The median duration after one warm-up."""
-    times = []
-    for _ in range(repeats + 1):
-        synchronize(device)
-        began = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+    work()
+    return statistics.median(timed(work, device)[1] for _ in range(repeats))
 
 
 def operators(work: Callable[[], object], device: torch.device, most: int = 12) -> list[tuple[str, float]]:

@@ -1,10 +1,9 @@
 """Attention over packed sequences: by the kernel, or in torch, one sequence after the other."""
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_heads, check_numbers
 from .chunks import upcast
 from .dispatch import use_triton
 from .reference import attention as by_definition
@@ -29,31 +28,32 @@ def attention(
     impl: str = "auto",
     check: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Attention within each of B sequences that lie end to end.
+    """Attention within each of B packed sequences.
 
         z_ij = softcap(scale · q_i·k_j),   softcap(x) = c · tanh(x / c)
         lse_i = log Σ_j exp z_ij,          o_i = Σ_j exp(z_ij - lse_i) v_j
 
     q [N, H, Dqk], k [M, K, Dqk], v [M, K, Dv] of one floating dtype, K dividing H; cu_q, cu_k int32 [B + 1]: sequence b
-    holds the queries cu_q[b] … cu_q[b + 1] - 1 and likewise the keys; max_q, max_k: at least the longest. scale: None
-    is 1/√Dqk. Returns o [N, H, Dv] in q's dtype, differentiable, and lse [H, N] in fp32 (fp64 for fp64), which is not.
+    has the queries cu_q[b] … cu_q[b + 1] - 1 and likewise the keys; max_q, max_k: at least the longest. scale: None is
+    1/√Dqk. Returns o [N, H, Dv] in q's dtype, and lse [H, N] in fp32 (fp64 for fp64), which has no gradient.
 
-    Query i of n over m keys has position i + m - n, so that the last query meets the last key, as in FlashAttention
-    (torch's is_causal lets the first meet the first). A causal query sees the keys up to its position; with a window w,
-    those less than w away from it. A query without visible keys has o = 0, lse = -inf and no gradient. Sequences may be
-    empty.
+    Query i of n over m keys has position i + m - n, so that the last query is aligned with the last key, as in
+    FlashAttention (torch's is_causal aligns the first ones). A causal query sees the keys up to its position; with a
+    window w, those less than w away from it. A query without visible keys has o = 0, lse = -inf and gradient 0.
+    Sequences may be empty.
 
-    ValueError, naming the argument, for what does not fit. Checking the values of cu_q and cu_k synchronises a GPU;
-    check=False skips that. The kernel takes heads of up to 256 numbers. torch computes one sequence after the other,
-    on the CPU with its fused attention; on other devices, and with a softcap, with the scores [H, n, m] in memory.
+    ValueError names an argument that does not fit. Checking the values of cu_q and cu_k synchronises a GPU; check=False
+    skips that. The kernel takes heads of up to 256 dimensions. torch computes one sequence after the other: with its
+    fused attention on the CPU; on other devices, and with a softcap, with the scores [H, n, m] in memory.
     """
-    _check(q, k, v, cu_q, cu_k, max_q, max_k, window, softcap)
+    _check(q, k, v, cu_q, cu_k, max_q, max_k)
+    check_numbers(window=window, softcap=softcap)
     if check:
-        check_bounds("cu_q", cu_q, len(q), "max_q", max_q)
-        check_bounds("cu_k", cu_k, len(k), "max_k", max_k)
+        _check_bounds("cu_q", cu_q, len(q), "max_q", max_q)
+        _check_bounds("cu_k", cu_k, len(k), "max_k", max_k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if use_triton(impl, q, k, v, unfit=too_large(q, v)):
-        from minir1.kernels import attention as kernel  # lazily: triton may not be there
+        from minir1.kernels import attention as kernel  # lazily: triton may not be installed
 
         return kernel.attention(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, causal=causal, window=window,
                                 softcap=softcap)
@@ -70,7 +70,6 @@ def too_large(q: Tensor, v: Tensor) -> str | None:
 
 
 def _packed(q, k, v, cu_q, cu_k, scale, causal, window, softcap):
-    """Every sequence by itself, and the results end to end."""
     bounds = zip(*(torch.stack((cu[:-1], cu[1:]), 1).tolist() for cu in (cu_q, cu_k)))
     results = [
         _one_sequence(q[i:j], k[m:n], v[m:n], scale, causal, window, softcap) for (i, j), (m, n) in bounds if j > i
@@ -85,7 +84,7 @@ def _one_sequence(q, k, v, scale, causal, window, softcap):
     """q [n, H, Dqk], k [m, K, Dqk], v [m, K, Dv] -> o [n, H, Dv], lse [H, n]."""
     n, m = len(q), len(k)
     if m == 0:
-        zeros = q[..., :0].sum(-1, keepdim=True)  # computed from q, so that its gradient is 0 and not None
+        zeros = q[..., :0].sum(-1, keepdim=True)  # computed from q, whose gradient then is 0 and not None
         return zeros.expand(n, q.shape[1], v.shape[-1]), q.new_full((q.shape[1], n), -torch.inf, dtype=upcast(q))
     if q.device.type != "cpu" or softcap is not None:
         return by_definition(q, k, v, visible(n, m, causal, window, q.device), scale, softcap)
@@ -93,7 +92,7 @@ def _one_sequence(q, k, v, scale, causal, window, softcap):
 
 
 def _fused(q, k, v, scale, causal, window):
-    """torch's fused attention on the CPU, which takes heads of one size and, without a mask, n = m."""
+    """torch's fused attention on the CPU, which needs q and v heads of one size and, without a mask, n = m."""
     n, m = len(q), len(k)
     plain = window is None and (not causal or n == m)
     size = max(q.shape[-1], v.shape[-1])
@@ -111,28 +110,7 @@ def _fused(q, k, v, scale, causal, window):
 # ---- checks of arguments ------------------------------------------------------------------------
 
 
-def check_heads(**tensors: Tensor) -> None:
-    """ValueError unless all are floats of one dtype on one device, none of them expanded."""
-    (first, q), *_ = tensors.items()
-    for name, x in tensors.items():
-        if not x.is_floating_point() or x.dtype != q.dtype:
-            raise ValueError(f"{name} is {x.dtype}, {first} {q.dtype}: want one floating dtype")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}, {first} on {q.device}: want one device")
-        if x.numel() and any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape)):
-            raise ValueError(f"{name} has stride 0 (strides {x.stride()} of {tuple(x.shape)}): give it memory with "
-                             ".contiguous(), or one key head instead of an expanded one")
-
-
-def check_numbers(window: int | None, softcap: float | None) -> None:
-    """ValueError for a window below 1, and a softcap that is not above 0 and finite."""
-    if window is not None and window < 1:
-        raise ValueError(f"window={window}: must be at least 1, or None")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap={softcap}: must be above 0 and finite, or None")
-
-
-def _check(q, k, v, cu_q, cu_k, max_q, max_k, window, softcap) -> None:
+def _check(q, k, v, cu_q, cu_k, max_q, max_k) -> None:
     if q.ndim != 3 or 0 in q.shape[1:]:
         raise ValueError(f"q {tuple(q.shape)}: want [N, H, Dqk]")
     if k.ndim != 3 or k.shape[2] != q.shape[2] or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
@@ -150,10 +128,9 @@ def _check(q, k, v, cu_q, cu_k, max_q, max_k, window, softcap) -> None:
     for name, longest in (("max_q", max_q), ("max_k", max_k)):
         if longest < 0:
             raise ValueError(f"{name}={longest}: must be at least the longest sequence")
-    check_numbers(window, softcap)
 
 
-def check_bounds(name: str, cu: Tensor, tokens: int, max_name: str, longest: int) -> None:
+def _check_bounds(name: str, cu: Tensor, tokens: int, max_name: str, longest: int) -> None:
     """ValueError unless cu rises from 0 to `tokens` by at most `longest` at a time."""
     bounds = cu.tolist()
     lengths = [b - a for a, b in zip(bounds, bounds[1:])]

@@ -1,10 +1,10 @@
-"""What the operations over the vocabulary share: chunks of tokens, and products that are never rounded to 16 bits."""
+"""What linear_logprob and linear_kl share: chunks of tokens, and products that are never rounded to 16 bits."""
 import contextlib
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES, CHUNK_TOKENS = 32 << 20, 256  # of logits; fewer tokens would load w too often for what they compute
+CHUNK_BYTES, CHUNK_TOKENS = 32 << 20, 256  # of logits; with fewer tokens, loading w would dominate
 
 
 def upcast(*tensors: Tensor) -> torch.dtype:
@@ -13,15 +13,15 @@ def upcast(*tensors: Tensor) -> torch.dtype:
 
 
 def token_chunks(N: int, V: int, dtype: torch.dtype, chunk_bytes: int | None) -> list[slice]:
-    """N tokens in chunks of at least one, whose logits [n, V] take at most chunk_bytes (None: 32 MiB, but at least 256
-    tokens). Without tokens there is one empty chunk."""
+    """Chunks of N tokens whose logits [n, V] take at most chunk_bytes (None: 32 MiB, but at least 256 tokens), of at
+    least one token. For N = 0, one empty chunk."""
     tokens = (chunk_bytes or CHUNK_BYTES) // (V * dtype.itemsize)
     tokens = max(1 if chunk_bytes else CHUNK_TOKENS, tokens)
     return [slice(i, min(i + tokens, N)) for i in range(0, max(N, 1), tokens)]
 
 
 def factor(w: Tensor, dtype: torch.dtype) -> Tensor:
-    """w as `mm` takes it: upcast, here once instead of once a chunk, but on CUDA as it is."""
+    """w for `mm`, upcast once instead of once per chunk; on CUDA as it is."""
     return w if w.is_cuda else w.to(dtype)
 
 
@@ -42,7 +42,7 @@ def no_autocast(x: Tensor):
 
 
 def refuse_second_derivative() -> None:
-    """For the first line of a backward pass. torch's once_differentiable would let create_graph=True pass in silence
-    where the gradient from above is a constant, as that of a sum."""
+    """Raise in a backward pass under create_graph=True. torch's once_differentiable would not where the upstream
+    gradient is a constant, as that of a sum."""
     if torch.is_grad_enabled():
         raise RuntimeError("create_graph=True: what is computed from hidden states has no second derivative here")

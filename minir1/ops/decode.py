@@ -2,7 +2,8 @@
 import torch
 from torch import Tensor
 
-from .attention import check_heads, check_numbers, too_large
+from .attention import too_large
+from .checks import check_heads, check_numbers
 from .dispatch import use_triton
 
 LARGEST_LATENT = 512  # of the kernel
@@ -20,16 +21,16 @@ def decode_attention(
     impl: str = "auto",
     check: bool = True,
 ) -> Tensor:
-    """Attention of the new tokens of each row over the slots of its cache, which already hold their own keys.
+    """Attention of the new tokens of each row over the slots of its cache, which already contain theirs.
 
         o = Σ_j exp(z_j - lse) v_j,   z_j = softcap(scale · q·k_j),   lse = log Σ_j exp z_j
 
     q [B, T, H, Dqk], k [B, M, K, Dqk], v [B, M, K, Dv] of one floating dtype, K dividing H; past, an integer [B]: the
-    tokens of row b before the new ones, so that token t lies in slot past[b] + t. It sees the slots up to its own, with
-    a window w the last w of them. scale: None is 1/√Dqk. Returns o [B, T, H, Dv] in q's dtype.
+    tokens of row b before the new ones, so that new token t is in slot past[b] + t. It sees the slots up to its own,
+    with a window w the last w of them. scale: None is 1/√Dqk. Returns o [B, T, H, Dv] in q's dtype.
 
-    ValueError, naming the argument, for what does not fit. Checking the values of past synchronises a GPU; check=False
-    skips that. The kernel has no backward pass: with impl="auto", calls that need gradients run in torch.
+    ValueError names an argument that does not fit. Checking the values of past synchronises a GPU; check=False skips
+    that. The kernel has no backward pass: with impl="auto", calls that need gradients run in torch.
     """
     if q.ndim != 4 or 0 in q.shape[2:]:
         raise ValueError(f"q {tuple(q.shape)}: want [B, T, H, Dqk]")
@@ -38,11 +39,11 @@ def decode_attention(
     if v.ndim != 4 or v.shape[:3] != k.shape[:3] or v.shape[3] == 0:
         raise ValueError(f"v {tuple(v.shape)}: want [{k.shape[0]}, {k.shape[1]}, {k.shape[2]}, Dv]")
     check_heads(q=q, k=k, v=v)
-    check_numbers(window, softcap)
+    check_numbers(window=window, softcap=softcap)
     _check_past(past, q, k.shape[1], check)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if use_triton(impl, q, k, v, unfit=too_large(q, v) or _wants_gradient(q, k, v)):
-        from minir1.kernels import decode as kernel  # lazily: triton may not be there
+        from minir1.kernels import decode as kernel  # lazily: triton may not be installed
 
         return kernel.decode(q, k, v, past, scale=scale, window=window, softcap=softcap)
     return over_slots(q, k, v, slot_bias(past, q.shape[1], k.shape[1], window), scale, softcap)
@@ -58,7 +59,7 @@ def decode_latent(
     impl: str = "auto",
     check: bool = True,
 ) -> Tensor:
-    """The same over MLA's cache of one latent c and one RoPE key k per token, with W^UK absorbed into the query.
+    """`decode_attention` over MLA's cache of one latent c and one RoPE key k per token; W^UK is absorbed in the query.
 
         z_j = scale · (q_lat·c_j + q_rope·k_j),   o = Σ_j exp(z_j - lse) c_j      DeepSeek-V2, arXiv:2405.04434, 2.1
 
@@ -78,7 +79,7 @@ def decode_latent(
     if C & (C - 1) or not 16 <= C <= LARGEST_LATENT or R > 256:
         unfit = f"its latent is a power of two from 16 to {LARGEST_LATENT}, its RoPE key at most 256, not {C} and {R}"
     if use_triton(impl, q_lat, q_rope, latent, unfit=unfit or _wants_gradient(q_lat, q_rope, latent)):
-        from minir1.kernels import decode as kernel  # lazily: triton may not be there
+        from minir1.kernels import decode as kernel  # lazily: triton may not be installed
 
         return kernel.decode_latent(q_lat, q_rope, latent, past, scale=scale)
     k = latent.unsqueeze(2)

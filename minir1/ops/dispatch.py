@@ -1,4 +1,4 @@
-"""Triton or torch: `impl=` of a call decides, and MINIR1_KERNELS for calls that say "auto"."""
+"""Choose Triton or torch: by `impl=`, or for "auto" by the variable MINIR1_KERNELS."""
 import functools
 import importlib.util
 import os
@@ -21,10 +21,10 @@ def kernels_missing() -> str | None:
 
 
 def use_triton(impl: str, *tensors: Tensor, unfit: str | None = None) -> bool:
-    """Whether the kernel runs for these tensors, floats on one device.
+    """Whether to run the kernel on these tensors, floats on one device.
 
-    unfit: why the kernel cannot compute this call, None if it can. ValueError for an unknown impl, and if the kernel
-    was asked for by name and cannot run.
+    unfit: why the kernel cannot compute this call, or None. ValueError for an unknown impl, and for "triton" where the
+    kernel cannot run.
     """
     if impl not in IMPLS:
         raise ValueError(f"impl={impl!r}: choose one of {', '.join(IMPLS)}")

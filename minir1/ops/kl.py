@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from .checks import check_numbers
 from .chunks import factor, mm, no_autocast, refuse_second_derivative, token_chunks, upcast
 from .dispatch import use_triton
 
@@ -30,16 +31,17 @@ def linear_kl(
 
     h_s [N, D_s], w_s [V, D_s] of the student, h_t [N, D_t], w_t [V, D_t] of the teacher -> [N] fp32 (fp64 if an input
     is). Differentiable in h_s and w_s, once; the teacher is a constant and gets no gradient, even if it is the same
-    model. Nothing is multiplied by temperature² (Hinton et al., arXiv:1503.02531, section 2, does, to keep the size of
-    the gradient): that is the caller's. Rows may have any strides, 0 as well. ValueError for arguments that do not fit.
+    model. The factor temperature², by which Hinton et al. (arXiv:1503.02531, section 2) keep the size of the gradient,
+    is left to the caller. Rows may have any stride, even 0. ValueError for arguments that do not fit.
 
-    chunk_bytes: torch holds the logits of either model for that many bytes of tokens at a time (None: 32 MiB, but at
-    least 256 tokens), keeps the gradient of the last chunk's logits for the backward pass and recomputes the others.
-    Triton holds that much of the gradients of the student's logits (None: 128 MiB).
+    chunk_bytes: in torch, of each model's logits in memory at a time (None: 32 MiB, but at least 256 tokens); the
+    backward pass reuses the gradient of the last chunk's logits and recomputes the others. In Triton, of gradients of
+    the student's logits (None: 128 MiB).
     """
-    _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes)
+    _check(h_s, w_s, h_t, w_t, kind)
+    check_numbers(temperature=temperature, chunk_bytes=chunk_bytes)
     if use_triton(impl, h_s, w_s) and use_triton(impl, h_t, w_t):
-        from minir1.kernels import kl as kernel  # lazily: triton may not be there
+        from minir1.kernels import kl as kernel  # lazily: triton may not be installed
 
         return kernel.linear_kl(h_s, w_s, h_t, w_t, temperature=temperature, kind=kind,
                                 dx_bytes=chunk_bytes or kernel.DX_BYTES)
@@ -48,8 +50,8 @@ def linear_kl(
 
 
 class _LinearKL(torch.autograd.Function):
-    """Chunk by chunk of tokens. Both softmaxes give the divergence and its slope, the derivative by the student's
-    logits. The backward pass begins with the last chunk, whose slope is still there, and recomputes the others."""
+    """The divergence and its slope, the derivative by the student's logits, chunk by chunk of tokens. The backward pass
+    starts with the last chunk, whose slope was saved, and recomputes the others."""
 
     @staticmethod
     def forward(ctx, h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes):
@@ -87,7 +89,7 @@ class _LinearKL(torch.autograd.Function):
 
 
 def _divergence(models, n: slice, temperature: float, kind: str, a, b, c):
-    """Of the tokens n, from student and teacher (h [N, D], w [V, D]): the divergence [n], and its slope [n, V],
+    """The divergence [n] of the tokens n, from student and teacher (h [N, D], w [V, D]), and its slope [n, V]:
 
         forward  p_s - p_t      reverse  p_s (log p_s - log p_t - KL)      js  ½ p_s (log p_s - log m - KL(p_s ‖ m))
 
@@ -110,7 +112,7 @@ def _divergence(models, n: slice, temperature: float, kind: str, a, b, c):
     return (kl_s + kl_t) / 2, torch.sub(to_m, kl_s[:, None], out=b).mul_(p_s).div_(2)
 
 
-def _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes) -> None:
+def _check(h_s, w_s, h_t, w_t, kind) -> None:
     pairs = {"h_s": h_s, "w_s": w_s, "h_t": h_t, "w_t": w_t}
     each = lambda what: ", ".join(f"{name} {what(x)}" for name, x in pairs.items())
     if any(x.dim() != 2 for x in pairs.values()) or not (
@@ -123,9 +125,5 @@ def _check(h_s, w_s, h_t, w_t, temperature, kind, chunk_bytes) -> None:
         raise ValueError(f"{each(lambda x: x.dtype)}: want floats")
     if len({x.device for x in pairs.values()}) > 1:
         raise ValueError(f"{each(lambda x: x.device)}: want one device")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: must be above 0")
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
-    if chunk_bytes is not None and chunk_bytes <= 0:
-        raise ValueError(f"chunk_bytes={chunk_bytes}: must be above 0, or None")

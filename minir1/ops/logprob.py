@@ -4,6 +4,7 @@ import math
 import torch
 from torch import Tensor
 
+from .checks import check_numbers
 from .chunks import factor, mm, no_autocast, refuse_second_derivative, token_chunks, upcast
 from .dispatch import use_triton
 
@@ -29,18 +30,17 @@ def linear_logprob(
         z = softcap(logit_scale · h wᵀ) / temperature,    softcap(x) = c · tanh(x / c)
         logp_n = z_{n,t_n} - log Σ_v exp z_{n,v},         H_n = -Σ_v p_{n,v} log p_{n,v}
 
-    h [N, D], w [V, D], target [N] int64 -> logp [N], entropy [N] (None if not asked for); fp32, whatever the dtype of h
-    and w (fp64 if one of them is fp64). Both are differentiable in h and w, once. Rows may have any strides, 0 as well.
-    A row whose target is ignore_index has value 0 and gradient 0 and costs nothing; finding such rows synchronises a
-    GPU once. ValueError for arguments that do not fit, and on the CPU for targets out of range; on a GPU those give NaN
-    or a device assertion.
+    h [N, D], w [V, D], target [N] int64 -> logp [N], entropy [N] or None; fp32 for any dtype of h and w (fp64 if one of
+    them is fp64). Both are differentiable in h and w, once. Rows may have any stride, even 0. A row whose target is
+    ignore_index has value 0 and gradient 0 and costs nothing; finding such rows synchronises a GPU once. ValueError for
+    arguments that do not fit, and on the CPU for targets out of range; on a GPU those give NaN or a device assertion.
 
-    chunk_bytes: torch holds the logits of that many bytes of tokens at a time (None: 32 MiB, but at least 256 tokens),
-    keeps the log-probs of the last chunk for the backward pass and recomputes the others. Triton holds that much of the
-    gradients of the logits (None: 128 MiB). engine, of Triton only: "hybrid" (auto) or "fused", whose logp and entropy
-    of a row have the same bits in any batch.
+    chunk_bytes: in torch, of logits in memory at a time (None: 32 MiB, but at least 256 tokens); the backward pass
+    reuses the log-probs of the last chunk and recomputes the others. In Triton, of gradients of the logits (None: 128
+    MiB). engine, only for Triton: "hybrid" (auto) or "fused", whose logp and entropy are batch-invariant.
     """
-    _check(h, w, target, temperature, softcap, logit_scale, engine, chunk_bytes)
+    _check(h, w, target, logit_scale, engine)
+    check_numbers(temperature=temperature, softcap=softcap, chunk_bytes=chunk_bytes)
     triton = use_triton(impl, h, w)
     if engine != "auto" and not triton:
         raise ValueError(f"engine={engine!r}: only Triton has engines, and this call runs in torch; impl='triton' says "
@@ -52,8 +52,7 @@ def linear_logprob(
     if not target.is_cuda and target.numel():
         low, high = target.aminmax()
         if low < 0 or high >= w.shape[0]:
-            allowed = f"0 to {w.shape[0] - 1} and {ignore_index}"
-            raise ValueError(f"target in [{low}, {high}]: allowed are {allowed}")
+            raise ValueError(f"target in [{low}, {high}]: allowed are 0 to {w.shape[0] - 1} and {ignore_index}")
     if triton:
         logp, ent = _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, chunk_bytes)
     else:
@@ -66,8 +65,8 @@ def linear_logprob(
 
 
 class _LinearLogprob(torch.autograd.Function):
-    """Chunk by chunk of tokens. The backward pass begins with the last chunk, whose log-probs are still there, and
-    recomputes those of the others."""
+    """Chunk by chunk of tokens. The backward pass starts with the last chunk, whose log-probs were saved; it recomputes
+    the others."""
 
     @staticmethod
     def forward(ctx, h, w, target, temperature, softcap, logit_scale, entropy, chunk_bytes):
@@ -132,7 +131,7 @@ def _logits(h, w, temperature, softcap, logit_scale, out) -> Tensor:
 
 
 def _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, chunk_bytes):
-    from minir1.kernels import logprob as kernel  # lazily: triton may not be there
+    from minir1.kernels import logprob as kernel  # lazily: triton may not be installed
 
     return kernel.linear_logprob(
         h, w, target, temperature=temperature, softcap=softcap, logit_scale=logit_scale, entropy=entropy,
@@ -140,7 +139,7 @@ def _triton(h, w, target, temperature, softcap, logit_scale, entropy, engine, ch
     )
 
 
-def _check(h, w, target, temperature, softcap, logit_scale, engine, chunk_bytes) -> None:
+def _check(h, w, target, logit_scale, engine) -> None:
     if h.dim() != 2 or w.dim() != 2 or h.shape[1] != w.shape[1] or target.shape != h.shape[:1]:
         raise ValueError(f"h {tuple(h.shape)}, w {tuple(w.shape)}, target {tuple(target.shape)}: "
                          "want [N, D], [V, D], [N]")
@@ -152,11 +151,5 @@ def _check(h, w, target, temperature, softcap, logit_scale, engine, chunk_bytes)
         raise ValueError(f"w {tuple(w.shape)}: wants a vocabulary and a width")
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: must be above 0")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap={softcap}: must be above 0 and finite, or None")
     if not math.isfinite(logit_scale):
         raise ValueError(f"logit_scale={logit_scale}: must be finite")
-    if chunk_bytes is not None and chunk_bytes <= 0:
-        raise ValueError(f"chunk_bytes={chunk_bytes}: must be above 0, or None")

@@ -1,7 +1,7 @@
-"""Reference implementations: each operation by its definition, in the fewest lines of plain torch.
+"""Reference implementations: each operation by its definition, in plain torch.
 
-They compute in the dtype of their inputs, hold logits and scores in full, and are differentiated by autograd. The other
-implementations, in torch (`minir1.ops`) and in Triton (`minir1.kernels`), must agree with them.
+They compute in the dtype of their inputs, with all logits and scores in memory, and autograd differentiates them. The
+implementations in torch (`minir1.ops`) and in Triton (`minir1.kernels`) must agree with them.
 """
 import math
 
@@ -30,7 +30,7 @@ def linear_kl(h_s, w_s, h_t, w_t, temperature=1.0, kind="forward") -> Tensor:
 
 
 def visible(n: int, m: int, causal: bool, window: int | None, device: torch.device | str = "cpu") -> Tensor:
-    """bool [n, m]: which of m keys each of n queries sees; the last query stands at the last key."""
+    """bool [n, m]: which of m keys each of n queries sees; the last query is aligned with the last key."""
     ahead = torch.arange(m, device=device) - (torch.arange(n, device=device) + m - n).unsqueeze(1)
     mask = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
     return mask if window is None else mask & (ahead.abs() < window)
@@ -51,7 +51,7 @@ def attention(q, k, v, mask, scale, softcap=None) -> tuple[Tensor, Tensor]:
 
 
 def decode_attention(q, k, v, past, scale, window=None, softcap=None) -> Tensor:
-    """q [B, T, H, Dqk] over a cache k [B, M, K, Dqk], v [B, M, K, Dv] whose row b holds past[b] + T tokens ->
+    """q [B, T, H, Dqk] over a cache k [B, M, K, Dqk], v [B, M, K, Dv] whose row b has past[b] + T tokens ->
     o [B, T, H, Dv]."""
     T, rows = q.shape[1], []
     for b, m in enumerate((past + T).tolist()):

@@ -1,31 +1,31 @@
-"""Tasks: where problems come from and how answers are judged. None imports torch.
+"""Tasks, which provide problems and judge answers. None imports torch.
 
 A task is a module with two functions:
 
-    problems(split, data) -> list[Problem]   the problems of a split; `data` is what --data says, or None
+    problems(split, data) -> list[Problem]   the problems of a split; `data` is the value of --data, or None
     verify(problem, text) -> Verdict         whether the model's text, tags included, is right
 
-These two are enough to train on a task and to evaluate it. Write them into a file of your own and pass its path
+These two are enough to train on a task and to evaluate it. Write them in a file of your own and pass its path
 (`--task my_task.py`; docs/example_task.py is such a file), or put the file into this folder and pass its name.
-Scripts also use and report whatever else of the following the module defines:
+Scripts also use and report the following, if the module defines it:
 
-    SPLITS     the names of its splits; without it ("train", "test")
-    VARIANTS   what may stand behind a colon, as in `countdown:wide`, the default first. Then `problems`, `documents`,
+    SPLITS     the names of its splits; by default ("train", "test")
+    VARIANTS   what may follow a colon, as in `countdown:wide`, the default first. Then `problems`, `documents`,
                `vocabulary` and `probes` also take the keyword argument `variant`
     DATA       a sentence on what --data must be, if the task needs it, or None if it takes none. Without it,
                --data may be given or not
     behaviour(problem, text) -> dict[str, float]   counts of what the model does in its thinking
     RATES      {"repeats": "tries"}: the count `repeats` is reported per try; counts not named here, per answer
-    difficulty(problem) -> str                     the group of problems that this one is reported with, such as "hard"
+    difficulty(problem) -> str                     the group in which the problem is reported, such as "hard"
     baselines(problem, text) -> dict[str, float]   the chance that other methods, by name, solve the problem with as
                                                    much work as this text shows
     final(problem, text) -> str | None             the answer as a majority vote compares it, None if there is none;
-                                                   without it, the text between the answer tags, without white space
+                                                   by default the text between the answer tags, without white space
     documents(seed, **mix) -> Iterator[str]        an endless synthetic corpus to pre-train a tiny base on
-    vocabulary() -> tuple[Sequence[str], int]      words and largest number of that corpus, each of them one token
-    probes() -> list[list[tuple[str, str]]]        texts that measure what the corpus should have taught, in pieces
-                                                   (text, label); the model must predict each piece that has a label,
-                                                   a single token, from the pieces before it
+    vocabulary() -> tuple[Sequence[str], int]      words and largest number of that corpus; each is one token
+    probes() -> list[list[tuple[str, str]]]        texts that measure what the model learned from the corpus, in
+                                                   pieces (text, label); the model must predict each piece with a
+                                                   label, a single token, from the pieces before it
 """
 
 from __future__ import annotations
@@ -50,29 +50,28 @@ from minir1 import rewards
 class Problem:
     """A question with a checkable answer."""
 
-    prompt: str  # what the user asks, without any chat template
-    reference: str  # one right answer
+    prompt: str  # the question, without a chat template
+    reference: str  # a right answer
     language: str = "en"  # of prompt and reference
     level: str = "default"  # difficulty, named by the task
-    task: str = ""  # in a mixture of tasks, the name of the one that it belongs to
+    task: str = ""  # in a mixture of tasks, the name of its task
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier says about one text.
+    """A verifier's result for one text.
 
-    "wrong" says something about the text: malformed, truncated and false answers are all wrong.
-    "unjudged" says something about the verifier: it failed (timed out, could not start a sandbox), so the
-    text was never judged. Count it apart; as a wrong answer it would hide the failure.
+    Malformed, truncated and false answers are all "wrong". "unjudged": the verifier itself failed (timed out, could not
+    start a sandbox). Count this separately: as a wrong answer it would hide the failure.
     """
 
     status: Literal["right", "wrong", "unjudged"]
-    scores: dict[str, float]  # each reward by itself, such as accuracy
+    scores: dict[str, float]  # name of a reward, such as accuracy -> value
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as `load` returns it: data and variant are bound, and what the task does not offer is None."""
+    """A task as `load` returns it: data and variant are bound, and what the module does not define is None."""
 
     name: str
     splits: tuple[str, ...]
@@ -89,15 +88,14 @@ class Task:
 
 
 def load(spec: str | Path, data: str | Path | Mapping[str, str | Path] | None = None) -> Task:
-    """The task that `spec` names, its data bound.
+    """The task that `spec` names.
 
     spec: a name (`gsm8k`), with a variant (`countdown:wide`), the path of a .py file, or several of these joined by
     `+`. data: what the task reads; for several tasks a mapping from their names, without variants, or the same as a
-    string, `gsm8k=PATH,other=PATH`.
-    Raises ValueError for an unknown task or variant, a file without the two functions, and data that is missing,
-    not taken, or for no task named here.
+    string, `gsm8k=PATH,other=PATH`. ValueError for an unknown task or variant, a file without the two functions, and
+    data that is missing, not needed, or for a task not named here.
     """
-    parts = [str(spec)] if Path(spec).is_file() else str(spec).split("+")  # a path may hold a +
+    parts = [str(spec)] if Path(spec).is_file() else str(spec).split("+")  # a path may contain a +
     named = [re.fullmatch(r"(.*?\.py|[^:]*)(?::(.*))?", part, re.DOTALL).groups() for part in parts]
     modules = [_module(source) for source, _ in named]
     names = [Path(source).stem if source.endswith(".py") else source for source, _ in named]
@@ -116,15 +114,15 @@ def spread(problems: Sequence[Problem], most: int) -> list[Problem]:
 
 
 def share(text: str) -> float:
-    """A number in [0, 1), the same for the same text on every machine: whoever is below p belongs to a share p."""
+    """A hash of the text in [0, 1), equal on every machine: a share p of all texts is below p."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-# How a task is found
+# Loading
 
 
 def _module(source: str) -> ModuleType:
-    """The module of a task: that of a .py file, or the one of that name in this folder."""
+    """The module of a task: a .py file, or a name in this folder."""
     if not source.endswith(".py"):
         modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
         tasks = {name: module for name, module in modules.items() if not _lacking(module)}
@@ -149,7 +147,7 @@ def _lacking(module: ModuleType) -> list[str]:
 
 
 def _data_by_name(names: list[str], data) -> dict:
-    """What each task reads, by its name. ValueError for data of a task that is not among them."""
+    """Name of a task -> its data. ValueError for data of a task that is not among `names`."""
     if data is None or (len(names) == 1 and not isinstance(data, Mapping)):
         return {names[0]: data}
     if not isinstance(data, Mapping):
@@ -163,7 +161,6 @@ def _data_by_name(names: list[str], data) -> dict:
 
 
 def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
-    """The task of a module with its variant and data."""
     variants, needs = getattr(module, "VARIANTS", ()), getattr(module, "DATA", "")
     if variant is not None and variant not in variants:
         raise ValueError(f"task {name} has no variant {variant!r}; it has {', '.join(variants) or 'none'}")
@@ -195,7 +192,7 @@ def _final(problem: Problem, text: str) -> str | None:
 def _mixture(tasks: list[Task]) -> Task:
     """The problems of all tasks, each judged by its own task, in the splits that all of them have.
 
-    An optional function is there if one of the tasks has it. For problems of a task without it, `behaviour` and
+    An optional function is defined if one of the tasks has it. For problems of a task without it, `behaviour` and
     `baselines` return {} and `difficulty` returns "". A mixture has no corpus.
     """
     by_name = {task.name: task for task in tasks}

@@ -1,7 +1,7 @@
 """Countdown: make the target from the numbers, each used exactly once.
 
-`make 24 from 11,3,3` is solved by `(11-3)*3`. A problem is a multiset of numbers and a target which some try reaches
-with every value on the way in 1..`Level.value` (tries and levels: countdown_search.py). The variants are the levels.
+`make 24 from 11,3,3` is solved by `(11-3)*3`. A problem is a multiset of numbers and a target that some try reaches
+with every intermediate value in 1..`Level.value` (tries and levels: countdown_search.py). The variants are the levels.
 """
 
 import re
@@ -28,7 +28,7 @@ from minir1.tasks.countdown_search import (
 
 SPLITS = ("train", "validation", "test", "unseen")
 VARIANTS = tuple(LEVELS)
-DATA = None  # the problems are listed, not read
+DATA = None  # problems are generated
 RATES = {"arithmetic_errors": "steps", "repeats": "tries"}
 
 UNSEEN, TEST, VALIDATION = 0.12, 0.28, 0.15  # shares: of all multisets; of the remaining problems
@@ -68,7 +68,7 @@ def all_problems(variant: str = "default") -> tuple[Problem, ...]:
 
 
 def _shuffle(multiset: tuple[int, ...]) -> tuple[int, ...]:
-    """A stable order for the prompt that says nothing about the solution (a sorted one might hint at it)."""
+    """A stable order for the prompt that carries no information about the solution."""
     order = sorted(range(len(multiset)), key=lambda i: share(f"order {multiset} {i}"))
     return tuple(multiset[i] for i in order)
 
@@ -76,9 +76,8 @@ def _shuffle(multiset: tuple[int, ...]) -> tuple[int, ...]:
 def split_of(problem: Problem) -> str:
     """"train", "validation", "test" or "unseen", by a stable hash.
 
-    `unseen` holds out whole multisets of numbers, under any target; the others are split by numbers
-    and target. Neither the order of the numbers nor the level counts, so a problem held out in one
-    level is held out in all.
+    `unseen` holds out whole multisets of numbers, for any target; the others are split by numbers and target. The order
+    of the numbers and the level do not matter, so a problem held out in one level is held out in all.
     """
     numbers, target = parse(problem)
     key = "split " + ",".join(str(n) for n in sorted(numbers))
@@ -96,8 +95,8 @@ def split_of(problem: Problem) -> str:
 def verify(problem: Problem, text: str) -> Verdict:
     """Right iff the only answer uses each number exactly once and makes the target.
 
-    Scores: `accuracy`, 0 or 1. Values on the way may leave the range of the level, which only says which
-    problems are asked. Raises on no text, and nothing is ever unjudged.
+    Scores: `accuracy`, 0 or 1. Intermediate values may leave the range of the level, which only defines the problems.
+    No text raises an error, and nothing is ever unjudged.
     """
     right = _solves(problem, rewards.answer(text))
     return Verdict("right" if right else "wrong", {"accuracy": float(right)})
@@ -117,10 +116,9 @@ def _solves(problem: Problem, answer: str | None) -> bool:
 def evaluate_expression(text: str) -> tuple[int, list[int]]:
     """(value, numbers used) of an expression of integers, `+ - *` and parentheses.
 
-    Only ASCII digits without leading zeros; no sign, no implicit multiplication, nothing else; white
-    space between tokens. `*` binds closer; all operators group to the left. Values on the way are not
-    restricted. Two stacks instead of recursion or eval, so no text can do harm. ValueError for
-    anything else, and beyond 200 characters or 20 open parentheses.
+    Only ASCII digits without leading zeros; no sign, no implicit multiplication; white space between tokens. `*` binds
+    closer; all operators group to the left. Intermediate values are not restricted. Two stacks instead of recursion or
+    eval, so that no text can do harm. ValueError for anything else, and beyond 200 characters or 20 open parentheses.
     """
     if len(text) > MAX_CHARS:
         raise ValueError(f"expression of {len(text)} characters; allowed: {MAX_CHARS}")
@@ -151,7 +149,7 @@ def evaluate_expression(text: str) -> tuple[int, list[int]]:
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
-    """(number, "") or ("", symbol) for each token. ValueError where none stands."""
+    """(number, "") or ("", symbol) for each token. ValueError for anything else."""
     tokens, at = [], 0
     while at < len(text):
         match = TOKEN.match(text, at)
@@ -163,13 +161,13 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 def _reduce(values: list[int], pending: list[str], priority: int) -> None:
-    """Apply, in place, the operators behind the last open parenthesis that bind at least as close as `priority`."""
+    """Apply, in place, the operators after the last open parenthesis that bind at least as closely as `priority`."""
     while pending and pending[-1] != "(" and PRIORITY[pending[-1]] >= priority:
         b, a = values.pop(), values.pop()
         values.append(apply(a, pending.pop(), b))
 
 
-# What the rest of the recipe may ask of the task
+# Optional functions of a task
 
 
 def difficulty(problem: Problem) -> str:
@@ -179,7 +177,7 @@ def difficulty(problem: Problem) -> str:
 
 
 def baselines(problem: Problem, text: str) -> dict[str, float]:
-    """The chance that a random search solves the problem with as many tries as the text, at least one: its answer.
+    """The chance that a random search solves the problem with as many tries as the text, but at least one.
 
     `search` draws with replacement, `search_distinct` without.
     """
@@ -188,7 +186,7 @@ def baselines(problem: Problem, text: str) -> dict[str, float]:
 
 
 def documents(seed: int, variant: str = "default", **mix: float) -> Iterator[str]:
-    """The synthetic corpus, of train problems only; mix: shares that differ from those of `countdown_corpus.Mix`."""
+    """The synthetic corpus, of train problems only; mix: changed shares of `countdown_corpus.Mix`."""
     return countdown_corpus.documents(problems("train", variant=variant), variant, seed, countdown_corpus.mix_of(mix))
 
 
@@ -199,5 +197,5 @@ def vocabulary(variant: str = "default") -> tuple[tuple[str, ...], int]:
 
 
 def probes(variant: str = "default") -> list[list[tuple[str, str]]]:
-    """Tries of 100 validation problems, asked for their sums and verdicts: see `countdown_corpus.probes`."""
+    """Tries of 100 validation problems, whose results and verdicts the model must predict."""
     return countdown_corpus.probes(spread(problems("validation", variant=variant), 100))

@@ -1,4 +1,4 @@
-"""What a model does in its thinking about a Countdown problem, counted."""
+"""Counts of what a model does in its thinking about a Countdown problem: tries, errors, repeats, verdicts."""
 
 import re
 from collections import Counter
@@ -14,11 +14,11 @@ def behaviour(problem: Problem, text: str) -> dict[str, float]:
     """Counts over the tries in the thinking (the text before the first `</think>`, or all of it).
 
     A try is a whole line of steps, the target (which may be left out) and a verdict, such as
-    `11-3=8,8*3=24:24 yes`; other lines count for nothing. Keys:
+    `11-3=8,8*3=24:24 yes`; other lines are ignored. Keys:
       tries, steps        lines that are tries, and their steps
       arithmetic_errors   steps whose result is wrong
-      illegal             tries that use a value not at hand or leave one over; the written results
-                          count as at hand, so that a wrong sum is not also illegal
+      illegal             tries that use an unavailable value or leave one unused; written results are
+                          available, so that a wrong sum is not also illegal
       repeats             tries that occurred before, the order of operands of + and * ignored
       said_yes            1 if the last try says yes
       false_yes           1 if any try says yes but is arithmetically wrong, illegal or misses the target
@@ -60,7 +60,7 @@ def _read(steps: str) -> Try:
 
 
 def _legal(numbers: tuple[int, ...], t: Try) -> bool:
-    """Whether each step uses two values at hand and one value is left at the end."""
+    """Whether each step uses two available values and one value is left at the end."""
     hand = Counter(numbers)
     for a, _, b, c in t:
         hand.subtract((a, b))

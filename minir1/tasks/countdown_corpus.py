@@ -1,8 +1,8 @@
-"""The synthetic corpus on which the tiny base is pre-trained: people of all sorts at work on Countdown.
+"""The synthetic corpus on which the tiny base is pre-trained: worked Countdown problems in various styles.
 
-Some search in order, some at random; some are patient, most give up; some answer at once, some forget the tags. Nobody
-says which habit is the good one: finding out is what reinforcement learning is for. Only problems of the train split
-occur, and problems of their numbers that have no solution.
+Some texts search in order, some at random; some search until solved, most give up; some answer at once, some lack the
+tags. Nothing marks the better habits: reinforcement learning must find them. Only problems of the train split occur,
+and unsolvable problems with their numbers.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ WORDS = ("User:", "\nAssistant:", "make ", " from ", " yes\n", " no\n")
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the documents. Those of a kind of document sum to at most 1; the rest is named last."""
+    """Shares of the documents."""
 
-    facts: float = 0.16  # sums alone, the rest is countdown
+    facts: float = 0.16  # sums only; the rest is countdown
     checked: float = 0.7  # of these: compared with a target, which half of them reach
-    impossible: float = 0.06  # of countdown: no try reaches the target, and all are gone through in order to see it
+    impossible: float = 0.06  # of countdown: no try reaches the target, and all are tried in order
     untagged: float = 0.08  # of the searches: no <think> and <answer>
-    at_once: float = 0.15  # of what is possible: an empty thinking, then an answer
+    at_once: float = 0.15  # of the solvable: empty thinking, then an answer
     at_once_right: float = 0.25  # of these: the answer is right
     orderly: float = 0.5  # of the searches: tries in the order of `tries`
-    forgetful: float = 0.15  # of the searches: tries at random, repeats and all; the rest is at random without repeats
-    patient: float = 0.2  # of the searches: goes on until solved; the rest gives up
+    forgetful: float = 0.15  # of the searches: tries at random with repeats; the rest is at random without
+    patient: float = 0.2  # of the searches: until solved; the rest gives up
     give_up: float = 0.8  # chance of giving up after each failed try
-    false_yes: float = 0.002  # of the failed tries: called a success, which ends the search
-    sloppy: float = 0.003  # of the sums in thinking: a wrong result (then the chain ends in `no`)
-    longest: int = 27  # tries after which everybody gives up: all that three numbers can have, few of what four can
+    false_yes: float = 0.002  # of the failed tries: verdict yes, which ends the search
+    sloppy: float = 0.003  # of the sums in thinking: a wrong result (the verdict then is no)
+    longest: int = 27  # tries at most: all that three numbers can have, few of those of four
 
     def __post_init__(self):
         for f in fields(self):
@@ -55,7 +55,7 @@ def mix_of(shares: Mapping[str, float]) -> Mix:
 
 
 def documents(train: Sequence[Problem], level: str, seed: int, mix: Mix = Mix()) -> Iterator[str]:
-    """An endless stream of documents (without an end token) about some problems; the same for the same arguments."""
+    """An endless stream of documents (without an end token), the same for the same arguments."""
     rng = random.Random(f"corpus {level} {seed}")
     limit = countdown_search.level_of(level)
     while True:
@@ -66,10 +66,10 @@ def documents(train: Sequence[Problem], level: str, seed: int, mix: Mix = Mix())
 
 
 def probes(problems: Sequence[Problem]) -> list[list[tuple[str, str]]]:
-    """What reinforcement learning will build on: for each problem a text in pieces (text, label).
+    """For each problem a text in pieces (text, label), to measure what reinforcement learning will build on.
 
     The text shows up to five tries, the last a solution. The label is `sums` for the result of a step, `yes` or `no`
-    for the verdict on a try, and "" for pieces that the model need not predict.
+    for the verdict, and "" for pieces that the model need not predict.
     """
     rng = random.Random(0)
     texts = []
@@ -88,9 +88,9 @@ def probes(problems: Sequence[Problem]) -> list[list[tuple[str, str]]]:
 
 
 def facts(rng: random.Random, level: Level, checked: bool, count: int = 8) -> str:
-    """`7+5=12`, one a line; or checked against a target, `7+5=12:12 yes` and `7+5=12:19 no`, equally often.
+    """`7+5=12`, one per line; or checked against a target, `7+5=12:12 yes` and `7+5=12:19 no`, equally often.
 
-    Failed tries outnumber solutions by far in the searches: from these alone the base learns the verdict late or never.
+    In the searches most tries fail: from them alone the base learns the verdict late or never.
     """
     lines = []
     while len(lines) < count:
@@ -130,14 +130,14 @@ def worked(rng: random.Random, problem: Problem, mix: Mix) -> str:
 
 
 def unreachable(rng: random.Random, everything: Sequence[Try], level: Level) -> int | None:
-    """A target that no try reaches, if there is one: such a problem is in no split."""
+    """A target that no try reaches, or None if there is none."""
     reached = {countdown_search.value_of(t) for t in everything}
     free = [target for target in range(level.low, level.high + 1) if target not in reached]
     return rng.choice(free) if free else None
 
 
 def search(rng: random.Random, target: int, everything: Sequence[Try], mix: Mix) -> tuple[str, Try]:
-    """Tries, one a line with the target and a verdict, `11-3=8,8*3=24:24 yes`; and the last of them."""
+    """Tries, one per line with the target and a verdict, `11-3=8,8*3=24:24 yes`; and the last of them."""
     habit = rng.random()
     if habit < mix.orderly:
         order = iter(everything)

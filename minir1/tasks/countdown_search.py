@@ -1,8 +1,7 @@
-"""Countdown's tries: what can be made of some numbers, in which order, and how likely a random search solves a problem.
+"""Countdown's tries: all chains of steps from some numbers, and the chance that a random search solves a problem.
 
-A *try* is a chain of n-1 steps for n numbers, each combining two of the values at hand into one, as
-the model writes it in its thinking: `11-3=8,8*3=24`. All tries can be listed, so difficulty and the
-chance of a random search are exact and not estimated.
+A *try* is a chain of n-1 steps for n numbers, each combining two available values into one, as the model writes it in
+its thinking: `11-3=8,8*3=24`. All tries can be listed, so difficulty and the chance of a random search are exact.
 """
 
 import re
@@ -23,7 +22,7 @@ class Level:
 
     numbers: int = 3  # how many numbers
     largest: int = 12  # each number is in 1..largest
-    value: int = 30  # every result, on the way and at the end, is in 1..value
+    value: int = 30  # every result, intermediate or final, is in 1..value
     low: int = 10  # smallest target
     high: int = 30  # largest target
     operators: str = "+-*"
@@ -62,9 +61,9 @@ def parse(problem: Problem) -> tuple[tuple[int, ...], int]:
 def tries(numbers: tuple[int, ...], level: str | Level = "default") -> tuple[Try, ...]:
     """Every legal try, each text once, in a systematic order.
 
-    Depth first: pairs in the order of the numbers, operators in the order of the level, and the result
-    of a step stands before the values left over. Chains that end in a dead end (no legal step) are no
-    tries. With four numbers, two independent steps count as two tries, one for each order.
+    Depth first: pairs in the order of the numbers, operators in the order of the level, and the result of a step before
+    the remaining values. Chains without a legal next step are no tries. With four numbers, two independent steps count
+    as two tries, one for each order.
     """
     level = level_of(level)
     if len(numbers) == 1:
@@ -93,7 +92,7 @@ def apply(a: int, op: str, b: int) -> int:
 
 
 def value_of(t: Try) -> int:
-    """What the try arrives at."""
+    """The final result of a try."""
     return t[-1][3]
 
 
@@ -113,8 +112,8 @@ def expression(t: Try) -> str:
     return whole
 
 
-# Random search, the baseline that any policy has to beat. It makes no mistake: every sum is right, every try is
-# legal and every solution is recognised. A model has to learn all three.
+# Random search, the baseline for any policy. It makes no mistake: every sum is right, every try is legal, and every
+# solution is recognised. A model has to learn all three.
 
 
 @lru_cache(maxsize=None)
@@ -142,7 +141,7 @@ def random_search(problem: Problem, k: float) -> float:
 def random_search_distinct(problem: Problem, k: float) -> float:
     """The chance that k different uniform tries include a solution: 1 - C(n-s, k) / C(n, k).
 
-    Hypergeometric, without replacement; a fractional k is cut to an integer, one above n counts as n.
+    Hypergeometric, without replacement; a fractional k is rounded down, one above n counts as n.
     """
     if k < 0:
         raise ValueError(f"k = {k} tries; allowed: k >= 0")

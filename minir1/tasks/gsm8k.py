@@ -1,6 +1,6 @@
 """GSM8K: grade-school word problems with a number as the answer (Cobbe et al. 2021, arXiv:2110.14168).
 
-The files are read as published, one JSON object a line: `{"question": …, "answer": "worked solution … #### 72"}`.
+The files are read as published, one JSON object per line: `{"question": …, "answer": "worked solution … #### 72"}`.
 """
 
 import json
@@ -25,7 +25,7 @@ NUMBER = re.compile(
 )
 BOXED = re.compile(r"\\boxed\{([^{}]{0,60})\}")
 STATED = re.compile(r"\bthe (?:final )?answer is\b:?", re.IGNORECASE)
-NO_UNITS = re.compile(  # words that change the number, offer another one, or deny it
+NO_UNITS = re.compile(  # words that change the number, add another one, or deny it
     r"x|k|e|and|or|to|not|no|but|plus|minus|point|squared|cubed|dozens?|hundreds?|thousands?|millions?|billions?|"
     r"trillions?|half|halves|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|"
     r"(?:twen|thir|for|fif|six|seven|eigh|nine)ty",
@@ -39,8 +39,8 @@ NO_UNITS = re.compile(  # words that change the number, offer another one, or de
 def problems(split: str, data: str | Path) -> list[Problem]:
     """The problems of one split, in the order of the file; `validation` is a share left out of the published train.
 
-    One file instead of the folder holds `test` if it is called test.jsonl, else `train` and `validation`.
-    Raises ValueError for a file that is not there, lacks the split, or has another layout.
+    One file instead of the folder is `test` if it is called test.jsonl, else `train` and `validation`. ValueError for a
+    file that is missing, lacks the split, or has another layout.
     """
     path, name = Path(data), "test.jsonl" if split == "test" else "train.jsonl"
     if path.is_dir():
@@ -88,10 +88,10 @@ def final(problem: Problem, text: str) -> str | None:
 def claim(text: str) -> str | None:
     r"""The one final answer of a text, as written; None if there is none or more than one.
 
-    With an answer tag anywhere, it is what `rewards.answer` reads. Without, it is looked for behind the thinking
-    (everywhere, if no think tag occurs; nowhere, if the thinking was not closed): what stands in `\boxed{}`, else
-    behind `####`, else behind `the answer is`, each up to the end of its line. The first of these three that occurs
-    decides, and it must occur exactly once.
+    With an answer tag anywhere, it is what `rewards.answer` reads. Otherwise it is searched after the thinking (in the
+    whole text without think tags; nowhere if the thinking was not closed): the content of `\boxed{}`, else what follows
+    `####`, else what follows `the answer is`, up to the end of the line. The first of these three that occurs decides,
+    and it must occur exactly once.
     """
     if "<answer>" in text or "</answer>" in text:
         return rewards.answer(text)
@@ -110,10 +110,10 @@ def claim(text: str) -> str | None:
 def number(text: str | None) -> Fraction | None:
     r"""The value of an answer that consists of one number, else None.
 
-    Allowed around the digits: a sign, a currency sign before or `%` behind (neither changes the value), commas between
+    Allowed around the digits: a sign, a currency sign before or `%` after (neither changes the value), commas between
     groups of three, a decimal part or a denominator, up to three words of unit, a full stop at the end, and `\boxed{}`
-    or `$ $` around all. The minus of Unicode (U+2212) is a minus; other digits than 0-9 are none. Units are not
-    compared, but words that change the number, such as `dozen` or `and`, make it none.
+    or `$ $` around all. The minus of Unicode (U+2212) is a minus; digits other than 0-9 are not allowed. Units are
+    not compared, but words that change the number, such as `dozen` or `and`, give None.
     """
     if text is None or len(text) > MAX_CHARS:
         return None
