@@ -60,7 +60,7 @@ def sampled(base):
 
 def estimate(rewards, values, ref_logp, rollout, config):
     """From rewards [P, G] to advantages and returns."""
-    return ppo.estimate(ppo.token_rewards(rewards, ref_logp, rollout, config), values, ref_logp, rollout, config)
+    return ppo.estimate(rewards, values, ref_logp, rollout, config)[1]
 
 
 def step(sampled, kind="trunk", *, lr=1.0, frozen=False, told=None, **changes):
@@ -145,6 +145,15 @@ def test_while_the_value_warms_up_the_policy_stays(sampled, kind):
     assert measured["train/grad_norm"] == 0 and measured["train/value_grad_norm"] > 0
     _, _, moving = step(sampled, kind)
     assert_same(critic, moving)  # what the critic learns is the same
+
+
+def test_entropy_is_computed_only_when_asked_for(sampled):
+    model, critics, rollout, *_ = sampled
+    for critic in critics.values():
+        logp, entropy, value = ppo.forward(model, critic, rollout, entropy=True)
+        torch.testing.assert_close(entropy, rollout.entropy, atol=1e-4, rtol=0)
+        plain = ppo.forward(model, critic, rollout)
+        assert len(plain) == 2 and torch.equal(plain[0], logp) and torch.equal(plain[1], value)
 
 
 def test_estimates_by_hand(sampled):

@@ -70,6 +70,8 @@ def test_a_variant_is_a_short_copy():
         assert len(variants.difference(name)) <= 60 and 4 < variants.changed(name), name
         original = variants.code(SCRIPTS / f"{variants.COPIES[name]}.py")
         assert all(line[1:] in original for line in variants.difference(name) if line.startswith("-"))
+        copied = "\n".join(variants.code(SCRIPTS / "variants" / f"{name}.py"))
+        assert "lora" not in copied and "reference_reset" not in copied
     with pytest.raises(ValueError, match="unknown variant 'ppo'; known are rloo"):
         variants.main("ppo")
 
