@@ -173,7 +173,6 @@ def main(config: Config) -> dict[str, float]:
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     corpus = token_batches(config, task, tokenizer)
-    memory.show(memory.step_memory(model, microbatch=config.microbatch, muon=True, recompute=config.recompute), device)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     folder = config.out / "checkpoint"
     start, spent = 0, 0.0
@@ -186,6 +185,7 @@ def main(config: Config) -> dict[str, float]:
     corpus = corpus if start < config.steps else []  # a finished run must not read through it
     parameters = sum(p.numel() for p in model.parameters())
     print(f"pre-training {parameters / 1e6:.2f}M parameters for {config.steps} steps of {config.batch} tokens")
+    memory.show(memory.step_memory(model, microbatch=config.microbatch, muon=True, recompute=config.recompute), device)
     began, trained = time.perf_counter() - spent, 0
     with progress(config.steps, "pre-training") as bar:
         bar.advance(start)
