@@ -66,11 +66,11 @@ def show_one(name: str, counts: dict, cache_bytes: float) -> None:
     rows.append(["sum, input embedding active", "", f"{counts['active_with_embedding']:,}"])
     if counts["total/mtp"]:
         rows.append([f"{PARTS['mtp']}, on top", f"{counts['total/mtp']:,}", f"{counts['active/mtp']:,}"])
-    table(f"{name}: {human(counts['total'])} parameters", ["", "total", "active a token"], rows)
+    table(f"{name}: {human(counts['total'])} parameters", ["", "total", "active per token"], rows)
     cache = counts["cache/token"]
     costs = [
-        ["cache, numbers a token a layer", f"{counts['cache/token_layer']:,}"],
-        [f"cache, bytes a token ({cache_bytes:g} a number)", f"{cache:,.0f}"],
+        ["cache, numbers per token and layer", f"{counts['cache/token_layer']:,}"],
+        [f"cache, bytes per token ({cache_bytes:g} per number)", f"{cache:,.0f}"],
         [f"cache of {counts['length']:,} tokens", human(cache * counts["length"], "B")],
         [f"training, a token in rows of {counts['length']:,}", human(counts["flops/train"], "FLOP")],
         ["multi-token prediction, on top", human(counts["flops/train_mtp"], "FLOP")],
