@@ -4,8 +4,7 @@
     python -m experiments.count path/to/config.json --length 32768
     python -m experiments.count all --json docs/results/count.json --figure docs/results/count.png
 
-Takes the name of a preset (minir1/model/presets.py), a config.json, or a folder with one. minir1/model/count.py says
-what is counted, and how.
+The model is a preset (minir1/model/presets.py), a config.json, or a folder with one; minir1/model/count.py counts.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from minir1.model.presets import PRESETS
 class Config:
     """Count one model, or all presets."""
 
-    model: Annotated[str, tyro.conf.Positional]  # name of a preset, config.json, folder that holds one, or all
+    model: Annotated[str, tyro.conf.Positional]  # name of a preset, config.json, folder with one, or all
     length: int = 4096  # T, tokens of a row, for the FLOPs
-    cache_bytes: float = 2  # of a number in the cache
+    cache_bytes: float = 2  # bytes per number in the cache
     json: Path | None = None  # a file for the counts
     figure: Path | None = None  # a PNG: total against active parameters
 
@@ -67,11 +66,11 @@ def show_one(name: str, counts: dict, cache_bytes: float) -> None:
     rows.append(["sum, input embedding active", "", f"{counts['active_with_embedding']:,}"])
     if counts["total/mtp"]:
         rows.append([f"{PARTS['mtp']}, on top", f"{counts['total/mtp']:,}", f"{counts['active/mtp']:,}"])
-    table(f"{name}: {human(counts['total'])} parameters", ["", "total", "active a token"], rows)
+    table(f"{name}: {human(counts['total'])} parameters", ["", "total", "active per token"], rows)
     cache = counts["cache/token"]
     costs = [
-        ["cache, numbers a token a layer", f"{counts['cache/token_layer']:,}"],
-        [f"cache, bytes a token ({cache_bytes:g} a number)", f"{cache:,.0f}"],
+        ["cache, numbers per token and layer", f"{counts['cache/token_layer']:,}"],
+        [f"cache, bytes per token ({cache_bytes:g} per number)", f"{cache:,.0f}"],
         [f"cache of {counts['length']:,} tokens", human(cache * counts["length"], "B")],
         [f"training, a token in rows of {counts['length']:,}", human(counts["flops/train"], "FLOP")],
         ["multi-token prediction, on top", human(counts["flops/train_mtp"], "FLOP")],
@@ -83,7 +82,7 @@ def show_one(name: str, counts: dict, cache_bytes: float) -> None:
 
 
 def show_all(counts: dict[str, dict]) -> None:
-    """A row a model."""
+    """One row per model."""
     rows = []
     for name, one in counts.items():
         numbers = [human(one[key]) for key in ("total", "active", "active_with_embedding")]

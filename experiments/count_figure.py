@@ -10,18 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from minir1.figures import (
-    BLUE,
-    DPI,
-    GREY,
-    HALO,
-    INK,
-    ORANGE,
-    STYLE,
-    WIDTH,
-    headline,
-    write,
-)
+from minir1.figures import BLUE, DPI, GREY, HALO, INK, ORANGE, STYLE, WIDTH, headline, write
 
 
 def sizes(counts: dict[str, dict], path: Path) -> Figure:
@@ -72,7 +61,7 @@ def _size(panel: Axes, point: tuple[float, float, str], sparse: list[tuple[float
 
 
 def _grouped(points: list[tuple[float, float, str]], near: float = 0.05) -> list[tuple[float, float, str]]:
-    """Points of which the logarithms differ by less than `near` in both directions become their geometric mean."""
+    """Points whose logarithms differ by less than `near` in both directions become their geometric mean."""
     groups: list[list[tuple[float, float, str]]] = []
     for point in sorted(points):
         first = groups[-1][0] if groups else None

@@ -1,14 +1,13 @@
-"""The whole demonstration: pre-train a tiny base, train it by reinforcement learning, and show what changed.
+"""The whole demonstration: pre-train a tiny base, train it by reinforcement learning, show what changed.
 
     python -m experiments.demo --out runs/demo
 
-About ten minutes on two CPU cores. It composes three scripts, each of which runs alone: pretrain.py, r1_zero.py and
-evaluate.py. The test problems are looked at here, once, after training: validation problems alone chose the checkpoint.
+About ten minutes on two CPU cores. It runs three scripts that also run alone: pretrain.py, r1_zero.py and evaluate.py.
+The test problems are used here only, once, after training; validation problems choose the checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.markup import escape
 from experiments import demo_figure, evaluate, pretrain, r1_zero
 from minir1 import checkpoint, cli, tasks
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.files import read_json
 from minir1.judge import Answer, rights
 from minir1.log import open_run, read_metrics
 from minir1.metrics import paired_bootstrap
@@ -29,17 +29,17 @@ from minir1.settings import at_least
 
 @dataclass(frozen=True)
 class Config:
-    """The demonstration; --base and --rl hold the settings of its two trainings."""
+    """The demonstration; --base.* and --rl.* are the settings of its two trainings."""
 
     task: str = "countdown"  # one with a corpus to pre-train on, unless --base-from is given
-    data: str | None = None  # what the task reads
+    data: str | None = None  # the folder or file that the task reads
     dense: bool = False  # grouped-query attention and SwiGLU instead of MLA and experts
     no_think: bool = False  # the control: reinforcement learning of immediate answers
     base_from: Path | None = None  # a run folder to start from, instead of pre-training
     base: pretrain.Config = field(default_factory=pretrain.Config)
     rl: r1_zero.Config = field(default_factory=r1_zero.Config)
-    problems: int = 400  # of each held-out split, at most
-    num_generations: int = 8  # sampled answers to a held-out problem
+    problems: int = 400  # per held-out split, at most
+    num_generations: int = 8  # sampled answers per held-out problem
     seed: int = 0  # of the base, of reinforcement learning and of the evaluation
     out: Path = Path("runs/demo")
     resume: bool = False
@@ -51,11 +51,11 @@ class Config:
         at_least(self, 1, "problems", "num_generations")
 
 
-SHARED = ("task", "data", "seed", "resume", "device", "dtype", "wandb")  # fields of both trainings and of this script
+SHARED = ("task", "data", "seed", "resume", "device", "dtype", "wandb")  # options of this script and both trainings
 
 
 def stages(config: Config) -> tuple[pretrain.Config, r1_zero.Config]:
-    """The settings of the two trainings, with what the demonstration says of both."""
+    """The settings of the two trainings, with those that the demonstration sets for both."""
     refuse_overridden(config)
     shared = {name: getattr(config, name) for name in SHARED}
     base = replace(config.base, **shared, dense=config.dense, out=config.out / "base")
@@ -65,7 +65,7 @@ def stages(config: Config) -> tuple[pretrain.Config, r1_zero.Config]:
 
 
 def refuse_overridden(config: Config) -> None:
-    """ValueError for a setting of one training that the demonstration gives to both, or itself."""
+    """ValueError for a setting of one training that the demonstration sets."""
     for part, fresh, own in (
         ("base", pretrain.Config(), (*SHARED, "dense", "out")),
         ("rl", r1_zero.Config(), (*SHARED, "no_think", "checkpoint", "out")),
@@ -87,12 +87,9 @@ def held_out_splits(task: tasks.Task, rl: r1_zero.Config) -> list[str]:
 def final_test(
     config: Config, rl: r1_zero.Config
 ) -> tuple[dict[str, float], list[tuple[tasks.Problem, Answer, Answer]]]:
-    """Both checkpoints on each held-out split, with one budget; flat figures, and samples (problem, before, after)."""
+    """Both checkpoints on each held-out split, with one budget: values, and samples (problem, before, after)."""
     device, task = pick(config.device), tasks.load(config.task, config.data)
-    policies = {
-        "before": checkpoint.resolve(rl.checkpoint),
-        "after": checkpoint.best(rl.out / "checkpoint"),
-    }
+    policies = {"before": checkpoint.resolve(rl.checkpoint), "after": checkpoint.best(rl.out / "checkpoint")}
     shared = {name: getattr(rl, name) for name in ("max_completion_length", "no_think", "template", "seed")}
     shared |= {"num_generations": config.num_generations}
     first, *_ = splits = held_out_splits(task, rl)
@@ -114,13 +111,13 @@ def final_test(
             result[f"{name}/pass@1{end}"] = result[f"after/{name}{end}"]
     evaluate.show(f"{task.name}: problems never trained on", columns, task.rates)
     n = len(problems[first])
-    shown = [n * i // 6 + n // 12 for i in (0, 2, 4)]  # three, chosen before any was looked at
+    shown = [n * i // 6 + n // 12 for i in (0, 2, 4)]  # three, by their position alone
     before, after = grids[first, "before"], grids[first, "after"]
     return result, [(problems[first][i], before[i][0], after[i][0]) for i in shown]
 
 
 def controls(result: dict[str, float]) -> list[str]:
-    """What the trained policy is compared with: its own forced answers, and the task's baselines."""
+    """The names of what the policy is compared with: its own forced answers, and the task's baselines."""
     above = [key.removeprefix("after/over_") for key in result if key.startswith("after/over_")]
     return ["forced", *(name for name in above if not name.endswith(("_low", "_high")))]
 
@@ -136,10 +133,10 @@ def show_samples(samples: list[tuple[tasks.Problem, Answer, Answer]]) -> None:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train, test, print, write result.json and the figure. With --resume a training that is done is only looked up."""
+    """Train, test, print, write result.json and the figure. With --resume a finished training is not run again."""
     base, rl = stages(config)
     task = tasks.load(config.task, config.data) if config.base_from else pretrain.task_of(base)
-    for split in ("train", rl.eval_split, *held_out_splits(task, rl)):  # before anything is trained or written
+    for split in ("train", rl.eval_split, *held_out_splits(task, rl)):  # fail before anything is trained
         task.problems(split)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     run.cut_back(-1)
@@ -150,14 +147,15 @@ def main(config: Config) -> dict[str, float]:
     result, samples = final_test(config, rl)
     run.samples(rl.steps, [{"problem": p.prompt, "before": b.text, "after": a.text} for p, b, a in samples])
     show_samples(samples)
-    stored = (read_result(base.out) if config.base_from is None else {}) | read_result(rl.out)
+    trained = [rl.out] if config.base_from else [base.out, rl.out]
+    stored = {k: v for out in trained for k, v in read_json(out / "result.json").items()}
     seconds = {k: v for k, v in stored.items() if k.startswith("seconds/")}
     seconds["seconds/test"] = time.perf_counter() - began
     result |= {k: v for k, v in stored.items() if k.startswith("skill/")} | seconds
     result |= {"seconds/total": sum(seconds.values()), "seed": config.seed}
     result["memory/peak_gib"] = peak_memory_gib(pick(config.device))
     run.result(result)
-    result = read_result(config.out)
+    result = read_json(config.out / "result.json")
     demo_figure.r1_zero(read_metrics(rl.out), config.out / "figures" / "r1_zero.png", result=result)
     print(
         f"\npass@1 on problems never trained on: {result['before/pass@1']:.1%} -> {result['after/pass@1']:.1%}; "
@@ -167,11 +165,6 @@ def main(config: Config) -> dict[str, float]:
     print(f"{took}; see {config.out / 'result.json'} and {config.out / 'figures'}")
     run.close()
     return result
-
-
-def read_result(folder: Path) -> dict[str, float]:
-    """result.json of a run."""
-    return json.loads((folder / "result.json").read_text())
 
 
 if __name__ == "__main__":

@@ -88,9 +88,9 @@ def _accuracy(panel: Axes, metrics: list[dict], result: dict) -> None:
         panel.axhline(height, color=GREY, lw=1.3, ls=(0, (4, 3)), zorder=1)
         below = number == 0 and len(heights) > 1 and heights[1][0] - height < 0.09
         offset, side = ((-4, "top"), (4, "bottom"))[not below]
-        place = {"xycoords": ("axes fraction", "data"), "xytext": (-2, offset), "textcoords": "offset points"}
+        position = {"xycoords": ("axes fraction", "data"), "xytext": (-2, offset), "textcoords": "offset points"}
         style = {"ha": "right", "va": side, "color": MUTED, "size": 10.5, "zorder": 5, "path_effects": HALO}
-        panel.annotate(text, (1, height), **place, **style)
+        panel.annotate(text, (1, height), **position, **style)
     panel.set_ylabel("right answers")
     percent_axis(panel)
     caption(panel, "Accuracy", words)
@@ -108,7 +108,7 @@ def _length(panel: Axes, metrics: list[dict]) -> None:
 
 
 def _behaviour(panel: Axes, metrics: list[dict], names: list[str]) -> None:
-    """The first count that exceeds 1 an answer, on the left; the three shares that changed most, on the right."""
+    """On the left the first count above 1 per answer, on the right the three shares that changed most."""
     drawn = {name: series(metrics, name) for name in names}
     drawn = {name: pair for name, pair in drawn.items() if len(pair[0])}
     counts = [name for name, (_, values) in drawn.items() if values.max() > 1]
@@ -132,12 +132,12 @@ def _behaviour(panel: Axes, metrics: list[dict], names: list[str]) -> None:
 
 
 def _read(name: str) -> str:
-    """behaviour/said_yes as it is read."""
+    """behaviour/said_yes in plain words."""
     return name.removeprefix("behaviour/").replace("_", " ")
 
 
 def _change(values: np.ndarray) -> float:
-    """Between the means of the first and the last fifth."""
+    """The difference between the means of the first and the last fifth."""
     fifth = max(1, len(values) // 5)
     return abs(values[-fifth:].mean() - values[:fifth].mean())
 

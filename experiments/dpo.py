@@ -5,12 +5,12 @@
     L(θ)    = -1/N Σ log σ(r(x, y_c) - r(x, y_r))                     (arXiv:2305.18290, equation 7)
     r(x, y) = β log π_θ(y|x) / π_ref(y|x)                              the implicit reward
 
-π_ref is the policy at the start, and stays. ε (--label-smoothing) is the chance that a label is wrong. The loss knows
-only the difference of the two rewards: watch `logp_chosen`, which may fall, as long as `logp_rejected` falls faster.
+π_ref is the policy at the start. ε (--label-smoothing) is the probability that a label is wrong. The loss depends only
+on the difference of the two rewards: watch `logp_chosen`, which may fall if `logp_rejected` falls faster.
 
 --pairs takes any file that minir1/preference_data.py reads: plain lines (those of preference_pairs.py), HH-RLHF's,
-UltraFeedback's; for the last two say --task None. With a task the policy is also sampled on its validation problems,
-and judged by the task's verifier. All weights are trained; the selection bias of experts stays.
+UltraFeedback's; with the last two use --task None. With a task the policy also answers its validation problems, judged
+by the task's verifier. All weights are trained; the selection bias of experts stays as it is.
 """
 
 from __future__ import annotations
@@ -45,31 +45,31 @@ from minir1.templates import TEMPLATES
 class Config:
     """DPO. The defaults are those of docs/preferences.md."""
 
-    checkpoint: Path = Path("runs/base/checkpoint")  # the start: a Hugging Face folder, or a folder of checkpoints
+    checkpoint: Path = Path("runs/base/checkpoint")  # where to start: a Hugging Face folder, or a folder of checkpoints
     pairs: Path = Path("runs/pairs/train.jsonl")
     held_out: Path = Path("runs/pairs/held_out.jsonl")
     max_length: int = 1024  # tokens of prompt and answer; longer pairs are left out
     template: Literal[TEMPLATES] = "chat"  # of the pairs, and of the sampled problems
     steps: int = 90
-    batch: int = 32  # N, pairs a step
-    learning_rate: float = 1e-4  # AdamW; up over the warm-up, down to 0 over the second half
+    batch: int = 32  # N, pairs per step
+    learning_rate: float = 1e-4  # AdamW; rises over the warm-up, falls to 0 over the second half
     warmup: int = 10  # steps
     beta: float = 0.1  # β
     label_smoothing: float = 0.0  # ε
     grad_clip: float = 1.0  # largest norm of the gradient
     eval_every: int = 30  # steps
-    task: str | None = "countdown"  # whose problems are sampled at each evaluation; None: none are
-    data: str | None = None  # what the task reads
+    task: str | None = "countdown"  # whose problems the policy answers at each evaluation; None: no task
+    data: str | None = None  # the folder or file that the task reads
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
-    eval_answers: int = 2  # a problem
+    eval_answers: int = 2  # per problem
     max_completion_length: int = 384  # token budget of such an answer
     temperature: float = 1.0  # of such an answer
     seed: int = 0
     out: Path = Path("runs/dpo")
     resume: bool = False
-    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
-    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    microbatch: int = 8192  # most tokens of a forward pass; no result depends on it
+    recompute: bool = False  # save memory: compute activations again in the backward pass
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
@@ -96,14 +96,14 @@ def score(model: Transformer, reference: Transformer, pairs: list[Rows], config:
 
 
 def means(scores: dict[str, Tensor], prefix: str) -> dict[str, float]:
-    """Averages over pairs, the gap of the rewards and how often it is positive among them."""
+    """Averages over pairs, also of the gap of the rewards and of how often it is positive."""
     gap = scores["reward_chosen"] - scores["reward_rejected"]
     scores = scores | {"gap": gap, "accuracy": (gap > 0).float()}
     return {f"{prefix}/{name}": values.mean().item() for name, values in scores.items()}
 
 
 def learn(model, reference, optimizer, pairs: list[Rows], config: Config, step: int = 0) -> dict[str, float]:
-    """One step on N pairs; returns means over them."""
+    """One step on N pairs; returns averages over them."""
 
     def backward(part: list[Rows]) -> dict[str, Tensor]:
         scores = score(model, reference, part, config)
@@ -134,7 +134,7 @@ def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], 
 
 
 def show(step: int, steps: int, metrics: dict[str, float]) -> None:
-    """One line a measurement, on held-out pairs."""
+    """Print a measurement on held-out pairs in one line."""
     names = ("loss", "gap", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected")
     fields = [(name, f"{metrics[f'eval/{name}']:.3g}") for name in names]
     fields += [(name, f"{metrics[f'eval/{name}']:.1%}") for name in ("accuracy", "pass@1") if f"eval/{name}" in metrics]
@@ -142,7 +142,7 @@ def show(step: int, steps: int, metrics: dict[str, float]) -> None:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train, save the policy under out/checkpoint; returns the last measurement."""
+    """Train; save the policy under out/checkpoint; return the first and the last measurement."""
     seed_everything(config.seed)
     device = pick(config.device)
     task = tasks.load(config.task, config.data) if config.task else None

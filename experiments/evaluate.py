@@ -3,10 +3,10 @@
     python -m experiments.evaluate --checkpoint runs/r1-zero/checkpoint
     python -m experiments.evaluate --checkpoint Qwen2.5-0.5B --task gsm8k --data gsm8k --template r1_zero
 
-Each problem gets several sampled answers at the given temperature, one greedy answer, and as many answers as sampled
-that are forced to begin with an empty thinking: what the weights know without thinking. Where the task has them, the
-table also shows groups of problems by difficulty, what the task counts in the thinking, and baselines that are given as
-much work as each answer shows, with the difference to the policy.
+Each problem gets several sampled answers at the given temperature, one greedy answer, and as many answers that are
+forced to begin with empty thinking: what the weights know without thinking. Where the task has them, the table also
+shows groups of problems by difficulty, what the task counts in the thinking, and baselines that do as much work as each
+answer, with the difference from the policy.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class Config:
 
     checkpoint: Path  # a Hugging Face folder, or a folder of checkpoints: then the best, else the latest
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
-    data: str | None = None  # what the task reads
+    data: str | None = None  # the folder or file that the task reads
     template: Literal[TEMPLATES] = "chat"
     split: str = "test"
     problems: int = 400  # at most
-    num_generations: int = 8  # sampled answers a problem
+    num_generations: int = 8  # sampled answers per problem
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
-    no_think: bool = False  # the policy was trained to answer at once: force that everywhere
+    no_think: bool = False  # force every answer to begin with empty thinking, as the policy was trained
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
-    out: Path | None = None  # a JSON file for the figures
+    out: Path | None = None  # a JSON file for the result
 
     def __post_init__(self):
         at_least(self, 1, "problems", "num_generations", "max_completion_length")
@@ -61,7 +61,7 @@ def measure(
     problems: Sequence[tasks.Problem],
     config: Config,
 ) -> tuple[dict[str, float], list[list[Answer]]]:
-    """Flat figures of one checkpoint on these problems, and the sampled answers [P][G]."""
+    """The measured values of one checkpoint on these problems, and the sampled answers [P][G]."""
 
     def sampled(label: str, answers: int, temperature: float, forced: str) -> list[list[Answer]]:
         settings = {"max_tokens": config.max_completion_length, "seed": config.seed, "template": config.template}
@@ -113,7 +113,7 @@ def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[st
 
 
 def words(name: str) -> str:
-    """A key as it is read."""
+    """A key in plain words."""
     return name.replace("_", " ")
 
 

@@ -10,18 +10,17 @@
 
 r_t = π_θ(o_t | s_t) / π_old(o_t | s_t), s_t is the prompt and o_<t, N counts the trained tokens of a mini-batch. The
 advantages are whitened over the whole batch. With λ = 1 they are A_t = R - V(s_t): the critic is a baseline and adds no
-bias, right or wrong. With λ < 1 it also stands in for the rest of the answer.
+bias, however wrong it is. With λ < 1 it also predicts the reward of the rest of the answer.
 
-The critic is a model of its own that starts as the base does, or a head on the policy's trunk: one forward pass, and
-c_V is the weight of the value's gradient in the trunk. Both give V = 0 at first; for --value-warmup steps only the
-critic learns, the trunk is frozen. These count as steps, and their answers among the sampled tokens. An answer that is
-truncated ends there: nothing is bootstrapped.
+The critic is a copy of the base with a head of its own, or a head on the policy's trunk: one forward pass, and c_V is
+the weight of the value's gradient in the trunk. Both give V = 0 at first; in the first --value-warmup steps only the
+critic learns and the policy is frozen. A truncated answer ends there: no value is added for what might have followed.
 
-train/explained_variance is that of the returns Σ_l γ^l ρ_{t+l}, for any λ: below 1 the R_t are made of V itself, and a
-critic of pure noise would explain them.
+train/explained_variance is that of the returns Σ_l γ^l ρ_{t+l} for any λ: with λ < 1 the R_t contain V itself, so that
+a critic of pure noise would explain them.
 
 With `--reward model:PATH` a learned reward (reward_model.py) scores whole rows [prompt | answer]. Its mean is logged as
-train/proxy, the rules' judgement of the same answers as train/gold.
+train/proxy, the accuracy of the same answers by the rules as train/gold.
 """
 
 from __future__ import annotations
@@ -62,11 +61,11 @@ class Config:
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
-    data: str | None = None  # what the task reads
+    data: str | None = None  # the folder or file that the task reads
     template: Literal[TEMPLATES] = "chat"
     steps: int = 40
-    prompts: int = 32  # P, problems a step
-    num_generations: int = 8  # G, answers a problem; 1 will do, no group is compared
+    prompts: int = 32  # P, problems per step
+    num_generations: int = 8  # G, answers per problem; 1 is enough: answers are not compared within groups
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     learning_rate: float = 3e-4  # of the policy, AdamW
@@ -85,23 +84,23 @@ class Config:
     beta: float = 0.001  # β, KL coefficient
     kl_in: Literal["reward", "loss"] = "reward"
     ent_coef: float = 0.0  # c_H
-    num_minibatches: int = 2  # optimizer steps an epoch
+    num_minibatches: int = 2  # optimizer steps per epoch
     epochs: int = 1  # passes over a rollout
     reward: str = "rules"  # rules | model:PATH, the folder of a reward model or of its checkpoints
     accuracy_weight: float = 1.0
     format_weight: float = 0.1
     grad_clip: float = 1.0
     max_ratio_deviation: float = 0.02  # mean |r - 1| before the first update, ten times that at the 99 % quantile
-    min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
+    min_mixed: float = 0.05  # the run starts only if this share of groups has right and wrong answers
     eval_every: int = 10  # steps
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
-    eval_answers: int = 2  # a problem
+    eval_answers: int = 2  # per problem
     seed: int = 0
     out: Path = Path("runs/ppo")
     resume: bool = False
-    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
-    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    microbatch: int = 8192  # most tokens of a forward pass; no result depends on it
+    recompute: bool = False  # save memory: compute activations again in the backward pass
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
@@ -128,18 +127,15 @@ class Config:
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
-    """P·G answers of the present policy, at the temperature that the loss uses, from the whole distribution."""
+    """P·G answers of the current policy, sampled at the temperature that the loss uses, without top-k or top-p."""
     sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length}
     sampling |= {"temperature": config.temperature, "seed": stream(config.seed, step)}
     prompts = encode(tokenizer, problems, config.template)
     return collect(model, prompts, stop=tokenizer.stops, **sampling)
 
 
-# ---- what an answer and a state are worth -------------------------------------------------------
-
-
 class Estimate(NamedTuple):
-    """What the update needs to know of each token; fp32 [B, T]."""
+    """Of each token; fp32 [B, T]."""
 
     advantage: Tensor  # A
     returns: Tensor  # R
@@ -148,7 +144,7 @@ class Estimate(NamedTuple):
 
 
 def load_reward(config: Config, tokenizer: Tokenizer, device: torch.device) -> ScalarModel | None:
-    """The learned reward, or None for the rules. ValueError if its tokens are not the policy's."""
+    """The learned reward, or None for the rules. ValueError if its tokenizer is not the policy's."""
     if config.reward == "rules":
         return None
     path = Path(config.reward.partition(":")[2])
@@ -184,38 +180,28 @@ def state_values(model: Transformer, critic: ValueHead | ScalarModel, rollout: R
     return values
 
 
-def token_rewards(rewards: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> Tensor:
-    """ρ_t, fp32 [B, T], from rewards [P, G] and log π_ref [B, T]."""
+def estimate(rewards, values: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> tuple[Tensor, Estimate]:
+    """ρ, fp32 [B, T], of the rewards [P, G]; and from ρ, V_old and log π_ref, [B, T] each, advantages and returns."""
     earned = at_last_token(rewards.flatten(), rollout.mask)
     if config.kl_in == "reward":
         earned = kl_in_reward(earned, rollout.logp, ref_logp, rollout.mask, config.beta)
-    return earned
-
-
-def estimate(earned: Tensor, values: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> Estimate:
-    """Advantages and returns, from ρ, V_old and log π_ref, [B, T] each."""
     advantage, returns = gae(earned, values, rollout.mask, config.gamma, config.gae_lambda)
     advantage = whiten(advantage, rollout.mask) if config.whiten_advantages else advantage
-    return Estimate(advantage, returns, values, ref_logp)
+    return earned, Estimate(advantage, returns, values, ref_logp)
 
 
-# ---- learn --------------------------------------------------------------------------------------
-
-
-def forward(model: Transformer, critic: ValueHead | ScalarModel, batch: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-    """log π, entropy and V of the answers' tokens, fp32 [B, T] each; from one pass if the critic is a head."""
+def forward(model, critic: ValueHead | ScalarModel, batch: Rollout, entropy: bool = False) -> tuple[Tensor, ...]:
+    """log π, the entropy if asked for, and V of the answers' tokens, fp32 [B, T]; one pass if the critic is a head."""
     settings = {"lengths": batch.length, "mask": batch.mask}
-    sampling = {"temperature": batch.temperature, "entropy": True}
+    sampling = {"temperature": batch.temperature, "entropy": entropy}
     if isinstance(critic, ValueHead):
         return model.logprob(batch.tokens, **settings, **sampling, value=critic)
-    return *model.logprob(batch.tokens, **settings, **sampling), critic.values(batch.tokens, **settings)
+    scores = model.logprob(batch.tokens, **settings, **sampling)
+    return *(scores if entropy else [scores]), critic.values(batch.tokens, **settings)
 
 
 def learn(model, critic, optimizers, rollout: Rollout, estimated: Estimate, config: Config, step: int):
-    """Update policy and critic, each by its optimizer, on B = P·G rows. Returns averages over updates.
-
-    A policy whose parameters take no gradient is left as it is.
-    """
+    """Update critic and, unless it is frozen, policy, each by its optimizer, on B = P·G rows. Returns averages."""
     averages, device = Averages(), rollout.tokens.device
     clips = config.epsilon_low, config.epsilon_high, config.dual_clip
     for epoch in range(config.epochs):
@@ -226,8 +212,10 @@ def learn(model, critic, optimizers, rollout: Rollout, estimated: Estimate, conf
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
                 A, returns, old_values, ref_logp = (x[rows, : batch.tokens.shape[1]] for x in estimated)
-                logp, entropy, value = forward(model, critic, batch)
-                loss = clipped_surrogate(logp, batch.logp, A, *clips) + config.ent_coef * entropy_bonus(entropy)
+                logp, *entropy, value = forward(model, critic, batch, entropy=config.ent_coef > 0)
+                loss = clipped_surrogate(logp, batch.logp, A, *clips)
+                if config.ent_coef:
+                    loss = loss + config.ent_coef * entropy_bonus(*entropy)
                 if config.beta and config.kl_in == "loss":
                     loss = loss + config.beta * kl_k3(logp, ref_logp)
                 error = value_loss(value, old_values, returns, config.value_clip)
@@ -251,7 +239,7 @@ def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], 
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
+    """Train; save the latest and the best checkpoint under out/checkpoint; return the last validation."""
     seed_everything(config.seed)
     device = pick(config.device)
     task = tasks.load(config.task, config.data)
@@ -259,7 +247,8 @@ def main(config: Config) -> dict[str, float]:
     dtype = pick_dtype(config.dtype, device)
     model, tokenizer, source = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
     learned = load_reward(config, tokenizer, device)
-    reference, head = frozen_copy(model), ValueHead(model.config.dim).to(device)
+    reference = frozen_copy(model) if config.beta else model
+    head = ValueHead(model.config.dim).to(device)
     critic = head if config.critic == "trunk" else ScalarModel(copy.deepcopy(model), head)
     optimizer = adamw(model.parameters(), config.learning_rate)
     value_optimizer = adamw(critic.parameters(), config.value_learning_rate)
@@ -267,8 +256,8 @@ def main(config: Config) -> dict[str, float]:
 
     longest = config.max_completion_length + max(map(len, encode(tokenizer, held_out, config.template)))
     shape = {"microbatch": config.microbatch, "rows": config.prompts * config.num_generations, "length": longest}
-    shape |= {"reference": True, "recompute": config.recompute}
-    memory.show(memory.step_memory(model, **shape, critic=config.critic == "own"), device)
+    shape |= {"reference": reference is not model, "critic": config.critic == "own", "recompute": config.recompute}
+    memory.show(memory.step_memory(model, **shape), device)
 
     folder = config.out / "checkpoint"
     resumed = checkpoint.latest(folder) if config.resume else None
@@ -300,8 +289,7 @@ def main(config: Config) -> dict[str, float]:
         metrics = on_policy_check(model, rollout, config.microbatch, most=config.max_ratio_deviation)
         ref_logp = logprobs(reference, rollout, config.microbatch) if config.beta else rollout.logp
         values = state_values(model, critic, rollout, config.microbatch)
-        earned = token_rewards(rewards, ref_logp, rollout, config)
-        estimated = estimate(earned, values, ref_logp, rollout, config)
+        earned, estimated = estimate(rewards, values, ref_logp, rollout, config)
         model.requires_grad_(step > config.value_warmup)
         factor = min(1.0, (step - config.value_warmup) / max(1, config.warmup))
         optimizer.param_groups[0]["lr"] = config.learning_rate * max(0.0, factor)

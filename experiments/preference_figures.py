@@ -1,4 +1,4 @@
-"""Figures of learning from comparisons: whether a reward model is as sure as it should be, and what DPO moves."""
+"""Figures of learning from comparisons: the calibration of a reward model, and what DPO changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from minir1.figures import (
 
 
 def reliability(result: dict[str, float], path: Path) -> Figure:
-    """How often the answer with the higher reward was preferred, against how often the reward model said so.
+    """How often the answer with the higher reward was preferred, against the confidence of the reward model.
 
     Reads eval/accuracy with _low and _high, eval/calibration_error, longer/accuracy, and calibration/B/count,
     /confidence and /accuracy for B = 0, 1, …, the bins between ½ and 1. The area of a dot is its number of pairs.
@@ -44,17 +44,16 @@ def reliability(result: dict[str, float], path: Path) -> Figure:
         panel = figure.subplots()
         figure.subplots_adjust(left=0.09, right=0.96, top=0.84, bottom=0.1)
         panel.plot([0.5, 1], [0.5, 1], color=GREY, lw=1.3, ls=(0, (4, 3)), zorder=1)
-        place = {"ha": "left", "va": "top", "color": MUTED, "size": 11}
-        panel.text(0.705, 0.69, "as often right as it claims to be", **place)
-        seen = count > 0
-        panel.plot(confidence[seen], right[seen], color=BLUE, lw=1.4, alpha=0.5, zorder=2)
-        area = 60 + 1500 * count[seen] / count.sum()
-        panel.scatter(confidence[seen], right[seen], s=area, color=BLUE, ec="white", lw=1.2, zorder=3, clip_on=False)
-        for x, y, n in zip(confidence[seen], right[seen], count[seen]):
+        panel.text(0.705, 0.69, "perfectly calibrated", ha="left", va="top", color=MUTED, size=11)
+        used = count > 0
+        panel.plot(confidence[used], right[used], color=BLUE, lw=1.4, alpha=0.5, zorder=2)
+        area = 60 + 1500 * count[used] / count.sum()
+        panel.scatter(confidence[used], right[used], s=area, color=BLUE, ec="white", lw=1.2, zorder=3, clip_on=False)
+        for x, y, n in zip(confidence[used], right[used], count[used]):
             below = {"xytext": (0, -26), "textcoords": "offset points", "ha": "center", "va": "top"}
             panel.annotate(f"{n:.0f}", (x, y), color=MUTED, size=11, path_effects=HALO, **below)
-        panel.set(xlim=(0.49, 1.01), ylim=(min(0.5, right[seen].min()) - 0.06, 1.03))
-        panel.set(xlabel="claimed: mean σ(|r_c - r_r|) of a bin", ylabel="share of the bin in which it is so")
+        panel.set(xlim=(0.49, 1.01), ylim=(min(0.5, right[used].min()) - 0.06, 1.03))
+        panel.set(xlabel="claimed: mean σ(|r_c - r_r|) of a bin", ylabel="measured: share of the bin that is right")
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
         middle, low, high = (100 * result[f"eval/accuracy{end}"] for end in ("", "_low", "_high"))
@@ -102,7 +101,7 @@ def _dots(panel: Axes, metrics: list[dict], key: str, colour: str) -> bool:
 
 
 def _finding(metrics: list[dict]) -> tuple[str, str]:
-    """What the rows support."""
+    """The headline, and the line below it, that the rows support."""
     found = {key: series(metrics, f"eval/{key}")[1] for key in ("logp_chosen", "logp_rejected", "pass@1")}
     if any(len(found[key]) < 2 for key in ("logp_chosen", "logp_rejected")):
         return "Log-probs and implicit rewards over the steps of DPO", ""

@@ -2,12 +2,11 @@
 
     python -m experiments.preference_pairs --checkpoint runs/base/checkpoint --out runs/pairs
 
-Stands in for annotators, so that the chain pairs -> reward model -> PPO runs without data from outside, and against a
-gold reward that is known: R = accuracy + 0.1·format, as in r1_zero.py. Training problems give train.jsonl, those of
---eval-split held_out.jsonl, both in the plain layout of minir1/preference_data.py with R as the scores.
+It replaces annotators: pairs -> reward model -> PPO runs without other data, and the true reward is known,
+R = accuracy + 0.1·format as in r1_zero.py. Training problems give train.jsonl, those of --eval-split held_out.jsonl,
+both in the plain layout of minir1/preference_data.py with R as the scores.
 
-Truncated answers are in no pair: the rows of a pair end with the end token, and theirs do not. An answer given twice to
-a problem counts once.
+Truncated answers are left out: the rows of a pair end with the end token. Equal answers to a problem count once.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ class Config:
 
     checkpoint: Path = Path("runs/base/checkpoint")  # a Hugging Face folder, or a folder of checkpoints
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
-    data: str | None = None  # what the task reads
+    data: str | None = None  # the folder or file that the task reads
     template: Literal[TEMPLATES] = "chat"  # give reward_model.py and dpo.py the same
     eval_split: str = "validation"  # of the held-out pairs
     problems: int = 1000  # of each split, at most
-    num_generations: int = 12  # sampled answers a problem
-    pairs: int = 4  # of a problem, at most
+    num_generations: int = 12  # sampled answers per problem
+    pairs: int = 4  # per problem, at most
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     format_weight: float = 0.1  # of the gold reward
@@ -72,7 +71,7 @@ def line(problem: tasks.Problem, chosen: Answer, rejected: Answer, format_weight
 
 
 def pair_up(model, tokenizer, task: tasks.Task, split: str, config: Config) -> tuple[list[str], dict[str, float]]:
-    """The lines of one split, and what they are like."""
+    """The lines of one split, and statistics of them."""
     problems = tasks.spread(task.problems(split), config.problems)
     sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length, "seed": config.seed}
     sampling |= {"temperature": config.temperature, "template": config.template, "label": f"answers, {split}"}
@@ -106,7 +105,7 @@ COLUMNS = (  # of the table: key, title, format
 
 
 def rows(result: dict[str, float]) -> list[list[str]]:
-    """A row a file. result: "train/pairs" and so on, as `main` returns it."""
+    """One row per file. result: "train/pairs" and so on, as `main` returns it."""
     return [
         [name.replace("_", " "), *(f"{result[f'{name}/{key}']:{form}}" for key, _, form in COLUMNS)]
         for name in ("train", "held_out")
@@ -114,7 +113,7 @@ def rows(result: dict[str, float]) -> list[list[str]]:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Sample, judge, pair, write both files and what they are like; returns the latter."""
+    """Sample, judge, pair; write both files and their statistics, which are returned."""
     if any((config.out / name).exists() for name in FILES):
         raise ValueError(f"{config.out} already holds pairs: choose another --out")
     device, task = pick(config.device), tasks.load(config.task, config.data)

@@ -1,4 +1,4 @@
-"""Pre-train a tiny base on a task's synthetic corpus: next-token prediction, and if asked for multi-token prediction.
+"""Pre-train a tiny base on a task's synthetic corpus: next-token and, optionally, multi-token prediction.
 
     python -m experiments.pretrain --out runs/base
     python -m experiments.pretrain --out runs/base-dense --dense
@@ -6,8 +6,8 @@
     python -m experiments.pretrain --out runs/base-wide --task countdown:wide --mix patient 0.3
 
 Muon updates the matrices, AdamW the rest; after every step each expert's selection bias moves against its load
-(auxiliary-loss-free balancing, DeepSeek-V3, section 2.1.2), beside V3's small sequence-wise balance loss. The run ends
-by measuring the skills that reinforcement learning will build on, by the task's probes.
+(auxiliary-loss-free balancing, DeepSeek-V3, section 2.1.2), with V3's small sequence-wise balance loss. At the end the
+task's probes measure the skills that reinforcement learning will build on.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ class Config:
     """Pre-training. The defaults are those of the ten-minute demonstration."""
 
     task: str = "countdown"  # one with a corpus of its own
-    data: str | None = None  # what the task reads
+    data: str | None = None  # the folder or file that the task reads
     mix: dict[str, float] = field(default_factory=dict)  # of the corpus, as the task's `documents` takes it
     dense: bool = False  # grouped-query attention and SwiGLU instead of MLA and experts
     model: ModelConfig = field(default_factory=ModelConfig)  # shape of the MLA + MoE model
     steps: int = 1800
-    batch: int = 2048  # tokens a step
+    batch: int = 2048  # tokens per step
     muon_lr: float = 0.005  # matrices inside the blocks
     adam_lr: float = 0.01  # embedding, head, router, norms
     warmup: int = 60  # steps
     clip: float = 1.0  # largest norm of the gradient
     balance_speed: float = 0.003  # γ, step of the experts' selection bias
     balance_loss: float = 1e-4  # α, weight of the sequence-wise balance loss
-    mtp_weight: float = 0.3  # λ, weight of multi-token prediction, if --model.mtp-depth asks for it
+    mtp_weight: float = 0.3  # λ, weight of multi-token prediction, with --model.mtp-depth above 0
     seed: int = 0
     out: Path = Path("runs/base")
     resume: bool = False
-    microbatch: int = 2048  # most tokens of one forward pass; no result depends on it
-    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    microbatch: int = 2048  # most tokens of a forward pass; no result depends on it
+    recompute: bool = False  # save memory: compute activations again in the backward pass
     checkpoint_every: int = 600  # steps
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
@@ -90,7 +90,7 @@ def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
 
 
 def token_batches(config: Config, task: tasks.Task, tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
-    """The endless corpus as batches of tokenised documents, a function of the seed alone."""
+    """Endless batches of tokenised documents of the corpus, a function of the seed alone."""
     texts = task.documents(config.seed, **config.mix)
 
     def documents() -> Iterator[list[int]]:
@@ -131,7 +131,7 @@ def loss_backward(model: Transformer, rows: list[list[int]], config: Config) -> 
 def balance(record: list[Routing], lengths: Tensor, rows: list[list[int]], depth: int) -> Tensor | float:
     """The sequence-wise balance loss of a micro-batch, summed over MoE layers, as its share of the mean over all rows.
 
-    record: a Routing a layer, those of the MTP modules last; module k works on k tokens less a row.
+    record: one Routing per layer, those of the MTP modules last; module k works on k fewer tokens per row.
     """
     blocks = len(record) - depth
     penalty = 0.0
@@ -162,7 +162,7 @@ def skills(model: Transformer, tokenizer: Tokenizer, probes: list[list[tuple[str
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train, save the base under out/checkpoint, return the skills."""
+    """Train; save the base under out/checkpoint; return the skills."""
     seed_everything(config.seed)
     device = pick(config.device)
     task = task_of(config)
@@ -173,7 +173,6 @@ def main(config: Config) -> dict[str, float]:
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     corpus = token_batches(config, task, tokenizer)
-    memory.show(memory.step_memory(model, microbatch=config.microbatch, muon=True, recompute=config.recompute), device)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     folder = config.out / "checkpoint"
     start, spent = 0, 0.0
@@ -183,9 +182,10 @@ def main(config: Config) -> dict[str, float]:
         start, spent = state["step"], state["seconds"]
     run.cut_back(start)
 
-    corpus = corpus if start < config.steps else []  # or a finished run would read it through
+    corpus = corpus if start < config.steps else []  # a finished run must not read through it
     parameters = sum(p.numel() for p in model.parameters())
     print(f"pre-training {parameters / 1e6:.2f}M parameters for {config.steps} steps of {config.batch} tokens")
+    memory.show(memory.step_memory(model, microbatch=config.microbatch, muon=True, recompute=config.recompute), device)
     began, trained = time.perf_counter() - spent, 0
     with progress(config.steps, "pre-training") as bar:
         bar.advance(start)

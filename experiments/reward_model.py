@@ -4,14 +4,14 @@
 
     L(φ) = -1/N Σ log σ(r_φ(x, y_c) - r_φ(x, y_r) - m)
 
-r is read off the state of the last token, the end of the answer. All weights are trained, from those of --checkpoint,
-with a new head; the selection bias of experts stays. m is --margin times the difference of the two scores in the file
-(Llama 2, arXiv:2307.09288, section 3.2.2), ε is --label-smoothing; see minir1/preference.py.
+r is computed from the state of the last token, the end of the answer, by a new head; all weights of --checkpoint are
+trained with it, and the selection bias of experts stays as it is. m is --margin times the difference of the two scores
+in the file (Llama 2, arXiv:2307.09288, section 3.2.2). --label-smoothing is the ε of minir1/preference.py.
 
 --pairs takes any file that minir1/preference_data.py reads: plain lines (those of preference_pairs.py), HH-RLHF's,
-UltraFeedback's. Held-out pairs say how often the model agrees with the preference, beside a rule that always prefers
-the longer answer, and whether σ(r_c - r_r) is the share that it claims to be. The checkpoint is what `--reward
-model:PATH` of ppo.py opens, and transformers, as a sequence classifier with one label.
+UltraFeedback's. On held-out pairs the script measures how often the model agrees with the preference, how often a rule
+that always prefers the longer answer does, and whether σ(r_c - r_r) is calibrated. The checkpoint opens with `--reward
+model:PATH` of ppo.py, and in transformers as a sequence classifier with one label.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Config:
     max_length: int = 1024  # tokens of prompt and answer; longer pairs are left out
     template: Literal[TEMPLATES] = "chat"  # of the pairs
     steps: int = 90
-    batch: int = 32  # N, pairs a step
-    learning_rate: float = 1e-3  # AdamW; up over the warm-up, down to 0 over the second half
+    batch: int = 32  # N, pairs per step
+    learning_rate: float = 1e-3  # AdamW; rises over the warm-up, falls to 0 over the second half
     warmup: int = 10  # steps
-    margin: float = 0.0  # m a point of difference between the scores
+    margin: float = 0.0  # m per point of difference between the scores
     label_smoothing: float = 0.0  # ε
     grad_clip: float = 1.0  # largest norm of the gradient
     bins: int = 5  # of the confidence, for the calibration
@@ -62,8 +62,8 @@ class Config:
     seed: int = 0
     out: Path = Path("runs/reward-model")
     resume: bool = False
-    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
-    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    microbatch: int = 8192  # most tokens of a forward pass; no result depends on it
+    recompute: bool = False  # save memory: compute activations again in the backward pass
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
@@ -87,7 +87,7 @@ def score(model: ScalarModel, pairs: list[Rows], config: Config) -> dict[str, Te
 
 
 def learn(model: ScalarModel, optimizer, pairs: list[Rows], config: Config, step: int = 0) -> dict[str, float]:
-    """One step on N pairs; returns means over them."""
+    """One step on N pairs; returns averages over them."""
 
     def backward(part: list[Rows]) -> dict[str, Tensor]:
         scores = score(model, part, config)
@@ -128,7 +128,7 @@ BINS = ["confidence", "pairs", "claimed", "right"]
 
 
 def bin_rows(result: dict[str, float]) -> list[list[str]]:
-    """The calibration, a row a bin, columns as in BINS. result: holds what `closing` returns."""
+    """The calibration, one row per bin, columns as in BINS. result: contains what `closing` returns."""
     count = sum(key.startswith("calibration/") and key.endswith("/count") for key in result)
     lines = []
     for b in range(count):
@@ -139,7 +139,7 @@ def bin_rows(result: dict[str, float]) -> list[list[str]]:
 
 
 def show(result: dict[str, float]) -> None:
-    """The closing lines and table."""
+    """Print the last measurement and the calibration."""
     for name, key in (("reward model", "eval"), ("the longer answer", "longer")):
         middle, low, high = (result[f"{key}/accuracy{end}"] for end in ("", "_low", "_high"))
         print(f"{name}: {middle:.1%} of held-out pairs [{100 * low:.1f}, {100 * high:.1f}]")
@@ -148,7 +148,7 @@ def show(result: dict[str, float]) -> None:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train, save the reward model under out/checkpoint; returns what the closing tables say."""
+    """Train; save the reward model under out/checkpoint; return the last measurement."""
     seed_everything(config.seed)
     device = pick(config.device)
     dtype = pick_dtype(config.dtype, device)

@@ -123,8 +123,8 @@ class Masters:
 
 
 def _with_masters(parameters, make):
-    """make(parameters), over masters if some weights have 16 bits."""
-    parameters = list(parameters)
+    """An optimizer of those that take a gradient; without masters where no weight has 16 bits."""
+    parameters = [p for p in parameters if p.requires_grad]
     return Masters(parameters, make) if any(p.dtype.itemsize < 4 for p in parameters) else make(parameters)
 
 

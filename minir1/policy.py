@@ -11,33 +11,47 @@ from torch import Tensor
 from minir1 import checkpoint
 from minir1.data import by_tokens
 from minir1.model import hf
-from minir1.model.lora import adapters, adapters_off, merge, save_adapters
+from minir1.model.lora import adapters, adapters_off, add_adapters, merge, save_adapters
 from minir1.model.transformer import Transformer
 from minir1.rollout import Rollout
 from minir1.tokenizer import Tokenizer
 
 
 def load_policy(
-    path: Path, device: torch.device, dtype: torch.dtype, *, lora: bool = False, recompute: bool = False
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    lora_rank: int = 0,
+    lora_alpha: float = 32.0,
+    recompute: bool = False,
 ) -> tuple[Transformer, Tokenizer, Path]:
-    """The policy to start from, with adapters merged into its weights; its tokenizer; and the folder they came from.
+    """The policy to train, its tokenizer, and the folder they came from.
 
-    path: a Hugging Face folder, or a folder of checkpoints, whose latest is taken. lora: the caller will add adapters,
-    so a folder of adapters is refused (ValueError): saved, the new ones would name a base without the old ones.
+    path: a Hugging Face folder, or a folder of checkpoints, whose latest is taken. Adapters in it are merged.
+    lora_rank: above 0, all weights are frozen and new adapters are trained. A folder of adapters is then refused
+    (ValueError): saved, the new ones would name a base without the old ones.
     recompute: the activations of each block are computed again in the backward pass (Transformer.recompute).
     """
     source = checkpoint.resolve(path)
     model, tokenizer = hf.load(source, device, dtype)
-    if lora and adapters(model):
+    if lora_rank and adapters(model):
         raise ValueError(f"checkpoint = {source} holds adapters: merge and save them first, or train without LoRA")
     model = merge(model)
     model.recompute(recompute)
+    if lora_rank:
+        add_adapters(model, lora_rank, lora_alpha)
     return model, tokenizer, source
 
 
 def frozen_copy(model: Transformer) -> Transformer:
     """The policy as it is now, as a reference that takes no gradient."""
     return copy.deepcopy(model).requires_grad_(False)
+
+
+def reference_of(model: Transformer) -> Transformer:
+    """The reference policy: a frozen copy, or the model itself where it has adapters (see `reference_logprobs`)."""
+    return model if adapters(model) else frozen_copy(model)
 
 
 @torch.no_grad()

@@ -1,15 +1,14 @@
-"""experiments/dpo.py at toy size: its gradient written out, its parts, its run folder, a run that goes on."""
+"""experiments/dpo.py at toy size: its gradient written out, its run folder, resumed runs."""
 
 import copy
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import standin
 import torch
-from runs import plain_metrics
+from runs import assert_same_run, plain_metrics, stop
 from test_preference_pairs import assert_bad_option, save_base, write_pairs
 
 from experiments import dpo
@@ -31,7 +30,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(config):
-    """The policy, the reference (elsewhere), and ten pairs."""
+    """The policy, another model as the reference, and ten pairs."""
     model, tokenizer = hf.load(config.checkpoint)
     reference = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
@@ -113,7 +112,7 @@ def test_a_run_is_a_folder_that_shows_both_rewards(whole, config):
     assert (whole / "figures" / "dpo.png").stat().st_size > 10_000
 
 
-def test_the_checkpoint_is_a_model_and_keeps_the_reference(whole, config):
+def test_the_checkpoint_is_a_model_and_has_the_reference(whole, config):
     path = checkpoint.latest(whole / "checkpoint")
     policy, start = (hf.load(p)[0].state_dict() for p in (path, config.checkpoint))
     assert any(not torch.equal(policy[name], start[name]) for name in start)
@@ -123,28 +122,14 @@ def test_the_checkpoint_is_a_model_and_keeps_the_reference(whole, config):
 
 
 @pytest.mark.parametrize("count", [3, 6])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(whole, config, tmp_path, monkeypatch, count):
+def test_a_stopped_run_resumes_to_the_same_bits(whole, config, tmp_path, monkeypatch, count):
     again = replace(config, out=tmp_path / "run")
-    real, calls = dpo.clip_gradients, 0
-
-    def stop(*args):
-        nonlocal calls
-        calls += 1
-        if calls == count:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(dpo, "clip_gradients", stop)
-        dpo.main(again)
-    dpo.main(replace(again, resume=True, microbatch=400))
-    rows, others = (read_metrics(out) for out in (again.out, whole))
-    assert all(row.pop("perf/train_tok_s", 1) > 0 for row in rows + others) and rows == others
-    name = Path("checkpoint") / "step-000009" / "model.safetensors"
-    assert (again.out / name).read_bytes() == (whole / name).read_bytes()
+    stop(monkeypatch, "dpo", again, "experiments.dpo", "clip_gradients", count)
+    dpo.main(replace(again, resume=True))
+    assert_same_run(again.out, whole)
 
 
-def test_a_run_of_other_steps_or_settings_is_not_gone_on_with(whole, config):
+def test_a_run_of_other_steps_or_settings_is_not_resumed(whole, config):
     with pytest.raises(ValueError, match="steps = 12: the learning rate follows it"):
         dpo.main(replace(config, resume=True, steps=12))
     with pytest.raises(ValueError, match="beta: 0.1 then, 0.2 now"):
@@ -165,26 +150,13 @@ def test_a_run_on_another_device_is_that_of_the_cpu(config, tmp_path):
 def test_weights_of_16_bits_are_trained_over_masters_and_resumed_to_the_same_bits(config, tmp_path, monkeypatch):
     short = replace(config, dtype="bfloat16", steps=3, eval_every=2, learning_rate=1e-4, recompute=True)
     dpo.main(replace(short, out=tmp_path / "whole"))
-    real, calls = dpo.clip_gradients, 0
-
-    def stop(*args):
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return real(*args)
-
     again = replace(short, out=tmp_path / "run")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(dpo, "clip_gradients", stop)
-        dpo.main(again)
+    stop(monkeypatch, "dpo", again, "experiments.dpo", "clip_gradients", 3)
     dpo.main(replace(again, resume=True))
-    folders = [checkpoint.latest(tmp_path / name / "checkpoint") for name in ("whole", "run")]
-    states = [checkpoint.load_state(folder) for folder in folders]
-    for a, b in zip(*(state["optimizer"]["masters"] for state in states)):
-        assert a.dtype == torch.float32 and torch.equal(a, b)
-    assert (folders[0] / "model.safetensors").read_bytes() == (folders[1] / "model.safetensors").read_bytes()
-    assert next(hf.load(folders[0])[0].parameters()).dtype == torch.bfloat16
+    assert_same_run(again.out, tmp_path / "whole")
+    folder = checkpoint.latest(again.out / "checkpoint")
+    assert {m.dtype for m in checkpoint.load_state(folder)["optimizer"]["masters"]} == {torch.float32}
+    assert next(hf.load(folder)[0].parameters()).dtype == torch.bfloat16
 
 
 def test_with_a_task_the_policy_is_sampled(config, tmp_path):
@@ -194,7 +166,7 @@ def test_with_a_task_the_policy_is_sampled(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         ("--beta 0", "beta = 0.0: above 0"),
         ("--label-smoothing 0.5", "label_smoothing = 0.5: 0 to below 0.5"),
@@ -203,5 +175,5 @@ def test_with_a_task_the_policy_is_sampled(config, tmp_path):
         ("--eval-problems 0", "eval_problems = 0: at least 1"),
     ],
 )
-def test_bad_options_are_named(line, told, capsys):
-    assert_bad_option(dpo, line, told, capsys)
+def test_bad_options_are_named(line, message, capsys):
+    assert_bad_option(dpo, line, message, capsys)

@@ -1,4 +1,4 @@
-"""The scripts at toy size, called as a user calls them; runs that are killed and go on to the same bits."""
+"""The scripts at toy size, called as a user calls them; killed runs resume to the same bits."""
 
 import importlib
 import json
@@ -71,7 +71,7 @@ def test_a_base_is_trained_from_the_command_line_in_any_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script, line, told",
+    "script, line, message",
     [
         ("pretrain", "--steps 0", "steps = 0: at least 1"),
         ("pretrain", "--model.heads 0", "heads = 0"),
@@ -86,12 +86,12 @@ def test_a_base_is_trained_from_the_command_line_in_any_folder(tmp_path):
         ("studies.seeds", "--seed 1", "--seed"),
     ],
 )
-def test_bad_options_are_named(script, line, told, capsys):
+def test_bad_options_are_named(script, line, message, capsys):
     with pytest.raises(SystemExit) as end:
         tyro.cli(importlib.import_module(f"experiments.{script}").Config, args=line.split())
     assert end.value.code == 2
     shown = "".join(capsys.readouterr())
-    assert told in " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
+    assert message in " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
 
 
 def test_the_commands_in_the_docstrings_are_understood():
@@ -198,7 +198,7 @@ def test_resuming_a_finished_run_changes_nothing(whole, tmp_path, monkeypatch):
     seconds = {key: value for key, value in result_of(out).items() if key.startswith("seconds/")}
     assert pretrain.main(replace(config_of("moe"), out=out, resume=True))
     assert_same_run(out, whole("moe"))
-    for key, value in seconds.items():  # of the training, not of this look
+    for key, value in seconds.items():  # those of the training are kept
         assert result_of(out)[key] > 0.5 * value
 
 
@@ -304,7 +304,7 @@ def test_the_demonstration_leaves_a_result_a_figure_and_samples(demonstration):
         assert hf.load(checkpoint.latest(out / part / "checkpoint"))
 
 
-def test_a_killed_demonstration_goes_on_without_training_the_base_again(demonstration, tmp_path, monkeypatch):
+def test_a_killed_demonstration_resumes_without_training_the_base_again(demonstration, tmp_path, monkeypatch):
     out, result, _ = demonstration
     config = replace(DEMO, out=tmp_path / "run")
     kill("demo", config, "torch.nn.utils", "clip_grads_with_norm_", 40 + 7, tmp_path / "config")  # step 4 of 5
@@ -318,7 +318,7 @@ def test_a_killed_demonstration_goes_on_without_training_the_base_again(demonstr
         if not key.startswith(clock) and not key.endswith("tokens_per_s"):
             assert again[key] == result[key], key
 
-    monkeypatch.setattr(r1_zero, "learn", None)  # now all is done: only the test is made again
+    monkeypatch.setattr(r1_zero, "learn", None)  # now all is trained: only the test runs again
     again = demo.main(replace(config, resume=True))
     assert again["after/pass@1"] == result["after/pass@1"]
     assert (tmp_path / "run" / "samples.jsonl").read_bytes() == (out / "samples.jsonl").read_bytes()
@@ -359,7 +359,7 @@ def test_a_task_without_a_split_to_test_on_is_refused(demonstration, tmp_path):
 
 
 def test_multi_token_prediction_does_not_depend_on_the_microbatch():
-    """Its loss, its gradients and the loads of its experts; and the weight λ stands where it should."""
+    """Its loss, its gradients and the loads of its experts; and the loss is linear in the weight λ."""
     config = replace(SMALL, model=replace(MOE, mtp_depth=2), mtp_weight=0.5, balance_loss=0.1)
     tokenizer = word_level(*COUNTDOWN.vocabulary())
     rows = [[5], [6, 7], [5, 6, 7], *next(pretrain.token_batches(config, COUNTDOWN, tokenizer))]  # some without depth

@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tokenizers
 import torch
+from runs import ROOT, assert_same_run, command, kill
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from experiments import demo, evaluate, r1_zero
@@ -25,7 +23,6 @@ from minir1.model.transformer import Transformer
 from minir1.templates import R1_ZERO
 from minir1.tokenizer import EOS, TAGS, Tokenizer
 
-ROOT = Path(__file__).parent.parent
 PUBLISHED = Path(os.environ.get("MINIR1_GSM8K", ROOT / "data" / "gsm8k"))
 QUESTION = "Tom has {} apples and gives all but {} away. How many are left"
 TEXT = "<think>He keeps {}</think> <answer>{}</answer>"
@@ -60,7 +57,7 @@ def byte_level(texts: list[str]) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A Qwen2ForCausalLM of 50,000 parameters that has seen what an answer looks like, and answers 1 or 2 at random."""
+    """A Qwen2ForCausalLM of 50,000 parameters, trained on well-formed answers, which answers 1 or 2 at random."""
     texts = [TEXT.format(n, n) for n in (1, 2)]
     tokenizer = byte_level([R1_ZERO, QUESTION, *texts] * 9)
     assert all(tokenizer.backend.token_to_id(tag) is None for tag in TAGS)  # tags are text
@@ -83,75 +80,37 @@ def base(tmp_path_factory):
     return path
 
 
-LETHAL = """
-import os, signal, sys
-from experiments import r1_zero
-from minir1 import cli
-real, calls = r1_zero.clip_gradients, 0
-def lethal(*args):
-    global calls
-    calls += 1
-    if calls == 4:  # the second mini-batch of the second step, its gradient ready, not applied
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args)
-r1_zero.clip_gradients = lethal
-cli.run(r1_zero.main, r1_zero.Config)
-"""
-
-
-def plain(row: dict) -> dict:
-    return {key: value for key, value in row.items() if not key.startswith(("time/", "perf/"))}
-
-
-def assert_equal(a, b) -> None:
-    """Nested states are equal to the bit, but for the seconds."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        [assert_equal(a[key], b[key]) for key in a if key != "seconds"]
-    elif isinstance(a, list):
-        [assert_equal(x, y) for x, y in zip(a, b, strict=True)]
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
 @pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
-def test_a_killed_run_goes_on_to_the_same_bits(base, data, tmp_path, rank):
+def test_a_killed_run_resumes_to_the_same_bits(base, data, tmp_path, rank):
     config = r1_zero.Config(
         checkpoint=base, task="gsm8k", data=str(data), template="r1_zero", dtype="bfloat16", lora_rank=rank,
         steps=3, prompts=4, num_generations=4, max_completion_length=24, learning_rate=1e-3, warmup=1, min_mixed=0.0,
         eval_every=1, eval_problems=4, eval_answers=1, out=tmp_path / "whole",
     )  # fmt: skip
     r1_zero.main(config)
+    killed = replace(config, out=tmp_path / "run")
+    # The second mini-batch of the second step: its gradient is computed, not applied.
+    kill("r1_zero", killed, "experiments.r1_zero", "clip_gradients", 4, tmp_path / "config")
+    assert checkpoint.latest(tmp_path / "run" / "checkpoint").name == "step-000001"
     words = f"""--checkpoint {base} --task gsm8k --data {data} --template r1_zero --dtype bfloat16 --lora-rank {rank}
         --steps 3 --prompts 4 --num-generations 4 --max-completion-length 24 --learning-rate 1e-3 --warmup 1
-        --min-mixed 0 --eval-every 1 --eval-problems 4 --eval-answers 1 --out {tmp_path / "run"}""".split()
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run([sys.executable, "-c", LETHAL, *words], env=environment, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert checkpoint.latest(tmp_path / "run" / "checkpoint").name == "step-000001"
-    command = [sys.executable, "-m", "experiments.r1_zero", *words, "--resume"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        --min-mixed 0 --eval-every 1 --eval-problems 4 --eval-answers 1 --out {tmp_path / "run"} --resume""".split()
+    done = command("-m", "experiments.r1_zero", *words)
     assert done.returncode == 0, done.stderr
 
-    rows, others = ([plain(row) for row in read_metrics(tmp_path / name)] for name in ("whole", "run"))
-    assert rows == others and [row["step"] for row in rows] == [0, 1, 2, 3]
-    assert (tmp_path / "whole" / "samples.jsonl").read_bytes() == (tmp_path / "run" / "samples.jsonl").read_bytes()
-    a, b = (checkpoint.latest(tmp_path / name / "checkpoint") for name in ("whole", "run"))
-    name = "adapter_model.safetensors" if rank else "model.safetensors"
-    assert (a / name).read_bytes() == (b / name).read_bytes()
-    states = [checkpoint.load_state(path) for path in (a, b)]
-    assert_equal(*states)
-    assert all(master.dtype == torch.float32 for master in states[0]["optimizer"]["masters"])
-
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    rows, path = read_metrics(tmp_path / "whole"), checkpoint.latest(tmp_path / "whole" / "checkpoint")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert all(master.dtype == torch.float32 for master in checkpoint.load_state(path)["optimizer"]["masters"])
     assert all(row["train/ratio_deviation"] < 0.02 for row in rows[1:])
-    if data != PUBLISHED:  # there was something to learn from, or this would compare nothing with nothing
+    if data != PUBLISHED:  # the comparison would be empty if nothing had been learned
         assert any(row["train/mixed_groups"] > 0 and row["train/grad_norm"] > 0 for row in rows[1:])
-        start, end = (dict(hf.load(path, dtype=torch.bfloat16)[0].named_parameters()) for path in (base, a))
+        start, end = (dict(hf.load(p, dtype=torch.bfloat16)[0].named_parameters()) for p in (base, path))
         if rank:
             assert any(weight.any() for name, weight in end.items() if name.endswith(".B"))  # they begin at zero
         else:
             assert any(not torch.equal(start[name], weight) for name, weight in end.items())
-    assert bool(adapters(hf.load(a)[0])) == bool(rank)
+    assert bool(adapters(hf.load(path)[0])) == bool(rank)
 
 
 def test_the_result_is_evaluated_on_the_test_problems(base, data, capsys):
@@ -166,7 +125,7 @@ def test_the_result_is_evaluated_on_the_test_problems(base, data, capsys):
 
 
 def test_the_demonstration_of_a_task_without_behaviour_baselines_and_corpus(base, tmp_path):
-    """It starts from a given checkpoint, tests on the one split that is left, and draws what there is."""
+    """It starts from a given checkpoint, tests on the only remaining split, and plots what was measured."""
     shutil.copytree(base, tmp_path / "base" / "checkpoint")
     (tmp_path / "data").mkdir()
     rl = r1_zero.Config(

@@ -13,7 +13,7 @@ from minir1.model.config import ModelConfig, dense
 from minir1.model.lora import adapters, add_adapters
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw
-from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check, reference_logprobs
+from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check, reference_logprobs, reference_of
 from minir1.rollout import collect
 from minir1.tokenizer import word_level
 
@@ -150,10 +150,10 @@ def test_a_policy_is_restored_to_the_bit(base, tmp_path, dtype, rank):
     """Weights or adapters, optimizer with masters and reference: the next step of both has the same bits."""
 
     def opened():
-        model, tokenizer, source = load_policy(base, CPU, dtype, lora=rank > 0)
-        reference = model if rank else frozen_copy(model)
         torch.manual_seed(0)
-        optimizer = adamw(add_adapters(model, rank, 8.0) if rank else model.parameters(), 1e-2)
+        model, tokenizer, source = load_policy(base, CPU, dtype, lora_rank=rank, lora_alpha=8.0)
+        reference, optimizer = reference_of(model), adamw(model.parameters(), 1e-2)
+        assert (reference is model) == (rank > 0)
         return model, tokenizer, source, {"optimizer": optimizer} | ({} if rank else {"reference": reference})
 
     model, tokenizer, source, parts = opened()
@@ -177,15 +177,17 @@ def test_a_policy_is_restored_to_the_bit(base, tmp_path, dtype, rank):
 
 
 def test_training_starts_from_merged_adapters_or_refuses_more(base, tmp_path):
-    model, tokenizer, source = load_policy(base, CPU, torch.float32, lora=True, recompute=True)
-    assert model.recompute
-    for p in add_adapters(model, 4, 8.0):
-        torch.nn.init.normal_(p, std=0.1)
+    model, tokenizer, source = load_policy(base, CPU, torch.float32, lora_rank=4, recompute=True)
+    assert all(block.recompute for block in model.blocks)
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.1)
     policy.save(model, tokenizer, tmp_path / "adapters", source)
     merged, _, path = load_policy(tmp_path / "adapters", CPU, torch.float32)
-    assert path == tmp_path / "adapters" and not adapters(merged) and not merged.recompute
+    assert path == tmp_path / "adapters" and not adapters(merged)
+    assert not any(block.recompute for block in merged.blocks)
     assert all(p.requires_grad for p in merged.parameters())
     rollout = draw(copy.deepcopy(model))
     torch.testing.assert_close(logprobs(merged, rollout, 99), logprobs(model, rollout, 99), atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="adapters holds adapters: merge and save them first, or train without LoRA"):
-        load_policy(tmp_path / "adapters", CPU, torch.float32, lora=True)
+        load_policy(tmp_path / "adapters", CPU, torch.float32, lora_rank=4)

@@ -28,7 +28,7 @@ PPO = ppo.Config(**TOY, steps=4, eval_every=2, value_warmup=1, warmup=1, beta=0.
 
 @pytest.fixture(scope="module")
 def base(toy_base):
-    """The checkpoint folder of an MoE that has begun to know what an answer looks like."""
+    """The checkpoint folder of an MoE that writes the tags and sometimes tries."""
     return toy_base("moe") / "checkpoint"
 
 
@@ -54,22 +54,22 @@ def sampled(base):
     rewards = torch.arange(8.0).view(4, 2).sin()
     values = ppo.state_values(model, head, rollout, 8192)
     ref_logp = rollout.logp + 0.1 * torch.randn(rollout.logp.shape, generator=torch.Generator().manual_seed(1))
-    told = estimate(rewards, values, ref_logp.masked_fill(~rollout.mask, 0.0), rollout, PPO)
-    return model, critics, rollout, rewards, told
+    estimated = estimate(rewards, values, ref_logp.masked_fill(~rollout.mask, 0.0), rollout, PPO)
+    return model, critics, rollout, rewards, estimated
 
 
 def estimate(rewards, values, ref_logp, rollout, config):
     """From rewards [P, G] to advantages and returns."""
-    return ppo.estimate(ppo.token_rewards(rewards, ref_logp, rollout, config), values, ref_logp, rollout, config)
+    return ppo.estimate(rewards, values, ref_logp, rollout, config)[1]
 
 
-def step(sampled, kind="trunk", *, lr=1.0, frozen=False, told=None, **changes):
+def step(sampled, kind="trunk", *, lr=1.0, frozen=False, estimated=None, **changes):
     """`learn` with plain gradient descent: (what was measured, how policy and critic moved)."""
-    model, critics, rollout, _, given = sampled
+    model, critics, rollout, _, own = sampled
     policy, critic = copy.deepcopy(model).requires_grad_(not frozen), copy.deepcopy(critics[kind])
     optimizers = [torch.optim.SGD(part.parameters(), lr=lr) for part in (policy, critic)]
     config = replace(PPO, **{"num_minibatches": 1, "grad_clip": 1e9, "critic": kind, **changes})
-    measured = ppo.learn(policy, critic, optimizers, rollout, told or given, config, step=1)
+    measured = ppo.learn(policy, critic, optimizers, rollout, estimated or own, config, step=1)
     moves = [[(b - a).detach() for a, b in zip(old.parameters(), new.parameters())]
              for old, new in ((model, policy), (critics[kind], critic))]
     return measured, *moves
@@ -98,12 +98,12 @@ def test_no_result_depends_on_the_microbatch(sampled, kind):
 
 
 def apart(sampled):
-    """The same rollout as an older policy and an older critic would have left it: no ratio is 1, no V is V_old."""
-    model, critics, rollout, rewards, told = sampled
+    """The same rollout by an older policy and critic: no ratio is 1, no V is V_old."""
+    model, critics, rollout, rewards, estimated = sampled
     generator = torch.Generator().manual_seed(2)
     log_ratio, ahead = (scale * torch.randn(rollout.logp.shape, generator=generator) for scale in (0.5, 0.3))
     rollout = replace(rollout, logp=rollout.logp - log_ratio * rollout.mask)
-    return model, critics, rollout, rewards, told._replace(values=told.values - ahead * rollout.mask)
+    return model, critics, rollout, rewards, estimated._replace(values=estimated.values - ahead * rollout.mask)
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["ratio 1", "apart"])
@@ -114,7 +114,7 @@ def test_the_gradient_is_that_of_the_objective_written_out(sampled, kind, moved)
     Clips 0.1 and 0.3, c = 1.5, ε = 0.2 of the value: apart each binds for some token, at ratio 1 none does.
     """
     sampled = apart(sampled) if moved else sampled
-    model, critics, rollout, _, told = sampled
+    model, critics, rollout, _, estimated = sampled
     config = {"epsilon_low": 0.1, "epsilon_high": 0.3, "dual_clip": 1.5, "value_clip": 0.2}
     config |= {"ent_coef": 0.3, "kl_in": "loss", "beta": 0.2, "vf_coef": 0.7}
     measured, moves, critic_moves = step(sampled, kind, **config)
@@ -123,12 +123,12 @@ def test_the_gradient_is_that_of_the_objective_written_out(sampled, kind, moved)
     hidden = policy.hidden(rollout.tokens, lengths=rollout.length)
     value = torch.nn.functional.pad(critic(hidden)[:, :-1], (1, 0)) if kind == "trunk" else critic.values(
         rollout.tokens, lengths=rollout.length)
-    A, r = told.advantage, (logp - rollout.logp).exp()
+    A, r = estimated.advantage, (logp - rollout.logp).exp()
     gain = torch.minimum(r * A, r.clamp(0.9, 1.3) * A)
     gain = torch.where(A < 0, torch.maximum(gain, 1.5 * A), gain)
-    near = told.values + (value - told.values).clamp(-0.2, 0.2)
-    error, near_error = (value - told.returns) ** 2, (near - told.returns) ** 2
-    loss = -gain - 0.3 * entropy + 0.2 * kl_k3(logp, told.ref_logp)
+    near = estimated.values + (value - estimated.values).clamp(-0.2, 0.2)
+    error, near_error = (value - estimated.returns) ** 2, (near - estimated.returns) ** 2
+    loss = -gain - 0.3 * entropy + 0.2 * kl_k3(logp, estimated.ref_logp)
     loss = loss + 0.7 * 0.5 * torch.maximum(error, near_error)
     loss[rollout.mask].mean().backward()
     assert_same(moves, [-p.grad for p in policy.parameters()])
@@ -147,19 +147,28 @@ def test_while_the_value_warms_up_the_policy_stays(sampled, kind):
     assert_same(critic, moving)  # what the critic learns is the same
 
 
+def test_entropy_is_computed_only_when_asked_for(sampled):
+    model, critics, rollout, *_ = sampled
+    for critic in critics.values():
+        logp, entropy, value = ppo.forward(model, critic, rollout, entropy=True)
+        torch.testing.assert_close(entropy, rollout.entropy, atol=1e-4, rtol=0)
+        plain = ppo.forward(model, critic, rollout)
+        assert len(plain) == 2 and torch.equal(plain[0], logp) and torch.equal(plain[1], value)
+
+
 def test_estimates_by_hand(sampled):
     model, critics, rollout, rewards, _ = sampled
     values, mask = ppo.state_values(model, critics["trunk"], rollout, 60), rollout.mask
     torch.testing.assert_close(ppo.state_values(model, critics["own"], rollout, 8192), values)
     config = replace(PPO, gae_lambda=1.0, whiten_advantages=False, beta=0.0)
-    told = estimate(rewards, values, rollout.logp, rollout, config)
-    torch.testing.assert_close(told.returns, rewards.view(8, 1) * mask)
-    torch.testing.assert_close(told.advantage, (rewards.view(8, 1) - values) * mask)
+    estimated = estimate(rewards, values, rollout.logp, rollout, config)
+    torch.testing.assert_close(estimated.returns, rewards.view(8, 1) * mask)
+    torch.testing.assert_close(estimated.advantage, (rewards.view(8, 1) - values) * mask)
     other = rollout.logp - 0.1 * mask
-    told = estimate(rewards, values, other, rollout, replace(config, beta=2.0))
+    estimated = estimate(rewards, values, other, rollout, replace(config, beta=2.0))
     to_come = mask.flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(kl_k1(rollout.logp, other), 0.1 * mask, atol=1e-6, rtol=0)
-    torch.testing.assert_close(told.returns, (rewards.view(8, 1) - 0.2 * to_come) * mask, atol=1e-5, rtol=0)
+    torch.testing.assert_close(estimated.returns, (rewards.view(8, 1) - 0.2 * to_come) * mask, atol=1e-5, rtol=0)
     in_loss = estimate(rewards, values, other, rollout, replace(config, beta=2.0, kl_in="loss"))
     torch.testing.assert_close(in_loss.returns, rewards.view(8, 1) * mask)
     white = estimate(rewards, values, rollout.logp, rollout, replace(config, whiten_advantages=True)).advantage[mask]
@@ -171,15 +180,15 @@ def test_both_discounts_reach_the_estimate(sampled):
     model, critics, rollout, rewards, _ = sampled
     values, mask = ppo.state_values(model, critics["trunk"], rollout, 8192), rollout.mask
     config = replace(PPO, gamma=0.9, gae_lambda=0.7, whiten_advantages=False, beta=0.0)
-    told = estimate(rewards, values, rollout.logp, rollout, config)
+    estimated = estimate(rewards, values, rollout.logp, rollout, config)
     last = torch.arange(mask.shape[1]) == rollout.length.unsqueeze(1) - 1
     to_come = torch.nn.functional.pad((values * mask)[:, 1:], (0, 1))
     delta = (rewards.view(8, 1) * last + 0.9 * to_come - values) * mask
     t = torch.arange(mask.shape[1])
     powers = (0.63 ** (t - t.unsqueeze(1)).clamp(min=0)).triu()
     want = delta @ powers.T * mask
-    torch.testing.assert_close(told.advantage, want, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(told.returns, (want + values) * mask, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(estimated.advantage, want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(estimated.returns, (want + values) * mask, atol=1e-5, rtol=1e-5)
 
 
 def test_a_wrong_sampler_stops_the_run(sampled, base, tmp_path, monkeypatch):
@@ -264,7 +273,7 @@ def test_one_answer_a_problem_is_compared_with_all(capsys):
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         ("--gamma 2", "gamma = 2.0: 0 to 1"),
         ("--gae-lambda -1", "gae_lambda = -1.0: 0 to 1"),
@@ -279,8 +288,8 @@ def test_one_answer_a_problem_is_compared_with_all(capsys):
         ("--num-generations 0", "num_generations = 0: at least 1"),
     ],
 )
-def test_bad_options_are_named(line, told, capsys):
+def test_bad_options_are_named(line, message, capsys):
     with pytest.raises(SystemExit):
         tyro.cli(ppo.Config, args=line.split())
-    assert told in " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+    assert message in " ".join("".join(capsys.readouterr()).replace("│", " ").split())
 

@@ -35,7 +35,7 @@ def save_base(path: Path) -> Path:
 
 def write_pairs(folder: Path, problems: int = 40) -> dict[str, Path]:
     """Pairs by hand, `pairs` and `held_out`: a right answer that says yes over a wrong one, of several lengths."""
-    found = {}
+    paths = {}
     for name, part in (("pairs", "train"), ("held_out", "validation")):
         lines = []
         for i, problem in enumerate(spread(countdown.problems(part), problems)):
@@ -43,17 +43,17 @@ def write_pairs(folder: Path, problems: int = 40) -> dict[str, Path]:
             for rejected in ("<think>1+2=3:4 no\n</think><answer>1+2</answer>", "1+1"):
                 scores = {"score_chosen": 1.1, "score_rejected": 0.1 * (rejected != "1+1")}
                 lines.append({"prompt": problem.prompt, "chosen": chosen, "rejected": rejected} | scores)
-        found[name] = folder / f"{name}.jsonl"
-        found[name].write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return found
+        paths[name] = folder / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return paths
 
 
-def assert_bad_option(script, line: str, told: str, capsys) -> None:
-    """The command line is refused, saying `told`."""
+def assert_bad_option(script, line: str, message: str, capsys) -> None:
+    """The command line is refused with this message."""
     with pytest.raises(SystemExit) as end:
         tyro.cli(script.Config, args=line.split())
     assert end.value.code == 2
-    assert told in " ".join(re.sub("[│╭╮╰╯─]", " ", "".join(capsys.readouterr())).split())
+    assert message in " ".join(re.sub("[│╭╮╰╯─]", " ", "".join(capsys.readouterr())).split())
 
 
 # ---- pairing -----------------------------------------------------------------------------------
@@ -67,8 +67,8 @@ def test_couples_are_right_over_wrong_each_text_once():
     answers = [answer("a", True), answer("a", True), answer("b", False), answer("c", False), answer("b", False)]
     answers += [answer(t, right, truncated=True) for t, right in (("d", False), ("e", True))]
     answers += [answer("f", False, unjudged=True)]
-    found = preference_pairs.couples(answers, 9, random.Random(0))
-    assert [(c.text, r.text) for c, r in found] == [("a", "b"), ("a", "c")]
+    pairs = preference_pairs.couples(answers, 9, random.Random(0))
+    assert [(c.text, r.text) for c, r in pairs] == [("a", "b"), ("a", "c")]
     assert preference_pairs.couples(answers[2:], 9, random.Random(0)) == []  # nothing right is left
     many = [answer(str(i), i % 2 == 0) for i in range(12)]
     drawn = [preference_pairs.couples(many, 5, random.Random(seed)) for seed in (0, 0, 1)]
@@ -82,7 +82,7 @@ def base(tmp_path_factory):
 
 
 def scripted(model, tokenizer, task, problems, *, answers, **sampling):
-    """What a base might have sampled: the reference every other time, and a wrong answer, judged as ever."""
+    """In place of sampled answers: in turn the reference and a wrong answer, judged by the task."""
     grid = []
     for n, problem in enumerate(problems):
         ends = [("yes", problem.reference), ("no", "1+1")]
@@ -135,7 +135,7 @@ def test_pairs_of_a_task_of_ones_own(base, tmp_path, monkeypatch):
 
 
 def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
-    """Sampled in earnest: an untrained model."""
+    """With answers that an untrained model really samples."""
     small = {"problems": 3, "num_generations": 2, "max_completion_length": 8}
     config = preference_pairs.Config(checkpoint=base, **small, out=tmp_path / "pairs")
     with pytest.raises(ValueError, match="0 of 6 answers to train problems are right, and no problem has both kinds"):
@@ -144,7 +144,7 @@ def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         ("--num-generations 1", "num_generations = 1: at least 2"),
         ("--pairs 0", "pairs = 0: at least 1"),
@@ -152,5 +152,5 @@ def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
         ("--temperature 0", "temperature = 0.0: above 0, or the answers to a problem are all the same"),
     ],
 )
-def test_bad_options_are_named(line, told, capsys):
-    assert_bad_option(preference_pairs, line, told, capsys)
+def test_bad_options_are_named(line, message, capsys):
+    assert_bad_option(preference_pairs, line, message, capsys)

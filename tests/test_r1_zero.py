@@ -346,6 +346,7 @@ def test_options_reach_the_run(toy_base, tmp_path):
     more |= {"no_think": True, "beta": 0.0, "max_completion_length": 10, "steps": 2, "eval_every": 1}
     last = r1_zero.main(config_of("moe", toy_base, tmp_path, **more))
     assert "eval/pass@1" in last and "train/kl" not in last
+    assert "reference" not in checkpoint.load_state(checkpoint.latest(tmp_path / "checkpoint"))  # without KL
     assert last["behaviour/tries"] == 0 and last["train/length"] <= 10
     texts = [json.loads(line)["text"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert len(texts) == 8 and all(text.startswith(NO_THINK) for text in texts)
@@ -504,7 +505,7 @@ def test_a_run_on_another_device_is_that_of_the_cpu(toy_base, tmp_path, rank):
 def test_adapters_alone_are_trained_saved_and_resumed(toy_base, tmp_path, monkeypatch):
     more = {"lora_rank": 4, "reference_reset": 0, "learning_rate": 1e-3}
     config, whole = (config_of("moe", toy_base, tmp_path / name, **more) for name in ("run", "whole"))
-    monkeypatch.setattr(r1_zero, "frozen_copy", None)  # no second copy for the reference
+    monkeypatch.setattr("minir1.policy.frozen_copy", None)  # no second copy for the reference
     stop(monkeypatch, "r1_zero", config, "experiments.r1_zero", "learn", 6)
     r1_zero.main(replace(config, resume=True))
     r1_zero.main(whole)

@@ -1,15 +1,14 @@
-"""experiments/reward_model.py at toy size: its gradient written out, its parts, what it leaves, a run that goes on."""
+"""experiments/reward_model.py at toy size: its gradient written out, its run folder, resumed runs."""
 
 import copy
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import standin
 import torch
-from runs import plain_metrics
+from runs import assert_same_run, plain_metrics, stop
 from test_preference_pairs import assert_bad_option, save_base, write_pairs
 
 from experiments import reward_model
@@ -121,29 +120,14 @@ def test_the_checkpoint_is_a_scalar_model_that_prefers_as_measured(whole, config
     assert biases and all(torch.equal(start[name], bias) for name, bias in biases.items())
 
 
-@pytest.mark.parametrize("count", [6])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(whole, config, tmp_path, monkeypatch, count):
+def test_a_stopped_run_resumes_to_the_same_bits(whole, config, tmp_path, monkeypatch):
     again = replace(config, out=tmp_path / "run")
-    real, calls = reward_model.clip_gradients, 0
-
-    def stop(*args):
-        nonlocal calls
-        calls += 1
-        if calls == count:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(reward_model, "clip_gradients", stop)
-        reward_model.main(again)
+    stop(monkeypatch, "reward_model", again, "experiments.reward_model", "clip_gradients", 6)
     reward_model.main(replace(again, resume=True))
-    rows, others = (read_metrics(out) for out in (again.out, whole))
-    assert all(row.pop("perf/train_tok_s") > 0 for row in rows + others) and rows == others
-    name = Path("checkpoint") / "step-000009" / "model.safetensors"
-    assert (again.out / name).read_bytes() == (whole / name).read_bytes()
+    assert_same_run(again.out, whole)
 
 
-def test_a_run_of_other_steps_is_not_gone_on_with(whole, config):
+def test_a_run_of_other_steps_is_not_resumed(whole, config):
     with pytest.raises(ValueError, match="steps = 12: the learning rate follows it"):
         reward_model.main(replace(config, resume=True, steps=12))
 
@@ -171,7 +155,7 @@ def test_a_margin_needs_scores(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         ("--margin -1", "margin = -1.0: at least 0"),
         ("--bins 0", "bins = 0: at least 1"),
@@ -180,5 +164,5 @@ def test_a_margin_needs_scores(config, tmp_path):
         ("--beta 1", "--beta"),
     ],
 )
-def test_bad_options_are_named(line, told, capsys):
-    assert_bad_option(reward_model, line, told, capsys)
+def test_bad_options_are_named(line, message, capsys):
+    assert_bad_option(reward_model, line, message, capsys)

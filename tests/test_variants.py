@@ -67,9 +67,11 @@ def test_every_variant_runs_and_logs_what_the_others_log(base, tmp_path, name):
 def test_a_variant_is_a_short_copy():
     """None needs more than 60 lines to be told from its original, and each changes something that this has."""
     for name in variants.COPIES:
-        assert len(variants.difference(name)) <= 60 and 4 < variants.changed(name), name
+        assert len(variants.difference(name)) <= 60, name
         original = variants.code(SCRIPTS / f"{variants.COPIES[name]}.py")
         assert all(line[1:] in original for line in variants.difference(name) if line.startswith("-"))
+        copied = "\n".join(variants.code(SCRIPTS / "variants" / f"{name}.py"))
+        assert "lora" not in copied and "reference_reset" not in copied
     with pytest.raises(ValueError, match="unknown variant 'ppo'; known are rloo"):
         variants.main("ppo")
 

@@ -1,4 +1,4 @@
-"""A line a file for README.md: the first line of each docstring.
+"""One line per file for README.md: the first line of each docstring.
 
     python -m experiments.tools.file_map
 """
@@ -21,7 +21,7 @@ def first_line(path: Path) -> str:
 
 
 def page() -> str:
-    """The map as Markdown, a folded list a folder."""
+    """The map as Markdown, one folded list per folder."""
     parts = []
     for folder in FOLDERS:
         files = [path for path in sorted((ROOT / folder).glob("*.py")) if path.name != "__init__.py"]

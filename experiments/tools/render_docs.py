@@ -100,22 +100,22 @@ def count_parts(figures: dict[str, dict[str, float]]) -> str:
     rows.append(["**sum**", f"**{one['total']:,}**", "", f"**{one['active']:,}**", ""])
     rows.append(["sum with the input embedding", "", "", f"**{one['active_with_embedding']:,}**", ""])
     rows.append([f"{PARTS['mtp']}, on top", f"{one['total/mtp']:,}", "", f"{one['active/mtp']:,}", ""])
-    return markdown_table(["", "total", "share", "active a token", "share"], rows)
+    return markdown_table(["", "total", "share", "active per token", "share"], rows)
 
 
 def count(figures: dict[str, dict[str, float]]) -> str:
-    """A row a model: parameters, cache and operations."""
-    head = ["", "total", "active", "with embedding", "cache, numbers a token a layer", "cache, bytes a token (bf16)"]
+    """One row per model: parameters, cache and operations."""
+    head = ["", "total", "active", "with embedding", "cache, numbers per token and layer"]
     rows = []
     for name, one in figures.items():
         cells = [name, *(human(one[key]) for key in ("total", "active", "active_with_embedding"))]
         cells += [f"{one['cache/token_layer']:,}", f"{one['cache/token']:,.0f}"]
         rows.append(cells + [human(one[f"flops/{kind}"], "FLOP") for kind in ("train", "decode")])
-    return markdown_table([*head, "training", "decoding"], rows)
+    return markdown_table([*head, "cache, bytes per token (bf16)", "training", "decoding"], rows)
 
 
 def long_context(results: Results) -> str:
-    """Accuracy within the trained window, beyond it and at the longest texts, a row a variant: mean and interval."""
+    """Accuracy within the trained window, beyond it and at the longest texts, per variant: mean and interval."""
     longest = max(int(key.split("/")[1]) for key in next(iter(results.values())) if re.fullmatch(r"none/\d+/0", key))
 
     def at_longest(result: dict[str, float], name: str) -> float:
@@ -145,7 +145,7 @@ def prefill(figures: dict[str, float]) -> str:
 
 
 def speculative(figures: dict[str, float]) -> str:
-    """Accepted drafts, tokens a pass and speed, by depth, rows and temperature."""
+    """Accepted drafts, tokens per pass and speed, by depth, rows and temperature."""
     rows = []
     for case in dict.fromkeys(key.rsplit("/", 1)[0] for key in figures if "/" in key):
         depth, count, temperature = (part.split("=")[1] for part in case.split("/"))
@@ -153,28 +153,13 @@ def speculative(figures: dict[str, float]) -> str:
         plain, fast = figures[f"{case}/generate_tok_s"], figures[f"{case}/speculate_tok_s"]
         cells = [depth, count, temperature, rates, f"{figures[f'{case}/tokens_a_pass']:.2f}", f"{plain:,.0f}"]
         rows.append([*cells, f"{fast:,.0f}", f"{fast / plain:.2f} times"])
-    head = ["modules", "rows at once", "temperature", "accepted", "tokens a pass", "tokens/s, plain", "with drafts", ""]
+    head = ["modules", "rows at once", "temperature", "accepted", "tokens per pass", "tokens/s", "with drafts", ""]
     return markdown_table(head, rows, words=0)
 
 
-def balanced(results: dict) -> str:
-    """A row a method of balancing, over seeds."""
-    return markdown_table(balance.COLUMNS, balance.rows(results))
-
-
-def balance_tuning(results: dict) -> str:
-    """A row a strength that was tried on the first seed."""
-    return markdown_table(balance.TUNING, balance.tuning_rows(results))
-
-
 def routed(results: dict) -> str:
-    """A row a sampler and number of updates: tokens sent to other experts, and the ratios with and without replay."""
+    """Per sampler and number of updates: tokens sent to other experts, and the ratios with and without replay."""
     return markdown_table(routes.COLUMNS, routes.rows(results))
-
-
-def preference(results: Results) -> str:
-    """Pairs, reward model and DPO, a column a seed."""
-    return markdown_table(preferences.head(results), preferences.rows(results))
 
 
 def reliability(results: Results) -> str:
@@ -184,47 +169,46 @@ def reliability(results: Results) -> str:
     return markdown_table(reward_model.BINS, reward_model.bin_rows(figures))
 
 
-def kernels_cpu(found: dict[str, float]) -> str:
+def kernels_cpu(figures: dict[str, float]) -> str:
     """Log-prob and KL in chunks of tokens against the naive way: time, peak memory, errors against fp64."""
     lines = []
     for name, title in (("", "log-prob and entropy"), ("kl/", "forward KL")):
-        for key in found:
+        for key in figures:
             if (way := re.fullmatch(rf"{name}(naive|torch/(\d+))/seconds", key)) and "small" not in key:
-                place = key.removesuffix("/seconds")
+                prefix = key.removesuffix("/seconds")
                 label = f"{title}, chunks of {way[2]} MiB" if way[2] else f"{title}, naive"
-                one = {what: found[f"{place}/{what}"] for what in ("seconds", "time_ratio", "peak_mib", "memory_ratio")}
-                cells = [f"{one['seconds']:.2f}", f"{one['time_ratio']:.2f}", f"{one['peak_mib']:.0f}"]
-                lines.append([label, *cells, f"{one['memory_ratio']:.2f}"])
+                forms = {"seconds": ".2f", "time_ratio": ".2f", "peak_mib": ".0f", "memory_ratio": ".2f"}
+                lines.append([label, *(f"{figures[f'{prefix}/{what}']:{form}}" for what, form in forms.items())])
     text = markdown_table(["N=1,024, D=512, V=32,768", "seconds", "of naive", "peak MiB", "of naive"], lines)
-    shapes = [match[1] for key in found if (match := re.fullmatch(r"small/([\dx]+)/torch/time_ratio", key))]
+    shapes = [match[1] for key in figures if (match := re.fullmatch(r"small/([\dx]+)/torch/time_ratio", key))]
     lines = [
-        [title, *(f"{found[f'small/{name}{shape}/torch/time_ratio']:.2f}" for shape in shapes)]
+        [title, *(f"{figures[f'small/{name}{shape}/torch/time_ratio']:.2f}" for shape in shapes)]
         for name, title in (("", "log-prob and entropy"), ("kl/", "forward KL"))
     ]
     head = ["N × D × V: time of naive", *(shape.replace("x", " × ") for shape in shapes)]
     text += "\n\n" + markdown_table(head, lines)
-    ours, torchs = (found[f"accuracy/{way}/logp"] for way in ("torch", "naive"))
+    ours, torchs = (figures[f"accuracy/{way}/logp"] for way in ("torch", "naive"))
     text += f"\n\nLargest error of a log-prob against fp64: {ours:.1e}, torch's log_softmax {torchs:.1e};"
-    dh, dw = (found[f"accuracy/torch/{key}"] for key in ("dh", "dw"))
+    dh, dw = (figures[f"accuracy/torch/{key}"] for key in ("dh", "dw"))
     return f"{text} relative error of the gradients: {dh:.1e} for h and {dw:.1e} for w."
 
 
-def kernel_resources(found: dict) -> str:
-    """What each kernel needs, on both generations."""
+def kernel_resources(figures: dict) -> str:
+    """Registers, spills, shared memory and tensor-core instructions of each kernel, on two architectures."""
     made: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
-    for key, figures in found["kernels"].items():
+    for key, needs in figures["kernels"].items():
         *case, kernel, arch = key.split("/")
         if "bf16" in case and kernel not in ("stat", "merge", "finish"):
-            made.setdefault((" ".join(x for x in case if x != "bf16"), kernel), {})[arch] = figures
+            made.setdefault((" ".join(x for x in case if x != "bf16"), kernel), {})[arch] = needs
     cells = lambda x: [f"{n:.0f}" for n in (x["registers"], x["spills"], x["shared"] / 1024, x["hgmma"] + x["hmma"])]
     lines = [[case, kernel, *cells(on["sm_90"]), *cells(on["sm_80"])] for (case, kernel), on in made.items()]
     columns = ["registers", "spilled", "shared KiB", "tensor-core instructions"]
     head = ["operation, heads (qk, v)", "kernel", *(f"{arch}: {x}" for arch in ("sm_90", "sm_80") for x in columns)]
-    small = [x["shared"] for key, x in found["kernels"].items() if key.endswith(("sm_86", "sm_89"))]
-    inner = {" ".join(key.split("/")[:-1]) for key, x in found["kernels"].items() if x["inner"]}
-    return (f"{markdown_table(head, lines)}\n\nTriton {found['triton']}. On sm_86 and sm_89 the largest asks for "
-            f"{max(small) / 1024:.0f} KiB. What is spilled comes back in an inner loop of "
-            f"{', '.join(sorted(inner)) or 'none of them'}.")
+    small = [x["shared"] for key, x in figures["kernels"].items() if key.endswith(("sm_86", "sm_89"))]
+    inner = {" ".join(key.split("/")[:-1]) for key, x in figures["kernels"].items() if x["inner"]}
+    return (f"{markdown_table(head, lines)}\n\nTriton {figures['triton']}. On sm_86 and sm_89 the largest asks for "
+            f"{max(small) / 1024:.0f} KiB. Kernels that load spilled registers in an inner loop: "
+            f"{', '.join(sorted(inner)) or 'none'}.")
 
 
 BLOCKS = {  # name -> file under docs/results (None: made from the code), function
@@ -242,11 +226,11 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "prefill_full": ("prefill_full.json", prefill),
     "count_parts": ("count.json", count_parts),
     "count": ("count.json", count),
-    "balance": ("balance.json", balanced),
+    "balance": ("balance.json", lambda results: markdown_table(balance.COLUMNS, balance.rows(results))),
     "kernel_resources": ("kernel_resources.json", kernel_resources),
     "kernels_cpu": ("bench_kernels_cpu.json", kernels_cpu),
-    "balance_tuning": ("balance.json", balance_tuning),
-    "preference": ("preference.json", preference),
+    "balance_tuning": ("balance.json", lambda results: markdown_table(balance.TUNING, balance.tuning_rows(results))),
+    "preference": ("preference.json", lambda x: markdown_table(preferences.head(x), preferences.rows(x))),
     "reliability": ("preference.json", reliability),
     "algorithms": ("algorithms.json", algorithms.page_result),
     "algorithms_sweep": ("algorithms.json", algorithms.page_sweep),
@@ -271,13 +255,13 @@ def documents(root: Path) -> list[Path]:
 
 
 def spans(text: str, where: str) -> list[tuple[str, int, int]]:
-    """(name, start, end) of what each pair of marks encloses. ValueError for unknown names and unpaired marks."""
-    found, name, start = [], None, 0
+    """(name, start, end) of the text between each pair of marks. ValueError for unknown names and unpaired marks."""
+    blocks, name, start = [], None, 0
     for mark in MARKS.finditer(text):
         if bool(mark["end"]) != bool(name):
             raise ValueError(f"{where}: {mark[0]} is out of place; blocks are <!-- begin: NAME --> … <!-- end -->")
         if mark["end"]:
-            found.append((name, start, mark.start()))
+            blocks.append((name, start, mark.start()))
             name = None
         elif mark["name"] not in BLOCKS:
             raise ValueError(f"{where}: unknown block {mark['name']!r}; known are {', '.join(BLOCKS)}")
@@ -285,7 +269,7 @@ def spans(text: str, where: str) -> list[tuple[str, int, int]]:
             name, start = mark["name"], mark.end()
     if name:
         raise ValueError(f"{where}: block {name!r} has no <!-- end -->")
-    return found
+    return blocks
 
 
 def content(name: str, folder: Path) -> str:
@@ -303,7 +287,7 @@ def content(name: str, folder: Path) -> str:
 
 
 def render(path: Path, root: Path) -> tuple[str, list[str]]:
-    """A document with its blocks made anew, and the names of those that were different."""
+    """A document with its blocks made again, and the names of those that were different."""
     text = path.read_text(encoding="utf-8")
     different = []
     for name, start, end in reversed(spans(text, str(path.relative_to(root)))):

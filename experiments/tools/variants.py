@@ -1,9 +1,9 @@
-"""What each variant of an algorithm changes in the script it is a copy of.
+"""What each variant changes in the script that it is a copy of.
 
     python -m experiments.tools.variants rloo
 
-Prints the difference of the code, without docstrings and blank lines. Each change stands under the function or class
-of the original that it is in.
+Prints the difference of the code, without docstrings and blank lines, each change under the function or class of the
+original that it is in.
 """
 
 from __future__ import annotations
@@ -43,21 +43,15 @@ def code(path: Path) -> list[str]:
 
 
 def difference(name: str) -> list[str]:
-    """Lines `-` of the original and `+` of the variant, and before each change `@@` and where in the original it is."""
+    """Lines `-` of the original and `+` of the variant; before each change `@@` and the function that it is in."""
     original, copy = code(SCRIPTS / f"{COPIES[name]}.py"), code(SCRIPTS / "variants" / f"{name}.py")
     lines = []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, original, copy, autojunk=False).get_opcodes():
         if kind != "equal":
-            place = [line for line in original[:b] if line.startswith(("class ", "def "))]
-            lines.append("@@ " + (place[-1].split("(")[0].rstrip(":") if place else "imports"))
+            headers = [line for line in original[:b] if line.startswith(("class ", "def "))]
+            lines.append("@@ " + (headers[-1].split("(")[0].rstrip(":") if headers else "imports"))
             lines += [f"-{line}" for line in original[a:b]] + [f"+{line}" for line in copy[c:d]]
     return lines
-
-
-def changed(name: str) -> int:
-    """How many lines a variant adds or replaces."""
-    lines = difference(name)
-    return max(sum(line.startswith(sign) for line in lines) for sign in "-+")
 
 
 def page(name: str) -> str:

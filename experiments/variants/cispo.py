@@ -4,9 +4,9 @@
 
     J(θ) = E 1/Σ|o_i| Σ_i Σ_t sg[clip(r_it, 1-ε_low, 1+ε_high)] A_i log π_θ(o_it | q, o_i<t)
 
-A copy of r1_zero.py. PPO's clip takes the gradient from tokens whose ratio has moved, and the rare tokens that begin a
-reflection are the first to move. Here every token keeps its gradient and only its weight is bounded, from above alone
-(ε_low = 1). Every token of the batch has the same weight, and there is no KL term.
+A copy of r1_zero.py. PPO's clip removes the gradient of tokens whose ratio has left the interval, and the rare tokens
+that begin a reflection are the first to leave it. Here every token keeps its gradient and only its weight is bounded,
+from above alone (ε_low = 1). Every token of the batch has the same weight, and there is no KL term.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.judge import NO_THINK, Answer, judge_rollout, sample_answers, summary
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import cispo, kl_k3
-from minir1.model.lora import add_adapters
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
-from minir1.policy import frozen_copy, load_policy, on_policy_check, reference_logprobs
-from minir1.reduction import fixed_length, per_answer_mean, token_mean
+from minir1.policy import load_policy, on_policy_check, reference_logprobs, reference_of
+from minir1.reduction import token_mean
 from minir1.rollout import BUDGET, Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
 from minir1.settings import at_least, fraction
@@ -43,63 +42,57 @@ class Config:
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
-    data: str | None = None  # what the task reads
+    data: str | None = None  # the folder or file that the task reads
     template: Literal[TEMPLATES] = "chat"
     steps: int = 40
-    prompts: int = 32  # P, problems a step
-    num_generations: int = 8  # G, answers a problem
+    prompts: int = 32  # P, problems per step
+    num_generations: int = 8  # G, answers per problem
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     learning_rate: float = 3e-4  # AdamW
     warmup: int = 5  # steps
-    epsilon_low: float = 1.0  # ε
+    epsilon_low: float = 1.0  # ε; 1: no lower bound
     epsilon_high: float = 0.2  # ε
     beta: float = 0.0  # β, KL coefficient
-    reduction: Literal["per_answer", "token", "fixed"] = "token"
-    reference_reset: int = 0  # the reference becomes the policy every so many steps (R1: 400); 0: never
-    lora_rank: int = 0  # r: train adapters only, and the model without them is the reference; 0: train all weights
-    lora_alpha: float = 32.0  # α
-    num_minibatches: int = 2  # optimizer steps an epoch
+    num_minibatches: int = 2  # optimizer steps per epoch
     epochs: int = 1  # passes over a rollout
     accuracy_weight: float = 1.0
     format_weight: float = 0.1
     mask_truncated: bool = False  # truncated answers take no part in the loss
-    no_think: bool = False  # the control: every answer begins with an empty thinking
+    no_think: bool = False  # the control: every answer begins with empty thinking
     grad_clip: float = 1.0
     max_ratio_deviation: float = 0.02  # mean |r - 1| before the first update, ten times that at the 99 % quantile
-    min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
+    min_mixed: float = 0.05  # the run starts only if this share of groups has right and wrong answers
     eval_every: int = 10  # steps
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
-    eval_answers: int = 2  # a problem
+    eval_answers: int = 2  # per problem
     seed: int = 0
     out: Path = Path("runs/cispo")
     resume: bool = False
-    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
-    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    microbatch: int = 8192  # most tokens of a forward pass; no result depends on it
+    recompute: bool = False  # save memory: compute activations again in the backward pass
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
 
     @property
     def forced(self) -> str:
-        """What every answer is made to begin with."""
+        """The text that every answer is made to begin with."""
         return NO_THINK if self.no_think else ""
 
     def __post_init__(self):
         at_least(self, 2, "num_generations")
         at_least(self, 1, "steps", "prompts", "max_completion_length", "num_minibatches", "epochs", "microbatch")
         at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
-        at_least(self, 0, "epsilon_low", "epsilon_high", "beta", "reference_reset", "lora_rank", "warmup")
+        at_least(self, 0, "epsilon_low", "epsilon_high", "beta", "warmup")
         fraction(self, "min_mixed")
         if self.temperature <= 0:
             raise ValueError(f"temperature = {self.temperature}: above 0")
-        if self.lora_rank and self.reference_reset:
-            raise ValueError("reference_reset: with lora_rank the reference is the model without adapters, and stays")
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
-    """P·G answers of the present policy, at the temperature that the loss uses, from the whole distribution."""
+    """P·G answers of the current policy, sampled at the temperature that the loss uses, without top-k or top-p."""
     sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length}
     sampling |= {"temperature": config.temperature, "seed": stream(config.seed, step)}
     prompts = encode(tokenizer, problems, config.template, config.forced)
@@ -107,18 +100,10 @@ def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: i
 
 
 def reward(answers: list[list[Answer]], config: Config) -> Tensor:
-    """Rules alone: fp32 [P, G]."""
+    """R by the rules alone: fp32 [P, G]."""
     weights = config.accuracy_weight, config.format_weight
-    return torch.tensor([[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers])
-
-
-def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor:
-    """Weights of the loss, fp32 [B, T]; answers and tokens count those of the whole mini-batch."""
-    if config.reduction == "per_answer":
-        return per_answer_mean(mask, answers)
-    if config.reduction == "token":
-        return token_mean(mask, tokens)
-    return fixed_length(mask, config.max_completion_length, answers)
+    rules = [[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers]
+    return torch.tensor(rules)
 
 
 def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tensor | None, config: Config, step: int):
@@ -128,7 +113,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
     for epoch in range(config.epochs):
         order = torch.randperm(len(advantage), generator=generator(config.seed, step, epoch)).to(device)
         for minibatch in order.chunk(config.num_minibatches):
-            answers, tokens = int(trained[minibatch].any(1).sum()), int(trained[minibatch].sum())
+            tokens = int(trained[minibatch].sum())
             if tokens == 0:  # every answer was truncated and masked
                 continue
             for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
@@ -140,7 +125,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
                 loss = cispo(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
                 ratio = (logp.detach() - batch.logp).exp()
                 clipped = (ratio > 1 + config.epsilon_high) | (ratio < 1 - config.epsilon_low)  # the weight is
-                weight = reduction(mask, config, answers, tokens)
+                weight = token_mean(mask, tokens)
                 if ref_logp is not None:
                     kl = kl_k3(logp, ref_logp[rows, :T])
                     loss = loss + config.beta * kl
@@ -162,21 +147,20 @@ def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], 
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
+    """Train; save the latest and the best checkpoint under out/checkpoint; return the last validation."""
     seed_everything(config.seed)
     device = pick(config.device)
     task = tasks.load(config.task, config.data)
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
-    opening = {"lora": config.lora_rank > 0, "recompute": config.recompute}
+    opening = {"recompute": config.recompute}
     model, tokenizer, source = load_policy(config.checkpoint, device, pick_dtype(config.dtype, device), **opening)
-    reference = model if config.lora_rank else frozen_copy(model)
-    trained = add_adapters(model, config.lora_rank, config.lora_alpha) if config.lora_rank else model.parameters()
-    optimizer = adamw(trained, config.learning_rate)
-    parts = {"optimizer": optimizer} | ({} if config.lora_rank else {"reference": reference})
+    reference = reference_of(model) if config.beta else model
+    optimizer = adamw(model.parameters(), config.learning_rate)
+    parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 
     longest = config.max_completion_length + max(map(len, encode(tokenizer, held_out, config.template)))
     shape = {"microbatch": config.microbatch, "rows": config.prompts * config.num_generations, "length": longest}
-    shape |= {"reference": config.lora_rank == 0, "recompute": config.recompute}
+    shape |= {"reference": reference is not model, "recompute": config.recompute}
     memory.show(memory.step_memory(model, **shape), device)
 
     folder = config.out / "checkpoint"
@@ -211,8 +195,6 @@ def main(config: Config) -> dict[str, float]:
         ref_logp = reference_logprobs(reference, rollout, config.microbatch) if config.beta else None
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
         metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step)
-        if config.reference_reset and step % config.reference_reset == 0:
-            reference.load_state_dict(model.state_dict())
         clock.lap("update")
 
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)

@@ -4,12 +4,12 @@
 
     J(θ) = E 1/Σ|o_i| Σ_i Σ_t min(r_it A_i, clip(r_it, 1-ε_low, 1+ε_high) A_i)      0 < |{i : o_i right}| < G
 
-A copy of r1_zero.py with four changes. The upper clip is wider, so that unlikely tokens can grow. Groups that are all
-right or all wrong say nothing about what is right: they are replaced by groups of problems drawn anew (one may come
-twice), until P groups are mixed or --rounds are spent. All tokens of the batch have the same weight. The last
---overlong-buffer tokens of the budget cost up to one point. No KL term.
-What is sampled and discarded is counted: train/sampled_tokens, train/rounds, train/kept (share of groups), and
-train/accuracy is that of all answers drawn; reward, length and entropy are those of the batch that is trained on.
+A copy of r1_zero.py with four changes. The upper clip is wider, so that unlikely tokens can become likely. Groups that
+are all right or all wrong have no gradient: they are replaced by groups of newly drawn problems (one may be drawn
+twice), until P groups are mixed or --rounds rollouts are sampled. All tokens of the batch have the same weight. The
+last --overlong-buffer tokens of the budget cost up to one point. No KL term.
+Everything sampled is counted: train/sampled_tokens, train/rounds, train/kept (the share of groups that are trained on),
+and train/accuracy, over all answers; reward, length and entropy are those of the batch that is trained on.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.judge import NO_THINK, Answer, judge_rollout, sample_answers, summary
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
-from minir1.model.lora import add_adapters
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
-from minir1.policy import frozen_copy, load_policy, on_policy_check, reference_logprobs
+from minir1.policy import load_policy, on_policy_check, reference_logprobs, reference_of
 from minir1.reduction import fixed_length, per_answer_mean, token_mean
 from minir1.rewards import overlong
 from minir1.rollout import BUDGET, Rollout, collect, concatenate
@@ -47,11 +46,11 @@ class Config:
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
-    data: str | None = None  # what the task reads
+    data: str | None = None  # the folder or file that the task reads
     template: Literal[TEMPLATES] = "chat"
     steps: int = 40
-    prompts: int = 32  # P, problems a step
-    num_generations: int = 8  # G, answers a problem
+    prompts: int = 32  # P, problems per step
+    num_generations: int = 8  # G, answers per problem
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     learning_rate: float = 3e-4  # AdamW
@@ -62,53 +61,48 @@ class Config:
     overlong_buffer: int = 64  # tokens at the end of the budget that are penalised
     beta: float = 0.0  # β, KL coefficient
     reduction: Literal["per_answer", "token", "fixed"] = "token"
-    reference_reset: int = 0  # the reference becomes the policy every so many steps (R1: 400); 0: never
-    lora_rank: int = 0  # r: train adapters only, and the model without them is the reference; 0: train all weights
-    lora_alpha: float = 32.0  # α
-    num_minibatches: int = 2  # optimizer steps an epoch
+    num_minibatches: int = 2  # optimizer steps per epoch
     epochs: int = 1  # passes over a rollout
     accuracy_weight: float = 1.0
     format_weight: float = 0.1
     mask_truncated: bool = False  # truncated answers take no part in the loss
-    no_think: bool = False  # the control: every answer begins with an empty thinking
+    no_think: bool = False  # the control: every answer begins with empty thinking
     grad_clip: float = 1.0
     max_ratio_deviation: float = 0.02  # mean |r - 1| before the first update, ten times that at the 99 % quantile
-    min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
+    min_mixed: float = 0.05  # the run starts only if this share of groups has right and wrong answers
     eval_every: int = 10  # steps
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
-    eval_answers: int = 2  # a problem
+    eval_answers: int = 2  # per problem
     seed: int = 0
     out: Path = Path("runs/dapo")
     resume: bool = False
-    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
-    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    microbatch: int = 8192  # most tokens of a forward pass; no result depends on it
+    recompute: bool = False  # save memory: compute activations again in the backward pass
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
 
     @property
     def forced(self) -> str:
-        """What every answer is made to begin with."""
+        """The text that every answer is made to begin with."""
         return NO_THINK if self.no_think else ""
 
     def __post_init__(self):
         at_least(self, 2, "num_generations")
         at_least(self, 1, "steps", "prompts", "max_completion_length", "num_minibatches", "epochs", "microbatch")
         at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
-        at_least(self, 0, "epsilon_low", "epsilon_high", "beta", "reference_reset", "lora_rank", "warmup")
-        at_least(self, 1, "rounds")
-        if not 0 < self.overlong_buffer <= self.max_completion_length:
-            raise ValueError(f"overlong_buffer = {self.overlong_buffer}: 1 to {self.max_completion_length}, the budget")
+        at_least(self, 0, "epsilon_low", "epsilon_high", "beta", "warmup")
         fraction(self, "min_mixed")
         if self.temperature <= 0:
             raise ValueError(f"temperature = {self.temperature}: above 0")
-        if self.lora_rank and self.reference_reset:
-            raise ValueError("reference_reset: with lora_rank the reference is the model without adapters, and stays")
+        at_least(self, 1, "rounds")
+        if not 0 < self.overlong_buffer <= self.max_completion_length:
+            raise ValueError(f"overlong_buffer = {self.overlong_buffer}: 1 to {self.max_completion_length}, the budget")
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
-    """P·G answers of the present policy, at the temperature that the loss uses, from the whole distribution."""
+    """P·G answers of the current policy, sampled at the temperature that the loss uses, without top-k or top-p."""
     sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length}
     sampling |= {"temperature": config.temperature, "seed": stream(config.seed, step)}
     prompts = encode(tokenizer, problems, config.template, config.forced)
@@ -116,41 +110,38 @@ def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: i
 
 
 def reward(answers: list[list[Answer]], config: Config) -> Tensor:
-    """Rules, and the penalty of answers that come near the budget: fp32 [P, G]."""
+    """R by the rules, less the penalty of answers that come near the budget: fp32 [P, G]."""
     weights = config.accuracy_weight, config.format_weight
-    rules = torch.tensor([[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers])
-    budget = config.max_completion_length, config.overlong_buffer
-    return rules + torch.tensor([[overlong(a.tokens, *budget) for a in group] for group in answers])
+    rules = [[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers]
+    late = [[overlong(a.tokens, config.max_completion_length, config.overlong_buffer) for a in g] for g in answers]
+    return torch.tensor(rules) + torch.tensor(late)
 
 
 def refill(model, tokenizer, task: tasks.Task, train: list[tasks.Problem], config: Config, step: int, clock: Clock):
-    """Sample until P groups hold right and wrong answers, at most `rounds` times; what is missing is filled unmixed.
+    """Sample until P groups hold right and wrong answers, for at most `rounds` rollouts, then fill up with others.
 
-    Returns the problems, rollout and answers of P groups, and figures of all that was sampled.
+    Returns the problems, rollout and answers of P groups, and metrics of all that was sampled.
     """
-    rollouts, problems, answers = [], [], []
-    for round_ in range(config.rounds):
-        key = step + 1_000_000 * round_  # each round has problems and noise of its own
-        drawn = python_random(config.seed, key).sample(train, config.prompts)
-        rollouts.append(act(model, tokenizer, drawn, config, key))
+    rollouts, groups, unmixed = [], [], []
+    while unmixed.count(False) < config.prompts and len(rollouts) < config.rounds:
+        key = step + 1_000_000 * len(rollouts)  # each round has problems and noise of its own
+        problems = python_random(config.seed, key).sample(train, config.prompts)
+        rollouts.append(act(model, tokenizer, problems, config, key))
         clock.lap("rollout")
-        problems += drawn
-        answers += judge_rollout(rollouts[-1], tokenizer, task, drawn, config.template, config.forced)
+        groups += zip(problems, judge_rollout(rollouts[-1], tokenizer, task, problems, config.template, config.forced))
         clock.lap("judge")
-        unmixed = [len({a.right for a in group}) == 1 for group in answers]
-        if unmixed.count(False) >= config.prompts:
-            break
+        unmixed = [len({a.right for a in group}) == 1 for _, group in groups]
     whole = concatenate(rollouts)
-    chosen = sorted(range(len(answers)), key=unmixed.__getitem__)[: config.prompts]  # stable: the mixed ones first
+    chosen = sorted(range(len(groups)), key=unmixed.__getitem__)[: config.prompts]  # stable: the mixed ones first
     rollout = concatenate([whole.select((whole.group == p).nonzero().squeeze(1)) for p in chosen])
-    tokens, right = int(whole.mask.sum()), [a.right for group in answers for a in group]
-    figures = {"train/rounds": len(rollouts), "train/kept": len(chosen) / len(answers), "train/sampled_tokens": tokens}
-    figures |= {"train/accuracy": sum(right) / len(right), "perf/rollout_tok_s": tokens / clock.seconds["rollout"]}
-    return [problems[p] for p in chosen], rollout, [answers[p] for p in chosen], figures
+    tokens, right = int(whole.mask.sum()), [a.right for _, group in groups for a in group]
+    metrics = {"train/rounds": len(rollouts), "train/kept": len(chosen) / len(groups), "train/sampled_tokens": tokens}
+    metrics |= {"train/accuracy": sum(right) / len(right), "perf/rollout_tok_s": tokens / clock.seconds["rollout"]}
+    return [groups[p][0] for p in chosen], rollout, [groups[p][1] for p in chosen], metrics
 
 
 def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor:
-    """Weights of the loss, fp32 [B, T]; answers and tokens count those of the whole mini-batch."""
+    """Weights of the tokens in the loss, fp32 [B, T]; answers, tokens: how many the whole mini-batch trains on."""
     if config.reduction == "per_answer":
         return per_answer_mean(mask, answers)
     if config.reduction == "token":
@@ -198,21 +189,20 @@ def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], 
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
+    """Train; save the latest and the best checkpoint under out/checkpoint; return the last validation."""
     seed_everything(config.seed)
     device = pick(config.device)
     task = tasks.load(config.task, config.data)
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
-    opening = {"lora": config.lora_rank > 0, "recompute": config.recompute}
+    opening = {"recompute": config.recompute}
     model, tokenizer, source = load_policy(config.checkpoint, device, pick_dtype(config.dtype, device), **opening)
-    reference = model if config.lora_rank else frozen_copy(model)
-    trained = add_adapters(model, config.lora_rank, config.lora_alpha) if config.lora_rank else model.parameters()
-    optimizer = adamw(trained, config.learning_rate)
-    parts = {"optimizer": optimizer} | ({} if config.lora_rank else {"reference": reference})
+    reference = reference_of(model) if config.beta else model
+    optimizer = adamw(model.parameters(), config.learning_rate)
+    parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 
     longest = config.max_completion_length + max(map(len, encode(tokenizer, held_out, config.template)))
     shape = {"microbatch": config.microbatch, "rows": config.prompts * config.num_generations, "length": longest}
-    shape |= {"reference": config.lora_rank == 0, "recompute": config.recompute}
+    shape |= {"reference": reference is not model, "recompute": config.recompute}
     memory.show(memory.step_memory(model, **shape), device)
 
     folder = config.out / "checkpoint"
@@ -234,7 +224,7 @@ def main(config: Config) -> dict[str, float]:
 
     for step in steps(state["step"], config.steps, config.out.name):
         clock = Clock(device)
-        problems, rollout, answers, figures = refill(model, tokenizer, task, train, config, step, clock)
+        problems, rollout, answers, sampled = refill(model, tokenizer, task, train, config, step, clock)
         rewards = reward(answers, config)
         advantage = group_advantages(rewards).flatten().to(device)
         clock.lap("judge")
@@ -243,11 +233,10 @@ def main(config: Config) -> dict[str, float]:
         ref_logp = reference_logprobs(reference, rollout, config.microbatch) if config.beta else None
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
         metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step)
-        if config.reference_reset and step % config.reference_reset == 0:
-            reference.load_state_dict(model.state_dict())
         clock.lap("update")
 
-        metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout) | figures
+        metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)
+        metrics |= sampled
         due = step % config.eval_every == 0 or step == config.steps
         if due:
             metrics |= evaluate(model, tokenizer, task, held_out, config)

@@ -6,8 +6,7 @@
 
 A copy of r1_zero.py. The KL term then bounds how fast the policy moves, not how far it gets from the base: R1 does it
 in jumps, by a reference reset every 400 steps. With τ = 1 the reference is the policy as it was one step before. It is
-kept in fp32, also beside a bf16 policy, where small steps would vanish. With adapters the reference is the model
-without them, which does not move: there is no LoRA here.
+kept in fp32, also beside a bf16 policy, where small steps would vanish.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients, ema_update
-from minir1.policy import frozen_copy, load_policy, on_policy_check, reference_logprobs
+from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check
 from minir1.reduction import fixed_length, per_answer_mean, token_mean
 from minir1.rollout import BUDGET, Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
@@ -43,11 +42,11 @@ class Config:
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
-    data: str | None = None  # what the task reads
+    data: str | None = None  # the folder or file that the task reads
     template: Literal[TEMPLATES] = "chat"
     steps: int = 40
-    prompts: int = 32  # P, problems a step
-    num_generations: int = 8  # G, answers a problem
+    prompts: int = 32  # P, problems per step
+    num_generations: int = 8  # G, answers per problem
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     learning_rate: float = 3e-4  # AdamW
@@ -56,32 +55,32 @@ class Config:
     epsilon_high: float = 0.2  # ε
     beta: float = 0.001  # β, KL coefficient
     reduction: Literal["per_answer", "token", "fixed"] = "per_answer"
-    tau: float = 0.05  # τ, the share by which the reference moves towards the policy each step
-    num_minibatches: int = 2  # optimizer steps an epoch
+    tau: float = 0.05  # τ, the share by which the reference moves towards the policy in a step
+    num_minibatches: int = 2  # optimizer steps per epoch
     epochs: int = 1  # passes over a rollout
     accuracy_weight: float = 1.0
     format_weight: float = 0.1
     mask_truncated: bool = False  # truncated answers take no part in the loss
-    no_think: bool = False  # the control: every answer begins with an empty thinking
+    no_think: bool = False  # the control: every answer begins with empty thinking
     grad_clip: float = 1.0
     max_ratio_deviation: float = 0.02  # mean |r - 1| before the first update, ten times that at the 99 % quantile
-    min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
+    min_mixed: float = 0.05  # the run starts only if this share of groups has right and wrong answers
     eval_every: int = 10  # steps
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
-    eval_answers: int = 2  # a problem
+    eval_answers: int = 2  # per problem
     seed: int = 0
     out: Path = Path("runs/ema-reference")
     resume: bool = False
-    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
-    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    microbatch: int = 8192  # most tokens of a forward pass; no result depends on it
+    recompute: bool = False  # save memory: compute activations again in the backward pass
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
 
     @property
     def forced(self) -> str:
-        """What every answer is made to begin with."""
+        """The text that every answer is made to begin with."""
         return NO_THINK if self.no_think else ""
 
     def __post_init__(self):
@@ -95,7 +94,7 @@ class Config:
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
-    """P·G answers of the present policy, at the temperature that the loss uses, from the whole distribution."""
+    """P·G answers of the current policy, sampled at the temperature that the loss uses, without top-k or top-p."""
     sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length}
     sampling |= {"temperature": config.temperature, "seed": stream(config.seed, step)}
     prompts = encode(tokenizer, problems, config.template, config.forced)
@@ -103,13 +102,14 @@ def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: i
 
 
 def reward(answers: list[list[Answer]], config: Config) -> Tensor:
-    """Rules alone: fp32 [P, G]."""
+    """R by the rules alone: fp32 [P, G]."""
     weights = config.accuracy_weight, config.format_weight
-    return torch.tensor([[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers])
+    rules = [[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers]
+    return torch.tensor(rules)
 
 
 def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor:
-    """Weights of the loss, fp32 [B, T]; answers and tokens count those of the whole mini-batch."""
+    """Weights of the tokens in the loss, fp32 [B, T]; answers, tokens: how many the whole mini-batch trains on."""
     if config.reduction == "per_answer":
         return per_answer_mean(mask, answers)
     if config.reduction == "token":
@@ -157,7 +157,7 @@ def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], 
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
+    """Train; save the latest and the best checkpoint under out/checkpoint; return the last validation."""
     seed_everything(config.seed)
     device = pick(config.device)
     task = tasks.load(config.task, config.data)
@@ -202,7 +202,7 @@ def main(config: Config) -> dict[str, float]:
         clock.lap("judge")
 
         metrics = on_policy_check(model, rollout, config.microbatch, most=config.max_ratio_deviation)
-        ref_logp = reference_logprobs(reference, rollout, config.microbatch) if config.beta else None
+        ref_logp = logprobs(reference, rollout, config.microbatch) if config.beta else None
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
         metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step)
         ema_update(reference, model, config.tau)

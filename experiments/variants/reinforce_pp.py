@@ -5,8 +5,8 @@
     J(θ) = E 1/Σ|o_i| Σ_i Σ_t min(r_it A_it, clip(r_it, 1-ε_low, 1+ε_high) A_it)
     A_it = (R_it - mean R) / std R          R_it = Σ_{l>=0} γ^l (r_{t+l} - β k1_{t+l})
 
-A copy of reinforce.py. Baseline and scale are those of the whole batch, not of a group, so --num-generations 1 works
-too. The ratio is clipped as in PPO, which allows several updates a rollout.
+A copy of reinforce.py. Mean and deviation are those of the whole batch, not of a group, so --num-generations 1 works
+too. The ratio is clipped as in PPO, which allows several updates per rollout.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Config:
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
-    data: str | None = None  # what the task reads
+    data: str | None = None  # the folder or file that the task reads
     template: Literal[TEMPLATES] = "chat"
     steps: int = 40
-    prompts: int = 32  # P, problems a step
-    num_generations: int = 8  # G, answers a problem
+    prompts: int = 32  # P, problems per step
+    num_generations: int = 8  # G, answers per problem
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     learning_rate: float = 3e-4  # AdamW
@@ -56,21 +56,21 @@ class Config:
     gamma: float = 1.0  # γ, discount per token
     beta: float = 0.001  # β, KL coefficient, in the reward
     ent_coef: float = 0.0  # c_H, weight of the entropy bonus
-    num_minibatches: int = 2  # optimizer steps a rollout
+    num_minibatches: int = 2  # optimizer steps per rollout
     accuracy_weight: float = 1.0
     format_weight: float = 0.1
     grad_clip: float = 1.0
     max_ratio_deviation: float = 0.02  # mean |r - 1| before the first update, ten times that at the 99 % quantile
-    min_mixed: float = 0.05  # fewest groups with right and wrong answers to start from
+    min_mixed: float = 0.05  # the run starts only if this share of groups has right and wrong answers
     eval_every: int = 10  # steps
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
-    eval_answers: int = 2  # a problem
+    eval_answers: int = 2  # per problem
     seed: int = 0
     out: Path = Path("runs/reinforce-pp")
     resume: bool = False
-    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
-    recompute: bool = False  # compute the activations of a block again in the backward pass, to save memory
+    microbatch: int = 8192  # most tokens of a forward pass; no result depends on it
+    recompute: bool = False  # save memory: compute activations again in the backward pass
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     wandb: str = "off"
@@ -85,7 +85,7 @@ class Config:
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
-    """P·G answers of the present policy, at the temperature that the loss uses, from the whole distribution."""
+    """P·G answers of the current policy, sampled at the temperature that the loss uses, without top-k or top-p."""
     sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length}
     sampling |= {"temperature": config.temperature, "seed": stream(config.seed, step)}
     prompts = encode(tokenizer, problems, config.template)
@@ -93,7 +93,7 @@ def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: i
 
 
 def reward(answers: list[list[Answer]], config: Config) -> Tensor:
-    """Rules alone: fp32 [P, G]."""
+    """R by the rules alone: fp32 [P, G]."""
     weights = config.accuracy_weight, config.format_weight
     return torch.tensor([[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers])
 
@@ -136,26 +136,25 @@ def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], 
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train, keep the latest and the best checkpoint under out/checkpoint; returns the last validation."""
+    """Train; save the latest and the best checkpoint under out/checkpoint; return the last validation."""
     seed_everything(config.seed)
     device = pick(config.device)
     task = tasks.load(config.task, config.data)
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
     dtype = pick_dtype(config.dtype, device)
     model, tokenizer, source = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
-    reference = frozen_copy(model)
+    reference = frozen_copy(model) if config.beta else model
     optimizer = adamw(model.parameters(), config.learning_rate)
-    parts = {"optimizer": optimizer}
 
     longest = config.max_completion_length + max(map(len, encode(tokenizer, held_out, config.template)))
     shape = {"microbatch": config.microbatch, "rows": config.prompts * config.num_generations, "length": longest}
-    shape |= {"reference": True, "recompute": config.recompute}
+    shape |= {"reference": reference is not model, "recompute": config.recompute}
     memory.show(memory.step_memory(model, **shape), device)
 
     folder = config.out / "checkpoint"
     resumed = checkpoint.latest(folder) if config.resume else None
     if resumed:
-        state = policy.restore(resumed, model, parts)
+        state = policy.restore(resumed, model, {"optimizer": optimizer})
     else:  # before the folder of the run is made, so that a refusal leaves nothing behind
         first = python_random(config.seed, 0).sample(train, min(64, len(train)))
         rollout = act(model, tokenizer, first, config, step=0)
@@ -202,7 +201,7 @@ def main(config: Config) -> dict[str, float]:
             best = metrics["eval/pass@1"] > state["best"]
             state = {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
             state["seconds"] = time.perf_counter() - began
-            saved = state | {name: part.state_dict() for name, part in parts.items()}
+            saved = state | {"optimizer": optimizer.state_dict()}
             checkpoint.save(folder, step, lambda path: policy.save(model, tokenizer, path, source), saved, best=best)
     run.result({"seconds/rl": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(device)})
     run.close()
