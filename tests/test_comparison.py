@@ -291,7 +291,7 @@ def test_what_a_refilled_batch_has_cost():
         for step, length in ((1, 10.0), (2, 12.0))
     ]
     del rows[-1]["train/kl"]
-    found = comparison.cost_and_course(rows, 8)
+    found = comparison.cost_and_curve(rows, 8)
     assert found.pop("curve") == {"tokens": [200, 400], "accuracy": [0.8, 0.8], "length": [10.0, 12.0]}
     assert found.pop("tokens/sampled") == 400 and found.pop("tokens/trained") == 8 * 22
     assert found == {"seconds/rollout": 4.0, "seconds/update": 3.0, "seconds/total": 7.0}
@@ -443,7 +443,7 @@ def test_the_figures(tmp_path):
     assert drawn["ends"] == {"A": [0.78, 0.80, 0.82], "B": [0.5, 0.6]} and drawn["intervals"].keys() == {"A"}
     figure = comparison_figures.algorithms(tables.start(found), **drawn, path=tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert {"From 30% to between 55% and 80%", "A", "B", "80%", "55%", "start"} <= set(words(figure))
+    assert {"Test pass@1: 30% → between 55% and 80%", "A", "B", "80%", "55%", "start"} <= set(words(figure))
     assert figure.axes[1].lines[-1].get_xdata()[-1] == 0.03  # thousand tokens
     np.testing.assert_allclose(figure.axes[1].lines[-1].get_ydata()[0], 0.2)  # a mean of the first two steps
     panels = {"length": ("Length", "tokens"), "accuracy": ("Training", "share"), "kl": ("KL", "nats")}
@@ -452,7 +452,7 @@ def test_the_figures(tmp_path):
     assert not figure.axes[3].lines  # nothing measured it
     single = {key: {"A": value["A"]} for key, value in drawn.items()}
     figure = comparison_figures.algorithms((0.1, 0.09, 0.11), **single, path=tmp_path / "a.png")
-    assert "A: 10% → 80%" in words(figure) and any("start at 10%" in text for text in words(figure))
+    assert "Test pass@1, A: 10% → 80%" in words(figure) and any("start at 10%" in text for text in words(figure))
 
 
 def test_the_figure_of_a_reward_pushed_too_far(tmp_path):
