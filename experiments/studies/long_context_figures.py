@@ -119,4 +119,4 @@ def _costs_finding(result: dict, longest: int) -> tuple[str, str]:
     time = {kind: result[f"decode/{kind}/{longest}/ms"] / result[f"decode/mha/{longest}/ms"] for kind in KINDS}
     title = f"Memory of the cache: {cache['mla']:.0%} of MHA's with MLA, {cache['gqa']:.0%} with GQA"
     note = f"At {longest:,} tokens a step takes {time['mla']:.2f} of MHA's time with MLA, {time['gqa']:.2f} with GQA"
-    return title, f"{note}; width 128, 4 heads, 4 layers, one CPU thread"
+    return title, f"{note}; width 128, 4 heads, 4 layers"
