@@ -290,11 +290,11 @@ def test_the_cost_of_a_refilled_batch():
 def result(solved: float, **more) -> dict:
     """100 problems, of which the first `solved` share is right in all 4 answers."""
     right = [4 * (p < 100 * solved) for p in range(100)]
-    stored = {"pass@1": solved, "pass@1_low": solved - 0.05, "pass@1_high": solved + 0.05, "right": right, "answers": 4}
-    stored |= {"length": 50.4, "truncated": 0.01, "entropy": 0.1234, "false_yes": 0.02, "drift": 1.5}
-    stored |= {"tokens/sampled": 2e6, "tokens/trained": 1e6, "seconds/rollout": 3.0, "seconds/update": 4.0}
+    cell = {"pass@1": solved, "pass@1_low": solved - 0.05, "pass@1_high": solved + 0.05, "right": right, "answers": 4}
+    cell |= {"length": 50.4, "truncated": 0.01, "entropy": 0.1234, "false_yes": 0.02, "drift": 1.5}
+    cell |= {"tokens/sampled": 2e6, "tokens/trained": 1e6, "seconds/rollout": 3.0, "seconds/update": 4.0}
     curve = {"tokens": [10, 20, 30], "accuracy": [0.1, 0.3, solved], "length": [5, 6, 7], "reward": [0.0, 1.0, 2.0]}
-    return stored | {"seconds/total": 8.0, "curve": curve} | more
+    return cell | {"seconds/total": 8.0, "curve": curve} | more
 
 
 def results(**solved: tuple[float, ...]) -> dict:

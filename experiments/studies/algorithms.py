@@ -48,11 +48,6 @@ DEFAULT = Config(
 )
 
 
-def with_rate(method: Method, rate: float) -> Method:
-    """The method at a learning rate."""
-    return replace(method, options=method.options | {"learning-rate": rate})
-
-
 def rates(config: Config) -> list[float]:
     """The learning rates of the sweep, in ascending order."""
     return [float(f"{factor * config.learning_rate:.3g}") for factor in FACTORS]
@@ -60,12 +55,12 @@ def rates(config: Config) -> list[float]:
 
 def sweep(config: Config) -> list[Cell]:
     """Every method at every rate, one seed, half of the steps, on the validation split."""
-    steps = max(1, config.steps // 2)
-    return [
-        Cell(f"sweep/{name}/{rate:g}", method.script, with_rate(method, rate).options, steps, SWEEP_SEED, "validation")
-        for name, method in METHODS.items()
-        for rate in rates(config)
-    ]
+    cells, steps = [], max(1, config.steps // 2)
+    for name, method in METHODS.items():
+        for rate in rates(config):
+            options = method.options | {"learning-rate": rate}
+            cells.append(Cell(f"sweep/{name}/{rate:g}", method.script, options, steps, SWEEP_SEED, "validation"))
+    return cells
 
 
 def chosen(results: Results, config: Config = DEFAULT) -> dict[str, float]:
@@ -80,7 +75,10 @@ def chosen(results: Results, config: Config = DEFAULT) -> dict[str, float]:
 
 def trained(results: Results, config: Config) -> list[Cell]:
     """The cells of the base and of the methods whose rate is chosen, seed by seed."""
-    return cells_of({name: with_rate(METHODS[name], rate) for name, rate in chosen(results, config).items()}, config)
+    methods = {}
+    for name, rate in chosen(results, config).items():
+        methods[name] = replace(METHODS[name], options=METHODS[name].options | {"learning-rate": rate})
+    return cells_of(methods, config)
 
 
 # ---- the blocks of docs/algorithms.md ----------------------------------------------------------
@@ -112,14 +110,10 @@ def edges(results: Results) -> str:
     """A sentence: for which methods the best rate is the smallest or the largest of the grid."""
     known, tried = chosen(results), rates(DEFAULT)
     low, high = ([METHODS[n].label for n, rate in known.items() if rate == edge] for edge in (tried[0], tried[-1]))
-    if not known:
-        return ""
     if not low and not high:
-        return "No method's best rate lies at an edge of the grid."
-    return (
-        f"At the lower edge of the grid, so that a smaller rate might be better still: {listed(low)}. "
-        f"At the upper edge: {listed(high)}."
-    )
+        return "No method's best rate lies at an edge of the grid." if known else ""
+    text = f"At the lower edge of the grid, so that a smaller rate might be better still: {listed(low)}. "
+    return text + f"At the upper edge: {listed(high)}."
 
 
 def refill(results: Results) -> str:

@@ -67,8 +67,8 @@ class Config:
     template: str = "chat"
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 16
-    prompts: int = 16  # P, problems a step
-    num_generations: int = 8  # G, answers a problem
+    prompts: int = 16  # P, problems per step
+    num_generations: int = 8  # G, answers per problem
     max_completion_length: int = 384  # token budget of an answer
     learning_rate: float = 3e-4  # AdamW; the middle one where several are tried
     eval_every: int = 8  # steps; a checkpoint is saved then, so a killed training loses fewer steps than this
@@ -127,23 +127,25 @@ def flags(options: dict) -> list[str]:
     return [word for name, value in options.items() if value is not None for word in (f"--{name}", f"{value}")]
 
 
+def task_options(config: Config) -> dict:
+    """The options that every script of a cell takes."""
+    return {name: getattr(config, name) for name in ("task", "data", "template", "device")}
+
+
 def command(cell: Cell, config: Config) -> list[str]:
     """The command of a training, without base and folder; the cell's options replace those of the comparison."""
-    options = {"task": config.task, "data": config.data, "template": config.template, "device": config.device}
-    options |= {"steps": cell.steps, "seed": cell.seed, "learning-rate": config.learning_rate}
+    options = task_options(config) | {"steps": cell.steps, "seed": cell.seed, "learning-rate": config.learning_rate}
     options |= {"prompts": config.prompts, "num-generations": config.num_generations}
-    options |= {"max-completion-length": config.max_completion_length}
-    return [cell.script, *flags(options | {"eval-every": config.eval_every, "eval-answers": 1} | cell.options)]
+    options |= {"max-completion-length": config.max_completion_length, "eval-every": config.eval_every}
+    return [cell.script, *flags(options | {"eval-answers": 1} | cell.options)]
 
 
 def identity(cell: Cell, config: Config) -> dict[str, str]:
     """The training, the measurement and the base, with which a stored result must agree."""
-    answers = f"{config.test_answers} answers of {config.max_completion_length} tokens"
-    return {
-        "command": " ".join(command(cell, config)) if cell.script else "",
-        "measured": f"{config.problems} {cell.split} problems of {config.task}, {answers}",
-        "base": fingerprint(config.checkpoint),
-    }
+    training = " ".join(command(cell, config)) if cell.script else ""
+    measured = f"{config.problems} {cell.split} problems of {config.task}, "
+    measured += f"{config.test_answers} answers of {config.max_completion_length} tokens"
+    return {"command": training, "measured": measured, "base": fingerprint(config.checkpoint)}
 
 
 def fingerprint(folder: Path) -> str:
@@ -169,9 +171,9 @@ def run(cell: Cell, config: Config) -> dict:
     policy = folder / "checkpoint" if cell.script else config.checkpoint
     measured = folder.with_name(f"{folder.name}.measured.json")
     settings = {"policy": policy, "base": config.checkpoint, "split": cell.split, "problems": config.problems}
-    settings |= {"task": config.task, "data": config.data, "template": config.template, "device": config.device}
     settings |= {"num-generations": config.test_answers, "max-completion-length": config.max_completion_length}
-    call([*python, f"{PACKAGE}.studies.comparison", *flags(settings | {"out": measured})], folder)
+    settings |= task_options(config) | {"out": measured}
+    call([*python, f"{PACKAGE}.studies.comparison", *flags(settings)], folder)
     result = asked | {"seed": cell.seed, "steps": cell.steps} | json.loads(measured.read_text())
     batch = config.prompts * config.num_generations  # a cell's own options divide it otherwise, with the same product
     return result | (cost_and_curve(read_metrics(folder), batch) if cell.script else {})

@@ -123,12 +123,12 @@ def paired(results: Results, methods: dict[str, Method], other: str, key: str) -
     same seed, its interval over seeds."""
     lines, base, form = [], of(results, other), QUANTITIES[key][1]
     for name, method in methods.items():
-        both = sorted(of(results, name).keys() & base.keys())
-        if name == other or len(both) < 3:
-            continue
-        mean, low, high = seed_interval([of(results, name)[seed][key] - base[seed][key] for seed in both])
-        ends = f"[{low:{form}}, {high:{form}}]"
-        lines.append([method.label, f"{mean:{form}}", ends, "yes" if low > 0 or high < 0 else "no"])
+        runs = of(results, name)
+        both = sorted(runs.keys() & base.keys())
+        if name != other and len(both) >= 3:
+            mean, low, high = seed_interval([runs[seed][key] - base[seed][key] for seed in both])
+            ends = f"[{low:{form}}, {high:{form}}]"
+            lines.append([method.label, f"{mean:{form}}", ends, "yes" if low > 0 or high < 0 else "no"])
     return lines
 
 

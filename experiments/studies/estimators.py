@@ -139,11 +139,9 @@ def kl_terms(pair: list[Problem]) -> dict[str, dict[str, float]]:
     whole, forward, reverse = (torch.cat(x) / len(pair) for x in (whole, forward, reverse))
     result = {}
     for name, estimator in KL.items():
-        mean = torch.cat([problem.moments(estimator.loss)[0] for problem in pair]) / len(pair)
-        steps = {"to_steps": forward, "to_reverse_steps": reverse}
-        result[name] = measure(estimator, pair, whole) | {
-            key: ((mean - target).norm() / target.norm()).item() for key, target in steps.items()
-        }
+        result[name] = measure(estimator, pair, whole)
+        for key, target in (("to_steps", forward), ("to_reverse_steps", reverse)):
+            result[name][key] = measure(estimator, pair, target)["bias"]
     return result
 
 

@@ -159,14 +159,6 @@ def kl_in_loss(problem: Problem, logp: Tensor, kl) -> Tensor:
 # ---- advantages --------------------------------------------------------------------------------
 
 
-def rewards_alone(rewards: Tensor) -> Tensor:
-    return rewards
-
-
-def less_a_half(rewards: Tensor) -> Tensor:
-    return rewards - 0.5
-
-
 def wrong_value(problem: Problem) -> Tensor:
     """0.5 everywhere."""
     return torch.full_like(problem.sampler, 0.5)
@@ -249,8 +241,8 @@ def with_gae(value: Callable[[Problem], Tensor], lam: float):
 
 
 ON_POLICY = {
-    "reinforce": Estimator("REINFORCE", "∇J", partial(plain, advantage=rewards_alone)),
-    "constant": Estimator("REINFORCE, b = ½", "∇J", partial(plain, advantage=less_a_half)),
+    "reinforce": Estimator("REINFORCE", "∇J", partial(plain, advantage=lambda rewards: rewards)),
+    "constant": Estimator("REINFORCE, b = ½", "∇J", partial(plain, advantage=lambda rewards: rewards - 0.5)),
     "rloo": Estimator("RLOO", "∇J", partial(plain, advantage=leave_one_out)),
     "gae_1": Estimator("GAE, λ = 1, wrong V", "∇J", with_gae(wrong_value, 1.0)),
     "gae_true": Estimator("GAE, λ = 0, exact V", "∇J", with_gae(true_value, 0.0)),

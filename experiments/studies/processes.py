@@ -43,23 +43,18 @@ def call(words: list[str], folder: Path, threads: int = 1, resume: bool = False)
     The process itself locks the log. If only its caller is killed, the process continues and the next caller waits for
     it here, so that two processes never write to one folder.
     """
+    import fcntl  # not on Windows
+
     log = folder.with_name(f"{folder.name}.log")
-    with open(log, "a") as file:
-        lock(file, f"{folder}: waiting for a process of an earlier call that is still running")
+    with open(log, "a") as file:  # child processes share its lock until the last of them ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: waiting for a process of an earlier call that is still running", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         if resume and folder.exists():
             words = [*words[:3], "--resume", *words[3:]]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
         raise RuntimeError(f"{folder} failed with {done.returncode}, see {log}:\n{log.read_text()[-2000:]}")
-
-
-def lock(file, waiting: str) -> None:
-    """Lock an open file; child processes share the lock until the last of them ends."""
-    import fcntl  # not on Windows
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(waiting, flush=True)
-        fcntl.flock(file, fcntl.LOCK_EX)
