@@ -1,4 +1,4 @@
-"""experiments/studies/balance.py at toy size, and what its tables say."""
+"""experiments/studies/balance.py at toy size: runs, choice of a strength, tables, figure."""
 
 import json
 from dataclasses import replace
@@ -20,16 +20,16 @@ STRENGTHS = {"none": (0.0,), "sequence": (0.1,), "batch": (0.1,), "bias": (0.01,
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(balance, "STRENGTHS", STRENGTHS)
-    places = {"out": tmp_path / "runs", "results": tmp_path / "balance.json", "figure": tmp_path / "balance.png"}
+    paths = {"out": tmp_path / "runs", "results": tmp_path / "balance.json", "figure": tmp_path / "balance.png"}
     sizes = {"seeds": (0, 5), "steps": 4, "batch": 256, "model": TINY, "eval_every": 2, "eval_batches": 1}
-    return balance.Config(**sizes, device="cpu", **places)
+    return balance.Config(**sizes, device="cpu", **paths)
 
 
 def test_the_comparison_at_toy_size(toy, monkeypatch, capsys):
-    found = balance.main(toy)
-    assert found == json.loads(toy.results.read_text()) and toy.figure.read_bytes().startswith(b"\x89PNG")
+    results = balance.main(toy)
+    assert results == json.loads(toy.results.read_text()) and toy.figure.read_bytes().startswith(b"\x89PNG")
     assert "held-out loss" in capsys.readouterr().out
-    assert {m: list(one["seeds"]) for m, one in found["methods"].items()} == dict.fromkeys(STRENGTHS, ["0", "5"])
+    assert {m: list(one["seeds"]) for m, one in results["methods"].items()} == dict.fromkeys(STRENGTHS, ["0", "5"])
     runs = {path.name: read_metrics(path) for path in toy.out.iterdir()}
     assert len(runs) == 5 + 4 and all(len(rows) == 4 for rows in runs.values())
     assert all(["eval/loss" in row for row in rows] == [False, True, False, True] for rows in runs.values())
@@ -44,16 +44,15 @@ def test_the_comparison_at_toy_size(toy, monkeypatch, capsys):
     with pytest.raises(ValueError, match="none-0-0 was run for 4 steps, not 5"):
         balance.main(replace(toy, steps=5, resume=True))
     (toy.out / "bias-0.1-0" / "result.json").unlink()
-    done = []
-    original = balance.train
+    done, original = [], balance.train
     monkeypatch.setattr(balance, "train", lambda run, out: done.append(run.name) or original(run, out))
     again = balance.main(replace(toy, resume=True))
     assert done == ["bias-0.1-0"] and len(read_metrics(toy.out / "bias-0.1-0")) == 4  # anew, and only this one
-    for one in (again, found):
+    for one in (again, results):
         del one["tuning"]["bias"]["0.1"]["seconds"]
         for result in one["methods"]["bias"]["seeds"].values():
             del result["seconds"]
-    assert again == found
+    assert again == results
 
 
 def test_the_auxiliary_losses():
@@ -89,13 +88,13 @@ def test_tables():
     assert second[0] == "selection bias, γ = 0.01" and second[2] == "-0.1000 [-0.1000, -0.1000]"
     assert second[3:] == ["0.50 [0.50, 0.50]", "1.00 [1.00, 1.00]", "1.50 [1.50, 1.50]"]
     uneven = {seed: result(1.0, violation) for seed, violation in zip("012", (0.0, 0.1, 0.8))}
-    methods["bias"]["seeds"] = uneven  # Student's t knows nothing of the limit
+    methods["bias"]["seeds"] = uneven  # the interval is cut at 0
     assert balance.rows({"methods": methods})[1][3].startswith("0.30 [0.00, ")
     tuning = {"batch": {"0.1": result(1.23456, 0.5)}}
     assert balance.tuning_rows({"tuning": tuning}) == [["loss by batch, α = 0.1", "1.2346", "0.50", "1.00"]]
 
 
-def test_the_figure_tells_the_ends(tmp_path):
+def test_the_figure_names_the_final_values(tmp_path):
     def run(loss, violation):
         return [{"step": s, "train/loss": loss, "train/max_violation": violation} for s in range(1, 13)]
 

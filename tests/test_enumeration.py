@@ -1,8 +1,8 @@
 """The objectives against exact gradients: every answer, or every group of answers, is enumerated in float64.
 
-The setting: three tokens, one of them the end, two steps: seven answers of one or two tokens, some of them right.
-Groups of four: 2,401. The policy is a table of logits, and for the main claims a small transformer too. What is held
-against J(θ) and its gradient are the library's own advantages, losses and weights, put together as the scripts do.
+Three tokens, one of them the end, and two steps make seven answers of one or two tokens, and 2,401 groups of four. The
+policy is a table of logits, and for the main claims a small transformer too. The library's advantages, losses and
+reductions, composed as in the scripts, are compared with J(θ) and its gradient.
 """
 
 import math
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from minir1 import enumeration as exact
+from minir1 import losses
 from minir1.advantages import (
     at_last_token,
     batch_centered,
@@ -22,18 +23,6 @@ from minir1.advantages import (
     leave_one_out,
     moving_average,
     whiten,
-)
-from minir1.losses import (
-    cispo,
-    clipped_surrogate,
-    grpo_sequence,
-    gspo,
-    is_clipped,
-    kl_k1,
-    kl_k2,
-    kl_k3,
-    reinforce,
-    truncated_importance,
 )
 from minir1.model.config import dense
 from minir1.model.transformer import Transformer
@@ -49,7 +38,7 @@ EXACT = {"atol": 1e-12, "rtol": 0}
 
 
 class Policy:
-    """log π(· | x_<t) [Y, T, V], of the answers' tokens [Y, T], and the scores of those [Y, T, n]."""
+    """log π(· | x_<t) [Y, T, V], log π of the answers' tokens [Y, T], and their scores [Y, T, n]."""
 
     def __init__(self, lp, parameters):
         self.lp, self.parameters = lp, parameters
@@ -61,8 +50,8 @@ class Policy:
 
     def mean(self, loss, drawn):
         """The expected ascent direction of a loss over draws."""
-        found = exact.estimates(loss, self.logp, self.scores, drawn)
-        return exact.moments(found, exact.probability_of(self.logp, drawn))[0]
+        actual = exact.estimates(loss, self.logp, self.scores, drawn)
+        return exact.moments(actual, exact.probability_of(self.logp, drawn))[0]
 
 
 def table(seed: int) -> torch.Tensor:
@@ -75,18 +64,18 @@ def tabular(seed: int) -> Policy:
 
 
 def transformer(seed: int) -> Policy:
-    """Two layers wide 8; the prompt is one token more, number 3, and is never said.
+    """Two layers of width 8; the prompt is token 3, which has no probability in an answer.
 
-    log π is asked for as the scripts ask, by `logprob`, of rows that differ in one token.
+    log π comes from `logprob`, as in the scripts, for rows that differ in one token.
     """
     torch.manual_seed(seed)
     model = Transformer(dense(vocab=4, dim=8, layers=2, heads=2, kv_heads=1, ffn=8, init_std=0.5)).double()
     rows = torch.cat((torch.full((Y, 1), 3), TOKENS), 1)
     lp = []
     for t in range(1, T + 1):
-        asked = rows.repeat(3, 1)
-        asked[:, t] = torch.arange(3).repeat_interleave(Y)
-        lp.append(model.logprob(asked, lengths=torch.full((3 * Y,), T + 1))[:, t].view(3, Y).T)
+        changed = rows.repeat(3, 1)
+        changed[:, t] = torch.arange(3).repeat_interleave(Y)
+        lp.append(model.logprob(changed, lengths=torch.full((3 * Y,), T + 1))[:, t].view(3, Y).T)
     return Policy(torch.stack(lp, 1).log_softmax(-1), list(model.parameters()))
 
 
@@ -109,30 +98,27 @@ def truth(policy: Policy, rewards=REWARDS) -> torch.Tensor:
     return policy.gradient(exact.expected_reward(policy.logp, rewards))
 
 
-def summed(drawn, rewards=None, advantage=None, loss=reinforce, weights=None, policy=None, **more):
-    """The loss of draws [M, G] as the scripts have it: advantage of a group, loss a token, weight 1/(G·L), L = 1."""
-    rows = drawn.flatten()
-    A = rewards[drawn] if advantage is None else advantage
-    A = A.reshape(-1, 1).expand(-1, T) if A.ndim == 2 and A.shape[0] == len(drawn) and A.numel() == len(rows) else A
-    size = drawn.shape[1]
-    weight = fixed_length(WIDE[rows], 1, size) if weights is None else weights
+def summed(drawn, advantage, loss=losses.reinforce, weights=None, **more):
+    """The loss of draws [M, G] with their advantages [M, G], as in the scripts; the default weight is 1/G."""
+    A = advantage.reshape(-1, 1).expand(-1, T)
+    weight = fixed_length(WIDE[drawn.flatten()], 1, drawn.shape[1]) if weights is None else weights
 
     def total(logp):
-        old = () if loss is reinforce else (logp.detach(),)
+        old = () if loss is losses.reinforce else (logp.detach(),)
         return weight * loss(logp, *old, A, **more)
 
     return total
 
 
-def assert_close(found, wanted, **tolerance):
-    assert wanted.norm() > 1e-3, "a comparison with nothing"
-    torch.testing.assert_close(found, wanted, **(tolerance or EXACT))
+def assert_close(actual, expected, **tolerance):
+    assert expected.norm() > 1e-3, "a comparison with zero"
+    torch.testing.assert_close(actual, expected, **(tolerance or EXACT))
 
 
-def parallel(found, wanted) -> float:
-    """The factor between two vectors that have the same direction."""
-    factor = (found @ wanted / (wanted @ wanted)).item()
-    torch.testing.assert_close(found, factor * wanted, **EXACT)
+def parallel(actual, expected) -> float:
+    """The factor between two vectors of the same direction."""
+    factor = (actual @ expected / (expected @ expected)).item()
+    torch.testing.assert_close(actual, factor * expected, **EXACT)
     return factor
 
 
@@ -164,12 +150,12 @@ def test_the_gradient_of_j_by_finite_differences():
     def J(parameters):
         return exact.expected_reward(exact.chosen(exact.tabular(parameters, TOKENS), TOKENS, MASK), REWARDS).item()
 
-    wanted = [(J(base + step * e) - J(base - step * e)) / (2 * step) for e in torch.eye(12).view(12, 4, 3)]
-    torch.testing.assert_close(truth(tabular(0)), torch.tensor(wanted, dtype=torch.float64), atol=1e-9, rtol=0)
+    expected = [(J(base + step * e) - J(base - step * e)) / (2 * step) for e in torch.eye(12).view(12, 4, 3)]
+    torch.testing.assert_close(truth(tabular(0)), torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
 def test_the_value_of_a_state_is_the_mean_of_what_follows(policy):
-    """V of the empty prefix is J; E[V of the next state] is V (a martingale: the reward comes at the end)."""
+    """V of the empty prefix is J; E[V of the next state] is V, since the reward comes at the end."""
     values = exact.state_values(policy.logp.detach(), REWARDS, TOKENS, MASK)
     J = exact.expected_reward(policy.logp, REWARDS).item()
     assert values[:, 0].tolist() == pytest.approx([J] * Y)
@@ -188,15 +174,14 @@ def test_a_sequence_kl_is_the_expected_sum_of_its_steps(policy):
 
 
 @pytest.mark.parametrize("baseline", [0.0, 0.7, -3.0, "moving"])
-def test_reinforce_is_unbiased_with_any_baseline_that_does_not_see_the_answer(either, baseline):
+def test_reinforce_is_unbiased_with_any_baseline_that_is_independent_of_the_answer(either, baseline):
     if baseline == "moving":  # of the batches before
         baseline = moving_average(moving_average(None, torch.tensor([1.0]), 0.9), torch.tensor([0.2, 0.6]), 0.9)
-    found = either.mean(summed(ONES, REWARDS - baseline), ONES)
-    assert_close(found, truth(either))
+    assert_close(either.mean(summed(ONES, REWARDS[ONES] - baseline), ONES), truth(either))
 
 
 def test_the_mean_of_the_batch_shortens_the_step_by_one_answer_in_n(policy):
-    """(N - 1)/N: N answers to two problems, a table of their own each, 2 answers to each."""
+    """(N - 1)/N: N = 4 answers, two to each of two problems that have their own tables."""
     tables = [table(0), table(5)]
     logp = [exact.chosen(exact.tabular(t, TOKENS), TOKENS, MASK) for t in tables]
     both = torch.cat(logp)  # 14 answers, the first seven to the first problem
@@ -204,100 +189,77 @@ def test_the_mean_of_the_batch_shortens_the_step_by_one_answer_in_n(policy):
     drawn = torch.cat((FOURS[:, :2], FOURS[:, 2:] + Y), 1)
     A = torch.stack([batch_centered(r.view(2, 2)).flatten() for r in rewards[drawn]])
     weight = fixed_length(torch.cat((WIDE, WIDE))[drawn.flatten()], 1, 4)
-    loss = lambda logp: weight * reinforce(logp, A.reshape(-1, 1).expand(-1, T))  # noqa: E731
-    found = exact.estimates(loss, both, exact.scores(both, tables), drawn)
-    mean, _ = exact.moments(found, exact.probability_of(both, drawn))
+    loss = lambda logp: weight * losses.reinforce(logp, A.reshape(-1, 1).expand(-1, T))  # noqa: E731
+    actual = exact.estimates(loss, both, exact.scores(both, tables), drawn)
+    mean, _ = exact.moments(actual, exact.probability_of(both, drawn))
     J = sum(exact.expected_reward(x, r) for x, r in zip(logp, (REWARDS, REWARDS.flip(0)))) / 2
     assert_close(mean, 3 / 4 * exact.gradient(J, tables))
 
 
 @pytest.mark.parametrize("drawn", [PAIRS, FOURS], ids=["G=2", "G=4"])
-def test_leave_one_out_is_unbiased(either, drawn):
-    found = either.mean(summed(drawn, advantage=leave_one_out(REWARDS[drawn])), drawn)
-    assert_close(found, truth(either))
-
-
-@pytest.mark.parametrize("drawn", [PAIRS, FOURS], ids=["G=2", "G=4"])
-def test_dr_grpo_is_the_gradient_times_g_minus_one_over_g(either, drawn):
-    G = drawn.shape[1]
-    found = either.mean(summed(drawn, advantage=group_centered(REWARDS[drawn]), loss=clipped_surrogate), drawn)
-    assert_close(found, (G - 1) / G * truth(either))
+def test_leave_one_out_is_unbiased_and_dr_grpo_is_g_minus_one_over_g_times_the_gradient(either, drawn):
+    G, J = drawn.shape[1], truth(either)
+    assert_close(either.mean(summed(drawn, leave_one_out(REWARDS[drawn])), drawn), J)
+    centered = summed(drawn, group_centered(REWARDS[drawn]), losses.clipped_surrogate)
+    assert_close(either.mean(centered, drawn), (G - 1) / G * J)
 
 
 # ---- the normalisations of GRPO -----------------------------------------------------------------
 
 
 def test_the_length_normalisation_is_the_gradient_of_another_objective(policy):
-    """E Σ_i A_i ∇ log π(y_i) / (G |y_i|) = (G-1)/G Σ_y π(y) R(y) ∇ log π(y) / |y| - correction of the baseline:
-
-    1/G Σ_i (r_i - mean r) s_i with s_i = ∇ log π(y_i) / |y_i| has the expectation (G-1)/G · Cov(r, s).
-    """
+    """1/G Σ_i (r_i - mean r) s_i with s_i = ∇ log π(y_i) / |y_i| has the expectation (G-1)/G · Cov(r, s)."""
     p = policy.logp.detach().sum(1).exp()
     s = policy.scores.sum(1) / LENGTH.unsqueeze(1)
     covariance = (p * REWARDS) @ s - (p @ REWARDS) * (p @ s)
     weights = per_answer_mean(WIDE[FOURS.flatten()], 4)
     A = group_centered(REWARDS[FOURS])
-    found = policy.mean(summed(FOURS, advantage=A, loss=clipped_surrogate, weights=weights), FOURS)
-    assert_close(found, 3 / 4 * covariance)
+    actual = policy.mean(summed(FOURS, advantage=A, loss=losses.clipped_surrogate, weights=weights), FOURS)
+    assert_close(actual, 3 / 4 * covariance)
     J = truth(policy)
-    assert torch.nn.functional.cosine_similarity(found, J, dim=0) < 0.999  # another direction
+    assert torch.nn.functional.cosine_similarity(actual, J, dim=0) < 0.999  # another direction
 
 
-def test_token_mean_weighs_an_answer_by_the_length_of_its_company(policy):
-    """DAPO: 1 / Σ_j |y_j| of the group, unlike 1/(G·L): not the gradient's direction either."""
+def test_token_mean_weighs_an_answer_by_the_length_of_its_group(policy):
+    """DAPO: with 1 / Σ_j |y_j| of the group, unlike 1/(G·L), the direction is not that of the gradient either."""
     lengths = LENGTH[FOURS].sum(1)
     weights = torch.cat([token_mean(WIDE[row], int(n)) for row, n in zip(FOURS, lengths)])
     A = group_centered(REWARDS[FOURS])
-    found = policy.mean(summed(FOURS, advantage=A, loss=clipped_surrogate, weights=weights), FOURS)
-    by_hand = torch.zeros_like(found)
-    p = exact.probability_of(policy.logp, FOURS)
-    whole = policy.scores.sum(1)
-    for i in range(4):
-        by_hand += (p * A[:, i] / lengths) @ whole[FOURS[:, i]]
-    assert_close(found, by_hand)
-    assert torch.nn.functional.cosine_similarity(found, truth(policy), dim=0) < 0.99999
+    actual = policy.mean(summed(FOURS, advantage=A, loss=losses.clipped_surrogate, weights=weights), FOURS)
+    p, whole = exact.probability_of(policy.logp, FOURS), policy.scores.sum(1)
+    assert_close(actual, sum((p * A[:, i] / lengths) @ whole[FOURS[:, i]] for i in range(4)))
+    assert torch.nn.functional.cosine_similarity(actual, truth(policy), dim=0) < 0.99999
+
+
+def deviation_weight(p: float, G: int = 4) -> float:
+    """w(p) = (G-1)/G Σ_k C(G-2, k-1) p^{k-1} (1-p)^{G-k-1} / σ_k,  σ_k² = k (G-k) / (G (G-1)), k right answers of G."""
+    sigma = {k: math.sqrt(k * (G - k) / (G * (G - 1))) for k in range(1, G)}
+    terms = (math.comb(G - 2, k - 1) * p ** (k - 1) * (1 - p) ** (G - k - 1) / sigma[k] for k in range(1, G))
+    return (G - 1) / G * sum(terms)
 
 
 @pytest.mark.parametrize("drawn", [PAIRS, FOURS], ids=["G=2", "G=4"])
-def test_the_deviation_weighs_a_problem_by_how_hard_it_is(policy, drawn):
-    """Binary rewards: E of GRPO's direction is w(p)·∇p, p the chance of a right answer and
-
-        w(p) = Σ_k C(G-2, k-1) p^{k-1} (1-p)^{G-k-1} · (1/σ_k)·(G-1)/G ,  σ_k² = k (G-k) / (G (G-1)),
-
-    k right ones of G. Without σ it is (G-1)/G whatever p is.
-    """
-    G = drawn.shape[1]
+def test_the_deviation_weighs_a_problem_by_its_difficulty(policy, drawn):
+    """Binary rewards: E of GRPO's direction is w(p)·∇p, p the probability of a right answer."""
     A = group_advantages(RIGHT[drawn], eps=0.0).nan_to_num()
     equal = (RIGHT[drawn] == RIGHT[drawn][:, :1]).all(1, keepdim=True)
     A = A.masked_fill(equal, 0.0)
-    found = policy.mean(summed(drawn, advantage=A, loss=clipped_surrogate), drawn)
-    p = exact.expected_reward(policy.logp, RIGHT).item()
-    w = 0.0
-    for k in range(1, G):
-        sigma = math.sqrt(k * (G - k) / (G * (G - 1)))
-        w += math.comb(G - 2, k - 1) * p ** (k - 1) * (1 - p) ** (G - k - 1) * (G - 1) / G / sigma
-    assert_close(found, w * truth(policy, RIGHT))
+    actual = policy.mean(summed(drawn, advantage=A, loss=losses.clipped_surrogate), drawn)
+    w = deviation_weight(exact.expected_reward(policy.logp, RIGHT).item(), drawn.shape[1])
+    assert_close(actual, w * truth(policy, RIGHT))
 
 
 def test_two_problems_are_reweighted_by_their_chance_of_success():
-    """∇ of problem q counts w(p_q) of G = 4: the deviation lifts the rare and the almost certain above the even."""
-
-    def w(p, G=4):
-        terms = (
-            math.comb(G - 2, k - 1) * p ** (k - 1) * (1 - p) ** (G - k - 1) / math.sqrt(k * (G - k) / (G * (G - 1)))
-            for k in range(1, G)
-        )
-        return (G - 1) / G * sum(terms)
-
+    """The gradient of a problem is multiplied by w(p), which is larger for p near 0 and 1 than for p near 1/2."""
+    w = deviation_weight
     assert w(0.01) > w(0.2) > w(0.5) and w(0.01) == pytest.approx(w(0.99)) and w(1e-9) == pytest.approx(1.5, abs=1e-6)
     assert w(0.5) == pytest.approx(0.75 * (0.25 * 2 + 0.5 * math.sqrt(3) + 0.25 * 2))
     hard, even = 0.5 * table(3).detach(), 0.5 * table(4).detach()
-    hard[1:, 0] -= 4  # to end in time is right
+    hard[1:, 0] -= 4  # the answers that end in time are right
     even[1:, 0] += 1
-    weights, chances = [], []
+    weights, chances, A = [], [], group_advantages(RIGHT[FOURS], eps=1e-12)
     for logits in (hard, even):
         one = Policy(exact.tabular(logits.requires_grad_(), TOKENS), [logits])
-        A = group_advantages(RIGHT[FOURS], eps=1e-12)
         weights.append(parallel(one.mean(summed(FOURS, advantage=A), FOURS), truth(one, RIGHT)))
         chances.append(exact.expected_reward(one.logp, RIGHT).item())
     assert chances[0] < 0.05 < 0.2 < chances[1] < 0.8
@@ -310,10 +272,10 @@ def test_two_problems_are_reweighted_by_their_chance_of_success():
 @pytest.mark.parametrize(
     "loss, more",
     [
-        (clipped_surrogate, {}),
-        (clipped_surrogate, {"dual_clip": 3.0}),
-        (clipped_surrogate, {"clip_low": 0.2, "clip_high": 0.28}),
-        (cispo, {"clip_low": 1.0, "clip_high": 0.2}),
+        (losses.clipped_surrogate, {}),
+        (losses.clipped_surrogate, {"dual_clip": 3.0}),
+        (losses.clipped_surrogate, {"clip_low": 0.2, "clip_high": 0.28}),
+        (losses.cispo, {"clip_low": 1.0, "clip_high": 0.2}),
     ],
 )
 def test_at_ratio_one_a_clipped_objective_is_reinforce(either, loss, more):
@@ -324,9 +286,9 @@ def test_at_ratio_one_a_clipped_objective_is_reinforce(either, loss, more):
 def test_at_ratio_one_a_ratio_of_the_whole_answer_is_reinforce_and_gspo_is_normalised(policy):
     A = leave_one_out(REWARDS[PAIRS]).reshape(-1, 1).expand(-1, T)
     mask, weight = MASK[PAIRS.flatten()], per_answer_mean(WIDE[PAIRS.flatten()], 2)
-    whole = lambda logp: weight * grpo_sequence(logp, logp.detach(), A, 0.2, 0.2, mask)  # noqa: E731
+    whole = lambda logp: weight * losses.grpo_sequence(logp, logp.detach(), A, 0.2, 0.2, mask)  # noqa: E731
     assert_close(policy.mean(whole, PAIRS), truth(policy))
-    geometric = lambda logp: weight * gspo(logp, logp.detach(), A, 3e-4, 4e-4, mask)  # noqa: E731
+    geometric = lambda logp: weight * losses.gspo(logp, logp.detach(), A, 3e-4, 4e-4, mask)  # noqa: E731
     p, s = policy.logp.detach().sum(1).exp(), policy.scores.sum(1) / LENGTH.unsqueeze(1)
     assert_close(policy.mean(geometric, PAIRS), (p * REWARDS) @ s - (p @ REWARDS) * (p @ s))
 
@@ -336,7 +298,7 @@ def test_at_ratio_one_a_ratio_of_the_whole_answer_is_reinforce_and_gspo_is_norma
 
 def per_token(advantage):
     """A loss of single answers with an advantage for every token, [Y, T]."""
-    return lambda logp: WIDE * reinforce(logp, advantage)
+    return lambda logp: WIDE * losses.reinforce(logp, advantage)
 
 
 def test_a_return_to_go_is_unbiased_and_a_discount_is_not(either):
@@ -357,21 +319,21 @@ def test_gae_with_the_exact_value_is_unbiased_at_any_lambda(either, lam):
 
 
 def test_gae_with_a_wrong_value_is_unbiased_at_lambda_one_only(policy):
-    """Behind, the bias is E Σ_t ∇ log π_t · (1 - λ) e(s_{t+1}), e = V - the true one, for two steps."""
+    """Otherwise the bias is E Σ_t ∇ log π_t · (1 - λ) e(s_{t+1}) for two steps, e the error of V."""
     true = exact.state_values(policy.logp.detach(), REWARDS, TOKENS, MASK)
     error = torch.zeros(Y, T, dtype=torch.float64)
-    error[:, 0], error[1:4, 1], error[4:, 1] = 0.3, -0.8, 0.5  # one number a state
+    error[:, 0], error[1:4, 1], error[4:, 1] = 0.3, -0.8, 0.5  # one number per state
     p = policy.logp.detach().sum(1).exp()
     for lam in (1.0, 0.95, 0.0):
         advantage, _ = gae(at_last_token(REWARDS, MASK), (true + error) * MASK, MASK, 1.0, lam)
-        found = policy.mean(per_token(advantage), ONES)
+        actual = policy.mean(per_token(advantage), ONES)
         bias = (1 - lam) * torch.einsum("y,yn->n", p * error[:, 1] * MASK[:, 1], policy.scores[:, 0])
-        assert_close(found, truth(policy) + bias)
+        assert_close(actual, truth(policy) + bias)
         assert (bias.norm() == 0) == (lam == 1.0)
 
 
 def test_whitening_is_a_baseline_and_a_scale_of_the_draw(policy):
-    """REINFORCE++: shifted by the draw's own mean over tokens and divided by its deviation, so not unbiased.
+    """REINFORCE++: shifted by the draw's own mean over tokens and divided by its deviation, so biased.
 
     With n_i tokens of reward R_i: mean μ = Σ n_i R_i / Σ n_i, variance Σ n_i (R_i - μ)² / (Σ n_i - 1).
     """
@@ -385,11 +347,10 @@ def test_whitening_is_a_baseline_and_a_scale_of_the_draw(policy):
     by_hand = sum((p * white[:, i] / 2) @ whole[PAIRS[:, i]] for i in range(2))
     A = REWARDS[rows].unsqueeze(1) * WIDE[rows]
     A = torch.stack([whiten(a, m) for a, m in zip(A.view(-1, 2, T), MASK[rows].view(-1, 2, T))]).view(-1, T)
-    found = policy.mean(lambda logp: WIDE[rows] / 2 * reinforce(logp, A), PAIRS)
-    assert_close(found, by_hand)
+    actual = policy.mean(lambda logp: WIDE[rows] / 2 * losses.reinforce(logp, A), PAIRS)
+    assert_close(actual, by_hand)
     J = truth(policy)
-    cosine = torch.nn.functional.cosine_similarity(found, J, dim=0).item()
-    assert 0.7 < cosine < 0.9999
+    assert 0.7 < torch.nn.functional.cosine_similarity(actual, J, dim=0).item() < 0.9999
 
 
 # ---- longer answers -----------------------------------------------------------------------------
@@ -397,12 +358,12 @@ def test_whitening_is_a_baseline_and_a_scale_of_the_draw(policy):
 
 @pytest.fixture(scope="module", params=[(2, 8), (3, 3)], ids=["9 of up to 8", "15 of up to 3"])
 def longer(request):
-    """Tokens, mask, log π of policy and reference, ∇ log π, rewards, logits; two steps show no λ²."""
+    """Tokens, mask, log π of policy and reference, ∇ log π, rewards, logits; λ² needs more than two steps."""
     noise = torch.Generator().manual_seed(1)
     tokens, mask = exact.answers(*request.param)
     states = (request.param[0] ** request.param[1] - 1) // (request.param[0] - 1)
     logits = 0.6 * torch.randn(states, request.param[0], dtype=torch.float64, generator=noise)
-    logits[:, 0] -= 0.7  # to go on is likely
+    logits[:, 0] -= 0.7  # long answers are likely
     reference = logits + 0.5 * torch.randn(logits.shape, dtype=torch.float64, generator=noise)
     logits.requires_grad_()
     lp = [exact.tabular(x, tokens) for x in (logits, reference)]
@@ -414,9 +375,9 @@ def longer(request):
 def expected_over(longer, advantage=None, loss=None):
     """E of the ascent direction of single answers: of REINFORCE with an advantage [Y, T], or of a loss."""
     tokens, mask, _, (logp, _), scores, *_ = longer
-    loss = loss or (lambda x: mask.double() * reinforce(x, advantage))
-    found = exact.estimates(loss, logp, scores, exact.draws(len(tokens), 1))
-    return exact.moments(found, logp.detach().sum(1).exp())[0]
+    loss = loss or (lambda x: mask.double() * losses.reinforce(x, advantage))
+    actual = exact.estimates(loss, logp, scores, exact.draws(len(tokens), 1))
+    return exact.moments(actual, logp.detach().sum(1).exp())[0]
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
@@ -427,7 +388,7 @@ def test_the_bias_of_gae_over_many_steps(longer, lam):
     value = exact.state_values(logp.detach(), rewards, tokens, mask)
     assert_close(expected_over(longer, gae(earned, value, mask, 1.0, lam)[0]), J)
     length = tokens.shape[1]
-    error = torch.sin(3.0 * value + torch.arange(length)) * mask  # one number a state
+    error = torch.sin(3.0 * value + torch.arange(length)) * mask  # one number per state
     behind = torch.zeros_like(error)
     for t in range(length):
         for u in range(t + 1, length):
@@ -437,7 +398,7 @@ def test_the_bias_of_gae_over_many_steps(longer, lam):
     assert (bias.norm() < 1e-12) == (lam == 1.0)
 
 
-def test_where_the_kl_goes_over_many_steps(longer):
+def test_the_gradients_of_kl_terms_over_many_steps(longer):
     _, mask, (lp, ref_lp), (logp, ref_logp), scores, _, logits = longer
     p, steps = logp.detach().sum(1).exp(), exact.step_kl(lp, ref_lp, mask)
     whole = exact.gradient(exact.sequence_kl(logp, ref_logp), [logits])
@@ -445,8 +406,8 @@ def test_where_the_kl_goes_over_many_steps(longer):
     reverse = exact.gradient(p @ exact.step_kl(ref_lp, lp, mask).sum(1), [logits])
     later = (steps.flip(1).cumsum(1).flip(1) - steps).detach()
     assert_close(forward + torch.einsum("y,yt,ytn->n", p, later, scores), whole)
-    for kl, wanted in ((kl_k2, forward), (kl_k3, reverse)):
-        assert_close(-expected_over(longer, loss=lambda x: mask.double() * kl(x, ref_logp)), wanted)  # noqa: B023
+    for kl, expected in ((losses.kl_k2, forward), (losses.kl_k3, reverse)):
+        assert_close(-expected_over(longer, loss=lambda x: mask.double() * kl(x, ref_logp)), expected)  # noqa: B023
     earned = kl_in_reward(torch.zeros_like(logp), logp, ref_logp, mask, 1.0)
     assert_close(-expected_over(longer, discounted_returns(earned, mask, 1.0)), whole)
     assert (expected_over(longer, discounted_returns(earned, mask, 0.9)) + whole).norm() > 0.01 * whole.norm()
@@ -462,41 +423,37 @@ def pair(request):
 
 
 def in_the_loss(kl, policy, reference):
-    """-(E of the gradient): what minimising the term descends along."""
+    """The expected gradient of the term."""
     return -policy.mean(lambda logp: WIDE * kl(logp, reference.logp.detach()), ONES)
 
 
-def test_the_estimators_are_numbers_for_the_kl(pair):
+def test_k1_and_k3_are_unbiased_for_the_kl_and_k2_is_not(pair):
     policy, reference = pair
     p = policy.logp.detach().sum(1).exp()
     want = exact.sequence_kl(policy.logp, reference.logp).item()
-    for kl, unbiased in ((kl_k1, True), (kl_k3, True), (kl_k2, False)):
-        found = (p @ (kl(policy.logp, reference.logp) * WIDE).sum(1)).item()
-        assert (abs(found - want) < 1e-12) == unbiased
+    for kl, unbiased in ((losses.kl_k1, True), (losses.kl_k3, True), (losses.kl_k2, False)):
+        actual = (p @ (kl(policy.logp, reference.logp) * WIDE).sum(1)).item()
+        assert (abs(actual - want) < 1e-12) == unbiased
 
 
 def test_k1_in_the_loss_does_nothing_in_expectation(pair):
     policy, reference = pair
-    assert in_the_loss(kl_k1, policy, reference).abs().max() < 1e-12
-    single = exact.estimates(lambda logp: WIDE * kl_k1(logp, reference.logp.detach()), policy.logp, policy.scores, ONES)
-    assert single.norm(dim=1).min() > 1e-2  # but it is not nothing: it is noise
+    assert in_the_loss(losses.kl_k1, policy, reference).abs().max() < 1e-12
+    k1 = lambda logp: WIDE * losses.kl_k1(logp, reference.logp.detach())
+    single = exact.estimates(k1, policy.logp, policy.scores, ONES)
+    assert single.norm(dim=1).min() > 1e-2  # a single gradient is not zero: it is noise
 
 
-def test_k2_in_the_loss_is_the_gradient_of_every_steps_kl(pair):
-    policy, reference = pair
-    p = policy.logp.detach().sum(1).exp()
-    steps = policy.gradient(p @ exact.step_kl(policy.lp, reference.lp.detach(), MASK).sum(1))  # states are fixed
-    assert_close(in_the_loss(kl_k2, policy, reference), steps)
-
-
-def test_k2_misses_what_a_token_does_to_later_steps(pair):
+def test_k2_in_the_loss_is_the_gradient_of_every_steps_kl_without_its_effect_on_later_steps(pair):
     """∇KL(π‖π_ref) = E Σ_t ∇KL_t + E Σ_t ∇ log π_t · Σ_{u>t} KL_u."""
     policy, reference = pair
-    p, steps = policy.logp.detach().sum(1).exp(), exact.step_kl(policy.lp, reference.lp, MASK).detach()
-    later = steps.flip(1).cumsum(1).flip(1) - steps
+    p, steps = policy.logp.detach().sum(1).exp(), exact.step_kl(policy.lp, reference.lp.detach(), MASK)
+    k2 = in_the_loss(losses.kl_k2, policy, reference)
+    assert_close(k2, policy.gradient(p @ steps.sum(1)))  # the states are fixed
+    later = (steps.flip(1).cumsum(1).flip(1) - steps).detach()
     missing = torch.einsum("y,yt,ytn->n", p, later, policy.scores)
     whole = policy.gradient(exact.sequence_kl(policy.logp, reference.logp.detach()))
-    assert_close(in_the_loss(kl_k2, policy, reference) + missing, whole)
+    assert_close(k2 + missing, whole)
     assert missing.norm() > 0.01 * whole.norm()
 
 
@@ -504,42 +461,40 @@ def test_k3_in_the_loss_is_the_gradient_of_the_reverse_kl_over_the_policys_state
     policy, reference = pair
     p = policy.logp.detach().sum(1).exp()
     reverse = policy.gradient(p @ exact.step_kl(reference.lp.detach(), policy.lp, MASK).sum(1))
-    found = in_the_loss(kl_k3, policy, reference)
-    assert_close(found, reverse)
-    assert torch.nn.functional.cosine_similarity(found, in_the_loss(kl_k2, policy, reference), dim=0) < 0.999
+    actual = in_the_loss(losses.kl_k3, policy, reference)
+    assert_close(actual, reverse)
+    assert torch.nn.functional.cosine_similarity(actual, in_the_loss(losses.kl_k2, policy, reference), dim=0) < 0.999
 
 
 def test_k1_in_the_reward_to_go_is_the_gradient_of_the_whole_kl(pair):
     policy, reference = pair
     earned = kl_in_reward(torch.zeros(Y, T).double(), policy.logp, reference.logp, MASK, 1.0)
-    found = policy.mean(per_token(discounted_returns(earned, MASK, 1.0)), ONES)
+    actual = policy.mean(per_token(discounted_returns(earned, MASK, 1.0)), ONES)
     whole = policy.gradient(exact.sequence_kl(policy.logp, reference.logp.detach()))
-    assert_close(-found, whole)
+    assert_close(-actual, whole)
 
 
 def test_reward_and_kl_together_are_the_penalised_objective(pair):
-    """As experiments/reinforce.py has it: J - β KL, in one reward."""
+    """As in experiments/reinforce.py: J - β KL in one reward."""
     policy, reference = pair
     earned = kl_in_reward(at_last_token(REWARDS, MASK), policy.logp, reference.logp, MASK, 0.3)
-    found = policy.mean(per_token(discounted_returns(earned, MASK, 1.0)), ONES)
-    objective = exact.expected_reward(policy.logp, REWARDS) - 0.3 * exact.sequence_kl(
-        policy.logp, reference.logp.detach()
-    )
-    assert_close(found, policy.gradient(objective))
+    actual = policy.mean(per_token(discounted_returns(earned, MASK, 1.0)), ONES)
+    kl = exact.sequence_kl(policy.logp, reference.logp.detach())
+    assert_close(actual, policy.gradient(exact.expected_reward(policy.logp, REWARDS) - 0.3 * kl))
 
 
-# ---- away from the policy that sampled ----------------------------------------------------------
+# ---- after the policy has moved ------------------------------------------------------------------
 
 
 def displaced(policy: Policy, old: Policy, loss) -> torch.Tensor:
     """E over answers of `old` of the ascent direction of a loss [Y, T] at `policy`."""
-    found = exact.estimates(loss, policy.logp, policy.scores, ONES)
-    return exact.moments(found, exact.probability_of(old.logp, ONES))[0]
+    actual = exact.estimates(loss, policy.logp, policy.scores, ONES)
+    return exact.moments(actual, exact.probability_of(old.logp, ONES))[0]
 
 
 @pytest.fixture(scope="module")
 def moved():
-    """A policy, and the one that sampled, some way off."""
+    """A policy that has moved, and the one that sampled."""
     start = table(0)
     away = (start + 0.3 * table(9)).detach().requires_grad_()
     return Policy(exact.tabular(away, TOKENS), [away]), Policy(exact.tabular(start, TOKENS), [start])
@@ -548,84 +503,84 @@ def moved():
 R = REWARDS.unsqueeze(1).expand(-1, T)
 
 
-def test_the_ratio_of_the_whole_answer_mends_everything_and_that_of_a_token_its_own(moved):
+def test_a_sequence_level_ratio_corrects_the_whole_answer_and_a_per_token_ratio_its_own_token(moved):
     policy, old = moved
     sampled, want = old.logp.detach(), truth(policy)
-    uncorrected = displaced(policy, old, lambda logp: WIDE * reinforce(logp, R))
+    uncorrected = displaced(policy, old, lambda logp: WIDE * losses.reinforce(logp, R))
     none = (10.0, 1e9)
-    token = displaced(policy, old, lambda logp: WIDE * clipped_surrogate(logp, sampled, R, *none))
+    token = displaced(policy, old, lambda logp: WIDE * losses.clipped_surrogate(logp, sampled, R, *none))
     weight = per_answer_mean(WIDE, 1)
-    whole = displaced(policy, old, lambda logp: weight * grpo_sequence(logp, sampled, R, *none, MASK))
+    whole = displaced(policy, old, lambda logp: weight * losses.grpo_sequence(logp, sampled, R, *none, MASK))
     assert_close(whole, want)
-    # a token's ratio makes its own step right: Σ_s d_old(s) Σ_a ∇π(a|s) Q_old(s, a). The states, and what follows a
-    # token, stay those of the old policy
-    Q = exact.state_values(sampled, REWARDS, TOKENS, MASK)[:, 1] + REWARDS * (LENGTH == 1)  # V_old behind token 0, or R
+    # A per-token ratio corrects its own step: Σ_s d_old(s) Σ_a ∇π(a|s) Q_old(s, a). The distribution of states, and
+    # the values of the tokens that follow, are still those of the old policy.
+    Q = exact.state_values(sampled, REWARDS, TOKENS, MASK)[:, 1] + REWARDS * (LENGTH == 1)  # V_old after token 0, or R
     starts = [0, 1, 4]  # one answer for each first token
     objective = (policy.logp[starts, 0].exp() * Q[starts]).sum()
     objective = objective + (sampled[:, 0].exp() * policy.logp[:, 1].exp() * REWARDS)[LENGTH == 2].sum()
-    by_hand = policy.gradient(objective)
-    assert_close(token, by_hand)
+    assert_close(token, policy.gradient(objective))
     assert 0.01 < (token - want).norm() / want.norm() < (uncorrected - want).norm() / want.norm()
 
 
-def test_importance_weights_mend_a_sampler_that_is_not_the_trainer(moved):
-    """Untruncated: exact for answers of one token; a token's own mismatch for longer ones. The cap leaves a bias."""
+def test_importance_weights_correct_for_another_sampler(moved):
+    """Without a cap they are exact for the first token; a cap adds a bias."""
     policy, sampler = moved
-    short = MASK & (LENGTH == 1).unsqueeze(1) | torch.tensor([[True, False]])  # the first token alone is judged
+    short = MASK & (LENGTH == 1).unsqueeze(1) | torch.tensor([[True, False]])  # only the first token is judged
     first = torch.tensor([0.3, 1.0, 1.0, 1.0, -0.5, -0.5, -0.5], dtype=torch.float64)  # a reward of the first token
     want = truth(policy, first)
     advantage = (first.unsqueeze(1) * short).double()
 
-    def found(cap):
-        w = truncated_importance(policy.logp, sampler.logp, cap)
-        return displaced(policy, sampler, lambda logp: short.double() * w * reinforce(logp, advantage))
+    def actual(cap):
+        w = losses.truncated_importance(policy.logp, sampler.logp, cap)
+        return displaced(policy, sampler, lambda logp: short.double() * w * losses.reinforce(logp, advantage))
 
-    assert_close(found(math.inf), want)
-    plain = displaced(policy, sampler, lambda logp: short.double() * reinforce(logp, advantage))
-    weight = truncated_importance(policy.logp, sampler.logp, math.inf)[:, 0]
-    cap = 0.5 * (weight.max() + weight[weight < weight.max()].max()).item()  # cuts one token's weight alone
+    assert_close(actual(math.inf), want)
+    plain = displaced(policy, sampler, lambda logp: short.double() * losses.reinforce(logp, advantage))
+    weight = losses.truncated_importance(policy.logp, sampler.logp, math.inf)[:, 0]
+    cap = 0.5 * (weight.max() + weight[weight < weight.max()].max()).item()  # truncates the weight of one token
     cut = weight > cap
     p = sampler.logp.detach().sum(1).exp()
     bias = torch.einsum("y,yn->n", p * first * (cap - weight) * cut, policy.scores[:, 0])
-    assert_close(found(cap), want + bias)
+    assert_close(actual(cap), want + bias)
     assert 0 < bias.norm() < (plain - want).norm()
 
 
-def test_what_the_clip_takes_away(moved):
-    """At a displaced policy the clipped surrogate lacks exactly the tokens that `is_clipped` names."""
+def test_the_clip_removes_exactly_the_clipped_tokens(moved):
+    """After a move the clipped surrogate lacks the contributions of the tokens of `is_clipped`."""
     policy, old = moved
     sampled = old.logp.detach()
     centered = R - (old.logp.detach().sum(1).exp() @ REWARDS)
-    free = displaced(policy, old, lambda logp: WIDE * clipped_surrogate(logp, sampled, centered, 10.0, 1e9))
-    found = displaced(policy, old, lambda logp: WIDE * clipped_surrogate(logp, sampled, centered, 0.1, 0.1))
-    cut = is_clipped(policy.logp, sampled, centered, 0.1, 0.1) & MASK
+    free = displaced(policy, old, lambda logp: WIDE * losses.clipped_surrogate(logp, sampled, centered, 10.0, 1e9))
+    actual = displaced(policy, old, lambda logp: WIDE * losses.clipped_surrogate(logp, sampled, centered, 0.1, 0.1))
+    cut = losses.is_clipped(policy.logp, sampled, centered, 0.1, 0.1) & MASK
     ratio = (policy.logp.detach() - sampled).exp()
     lost = torch.einsum("y,yt,ytn->n", old.logp.detach().sum(1).exp(), ratio * centered * cut, policy.scores)
     assert cut.any() and not cut[MASK].all()
-    assert_close(found, free - lost)
-    near = displaced(policy, old, lambda logp: WIDE * clipped_surrogate(logp, sampled, centered, 0.99, 99.0))
-    assert_close(near, free)  # an interval that nothing has left
+    assert_close(actual, free - lost)
+    near = displaced(policy, old, lambda logp: WIDE * losses.clipped_surrogate(logp, sampled, centered, 0.99, 99.0))
+    assert_close(near, free)  # no ratio has left this interval
 
 
 def test_the_four_cases_of_the_clip_through_the_policy():
     """One step, two tokens: A > 0 and A < 0, the ratio above and below; the gradient is r A ∇ log π or nothing."""
     tokens, mask = exact.answers(2, 1)
-    for ratio, advantage, kept in ((1.5, 1.0, False), (1.5, -1.0, True), (0.5, 1.0, True), (0.5, -1.0, False)):
+    for ratio, advantage, has_gradient in ((1.5, 1.0, False), (1.5, -1.0, True), (0.5, 1.0, True), (0.5, -1.0, False)):
         logits = torch.tensor([[0.2, -0.4]], dtype=torch.float64, requires_grad=True)
         logp = exact.chosen(exact.tabular(logits, tokens), tokens, mask)
         old = logp.detach() - math.log(ratio)
         score = exact.scores(logp, [logits])
-        A = torch.tensor([[advantage], [0.0]], dtype=torch.float64)  # token 0 alone is judged
-        loss = lambda rows: clipped_surrogate(rows, old, A, 0.2, 0.2)  # noqa: B023, E731
-        found = exact.estimates(loss, logp, score, exact.draws(2, 1))[0]
-        torch.testing.assert_close(found, kept * ratio * advantage * score[0, 0], **EXACT)
+        A = torch.tensor([[advantage], [0.0]], dtype=torch.float64)  # only token 0 is judged
+        loss = lambda rows: losses.clipped_surrogate(rows, old, A, 0.2, 0.2)  # noqa: B023, E731
+        actual = exact.estimates(loss, logp, score, exact.draws(2, 1))[0]
+        torch.testing.assert_close(actual, has_gradient * ratio * advantage * score[0, 0], **EXACT)
 
 
-# ---- nothing to learn from ----------------------------------------------------------------------
+# ---- groups without signal -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("advantage", [group_advantages, group_centered, leave_one_out])
-def test_equal_rewards_move_nothing(policy, advantage):
+def test_equal_rewards_have_no_gradient(policy, advantage):
     A = advantage(torch.full((len(PAIRS), 2), 0.1, dtype=torch.float64))
-    found = exact.estimates(summed(PAIRS, advantage=A, loss=clipped_surrogate), policy.logp, policy.scores, PAIRS)
-    assert torch.equal(found, torch.zeros_like(found))
+    loss = summed(PAIRS, A, losses.clipped_surrogate)
+    actual = exact.estimates(loss, policy.logp, policy.scores, PAIRS)
+    assert torch.equal(actual, torch.zeros_like(actual))

@@ -104,7 +104,7 @@ def test_seeds(tmp_path):
     assert size(tmp_path / "seeds.png")[0] >= 1200 and panel.get_ylabel()
     assert [label.get_text() for label in panel.get_xticklabels()][:2] == ["before RL", "after RL"]
     assert [text.get_text() for text in panel.texts] == ["34%", "71%", "12%", "18%", "45%"]
-    assert "RL with rule rewards alone: +37 points of held-out accuracy" in texts(figure)
+    assert "Held-out pass@1: +37 points by RL with rule rewards alone" in texts(figure)
     joined = [line for line in panel.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) > 0.5]
     np.testing.assert_allclose([line.get_ydata() for line in joined], [[0.32, 0.69], [0.34, 0.71], [0.36, 0.73]])
 

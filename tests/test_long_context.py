@@ -30,14 +30,14 @@ def test_every_question_of_a_long_text_has_its_one_answer(length, pairs):
         assert where[:body] == [-1] * body and sorted(where[body + 1 :: 2]) == list(range(pairs))
         assert sum(token in keys for token in row[:body]) == pairs
         for question in range(body, length, 2):
-            place = row[:body].index(row[question])
-            assert row[place + 1] == row[question + 1] and where[question] == -1
-            bounds = [2 * (n * (body // 2) // pairs) for n in (where[question + 1], where[question + 1] + 1)]
-            assert bounds[0] <= place < bounds[1]
+            position = row[:body].index(row[question])
+            assert row[position + 1] == row[question + 1] and where[question] == -1
+            low, high = (2 * (n * (body // 2) // pairs) for n in (where[question + 1], where[question + 1] + 1))
+            assert low <= position < high
 
 
-def test_accuracy_counts_each_part_apart(monkeypatch):
-    """A model that knows the answers of the second part alone."""
+def test_accuracy_counts_each_part_by_itself():
+    """A model that knows only the answers of the second part."""
     tokenizer = long_context.build_tokenizer()
     tokens, part = long_context.texts(tokenizer, LONG.rows, 64, 8, long_context.generator(0, 64))
 
@@ -45,7 +45,7 @@ def test_accuracy_counts_each_part_apart(monkeypatch):
         device = torch.device("cpu")
 
         def hidden(self, rows):
-            return torch.where(part == 1, tokens, 0).roll(-1, 1).unsqueeze(-1)  # at t what stands at t + 1
+            return torch.where(part == 1, tokens, 0).roll(-1, 1).unsqueeze(-1)  # at t the token at t + 1
 
         def logits(self, hidden):
             return torch.nn.functional.one_hot(hidden.squeeze(-1), 200).float()

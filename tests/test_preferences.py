@@ -47,8 +47,8 @@ def test_the_chain_runs_once_and_seeds_can_be_added(tmp_path, monkeypatch, capsy
         preferences.main(replace(config, seeds=(0, 1)))
 
 
-def test_the_probe_swaps_the_last_verdict_alone(tmp_path, monkeypatch):
-    """A reward that counts yes: right as it is, and a draw once the wrong answer says yes too."""
+def test_the_probe_swaps_only_the_last_verdict(tmp_path, monkeypatch):
+    """A reward that counts yes: right as it is, a draw when the wrong answer also says yes."""
     path, yes = tmp_path / "a.jsonl", TOKENIZER.id(" yes\n")
     two = {"chosen": "<think>1+1=2:2 yes\n</think>", "rejected": "<think>1+1=2:3 no\n1+2=3:2 no\n</think>"}
     path.write_text("".join(json.dumps({"prompt": f"make {n} from 1,1", **two}) + "\n" for n in (2, 3)))
@@ -60,8 +60,8 @@ def test_the_probe_swaps_the_last_verdict_alone(tmp_path, monkeypatch):
             return (tokens == yes).sum(1).float()
 
     monkeypatch.setattr(preferences.heads, "load", lambda *where: (Counts(), TOKENIZER))
-    found = preferences.probe(tmp_path, path, preferences.Config(device="cpu"))
-    assert [found[f"probe/{name}"] for name in ("pairs", "as_it_is/accuracy", "swapped/accuracy")] == [2, 1, 0.5]
+    values = preferences.probe(tmp_path, path, preferences.Config(device="cpu"))
+    assert [values[f"probe/{name}"] for name in ("pairs", "as_it_is/accuracy", "swapped/accuracy")] == [2, 1, 0.5]
     path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
     assert preferences.probe(tmp_path, path, preferences.Config(device="cpu")) == {"probe/pairs": 0}
 

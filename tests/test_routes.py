@@ -1,4 +1,4 @@
-"""experiments/studies/routes.py at toy size, and what its table says."""
+"""experiments/studies/routes.py at toy size, and its table."""
 
 import json
 from dataclasses import replace
@@ -25,17 +25,17 @@ def toy(tmp_path):
     torch.manual_seed(0)
     hf.save(pretrain.build_model(pretrain.Config(model=TINY), tokenizer), tokenizer, tmp_path / "base")
     sizes = {"seeds": (0, 4), "prompts": 4, "num_generations": 4, "max_completion_length": 24}
-    places = {"checkpoint": tmp_path / "base", "results": tmp_path / "docs" / "routes.json"}
-    return routes.Config(**sizes, **places, num_minibatches=4, after=(1, 3), learning_rate=0.01, device="cpu")
+    paths = {"checkpoint": tmp_path / "base", "results": tmp_path / "docs" / "routes.json"}
+    return routes.Config(**sizes, **paths, num_minibatches=4, after=(1, 3), learning_rate=0.01, device="cpu")
 
 
 def test_the_measurement_at_toy_size(toy, monkeypatch, capsys):
-    """The untrained base is never right, so rewards are given that make the updates move it."""
+    """The untrained base is never right, so the rewards are replaced by some that change the policy."""
     monkeypatch.setattr(routes.r1_zero, "reward", lambda answers, config: torch.arange(16.0).view(4, 4))
-    found = routes.main(toy)
-    assert found == json.loads(toy.results.read_text()) and "replayed" in capsys.readouterr().out
-    assert set(found) == {"0", "4"}
-    for one in found.values():
+    results = routes.main(toy)
+    assert results == json.loads(toy.results.read_text()) and "replayed" in capsys.readouterr().out
+    assert set(results) == {"0", "4"}
+    for one in results.values():
         assert set(one) == {"fp32/0", "bf16/0", "fp32/1", "fp32/3"}
         for result in one.values():  # a token counts if one of its two pairs does
             assert 0 <= result["pairs"] <= result["tokens"] <= 2 * result["pairs"] + 1e-9 <= 2
@@ -51,18 +51,18 @@ def test_more_updates_than_there_are_minibatches_are_refused():
 
 
 def test_the_table():
-    """50 ± t·s/√n = 50 ± 4.303·1/√3; a mark | within a cell would tear the page's table."""
+    """50 ± t·s/√n = 50 ± 4.303·1/√3; a | within a cell would break the page's table."""
     one = {"pairs": 0.5, "tokens": 0.75, "mean/free": 0.002, "mean/replayed": 0.001}
     one |= {"largest/free": 0.3, "largest/replayed": 0.2}
-    found = {}
+    results = {}
     for n, shift in enumerate((-0.01, 0.0, 0.01)):
         shifted = one | {"pairs": 0.5 + shift, "largest/free": 0.3 + shift}
-        found[str(n)] = {"bf16/0": shifted, "fp32/12": one, "fp32/0": one}
-    lines = routes.rows(found)
+        results[str(n)] = {"bf16/0": shifted, "fp32/12": one, "fp32/0": one}
+    lines = routes.rows(results)
     assert [line[0] for line in lines] == ["fp32, 0", "bf16, 0", "fp32, 12"]
     assert lines[1] == [
         "bf16, 0", "50.000% [47.516, 52.484]", "75.000% [75.000, 75.000]", "2.00e-03", "1.00e-03", "3.1e-01", "2.0e-01"
     ]
-    assert routes.rows({"0": found["1"]})[0][1] == "50.000%"
-    page = render_docs.routed(found).splitlines()
+    assert routes.rows({"0": results["1"]})[0][1] == "50.000%"
+    page = render_docs.routed(results).splitlines()
     assert page[3].startswith("| bf16, 0 | 50.000% [47.516, 52.484] |") and {line.count("|") for line in page} == {8}

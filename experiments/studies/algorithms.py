@@ -1,14 +1,14 @@
-"""Which policy-gradient objective solves most problems, when each samples as many answers in as many steps?
+"""Which policy-gradient objective solves most problems, with equal numbers of answers and steps?
 
     python -m experiments.studies.algorithms --checkpoint runs/base/checkpoint --jobs 2
 
-Eleven objectives from one base. Learning rates first: three for each method, the same three for all, one seed, half
-of the steps, judged by pass@1 on the validation split. Then the chosen rate with fresh seeds and all steps, judged on
-the test split, by the last checkpoint. All other options keep the defaults of the scripts.
+Eleven objectives are trained from one base. First a sweep chooses each method's learning rate: the same three rates for
+all, one seed, half of the steps, pass@1 on the validation split. Then each method runs at its rate with fresh seeds and
+all steps, and its last checkpoint is measured on the test split. All other options have the defaults of the scripts.
 
-Equal cost means equal answers in a batch, and equal steps. Two methods do otherwise: DAPO samples more, to refill its
-batch until every group is mixed, and PPO spends its first steps on its value alone. All sampled tokens are counted and
-reported, and the learning curves are drawn over them; DAPO's steps are not reduced.
+Equal cost means equal answers per batch and equal steps, with two exceptions: DAPO samples more, to refill its batch
+until every group is mixed, and PPO trains only its value in the first steps. All sampled tokens are counted, and the
+learning curves are drawn over them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ METHODS = {
     "ppo_gae": Method("PPO, λ = 0.95", "ppo", {"gae-lambda": 0.95}),
 }
 FACTORS = (1 / 3, 1, 3)  # of Config.learning_rate
-SWEEP_SEED = 1000  # none of those that are compared afterwards
+SWEEP_SEED = 1000  # not one of the seeds of the comparison
 DEFAULT = Config(
     steps=24,
     eval_every=12,
@@ -48,43 +48,44 @@ DEFAULT = Config(
 )
 
 
-def with_rate(method: Method, rate: float) -> Method:
-    """The method at a learning rate."""
-    return replace(method, options=method.options | {"learning-rate": rate})
-
-
 def rates(config: Config) -> list[float]:
-    """The learning rates that are tried, rising."""
+    """The learning rates of the sweep, in ascending order."""
     return [float(f"{factor * config.learning_rate:.3g}") for factor in FACTORS]
 
 
 def sweep(config: Config) -> list[Cell]:
     """Every method at every rate, one seed, half of the steps, on the validation split."""
-    steps = max(1, config.steps // 2)
-    return [
-        Cell(f"sweep/{name}/{rate:g}", method.script, with_rate(method, rate).options, steps, SWEEP_SEED, "validation")
-        for name, method in METHODS.items()
-        for rate in rates(config)
-    ]
+    cells, steps = [], max(1, config.steps // 2)
+    for name, method in METHODS.items():
+        for rate in rates(config):
+            options = method.options | {"learning-rate": rate}
+            cells.append(Cell(f"sweep/{name}/{rate:g}", method.script, options, steps, SWEEP_SEED, "validation"))
+    return cells
 
 
 def chosen(results: Results, config: Config = DEFAULT) -> dict[str, float]:
-    """method -> the rate with the best pass@1 of its sweep, the smaller of equals; of methods whose sweep is done."""
-    cells = {name: {rate: results.get(f"sweep/{name}/{rate:g}") for rate in rates(config)} for name in METHODS}
-    whole = {name: runs for name, runs in cells.items() if all(runs.values())}
-    return {name: max(runs, key=lambda rate: runs[rate]["pass@1"]) for name, runs in whole.items()}
+    """method -> the rate with the best pass@1, of equals the smaller, for each method whose sweep is done."""
+    best = {}
+    for name in METHODS:
+        runs = {rate: results.get(f"sweep/{name}/{rate:g}") for rate in rates(config)}
+        if all(runs.values()):
+            best[name] = max(runs, key=lambda rate: runs[rate]["pass@1"])
+    return best
 
 
 def trained(results: Results, config: Config) -> list[Cell]:
-    """The base, and the methods whose rate is known, seed by seed."""
-    return cells_of({name: with_rate(METHODS[name], rate) for name, rate in chosen(results, config).items()}, config)
+    """The cells of the base and of the methods whose rate is chosen, seed by seed."""
+    methods = {}
+    for name, rate in chosen(results, config).items():
+        methods[name] = replace(METHODS[name], options=METHODS[name].options | {"learning-rate": rate})
+    return cells_of(methods, config)
 
 
 # ---- the blocks of docs/algorithms.md ----------------------------------------------------------
 
 
 def labelled(results: Results, config: Config = DEFAULT) -> dict[str, Method]:
-    """The methods, the chosen rate in their names."""
+    """The methods with the chosen rate in their labels."""
     known = chosen(results, config)
     return {
         name: replace(method, label=f"{method.label}, lr {known[name]:g}" if name in known else method.label)
@@ -93,7 +94,7 @@ def labelled(results: Results, config: Config = DEFAULT) -> dict[str, Method]:
 
 
 def sweep_rows(results: Results, config: Config = DEFAULT) -> list[list[str]]:
-    """A row a method: pass@1 on the validation split at every rate, the chosen one marked."""
+    """A row per method: pass@1 on the validation split at each rate, the chosen one in bold."""
     known, lines = chosen(results, config), []
     for name, method in METHODS.items():
         line = [method.label]
@@ -106,21 +107,17 @@ def sweep_rows(results: Results, config: Config = DEFAULT) -> list[list[str]]:
 
 
 def edges(results: Results) -> str:
-    """In words: for which methods the best rate is the smallest or the largest that was tried."""
+    """A sentence: for which methods the best rate is the smallest or the largest of the grid."""
     known, tried = chosen(results), rates(DEFAULT)
     low, high = ([METHODS[n].label for n, rate in known.items() if rate == edge] for edge in (tried[0], tried[-1]))
-    if not known:
-        return ""
     if not low and not high:
-        return "No method's best rate lies at an edge of the grid."
-    return (
-        f"At the lower edge of the grid, so that a smaller rate might be better still: {listed(low)}. "
-        f"At the upper edge: {listed(high)}."
-    )
+        return "No method's best rate lies at an edge of the grid." if known else ""
+    text = f"At the lower edge of the grid, so that a smaller rate might be better still: {listed(low)}. "
+    return text + f"At the upper edge: {listed(high)}."
 
 
 def refill(results: Results) -> str:
-    """In words: tokens sampled by methods that sample more than their batch, relative to GRPO with the same seeds."""
+    """A sentence: tokens sampled by DAPO and PPO relative to GRPO with the same seeds."""
     ratios = []
     for name in ("dapo", "ppo", "ppo_gae"):
         one, other = of(results, name), of(results, "grpo")
@@ -132,19 +129,19 @@ def refill(results: Results) -> str:
 
 
 def page_sweep(results: Results) -> str:
-    """The sweep, and which methods' best rates lie at its edges."""
+    """The block of the sweep."""
     head = ("", *(f"{rate:g}" for rate in rates(DEFAULT)))
-    return "\n\n".join(filter(None, (markdown_table(head, sweep_rows(results)), edges(results))))
+    return f"{markdown_table(head, sweep_rows(results))}\n\n{edges(results)}".rstrip()
 
 
 def page_result(results: Results) -> str:
-    """Accuracy, cost, significant differences, the figure, pending cells."""
+    """The block of the comparison, see `comparison_tables.page`."""
     more = {"names": names(), "note": refill(results), "labelled": labelled(results)}
     return tables.page(results, METHODS, "grpo", DEFAULT, "studies.algorithms", **more)
 
 
 def names() -> list[str]:
-    """Every cell, in the order in which they run."""
+    """The name of every cell, in the order in which they run."""
     return [cell.name for cell in sweep(DEFAULT) + cells_of(METHODS, DEFAULT)]
 
 
@@ -157,7 +154,7 @@ def draw(config: Config) -> None:
 
 
 def main(config: Config) -> None:
-    """Sweep, choose, compare; the tables are printed, the results written as they come. SystemExit if a cell fails."""
+    """Sweep, choose the rates, compare, print; writes each result as it comes. SystemExit if a cell fails."""
     failed = complete(sweep(config), config, later=len(METHODS) * len(config.seeds) * config.steps)
     failed |= complete(trained(load(config.results), config), config, after=draw)
     results = load(config.results)

@@ -1,18 +1,18 @@
-"""Does moving a selection bias keep experts as evenly used as an auxiliary loss does, at no cost in loss?
+"""Does a moving selection bias balance experts as evenly as an auxiliary loss does, at no cost in loss?
 
     python -m experiments.studies.balance --seeds 0 1 2
 
-DeepSeek-V3 (section 2.1.2, after arXiv:2408.15664) balances its experts without an auxiliary loss: an expert that is
-used too much has its bias for selection lowered, and no gradient takes part. Compared here, in pre-training of a small
-MoE on a task's corpus, same data, same initial weights, same steps:
+DeepSeek-V3 (section 2.1.2, after arXiv:2408.15664) balances its experts without an auxiliary loss: it lowers the
+selection bias of an overloaded expert, without a gradient. A small MoE is pre-trained on a task's corpus in four ways,
+with the same data, initial weights and steps:
 
-    none      nothing
-    sequence  α · Σ_i f_i P_i over each document (V3's complementary loss, here as the only means)
+    none      no balancing
+    sequence  α · Σ_i f_i P_i over each document (V3's complementary loss, here alone)
     batch     the same sum over the whole batch, the usual auxiliary loss
     bias      b_i <- b_i + γ·sign(mean load - load_i), once a step
 
 The strengths α and γ of each method are chosen on the first seed (see `choose`); the other seeds run the chosen ones.
-Losses are those of the language model alone. With --resume a finished run is skipped.
+Reported losses are those of the language model alone. With --resume finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ SHAPE = ModelConfig(
     dim=96, layers=3, heads=3, kv_lora=48, ffn=192, experts=16, experts_per_token=2, shared_experts=1, expert_ffn=48
 )
 STRENGTHS = {"none": (0.0,), "sequence": (1e-3, 1e-2, 1e-1), "batch": (1e-3, 1e-2, 1e-1), "bias": (1e-3, 3e-3, 1e-2)}
-HELD_OUT = 1_000_003  # seed of the documents for evaluation: no training uses it
+HELD_OUT = 1_000_003  # seed of the evaluation documents; no training uses it
 
 
 @dataclass(frozen=True)
 class Config:
     """The comparison."""
 
-    task: str = "countdown"  # one with a corpus of its own
+    task: str = "countdown"  # one with a corpus
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 600
-    batch: int = 1024  # tokens a step
+    batch: int = 1024  # tokens per step
     model: ModelConfig = field(default_factory=lambda: SHAPE)
     eval_every: int = 100  # steps
     eval_batches: int = 16  # held-out batches
@@ -85,8 +85,8 @@ class Setting:
 
 def setting(config: Config, method: str, strength: float, seed: int) -> Setting:
     """A run of the comparison; learning rates and schedule are those of pretrain.py."""
-    sizes = {"model": config.model, "steps": config.steps, "batch": config.batch}
-    base = pretrain.Config(task=config.task, seed=seed, device=config.device, **sizes)
+    shared = {name: getattr(config, name) for name in ("task", "device", "model", "steps", "batch")}
+    base = pretrain.Config(seed=seed, **shared)
     return Setting(method, strength, seed, base, config.eval_every, config.eval_batches)
 
 
@@ -94,7 +94,7 @@ def setting(config: Config, method: str, strength: float, seed: int) -> Setting:
 
 
 def forward(model: Transformer, rows: list[list[int]]):
-    """Mean negative log-likelihood of a token, the rows' lengths [B], and the routing of each MoE layer."""
+    """The mean negative log-likelihood per token, the rows' lengths [B], and the routing of each MoE layer."""
     tokens, lengths = pad_rows(rows, model.device)
     record = []
     logp = model.logprob(tokens, lengths=lengths, record=record)
@@ -104,31 +104,33 @@ def forward(model: Transformer, rows: list[list[int]]):
 
 
 def auxiliary(method: str, record, lengths) -> torch.Tensor | float:
-    """Σ_i f_i P_i summed over layers: a document each, or the whole batch as if it were one; 0 for other methods."""
+    """Σ_i f_i P_i summed over layers, for each document or for the whole batch as one; 0 for other methods."""
     spans = {"sequence": lengths, "batch": lengths.sum(0, keepdim=True)}.get(method)
     return 0.0 if spans is None else sum(sequence_balance_loss(routing, spans) for routing in record)
 
 
+def imbalance(loads, side: str) -> dict[str, float]:
+    """MaxVio of the loads of each layer: the mean and the largest."""
+    violations = [maximal_violation(load) for load in loads]
+    mean = sum(violations) / len(violations)
+    return {f"{side}/max_violation": mean, f"{side}/max_violation_worst": max(violations)}
+
+
 @torch.no_grad()
 def measure(model: Transformer, batches: list[list[list[int]]]) -> dict[str, float]:
-    """Loss on held-out batches, and how unevenly all of them together use the experts."""
+    """The loss on held-out batches, and how unevenly all of them together use the experts."""
     losses, loads, tokens = 0.0, 0, 0
     for rows in batches:
         loss, lengths, record = forward(model, rows)
         count = int((lengths - 1).sum())
         losses, tokens = losses + loss.item() * count, tokens + count
         loads = loads + torch.stack([expert_load(routing) for routing in record])
-    violations = [maximal_violation(load) for load in loads]
-    return {
-        "eval/loss": losses / tokens,
-        "eval/max_violation": sum(violations) / len(violations),
-        "eval/max_violation_worst": max(violations),
-        "eval/unused": (loads == 0).float().mean().item(),
-    }
+    unused = (loads == 0).float().mean().item()
+    return {"eval/loss": losses / tokens, "eval/unused": unused} | imbalance(loads, "eval")
 
 
 def train(run: Setting, out: Path) -> dict[str, float]:
-    """One pre-training; logs every step, returns the last evaluation and means of the last sixth of the steps."""
+    """One pre-training. Logs every step; returns the last evaluation and means over the last sixth of the steps."""
     base, log = run.base, open_run(out, run, resume=True)
     log.cut_back(-1)
     seed_everything(run.seed)
@@ -157,9 +159,7 @@ def train(run: Setting, out: Path) -> dict[str, float]:
             if run.method == "bias":
                 for layer, load in zip(layers, loads):
                     balance_step(layer.bias, load, run.strength)
-            violations = [maximal_violation(load) for load in loads]
-            row = {"train/loss": loss.item(), "train/max_violation": sum(violations) / len(violations)}
-            row["train/max_violation_worst"] = max(violations)
+            row = {"train/loss": loss.item()} | imbalance(loads, "train")
             if step % run.eval_every == 0 or step == base.steps:
                 row |= measure(model, held_out)
             log.log(step, row)
@@ -176,7 +176,7 @@ def train(run: Setting, out: Path) -> dict[str, float]:
 
 
 def run(config: Config, method: str, strength: float, seed: int) -> dict[str, float]:
-    """Train unless it is done; a run that was killed starts anew. ValueError if it is there without --resume."""
+    """Train unless it is done; a killed run starts anew. ValueError if there is a run but no --resume."""
     chosen = setting(config, method, strength, seed)
     out = config.out / chosen.name
     if out.exists() and not config.resume:
@@ -191,9 +191,9 @@ def run(config: Config, method: str, strength: float, seed: int) -> dict[str, fl
 
 
 def choose(results: dict[float, dict[str, float]]) -> float:
-    """The strength with the lowest held-out loss among those nearly as even as the most even one (at most 1.25 times).
+    """The strength with the lowest held-out loss among those with at most 1.25 times the smallest MaxVio.
 
-    results: strength -> result. Each method is thus compared at about its best balance, with the lowest loss there.
+    results: strength -> result. Each method is thus compared near its best balance.
     """
     most_even = min(result["eval/max_violation"] for result in results.values())
     near = {s: r for s, r in results.items() if r["eval/max_violation"] <= 1.25 * most_even}
@@ -220,9 +220,9 @@ def label(method: str, strength: float) -> str:
 
 
 def rows(results: dict) -> list[list[str]]:
-    """A row a method: held-out loss, what it costs against no balancing (paired by seed), and MaxVio.
+    """A row per method: held-out loss, its difference to no balancing (paired by seed), and MaxVio.
 
-    Means, with 95 % intervals from three seeds on. results: as `compare` returns it, or as read from its JSON.
+    Means, with 95 % intervals from three seeds on. results: from `compare`, or as read from its JSON.
     """
     plain, lines = results["methods"]["none"]["seeds"], []
     for method, one in results["methods"].items():
@@ -230,8 +230,9 @@ def rows(results: dict) -> list[list[str]]:
         costs = [run["eval/loss"] - plain[seed]["eval/loss"] for seed, run in runs.items()]
         line = [label(method, one["strength"]), over_seeds([run["eval/loss"] for run in runs.values()], ".4f")]
         line.append("-" if method == "none" else over_seeds(costs, "+.4f"))
-        keys = ("eval/max_violation", "eval/max_violation_worst", "train/max_violation")
-        lines.append(line + [over_seeds([run[key] for run in runs.values()], ".2f", least=0.0) for key in keys])
+        for key in ("eval/max_violation", "eval/max_violation_worst", "train/max_violation"):
+            line.append(over_seeds([run[key] for run in runs.values()], ".2f", least=0.0))
+        lines.append(line)
     return lines
 
 
@@ -240,7 +241,7 @@ TUNING = ["", "held-out loss, nats", "MaxVio", "of the worst layer"]
 
 
 def tuning_rows(results: dict) -> list[list[str]]:
-    """A row a setting that was tried on the first seed."""
+    """A row per setting of the tuning on the first seed."""
     keys = (("eval/loss", 4), ("eval/max_violation", 2), ("eval/max_violation_worst", 2))
     return [
         [label(method, float(strength)), *(f"{run[key]:.{digits}f}" for key, digits in keys)]
@@ -250,7 +251,7 @@ def tuning_rows(results: dict) -> list[list[str]]:
 
 
 def main(config: Config) -> dict:
-    """Run what is missing, print the tables, write results and figure."""
+    """Run what is missing, print the tables, write the results and the figure."""
     results = compare(config)
     table(f"strengths, seed {config.seeds[0]}", TUNING, tuning_rows(results))
     table(f"{len(config.seeds)} seeds, {config.steps} steps of {config.batch} tokens", COLUMNS, rows(results))

@@ -1,4 +1,4 @@
-"""How evenly experts are used, and at what cost in loss."""
+"""The figure of load balance: how evenly experts are used, and at what cost in loss."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from minir1.figures import BLUE, DPI, GREEN, GREY, ORANGE, STYLE, VIOLET, WIDTH,
 
 
 def balance(curves: dict[str, list[list[dict]]], path: Path) -> Figure:
-    """Loss and maximal violation over the steps of pre-training, a colour a method, the band from seed to seed.
+    """Loss and maximal violation over the steps of pre-training, a colour per method; bands span the seeds.
 
-    curves: method -> one metrics.jsonl a seed, with train/loss and train/max_violation at every step.
+    curves: method -> one metrics.jsonl per seed, with train/loss and train/max_violation at every step.
     """
     colours = dict(zip(curves, (GREY, ORANGE, VIOLET, BLUE, GREEN)))
     with matplotlib.rc_context(STYLE):
@@ -23,7 +23,7 @@ def balance(curves: dict[str, list[list[dict]]], path: Path) -> Figure:
         panels = figure.subplots(1, 2)
         figure.subplots_adjust(left=0.07, right=0.97, top=0.7, bottom=0.1, wspace=0.2)
         for panel, key, title, label in (
-            (panels[0], "train/loss", "Loss of the language model", "nats a token"),
+            (panels[0], "train/loss", "Loss of the language model", "nats per token"),
             (panels[1], "train/max_violation", "Imbalance of the experts", "MaxVio of a batch, mean of layers"),
         ):
             late = [_band(panel, runs, key, colours[name]) for name, runs in curves.items()]
@@ -32,9 +32,9 @@ def balance(curves: dict[str, list[list[dict]]], path: Path) -> Figure:
         keys = ("train/max_violation", "train/loss")
         ends = {name: [_end(runs, key) for key in keys] for name, runs in curves.items()}
         for number, (name, (violation, loss)) in enumerate(ends.items()):
-            place = {"x": 0.07 + 0.9 * number / len(ends), "color": colours[name], "size": 12, "va": "center"}
-            figure.text(y=0.85, s=name, weight="bold", **place)
-            figure.text(y=0.81, s=f"MaxVio {violation:.2f} · loss {loss:.3f}", **place)
+            style = {"x": 0.07 + 0.9 * number / len(ends), "color": colours[name], "size": 12, "va": "center"}
+            figure.text(y=0.85, s=name, weight="bold", **style)
+            figure.text(y=0.81, s=f"MaxVio {violation:.2f} · loss {loss:.3f}", **style)
         headline(figure, *_finding(list(ends.values())))
         return write(figure, path)
 

@@ -1,14 +1,14 @@
-"""Trainings side by side at equal cost: what the comparing studies share.
+"""Runs and measures the trainings of a comparison: the part that all comparing studies share.
 
     python -m experiments.studies.comparison --policy runs/r1-zero/checkpoint --base runs/base/checkpoint
 
 A *cell* is one training (script, options, seed) and one measurement of its last policy. Cells run in processes of one
-thread, each pinned to a core. Each writes one line into a JSON file under docs/results as soon as it is done, so an
-interrupted comparison continues with the same command: a cell that is in the file is skipped, one that was killed
-resumes from its last checkpoint, and one that was done with another command, base or measurement is refused.
+thread, each pinned to a core. Each adds a line to a JSON file under docs/results when it is done, so an interrupted
+comparison continues with the same command: finished cells are skipped, a killed one resumes from its last checkpoint,
+and a cell that was done with another command, base or measurement is refused.
 
-The *last* checkpoint is measured, never the best by validation: choosing would favour methods that fluctuate. Called by
-itself, this script makes one such measurement.
+The *last* checkpoint is measured, not the best by validation, which would favour methods that fluctuate. As a script,
+this file makes one such measurement.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from minir1.rollout import collect
 from minir1.settings import at_least
 from minir1.templates import encode
 
-PACKAGE = "experiments"  # that holds the scripts
-CURVE = ("accuracy", "reward", "length", "entropy", "kl", "mixed_groups", "proxy")  # of train/
+PACKAGE = "experiments"  # the package of the scripts
+CURVE = ("accuracy", "reward", "length", "entropy", "kl", "mixed_groups", "proxy")  # keys below train/
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One policy on held-out problems."""
+    """Measures one policy on held-out problems."""
 
     policy: Path  # a Hugging Face folder, or a folder of checkpoints: then the latest
-    base: Path  # the model that it was trained from, to measure how far it has moved
+    base: Path  # the model that it was trained from: the drift is measured from it
     task: str = "countdown"
     data: str | None = None  # what the task reads
     template: str = "chat"
@@ -59,7 +59,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Config:
-    """A comparison: what all of its cells have in common."""
+    """The settings that all cells of a comparison share."""
 
     checkpoint: Path = Path("runs/base/checkpoint")  # the base that every training starts from
     task: str = "countdown"
@@ -67,13 +67,13 @@ class Config:
     template: str = "chat"
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 16
-    prompts: int = 16  # P, problems a step
-    num_generations: int = 8  # G, answers a problem
+    prompts: int = 16  # P, problems per step
+    num_generations: int = 8  # G, answers per problem
     max_completion_length: int = 384  # token budget of an answer
     learning_rate: float = 3e-4  # AdamW; the middle one where several are tried
-    eval_every: int = 8  # steps; a checkpoint is kept then, so a killed training loses fewer than these
+    eval_every: int = 8  # steps; a checkpoint is saved then, so a killed training loses fewer steps than this
     problems: int = 400  # held-out problems, at most
-    test_answers: int = 4  # sampled, a held-out problem
+    test_answers: int = 4  # sampled per held-out problem
     jobs: int = 2  # cells at a time
     device: str = "cpu"  # of every cell
     out: Path = Path("runs/comparison")
@@ -88,11 +88,11 @@ class Config:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and the measurement of its end; without a script, the measurement of the base alone."""
+    """One training and the measurement of its last policy; without a script, the measurement of the base alone."""
 
     name: str  # its key in the results and its folder below Config.out, such as "grpo/0"
     script: str = ""  # below experiments/
-    options: dict = field(default_factory=dict)  # of the script, beside those that `command` gives, or instead of them
+    options: dict = field(default_factory=dict)  # of the script; they replace those that `command` gives
     steps: int = 0
     seed: int = 0
     split: str = "test"
@@ -100,7 +100,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Method:
-    """A column of a comparison: what it is called, and how it is trained."""
+    """A row of a comparison: its label and its training."""
 
     label: str
     script: str  # below experiments/
@@ -111,7 +111,7 @@ START = "start"  # the name of the cell that measures the base
 
 
 def cells_of(methods: dict[str, Method], config: Config) -> list[Cell]:
-    """The base, and every method with every seed, all methods of a seed before the next: a stop leaves a fair table."""
+    """The base, then all methods seed by seed, so that all have equally many seeds when the comparison is stopped."""
     return [Cell(START)] + [
         Cell(f"{name}/{seed}", method.script, method.options, config.steps, seed)
         for seed in config.seeds
@@ -127,25 +127,29 @@ def flags(options: dict) -> list[str]:
     return [word for name, value in options.items() if value is not None for word in (f"--{name}", f"{value}")]
 
 
+def task_options(config: Config) -> dict:
+    """The options that every script of a cell takes."""
+    return {name: getattr(config, name) for name in ("task", "data", "template", "device")}
+
+
 def command(cell: Cell, config: Config) -> list[str]:
-    """The training, without its base and its folder; the cell's own options replace those of the comparison."""
-    options = {"task": config.task, "data": config.data, "template": config.template, "device": config.device}
-    options |= {"steps": cell.steps, "seed": cell.seed, "learning-rate": config.learning_rate}
+    """The command of a training, without base and folder; the cell's options replace those of the comparison."""
+    options = task_options(config) | {"steps": cell.steps, "seed": cell.seed, "learning-rate": config.learning_rate}
     options |= {"prompts": config.prompts, "num-generations": config.num_generations}
-    options |= {"max-completion-length": config.max_completion_length}
-    return [cell.script, *flags(options | {"eval-every": config.eval_every, "eval-answers": 1} | cell.options)]
+    options |= {"max-completion-length": config.max_completion_length, "eval-every": config.eval_every}
+    return [cell.script, *flags(options | {"eval-answers": 1} | cell.options)]
 
 
 def identity(cell: Cell, config: Config) -> dict[str, str]:
-    """What a stored result must agree with to be that of the cell: the training, the measurement and the base."""
+    """The training, the measurement and the base, with which a stored result must agree."""
+    training = " ".join(command(cell, config)) if cell.script else ""
     measured = f"{config.problems} {cell.split} problems of {config.task}, "
     measured += f"{config.test_answers} answers of {config.max_completion_length} tokens"
-    training = " ".join(command(cell, config)) if cell.script else ""
     return {"command": training, "measured": measured, "base": fingerprint(config.checkpoint)}
 
 
 def fingerprint(folder: Path) -> str:
-    """Twelve digits of the SHA-256 of the weights, wherever they lie. ValueError if there are none."""
+    """Twelve digits of the SHA-256 of the weights. ValueError if there are none."""
     digest, files = hashlib.sha256(), sorted(checkpoint.resolve(folder).glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no *.safetensors: expected a checkpoint, such as pretrain.py writes")
@@ -155,7 +159,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def run(cell: Cell, config: Config) -> dict:
-    """Train and measure; RuntimeError with the end of the log if either fails. The result as it is stored."""
+    """Train and measure; returns the result as it is stored. RuntimeError with the end of the log if either fails."""
     folder = config.out / cell.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     asked = identity(cell, config)
@@ -167,19 +171,19 @@ def run(cell: Cell, config: Config) -> dict:
     policy = folder / "checkpoint" if cell.script else config.checkpoint
     measured = folder.with_name(f"{folder.name}.measured.json")
     settings = {"policy": policy, "base": config.checkpoint, "split": cell.split, "problems": config.problems}
-    settings |= {"task": config.task, "data": config.data, "template": config.template, "device": config.device}
     settings |= {"num-generations": config.test_answers, "max-completion-length": config.max_completion_length}
-    call([*python, f"{PACKAGE}.studies.comparison", *flags(settings | {"out": measured})], folder)
+    settings |= task_options(config) | {"out": measured}
+    call([*python, f"{PACKAGE}.studies.comparison", *flags(settings)], folder)
     result = asked | {"seed": cell.seed, "steps": cell.steps} | json.loads(measured.read_text())
-    batch = config.prompts * config.num_generations  # options of a cell that divide it otherwise keep the product
-    return result | (cost_and_course(read_metrics(folder), batch) if cell.script else {})
+    batch = config.prompts * config.num_generations  # a cell's own options divide it otherwise, with the same product
+    return result | (cost_and_curve(read_metrics(folder), batch) if cell.script else {})
 
 
-def cost_and_course(rows: list[dict], batch: int) -> dict:
-    """The cost of a training, and its learning curves. rows: of its metrics.jsonl; batch: answers of a step, P·G.
+def cost_and_curve(rows: list[dict], batch: int) -> dict:
+    """The cost of a training and its learning curves, from the rows of metrics.jsonl and the answers of a step, P·G.
 
-    tokens/sampled counts every sampled token, also those of refilled groups and of a value's warm-up; tokens/trained
-    the answer tokens that entered a loss, once each; seconds/total is of the steps alone, without validation.
+    tokens/sampled counts all sampled tokens, those of refilled groups and of the value's warm-up too; tokens/trained
+    counts answer tokens that entered a loss, once each; seconds/total is of the steps, without validation.
     """
     rows = [row for row in rows if "train/sampled_tokens" in row]
     sampled = [row["train/sampled_tokens"] for row in rows]
@@ -189,16 +193,16 @@ def cost_and_course(rows: list[dict], batch: int) -> dict:
     cost |= {f"seconds/{key[5:-2]}": round(value, 1) for key, value in seconds.items()}
     curve = {"tokens": list(accumulate(sampled))}
     for name in CURVE:
-        values = [row.get(f"train/{name}") for row in rows]  # of DAPO, accuracy is that of all drawn groups
+        values = [row.get(f"train/{name}") for row in rows]  # DAPO's accuracy is that of all drawn groups
         if None not in values:
             curve[name] = [round(value, 5) for value in values]
     return cost | {"seconds/total": round(sum(seconds.values()), 1), "curve": curve}
 
 
 def measure(config: Measure) -> dict:
-    """The figures of `minir1.judge.summary`, the right answers of each problem ("right", int [P]), and the drift.
+    """`minir1.judge.summary`, the number of right answers to each problem ("right", int [P]), and the drift.
 
-    drift: KL(π‖π_base) of an answer in nats, E[Σ_t log π(x_t) - log π_base(x_t)] over one sampled answer a problem.
+    drift: KL(π‖π_base) of an answer in nats, E[Σ_t log π(x_t) - log π_base(x_t)] over one sampled answer per problem.
     """
     device = pick(config.device)
     dtype = pick_dtype(None, device)
@@ -206,12 +210,12 @@ def measure(config: Measure) -> dict:
     task = tasks.load(config.task, config.data)
     problems = tasks.spread(task.problems(config.split), config.problems)
     sampling = {"max_tokens": config.max_completion_length, "seed": config.seed}
-    answers = {"answers": config.num_generations, "template": config.template}
-    grid = sample_answers(model, tokenizer, task, problems, **answers, **sampling)
+    shape = {"answers": config.num_generations, "template": config.template}
+    grid = sample_answers(model, tokenizer, task, problems, **shape, **sampling)
     prompts = encode(tokenizer, problems, config.template)
     rollout = collect(model, prompts, answers=1, stop=tokenizer.stops, **sampling)
     drift = ((rollout.logp - logprobs(base, rollout, 8192)) * rollout.mask).sum().item() / len(problems)
-    right = [sum(a.right for a in row) for row in grid]
+    right = [sum(answer.right for answer in row) for row in grid]
     return summary(task, problems, grid) | {"drift": drift, "answers": config.num_generations, "right": right}
 
 
@@ -224,7 +228,7 @@ def load(results: Path) -> dict[str, dict]:
 
 
 def store(results: Path, name: str, result: dict) -> None:
-    """Add a result to the file, a line a cell, so that each can be committed by itself."""
+    """Add a result to the file, which has one line per cell, so that each can be committed by itself."""
     results.parent.mkdir(parents=True, exist_ok=True)
     stored = load(results) | {name: result}
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(stored[key])}" for key in sorted(stored))
@@ -232,9 +236,9 @@ def store(results: Path, name: str, result: dict) -> None:
 
 
 def refuse_changed(cells: list[Cell], stored: dict[str, dict], config: Config) -> None:
-    """ValueError if a stored result is of another training, measurement or base than the cell of its name."""
-    for cell in cells:
-        for key, now in identity(cell, config).items() if cell.name in stored else ():
+    """ValueError if a stored result has another training, measurement or base than the cell of its name."""
+    for cell in (cell for cell in cells if cell.name in stored):
+        for key, now in identity(cell, config).items():
             if (then := stored[cell.name][key]) != now:
                 raise ValueError(
                     f"{config.results}: {cell.name} was done with {key} {then!r}, now {now!r}: continue with the same "
@@ -245,10 +249,10 @@ def refuse_changed(cells: list[Cell], stored: dict[str, dict], config: Config) -
 def complete(
     cells: list[Cell], config: Config, later: int = 0, after: Callable[[Config], None] | None = None
 ) -> dict[str, str]:
-    """Run what `config.results` lacks, `jobs` at a time in the given order.
+    """Run the cells that `config.results` lacks, in order, `jobs` at a time.
 
-    Returns cell -> error of those that failed, with the end of their logs; the other cells are run all the same.
-    later: training steps of cells that follow these, for the expected time; after: called as each cell ends.
+    Returns cell -> error, with the end of the log, of cells that failed; the other cells still run. later: training
+    steps of the cells after these, for the expected time; after: called when a cell ends.
     """
     stored, failed = load(config.results), {}
     refuse_changed(cells, stored, config)
@@ -281,7 +285,7 @@ def complete(
 
 
 def end(failed: dict[str, str], config: Config) -> None:
-    """SystemExit, and so a status of 1, if a cell failed."""
+    """SystemExit (status 1) if a cell failed."""
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; the logs lie in {config.out}, and the same command tries again")
 

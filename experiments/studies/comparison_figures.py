@@ -1,4 +1,4 @@
-"""Figures that compare trainings: final accuracy and learning curves."""
+"""Figures of a comparison of trainings: final accuracy and learning curves."""
 
 from __future__ import annotations
 
@@ -12,26 +12,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments.studies.comparison import START, Config, Method, load
 from experiments.studies.comparison_tables import Interval, of, parts, plural, start
-from minir1.figures import (
-    BLUE,
-    DPI,
-    GREEN,
-    GREY,
-    HALO,
-    INK,
-    MUTED,
-    ORANGE,
-    RED,
-    STYLE,
-    VIOLET,
-    WIDTH,
-    from_zero,
-    headline,
-    percent,
-    percent_axis,
-    smooth,
-    write,
-)
+from minir1 import figures as fig
+from minir1.figures import BLUE, GREEN, GREY, HALO, INK, MUTED, ORANGE, RED, VIOLET, percent, percent_axis, smooth
 
 COLOURS = (BLUE, ORANGE, GREEN, VIOLET, RED, "#b0892c", "#3b9ab2", "#5b6b7a", "#a0522d", "#c2529b", "#2f6f5e")
 
@@ -46,18 +28,18 @@ def algorithms(
     curves: dict[str, list[dict]],
     path: Path,
 ) -> Figure:
-    """Left: pass@1 of every method, its interval over seeds, a small dot a seed. Right: learning curves, a panel each.
+    """Left: pass@1 of every method, its interval over seeds, a small dot per seed. Right: a learning curve per method.
 
-    base: pass@1 over problems. ends: label -> pass@1 of each seed; intervals: of the labels that have enough seeds.
-    curves: label -> one dictionary a seed with "tokens" (sampled so far) and "accuracy", [S] each; the
-    first label is drawn in grey behind all others.
+    base: pass@1 over problems. ends: label -> pass@1 of each seed; intervals: for labels with enough seeds. curves:
+    label -> a dictionary per seed with "tokens" (sampled so far) and "accuracy", [S] each; the first label is drawn in
+    grey behind all others.
     """
     colours, first = dict(zip(ends, COLOURS)), next(iter(ends))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fig.STYLE):
         columns = 2 if len(ends) < 5 else 4
         rows = -(-len(ends) // columns)
         height = max(7.6, 3.2 * rows)
-        figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+        figure = Figure(figsize=(fig.WIDTH, height), dpi=fig.DPI)
         sides = {"left": 0.13, "right": 0.985, "top": 1 - 1.634 / height, "bottom": 0.684 / height}
         left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.7), wspace=0.14, **sides)
         far = _ends(figure.add_subplot(left), base, ends, intervals, colours)
@@ -74,16 +56,16 @@ def algorithms(
             panel.set_xlim(0, 1.03 * most)
             panel.xaxis.set_major_locator(MaxNLocator(3))
             panel.tick_params(labelsize=10.5, labelleft=number % columns == 0)
-        spot = right.get_position(figure)
+        area = right.get_position(figure)
         text = "Training problems solved" + (f" (grey {first}, dashed the start)" if len(ends) > 1 else "")
-        figure.text(spot.x0, spot.y1 + 0.38 / height, text, weight="bold", size=14)
-        figure.text(spot.x0 + spot.width / 2, 0.19 / height, "sampled, thousand tokens", color=MUTED, ha="center")
-        headline(figure, *_finding(base, ends, far))
-        return write(figure, path)
+        figure.text(area.x0, area.y1 + 0.38 / height, text, weight="bold", size=14)
+        figure.text(area.x0 + area.width / 2, 0.19 / height, "sampled, thousand tokens", color=MUTED, ha="center")
+        fig.headline(figure, *_finding(base, ends, far))
+        return fig.write(figure, path)
 
 
 def _ends(panel: Axes, base: Interval, ends, intervals, colours) -> bool:
-    """A row a method, the first on top; the base as a grey band, or as a word if it lies far below: then True."""
+    """A row per method, the first on top; the base as a grey band or, if it lies far below, as text: then True."""
     values = [value for runs in ends.values() for value in runs] + [e for one in intervals.values() for e in one[1:]]
     low, high = max(0.0, min(values)), min(1.0, max(values))
     far = base[2] < low - 1.5 * (high - low)
@@ -91,9 +73,9 @@ def _ends(panel: Axes, base: Interval, ends, intervals, colours) -> bool:
         low, high = min(low, base[1]), max(high, base[2])
         panel.axvspan(*base[1:], color=GREY, alpha=0.25, lw=0)
         panel.axvline(base[0], color=GREY, lw=1.5)
-    place = {"xycoords": ("axes fraction" if far else "data", "axes fraction"), "textcoords": "offset points"}
+    offset = {"xycoords": ("axes fraction" if far else "data", "axes fraction"), "textcoords": "offset points"}
     text, x = (f"start at {percent(base[0])}, far to the left", 0.0) if far else ("start", base[0])
-    panel.annotate(text, (x, 1), xytext=(0, 4), size=10.5, color=MUTED, ha="left" if far else "center", **place)
+    panel.annotate(text, (x, 1), xytext=(0, 4), size=10.5, color=MUTED, ha="left" if far else "center", **offset)
     for row, (label, runs) in enumerate(ends.items()):
         colour, mean = colours[label], float(np.mean(runs))
         if label in intervals:
@@ -115,7 +97,7 @@ def _ends(panel: Axes, base: Interval, ends, intervals, colours) -> bool:
 
 
 def _dots(panel: Axes, beside: Axes, title: str, unit: str, values: dict[str, list[float]], colours) -> None:
-    """A row a setting, those of `beside`: a small dot a seed, a large one their mean."""
+    """A row per setting, in the order of `beside`: a small dot per seed, a large one for their mean."""
     for row, (label, seeds) in enumerate(values.items()):
         panel.plot(seeds, [row + 0.22] * len(seeds), "o", color=colours[label], ms=4, alpha=0.6, mec="none")
         panel.plot(np.mean(seeds), row, "o", color=colours[label], ms=9, mec="white", mew=1, zorder=4)
@@ -126,7 +108,7 @@ def _dots(panel: Axes, beside: Axes, title: str, unit: str, values: dict[str, li
 
 
 def _learning_curve(panel: Axes, runs: list[dict], colour: str, behind: bool = False) -> None:
-    """Accuracy in training over sampled tokens: thin lines the seeds, the strong one their mean, both running means."""
+    """Running means of training accuracy over sampled tokens: a thin line per seed, a thick one for their mean."""
     curves = [smooth(np.array(run["accuracy"]), 3) for run in runs]
     tokens = [np.array(run["tokens"]) / 1e3 for run in runs]
     if not behind:
@@ -142,12 +124,11 @@ def _finding(base: Interval, ends: dict[str, list[float]], far: bool) -> tuple[s
     low, high = min(means.values()), max(means.values())
     fewest, most = (end(len(values) for values in ends.values()) for end in (min, max))
     count = plural(most) if fewest == most else f"{fewest} to {most} seeds"
-    note = f"{count}; bars are 95% intervals over seeds, small dots the seeds"
-    note += "" if far else "; a grey band is the base"
-    if len(means) == 1:
-        return f"{next(iter(means))}: {percent(base[0])} → {percent(low)}", note
-    # No names: an order is claimed by the tables alone, from intervals.
-    return f"From {percent(base[0])} to between {percent(low)} and {percent(high)}", note
+    note = f"{count}; bars are 95% intervals over seeds, small dots the seeds" + ("" if far else "; grey: the base")
+    # No label of a method unless it is the only one: the tables decide from intervals whether there is an order.
+    title = "Test pass@1" if len(means) > 1 else f"Test pass@1, {next(iter(means))}"
+    end = f"between {percent(low)} and {percent(high)}" if len(means) > 1 else percent(low)
+    return f"{title}: {percent(base[0])} → {end}", note
 
 
 # ---- settings of one algorithm ---------------------------------------------------------------
@@ -162,14 +143,14 @@ def settings(
     panels: dict[str, tuple[str, str]],
     dots: tuple[str, str, dict[str, list[float]]] | None = None,
 ) -> Figure:
-    """Pass@1 of every setting, and one panel over the steps for each of `panels`.
+    """Pass@1 of every setting, and for each of `panels` a curve over the steps.
 
-    The arguments are those of `algorithms`; panels: key of a curve -> title, unit; dots: title, unit and label -> a
-    quantity at the end of each seed, drawn in the rows of the first panel.
+    The arguments are those of `algorithms`; panels: key of a curve -> title, unit; dots: title, unit and label -> the
+    final value of each seed, drawn in the rows of the first panel.
     """
     colours = dict(zip(ends, COLOURS))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 5.8), dpi=DPI)
+    with matplotlib.rc_context(fig.STYLE):
+        figure = Figure(figsize=(fig.WIDTH, 5.8), dpi=fig.DPI)
         first, *axes = figure.subplots(1, 1 + len(panels) + (dots is not None))
         figure.subplots_adjust(left=0.17, right=0.985, top=0.76, bottom=0.11, wspace=0.3)
         far = _ends(first, base, ends, intervals, colours)
@@ -191,13 +172,13 @@ def settings(
             if unit == "share":
                 percent_axis(panel)
             else:
-                from_zero(panel, np.array(tops))
-        headline(figure, *_finding(base, ends, far))
-        return write(figure, path)
+                fig.from_zero(panel, np.array(tops))
+        fig.headline(figure, *_finding(base, ends, far))
+        return fig.write(figure, path)
 
 
 def _curves(runs: list[dict], key: str) -> np.ndarray | None:
-    """Running means over three steps of the runs that have the quantity, as far as the shortest goes: [seeds, S]."""
+    """Running means over three steps of the runs that have the quantity, up to the shortest of them: [seeds, S]."""
     lines = [smooth(np.array(run[key]), 3) for run in runs if key in run]
     return np.stack([line[: min(map(len, lines))] for line in lines]) if lines else None
 
@@ -218,20 +199,20 @@ def draw_settings(
         settings(start(results), **drawn, path=config.figure, panels=panels, dots=dots)
 
 
-# ---- a learned reward pushed too far ---------------------------------------------------------
+# ---- an over-optimised reward ----------------------------------------------------------------
 
 
 def overoptimization(curves: dict[str, list[dict]], path: Path) -> Figure:
-    """Proxy and gold reward over the steps, a panel a setting; thin lines the seeds.
+    """Proxy and gold reward over the steps, a panel per setting; thin lines are seeds.
 
-    curves: label -> one dictionary a seed with "accuracy" (by the rules, gold) and, where a learned reward was trained
-    on, "proxy" (its score), [S] each. After Gao et al. 2022 (arXiv:2210.10760).
+    curves: label -> a dictionary per seed with "accuracy" (by the rules, gold) and, if the training used a learned
+    reward, "proxy" (its score), [S] each. After Gao et al. 2022 (arXiv:2210.10760).
     """
     proxies = [value for runs in curves.values() for run in runs for value in run.get("proxy", ())]
     low, high = min(proxies, default=0.0), max(proxies, default=1.0)
     margin = 0.05 * (high - low) or 0.1
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 5.8), dpi=DPI)
+    with matplotlib.rc_context(fig.STYLE):
+        figure = Figure(figsize=(fig.WIDTH, 5.8), dpi=fig.DPI)
         axes = figure.subplots(1, len(curves), squeeze=False)[0]
         figure.subplots_adjust(left=0.075, right=0.93, top=0.77, bottom=0.11, wspace=0.14)
         for number, (panel, (label, runs)) in enumerate(zip(axes, curves.items())):
@@ -249,8 +230,8 @@ def overoptimization(curves: dict[str, list[dict]], path: Path) -> Figure:
             right.tick_params(labelright=last)
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             panel.set_title(label, loc="left", weight="bold", size=14, pad=12)
-        headline(figure, *_overoptimized(curves))
-        return write(figure, path)
+        fig.headline(figure, *_overoptimized(curves))
+        return fig.write(figure, path)
 
 
 def _seeds_and_mean(panel: Axes, runs: list[dict], key: str, colour: str) -> None:
@@ -268,9 +249,7 @@ def _overoptimized(curves: dict[str, list[dict]]) -> tuple[str, str]:
     def change(key: str) -> list[float]:
         return [float(np.mean([run[key][part] for run in runs])) for part in (slice(last), slice(-last, None))]
 
-    gold = change("accuracy")
-    title = f"{label}: right answers {percent(gold[0])} → {percent(gold[1])}"
+    text = "right answers {} → {}".format(*map(percent, change("accuracy")))
     if all("proxy" in run for run in runs):
-        proxy = change("proxy")
-        title = f"{label}: learned reward {proxy[0]:.1f} → {proxy[1]:.1f}, " + title.removeprefix(f"{label}: ")
-    return title, note
+        text = "learned reward {:.1f} → {:.1f}, ".format(*change("proxy")) + text
+    return f"{label}: {text}", note

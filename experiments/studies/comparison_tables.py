@@ -1,7 +1,7 @@
 """The tables of a comparison, made from the JSON that experiments/studies/comparison.py writes.
 
-results: cell -> result, where a cell is called "METHOD/SEED". Intervals over seeds are Student's t at 95 %, and are
-given from three seeds on.
+results: cell -> result, where a cell is named "METHOD/SEED". Intervals over seeds are Student's t at 95 %, from three
+seeds on.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from minir1.metrics import over_seeds, paired_bootstrap, seed_interval, with_int
 Results = dict[str, dict]
 Interval = tuple[float, float, float]  # mean, low, high
 
-REACHED = ("", "pass@1", "gain, points", "above the start", "tokens an answer", "truncated")
+REACHED = ("", "pass@1", "gain, points", "above the start", "tokens per answer", "truncated")
 REACHED += ("entropy, nats", "false yes", "drift, nats")
 COSTS = ("", "sampled, M tokens", "trained, M tokens", "rollout, s", "update, s", "all, s")
 PAIRED = ("", "difference", "over seeds", "significant")
-QUANTITIES = {"drift": ("drift, in nats", "+.1f"), "length": ("length, in tokens an answer", "+.0f")}
+QUANTITIES = {"drift": ("drift, in nats", "+.1f"), "length": ("length, in tokens per answer", "+.0f")}
 AGAINST = ("", "difference", "over seeds", "over problems", "significant")
 
 
 def of(results: Results, name: str) -> dict[int, dict]:
-    """seed -> result of a method's cells that are done, in the order of the seeds."""
+    """seed -> result of a method's finished cells, in the order of the seeds."""
     cells = {int(m[1]): result for key, result in results.items() if (m := re.fullmatch(f"{name}/(\\d+)", key))}
     return dict(sorted(cells.items()))
 
 
 def mean(results: list[dict], key: str) -> float:
-    """Over seeds."""
+    """The mean over results."""
     return sum(result[key] for result in results) / len(results)
 
 
@@ -49,7 +49,7 @@ def plural(count: int) -> str:
     return f"{count} seed" + "s" * (count > 1)
 
 
-# ---- what was reached, and at what cost --------------------------------------------------------
+# ---- accuracy and cost -------------------------------------------------------------------------
 
 
 def above(base: dict, results: list[dict]) -> bool | None:
@@ -60,7 +60,7 @@ def above(base: dict, results: list[dict]) -> bool | None:
 
 
 def reached(results: Results, methods: dict[str, Method]) -> list[list[str]]:
-    """A row a method, columns as in REACHED, the base first. Nothing before the base is measured."""
+    """A row per method, columns as in REACHED, the base first; no rows before the base is measured."""
     if START not in results:
         return []
     base = results[START]
@@ -83,15 +83,15 @@ def reached(results: Results, methods: dict[str, Method]) -> list[list[str]]:
 
 
 def costs(results: Results, methods: dict[str, Method]) -> list[list[str]]:
-    """A row a method that has a cell, columns as in COSTS: the mean of tokens over seeds, and the median of seconds,
-    on which a training that was suspended for a while has no effect.
+    """A row per method that has a cell, columns as in COSTS: over seeds the mean of tokens and the median of seconds,
+    which a training that was suspended for a while does not change.
     """
     lines = []
     for name, method in methods.items():
         if runs := list(of(results, name).values()):
             tokens = [f"{mean(runs, f'tokens/{kind}') / 1e6:.3f}" for kind in ("sampled", "trained")]
-            kinds = [f"seconds/{kind}" for kind in ("rollout", "update", "total")]
-            lines.append([method.label, *tokens, *(f"{median(run[kind] for run in runs):.0f}" for kind in kinds)])
+            seconds = [median(run[f"seconds/{kind}"] for run in runs) for kind in ("rollout", "update", "total")]
+            lines.append([method.label, *tokens, *(f"{value:.0f}" for value in seconds)])
     return lines
 
 
@@ -99,8 +99,8 @@ def costs(results: Results, methods: dict[str, Method]) -> list[list[str]]:
 
 
 def difference(one: dict[int, dict], other: dict[int, dict]) -> dict[str, Interval] | None:
-    """pass@1 of one less that of other: "seeds", Student's t over pairs of equal seeds, and "problems", the bootstrap
-    over problems of the means over seeds. None for fewer than three seeds that both have."""
+    """pass@1 of `one` minus that of `other`: "seeds", Student's t over pairs with the same seed, and "problems", the
+    bootstrap over problems of the means over seeds. None if fewer than three seeds are common to both."""
     both = sorted(one.keys() & other.keys())
     if len(both) < 3:
         return None
@@ -113,32 +113,32 @@ def difference(one: dict[int, dict], other: dict[int, dict]) -> dict[str, Interv
 
 
 def differences(results: Results, methods: dict[str, Method], other: str) -> dict[str, dict[str, Interval]]:
-    """Label -> `difference` from the method `other`, of those that can be compared with it."""
+    """Label -> `difference` from the method `other`, for methods with three seeds in common with it."""
     pairs = {m.label: difference(of(results, name), of(results, other)) for name, m in methods.items() if name != other}
     return {label: ends for label, ends in pairs.items() if ends is not None}
 
 
 def paired(results: Results, methods: dict[str, Method], other: str, key: str) -> list[list[str]]:
-    """A row a method, columns as in PAIRED: a result's `key` less that of the other method with the same seed, its
-    interval over seeds; of methods with three seeds that both have."""
+    """A row per method with three seeds in common with `other`, columns as in PAIRED: the difference of `key` with the
+    same seed, its interval over seeds."""
     lines, base, form = [], of(results, other), QUANTITIES[key][1]
     for name, method in methods.items():
-        both = sorted(of(results, name).keys() & base.keys())
-        if name == other or len(both) < 3:
-            continue
-        mean, low, high = seed_interval([of(results, name)[seed][key] - base[seed][key] for seed in both])
-        ends = f"[{low:{form}}, {high:{form}}]"
-        lines.append([method.label, f"{mean:{form}}", ends, "yes" if low > 0 or high < 0 else "no"])
+        runs = of(results, name)
+        both = sorted(runs.keys() & base.keys())
+        if name != other and len(both) >= 3:
+            mean, low, high = seed_interval([runs[seed][key] - base[seed][key] for seed in both])
+            ends = f"[{low:{form}}, {high:{form}}]"
+            lines.append([method.label, f"{mean:{form}}", ends, "yes" if low > 0 or high < 0 else "no"])
     return lines
 
 
 def significant(ends: dict[str, Interval]) -> bool:
-    """Whether both intervals leave out 0: neither other problems nor other seeds would be likely to reverse it."""
+    """Whether both intervals exclude 0: neither other problems nor other seeds are likely to reverse the sign."""
     return all(low > 0 or high < 0 for _, low, high in ends.values())
 
 
 def against(results: Results, methods: dict[str, Method], other: str) -> list[list[str]]:
-    """A row a method that can be compared with `other`, columns as in AGAINST, in points."""
+    """A row per method with three seeds in common with `other`, columns as in AGAINST, in points."""
     lines = []
     for label, ends in differences(results, methods, other).items():
         spans = [f"[{100 * low:+.1f}, {100 * high:+.1f}]" for _, low, high in ends.values()]
@@ -147,34 +147,32 @@ def against(results: Results, methods: dict[str, Method], other: str) -> list[li
 
 
 def verdict(results: Results, methods: dict[str, Method], other: str) -> str:
-    """In words: which methods differ significantly from `other`; "" if nothing can be compared yet."""
-    words: dict[bool, list[str]] = {True: [], False: []}
+    """A sentence: which methods differ significantly from `other`; "" if none can be compared yet."""
+    groups: dict[bool, list[str]] = {True: [], False: []}
     for label, ends in differences(results, methods, other).items():
-        words[significant(ends)].append(f"{label} ({100 * ends['seeds'][0]:+.1f} points)")
-    if not words[True] and not words[False]:
+        groups[significant(ends)].append(f"{label} ({100 * ends['seeds'][0]:+.1f} points)")
+    if not any(groups.values()):
         return ""
-    return (
-        f"Significantly different from {methods[other].label} by both intervals: {listed(words[True])}. "
-        f"Not significantly different, so that no order is claimed: {listed(words[False])}."
-    )
+    text = f"Significantly different from {methods[other].label} by both intervals: {listed(groups[True])}. "
+    return text + f"Not significantly different, so that no order is claimed: {listed(groups[False])}."
 
 
 def against_start(results: Results, methods: dict[str, Method]) -> str:
-    """In words: which methods ended significantly above the base; "" before three seeds are done."""
-    words: dict[bool, list[str]] = {True: [], False: []}
+    """A sentence: which methods ended significantly above the base; "" before three seeds are done."""
+    groups: dict[bool, list[str]] = {True: [], False: []}
     for name, method in methods.items():
         if START in results and (yes := above(results[START], list(of(results, name).values()))) is not None:
-            words[yes].append(method.label)
-    if not words[True] and not words[False]:
+            groups[yes].append(method.label)
+    if not any(groups.values()):
         return ""
-    return f"Significantly above the start: {listed(words[True])}. Not: {listed(words[False])}."
+    return f"Significantly above the start: {listed(groups[True])}. Not: {listed(groups[False])}."
 
 
 # ---- for the figures ---------------------------------------------------------------------------
 
 
 def parts(results: Results, methods: dict[str, Method]) -> dict[str, dict]:
-    """Of the methods that have a cell, by label: "ends" pass@1 of each seed, "intervals" over seeds, "curves"."""
+    """For methods that have a cell, by label: pass@1 of each seed ("ends"), its interval over seeds, the curves."""
     done = {method.label: list(of(results, name).values()) for name, method in methods.items()}
     done = {label: runs for label, runs in done.items() if runs}
     ends = {label: [run["pass@1"] for run in runs] for label, runs in done.items()}
@@ -183,7 +181,7 @@ def parts(results: Results, methods: dict[str, Method]) -> dict[str, dict]:
 
 
 def start(results: Results) -> Interval:
-    """The base, over problems."""
+    """pass@1 of the base, its interval over problems."""
     return tuple(results[START][f"pass@1{end}"] for end in ("", "_low", "_high"))
 
 
@@ -191,24 +189,22 @@ def start(results: Results) -> Interval:
 
 
 def show(title: str, results: Results, methods: dict[str, Method], other: str) -> None:
-    """Print what is known so far."""
+    """Print the tables of the results so far."""
     log.table(title, list(REACHED), reached(results, methods))
     log.table("cost of a training, median of seconds over seeds", list(COSTS), costs(results, methods))
     log.table(f"against {methods[other].label}, points", list(AGAINST), against(results, methods, other))
     print("\n".join(filter(None, (against_start(results, methods), verdict(results, methods, other)))))
 
 
-def compare(
-    config: Config, methods: dict[str, Method], other: str, title: str, draw: Callable[[Config], None]
-) -> None:
-    """Run what is missing, drawing as each cell ends; print the tables. SystemExit if a cell fails."""
+def compare(config: Config, methods: dict[str, Method], other: str, title: str, draw: Callable) -> None:
+    """Run the missing cells, calling draw(config) when one ends; print the tables. SystemExit if a cell fails."""
     failed = complete(cells_of(methods, config), config, after=draw)
     show(f"{title}, {config.steps} steps, test split", load(config.results), methods, other)
     end(failed, config)
 
 
 def pending(results: Results, names: list[str], script: str) -> str:
-    """The cells that are still to be run, or that there are none; and the command that runs or prints them."""
+    """A sentence that names the cells that are not yet run, and the command that runs or prints them."""
     missing = [name for name in names if name not in results]
     text = f"Pending, {len(missing)} of {len(names)} cells: {', '.join(f'`{name}`' for name in missing)}. To continue:"
     if not missing:
@@ -228,11 +224,11 @@ def page(
     labelled: dict[str, Method] | None = None,
     also: str = "",
 ) -> str:
-    """The whole result of a study: accuracy, cost, significant differences, the figure, pending cells.
+    """The whole result of a study: accuracy, the figure, cost, differences, pending cells.
 
-    other: the method that all are compared with; names: of all cells, where they are more than methods and seeds; note:
-    a sentence on the costs; labelled: the methods as the first table calls them; also: what else is compared, one of
-    QUANTITIES.
+    other: the method that all are compared with; names: of all cells, where these are not only methods and seeds;
+    note: a sentence below the costs; labelled: methods with the labels of the first table; also: another quantity to
+    compare, one of QUANTITIES.
     """
     blocks = []
     if lines := costs(results, methods):

@@ -1,19 +1,18 @@
-"""Is an estimator biased, in which direction, and how noisy is it? Answered by listing every answer, without sampling.
+"""Is an estimator biased, in which direction, and how noisy is it? Computed from all answers, without sampling.
 
     python -m experiments.studies.estimators
 
 Two problems; three tokens, one of them the end, at most two steps: seven answers to each. The policy is a table of
-logits. A batch is four answers to each problem; a problem has 7^4 such draws. For each estimator the library's own
-advantage, loss and weight (estimators_catalogue.py) give the gradient g of every draw; with the probabilities of the
-draws follow, exactly,
+logits. A batch is four answers to each problem; a problem has 7^4 such draws. The library's own advantage, loss and
+weight (estimators_catalogue.py) give the gradient g of every draw, and the probabilities of the draws give exactly
 
     scale       E g · ∇J / |∇J|²                   the factor on ∇J along its own direction
     direction   |E g - scale ∇J| / (scale |∇J|)    the part orthogonal to ∇J, relative to it
     bias        |E g - ∇J| / |∇J|                  both together
     deviation   √(N tr Cov g) / |E g|              noise to signal of one answer; a batch of N has 1/√N of it
 
-The same for KL terms against ∇KL(π‖π_ref), and for a policy that has moved since it sampled. In float64, without
-sampling; tests/test_enumeration.py holds what is claimed here to 1e-12.
+The same is computed for KL terms against ∇KL(π‖π_ref), and for a policy that has moved since it sampled, in float64.
+tests/test_enumeration.py checks the claims of this file to 1e-12.
 """
 
 from __future__ import annotations
@@ -26,19 +25,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.studies import estimators_catalogue as catalogue
 from experiments.studies import estimators_figures as figures
-from experiments.studies.estimators_catalogue import (
-    CLIP,
-    KL,
-    MOVED,
-    ON_POLICY,
-    Estimator,
-    G,
-    Problem,
-    everything,
-    of_rewards,
-    problems,
-)
+from experiments.studies.estimators_catalogue import KL, MOVED, ON_POLICY, Estimator, Problem, everything, problems
 from minir1 import cli
 from minir1 import enumeration as exact
 from minir1.advantages import leave_one_out
@@ -57,20 +46,20 @@ class Config:
 
 SIZES, CHANCES = (4, 8, 16, 64), (0.01, 0.05, 0.2, 0.5)
 
-# ---- what they come to ------------------------------------------------------------------------
+# ---- moments of the estimators ----------------------------------------------------------------
 
 
 def against(truth: Tensor, mean: Tensor, variance: float, answers: int) -> dict[str, float]:
-    """The figures of the docstring."""
+    """The quantities of the module's docstring, and the cosine of E g and ∇J."""
     scale = (mean @ truth / (truth @ truth)).item()
-    none = mean.norm() < 1e-9 * truth.norm()  # zero: it has no direction
+    none = mean.norm() < 1e-9 * truth.norm()  # a zero gradient has no direction
     return {
         "scale": 0.0 if none else scale,
         "cosine": math.nan if none else torch.nn.functional.cosine_similarity(mean, truth, dim=0).item(),
         "direction": math.nan if none else ((mean - scale * truth).norm() / (abs(scale) * truth.norm())).item(),
         "bias": ((mean - truth).norm() / truth.norm()).item(),
         "deviation": math.nan if none else math.sqrt(answers * variance) / mean.norm().item(),
-        "noise": math.sqrt(answers * variance) / truth.norm().item(),  # over |∇J| instead
+        "noise": math.sqrt(answers * variance) / truth.norm().item(),  # relative to |∇J|
     }
 
 
@@ -79,13 +68,13 @@ def measure(estimator: Estimator, pair: list[Problem], truth: Tensor) -> dict[st
     P = len(pair)
     if estimator.whole_batch:
         means, variances = zip(*(over_batches(estimator, *both) for both in (pair, pair[::-1])))
-        return against(truth, torch.cat(means), sum(variances), P * G)
+        return against(truth, torch.cat(means), sum(variances), P * catalogue.G)
     means, variances = zip(*(problem.moments(estimator.loss) for problem in pair))
-    return against(truth, torch.cat(means) / P, sum(variances) / P**2, P * G)
+    return against(truth, torch.cat(means) / P, sum(variances) / P**2, P * catalogue.G)
 
 
 def over_batches(estimator: Estimator, problem: Problem, other: Problem) -> tuple[Tensor, float]:
-    """Moments of one problem's part of g, over its own draws and those of the other problem beside them."""
+    """Moments of one problem's part of g, over its own draws combined with those of the other problem."""
     answers = everything()
     own, beside = (exact.probability_of(x.sampler, answers.drawn) for x in (problem, other))
     chance = torch.zeros(len(answers.other), dtype=torch.float64).index_add(0, answers.other_of, beside)  # of each kind
@@ -105,10 +94,11 @@ def ascent(pair: list[Problem]) -> Tensor:
 
 
 def clipped_share(pair: list[Problem]) -> float:
-    """The share of token contributions that the clip of `MOVED` removes, in expectation."""
-    answers, A, shares = everything(), of_rewards(leave_one_out), []
+    """The expected share of tokens that the clip of `MOVED` removes."""
+    answers, A, shares = everything(), catalogue.of_rewards(leave_one_out), []
     for problem in pair:
-        clipped = is_clipped(problem.logp[answers.rows], problem.sampler[answers.rows], A, **CLIP) & answers.row_mask
+        logp, sampled = problem.logp[answers.rows], problem.sampler[answers.rows]
+        clipped = is_clipped(logp, sampled, A, **catalogue.CLIP) & answers.row_mask
         p = exact.probability_of(problem.sampler, answers.drawn)
         count = [(p @ x.view(len(p), -1).sum(1).double()).item() for x in (clipped, answers.row_mask)]
         shares.append(count[0] / count[1])
@@ -116,10 +106,10 @@ def clipped_share(pair: list[Problem]) -> float:
 
 
 def deviation_weight(p: float, size: int) -> float:
-    """w(p), by which std multiplies the gradient of a problem solved with probability p, in groups of `size`.
+    """w(p), the factor of std on the gradient of a problem solved with probability p, in groups of G = `size`.
 
-    w(p) = (G-1)/G Σ_{k=1}^{G-1} C(G-2, k-1) p^{k-1} (1-p)^{G-k-1} / σ_k,  σ_k² = k (G-k) / (G (G-1)): k right answers
-    of G have the sample deviation σ_k. Towards 1/√(p(1-p)) for large G.
+    w(p) = (G-1)/G Σ_{k=1}^{G-1} C(G-2, k-1) p^{k-1} (1-p)^{G-k-1} / σ_k,  σ_k² = k (G-k) / (G (G-1)), where σ_k is the
+    sample deviation of k right answers of G. For large G it tends to 1/√(p(1-p)).
     """
     terms = (
         math.comb(size - 2, k - 1) * p ** (k - 1) * (1 - p) ** (size - k - 1) / math.sqrt(k * (size - k))
@@ -129,7 +119,7 @@ def deviation_weight(p: float, size: int) -> float:
 
 
 def reweighting(pair: list[Problem]) -> dict[str, float]:
-    """p and w(p) of each problem: the factor of the group's deviation on its gradient."""
+    """w(p) by the formula, and p and w of the two problems."""
     result = {f"G={size}/{p}": deviation_weight(p, size) for size in SIZES for p in CHANCES}
     for name, problem in zip(("hard", "even"), pair):
         truth = problem.gradient(reward_of(problem))
@@ -139,7 +129,7 @@ def reweighting(pair: list[Problem]) -> dict[str, float]:
 
 
 def kl_terms(pair: list[Problem]) -> dict[str, dict[str, float]]:
-    """Every KL term against ∇KL(π‖π_ref), and its distance from the gradients of each step's KL."""
+    """Every KL term against ∇KL(π‖π_ref), and its distance from the gradients of the KL of each step."""
     mask, whole, forward, reverse = everything().mask, [], [], []
     for problem in pair:
         p, ref_lp = problem.logp.detach().sum(1).exp(), problem.ref_lp.detach()
@@ -149,16 +139,14 @@ def kl_terms(pair: list[Problem]) -> dict[str, dict[str, float]]:
     whole, forward, reverse = (torch.cat(x) / len(pair) for x in (whole, forward, reverse))
     result = {}
     for name, estimator in KL.items():
-        mean = torch.cat([problem.moments(estimator.loss)[0] for problem in pair]) / len(pair)
-        steps = {"to_steps": forward, "to_reverse_steps": reverse}
-        result[name] = measure(estimator, pair, whole) | {
-            key: ((mean - target).norm() / target.norm()).item() for key, target in steps.items()
-        }
+        result[name] = measure(estimator, pair, whole)
+        for key, target in (("to_steps", forward), ("to_reverse_steps", reverse)):
+            result[name][key] = measure(estimator, pair, target)["bias"]
     return result
 
 
 def run(steps: tuple[float, ...] = (0.1, 0.3)) -> dict[str, dict]:
-    """Everything, as it is written to docs/results/estimators.json: part -> estimator -> figure."""
+    """All results, as written to docs/results/estimators.json: part -> estimator -> quantity."""
     pair = problems()
     truth, mask = ascent(pair), everything().mask
     result = {"on_policy": {name: measure(one, pair, truth) for name, one in ON_POLICY.items()}}
@@ -188,7 +176,7 @@ MOVED_COLUMNS = ["", "remaining bias", "bias, small step", "deviation", "bias, l
 
 
 def on_rows(results: dict) -> list[list[str]]:
-    """The estimators of ∇J, sampled from the policy itself."""
+    """A row per estimator of ∇J on policy, columns as in ON_COLUMNS."""
     lines = []
     for name, one in ON_POLICY.items():
         f = results["on_policy"][name]
@@ -198,7 +186,7 @@ def on_rows(results: dict) -> list[list[str]]:
 
 
 def kl_rows(results: dict) -> list[list[str]]:
-    """The KL terms."""
+    """A row per KL term, columns as in KL_COLUMNS."""
     lines = []
     for name, one in KL.items():
         f = results["kl"][name]
@@ -208,7 +196,7 @@ def kl_rows(results: dict) -> list[list[str]]:
 
 
 def moved_rows(results: dict) -> list[list[str]]:
-    """The estimators of ∇J after the policy has moved."""
+    """A row per estimator of ∇J after the policy has moved, columns as in MOVED_COLUMNS."""
     parts, lines = [part for name, part in results.items() if name.startswith("moved_")], []
     for name, one in MOVED.items():
         numbers = [(share(part[name]["bias"]), number(part[name]["deviation"])) for part in parts]
@@ -216,44 +204,38 @@ def moved_rows(results: dict) -> list[list[str]]:
     return lines
 
 
-# The blocks of docs/estimators.md.
+# ---- the blocks of docs/estimators.md ----------------------------------------------------------
 
 
 def page(results: dict) -> str:
-    """The estimators of ∇J."""
     return markdown_table(ON_COLUMNS, on_rows(results), words=2)
 
 
 def page_kl(results: dict) -> str:
-    """The KL terms."""
     return markdown_table(KL_COLUMNS, kl_rows(results), words=2)
 
 
 def page_moved(results: dict) -> str:
-    """The estimators of ∇J after the policy has moved."""
     parts = [part["setting"] for name, part in results.items() if name.startswith("moved_")]
-    words = [f"ratios up to {s['largest_ratio']:.2f}, {s['clipped']:.1%} of tokens clipped" for s in parts]
+    small, large = (f"ratios up to {s['largest_ratio']:.2f}, {s['clipped']:.1%} of tokens clipped" for s in parts)
     lines = markdown_table(MOVED_COLUMNS, moved_rows(results), words=2)
-    return f"{lines}\n\nSmall step: {words[0]}; large step: {words[1]}."
+    return f"{lines}\n\nSmall step: {small}; large step: {large}."
 
 
 def page_problems(results: dict) -> str:
-    """w(p), by the formula and of the two problems."""
     f = results["problems"]
     rows = [[f"G = {size}", *(number(f[f"G={size}/{p}"]) for p in CHANCES)] for size in SIZES]
-    return markdown_table(["w(p)", *(f"p = {p}" for p in CHANCES)], rows) + (
-        f"\n\nThe two problems have p = {f['hard/p']:.3f} and {f['even/p']:.3f}, so w = {f['hard/w']:.3f} and "
-        f"{f['even/w']:.3f} at G = {G}."
-    )
+    text = f"The two problems have p = {f['hard/p']:.3f} and {f['even/p']:.3f}, "
+    text += f"so w = {f['hard/w']:.3f} and {f['even/w']:.3f} at G = {catalogue.G}."
+    return markdown_table(["w(p)", *(f"p = {p}" for p in CHANCES)], rows) + "\n\n" + text
 
 
 def main(config: Config) -> dict[str, dict]:
     """Enumerate, write, draw, print."""
     results = run()
     write_json(config.results, results)
-    labels = {"on_policy": ON_POLICY, "kl": KL}
-    named = {part: {one.label: results[part][name] for name, one in group.items()} for part, group in labels.items()}
-    figures.estimators(named["on_policy"], named["kl"], config.figure)
+    gradients = {one.label: results["on_policy"][name] for name, one in ON_POLICY.items()}
+    figures.estimators(gradients, {one.label: results["kl"][name] for name, one in KL.items()}, config.figure)
     table("Estimators of ∇J, on policy", ON_COLUMNS, on_rows(results))
     table("KL terms", KL_COLUMNS, kl_rows(results))
     table("After the policy has moved", MOVED_COLUMNS, moved_rows(results))

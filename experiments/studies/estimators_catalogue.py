@@ -1,4 +1,4 @@
-"""The estimators of studies/estimators.py, put together from the library as the training scripts do it.
+"""The estimators of experiments/studies/estimators.py, composed from the library as in the training scripts.
 
 A loss takes a problem and the log-probs of the drawn answers, [M·G, T], and returns their weighted losses, [M·G, T].
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minir1 import enumeration as exact
+from minir1 import losses
 from minir1.advantages import (
     at_last_token,
     batch_centered,
@@ -25,17 +26,6 @@ from minir1.advantages import (
     leave_one_out,
     whiten,
 )
-from minir1.losses import (
-    cispo,
-    clipped_surrogate,
-    grpo_sequence,
-    gspo,
-    kl_k1,
-    kl_k2,
-    kl_k3,
-    reinforce,
-    truncated_importance,
-)
 from minir1.reduction import fixed_length, per_answer_mean, token_mean
 
 G = 4
@@ -46,20 +36,20 @@ class Answers(NamedTuple):
 
     tokens: Tensor  # int64 [Y, T]
     mask: Tensor  # bool [Y, T]
-    rewards: Tensor  # fp64 [Y]: right are the answers of one token and then the end
+    rewards: Tensor  # fp64 [Y]: 1 for the answers of one token and then the end
     drawn: Tensor  # int64 [M, G]
     rows: Tensor  # int64 [M·G], the drawn answers one after the other
     row_mask: Tensor  # bool [M·G, T]
-    # Answers of the same length and reward have the same advantage and weight: the first of each kind stands for all.
-    own: Tensor  # int64 [·, G], the draws that differ in their kinds
-    own_of: Tensor  # int64 [M]
-    other: Tensor  # int64 [·, G], those that differ in their kinds when sorted
-    other_of: Tensor  # int64 [M]
+    # Answers of the same length and reward (of one kind) have the same advantage and weight: the first represents all.
+    own: Tensor  # int64 [·, G], the draws of different kinds
+    own_of: Tensor  # int64 [M], the index in `own` of each draw
+    other: Tensor  # int64 [·, G], the draws of different kinds in any order
+    other_of: Tensor  # int64 [M], the index in `other` of each draw
 
 
 @lru_cache(maxsize=1)
 def everything() -> Answers:
-    """Seven answers of three tokens, the first of which ends an answer, in at most two steps; 2,401 draws."""
+    """All answers of at most two tokens, of three, where token 0 ends an answer: 7 answers, 2,401 draws."""
     tokens, mask = exact.answers(3, 2)
     rewards = torch.tensor([0, 1, 0, 0, 1, 0, 0], dtype=torch.float64)
     drawn, length = exact.draws(len(tokens), G), mask.sum(1)
@@ -70,7 +60,7 @@ def everything() -> Answers:
 
 
 class Problem:
-    """One prompt: a policy that samples, the policy that learns (the same, or moved since), and a reference."""
+    """One prompt with three policies: the sampler, the policy that is trained (moved, perhaps), and the reference."""
 
     def __init__(self, logits: Tensor, moved: Tensor, reference: Tensor):
         tokens, mask, *_ = everything()
@@ -81,7 +71,7 @@ class Problem:
         self.scores = exact.scores(self.logp, [self.logits])
 
     def gradient(self, value: Tensor) -> Tensor:
-        """∇ of a number with respect to this problem's logits."""
+        """The gradient of a number with respect to this problem's logits."""
         return exact.gradient(value, [self.logits])
 
     def moments(self, loss: Callable[[Problem, Tensor], Tensor]) -> tuple[Tensor, float]:
@@ -92,7 +82,7 @@ class Problem:
 
 
 def problems(step: float = 0.0) -> list[Problem]:
-    """A hard problem and an even one; the policy moved by `step` since it sampled."""
+    """A hard problem and an even one; the policy has moved by `step` from the sampler."""
     pair = []
     for number, ends in enumerate((-1.5, 1.5)):
         noise = torch.Generator().manual_seed(number)
@@ -105,7 +95,7 @@ def problems(step: float = 0.0) -> list[Problem]:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A loss, and the expectation that is claimed of its ascent direction."""
+    """A loss, and the claimed expectation of its ascent direction."""
 
     label: str
     claim: str
@@ -117,64 +107,56 @@ class Estimator:
 
 
 def fixed() -> Tensor:
-    """1/G a token; with length 1 the loss has the scale of ∇J."""
+    """1/G per token; with length 1 the loss has the scale of ∇J."""
     return fixed_length(everything().row_mask.double(), 1, G)
 
 
 def per_answer() -> Tensor:
-    """1/(G·|o|) a token."""
+    """1/(G·|o|) per token."""
     return per_answer_mean(everything().row_mask.double(), G)
 
 
-# ---- losses that see the draw of one problem ---------------------------------------------------
+# ---- losses of the draw of one problem ---------------------------------------------------------
 
 
 def spread(advantage: Tensor) -> Tensor:
-    """[M, G] -> [M·G, T]."""
+    """[M, G] -> [M·G, T], the same for every token of an answer."""
     return advantage.reshape(-1, 1).expand(-1, everything().mask.shape[1])
 
 
 def of_rewards(advantage: Callable[[Tensor], Tensor]) -> Tensor:
-    """An advantage made of the rewards of each draw, [M·G, T]."""
+    """The advantage of the rewards of each draw, [M·G, T]."""
     return spread(advantage(everything().rewards[everything().drawn]))
 
 
 def plain(problem: Problem, logp: Tensor, advantage) -> Tensor:
     """REINFORCE."""
-    return fixed() * reinforce(logp, of_rewards(advantage))
+    return fixed() * losses.reinforce(logp, of_rewards(advantage))
 
 
 def surrogate(problem: Problem, logp: Tensor, loss, advantage, weight=fixed, **clip: float) -> Tensor:
     """A loss with a ratio to the sampler, per token or per answer."""
-    rows, mask = everything().rows, {"mask": everything().row_mask} if loss in (gspo, grpo_sequence) else {}
-    return weight() * loss(logp, problem.sampler[rows], of_rewards(advantage), **mask, **clip)
+    mask = {"mask": everything().row_mask} if loss in (losses.gspo, losses.grpo_sequence) else {}
+    return weight() * loss(logp, problem.sampler[everything().rows], of_rewards(advantage), **mask, **clip)
 
 
 def truncated(problem: Problem, logp: Tensor, cap: float) -> Tensor:
-    """REINFORCE with the truncated weight that corrects for another sampler."""
-    weight = truncated_importance(problem.logp, problem.sampler, cap)[everything().rows]
+    """REINFORCE with the truncated importance weight that corrects for another sampler."""
+    weight = losses.truncated_importance(problem.logp, problem.sampler, cap)[everything().rows]
     return weight * plain(problem, logp, leave_one_out)
 
 
 def by_token(problem: Problem, logp: Tensor, advantage: Callable[[Problem], Tensor]) -> Tensor:
     """REINFORCE with an advantage for each token of each answer, [Y, T]."""
-    return fixed() * reinforce(logp, advantage(problem)[everything().rows])
+    return fixed() * losses.reinforce(logp, advantage(problem)[everything().rows])
 
 
 def kl_in_loss(problem: Problem, logp: Tensor, kl) -> Tensor:
-    """A KL term in the loss; as ascent, so that it estimates -∇KL."""
+    """A KL term in the loss; its ascent direction estimates -∇KL."""
     return fixed() * kl(logp, problem.ref_logp.detach()[everything().rows])
 
 
 # ---- advantages --------------------------------------------------------------------------------
-
-
-def rewards_alone(rewards: Tensor) -> Tensor:
-    return rewards
-
-
-def less_a_half(rewards: Tensor) -> Tensor:
-    return rewards - 0.5
 
 
 def wrong_value(problem: Problem) -> Tensor:
@@ -183,31 +165,29 @@ def wrong_value(problem: Problem) -> Tensor:
 
 
 def true_value(problem: Problem) -> Tensor:
-    """V of the policy, exactly."""
+    """The exact V of the policy."""
     tokens, mask, rewards, *_ = everything()
     return exact.state_values(problem.logp.detach(), rewards, tokens, mask)
 
 
 def gae_with(problem: Problem, value: Callable[[Problem], Tensor], lam: float) -> Tensor:
-    """GAE with a value function."""
     _, mask, rewards, *_ = everything()
     return gae(at_last_token(rewards, mask), value(problem), mask, 1.0, lam)[0]
 
 
 def discounted(problem: Problem, gamma: float) -> Tensor:
-    """Discounted returns."""
     _, mask, rewards, *_ = everything()
     return discounted_returns(at_last_token(rewards, mask), mask, gamma)
 
 
 def kl_reward(problem: Problem, to_go: bool) -> Tensor:
-    """k1 as a reward: of the tokens to come, or of the whole answer."""
+    """k1 in the reward, summed over the tokens to come or over the whole answer."""
     mask = everything().mask
     earned = kl_in_reward(torch.zeros_like(problem.sampler), problem.logp, problem.ref_logp, mask, 1.0)
     return discounted_returns(earned, mask, 1.0) if to_go else earned.sum(1, keepdim=True).expand_as(earned)
 
 
-# ---- losses that see the batch: G answers to this problem, then G to the other -------------------
+# ---- losses of the batch: G answers to this problem, then G to the other -----------------------
 
 
 def of_batch(problem: Problem, logp: Tensor, other: Tensor, loss, advantage, weight) -> Tensor:
@@ -215,7 +195,7 @@ def of_batch(problem: Problem, logp: Tensor, other: Tensor, loss, advantage, wei
     answers = everything()
     batches = [torch.cat((own, other)) for own in answers.own]
     A, w = (torch.stack([f(x)[:G] for x in batches])[answers.own_of].flatten(0, 1) for f in (advantage, weight))
-    old = () if loss is reinforce else (problem.sampler[answers.rows],)
+    old = () if loss is losses.reinforce else (problem.sampler[answers.rows],)
     return w * loss(logp, *old, A)
 
 
@@ -247,12 +227,13 @@ CLIP = {"clip_low": 0.2, "clip_high": 0.2}
 OPEN = {"clip_low": 10.0, "clip_high": 1e9}
 CAP = 1.2  # of the truncated weight
 
-token, answer = partial(surrogate, loss=clipped_surrogate), partial(surrogate, loss=grpo_sequence, weight=per_answer)
+token = partial(surrogate, loss=losses.clipped_surrogate)
+answer = partial(surrogate, loss=losses.grpo_sequence, weight=per_answer)
 moved = partial(surrogate, advantage=leave_one_out)
-GSPO = partial(surrogate, loss=gspo, weight=per_answer, clip_low=3e-4, clip_high=4e-4)
-DAPO = partial(of_batch, loss=clipped_surrogate, advantage=normalised_in_group, weight=tokens_of_batch)
-PLUS_PLUS = partial(of_batch, loss=clipped_surrogate, advantage=whitened_over_batch, weight=tokens_of_batch)
-BATCH_MEAN = partial(of_batch, loss=reinforce, advantage=centered_over_batch, weight=fixed_over_batch)
+GSPO = partial(surrogate, loss=losses.gspo, weight=per_answer, clip_low=3e-4, clip_high=4e-4)
+DAPO = partial(of_batch, loss=losses.clipped_surrogate, advantage=normalised_in_group, weight=tokens_of_batch)
+PLUS_PLUS = partial(of_batch, loss=losses.clipped_surrogate, advantage=whitened_over_batch, weight=tokens_of_batch)
+BATCH_MEAN = partial(of_batch, loss=losses.reinforce, advantage=centered_over_batch, weight=fixed_over_batch)
 
 
 def with_gae(value: Callable[[Problem], Tensor], lam: float):
@@ -260,8 +241,8 @@ def with_gae(value: Callable[[Problem], Tensor], lam: float):
 
 
 ON_POLICY = {
-    "reinforce": Estimator("REINFORCE", "∇J", partial(plain, advantage=rewards_alone)),
-    "constant": Estimator("REINFORCE, b = ½", "∇J", partial(plain, advantage=less_a_half)),
+    "reinforce": Estimator("REINFORCE", "∇J", partial(plain, advantage=lambda rewards: rewards)),
+    "constant": Estimator("REINFORCE, b = ½", "∇J", partial(plain, advantage=lambda rewards: rewards - 0.5)),
     "rloo": Estimator("RLOO", "∇J", partial(plain, advantage=leave_one_out)),
     "gae_1": Estimator("GAE, λ = 1, wrong V", "∇J", with_gae(wrong_value, 1.0)),
     "gae_true": Estimator("GAE, λ = 0, exact V", "∇J", with_gae(true_value, 0.0)),
@@ -269,9 +250,7 @@ ON_POLICY = {
     "dr_grpo": Estimator("Dr. GRPO", "(G-1)/G ∇J", partial(token, advantage=group_centered)),
     "std": Estimator("GRPO, no 1/|o|", "mean of w(p) ∇p", partial(token, advantage=group_advantages)),
     "sequence": Estimator(
-        "GRPO by answers",
-        "mean of w(p) ∇p",
-        partial(answer, advantage=group_advantages, clip_low=10.0, clip_high=10.0),
+        "GRPO by answers", "mean of w(p) ∇p", partial(answer, advantage=group_advantages, clip_low=10.0, clip_high=10.0)
     ),
     "length": Estimator(
         "GRPO, no std", "(G-1)/G Cov(R, ∇log π/|o|)", partial(token, advantage=group_centered, weight=per_answer)
@@ -289,12 +268,12 @@ ON_POLICY = {
 MOVED = {
     "none": Estimator("no ratio", "as if it had sampled", partial(plain, advantage=leave_one_out)),
     "token": Estimator(
-        "per-token ratio", "states, and what follows", partial(moved, loss=clipped_surrogate, **OPEN)
+        "per-token ratio", "states, and what follows", partial(moved, loss=losses.clipped_surrogate, **OPEN)
     ),
     "clip": Estimator(
-        "per-token ratio, clipped", "and clipped tokens", partial(moved, loss=clipped_surrogate, **CLIP)
+        "per-token ratio, clipped", "and clipped tokens", partial(moved, loss=losses.clipped_surrogate, **CLIP)
     ),
-    "cispo": Estimator("CISPO", "and truncated weights", partial(moved, loss=cispo, **CLIP)),
+    "cispo": Estimator("CISPO", "and truncated weights", partial(moved, loss=losses.cispo, **CLIP)),
     "tis": Estimator(f"truncated at {CAP}", "and truncated weights", partial(truncated, cap=CAP)),
     "answer": Estimator("sequence-level ratio", "∇J", partial(answer, advantage=leave_one_out, **OPEN)),
     "answer_clip": Estimator(
@@ -308,7 +287,7 @@ KL = {
     "answer": Estimator(
         "k1 in the reward, whole", "∇KL(π‖π_ref)", partial(by_token, advantage=partial(kl_reward, to_go=False))
     ),
-    "k2": Estimator("k2 in the loss", "Σ_t ∇KL_t(π‖π_ref)", partial(kl_in_loss, kl=kl_k2)),
-    "k3": Estimator("k3 in the loss", "Σ_t ∇KL_t(π_ref‖π)", partial(kl_in_loss, kl=kl_k3)),
-    "k1": Estimator("k1 in the loss", "0", partial(kl_in_loss, kl=kl_k1)),
+    "k2": Estimator("k2 in the loss", "Σ_t ∇KL_t(π‖π_ref)", partial(kl_in_loss, kl=losses.kl_k2)),
+    "k3": Estimator("k3 in the loss", "Σ_t ∇KL_t(π_ref‖π)", partial(kl_in_loss, kl=losses.kl_k3)),
+    "k1": Estimator("k1 in the loss", "0", partial(kl_in_loss, kl=losses.kl_k1)),
 }

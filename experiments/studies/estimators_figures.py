@@ -1,4 +1,4 @@
-"""The figure of what estimators come to in expectation: bias of scale and direction, noise, and where the KL goes."""
+"""The figure of the estimators in expectation: bias of scale and direction, noise, and the gradients of KL terms."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from minir1.figures import BLUE, DPI, GREEN, GREY, HALO, INK, MUTED, ORANGE, STY
 
 ZERO = 1e-9  # below it a bias is rounding
 NOTE = "exact, on policy, every answer listed: green is ∇J itself, blue a multiple of it, orange another direction"
-Found = dict[str, dict]  # label -> scale, direction, bias, deviation and, of KL terms, to_steps, to_reverse_steps
+Moments = dict[str, dict]  # label -> scale, direction, bias, deviation; for KL terms also to_steps, to_reverse_steps
 
 
-def estimators(gradients: Found, kl: Found, path: Path) -> Figure:
-    """A row an estimator: bias of its direction, and noise of one answer; below, which gradient each KL term has.
+def estimators(gradients: Moments, kl: Moments, path: Path) -> Figure:
+    """A row per estimator: bias of direction, noise of one answer; below, how far KL terms are from three gradients.
 
-    A green row has no bias, a blue one a scale alone, an orange one another direction. What has no value (None, of a
-    gradient that is zero) is drawn as a word.
+    A green row has no bias, a blue one only another scale, an orange one another direction. A value of None (a zero
+    gradient has no direction) is drawn as "-".
     """
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(WIDTH, 11.4), dpi=DPI)
         figure.subplots_adjust(left=0.195, right=0.98, top=0.875, bottom=0.055)
         top, bottom = figure.add_gridspec(2, 1, height_ratios=(len(gradients), 1.25 * len(kl)), hspace=0.28)
         bias, noise = (figure.add_subplot(part) for part in top.subgridspec(1, 2, wspace=0.1))
-        colours = [_colour(found) for found in gradients.values()]
+        colours = [_colour(moments) for moments in gradients.values()]
         _rows(bias, gradients, "direction", colours, "{:.0%}", scales=True)
         _rows(noise, gradients, "deviation", colours, "{:.1f}")
         bias.set_title("Bias of direction", loc="left", weight="bold", size=14, pad=12)
@@ -37,73 +37,56 @@ def estimators(gradients: Found, kl: Found, path: Path) -> Figure:
         bias.set_yticks(range(len(gradients)), list(gradients), color=INK)
         noise.set_yticks(range(len(gradients)), [])
         _kl(figure.add_subplot(bottom), kl)
-        along = len(colours) - colours.count(ORANGE)
-        figure.text(
-            0.02,
-            0.967,
-            f"{along} of {len(gradients)} estimators point along ∇J on average",
-            size=19,
-            weight="bold",
-            va="center",
-        )
+        along = f"{len(colours) - colours.count(ORANGE)} of {len(gradients)}"
+        title = f"Expected direction of policy-gradient estimators: that of ∇J for {along}"
+        figure.text(0.02, 0.967, title, size=19, weight="bold", va="center")
         figure.text(0.02, 0.937, NOTE, size=13, color=MUTED, va="center")
         return write(figure, path)
 
 
-def _colour(found: dict) -> str:
-    if found["direction"] is None or found["direction"] > ZERO:
+def _colour(moments: dict) -> str:
+    if moments["direction"] is None or moments["direction"] > ZERO:
         return ORANGE
-    return GREEN if found["bias"] < ZERO else BLUE
+    return GREEN if moments["bias"] < ZERO else BLUE
 
 
-def _rows(panel: Axes, found: Found, key: str, colours: list[str], form: str, scales: bool = False) -> None:
-    """A bar and a number a row, the first on top."""
-    values = [one[key] for one in found.values()]
+def _rows(panel: Axes, moments: Moments, key: str, colours: list[str], form: str, scales: bool = False) -> None:
+    """A bar and a number per row, the first on top."""
+    values = [one[key] for one in moments.values()]
     most = max((value for value in values if value is not None), default=0.0) or 1.0
-    for row, (one, value, colour) in enumerate(zip(found.values(), values, colours)):
-        small = value is None or value < ZERO
-        panel.plot([0, 0 if small else value], [row, row], color=colour, lw=6, alpha=0.35, zorder=2)
-        panel.plot(0 if small else value, row, "o", color=colour, ms=9, mec="white", mew=1, zorder=3, clip_on=False)
-        text = (
-            "-" if value is None else "0" if small else "under 1%" if form.format(value) == "0%" else form.format(value)
-        )
+    for row, (one, value, colour) in enumerate(zip(moments.values(), values, colours)):
+        x = 0 if value is None or value < ZERO else value
+        panel.plot([0, x], [row, row], color=colour, lw=6, alpha=0.35, zorder=2)
+        panel.plot(x, row, "o", color=colour, ms=9, mec="white", mew=1, zorder=3, clip_on=False)
+        text = "-" if value is None else form.format(x) if x else "0"
+        text = "under 1%" if text == "0%" else text
         if scales and abs(one["scale"] - 1) > ZERO:
             text += f"   step × {one['scale']:.2f}"
-        place = {"xytext": (10, 0), "textcoords": "offset points", "va": "center", "size": 11}
-        panel.annotate(text, (0 if small else value, row), color=colour, path_effects=HALO, **place)
+        offset = {"xytext": (10, 0), "textcoords": "offset points", "va": "center", "size": 11}
+        panel.annotate(text, (x, row), color=colour, path_effects=HALO, **offset)
     panel.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, 1.5 * most))
     panel.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def _kl(panel: Axes, found: Found) -> None:
-    """How far the expected gradient of a KL term is from three gradients: three dots a row."""
+def _kl(panel: Axes, moments: Moments) -> None:
+    """How far the expected gradient of a KL term is from three gradients: three dots per row."""
     targets = (
         ("bias", "∇KL(π‖π_ref) of the whole answer", GREEN),
         ("to_steps", "Σ ∇KL(π‖π_ref) of each step", BLUE),
         ("to_reverse_steps", "Σ ∇KL(π_ref‖π) of each step", VIOLET),
     )
-    for row, one in enumerate(found.values()):
+    for row, one in enumerate(moments.values()):
         for key, _, colour in targets:
-            hit = one[key] < ZERO
-            panel.plot(
-                0 if hit else one[key],
-                row,
-                "o",
-                color=colour,
-                ms=13 if hit else 8,
-                mec="white",
-                mew=1.2,
-                zorder=4 if hit else 3,
-                clip_on=False,
-            )
+            x, size, layer = (0, 13, 4) if one[key] < ZERO else (one[key], 8, 3)
+            panel.plot(x, row, "o", color=colour, ms=size, mec="white", mew=1.2, zorder=layer, clip_on=False)
         if all(abs(one[key] - 1) < ZERO for key, *_ in targets):
-            place = {"xytext": (-12, 0), "textcoords": "offset points", "va": "center", "ha": "right", "size": 11}
-            panel.annotate("no gradient at all, only noise", (1, row), color=MUTED, path_effects=HALO, **place)
+            offset = {"xytext": (-12, 0), "textcoords": "offset points", "va": "center", "ha": "right", "size": 11}
+            panel.annotate("no gradient at all, only noise", (1, row), color=MUTED, path_effects=HALO, **offset)
     panel.axvline(0, color=GREY, lw=1)
     panel.spines["left"].set_visible(False)
-    panel.set_yticks(range(len(found)), list(found), color=INK)
-    most = max(one[key] for one in found.values() for key, *_ in targets)
-    panel.set(ylim=(len(found) - 0.4, -0.6), xlim=(-0.02 * most, 1.06 * most))
+    panel.set_yticks(range(len(moments)), list(moments), color=INK)
+    most = max(one[key] for one in moments.values() for key, *_ in targets)
+    panel.set(ylim=(len(moments) - 0.4, -0.6), xlim=(-0.02 * most, 1.06 * most))
     panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panel.set_title("KL: how far the expected gradient is from that of", loc="left", weight="bold", size=14, pad=27)
     beside, corner, shift = panel.transAxes, (0, 1), (0, 9)

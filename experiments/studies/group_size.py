@@ -1,9 +1,9 @@
-"""With a given number of answers a step, is it better to ask many problems a few times or a few problems many times?
+"""With a given number of answers per step, is it better to ask many problems a few times or a few problems many times?
 
     python -m experiments.studies.group_size --checkpoint runs/base/checkpoint --jobs 2
 
-P·G is the same everywhere: --prompts times --num-generations. A large group gives a better baseline, and more groups
-hold both right and wrong answers; many problems give a gradient that averages over more of them. All settings are GRPO.
+All settings are GRPO with the same P·G = --prompts · --num-generations. A large group gives a better baseline, and more
+often has both right and wrong answers; with many problems the gradient averages over more of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEFAULT = Config(
 
 
 def methods(config: Config) -> dict[str, Method]:
-    """A method a group size. ValueError if one of them does not divide the answers of a step, or leaves one problem."""
+    """A method per group size. ValueError if a size does not divide the answers of a step, or leaves one problem."""
     samples = config.prompts * config.num_generations
     for G in GROUPS:
         if samples % (2 * G):
@@ -41,13 +41,9 @@ def page(results: tables.Results) -> str:
     return tables.page(results, methods(DEFAULT), "G8", DEFAULT, "studies.group_size", also="length")
 
 
-def draw(config: Config) -> None:
-    """The figure of the results so far."""
-    draw_settings(config, methods(config), PANELS)
-
-
 def main(config: Config) -> None:
     """Run what is missing, draw, print. SystemExit if a cell fails."""
+    draw = lambda config: draw_settings(config, methods(config), PANELS)
     tables.compare(config, methods(config), "G8", "problems × answers", draw)
 
 

@@ -1,16 +1,16 @@
-"""What does the KL term do to accuracy and drift: none, in the loss, in the reward, against a reference that moves?
+"""What does the KL term do to accuracy and drift: none, in the loss, in the reward, with a reference that is reset?
 
     python -m experiments.studies.kl --checkpoint runs/base/checkpoint --jobs 2
 
     none      GRPO with β = 0
     weak      β = 0.001, k3 in the loss, as R1-Zero has it
     loss      β = 0.05, k3 in the loss: the gradient of each step's KL(π_ref‖π), and nothing of later steps
-    reset     as loss, the policy becoming the reference every fourth step
+    reset     as loss, and every fourth step the policy becomes the reference
     plain     REINFORCE with β = 0
     reward    β = 0.05, k1 in the reward, r_t - β·(log π - log π_ref): the gradient of the whole answer's KL(π‖π_ref)
 
-experiments/studies/estimators.py enumerates the gradient of each estimator. GRPO has the term in the loss, REINFORCE in
-the reward, so each is compared with its own algorithm without the term.
+GRPO has the term in the loss, REINFORCE in the reward, so each is compared with its own algorithm without the term.
+experiments/studies/estimators.py enumerates the gradient of each estimator.
 """
 
 from __future__ import annotations
@@ -42,13 +42,9 @@ def page(results: tables.Results) -> str:
     return tables.page(results, METHODS, "none", DEFAULT, "studies.kl", note=note, also="drift")
 
 
-def draw(config: Config) -> None:
-    """The figure of the results so far."""
-    draw_settings(config, METHODS, PANELS, dots=("Drift from the base", "nats", "drift"))
-
-
 def main(config: Config) -> None:
     """Run what is missing, draw, print. SystemExit if a cell fails."""
+    draw = lambda config: draw_settings(config, METHODS, PANELS, dots=("Drift from the base", "nats", "drift"))
     tables.compare(config, METHODS, "none", "KL", draw)
 
 

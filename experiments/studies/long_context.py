@@ -4,11 +4,11 @@
     python -m experiments.studies.long_context --out runs/long_context-1 --seed 1 \
         --results docs/results/long_context.json
 
-A text is filler in which `key value` pairs are hidden, one in each of eight equal parts; at its end the keys are
-repeated in random order, and each asks for its value. The model is trained on texts of up to `window` tokens, then
-asked in texts up to `factor` times as long: as it is, with its RoPE rescaled (linear, NTK, YaRN; arXiv:2309.00071), and after
-a short tuning on long texts, with YaRN and, as the control, without. YaRN here is V3's: on the decoupled key, with
-mscale in the softmax scale. At the end, what a step of decoding costs at each length for MLA, GQA and MHA.
+A text is filler with one `key value` pair in each of eight equal parts; at its end the keys are repeated in random
+order, and each asks for its value. The model is trained on texts of up to `window` tokens, then measured on texts up to
+`factor` times as long: as it is, with its RoPE rescaled (linear, NTK, YaRN; arXiv:2309.00071), and after a short tuning
+on long texts, with YaRN and, as the control, without. YaRN is V3's: on the decoupled key, with mscale in the softmax
+scale. At last the cost of a decode step at each length is measured for MLA, GQA and MHA.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from minir1.seed import generator, seed_everything
 from minir1.settings import at_least, same_steps
 from minir1.tokenizer import Tokenizer, word_level
 
-PARTS = 8  # of a text, each with a pair in it: the depths that are measured
+PARTS = 8  # of a text, each with one pair: the depths at which accuracy is measured
 WORDS = [f"{first}{vowel}" for first in "bdfgklmnprst" for vowel in "aeiou"]
 KEYS, FILLER, VALUES = WORDS[:PARTS], WORDS[PARTS:40], 32  # a value is a number below VALUES
 EXTENSIONS = ("none", "linear", "ntk", "yarn")
@@ -46,29 +46,29 @@ TUNED = ("none", "yarn")
 
 @dataclass(frozen=True)
 class Config:
-    """The experiment. The defaults take some minutes on one core."""
+    """Settings of the experiment; with the defaults it takes some minutes on one core."""
 
     window: int = 64  # longest text of the first training
-    factor: int = 8  # s, how many times as long the texts are afterwards
+    factor: int = 8  # s, the length of the longest measured texts over the window
     dim: int = 64
     layers: int = 2
     steps: int = 400
     tune_steps: int = 60  # on texts of up to factor · window tokens
-    batch: int = 3072  # tokens a step
+    batch: int = 3072  # tokens per step
     tune_batch: int = 4096
     muon_lr: float = 0.02
     adam_lr: float = 0.01
     tune_lr: float = 0.2  # learning rates of the tuning, as a share of these two
     warmup: int = 20  # steps
     clip: float = 1.0  # largest norm of the gradient
-    rows: int = 64  # texts a length in each measurement
+    rows: int = 64  # texts per length in each measurement
     cost_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)  # tokens in the cache
     seed: int = 0
     out: Path = Path("runs/long_context")
-    results: Path | None = None  # a JSON file that collects the result of each seed, beside it the figures
+    results: Path | None = None  # a JSON file of the results of all seeds; the figures are drawn beside it
     resume: bool = False
     device: str = "auto"
-    microbatch: int = 8192  # most tokens of one forward pass; no result depends on it
+    microbatch: int = 8192  # most tokens per forward pass; no result depends on it
     checkpoint_every: int = 200  # steps
     wandb: str = "off"
 
@@ -79,7 +79,7 @@ class Config:
 
     @property
     def lengths(self) -> list[int]:
-        """Those measured: half the window, the window, and its doubles up to factor · window."""
+        """The measured lengths: half the window, the window, and its doubles up to factor · window."""
         return [self.window // 2, *(self.window << n for n in range(self.factor.bit_length()))]
 
 
@@ -87,20 +87,18 @@ class Config:
 
 
 def build_tokenizer() -> Tokenizer:
-    """A token for every value, key and word of filler."""
+    """One token per value, key and filler word."""
     return word_level([*KEYS, *FILLER], VALUES - 1)
 
 
 def texts(tokenizer: Tokenizer, rows: int, length: int, pairs: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Texts of `length` tokens that end in `pairs` questions and answers, on the CPU.
 
-    Returns tokens int64 [B, T] and part int64 [B, T]: at an answer the part of the text, 0 … pairs-1, that holds its
-    pair, elsewhere -1.
+    Returns tokens int64 [B, T] and part int64 [B, T]: at an answer the part of the text with its pair, 0 … pairs-1,
+    elsewhere -1.
     """
-    keys, filler, values = (
-        torch.tensor([tokenizer.id(word) for word in words])
-        for words in (KEYS, FILLER, [str(n) for n in range(VALUES)])
-    )
+    vocabulary = (KEYS, FILLER, [str(n) for n in range(VALUES)])
+    keys, filler, values = (torch.tensor([tokenizer.id(word) for word in words]) for words in vocabulary)
 
     def shuffled(size: int) -> Tensor:
         return torch.rand(rows, size, generator=random).argsort(1)
@@ -121,17 +119,17 @@ def texts(tokenizer: Tokenizer, rows: int, length: int, pairs: int, random: torc
 
 
 def micro_batches(model: Transformer, tokens: Tensor, part: Tensor, config: Config):
-    """Micro-batches of tokens and part, on the device of the model."""
+    """Micro-batches of tokens and part, on the model's device."""
     rows = max(1, config.microbatch // tokens.shape[1])
     return zip(*(x.to(model.device).split(rows) for x in (tokens, part)))
 
 
 @torch.no_grad()
 def accuracy(model: Transformer, tokenizer: Tokenizer, length: int, config: Config) -> list[float]:
-    """How often the most likely answer is right in texts of one length, by the part that holds the pair: [PARTS]."""
-    texts_of_all = texts(tokenizer, config.rows, length, PARTS, generator(0, length))  # the same for every model
+    """The share of right greedy answers in texts of one length, by the part with the pair: [PARTS]."""
+    measured = texts(tokenizer, config.rows, length, PARTS, generator(0, length))  # the same for every model
     hits, asked = (torch.zeros(PARTS, device=model.device) for _ in range(2))
-    for tokens, part in micro_batches(model, *texts_of_all, config):
+    for tokens, part in micro_batches(model, *measured, config):
         answer = part >= 0
         hidden = model.hidden(tokens)[:, :-1][answer[:, 1:]]
         right = model.logits(hidden).argmax(-1) == tokens[answer]
@@ -148,31 +146,31 @@ class Phase:
     """One training: the first, or a tuning."""
 
     name: str
-    start: int  # steps of the phases before
+    start: int  # steps of the earlier phases
     steps: int
     longest: int  # tokens of a text
-    batch: int  # tokens a step
-    rate: float  # share of the learning rates
+    batch: int  # tokens per step
+    rate: float  # factor on the learning rates
 
 
 def phases(config: Config) -> list[Phase]:
     """The first training, then the tunings, each of which starts from its result."""
-    tunings = []
+    result = [Phase("trained", 0, config.steps, config.window, config.batch, 1.0)]
     for n, name in enumerate(TUNED):
         start, longest = config.steps + n * config.tune_steps, config.factor * config.window
-        tunings.append(Phase(f"{name}_tuned", start, config.tune_steps, longest, config.tune_batch, config.tune_lr))
-    return [Phase("trained", 0, config.steps, config.window, config.batch, 1.0), *tunings]
+        result.append(Phase(f"{name}_tuned", start, config.tune_steps, longest, config.tune_batch, config.tune_lr))
+    return result
 
 
 def loss_backward(model: Transformer, tokenizer: Tokenizer, phase: Phase, step: int, config: Config) -> float:
-    """Gradients of the mean negative log-likelihood of an answer; returns it in nats."""
+    """Accumulate the gradient of the mean negative log-likelihood of an answer, which is returned in nats."""
     random = generator(config.seed, phase.start, step)  # a step's texts depend on nothing else
     length = int(torch.randint(phase.longest // 4, phase.longest + 1, (), generator=random))
     pairs = min(PARTS, length // 4)
     tokens, part = texts(tokenizer, max(1, phase.batch // length), length, pairs, random)
     total, value = int((part >= 0).sum()), 0.0
-    for rows, where in micro_batches(model, tokens, part, config):
-        mask = where >= 0
+    for rows, rows_part in micro_batches(model, tokens, part, config):
+        mask = rows_part >= 0
         loss = (token_mean(mask, total) * nll(model.logprob(rows, mask=mask))).sum()
         loss.backward()
         value += loss.item()
@@ -180,7 +178,7 @@ def loss_backward(model: Transformer, tokenizer: Tokenizer, phase: Phase, step: 
 
 
 def train(model: Transformer, tokenizer: Tokenizer, phase: Phase, run, config: Config) -> float:
-    """Run one phase, or what is left of it; returns its seconds."""
+    """Run one phase, or resume it; returns its seconds."""
     folder = config.out / "checkpoint" / phase.name
     matrices, rest = split_parameters(model)
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
@@ -198,8 +196,7 @@ def train(model: Transformer, tokenizer: Tokenizer, phase: Phase, run, config: C
         for optimizer in parts.values():
             optimizer.step()
         model.zero_grad(set_to_none=True)
-        metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": config.muon_lr * factor}
-        run.log(phase.start + step, metrics)
+        run.log(phase.start + step, {"train/loss": loss, "train/grad_norm": norm, "train/lr": config.muon_lr * factor})
         if step % 100 == 0 or step == phase.steps:
             progress_line(step, phase.steps, [(phase.name, f"loss {loss:.3f}"), ("grad", f"{norm:.2f}")])
         if step % config.checkpoint_every == 0 or step == phase.steps:
@@ -210,7 +207,7 @@ def train(model: Transformer, tokenizer: Tokenizer, phase: Phase, run, config: C
 
 
 def finished(config: Config) -> int:
-    """The step, counted over all phases, of the newest checkpoint."""
+    """The step of the newest checkpoint, counted over all phases."""
     done = 0
     for phase in phases(config):
         path = checkpoint.latest(config.out / "checkpoint" / phase.name)
@@ -220,9 +217,8 @@ def finished(config: Config) -> int:
 
 def extended(model: Transformer, kind: str, config: Config) -> Transformer:
     """A copy of the model whose RoPE is rescaled to factor · window positions."""
-    if kind == "none":
-        scaling = RopeScaling()
-    else:
+    scaling = RopeScaling()
+    if kind != "none":
         mscale = 1.0 if kind == "yarn" else None  # as V3: the softmax scale grows, cos and sin do not
         scaling = RopeScaling(kind, config.factor, config.window, mscale=mscale, mscale_all=mscale)
     copy = Transformer(replace(model.config, rope_scaling=scaling)).to(model.device)
@@ -230,15 +226,15 @@ def extended(model: Transformer, kind: str, config: Config) -> Transformer:
     return copy
 
 
-# ---- the price of length -----------------------------------------------------------------------
+# ---- the cost of length ------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def costs(config: Config, repeats: int = 15) -> dict[str, float]:
     """Milliseconds of a decode step of one row, and MiB of its cache, at each length: the default width, untrained.
 
-    On the CPU whatever the device: processor time, the least of several repeats, since others may use the machine. The
-    cache holds zeros, which take as long as any numbers.
+    Processor time on the CPU, the shortest of `repeats`, since other programs may be running. The cache is all zeros,
+    which take as long as any numbers.
     """
     longest = max(config.cost_lengths)
     shapes = {"mla": {}, "gqa": {"attention": "gqa"}, "mha": {"attention": "gqa", "kv_heads": ModelConfig().heads}}
@@ -263,7 +259,7 @@ def costs(config: Config, repeats: int = 15) -> dict[str, float]:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train, extend, tune, measure; writes result.json and two figures, returns the result."""
+    """Train, extend, tune, measure; writes result.json and two figures and returns the result."""
     seed_everything(config.seed)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     run.cut_back(finished(config) if config.resume else -1)
@@ -299,13 +295,12 @@ def main(config: Config) -> dict[str, float]:
 
 
 def sides(config: Config) -> dict[str, list[int]]:
-    """The measured lengths within the trained window, and those beyond it."""
-    inside = [length for length in config.lengths if length <= config.window]
-    return {"inside": inside, "outside": [length for length in config.lengths if length > config.window]}
+    """The measured lengths within the trained window (its half and itself), and those beyond it."""
+    return {"inside": config.lengths[:2], "outside": config.lengths[2:]}
 
 
 def report(result: dict[str, float], config: Config) -> None:
-    """Print accuracy by variant and length."""
+    """Print the accuracy by variant and length."""
     rows = []
     for name in figures.VARIANTS:
         means = [sum(result[f"{name}/{length}/{part}"] for part in range(PARTS)) / PARTS for length in config.lengths]
@@ -315,7 +310,7 @@ def report(result: dict[str, float], config: Config) -> None:
 
 
 def collect(result: dict[str, float], config: Config) -> None:
-    """Add the result under its seed to the file of all seeds, and draw their mean beside it."""
+    """Add the result under its seed to the file of all seeds; draw their mean beside it."""
     path = config.results
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results = dict(sorted((results | {str(config.seed): result}).items()))

@@ -1,4 +1,4 @@
-"""Figures about long texts: what is found where, and what a token costs."""
+"""The figures of long texts: accuracy of retrieval by position and length, and the cost of a token."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ KINDS = {"mha": ("MHA", GREY), "gqa": ("GQA", ORANGE), "mla": ("MLA", BLUE)}
 
 
 def retrieval(results: list[dict], path: Path) -> Figure:
-    """Heat maps of accuracy, a panel a variant: length of the text across, place of the pair in it down.
+    """Heat maps of accuracy, a panel per variant: length of the text across, position of the pair in it down.
 
-    results: one result.json a seed with window and VARIANT/LENGTH/PART, whose means are drawn; those right of the white
-    line are longer than any text of the first training.
+    results: one result.json per seed with window and VARIANT/LENGTH/PART, whose means are drawn. Lengths right of the
+    white line are longer than any text of the first training.
     """
     lengths = sorted({int(key.split("/")[1]) for key in results[0] if key.startswith("none/") and key[-1].isdigit()})
     parts = sum(key.startswith(f"none/{lengths[0]}/") for key in results[0])
@@ -39,10 +39,8 @@ def retrieval(results: list[dict], path: Path) -> Figure:
         panels = figure.subplots(2, 3, sharex=True, sharey=True)
         figure.subplots_adjust(left=0.075, right=0.985, top=0.81, bottom=0.09, wspace=0.08, hspace=0.28)
         for panel, (name, title) in zip(panels.flat, VARIANTS.items()):
-            grid = np.array(
-                [[_mean(results, f"{name}/{length}/{part}") for length in lengths] for part in range(parts)]
-            )
-            _heat(panel, grid, inside)
+            grid = [[_mean(results, f"{name}/{length}/{part}") for length in lengths] for part in range(parts)]
+            _heat(panel, np.array(grid), inside)
             panel.set_title(title, loc="left", weight="bold", size=13)
             panel.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
             panel.set_yticks([-0.5, parts - 0.5], ["start", "end"])
@@ -50,7 +48,7 @@ def retrieval(results: list[dict], path: Path) -> Figure:
         for panel in panels[1]:
             panel.set_xlabel("tokens of the text")
         for panel in panels[:, 0]:
-            panel.set_ylabel("where the pair stands", labelpad=-12)
+            panel.set_ylabel("position of the pair", labelpad=-12)
         headline(figure, *_retrieval_finding(results))
         return write(figure, path)
 
@@ -71,13 +69,11 @@ def _mean(results: list[dict], key: str) -> float:
 
 
 def _retrieval_finding(results: list[dict]) -> tuple[str, str]:
-    """What stands above the heat maps."""
     keys = ("none/outside", "yarn/outside", "yarn_tuned/outside", "none_tuned/outside")
     plain, yarn, best, control = (percent(_mean(results, key)) for key in keys)
-    title = f"Past the trained window {plain} are found, with YaRN {yarn}, tuned {best}"
+    title = f"Retrieval beyond the trained window: {plain}, with YaRN {yarn}, tuned {best}"
     seeds = "one seed" if len(results) == 1 else f"mean of {len(results)} seeds"
-    note = f"Answers right in %, {seeds}; left of the white line the trained lengths. Tuned without YaRN: {control}"
-    return title, note
+    return title, f"Right answers in %, {seeds}; trained lengths left of the white line. Tuned without YaRN: {control}"
 
 
 # ---- costs -----------------------------------------------------------------------------------
@@ -93,9 +89,8 @@ def costs(result: dict, path: Path) -> Figure:
         figure = Figure(figsize=(WIDTH, 6), dpi=DPI)
         panels = figure.subplots(1, 2)
         figure.subplots_adjust(left=0.075, right=0.93, top=0.76, bottom=0.12, wspace=0.32)
-        time = ("decode", "ms", "Time of a step of decoding", "ms of the processor, one row")
-        wanted = [time, ("cache", "mib", "Cache", "MiB a row")]
-        for panel, (name, unit, title, label) in zip(panels, wanted):
+        time = ("decode", "ms", "Time of a decode step", "ms of processor time, one row")
+        for panel, (name, unit, title, label) in zip(panels, (time, ("cache", "mib", "Cache", "MiB per row"))):
             lines = {kind: [result[f"{name}/{kind}/{length}/{unit}"] for length in lengths] for kind in KINDS}
             for kind, values in lines.items():
                 panel.plot(lengths, values, "o-", color=KINDS[kind][1], lw=2.2, ms=6, mec="white", zorder=3)
@@ -112,7 +107,7 @@ def costs(result: dict, path: Path) -> Figure:
 
 
 def _ends(panel: Axes, x: float, values: dict[str, float]) -> None:
-    """The name of each line at its right end."""
+    """Write the name of each line at its right end."""
     for kind, value in values.items():
         name, colour = KINDS[kind]
         style = {"va": "center", "weight": "bold", "color": colour, "path_effects": HALO, "annotation_clip": False}
@@ -120,9 +115,8 @@ def _ends(panel: Axes, x: float, values: dict[str, float]) -> None:
 
 
 def _costs_finding(result: dict, longest: int) -> tuple[str, str]:
-    """What stands above the two panels."""
-    held = {kind: result[f"cache/{kind}/{longest}/mib"] for kind in KINDS}
-    took = {kind: result[f"decode/{kind}/{longest}/ms"] for kind in KINDS}
-    title = f"MLA keeps {held['mla'] / held['mha']:.0%} of MHA's cache, GQA {held['gqa'] / held['mha']:.0%}"
-    note = f"At {longest:,} tokens a step takes MLA {took['mla'] / took['mha']:.2f} of MHA's time, "
-    return title, note + f"GQA {took['gqa'] / took['mha']:.2f}; width 128, 4 heads, 4 layers, one CPU thread"
+    cache = {kind: result[f"cache/{kind}/{longest}/mib"] / result[f"cache/mha/{longest}/mib"] for kind in KINDS}
+    time = {kind: result[f"decode/{kind}/{longest}/ms"] / result[f"decode/mha/{longest}/ms"] for kind in KINDS}
+    title = f"Memory of the cache: {cache['mla']:.0%} of MHA's with MLA, {cache['gqa']:.0%} with GQA"
+    note = f"At {longest:,} tokens a step takes {time['mla']:.2f} of MHA's time with MLA, {time['gqa']:.2f} with GQA"
+    return title, f"{note}; width 128, 4 heads, 4 layers"

@@ -1,13 +1,12 @@
-"""What happens to right answers when PPO goes on raising the score of a learned reward model, with and without KL?
+"""What happens to right answers when PPO keeps raising the score of a learned reward model, with and without KL?
 
     python -m experiments.studies.overoptimization --checkpoint runs/base/checkpoint --jobs 2
 
 The proxy is a Bradley-Terry model of pairs that the base sampled (experiments/preference_pairs.py, then
 experiments/reward_model.py; made once, under --out). The gold reward is the rule that judged the pairs: whether the
-answer is right. PPO sees the proxy alone. Gao et al. (arXiv:2210.10760) drew the two against each other: the proxy
-keeps rising, the gold reward turns. The pairs show no answer that the base itself would not give. The learning rate is
-twice the usual one, to get there in few steps; the control, PPO on the rules themselves at the same rate, shows how
-much of it is due to the learned reward.
+answer is right. PPO is trained on the proxy alone. In Gao et al. (arXiv:2210.10760) the proxy keeps rising while the
+gold reward turns down. The learning rate is twice the usual one, to get there in few steps; the control, PPO on the
+rules at the same rate, shows how much is due to the learned reward.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from experiments.studies.processes import call, run_or_resume
 from minir1 import cli, log
 from minir1.log import markdown_table
 
-COLUMNS = ("", "proxy, first sixth", "last sixth", "right answers, first sixth", "most at a time", "last sixth")
+COLUMNS = ("", "proxy, first sixth", "last sixth", "right answers, first sixth", "best sixth", "last sixth")
 DEFAULT = Config(
     steps=32,
     learning_rate=6e-4,
@@ -44,7 +43,7 @@ def methods(config: Config) -> dict[str, Method]:
 
 
 def reward_model(config: Config) -> None:
-    """Pairs from the base, and a reward model of them, unless they are there."""
+    """Sample pairs from the base and train a reward model on them, unless this is done."""
     pairs, folder = config.out / "pairs", config.out / "reward_model"
     config.out.mkdir(parents=True, exist_ok=True)
     base = ["--checkpoint", str(config.checkpoint), "--device", config.device]
@@ -60,29 +59,30 @@ def reward_model(config: Config) -> None:
 
 
 def rows(results: tables.Results, config: Config = DEFAULT) -> list[list[str]]:
-    """A row a method, columns as in COLUMNS: means over seeds of the answers sampled in training."""
+    """A row per method, columns as in COLUMNS: means over seeds of the answers sampled in training."""
     lines = []
     for name, method in methods(config).items():
         curves = [result["curve"] for result in tables.of(results, name).values()]
         if not curves:
             continue
-        line, sixth = [method.label], max(1, len(curves[0]["accuracy"]) // 6)
-        for key, form, most in (("proxy", ".2f", False), ("accuracy", ".1%", True)):
+        sixth = max(1, len(curves[0]["accuracy"]) // 6)
+
+        def sixths(key: str) -> list[float]:
             values = [sum(x) / len(x) for x in zip(*(curve[key] for curve in curves if key in curve))]
-            means = [sum(values[i : i + sixth]) / sixth for i in range(len(values) - sixth + 1)]
-            shown = [means[0], *([max(means)] if most else []), means[-1]] if means else []
-            line += [f"{value:{form}}" for value in shown] or ["-", "-"]
-        lines.append(line)
+            return [sum(values[i : i + sixth]) / sixth for i in range(len(values) - sixth + 1)]
+
+        proxy, gold = sixths("proxy"), sixths("accuracy")
+        ends = [f"{proxy[0]:.2f}", f"{proxy[-1]:.2f}"] if proxy else ["-", "-"]
+        lines.append([method.label, *ends, *(f"{share:.1%}" for share in (gold[0], max(gold), gold[-1]))])
     return lines
 
 
 def page(results: tables.Results) -> str:
     """The block of docs/algorithms.md."""
-    blocks = []
+    text = tables.page(results, methods(DEFAULT), "free", DEFAULT, "studies.overoptimization")
     if lines := rows(results):
-        blocks = ["Answers sampled in training, by sixths of the steps:", markdown_table(COLUMNS, lines)]
-    blocks.append(tables.page(results, methods(DEFAULT), "free", DEFAULT, "studies.overoptimization"))
-    return "\n\n".join(blocks)
+        text = f"Answers sampled in training, by sixths of the steps:\n\n{markdown_table(COLUMNS, lines)}\n\n{text}"
+    return text
 
 
 def draw(config: Config) -> None:

@@ -1,9 +1,9 @@
-"""Comparisons, a reward model from them, and a policy from them by DPO: the numbers of docs/preferences.md.
+"""Preference pairs, a reward model of them and a policy trained on them by DPO: the numbers of docs/preferences.md.
 
     python -m experiments.studies.preferences --checkpoint runs/base/checkpoint --seeds 0
 
-A seed has a folder of pairs, one of a reward model and one of a policy. Finished steps are skipped and killed ones
-resume, so seeds can be added later. Prints the table, writes it and the figures of the first seed under docs/results/.
+Each seed has a folder of pairs, one of a reward model and one of a policy. Finished steps are skipped and killed ones
+resume, so seeds can be added later. Prints the table; writes it and the first seed's figures under docs/results/.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from minir1.model import heads
 from minir1.preference_data import accuracy, in_parts, read_pairs, tokenise
 from minir1.templates import TEMPLATES
 
-NO, YES = " no\n</think>", " yes\n</think>"  # the last verdict of a thinking
+NO, YES = " no\n</think>", " yes\n</think>"  # the last verdict before the answer
 
 
 @dataclass(frozen=True)
 class Config:
-    """The three steps; their own checkpoints, pairs, seeds and folders are set from the first fields here."""
+    """Settings of the three steps, whose checkpoints, pairs, seeds and folders follow from the first fields."""
 
-    checkpoint: Path = Path("runs/base/checkpoint")  # of the base: samples the answers, and starts both trainings
+    checkpoint: Path = Path("runs/base/checkpoint")  # the base: samples the answers, and starts both trainings
     task: str = "countdown"
     data: str | None = None  # what the task reads
     template: Literal[TEMPLATES] = "chat"
@@ -47,7 +47,7 @@ class Config:
 
 
 def run(config: Config, seed: int) -> dict[str, float]:
-    """One seed, as far as it is not done: the results of the three steps under pairs/, reward/ and dpo/."""
+    """Run the unfinished steps of one seed; returns their results under pairs/, reward/ and dpo/, and the probe."""
     shared = {"checkpoint": config.checkpoint, "seed": seed, "template": config.template, "device": config.device}
     task = {"task": config.task, "data": config.data}
     folders = {name: config.out / f"{name}-{seed}" for name in ("pairs", "reward", "dpo")}
@@ -68,8 +68,8 @@ def run(config: Config, seed: int) -> dict[str, float]:
 
 @torch.no_grad()
 def probe(folder: Path, held_out: Path, config: Config) -> dict[str, float]:
-    """Does the reward model check the verdict, or believe it? Of held-out pairs whose wrong answer ends its thinking with
-    a no: how often it has the lower reward as it is, and how often with that no replaced by a yes and nothing else."""
+    """Whether the reward model checks the last verdict or believes it: how often it agrees with held-out pairs whose
+    wrong answer ends its thinking with a no, as they are and with only that no replaced by a yes."""
     device = pick(config.device)
     model, tokenizer = heads.load(checkpoint.resolve(folder), device, pick_dtype(None, device))
     pairs = [pair for pair in read_pairs(held_out) if NO in pair.rejected]
@@ -83,7 +83,7 @@ def probe(folder: Path, held_out: Path, config: Config) -> dict[str, float]:
     return result
 
 
-KEYS = (  # label, key, format
+KEYS = (  # label, key in the result, format
     ("pairs from training problems", "pairs/train/pairs", ",.0f"),
     ("pairs from validation problems, held out", "pairs/held_out/pairs", ",.0f"),
     ("tokens of a preferred answer", "pairs/held_out/tokens_chosen", ".1f"),
@@ -108,9 +108,9 @@ KEYS = (  # label, key, format
 
 
 def rows(results: dict[str, dict[str, float]]) -> list[list[str]]:
-    """A row a figure that every seed has: its label, a cell a seed, and from three seeds on the mean.
+    """A row per key that every seed has: its label, a cell per seed, and from three seeds on the mean.
 
-    Intervals of a seed are over problems. results: seed -> what `run` returns.
+    A seed's intervals are over problems. results: seed -> the result of `run`.
     """
     lines = []
     for label, key, form in KEYS:

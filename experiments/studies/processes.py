@@ -1,4 +1,4 @@
-"""Trainings in processes of their own: pinned to cores, logged, resumed after a kill, never two in one folder."""
+"""Runs trainings as processes: pinned to cores, logged, resumed after a kill, never two in one folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minir1.files import replace_text
 
 
 def pinned(jobs: int) -> ThreadPoolExecutor:
-    """Threads whose child processes stay on one core each, far apart; where the system cannot pin, plain threads."""
+    """Threads that pin their child processes to one core each, far apart, where the system can do so."""
     if not hasattr(os, "sched_setaffinity"):
         return ThreadPoolExecutor(jobs)
     available = sorted(os.sched_getaffinity(0))
@@ -20,47 +20,41 @@ def pinned(jobs: int) -> ThreadPoolExecutor:
 
 
 def run_or_resume(words: list[str], folder: Path, asked: str, threads: int = 1) -> None:
-    """Run a script that writes to `folder`, with --resume if the folder is there.
+    """Run a script that writes to `folder`, with --resume if the folder exists; see `same_command` and `call`.
 
-    words: python, -m, the script and its options; asked: see `same_command`. RuntimeError with the end of the output if
-    the script fails.
+    words: python, -m, the script and its options.
     """
     same_command(folder, asked)
     call(words, folder, threads, resume=True)
 
 
 def same_command(folder: Path, asked: str) -> None:
-    """Note beside `folder` what command it is a run of. ValueError if it is a run of another one."""
+    """Write the command of the run in `folder` beside it. ValueError if the folder is a run of another command."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    kept = folder.with_name(f"{folder.name}.command")
-    if kept.exists() and kept.read_text() != asked:
-        raise ValueError(f"{folder} was run with {kept.read_text()!r}, not {asked!r}: choose another --out")
-    replace_text(kept, asked)
+    record = folder.with_name(f"{folder.name}.command")
+    if record.exists() and record.read_text() != asked:
+        raise ValueError(f"{folder} was run with {record.read_text()!r}, not {asked!r}: choose another --out")
+    replace_text(record, asked)
 
 
 def call(words: list[str], folder: Path, threads: int = 1, resume: bool = False) -> None:
-    """Run a command, its output appended to a log beside `folder`. RuntimeError with the end of it on failure.
+    """Run a command and append its output to a log beside `folder`. RuntimeError with the end of the log on failure.
 
-    The process itself holds a lock on the log. If its caller alone is killed, the process continues, and the next
-    caller waits for it here: two never write to one folder.
+    The process itself locks the log. If only its caller is killed, the process continues and the next caller waits for
+    it here, so that two processes never write to one folder.
     """
+    import fcntl  # not on Windows
+
     log = folder.with_name(f"{folder.name}.log")
-    with open(log, "a") as file:
-        lock(file, f"{folder}: waiting for a process of an earlier call that is still running")
+    with open(log, "a") as file:  # child processes share its lock until the last of them ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: waiting for a process of an earlier call that is still running", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         if resume and folder.exists():
             words = [*words[:3], "--resume", *words[3:]]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
         raise RuntimeError(f"{folder} failed with {done.returncode}, see {log}:\n{log.read_text()[-2000:]}")
-
-
-def lock(file, waiting: str) -> None:
-    """Take the lock of an open file, which its child processes share until the last of them ends."""
-    import fcntl  # not on Windows
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(waiting, flush=True)
-        fcntl.flock(file, fcntl.LOCK_EX)

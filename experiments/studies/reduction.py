@@ -3,9 +3,9 @@
     python -m experiments.studies.reduction --checkpoint runs/base/checkpoint --jobs 2
 
 GRPO divides the sum of an answer's token losses by its own length, so that a token of a long wrong answer is punished
-less than one of a short wrong answer (Dr. GRPO, arXiv:2503.20783, section 3.1). DAPO takes the mean over all tokens of
+less than a token of a short one (Dr. GRPO, arXiv:2503.20783, section 3.1). DAPO takes the mean over all tokens of
 the batch (arXiv:2503.14476, section 3.3), Dr. GRPO a fixed length. Only the reduction differs here: advantages, clip
-and KL are GRPO's. With a fixed length the whole gradient is smaller, to which AdamW is indifferent.
+and KL are GRPO's. With a fixed length the whole gradient is smaller, which AdamW's step does not depend on.
 """
 
 from __future__ import annotations
@@ -35,13 +35,9 @@ def page(results: tables.Results) -> str:
     return tables.page(results, METHODS, "per_answer", DEFAULT, "studies.reduction", also="length")
 
 
-def draw(config: Config) -> None:
-    """The figure of the results so far."""
-    draw_settings(config, METHODS, PANELS)
-
-
 def main(config: Config) -> None:
     """Run what is missing, draw, print. SystemExit if a cell fails."""
+    draw = lambda config: draw_settings(config, METHODS, PANELS)
     tables.compare(config, METHODS, "per_answer", "reduction", draw)
 
 

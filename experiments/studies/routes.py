@@ -1,15 +1,15 @@
-"""How many tokens do sampler and trainer send to different experts, and how far does that move the ratios?
+"""How many tokens do sampler and trainer route to different experts, and how much does that change the ratios?
 
     python -m experiments.studies.routes --checkpoint runs/base/checkpoint
 
-The choice of experts is a step function of the router's scores, so that a difference too small to matter anywhere else
-can send a token to another expert. Rollout routing replay (arXiv:2510.11370): the trainer uses the sampler's experts.
-Measured on answers of one policy, with the trainer in fp32, each pair of a token and an MoE layer counted once:
+The choice of experts is a step function of the router's scores, so a difference too small to matter elsewhere can
+route a token to another expert. With rollout routing replay (arXiv:2510.11370) the trainer uses the sampler's experts.
+Measured on the answers of one policy, with the trainer in fp32, counting pairs of a token and an MoE layer:
 
-    fp32, 0 updates   the same weights; sampler and trainer differ in how a row is computed, token by token or whole
+    fp32, 0 updates   the same weights: the sampler computes a row token by token, the trainer as a whole
     bf16, 0 updates   the sampler's weights and arithmetic are rounded to bf16
-    fp32, k updates   one step of r1_zero.py with several mini-batches: the sampled answers of the next mini-batch under
-                      the policy after k updates, on the mini-batches before it
+    fp32, k updates   within a step of r1_zero.py with several mini-batches: the answers of the next mini-batch, after
+                      k updates on earlier mini-batches
 
 The ratios are those of the trained policy to the sampler, with the trainer's own choice and with the replayed one.
 """
@@ -42,7 +42,7 @@ from minir1.templates import encode
 
 @dataclass(frozen=True)
 class Config:
-    """The measurement."""
+    """Settings of the measurement."""
 
     checkpoint: Path = Path("runs/base/checkpoint")  # an MoE
     task: str = "countdown"
@@ -52,8 +52,8 @@ class Config:
     prompts: int = 32  # P
     num_generations: int = 8  # G
     max_completion_length: int = 384
-    num_minibatches: int = 8  # updates in a step
-    after: tuple[int, ...] = (1, 3, 7)  # updates, fewer than num_minibatches
+    num_minibatches: int = 8  # updates per step
+    after: tuple[int, ...] = (1, 3, 7)  # numbers of updates to measure after, below num_minibatches
     learning_rate: float = 3e-4
     device: str = "auto"
     results: Path = Path("docs/results/routes.json")
@@ -65,7 +65,7 @@ class Config:
 
 @torch.no_grad()
 def compare(model: Transformer, rollout: Rollout, microbatch: int = 8192) -> dict[str, float]:
-    """Shares of pairs and of tokens that the trainer routes otherwise; mean and largest |r - 1|, free and replayed."""
+    """Shares of pairs and tokens that the trainer routes differently; mean and largest |r - 1|, free and replayed."""
     changed, off = [], {"free": [], "replayed": []}
     for rows in by_tokens(rollout.length.tolist(), microbatch):
         batch, record = rollout.select(torch.tensor(rows, device=rollout.length.device)), []
@@ -110,16 +110,16 @@ COLUMNS = ["sampler, updates since", "pairs", "tokens", "r off 1, mean", "replay
 
 
 def rows(results: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
-    """A row a sampler and number of updates; shares with 95 % intervals from three seeds on, the largest of all seeds.
+    """A row per sampler and number of updates: shares, with 95 % intervals from three seeds on, and ratios.
 
-    results: seed -> what `measure` returns.
+    results: seed -> the result of `measure`.
     """
     seeds, lines = list(results.values()), []
     for name in sorted(seeds[0], key=lambda name: (int(name.split("/")[1]), name.startswith("bf16"))):
-        here = {key: [one[name][key] for one in seeds] for key in seeds[0][name]}
-        line = [name.replace("/", ", "), *(over_seeds(here[key], ".3%") for key in ("pairs", "tokens"))]
-        line += [f"{sum(here[f'mean/{way}']) / len(seeds):.2e}" for way in ("free", "replayed")]
-        lines.append(line + [f"{max(here[f'largest/{way}']):.1e}" for way in ("free", "replayed")])
+        values = {key: [one[name][key] for one in seeds] for key in seeds[0][name]}
+        line = [name.replace("/", ", "), *(over_seeds(values[key], ".3%") for key in ("pairs", "tokens"))]
+        line += [f"{sum(values[f'mean/{way}']) / len(seeds):.2e}" for way in ("free", "replayed")]
+        lines.append(line + [f"{max(values[f'largest/{way}']):.1e}" for way in ("free", "replayed")])
     return lines
 
 

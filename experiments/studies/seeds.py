@@ -1,11 +1,11 @@
-"""The demonstration over several seeds, with its control: the same base trained to answer at once.
+"""The demonstration over several seeds, with a control: the same base trained to answer without thinking.
 
     python -m experiments.studies.seeds --seeds 0 1 2 --jobs 2
     python -m experiments.studies.seeds --task countdown:wide --results docs/results/wide.json --figure runs/wide.png
 
-Each seed reseeds the base and the reinforcement learning. Every run is a folder of its own and is skipped when its
-result is there, so a killed comparison continues with the same command. With --jobs 2 two runs share the machine, a
-core each. Prints the table and writes it, with the figure, under docs/.
+A seed determines both the base and the reinforcement learning. Every run has its own folder and is skipped when its
+result exists, so a killed comparison continues with the same command. With --jobs 2 two runs share the machine's cores.
+Prints the table and writes it, with the figure, under docs/.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from minir1.metrics import over_seeds
 
 @dataclass(frozen=True)
 class Config:
-    """Several demonstrations."""
+    """Settings of the demonstrations."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     task: str = "countdown"  # one with a corpus to pre-train on: countdown, countdown:wide, countdown:four
-    jobs: int = 1  # runs at a time; the cores are shared out among them
-    control: bool = True  # also train each base to answer at once
-    options: str = ""  # further options of demo.py, as one string: --options="--rl.steps 40"
+    jobs: int = 1  # runs at a time; they share the cores equally
+    control: bool = True  # also train each base to answer without thinking
+    options: str = ""  # further options of demo.py in one string: --options="--rl.steps 40"
     out: Path = Path("runs/seeds")
     results: Path = Path("docs/results/r1_zero.json")
     figure: Path = Path("docs/results/r1_zero_seeds.png")
 
     def folder(self, seed: int, no_think: bool = False) -> Path:
-        """Of one run."""
+        """The folder of one run."""
         return self.out / f"{'no-think' if no_think else 'think'}-{seed}"
 
 
@@ -54,10 +54,7 @@ def command(config: Config, seed: int, no_think: bool) -> list[str]:
 
 
 def run(config: Config, seed: int, no_think: bool, threads: int) -> dict[str, float]:
-    """Run unless it is done; the output goes to a file beside the run. RuntimeError, with its end, if it fails.
-
-    ValueError if the folder holds a run of another command.
-    """
+    """Run demo.py unless it is done; returns its result. Errors as in `run_or_resume`."""
     folder = config.folder(seed, no_think)
     result, words = folder / "result.json", command(config, seed, no_think)
     same_command(folder, asked := " ".join(words[3:]))
@@ -100,7 +97,7 @@ KEYS = (  # label, key in result.json
 
 
 def rows(results: list[dict[str, float]]) -> list[list[str]]:
-    """A row a key that every seed has: its label, a cell a seed, the mean with its interval (from three seeds on)."""
+    """A row per key that every seed has: its label, a cell per seed, and from three seeds on the mean."""
     lines = []
     for label, key in KEYS:
         values = [result[key] for result in results if key in result]
@@ -126,9 +123,8 @@ def main(config: Config) -> list[dict[str, float]]:
         if config.control:
             controls = pool.map(lambda seed: run(config, seed, True, threads), config.seeds)
             for result, control in zip(results, controls):
-                result |= {
-                    f"nothink/{key.split('/')[1]}": v for key, v in control.items() if key.startswith("after/pass@1")
-                }
+                solved = {key: value for key, value in control.items() if key.startswith("after/pass@1")}
+                result |= {key.replace("after/", "nothink/"): value for key, value in solved.items()}
     table(f"{config.task}: pass@1 on the test split", head(config.seeds), rows(results))
     write_json(config.results, dict(zip(config.seeds, results)))
     seeds_figures.seeds(results, config.figure)
