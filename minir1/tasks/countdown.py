@@ -29,7 +29,7 @@ from minir1.tasks.countdown_search import (
 SPLITS = ("train", "validation", "test", "unseen")
 VARIANTS = tuple(LEVELS)
 DATA = None  # problems are generated
-RATES = {"arithmetic_errors": "steps", "repeats": "tries"}
+RATES = {"arithmetic_errors": "steps", "illegal": "tries", "repeats": "tries"}
 
 UNSEEN, TEST, VALIDATION = 0.12, 0.28, 0.15  # shares: of all multisets; of the remaining problems
 MAX_CHARS, MAX_DEPTH = 200, 20  # limits on an expression
