@@ -142,7 +142,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     All [B, T]. Returns of no variance are explained by any constant: 0 by definition, as for no tokens.
     """
     mask = _tokens(mask, values=values, returns=returns)
-    value, target = (x.masked_select(mask).double() for x in (values, returns))
+    value, target = (x.masked_select(mask).cpu().double() for x in (values, returns))
     if target.numel() < 2 or (target == target[0]).all():
         return 0.0
     return (1 - (target - value).var() / target.var()).item()

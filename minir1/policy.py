@@ -75,7 +75,7 @@ def on_policy_check(
     B = len(rollout.length)
     part = rollout.select(torch.arange(min(rows, B), device=rollout.length.device) * B // min(rows, B))
     ratio = (logprobs(model, part, microbatch, replay=replay) - part.logp).exp()
-    deviation = (ratio - 1).abs()[part.mask].double()
+    deviation = (ratio - 1).abs()[part.mask].cpu().double()  # Apple's GPUs have no float64
     mean, high = deviation.mean().item(), deviation.sort().values[int(0.99 * (len(deviation) - 1))].item()
     if not (mean <= most and high <= 10 * most):
         raise RuntimeError(
