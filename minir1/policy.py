@@ -1,4 +1,4 @@
-"""A policy: opened on a device in a dtype, scored on a rollout, checked against its sampler, saved and restored."""
+"""A policy: load it on a device, score a rollout, check it against its sampler, save and restore it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from minir1.tokenizer import Tokenizer
 def load_policy(
     path: Path, device: torch.device, dtype: torch.dtype, *, lora: bool = False, recompute: bool = False
 ) -> tuple[Transformer, Tokenizer, Path]:
-    """The policy to start from, with adapters merged into its weights; its tokenizer; and the folder they came from.
+    """The policy to start from, with adapters merged into its weights; its tokenizer; and the folder it came from.
 
     path: a Hugging Face folder, or a folder of checkpoints, whose latest is taken. lora: the caller will add adapters,
-    so a folder of adapters is refused (ValueError): saved, the new ones would name a base without the old ones.
-    recompute: the activations of each block are computed again in the backward pass (Transformer.recompute).
+    so a folder with adapters raises ValueError: saved, the new ones would name a base without the old ones.
+    recompute: see Transformer.recompute.
     """
     source = checkpoint.resolve(path)
     model, tokenizer = hf.load(source, device, dtype)
@@ -36,7 +36,7 @@ def load_policy(
 
 
 def frozen_copy(model: Transformer) -> Transformer:
-    """The policy as it is now, as a reference that takes no gradient."""
+    """A copy of the policy without gradient, to be its reference."""
     return copy.deepcopy(model).requires_grad_(False)
 
 
@@ -68,8 +68,8 @@ def on_policy_check(
     """How far r_t = π_θ(x_t | x_<t) / π_sampler(x_t | x_<t) is from 1 before the first update on a rollout.
 
     The mean and the 99 % quantile of |r_t - 1| over the tokens of at most `rows` answers, spread over the rollout: both
-    are 0, but for rounding, if sampler and trainer compute the same policy. The one largest value says little: rounding
-    to bfloat16 alone moved it by 0.4. RuntimeError where the mean is above `most`, or the quantile above 10 · `most`:
+    are 0, but for rounding, if sampler and trainer compute the same policy. The maximum says little: rounding to
+    bfloat16 alone moved it by 0.4. RuntimeError if the mean is above `most`, or the quantile above 10 · `most`:
     no objective is right for samples of another policy.
     """
     B = len(rollout.length)
