@@ -1,4 +1,4 @@
-"""templates.py: the three templates, tokenizers that lack their words or tags, and thinking that a prompt opened."""
+"""templates.py: the three templates, tokenizers without their words or tags, and thinking that a prompt opened."""
 
 import pytest
 import tokenizers
