@@ -17,15 +17,14 @@ def _check(rewards: Tensor, least: int = 2) -> None:
         raise ValueError("rewards holds numbers that are not finite")
 
 
-# ---- one number an answer, from the rewards of others -------------------------------------------
+# ---- one number per answer ----------------------------------------------------------------------
 
 
 def batch_centered(rewards: Tensor) -> Tensor:
     """A_i = r_i - b, b the mean reward of the whole batch of N answers, itself included. [P, G] -> [P, G].
 
-    The baseline of REINFORCE (Williams 1992, section 2). Since answer i takes part in its own baseline, the expected
-    gradient is (N - 1)/N of the true one: the direction is right, the step a little shorter.
-    Raises ValueError for no answers and for rewards that are not finite.
+    The baseline of REINFORCE (Williams 1992, section 2). Since b contains r_i itself, the expected gradient is
+    (N - 1)/N of the true one. Raises ValueError for no answers and for rewards that are not finite.
     """
     _check(rewards, least=1)
     if (rewards == rewards[0, 0]).all():
@@ -36,8 +35,8 @@ def batch_centered(rewards: Tensor) -> Tensor:
 def moving_average(baseline: float | None, rewards: Tensor, decay: float) -> float:
     """The next baseline, b <- λ b + (1 - λ) mean(r); the first is the mean itself.
 
-    Subtract the baseline *before* it is moved: then it does not depend on the answers, and the gradient is unbiased.
-    rewards: any shape; decay: λ in 0 … 1. Raises ValueError for a decay outside and for rewards that are not finite.
+    Subtract the baseline *before* its update: then it does not depend on the answers, and the gradient is unbiased.
+    rewards: any shape; decay: λ in 0 … 1. Raises ValueError for another decay and for rewards that are not finite.
     """
     if not 0 <= decay <= 1:
         raise ValueError(f"decay = {decay}: 0 to 1")
@@ -74,11 +73,11 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     return centered * (rewards.shape[1] / (rewards.shape[1] - 1))
 
 
-# ---- one number a token -------------------------------------------------------------------------
+# ---- one number per token -----------------------------------------------------------------------
 
 
 def _tokens(mask: Tensor, **named: Tensor) -> Tensor:
-    """The mask as bool, after a look at the tensors [B, T] that go with it."""
+    """The mask as bool, after checking the tensors [B, T] that go with it."""
     for name, x in named.items():
         if x.shape != mask.shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, the mask {tuple(mask.shape)}: both [B, T]")
@@ -88,10 +87,9 @@ def _tokens(mask: Tensor, **named: Tensor) -> Tensor:
 
 
 def at_last_token(rewards: Tensor, mask: Tensor) -> Tensor:
-    """The reward of an answer, given for its last token: r_T = R, 0 before. rewards: [B]; mask, returns: [B, T].
+    """The reward of an answer, given for its last token: r_T = R, 0 before. rewards: [B]; mask, result: [B, T].
 
-    A row without trained tokens has no place for its reward: it gives zeros. Raises ValueError for rewards that are not
-    finite.
+    A row without trained tokens gives zeros. Raises ValueError for rewards that are not finite.
     """
     if rewards.shape != mask.shape[:1] or not rewards.isfinite().all():
         raise ValueError(f"rewards {tuple(rewards.shape)}, mask {tuple(mask.shape)}: want finite [B] and [B, T]")
@@ -102,32 +100,29 @@ def at_last_token(rewards: Tensor, mask: Tensor) -> Tensor:
 
 
 def kl_in_reward(rewards: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """r_t - β (log π(x_t | x_<t) - log π_ref(x_t | x_<t)): the KL penalty as a reward a token (InstructGPT,
+    """r_t - β (log π(x_t | x_<t) - log π_ref(x_t | x_<t)): the KL penalty as a per-token reward (InstructGPT,
     arXiv:2203.02155, equation 2; per token as in Ziegler et al. 2019).
 
-    Summed over the tokens to come (γ = 1) its expected gradient is that of the sequence's KL(π‖π_ref), exactly.
+    With γ = 1 the expected gradient of the penalty is exactly that of the sequence's KL(π‖π_ref).
     All [B, T]; no gradient; 0 outside the mask.
     """
     mask = _tokens(mask, rewards=rewards, logp=logp, ref_logp=ref_logp)
     return (rewards - beta * (logp - ref_logp)).detach().masked_fill(~mask, 0.0)
 
 
-@torch.no_grad()
 def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     """R_t = Σ_{l>=0} γ^l r_{t+l} = r_t + γ R_{t+1} over the trained tokens of a row (Sutton & Barto, equation 3.8).
 
-    rewards, mask: [B, T], the trained tokens in one piece a row. Returns [B, T], at least fp32, 0 outside the mask.
-    Raises ValueError for a mask with a hole, for γ outside 0 … 1 and for rewards that are not finite.
+    `gae` with values of 0 and λ = 1: the same shapes, dtype and errors.
     """
-    zero = torch.zeros_like(rewards)
-    return gae(rewards, zero, mask, gamma, 1.0)[1]
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)[1]
 
 
 def whiten(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     """(A - mean) / (std + eps) over all trained tokens of the batch (REINFORCE++, arXiv:2501.03262).
 
     advantage, mask: [B, T]; returns [B, T], 0 outside the mask; std is the sample deviation. A batch of equal
-    advantages, or of fewer than two, gives exactly 0. Computed over the whole batch, before it is split into parts.
+    advantages, or of fewer than two, gives exactly 0. Call it on the whole batch, before the micro-batches.
     """
     mask = _tokens(mask, advantage=advantage)
     chosen = advantage.masked_select(mask)
@@ -137,12 +132,12 @@ def whiten(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(R - V) / Var(R) over the trained tokens: 1 for a perfect value, 0 for a constant, below 0 if it harms.
+    """1 - Var(R - V) / Var(R) over the trained tokens: 1 for a perfect value, 0 for a constant, negative if worse.
 
-    All [B, T]. Returns of no variance are explained by any constant: 0 by definition, as for no tokens.
+    All [B, T]. 0 by definition if the returns do not vary, or there are none.
     """
     mask = _tokens(mask, values=values, returns=returns)
-    value, target = (x.masked_select(mask).double() for x in (values, returns))
+    value, target = (x.masked_select(mask).cpu().double() for x in (values, returns))
     if target.numel() < 2 or (target == target[0]).all():
         return 0.0
     return (1 - (target - value).var() / target.var()).item()
@@ -154,15 +149,15 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
         δ_t = r_t + γ V_{t+1} - V_t        A_t = Σ_l (γλ)^l δ_{t+l} = δ_t + γλ A_{t+1}        R_t = A_t + V_t
 
-    rewards, values: [B, T], r_t for choosing x_t and V_t of the state before it. mask: [B, T], the trained tokens, in
-    one piece a row; behind the last of them A and V are 0, nothing is bootstrapped. Returns advantages A and returns R
-    (the targets of the value), [B, T], at least fp32, 0 outside the mask, without gradient.
+    rewards, values: [B, T], r_t for choosing x_t and V_t of the state before it. mask: [B, T], the trained tokens,
+    contiguous in each row; after the last of them A and V are 0, nothing is bootstrapped. Returns advantages A and
+    returns R (the targets of the value), [B, T], at least fp32, 0 outside the mask, without gradient.
     Raises ValueError for other shapes, a mask with a hole, γ or λ outside 0 … 1 and numbers that are not finite.
     """
     mask = _tokens(mask, rewards=rewards, values=values)
     starts = (mask[:, 1:] & ~mask[:, :-1]).sum(1) + mask[:, 0]
     if (starts > 1).any():
-        raise ValueError(f"row {int(starts.argmax())} of the mask has a hole: the trained tokens are one piece")
+        raise ValueError(f"row {int(starts.argmax())} of the mask has a hole: trained tokens must be contiguous")
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
         raise ValueError(f"gamma = {gamma}, lam = {lam}: both in 0 … 1")
     dtype = torch.promote_types(torch.promote_types(rewards.dtype, values.dtype), torch.float32)

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill: written aside, fsynced, renamed, and only then pointed at.
+"""Checkpoints that survive a kill: written under a temporary name, fsynced, renamed; `latest` is replaced last.
 
     checkpoint/
       step-000120/     a Hugging Face folder, and training_state.pt beside it
@@ -29,11 +29,10 @@ def save(
 ) -> Path:
     """Write checkpoint `step` into `folder` and return its path, `folder/step-000120`.
 
-    `write(path)` puts the model and tokenizer into the empty folder `path`; `state` (tensors and
-    plain Python values) goes to training_state.pt. `latest` then names the new checkpoint, and with
-    `best` so does `best`. Kept are these two and the newest `keep`; steps beyond `step`, which a
-    resumed run has given up, go. A kill at any moment leaves `latest` and `best` whole (saving a step
-    a second time has an instant in which they name nothing).
+    `write(path)` puts the model and tokenizer into the empty folder `path`; `state` (tensors and plain Python values)
+    goes to training_state.pt. Then `latest`, and with `best` also `best`, names the new checkpoint. All others are
+    deleted but these two and the newest `keep` up to `step` (a resumed run discards what lies beyond). A kill at any
+    moment leaves `latest` and `best` valid, except for an instant while a step is saved a second time.
 
     Raises ValueError for a negative step, keep < 1, or a state that `weights_only` would not load.
     """
@@ -43,21 +42,19 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("step-*.tmp-*"):  # of a killed save
         shutil.rmtree(leftover)
-
     final = folder / f"step-{step:06d}"
     aside = folder / f"{final.name}.tmp-{os.getpid()}"
     aside.mkdir()
     write(aside)
     torch.save(state, aside / STATE)
-    load_state(aside, device="meta")  # a state that cannot come back must fail now, not at the resume
+    load_state(aside, device="meta")  # a state that cannot be loaded must fail now, not at the resume
     for path in [*aside.rglob("*"), aside]:
         _fsync(path)
-
     if final.exists():
         final.rename(folder / f"{final.name}.tmp-old")
     aside.rename(final)
     _fsync(folder)
-    if best:  # first, or a kill in between would leave a best that the state in `latest` knows and no file names
+    if best:  # before `latest`, whose state already counts this step as the best
         replace_text(folder / "best", final.name + "\n")
     replace_text(folder / "latest", final.name + "\n")
     _fsync(folder)
@@ -76,27 +73,23 @@ def best(folder: Path) -> Path | None:
 
 
 def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
-    """The latest or the best checkpoint in a folder of checkpoints; a folder that is none of these, as it is.
-
-    Where no checkpoint was called best, the latest.
-    """
+    """The latest checkpoint of a folder, or the best if there is one; any other folder as it is."""
     return (best(folder) if prefer == "best" else None) or latest(folder) or Path(folder)
 
 
 def load_state(path: Path, device: str = "cpu") -> dict:
     """The `state` of the checkpoint folder `path`, its tensors on `device`.
 
-    Raises ValueError naming the file when it is missing, damaged (every byte is checked), or holds
-    more than tensors and plain Python values.
+    Raises ValueError naming the file if it is missing, damaged (every byte is checked), or holds more than tensors and
+    plain Python values.
     """
     file = Path(path) / STATE
     if not file.is_file():
         raise ValueError(f"{file} does not exist: {path} is no checkpoint to resume from")
     try:
         with zipfile.ZipFile(file) as archive:
-            torn = archive.testzip()  # torch.load itself ignores the check sums
-        if torn:
-            raise zipfile.BadZipFile(f"wrong check sum of {torn}")
+            if damaged := archive.testzip():  # torch.load itself ignores the check sums
+                raise zipfile.BadZipFile(f"wrong check sum of {damaged}")
         return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file} holds more than tensors and plain Python values") from error
@@ -116,8 +109,8 @@ def _follow(pointer: Path) -> Path | None:
 def _delete_old(folder: Path, step: int, keep: int) -> None:
     steps = {path: int(path.name[5:]) for path in folder.glob("step-*") if path.name[5:].isdigit()}
     newest = sorted((path for path in steps if steps[path] <= step), key=steps.get)[-keep:]
-    kept = {latest(folder), best(folder), *newest}
-    for path in [*(path for path in steps if path not in kept), *folder.glob("step-*.tmp-*")]:
+    old = steps.keys() - {latest(folder), best(folder), *newest}
+    for path in [*old, *folder.glob("step-*.tmp-*")]:
         shutil.rmtree(path)
 
 

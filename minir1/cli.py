@@ -13,10 +13,9 @@ import tyro
 def run(main: Callable, config: type, **settings) -> None:
     """Call `main` with the options of the command line, as the dataclass `config` describes them.
 
-    settings: those of tyro.cli, such as default=Config(steps=10) for other defaults than the dataclass has.
-
-    Input that this project refuses (ValueError) is printed as `error: what is wrong and what is allowed`, and the
-    process ends with code 2. Any other exception keeps its traceback, such as the RuntimeError of a failed training.
+    settings: those of tyro.cli, such as default=Config(steps=10). Input that this project refuses (ValueError) is
+    printed as `error: what is wrong and what is allowed`, and the process ends with code 2. Any other exception keeps
+    its traceback, such as the RuntimeError of a failed training.
     """
     options = tyro.cli(config, **settings)
     try:

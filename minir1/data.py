@@ -19,13 +19,12 @@ def pad_rows(rows: Sequence[Sequence[int]], device=None) -> tuple[Tensor, Tensor
 
 
 def by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut rows, sorted by length, into batches of at most `budget` tokens, padding counted; an index list a batch.
+    """Split rows, sorted by length, into batches of at most `budget` tokens, padding counted: lists of row indices.
 
     A row longer than the budget is a batch of its own.
     """
     batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-        # sorted, so the newest row is the longest
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):  # so the newest row is the longest
         if not batches or (len(batches[-1]) + 1) * lengths[row] > budget:
             batches.append([])
         batches[-1].append(row)
@@ -33,12 +32,12 @@ def by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def batches(stream: Iterable[list[int]], budget: int, pool: int, rng: random.Random) -> Iterator[list[list[int]]]:
-    """Documents into batches of about `budget` tokens with little padding: `pool` batches are read, sorted by length,
-    cut, and yielded in random order. The last pool is yielded too."""
+    """Batch documents by about `budget` tokens with little padding: read `pool` batches, sort them by length, split
+    and yield them in random order. The last pool is yielded too."""
     documents: list[list[int]] = []
     tokens = 0
 
-    def cut() -> Iterator[list[list[int]]]:  # the pool, as shuffled batches
+    def split() -> Iterator[list[list[int]]]:  # the pool, as shuffled batches
         groups = by_tokens([len(row) for row in documents], budget)
         rng.shuffle(groups)
         for group in groups:
@@ -48,10 +47,9 @@ def batches(stream: Iterable[list[int]], budget: int, pool: int, rng: random.Ran
         documents.append(document)
         tokens += len(document)
         if tokens >= budget * pool:
-            yield from cut()
+            yield from split()
             documents, tokens = [], 0
-    if documents:
-        yield from cut()
+    yield from split()
 
 
 def passes(count: int, size: int, seed: int) -> Iterator[list[int]]:

@@ -1,9 +1,9 @@
 """Expectations without sampling: a policy so small that all of its answers can be listed.
 
 An estimator of a gradient is a loss over sampled answers, and its gradient is linear in the scores ∇ log π(x_t | x_<t)
-of their tokens. So from the scores of all Y answers follows its gradient on every possible draw, and with the
-probabilities of the draws its expectation and its variance, exactly. `tests/test_enumeration.py` holds the objectives
-of this library to what they claim, and experiments/studies/estimators.py prints the table.
+of their tokens. So the scores of all Y answers give its gradient on every possible draw, and the probabilities of the
+draws its exact expectation and variance. `tests/test_enumeration.py` checks the objectives of this library against
+what they claim, and experiments/studies/estimators.py prints the table.
 
 Answers are rows of T tokens without a prompt: column t is token x_t, as everywhere.
 """
@@ -18,24 +18,24 @@ from torch import Tensor
 
 
 def answers(vocab: int, longest: int, end: int = 0) -> tuple[Tensor, Tensor]:
-    """All answers of at most `longest` tokens that stop behind the first `end`: tokens int64 [Y, T], mask bool [Y, T].
+    """All answers of at most `longest` tokens that stop after the first `end`: tokens int64 [Y, T], mask bool [Y, T].
 
-    There are 7 of them for 3 tokens and 2 steps, 4 for 2 tokens and 3 steps. Raises ValueError where there is no token
-    beside the end, or no step.
+    There are 7 of them for 3 tokens and 2 steps, 4 for 2 tokens and 3 steps. Raises ValueError for no token but the
+    end, or no step.
     """
     if vocab < 2 or longest < 1 or not 0 <= end < vocab:
         raise ValueError(f"vocab = {vocab}, longest = {longest}, end = {end}: two tokens, one step, an end among them")
-    found = []
+    rows = []
     for length in range(1, longest + 1):
         last = range(vocab) if length == longest else (end,)
         others = [token for token in range(vocab) if token != end]
-        found += [(*start, token) for start in itertools.product(others, repeat=length - 1) for token in last]
-    tokens = torch.tensor([[*row, *[end] * (longest - len(row))] for row in found])
-    return tokens, torch.arange(longest) < torch.tensor([[len(row)] for row in found])
+        rows += [(*start, token) for start in itertools.product(others, repeat=length - 1) for token in last]
+    tokens = torch.tensor([[*row, *[end] * (longest - len(row))] for row in rows])
+    return tokens, torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
 
 
 def tabular(table: Tensor, tokens: Tensor) -> Tensor:
-    """log π(· | x_<t) of a policy with logits of its own for every state. table: [S, V]; tokens: [Y, T] -> [Y, T, V].
+    """log π(· | x_<t) of a policy with separate logits for every state. table: [S, V]; tokens: [Y, T] -> [Y, T, V].
 
     States are the prefixes x_<t, numbered by length and then as numbers to the base V: S = (V^T - 1) / (V - 1).
     """
@@ -48,7 +48,7 @@ def tabular(table: Tensor, tokens: Tensor) -> Tensor:
 
 
 def chosen(lp: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """log π(x_t | x_<t), 0 behind the end. lp: [Y, T, V]; tokens, mask: [Y, T] -> [Y, T]."""
+    """log π(x_t | x_<t), 0 after the end. lp: [Y, T, V]; tokens, mask: [Y, T] -> [Y, T]."""
     return lp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).masked_fill(~mask, 0.0)
 
 
@@ -77,7 +77,7 @@ def sequence_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 
 def step_kl(lp: Tensor, ref_lp: Tensor, mask: Tensor) -> Tensor:
-    """KL(π(· | x_<t) ‖ π_ref(· | x_<t)) of every state on the way, 0 behind the end.
+    """KL(π(· | x_<t) ‖ π_ref(· | x_<t)) of every state of an answer, 0 after the end.
 
     lp, ref_lp: [Y, T, V] -> [Y, T]. With the two exchanged it is KL(π_ref‖π), over the same states.
     """
@@ -86,13 +86,13 @@ def step_kl(lp: Tensor, ref_lp: Tensor, mask: Tensor) -> Tensor:
 
 def state_values(logp: Tensor, rewards: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """V(x_<t) = E[R | x_<t], the exact value of the state before x_t. [Y, T]; rewards: [Y]."""
-    found = torch.zeros_like(logp)
+    values = torch.zeros_like(logp)
     probability = logp.sum(1).exp()
     for t in range(tokens.shape[1]):
-        same = (tokens[:, None, :t] == tokens[None, :, :t]).all(-1) & mask[:, t]  # [Y, Y']: y' has been in y's state
+        same = (tokens[:, None, :t] == tokens[None, :, :t]).all(-1) & mask[:, t]  # [Y, Y']: y' passes through y's state
         weight = same * probability
-        found[:, t] = (weight * rewards).sum(1) / weight.sum(1).clamp(min=1e-300)
-    return found.masked_fill(~mask, 0.0)
+        values[:, t] = (weight * rewards).sum(1) / weight.sum(1).clamp(min=1e-300)
+    return values.masked_fill(~mask, 0.0)
 
 
 # ---- what an estimator gives -------------------------------------------------------------------
@@ -106,8 +106,8 @@ def draws(count: int, size: int) -> Tensor:
 def estimates(loss: Callable[[Tensor], Tensor], logp: Tensor, score: Tensor, drawn: Tensor) -> Tensor:
     """The ascent direction -∇ Σ loss of every draw: [M, n].
 
-    loss: takes the log-probs of the drawn answers, a row each, [M·G, T], to their weighted losses [M·G, T]; what it
-    gives for a draw may depend on that draw alone. logp: [Y, T]; score: [Y, T, n]; drawn: int64 [M, G].
+    loss: takes the log-probs of the drawn answers, [M·G, T], to their weighted losses [M·G, T]; the losses of a draw
+    may depend on that draw alone. logp: [Y, T]; score: [Y, T, n]; drawn: int64 [M, G].
     """
     rows = logp.detach()[drawn.flatten()].requires_grad_()
     (slope,) = torch.autograd.grad(loss(rows).sum(), rows)  # [M·G, T]
@@ -117,10 +117,10 @@ def estimates(loss: Callable[[Tensor], Tensor], logp: Tensor, score: Tensor, dra
     return -whole.flatten(1) @ score.flatten(0, 1)
 
 
-def moments(found: Tensor, probability: Tensor) -> tuple[Tensor, float]:
+def moments(estimate: Tensor, probability: Tensor) -> tuple[Tensor, float]:
     """The expectation [n] and the variance (trace of the covariance) of estimates [M, n]; probability: [M]."""
-    mean = probability @ found
-    return mean, (probability @ (found - mean).square().sum(1)).item()
+    mean = probability @ estimate
+    return mean, (probability @ (estimate - mean).square().sum(1)).item()
 
 
 def probability_of(logp: Tensor, drawn: Tensor) -> Tensor:

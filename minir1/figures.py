@@ -1,7 +1,6 @@
 """What the figures share: colours, style, and the parts of a panel.
 
-Figures are made without pyplot, so nothing global changes and no display is needed. Each is written to a PNG and
-returned; what a run did not measure is left out.
+Figures are made without pyplot, so nothing global changes and no display is needed.
 """
 
 from __future__ import annotations
@@ -45,8 +44,7 @@ def measured(result: dict) -> dict:
 def series(metrics: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the rows that hold a number under `key`; both [S] float64."""
     pairs = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
-    steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    return steps, values
+    return tuple(np.array(pairs, dtype=np.float64).reshape(-1, 2).T)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -56,7 +54,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def line(panel: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
-    """The measured values pale, their running mean strong."""
+    """Draw the measured values in a pale colour and their running mean in a strong one."""
     panel.plot(steps, values, color=colour, lw=0.9, alpha=0.28, zorder=2)
     panel.plot(steps, smooth(values, max(3, len(values) // 12)), color=colour, lw=2.4, zorder=3)
 
@@ -82,16 +80,16 @@ def right_axis(panel: Axes, label: str, colour: str) -> Axes:
     return right
 
 
-def caption(panel: Axes, title: str, words: list[tuple[str, str]]) -> None:
-    """A title at the left, and below it the names of the lines in their colours."""
+def caption(panel: Axes, title: str, names: list[tuple[str, str]]) -> None:
+    """A title at the left, and below it the names of the lines, each with its colour."""
     panel.set_title(title, loc="left", weight="bold", size=14, pad=27)
-    if not words:
+    if not names:
         panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, color=MUTED, ha="center")
         panel.set_yticks([])
     beside, corner, shift = panel.transAxes, (0, 1), (0, 9)
-    for text, colour in words:
-        place = {"xycoords": beside, "xytext": shift, "textcoords": "offset points", "va": "bottom"}
-        beside = panel.annotate(text, corner, color=colour, **place)
+    for text, colour in names:
+        position = {"xycoords": beside, "xytext": shift, "textcoords": "offset points", "va": "bottom"}
+        beside = panel.annotate(text, corner, color=colour, **position)
         corner, shift = (1, 0), (16, 0)
 
 

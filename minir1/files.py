@@ -1,4 +1,4 @@
-"""JSON files, read with errors that name them and written as a whole."""
+"""JSON files: read with errors that name the file, and written atomically."""
 
 from __future__ import annotations
 

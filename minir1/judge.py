@@ -16,7 +16,7 @@ from minir1.rollout import BUDGET, Rollout, answers_of, collect
 from minir1.tasks import Problem, Task
 from minir1.tokenizer import Tokenizer
 
-NO_THINK = "<think></think><answer>"  # an empty thinking: the model must answer at once
+NO_THINK = "<think></think><answer>"  # empty thinking: the model must answer at once
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def sample_answers(
 ) -> list[list[Answer]]:
     """`answers` judged answers to each problem: [P][answers].
 
-    Temperature 0 is greedy. `forced` is put into the model's mouth: its answers continue from there (NO_THINK measures
-    what the weights know without thinking). At most `rows_at_once` answers are drawn together; the result does not
-    depend on it, since noise belongs to the row. With a label, a progress bar counts the problems.
+    Temperature 0 is greedy. Every answer begins with `forced` and continues from there (NO_THINK measures what the
+    weights know without thinking). At most `rows_at_once` answers are drawn together; the result does not depend on
+    it, since each row has its own noise. With a label, a progress bar counts the problems.
     """
     step = max(1, rows_at_once // max(1, answers))
     grid = []
@@ -102,7 +102,7 @@ def summary(task: Task, problems: Sequence[Problem], grid: list[list[Answer]], s
     """Flat figures over P problems with n answers each; bootstrap intervals over problems for pass@1.
 
     pass@1 and pass@1_low, _high; pass@n and maj@n (unless n = 1); format; pass@1_formed (among well-formed answers);
-    length (tokens); truncated; unjudged; entropy; and what the task says of the thinking (`behaviour`).
+    length (tokens); truncated; unjudged; entropy; and what the task counts in the thinking (`behaviour`).
     ValueError for no problems.
     """
     if not grid:
@@ -142,10 +142,10 @@ def behaviour(task: Task, problems: Sequence[Problem], grid: list[list[Answer]])
 
 
 def baselines(task: Task, problems: Sequence[Problem], grid: list[list[Answer]]) -> dict[str, float]:
-    """The chance that each of the task's baselines solves a problem with as much work as each answer shows.
+    """The chance that each of the task's baselines solves a problem with as much work as the answer shows.
 
-    For a baseline NAME: NAME, NAME_low, NAME_high over problems, and over_NAME, how far the policy is above it, paired
-    over problems. Empty for a task without baselines.
+    For a baseline NAME: NAME, NAME_low, NAME_high over problems; over_NAME, over_NAME_low, over_NAME_high, the policy
+    minus the baseline, paired over problems. Empty for a task without baselines.
     """
     if task.baselines is None:
         return {}

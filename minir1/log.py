@@ -1,8 +1,7 @@
 """A run is a folder: config.json, metrics.jsonl, samples.jsonl, result.json, figures/, checkpoint/.
 
-The log files are plain text that any tool can read while the run goes on. Each call opens,
-appends and closes, so a killed run loses at most its last line, and `cut_back` takes the files
-back to the checkpoint from which the run goes on.
+The log files are plain text that any tool can read during the run. Each call opens, appends and closes, so a killed run
+loses at most its last line, and `cut_back` truncates the files to the checkpoint from which a run resumes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rich.text import Text
 from minir1.files import plain, replace_text, write_json
 
 WANDB_MODES = ("off", "online", "offline")
-MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # what a resumed run may set anew
+MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # what a resumed run may change
 
 
 # ---- the folder ------------------------------------------------------------------------------
@@ -64,15 +63,15 @@ class Run:
             self.tracker.log(numbers, step=step)
 
     def samples(self, step: int, records: list[dict]) -> None:
-        """Append one {"step": step, **record} a record to samples.jsonl."""
+        """Append {"step": step, **record} for each record to samples.jsonl."""
         _append(self.out / "samples.jsonl", [_row(step, record) for record in records])
 
     def cut_back(self, step: int) -> None:
         """Keep only the lines up to and including `step` in both files, and drop a torn last line."""
         for path in (self.out / "metrics.jsonl", self.out / "samples.jsonl"):
             if path.exists():
-                kept = [row for row in _read_jsonl(path) if row["step"] <= step]
-                replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+                rows = [row for row in _read_jsonl(path) if row["step"] <= step]
+                replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def result(self, values: dict) -> None:
         """Merge `values` (flat keys such as "after/pass@1") into result.json, atomically."""
@@ -84,10 +83,9 @@ class Run:
 def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> Run:
     """Make or reopen the run folder `out` and save `config` (a dataclass) as out/config.json.
 
-    Raises ValueError when the folder holds a run and `resume` is False; when a resumed run has
-    another config (but for MAY_CHANGE), naming each field with both values; when `wandb` is not
-    one of WANDB_MODES. Resuming a folder that holds no run starts one. After a resume, call
-    `cut_back` with the step of the checkpoint (-1 where none was written).
+    Raises ValueError if the folder holds a run and `resume` is False; if a resumed run has another config (except for
+    MAY_CHANGE), naming each field with both values; if `wandb` is not one of WANDB_MODES. Resuming a folder without a
+    run starts one. After a resume, call `cut_back` with the step of the checkpoint (-1 if none was written).
     """
     if wandb not in WANDB_MODES:
         raise ValueError(f"wandb is {wandb!r}; allowed are {', '.join(WANDB_MODES)}")
@@ -106,9 +104,9 @@ def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> 
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl, or of the one in a run folder; a torn last line is left out.
+    """The rows of a metrics.jsonl, or of the one in a run folder, without a torn last line.
 
-    Raises ValueError when there is no such file, or when another line is no JSON object.
+    Raises ValueError if there is no such file, or if another line is no JSON.
     """
     path = Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
@@ -145,21 +143,17 @@ def _read_jsonl(path: Path) -> list[dict]:
 
 def _flat(values: dict, prefix: str = "") -> dict:
     """{"rl": {"lr": 1}} -> {"rl.lr": 1}"""
-    found = {}
+    flat = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _same_config(old: dict, new: dict, out: Path) -> None:
     old, new = _flat(old), _flat(new)
     fields = [key for key in {**old, **new} if key.rpartition(".")[2] not in MAY_CHANGE]
-    absent = "(absent)"
-    changed = [
-        f"{key}: {old.get(key, absent)!r} then, {new.get(key, absent)!r} now"
-        for key in fields
-        if old.get(key, absent) != new.get(key, absent)
-    ]
+    values = {key: (old.get(key, "(absent)"), new.get(key, "(absent)")) for key in fields}
+    changed = [f"{key}: {then!r} then, {now!r} now" for key, (then, now) in values.items() if then != now]
     if changed:
         raise ValueError(f"{out} was started with another config ({'; '.join(changed)}): choose another --out")
 
@@ -186,10 +180,7 @@ def progress_line(step: int, steps: int, fields: list[tuple[str, str]]) -> None:
 
 
 def progress(total: int, description: str) -> Bar:
-    """A progress bar: `with progress(100, "pretrain") as bar: bar.advance()`.
-
-    Silent where there is no description, or no terminal.
-    """
+    """A progress bar: `with progress(100, "pretrain") as bar: bar.advance()`; silent without a name or terminal."""
     return Bar(total, description)
 
 
@@ -220,11 +211,11 @@ class Bar:
         self.bar.stop()
 
     def advance(self, n: int = 1) -> None:
-        """Move on by n."""
+        """Move forward by n."""
         self.bar.advance(self.task, n)
 
     def say(self, description: str) -> None:
-        """Change the words before the bar."""
+        """Change the description before the bar."""
         self.bar.update(self.task, description=description)
 
 
@@ -244,14 +235,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: in
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def peak_memory_gib() -> float:
-    """`device.peak_memory_gib` of the process."""
-    from minir1.device import peak_memory_gib as peak  # lazily: this module does without torch
-
-    return peak()
-
-
 def _console() -> Console:
-    """Rich's own console, so that lines appear above a running bar; in a pipe a wide one, so that nothing is cut."""
+    """Rich's own console, so that lines appear above a running bar; in a pipe a wide one, which truncates no line."""
     console = get_console()
     return console if console.is_terminal else Console(width=200)

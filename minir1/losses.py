@@ -1,7 +1,7 @@
 """Per-token losses: functions of tensors [B, T] to minimise, without reduction (see reduction.py).
 
 Entry [b, t] belongs to token x_t of row b. r_t = π_θ(x_t | x_<t) / π_old(x_t | x_<t) is the importance ratio, A_t the
-advantage. Every function returns fp32 of the shape it is given, or fp64 where it is given fp64.
+advantage. Every function returns fp32 in the shape of its input, or fp64 for fp64.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _check_clips(low: float, high: float) -> None:
 def _surrogate(log_ratio: Tensor, advantage: Tensor, low: float, high: float, dual: float | None = None) -> Tensor:
     """min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) for r = exp(log_ratio), and with `dual` at least c A where A < 0.
 
-    Where one of the bounds holds whatever r is, r is kept from overflowing: its gradient is 0, and 0·∞ would be NaN.
+    Where large ratios are bounded, r is clamped before it overflows: its gradient is 0, and 0·∞ would be NaN.
     """
     _check_clips(low, high)
     finite = log_ratio.clamp(max=LARGEST)
@@ -56,9 +56,8 @@ def clipped_surrogate(
 ) -> Tensor:
     """-min(r_t A_t, clip(r_t, 1 - ε_low, 1 + ε_high) A_t) (PPO, arXiv:1707.06347, equation 7).
 
-    The smaller of the two objectives: the gain is clipped once the ratio has left the interval in the direction of the
-    advantage, the loss in the other direction never is. Two clips as in DAPO (arXiv:2503.14476, section 3.1).
-    All [B, T].
+    The minimum clips a gain once the ratio has left the interval in the direction of the advantage, and never clips a
+    loss in the other direction. Two clips as in DAPO (arXiv:2503.14476, section 3.1). All [B, T].
 
     dual_clip: c > 1 bounds that loss too: where A_t < 0 the objective is max(min(…), c A_t), so that a ratio beyond c
     has no gradient (Ye et al. 2020, arXiv:1912.09729, "Dual-clip PPO"). None: no bound. Raises ValueError for c <= 1.
@@ -86,12 +85,12 @@ def is_clipped(
 def cispo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """-sg[clip(r_t, 1 - ε_low, 1 + ε_high)] A_t log π(x_t | x_<t) (MiniMax-M1, arXiv:2506.13585, section 3.1).
 
-    The weight is clipped and has no gradient (sg), while every token keeps its own: REINFORCE with a bounded importance
+    The weight is clipped and has no gradient (sg), and no token loses its gradient: REINFORCE with a bounded importance
     weight. The paper sets no lower bound, which is clip_low = 1. All [B, T].
     """
     _check_clips(clip_low, clip_high)
     ratio = (_upcast(logp.detach()) - old_logp).exp()
-    ratio = torch.where(advantage == 0, 1.0, ratio)  # an open clip would make ∞·0 of it
+    ratio = torch.where(advantage == 0, 1.0, ratio)  # without an upper clip, ∞·0 would be NaN
     return reinforce(logp, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
 
 
@@ -142,7 +141,7 @@ def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> 
 
 
 def entropy_bonus(entropy: Tensor) -> Tensor:
-    """-H(π(· | x_<t)): add a small multiple to the loss, and the policy stays undecided longer (Williams & Peng 1991).
+    """-H(π(· | x_<t)): a small multiple in the loss keeps the policy exploring longer (Williams & Peng 1991).
 
     entropy: [B, T], nats, with gradient, of the distribution that x_t was drawn from.
     """

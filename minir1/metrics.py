@@ -1,4 +1,4 @@
-"""How good is a policy, and how sure are we: pass@k, maj@k, and intervals over problems and seeds. Knows no torch."""
+"""How good is a policy, and how sure are we: pass@k, maj@k, and intervals over problems and seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pass_at_k(n, c, k: int) -> np.ndarray:
     Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1; computed as
     1 - Π_{j<k} (n - c - j) / (n - j), which neither overflows nor cancels.
 
-    n, c: integers, or arrays of them [P] (one entry a problem) -> float64 [P].
+    n, c: integers, or arrays of them [P] (one entry per problem) -> float64 [P].
     Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
     """
     n, c = np.broadcast_arrays(np.asarray(n, dtype=np.int64), np.asarray(c, dtype=np.int64))
@@ -39,10 +39,9 @@ def pass_at_k(n, c, k: int) -> np.ndarray:
 def majority(answers: Sequence[str | None], right: Sequence[bool]) -> float:
     """The chance that the most frequent answer is right, a tie broken by a fair draw; in [0, 1].
 
-    `answers` are the final answers to one problem and `right` their verdicts. None is no answer:
-    it has no vote, and if nobody answers the result is 0. Where equal answers have unequal verdicts
-    (a malformed text with the right number, say), one of their texts is drawn as well.
-    Raises ValueError when the lengths differ.
+    `answers` are the final answers to one problem and `right` their verdicts. None is no answer and has no vote;
+    without votes the result is 0. Where equal answers have unequal verdicts (a malformed text with the right number,
+    say), one of their texts is drawn as well. Raises ValueError if the lengths differ.
     """
     if len(answers) != len(right):
         raise ValueError(f"{len(answers)} answers but {len(right)} verdicts")
@@ -72,9 +71,8 @@ def bootstrap(
 ) -> tuple[float, float, float]:
     """(mean, low, high): the mean over problems and its percentile bootstrap interval.
 
-    Problems are redrawn with replacement (Efron 1979), for they, not the samples of one, are the
-    independent draws. values_per_problem: floats [P], for example each problem's pass@1. Where all
-    values are equal the interval is a point, however few they are.
+    Problems are redrawn with replacement (Efron 1979), for the problems, not the samples of one, are the independent
+    draws. values_per_problem: floats [P], for example each problem's pass@1. Equal values give a point, however few.
     Raises ValueError for no values, a shape other than [P], or a value that is not finite.
     """
     values = np.asarray(values_per_problem, dtype=np.float64)
@@ -91,8 +89,8 @@ def bootstrap(
 def paired_bootstrap(a, b, *, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) of a - b on the same problems: floats [P] each, entry p of both the same problem.
 
-    Much narrower than two separate intervals, since what makes a problem hard cancels. The
-    difference is significant at 1 - level where the interval leaves out 0.
+    Much narrower than two separate intervals, since what makes a problem hard cancels. The difference is significant at
+    1 - level if the interval excludes 0.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
@@ -105,8 +103,8 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
         mean ± t_{0.975, n-1} · s / √n      (Student 1908; s with n - 1)
 
-    Past 21 seeds the quantile of 21 is used, which is slightly too wide.
-    Raises ValueError for fewer than three values, of which no claim is made, or one that is not finite.
+    Beyond 21 seeds the quantile of 21 is used, which is slightly too wide.
+    Raises ValueError for fewer than three values, or one that is not finite.
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size < 3 or not np.isfinite(x).all():
@@ -116,7 +114,7 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
-# ---- in words ----------------------------------------------------------------------------------
+# ---- as text -----------------------------------------------------------------------------------
 
 
 def with_interval(mean: float, low: float, high: float, form: str = ".1%") -> str:
@@ -127,7 +125,7 @@ def with_interval(mean: float, low: float, high: float, form: str = ".1%") -> st
 def over_seeds(values: Sequence[float], form: str = ".1%", least: float = -np.inf) -> str:
     """The mean over seeds and, from three on, its interval (`seed_interval`).
 
-    Student's t knows nothing of limits: a share (a form in %) is kept within 0 and 1, another quantity above `least`.
+    The interval is clipped to what is possible: 0 … 1 for a share (a form in %), at least `least` for other quantities.
     """
     if len(values) < 3:
         return f"{sum(values) / len(values):{form}}"

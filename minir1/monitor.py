@@ -16,13 +16,13 @@ from minir1.tasks import Problem, Task
 
 
 class Clock:
-    """Seconds by what they went into: `lap(name)` adds those since the last lap."""
+    """Seconds of each phase of a step (rollout, judge, update)."""
 
     def __init__(self, device: torch.device):
         self.device, self.seconds, self.last = device, {}, time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """The time since the last lap went into `name`: rollout, judge or update."""
+        """Add the seconds since the last lap to the phase `name`."""
         synchronize(self.device)
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
@@ -36,7 +36,7 @@ class Clock:
 
 
 class Averages:
-    """Averages over the updates of a step, of per-token quantities weighted as the loss is. Waits for no device."""
+    """Averages of per-token quantities over the updates of a step, weighted as the loss is. Waits for no device."""
 
     def __init__(self):
         self.total: dict[str, Tensor] = {}
@@ -48,7 +48,7 @@ class Averages:
             self.total[name] = self.total.get(name, 0.0) + (weight * value.detach()).sum()
 
     def update(self, **values: float) -> None:
-        """One optimizer step is done, with these figures of its own."""
+        """Count one optimizer step, and add its own quantities."""
         self.updates += 1
         for name, value in values.items():
             self.total[name] = self.total.get(name, 0.0) + value
@@ -81,8 +81,8 @@ def report(
 def preflight(answers: list[list[Answer]], min_mixed: float) -> dict[str, float]:
     """Is there anything to learn from? answers: [P][G], of the policy before training.
 
-    ValueError, with advice, if fewer than `min_mixed` of the groups hold both right and wrong answers. With G = 1 no
-    group can: there all answers are one.
+    ValueError, with advice, if fewer than `min_mixed` of the groups hold both right and wrong answers. With G = 1 all
+    answers are one group.
     """
     right = torch.tensor([[a.right for a in group] for group in answers]).float()
     G = right.shape[1]
@@ -110,7 +110,7 @@ SHOWN = (  # metric, its name in a line of the log, its format
 
 
 def show(step: int, steps: int, metrics: dict[str, float]) -> None:
-    """One line a step, and its alarms. The loss is not shown: in GRPO it is near zero by construction."""
+    """Print one line for a step, and its alarms. The loss is not shown: in GRPO it is near zero by construction."""
     fields = [(label, f"{metrics[key]:{form}}") for key, label, form in SHOWN if key in metrics]
     thinking = {key.partition("/")[2]: value for key, value in metrics.items() if key.startswith("behaviour/")}
     fields += [(name, f"{value:.3g}") for name, value in thinking.items()]
@@ -120,7 +120,7 @@ def show(step: int, steps: int, metrics: dict[str, float]) -> None:
 
 
 def alarms(metrics: dict[str, float]) -> list[str]:
-    """Signs of a collapse, in words; the best checkpoint is kept in any case."""
+    """Warnings of a collapse. The best checkpoint is kept in any case."""
     signs = []
     if metrics["train/entropy"] < 1e-3:
         signs.append("the entropy is gone, every answer is nearly certain: lower --learning-rate or raise --beta")

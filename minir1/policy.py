@@ -1,4 +1,4 @@
-"""A policy: opened on a device in a dtype, scored on a rollout, checked against its sampler, saved and restored."""
+"""A policy: load it on a device, score a rollout, check it against its sampler, save and restore it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_policy(
 
 
 def frozen_copy(model: Transformer) -> Transformer:
-    """The policy as it is now, as a reference that takes no gradient."""
+    """A copy of the policy without gradient, to be its reference."""
     return copy.deepcopy(model).requires_grad_(False)
 
 
@@ -82,14 +82,14 @@ def on_policy_check(
     """How far r_t = π_θ(x_t | x_<t) / π_sampler(x_t | x_<t) is from 1 before the first update on a rollout.
 
     The mean and the 99 % quantile of |r_t - 1| over the tokens of at most `rows` answers, spread over the rollout: both
-    are 0, but for rounding, if sampler and trainer compute the same policy. The one largest value says little: rounding
-    to bfloat16 alone moved it by 0.4. RuntimeError where the mean is above `most`, or the quantile above 10 · `most`:
+    are 0, but for rounding, if sampler and trainer compute the same policy. The maximum says little: rounding to
+    bfloat16 alone moved it by 0.4. RuntimeError if the mean is above `most`, or the quantile above 10 · `most`:
     no objective is right for samples of another policy.
     """
     B = len(rollout.length)
     part = rollout.select(torch.arange(min(rows, B), device=rollout.length.device) * B // min(rows, B))
     ratio = (logprobs(model, part, microbatch, replay=replay) - part.logp).exp()
-    deviation = (ratio - 1).abs()[part.mask].double()
+    deviation = (ratio - 1).abs()[part.mask].cpu().double()  # Apple's GPUs have no float64
     mean, high = deviation.mean().item(), deviation.sort().values[int(0.99 * (len(deviation) - 1))].item()
     if not (mean <= most and high <= 10 * most):
         raise RuntimeError(

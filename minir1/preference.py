@@ -1,13 +1,13 @@
-"""Learning from comparisons: of two answers to one prompt, the first was preferred. Losses a pair, to minimise.
+"""Losses of preference learning, one per pair: of two answers to one prompt, the first was preferred.
 
 Bradley and Terry (1952, "Rank analysis of incomplete block designs") give every answer y a strength r(x, y) and let
 
     P(y_c preferred to y_r | x) = σ(r(x, y_c) - r(x, y_r))                         σ(z) = 1 / (1 + e^-z)
 
 A reward model learns r itself. DPO puts the policy's implicit reward in its place: the maximum of E[r] - β KL(π‖π_ref)
-is π* ∝ π_ref e^{r/β}, so that r = β log(π*/π_ref) + (a number of the prompt alone), which no comparison can see.
+is π* ∝ π_ref e^{r/β}, so that r = β log(π*/π_ref) + (a number of the prompt alone), which cancels in a comparison.
 
-Every function works on tensors of any shape, a pair each, and returns fp32, or fp64 where it is given fp64.
+Every function works on tensors of any shape, one entry per pair, and returns fp32, or fp64 for fp64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _wide(x: Tensor) -> Tensor:
+def _upcast(x: Tensor) -> Tensor:
     """At least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -30,14 +30,14 @@ def bradley_terry(
     """(1 - ε) L(r_c, r_r) + ε L(r_r, r_c) with L(a, b) = -log σ(a - b - m); without ε and m, -log P(y_c preferred).
 
     chosen, rejected: r_c and r_r, [N]. margin: m, [N] or one number, how much better the chosen answer was said to be
-    (Llama 2, arXiv:2307.09288, section 3.2.2): the reward model is asked to part the two at least so far.
+    (Llama 2, arXiv:2307.09288, section 3.2.2): the gap that the reward model should reach.
     label_smoothing: ε, the chance that an annotator swapped the two (Mitchell 2023, "A note on DPO with noisy
-    preferences"); the loss is then least at r_c - r_r = log((1 - ε)/ε), m = 0, and not at infinity.
+    preferences"); for m = 0 the loss is then least at r_c - r_r = log((1 - ε)/ε), and not at infinity.
     ValueError unless 0 <= ε < 1/2.
     """
     if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing = {label_smoothing}: 0 to below 0.5, where a label says nothing")
-    gap = _wide(chosen) - _wide(rejected)
+        raise ValueError(f"label_smoothing = {label_smoothing}: 0 to below 0.5")
+    gap = _upcast(chosen) - _upcast(rejected)
     right, swapped = F.logsigmoid(gap - margin), F.logsigmoid(-gap - margin)
     return -(1 - label_smoothing) * right - label_smoothing * swapped
 
@@ -50,7 +50,7 @@ def implicit_reward(logp: Tensor, ref_logp: Tensor, beta: float) -> Tensor:
     """
     if not beta > 0:
         raise ValueError(f"beta = {beta}: above 0")
-    return beta * (_wide(logp) - _wide(ref_logp.detach()))
+    return beta * (_upcast(logp) - _upcast(ref_logp.detach()))
 
 
 def dpo(
@@ -65,7 +65,7 @@ def dpo(
 
     All [N], summed over the tokens of the answers. It is `bradley_terry` on implicit rewards; its gradient at π = π_ref
     is -β/2 (∇log π(y_c|x) - ∇log π(y_r|x)). Only the difference of the two log-probs counts, so both may fall.
-    label_smoothing: ε, as there, which makes it the conservative DPO of Mitchell 2023. ValueError as for both.
+    label_smoothing: ε as in `bradley_terry`; with it this is the conservative DPO of Mitchell 2023.
     """
     chosen = implicit_reward(logp_chosen, ref_chosen, beta)
     rejected = implicit_reward(logp_rejected, ref_rejected, beta)
@@ -81,7 +81,7 @@ def agreement(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 class Calibration(NamedTuple):
-    """Pairs by how sure the reward is; each [bins], fp64, 0 in a bin that holds no pair."""
+    """Pairs binned by how sure the reward is; each [bins], fp64, 0 in a bin without pairs."""
 
     count: Tensor  # pairs
     confidence: Tensor  # mean of the probability given to the answer with the higher reward
@@ -99,13 +99,13 @@ def calibration(gap: Tensor, bins: int) -> Calibration:
         raise ValueError(f"bins = {bins}, gap of shape {tuple(gap.shape)}: at least one bin and one pair, all finite")
     gap = gap.detach().double().flatten()
     confidence = gap.abs().sigmoid()
-    place = ((2 * confidence - 1) * bins).long().clamp(max=bins - 1)
-    count = torch.bincount(place, minlength=bins).double()
-    sums = [torch.bincount(place, x, minlength=bins) for x in (confidence, agreement(gap, -gap).double())]
+    index = ((2 * confidence - 1) * bins).long().clamp(max=bins - 1)
+    count = torch.bincount(index, minlength=bins).double()
+    sums = [torch.bincount(index, x, minlength=bins) for x in (confidence, agreement(gap, -gap).double())]
     return Calibration(count, *(total / count.clamp(min=1) for total in sums))
 
 
-def calibration_error(found: Calibration) -> float:
+def calibration_error(pairs: Calibration) -> float:
     """ECE = Σ_b n_b/N |accuracy_b - confidence_b| (arXiv:1706.04599, section 2), in 0 … 1; 0 is perfect."""
-    weight = found.count / found.count.sum()
-    return (weight * (found.accuracy - found.confidence).abs()).sum().item()
+    weight = pairs.count / pairs.count.sum()
+    return (weight * (pairs.accuracy - pairs.confidence).abs()).sum().item()

@@ -1,11 +1,11 @@
-"""Comparisons from files, JSON lines in the layouts in which they are published, and as rows of a batch.
+"""Preference pairs: read from JSON lines in the published layouts, and turned into rows of a batch.
 
     plain           {"prompt": "…", "chosen": "…", "rejected": "…"}
-    HH-RLHF         {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": "…"}, dialogues with one beginning
+    HH-RLHF         {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": "…"}, dialogues
     UltraFeedback   {"prompt": "…", "chosen": [{"role": "user", "content": "…"}, …], "rejected": […]}, binarised
 
-The layout is known by the shape of each line. Scores of the two, `score_chosen` and `score_rejected`, may stand in any.
-The prompt of the third repeats what the messages say, and is not read; other keys are not read either.
+Each line is recognised by its types. Any layout may have `score_chosen` and `score_rejected`. Other keys are ignored,
+and so is UltraFeedback's prompt, which repeats the first message.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from minir1.tokenizer import Tokenizer
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
-SCORES = ("score_chosen", "score_rejected")
 Messages = list[dict[str, str]]  # role and content
 
 
@@ -39,10 +38,10 @@ Messages = list[dict[str, str]]  # role and content
 class Pair:
     """Two answers to one dialogue."""
 
-    messages: tuple[tuple[str, str], ...]  # (role, content) of what was said before; the last is no assistant
+    messages: tuple[tuple[str, str], ...]  # (role, content) before the answer; the last is not the assistant's
     chosen: str
     rejected: str
-    score_gap: float | None = None  # score_chosen - score_rejected, where the file tells them
+    score_gap: float | None = None  # score_chosen - score_rejected, if the file has them
 
     @property
     def prompt(self) -> Messages:
@@ -51,15 +50,15 @@ class Pair:
 
 
 class NoComparison(ValueError):
-    """A line is well formed and yet compares nothing."""
+    """A well-formed line that compares nothing."""
 
 
 def read_pairs(path: Path, left_out: list[str] | None = None) -> list[Pair]:
     """The pairs of a .jsonl or .jsonl.gz file, in order; blank lines are skipped.
 
-    Published files hold some lines that compare nothing: equal answers, an empty answer, dialogues that part before the
-    last answer. With a list as `left_out` they are left out and told there, a sentence each; else they are an error.
-    ValueError, naming file and line, for those, for anything that is no pair, and for a file without pairs.
+    Published files hold some lines that compare nothing: equal answers, an empty answer, dialogues that differ before
+    the last answer. With a list as `left_out` they are skipped, and the reason for each is appended to it. Otherwise
+    they are an error, as is anything that is no pair, and a file without pairs: ValueError, naming file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -88,17 +87,17 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_pair(line: str) -> Pair:
     """One line of any layout. ValueError saying what is wrong; NoComparison where it compares nothing."""
     try:
-        found = json.loads(line)
+        row = json.loads(line)
     except ValueError as error:
         raise ValueError(f"no JSON: {line.strip()[:60]!r}") from error
-    if not isinstance(found, dict) or "chosen" not in found or "rejected" not in found:
-        shown = sorted(found) if isinstance(found, dict) else type(found).__name__
+    if not isinstance(row, dict) or "chosen" not in row or "rejected" not in row:
+        shown = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"needs an object with chosen and rejected, got {shown}")
-    prompt, chosen, rejected = found.get("prompt"), found["chosen"], found["rejected"]
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     kinds = tuple(type(x).__name__ for x in (prompt, chosen, rejected))
     if kinds == ("str", "str", "str"):
         if any(TURN.match(text) for text in (prompt, chosen, rejected)):
-            raise ValueError("a text begins with '\\n\\nHuman:': whole dialogues stand in chosen and rejected alone")
+            raise ValueError("a text begins with '\\n\\nHuman:': dialogues in chosen and rejected go without prompt")
         dialogues = [[("user", prompt), ("assistant", answer)] for answer in (chosen, rejected)]
     elif kinds == ("NoneType", "str", "str"):
         dialogues = [turns(text) for text in (chosen, rejected)]
@@ -109,7 +108,7 @@ def read_pair(line: str) -> Pair:
             f"prompt, chosen, rejected are {', '.join(kinds)}: expected three strings, two dialogues that begin with "
             "'\\n\\nHuman:' and no prompt, or two lists of messages"
         )
-    return Pair(*_compare(*dialogues), _score_gap(found))
+    return Pair(*_compare(*dialogues), _score_gap(row))
 
 
 def turns(text: str) -> list[tuple[str, str]]:
@@ -129,7 +128,7 @@ def spoken(messages: list) -> list[tuple[str, str]]:
 
 
 def _compare(chosen: list[tuple[str, str]], rejected: list[tuple[str, str]]) -> tuple:
-    """The dialogue that two of them share, and their last answers."""
+    """The dialogue that both share, and the last answer of each."""
     for name, dialogue in (("chosen", chosen), ("rejected", rejected)):
         if len(dialogue) < 2 or dialogue[-1][0] != "assistant" or dialogue[-2][0] == "assistant":
             raise NoComparison(f"{name} does not end with an answer of the assistant to somebody")
@@ -142,8 +141,8 @@ def _compare(chosen: list[tuple[str, str]], rejected: list[tuple[str, str]]) -> 
     return tuple(chosen[:-1]), chosen[-1][1], rejected[-1][1]
 
 
-def _score_gap(found: dict) -> float | None:
-    scores = [found.get(name) for name in SCORES]
+def _score_gap(row: dict) -> float | None:
+    scores = [row.get("score_chosen"), row.get("score_rejected")]
     if scores == [None, None]:
         return None
     if not all(type(s) in (int, float) and abs(s) < float("inf") for s in scores):
@@ -169,16 +168,16 @@ class Rows(NamedTuple):
 
 
 def load(path: Path, tokenizer: Tokenizer, most: int, template: str = "chat") -> tuple[list[Rows], list[str]]:
-    """The pairs of a file as tokens, and a sentence for each that was left out: no comparison, or over `most` tokens.
+    """The pairs of a file as tokens, and the reason for each one left out: no comparison, or over `most` tokens.
 
     ValueError as `read_pairs` and `tokenise`, and if every pair is too long.
     """
     left_out: list[str] = []
-    found = [tokenise(pair, tokenizer, template) for pair in read_pairs(path, left_out)]
-    rows = [pair for pair in found if pair.longest <= most]
+    pairs = [tokenise(pair, tokenizer, template) for pair in read_pairs(path, left_out)]
+    rows = [pair for pair in pairs if pair.longest <= most]
     if not rows:
         raise ValueError(f"{path}: every pair has an answer that ends beyond {most} tokens")
-    return rows, left_out + [f"a pair of {pair.longest} tokens" for pair in found if pair.longest > most]
+    return rows, left_out + [f"a pair of {pair.longest} tokens" for pair in pairs if pair.longest > most]
 
 
 def load_both(
@@ -196,7 +195,7 @@ def load_both(
 def tokenise(pair: Pair, tokenizer: Tokenizer, template: str = "chat") -> Rows:
     """Prompt by the template and answer, tokenised separately, as the sampler sees them, and the end token.
 
-    A thinking that the template opened is not opened again by the answer. ValueError for a dialogue of several turns
+    An answer does not repeat a <think> with which the template ends. ValueError for a dialogue of several turns
     with a template that asks one question.
     """
     if template == "chat":
@@ -222,9 +221,7 @@ def padded(pairs: list[Rows], device=None) -> tuple[Tensor, Tensor, Tensor]:
     return tokens, lengths, (columns >= begin) & (columns < lengths.unsqueeze(1))
 
 
-def in_parts(
-    pairs: list[Rows], budget: int, score: Callable[[list[Rows]], dict[str, Tensor]]
-) -> dict[str, Tensor]:
+def in_parts(pairs: list[Rows], budget: int, score: Callable[[list[Rows]], dict[str, Tensor]]) -> dict[str, Tensor]:
     """`score` of micro-batches of at most `budget` tokens, joined: each [N] in the order of the pairs, on the CPU."""
     parts = by_tokens([2 * pair.longest for pair in pairs], budget)
     scores = [score([pairs[i] for i in part]) for part in parts]
@@ -233,7 +230,7 @@ def in_parts(
 
 
 def by_prompt(values: Tensor, pairs: list[Rows]) -> list[float]:
-    """The mean of each prompt's pairs, the independent draws that an interval needs. values: [N], a pair each."""
+    """The mean over the pairs of each prompt: the independent draws that an interval needs. values: [N]."""
     groups = defaultdict(list)
     for pair, value in zip(pairs, values.tolist()):
         groups[tuple(pair.chosen[: pair.prompt_len])].append(value)

@@ -1,4 +1,4 @@
-"""The reduction of a loss, as weights that sum to one over the whole batch.
+"""The reduction of a loss: weights that sum to one over the whole batch.
 
 Loss = Σ weights · loss_per_token. `total` counts over all micro-batches and ranks, so that the losses of the parts add
 up to the loss of the whole and no result depends on how the batch is split.

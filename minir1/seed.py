@@ -19,8 +19,7 @@ def seed_everything(seed: int) -> None:
 def stream(seed: int, *keys: int) -> int:
     """A number in [0, 2^63) that depends on `seed` and `keys` alone, the same on every machine.
 
-    Near seeds or keys give unrelated streams, and (1, 23) another than (12, 3).
-    Raises ValueError when one of them is no integer.
+    Near seeds or keys give unrelated streams, and (1, 23) another than (12, 3). Raises ValueError for a non-integer.
     """
     for key in (seed, *keys):
         if not isinstance(key, int):

@@ -1,4 +1,4 @@
-"""Checks of the numbers in a script's Config, made where they enter. Each raises ValueError: field, value, allowed."""
+"""Checks of the numbers in a script's Config. Each raises ValueError with field, value and what is allowed."""
 
 from __future__ import annotations
 

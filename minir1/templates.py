@@ -8,7 +8,7 @@ from minir1.tasks import Problem
 from minir1.tokenizer import Tokenizer
 
 TEMPLATES = ("chat", "r1_zero", "plain")
-R1_ZERO = (  # DeepSeek-R1 (arXiv:2501.12948), table 1, which writes `prompt` where the question goes
+R1_ZERO = (  # DeepSeek-R1 (arXiv:2501.12948), table 1, with {question} for its `prompt`
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
     "first thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning "
     "process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., "
@@ -17,7 +17,7 @@ R1_ZERO = (  # DeepSeek-R1 (arXiv:2501.12948), table 1, which writes `prompt` wh
 
 
 def prompt(tokenizer: Tokenizer, question: str, template: str) -> str:
-    """The text that asks a model one question; the model goes on from its end.
+    """The text that asks a model one question; the model continues from its end.
 
     chat: the chat template of the checkpoint. r1_zero: the one that R1-Zero was trained with, for a base model; it
     tells the model to use the tags, which are plain text to a tokenizer without tokens for them. plain: the question
@@ -38,8 +38,8 @@ def prompt(tokenizer: Tokenizer, question: str, template: str) -> str:
 def opened(text: str) -> str:
     """The tag that a prompt's text leaves open for the model: "<think>" if it ends with that, else "".
 
-    Some chat templates write it themselves. Put it before the model's text, so that the format reward and
-    the verifiers read the whole: `format_reward(opened(prompt) + text)`.
+    Some chat templates write it. Put it before the model's text, so that the format reward and the verifiers read the
+    whole: `format_reward(opened(prompt) + text)`.
     """
     return "<think>" if text.rstrip().endswith("<think>") else ""
 
@@ -47,12 +47,12 @@ def opened(text: str) -> str:
 def begun(text: str, forced: str = "") -> str:
     """What an answer to a prompt's text begins with: the tag that the text opened, and the `forced` beginning.
 
-    Where both open the thinking, it is opened once: after "…<think>\n" the forced "<think></think>" is "</think>".
+    Where both open <think>, it stands once: after "…<think>\n" the forced "<think></think>" is "</think>".
     """
     return opened(text) + forced.removeprefix(opened(text))
 
 
 def encode(tokenizer: Tokenizer, problems: Sequence[Problem], template: str, forced: str = "") -> list[list[int]]:
-    """The prompt of each problem as tokens, and behind it what every answer is made to begin with."""
+    """The prompt of each problem as tokens, with the `forced` beginning of its answers."""
     texts = [prompt(tokenizer, problem.prompt, template) for problem in problems]
     return [tokenizer.encode(text + forced.removeprefix(opened(text))) for text in texts]

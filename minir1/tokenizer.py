@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 import tokenizers
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -94,7 +95,7 @@ class Tokenizer:
         special = {name: token for name, token in special.items() if token}
         values = {"messages": messages, "tools": None, "documents": None, **special, **variables}
         try:
-            return _environment().from_string(self.template).render(values, add_generation_prompt=add_generation_prompt)
+            return _compiled(self.template).render(values, add_generation_prompt=add_generation_prompt)
         except TemplateSyntaxError as error:
             raise ValueError(f"the chat template is no Jinja: line {error.lineno}: {error}") from error
         except (TemplateError, TypeError, ArithmeticError) as error:  # the last two from operations inside it
@@ -169,8 +170,9 @@ class _Generation(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as Hugging Face's templates expect it: trimmed blocks, break and continue, and three functions."""
+@lru_cache
+def _compiled(template: str) -> Template:
+    """A chat template with what Hugging Face lets it use: trimmed blocks, break and continue, three functions."""
 
     def raise_exception(message: str):
         raise TemplateError(message)
@@ -185,7 +187,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+    return environment.from_string(template)
 
 
 def word_level(words: Iterable[str], largest_number: int) -> Tokenizer:

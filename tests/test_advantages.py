@@ -49,7 +49,7 @@ def test_leave_one_out_is_the_mean_of_the_others():
 
 @pytest.mark.parametrize("function", GROUP)
 def test_equal_groups_give_exactly_zero(function):
-    """The mean of seven times 0.1 is not 0.1 in fp32, yet nothing was better than anything."""
+    """The mean of seven times 0.1 is not 0.1 in fp32, yet the advantages must be 0."""
     for value in (0.0, 0.1, 1.1, -0.7, 1e6, 1e-30):
         for size in (2, 3, 7, 8, 16):
             rewards = torch.full((3, size), value)
@@ -59,13 +59,13 @@ def test_equal_groups_give_exactly_zero(function):
 
 
 @pytest.mark.parametrize("function", GROUP)
-def test_groups_are_apart_and_sum_to_zero(function):
+def test_groups_are_independent_and_sum_to_zero(function):
     rewards = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     found = function(rewards)
     torch.testing.assert_close(found.sum(1), torch.zeros(6), atol=1e-5, rtol=0)
     for p in range(6):
         torch.testing.assert_close(found[p : p + 1], function(rewards[p : p + 1]))
-    torch.testing.assert_close(function(rewards + 5), found, atol=1e-4, rtol=0)  # the level says nothing
+    torch.testing.assert_close(function(rewards + 5), found, atol=1e-4, rtol=0)  # a constant changes nothing
 
 
 @pytest.mark.parametrize("function", GROUP)
@@ -79,7 +79,7 @@ def test_groups_are_apart_and_sum_to_zero(function):
         (torch.tensor([[1, 0]]), "int64"),
     ],
 )
-def test_what_is_no_group_raises(function, rewards, message):
+def test_other_shapes_and_values_raise(function, rewards, message):
     with pytest.raises(ValueError, match=message):
         function(rewards)
 
@@ -131,7 +131,7 @@ def test_gae_against_the_plain_sums(gamma, lam):
 
 
 def test_gae_limits():
-    """λ = 1: the discounted sum of what came after, less the value. λ = 0: the error of one step."""
+    """λ = 1: the sum of later rewards minus the value. λ = 0: the error of one step."""
     rewards, values, mask = example()
     earned = rewards.masked_fill(~mask, 0.0)
     monte_carlo = earned.flip(1).cumsum(1).flip(1)
@@ -152,7 +152,7 @@ def test_gae_with_a_reward_at_the_end_and_no_value_is_the_reward():
     assert torch.equal(advantages, 3.0 * mask) and torch.equal(returns, advantages)
 
 
-def test_gae_sees_nothing_outside_the_mask():
+def test_gae_ignores_what_is_outside_the_mask():
     rewards, values, mask = example()
     want = gae(rewards, values, mask, 0.9, 0.8)
     other = (x.masked_fill(~mask, float("nan")) for x in (rewards, values))
@@ -178,7 +178,7 @@ def test_gae_refuses():
 
 
 def test_batch_centered_by_hand():
-    """Against the mean of all six, 2: a group of its own says nothing here."""
+    """Against the mean of all six, 2: groups have no effect."""
     rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
     torch.testing.assert_close(batch_centered(rewards), torch.tensor([[-1.0, 0.0, 4.0], [-2.0, -2.0, 1.0]]))
     assert not batch_centered(torch.full((3, 7), 0.1)).any() and batch_centered(torch.ones(1, 1)).tolist() == [[0.0]]
@@ -223,7 +223,7 @@ def test_kl_in_reward_by_hand():
 
 
 def test_discounted_returns_by_hand():
-    """Ragged rows; nothing comes from behind the mask."""
+    """Ragged rows; what follows the mask does not count."""
     rewards = torch.tensor([[9.0, 1.0, 2.0, 4.0], [9.0, 8.0, 0.0, math.nan], [1.0, 1.0, 1.0, 1.0]])
     mask = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
     found = discounted_returns(rewards, mask, 0.5)
@@ -245,7 +245,7 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one():
     torch.testing.assert_close(by_hand, torch.tensor([[0.0, -1.0, 1.0]]) / math.sqrt(2))
 
 
-def test_what_does_not_vary_whitens_to_zero():
+def test_equal_advantages_whiten_to_zero():
     for value, trained in ((0.1, [1, 1, 1]), (5.0, [0, 1, 0]), (5.0, [0, 0, 0])):
         assert not whiten(torch.full((1, 3), value), torch.tensor([trained])).any()
     with pytest.raises(ValueError, match="advantage of trained tokens holds numbers that are not finite"):

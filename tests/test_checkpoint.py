@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import Killed
 
 from minir1 import checkpoint
 
@@ -33,11 +34,8 @@ def test_save_and_load(tmp_path):
     path = checkpoint.save(folder, 120, write, state(120))
     assert path == folder / "step-000120" == checkpoint.latest(folder)
     assert checkpoint.best(folder) is None
-    assert names(folder) == ["latest", "step-000120"] and names(path) == [
-        "model.safetensors",
-        "nested",
-        "training_state.pt",
-    ]
+    assert names(folder) == ["latest", "step-000120"]
+    assert names(path) == ["model.safetensors", "nested", "training_state.pt"]
     assert (folder / "latest").read_text() == "step-000120\n"
     loaded = checkpoint.load_state(path)
     assert torch.equal(loaded.pop("moments"), torch.full((64,), 120.0))
@@ -64,7 +62,7 @@ def test_latest_best_and_the_newest_are_kept(tmp_path):
     assert names(tmp_path) == ["best", "latest", *(f"step-00000{step}" for step in (6, 7, 8, 9))]
 
 
-def test_steps_that_a_resumed_run_gave_up_go(tmp_path):
+def test_steps_beyond_a_resumed_one_are_deleted(tmp_path):
     for step in (10, 20, 30):
         checkpoint.save(tmp_path, step, write, state(step), keep=5)
     checkpoint.save(tmp_path, 15, write, state(15), keep=5)
@@ -92,10 +90,6 @@ def test_an_error_while_writing_leaves_the_last_checkpoint(tmp_path):
     assert any(".tmp-" in name for name in names(tmp_path))
     checkpoint.save(tmp_path, 3, write, state(3))
     assert names(tmp_path) == ["latest", "step-000003"]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing after it runs."""
 
 
 @pytest.mark.parametrize("call", range(30))
@@ -147,7 +141,7 @@ def test_a_process_killed_while_saving(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["step-000002\n", "", "..\n", "step-000001.tmp-7\n"])
-def test_a_pointer_to_nothing_is_an_error(tmp_path, text):
+def test_a_pointer_to_no_checkpoint_is_an_error(tmp_path, text):
     checkpoint.save(tmp_path, 1, write, state(1), best=True)
     (tmp_path / "step-000001.tmp-7").mkdir()
     for find, name in [(checkpoint.latest, "latest"), (checkpoint.best, "best")]:

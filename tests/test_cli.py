@@ -30,9 +30,9 @@ def run(monkeypatch, main, *words: str) -> None:
 
 
 def test_main_gets_the_options(monkeypatch):
-    seen = []
-    run(monkeypatch, seen.append, "--name", "x")
-    assert seen == [Config("x")]
+    options = []
+    run(monkeypatch, options.append, "--name", "x")
+    assert options == [Config("x")]
 
 
 def test_refused_input_is_one_line(monkeypatch, capsys):
@@ -77,7 +77,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def strange(base, tmp_path_factory):
-    """The same, its chat template refusing every message."""
+    """The same, with a chat template that refuses every message."""
     path = tmp_path_factory.mktemp("strange")
     for file in base.iterdir():
         (path / file.name).write_bytes(file.read_bytes())
@@ -89,7 +89,7 @@ def strange(base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def other_layout(tmp_path_factory):
-    """A data folder of another layout than GSM8K's."""
+    """A data folder in another layout than GSM8K's."""
     path = tmp_path_factory.mktemp("data")
     (path / "train.jsonl").write_text('{"problem": "1+1?", "solution": "2"}\n')
     return path

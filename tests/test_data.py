@@ -1,4 +1,4 @@
-"""data.py: every row once, in batches that keep the budget."""
+"""data.py: every row once, in batches within the budget."""
 
 import itertools
 import random

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 DOCUMENTS = render_docs.documents(ROOT)
 MEASURED = any((ROOT / "docs" / "results").glob("*.json"))  # before the first results there is nothing to compare
-PLACES = ("minir1/", "kernels/", "experiments/", "tests/", "notebooks/", "docs/", ".ci/")
+FOLDERS = ("minir1/", "kernels/", "experiments/", "tests/", "notebooks/", "docs/", ".ci/")
 names = {"argvalues": DOCUMENTS, "ids": [path.name for path in DOCUMENTS]}
 
 
@@ -39,8 +39,8 @@ def paths_named(path: Path) -> set[Path]:
     """Files that a document links to, and paths into the repository that it writes as code."""
     text = path.read_text(encoding="utf-8")
     links = {link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:|#", link)}
-    code = {word for span in re.findall(r"`([^`\n]+)`", text) for word in span.split() if word.startswith(PLACES)}
-    code |= {word for line in commands(text) for word in line if word.startswith(PLACES)}
+    code = {word for span in re.findall(r"`([^`\n]+)`", text) for word in span.split() if word.startswith(FOLDERS)}
+    code |= {word for line in commands(text) for word in line if word.startswith(FOLDERS)}
     found = {path.parent / link for link in links} | {ROOT / word for word in code if not re.search("[…*<]", word)}
     results = ROOT / "docs" / "results"
     return {file for file in found if MEASURED or results not in file.resolve().parents}
@@ -151,7 +151,7 @@ def test_missing_results_are_named_only_where_they_are_used(tree):
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("<!-- begin: nonsense -->\n<!-- end -->", "unknown block 'nonsense'; known are files, r1_zero, headline"),
         ("<!-- begin: headline -->\n", "block 'headline' has no <!-- end -->"),
@@ -159,11 +159,11 @@ def test_missing_results_are_named_only_where_they_are_used(tree):
         ("<!-- begin: headline -->\n<!-- begin: r1_zero -->\n<!-- end -->", "<!-- begin: r1_zero --> is out of place"),
     ],
 )
-def test_marks_that_do_not_pair_are_named(tree, text, told):
+def test_marks_that_do_not_pair_are_named(tree, text, message):
     (tree / "README.md").write_text(text)
     with pytest.raises(ValueError) as error:
         render_docs.main(config(tree))
-    assert told in str(error.value) and "README.md" in str(error.value)
+    assert message in str(error.value) and "README.md" in str(error.value)
 
 
 def test_fewer_seeds_claim_no_interval():

@@ -189,7 +189,7 @@ def test_the_mean_of_the_batch_shortens_the_step_by_one_answer_in_n(policy):
     drawn = torch.cat((FOURS[:, :2], FOURS[:, 2:] + Y), 1)
     A = torch.stack([batch_centered(r.view(2, 2)).flatten() for r in rewards[drawn]])
     weight = fixed_length(torch.cat((WIDE, WIDE))[drawn.flatten()], 1, 4)
-    loss = lambda logp: weight * losses.reinforce(logp, A.reshape(-1, 1).expand(-1, T))  # noqa: E731
+    loss = lambda logp: weight * losses.reinforce(logp, A.reshape(-1, 1).expand(-1, T))
     actual = exact.estimates(loss, both, exact.scores(both, tables), drawn)
     mean, _ = exact.moments(actual, exact.probability_of(both, drawn))
     J = sum(exact.expected_reward(x, r) for x, r in zip(logp, (REWARDS, REWARDS.flip(0)))) / 2
@@ -286,9 +286,9 @@ def test_at_ratio_one_a_clipped_objective_is_reinforce(either, loss, more):
 def test_at_ratio_one_a_ratio_of_the_whole_answer_is_reinforce_and_gspo_is_normalised(policy):
     A = leave_one_out(REWARDS[PAIRS]).reshape(-1, 1).expand(-1, T)
     mask, weight = MASK[PAIRS.flatten()], per_answer_mean(WIDE[PAIRS.flatten()], 2)
-    whole = lambda logp: weight * losses.grpo_sequence(logp, logp.detach(), A, 0.2, 0.2, mask)  # noqa: E731
+    whole = lambda logp: weight * losses.grpo_sequence(logp, logp.detach(), A, 0.2, 0.2, mask)
     assert_close(policy.mean(whole, PAIRS), truth(policy))
-    geometric = lambda logp: weight * losses.gspo(logp, logp.detach(), A, 3e-4, 4e-4, mask)  # noqa: E731
+    geometric = lambda logp: weight * losses.gspo(logp, logp.detach(), A, 3e-4, 4e-4, mask)
     p, s = policy.logp.detach().sum(1).exp(), policy.scores.sum(1) / LENGTH.unsqueeze(1)
     assert_close(policy.mean(geometric, PAIRS), (p * REWARDS) @ s - (p @ REWARDS) * (p @ s))
 
@@ -407,7 +407,7 @@ def test_the_gradients_of_kl_terms_over_many_steps(longer):
     later = (steps.flip(1).cumsum(1).flip(1) - steps).detach()
     assert_close(forward + torch.einsum("y,yt,ytn->n", p, later, scores), whole)
     for kl, expected in ((losses.kl_k2, forward), (losses.kl_k3, reverse)):
-        assert_close(-expected_over(longer, loss=lambda x: mask.double() * kl(x, ref_logp)), expected)  # noqa: B023
+        assert_close(-expected_over(longer, loss=lambda x: mask.double() * kl(x, ref_logp)), expected)
     earned = kl_in_reward(torch.zeros_like(logp), logp, ref_logp, mask, 1.0)
     assert_close(-expected_over(longer, discounted_returns(earned, mask, 1.0)), whole)
     assert (expected_over(longer, discounted_returns(earned, mask, 0.9)) + whole).norm() > 0.01 * whole.norm()
@@ -570,7 +570,7 @@ def test_the_four_cases_of_the_clip_through_the_policy():
         old = logp.detach() - math.log(ratio)
         score = exact.scores(logp, [logits])
         A = torch.tensor([[advantage], [0.0]], dtype=torch.float64)  # only token 0 is judged
-        loss = lambda rows: losses.clipped_surrogate(rows, old, A, 0.2, 0.2)  # noqa: B023, E731
+        loss = lambda rows: losses.clipped_surrogate(rows, old, A, 0.2, 0.2)
         actual = exact.estimates(loss, logp, score, exact.draws(2, 1))[0]
         torch.testing.assert_close(actual, has_gradient * ratio * advantage * score[0, 0], **EXACT)
 

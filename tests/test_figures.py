@@ -1,4 +1,4 @@
-"""figures.py: the files appear, everything is labelled, and what was not measured is left out."""
+"""figures.py: files are written, everything is labelled, and what was not measured is left out."""
 
 import struct
 import subprocess
@@ -93,7 +93,7 @@ def test_a_behaviour_that_is_null_in_every_row_is_not_measured(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 0}], [{"step": 5, "train/length": 0.0, "train/kl": -0.01}]])
-def test_r1_zero_with_hardly_a_row(tmp_path, rows):
+def test_r1_zero_with_at_most_one_row(tmp_path, rows):
     demo_figure.r1_zero(rows, tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
 

@@ -58,7 +58,7 @@ def test_sample_answers_judges_every_answer(model):
     assert len({a.text for a in grid[0]}) == 3
 
 
-def test_sample_answers_does_not_depend_on_how_many_rows_go_at_once(model):
+def test_sample_answers_does_not_depend_on_rows_at_once(model):
     settings = {"answers": 3, "max_tokens": 8, "seed": 1}
     whole = sample_answers(model, TOKENIZER, task(), PROBLEMS, **settings)
     for rows in (1, 3, 7):
@@ -71,14 +71,14 @@ def test_sample_answers_does_not_depend_on_how_many_rows_go_at_once(model):
 @pytest.fixture
 def prompts(monkeypatch):
     """The prompts that the sampler gets."""
-    seen, collect = [], judge.collect
+    sampled, collect = [], judge.collect
 
-    def spy(model, given, **settings):
-        seen.extend(given)
-        return collect(model, given, **settings)
+    def spy(model, prompts, **settings):
+        sampled.extend(prompts)
+        return collect(model, prompts, **settings)
 
     monkeypatch.setattr(judge, "collect", spy)
-    return seen
+    return sampled
 
 
 def test_a_forced_beginning_is_in_the_prompt_and_in_the_text(model, prompts):
@@ -124,7 +124,7 @@ def test_nothing_to_sample_or_to_sum_up(model):
 
 
 def rollout(*answers: str, stop: list[int]) -> Rollout:
-    """One row an answer to the first problem, all tokens of the same entropy ½; prompts of one token."""
+    """One row per answer to the first problem, all tokens of entropy ½; prompts of one token."""
     rows = [[TOKENIZER.id("make "), *TOKENIZER.encode(answer)] for answer in answers]
     length = torch.tensor([len(row) for row in rows])
     tokens = torch.tensor([row + [0] * (int(length.max()) - len(row)) for row in rows])
@@ -247,11 +247,10 @@ def test_behaviour_averages_over_the_answers_that_have_a_count_and_divides_rates
 
 
 def test_baselines_by_hand():
-    """A chance by the length of a text, for the second problem of the first method alone."""
+    """`guess` depends on the length of a text; `luck` exists for the first problem alone."""
 
     def chances(problem, text):
-        both = {"guess": len(text) / 10}
-        return both | ({"luck": 0.5} if problem is PROBLEMS[0] else {})
+        return {"guess": len(text) / 10} | ({"luck": 0.5} if problem is PROBLEMS[0] else {})
 
     grid = [[Answer("ab", 1, False, True, True), Answer("abcd", 1, False, False, True)], 2 * [Answer("a", 1, 0, 1, 1)]]
     values = baselines(task(baselines=chances), PROBLEMS[:2], grid)

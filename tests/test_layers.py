@@ -1,4 +1,4 @@
-"""Who may import whom, held by reading the sources: an import inside a function counts like any other.
+"""Which module may import which, checked on the sources: an import inside a function counts like any other.
 
     kernels <- ops <- model <- sample <- rollout <- judge, policy, monitor <- experiments
 
@@ -18,11 +18,11 @@ ROOT = Path(__file__).parent.parent
 
 CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge", "experiments")
 BELOW_SAMPLE = {
-    "tokenizer", "templates", "data", "preference_data", "log", "seed", "settings", "checkpoint", "optim", "distributed",
+    "tokenizer", "templates", "data", "preference_data", "log", "seed", "settings", "checkpoint", "optim",
     "device", "memory", "files", "figures", "cli",
 }
 BESIDE_JUDGE = {"policy", "monitor"}
-TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
+TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference"}
 NO_TORCH = {"tasks", "rewards", "metrics", ""}  # "" is minir1/__init__.py, which runs before any of its modules
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
@@ -39,40 +39,37 @@ class Import(NamedTuple):
 def imports(path: Path, module: str) -> list[Import]:
     """Every import of a file: `from a import b` as both a and a.b, relative ones made absolute."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    found = []
+    result = []
 
     def visit(node, lazy):
         if isinstance(node, ast.Import):
-            found.extend(Import(alias.name, lazy, node.lineno) for alias in node.names)
+            result.extend(Import(alias.name, lazy, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join(start + (node.module.split(".") if node.module else []))
-            found.append(Import(base, lazy, node.lineno))
-            found.extend(Import(f"{base}.{alias.name}", lazy, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
-            "import_module",
-            "__import__",
-        ):
-            if node.args and isinstance(node.args[0], ast.Constant):
-                found.append(Import(node.args[0].value, lazy, node.lineno))
+            result.append(Import(base, lazy, node.lineno))
+            result.extend(Import(f"{base}.{alias.name}", lazy, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            if getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__"):
+                result.append(Import(node.args[0].value, lazy, node.lineno))
         for child in ast.iter_child_nodes(node):
             visit(child, lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
 
     visit(ast.parse(path.read_text(encoding="utf-8")), False)
-    return found
+    return result
 
 
 def sources(root: Path) -> dict[Path, str]:
     """path -> dotted module name; kernels/ under the name it is imported by."""
-    found = {}
+    modules = {}
     for prefix in ("minir1.kernels", "minir1", "experiments"):
         folder = prefix.split(".")[-1]
         for path in sorted((root / folder).rglob("*.py")):
             inside = path.relative_to(root / folder)
             if (folder, inside.parts[0]) != ("minir1", "kernels"):
                 parts = [*prefix.split("."), *inside.with_suffix("").parts]
-                found[path] = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    return found
+                modules[path] = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return modules
 
 
 def layer(module: str) -> str | None:
@@ -84,7 +81,7 @@ def layer(module: str) -> str | None:
 
 
 def height(name: str) -> float:
-    """Place in the chain; what only has to stay below `sample` stands beside `model`; the rest is free."""
+    """Position in the chain; what only has to be below `sample` is level with `model`; the rest is free."""
     if name in BELOW_SAMPLE:
         name = "model"
     if name in BESIDE_JUDGE:
@@ -92,12 +89,12 @@ def height(name: str) -> float:
     return CHAIN.index(name) if name in CHAIN else math.nan
 
 
-def rules(here: str, found: Import, there: str | None):
+def rules(here: str, imported: Import, there: str | None):
     """What is wrong with one import, in layer `here`, of something in layer `there` (None: not ours)."""
-    top = found.name.split(".")[0]
+    top = imported.name.split(".")[0]
     if top == "kernels":
         yield "'kernels' is a package of Hugging Face; ours is minir1.kernels"
-    if there == "kernels" and here != "kernels" and (here != "ops" or not found.lazy):
+    if there == "kernels" and here != "kernels" and (here != "ops" or not imported.lazy):
         yield "kernels are imported in minir1/ops, inside a function, and nowhere else"
     if here == "experiments":  # where a script may compose others, and compare with any package
         return
@@ -120,7 +117,7 @@ def rules(here: str, found: Import, there: str | None):
             if top != "torch":
                 yield f"{here} imports torch only, not {top}"
         elif top in LAZY:
-            if not found.lazy:
+            if not imported.lazy:
                 yield f"{top} is imported inside a function only"
         elif top not in DEPENDENCIES:
             yield f"{top} is not a dependency of the library"
@@ -137,9 +134,8 @@ def breaches(root: Path) -> list[str]:
         here, name = layer(module), path.relative_to(root).as_posix()
         if here not in placed:
             wrong.append(f"{name}:1: say in tests/test_layers.py on which layer '{here}' stands")
-        found = imports(path, module)
-        needs[module] = {x.name for x in found}
-        for x in found:
+        needs[module] = {x.name for x in imports(path, module)}
+        for x in imports(path, module):
             there = layer(x.name)
             if there is not None and there not in layers and x.name.count(".") == 1:
                 there = ""  # `from minir1 import __version__`
@@ -152,14 +148,14 @@ def breaches(root: Path) -> list[str]:
 
 def way_to_torch(module: str, needs: dict[str, set[str]]) -> list[str] | None:
     """The imports that lead from a module to torch, through others of minir1 and the packages they lie in."""
-    ways, seen = [[module]], {module}
+    ways, reached = [[module]], {module}
     for way in ways:
         packages = {way[-1].rsplit(".", i)[0] for i in range(1, way[-1].count(".") + 1)}
         for name in sorted(needs.get(way[-1], set()) | (packages & needs.keys())):
             if name.split(".")[0] == "torch":
                 return [*way, "torch"]
-            if name not in seen:
-                seen.add(name)
+            if name not in reached:
+                reached.add(name)
                 ways.append([*way, name])
     return None
 
@@ -272,5 +268,5 @@ def test_an_empty_tree_passes(tmp_path):
 @pytest.mark.parametrize("file, line, breach", BAD)
 def test_every_rule_can_be_broken(tmp_path, file, line, breach):
     files = {**GOOD, file: "\n".join(filter(None, (GOOD.get(file, ""), line)))}
-    found = breaches(plant(tmp_path, files))
-    assert any(breach in x for x in found), found
+    broken = breaches(plant(tmp_path, files))
+    assert any(breach in x for x in broken), broken

@@ -38,11 +38,8 @@ def test_a_run_is_a_folder(tmp_path):
         run.result({"before/pass@1": 0.25})
         run.result({"after/pass@1": np.float64(0.5), "figure": Path("a.png")})
     assert json.loads((out / "config.json").read_text())["out"] == "runs/x"
-    assert log.read_metrics(out) == log.read_metrics(out / "metrics.jsonl")
-    assert log.read_metrics(out) == [
-        {"step": 0, "train/reward": 0.25},
-        {"step": 1, "train/reward": 0.5, "train/tries": 2.0, "train/n": 3},
-    ]
+    rows = [{"step": 0, "train/reward": 0.25}, {"step": 1, "train/reward": 0.5, "train/tries": 2.0, "train/n": 3}]
+    assert log.read_metrics(out) == log.read_metrics(out / "metrics.jsonl") == rows
     lines = (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[0]) == {"step": 1, "text": "3×4=12 ☃", "right": True} and "☃" in lines[0]
     result = json.loads((out / "result.json").read_text())

@@ -127,7 +127,7 @@ def test_seed_interval_covers(n):
     assert covered == pytest.approx(0.95, abs=0.015)  # 3 deviations of √(0.95 · 0.05 / 2000)
 
 
-def test_in_words():
+def test_intervals_as_text():
     assert with_interval(0.842, 0.801, 0.883) == "84.2% [80.1, 88.3]"
     assert with_interval(1.5, -1.0, 4.0, "+.1f") == "+1.5 [-1.0, +4.0]"
     assert over_seeds([0.78, 0.80, 0.82]) == "80.0% [75.0, 85.0]"  # ± 4.303·2/√3

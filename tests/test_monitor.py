@@ -18,8 +18,7 @@ def task(**more) -> Task:
 
 
 def answer(right: bool = False, **changes) -> Answer:
-    values = {"text": "abc", "tokens": 4, "truncated": False, "right": right, "format": right} | changes
-    return Answer(**values)
+    return Answer(**{"text": "abc", "tokens": 4, "truncated": False, "right": right, "format": right} | changes)
 
 
 def rollout() -> Rollout:
@@ -53,8 +52,7 @@ def test_the_clock_adds_up_laps_and_divides_tokens(monkeypatch):
     clock = Clock(torch.device("cpu"))
     for name in ("rollout", "judge", "update", "rollout"):
         clock.lap(name)
-    metrics = clock.speeds(rollout())
-    assert metrics == {
+    assert clock.speeds(rollout()) == {
         "time/rollout_s": 3.0,
         "time/judge_s": 0.5,
         "time/update_s": 1.0,
@@ -90,10 +88,8 @@ def test_preflight_by_hand(capsys):
     """Of four groups two are mixed; pass@1 is 5/12, pass@3 3/4."""
     groups = [(1, 0, 0), (1, 1, 1), (0, 0, 0), (0, 0, 1)]
     grid = [[answer(bool(right)) for right in group] for group in groups]
-    metrics = preflight(grid, 0.5)
-    assert metrics == pytest.approx(
-        {"preflight/pass@1": 5 / 12, "preflight/pass@3": 0.75, "preflight/mixed_groups": 0.5}
-    )
+    want = {"preflight/pass@1": 5 / 12, "preflight/pass@3": 0.75, "preflight/mixed_groups": 0.5}
+    assert preflight(grid, 0.5) == pytest.approx(want)
     assert capsys.readouterr().out == "preflight: pass@1 41.7%  pass@3 75.0%  mixed_groups 50.0%\n"
     advice = "only 50.0% of the groups hold both right and wrong.*easier --task .pass@1 is 41.7%.*--num-generations"
     with pytest.raises(ValueError, match=advice):

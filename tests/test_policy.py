@@ -1,4 +1,4 @@
-"""policy.py: what sampler and trainer must agree on, and that what is saved comes back to the bit."""
+"""policy.py: sampler and trainer agree, and a saved policy is restored to the bit."""
 
 import copy
 import math
@@ -41,7 +41,7 @@ def draw(model, answers: int = 8, **settings):
 
 @pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_are_those_of_the_sampler_in_any_micro_batch(config, temperature):
+def test_logprobs_are_those_of_the_sampler_whatever_the_micro_batch(config, temperature):
     model = build(config)
     rollout = draw(model, temperature=temperature)
     for microbatch in (1, 60, 10**6):
@@ -119,7 +119,7 @@ def test_the_deviation_by_hand():
     on_policy_check(model, replace(exact, logp=exact.logp - math.log(1.5) * one), 10**6, most=0.04)  # may be rounding
 
 
-def test_at_most_so_many_rows_are_scored_spread_over_the_rollout(monkeypatch):
+def test_the_check_scores_few_rows_spread_over_the_rollout(monkeypatch):
     model, seen = build(), []
     monkeypatch.setattr(policy, "logprobs", lambda m, part, *a, **k: seen.append(part.group.tolist()) or part.logp)
     on_policy_check(model, draw(model), 99, most=0.02, rows=4)
@@ -139,7 +139,7 @@ def step(model, optimizer, rollout) -> None:
 
 @pytest.fixture
 def base(tmp_path):
-    """A folder of checkpoints with one, step 3."""
+    """A folder with one checkpoint, step 3."""
     checkpoint.save(tmp_path / "base", 3, lambda path: hf.save(build(), TOKENIZER, path), {"step": 3})
     return tmp_path / "base"
 

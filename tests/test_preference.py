@@ -6,14 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minir1.preference import (
-    agreement,
-    bradley_terry,
-    calibration,
-    calibration_error,
-    dpo,
-    implicit_reward,
-)
+from minir1.preference import agreement, bradley_terry, calibration, calibration_error, dpo, implicit_reward
 
 log, exp = math.log, math.exp
 
@@ -34,7 +27,7 @@ def noise(*shape, seed=0) -> Tensor:
 
 
 def test_bradley_terry_by_hand():
-    """e^0 : e^0 is a draw; a gap of log 3 is 3 to 1; a margin takes away from the gap."""
+    """e^0 : e^0 is a draw; a gap of log 3 is 3 to 1; a margin is subtracted from the gap."""
     chosen, rejected = vector(2.0, log(3.0), 0.0, log(3.0)), vector(2.0, 0.0, log(3.0), 0.0)
     expected = vector(log(2), log(4 / 3), log(4), log(2))
     torch.testing.assert_close(bradley_terry(chosen, rejected, vector(0, 0, 0, log(3.0))), expected)
@@ -86,7 +79,7 @@ def test_large_gaps_neither_overflow_nor_vanish():
     assert loss.tolist() == pytest.approx([2e3, 1.8e4]) and gradient(loss, chosen) == pytest.approx([0.1, -0.9])
 
 
-def test_half_precision_is_widened():
+def test_half_precision_is_upcast():
     chosen, rejected = (x.bfloat16() for x in (noise(9), noise(9, seed=1)))
     loss = bradley_terry(chosen, rejected)
     assert loss.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""preference_data.py: the published layouts by small files written by hand, what is refused, rows and batches."""
+"""preference_data.py: the published layouts in small files, what is refused, rows and batches."""
 
 import gzip
 import json
@@ -57,7 +57,7 @@ def test_lines_of_hh_rlhf():
     assert pair(two).messages == (("user", "a"), ("user", "b"))  # such lines are in the published files
 
 
-def test_turns_are_cut_at_their_marks_alone():
+def test_turns_are_split_at_their_marks_alone():
     text = "\n\nHuman: Assistant: or Human: ?\n\nAssistant: a\nHuman: b\n\nassistant: c "
     assert turns(text) == [("user", "Assistant: or Human: ?"), ("assistant", "a\nHuman: b\n\nassistant: c")]
 
@@ -84,7 +84,7 @@ WRONG = [
     ({"chosen": "b", "rejected": "c"}, r"a dialogue begins with '\\n\\nHuman:' or '\\n\\nAssistant:', not 'b'"),
     (PLAIN | {"chosen": 3}, "prompt, chosen, rejected are str, int, str: expected three strings, two dialogues"),
     (PLAIN | {"chosen": ULTRA["chosen"]}, "prompt, chosen, rejected are str, list, str"),
-    (HH | {"prompt": "What?"}, "a text begins with .*: whole dialogues stand in chosen and rejected alone"),
+    (HH | {"prompt": "What?"}, "a text begins with .*: dialogues in chosen and rejected go without prompt"),
     (ULTRA | {"chosen": ["4"]}, "a message needs role and content, both strings, got '4'"),
     (ULTRA | {"rejected": [{"role": "user"}]}, "a message needs role and content"),
     (PLAIN | {"score_chosen": 1}, r"score_chosen, score_rejected = \[1, None\]: expected two finite numbers"),
@@ -107,20 +107,20 @@ def written(path, *lines):
     return path
 
 
-@pytest.mark.parametrize("line, told", WRONG + NOTHING)
-def test_what_is_no_pair_is_named_with_its_line(tmp_path, line, told):
+@pytest.mark.parametrize("line, message", WRONG + NOTHING)
+def test_what_is_no_pair_is_named_with_its_line(tmp_path, line, message):
     path = written(tmp_path / "a.jsonl", PLAIN, "", line)
-    with pytest.raises(ValueError, match=f"a.jsonl, line 3: {told}"):
+    with pytest.raises(ValueError, match=f"a.jsonl, line 3: {message}"):
         read_pairs(path)
 
 
-@pytest.mark.parametrize("line, told", WRONG)
-def test_damage_is_never_left_out(tmp_path, line, told):
-    with pytest.raises(ValueError, match=told):
+@pytest.mark.parametrize("line, message", WRONG)
+def test_damage_is_never_left_out(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
         read_pairs(written(tmp_path / "a.jsonl", line), [])
 
 
-def test_lines_that_compare_nothing_may_be_left_out_and_are_told(tmp_path):
+def test_lines_that_compare_nothing_may_be_left_out_and_are_reported(tmp_path):
     left_out = []
     path = written(tmp_path / "a.jsonl", PLAIN, *(line for line, _ in NOTHING), HH)
     assert read_pairs(path, left_out) == [pair(PLAIN), pair(HH)]
@@ -134,7 +134,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
     assert read_pairs(tmp_path / "a.jsonl") == [pair(PLAIN)]
 
 
-def test_files_that_are_none(tmp_path):
+def test_unreadable_and_empty_files(tmp_path):
     with pytest.raises(ValueError, match="b.jsonl is no file: expected JSON lines"):
         read_pairs(tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="a.jsonl holds no pair"):
@@ -172,7 +172,7 @@ def test_dialogues_are_rendered_turn_by_turn():
     assert words.render(pair(HH).prompt) == text and rows.chosen[: rows.prompt_len] == words.encode(text)
 
 
-def test_long_pairs_are_left_out_and_told(tmp_path):
+def test_long_pairs_are_left_out_and_reported(tmp_path):
     words = tokenizer()
     long = PLAIN | {"rejected": "1+" * 20 + "1"}
     path = written(tmp_path / "a.jsonl", PLAIN, long, NOTHING[0][0])

@@ -1,4 +1,4 @@
-"""reduction.py: the reduction belongs to the whole batch, however it is cut."""
+"""reduction.py: the reduction is that of the whole batch, however it is split."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_they_sum_to_one_over_the_whole_batch():
     assert fixed_length(full[:, :4], 8, 5).sum().item() == pytest.approx(0.5)
 
 
-def test_what_each_treats_alike():
+def test_what_each_weighs_equally():
     per_answer, token, fixed = per_answer_mean(MASK, 3), token_mean(MASK, 6), fixed_length(MASK, 4, 3)
     torch.testing.assert_close(per_answer.sum(1)[:3], torch.full((3,), 1 / 3))  # answers, long or short
     assert token[MASK].unique().numel() == fixed[MASK].unique().numel() == 1  # tokens, wherever they stand
@@ -46,10 +46,7 @@ def splits(rows: list[int]):
     for cut in range(2 ** (len(rows) - 1)):
         parts = [[rows[0]]]
         for i, row in enumerate(rows[1:]):
-            if cut >> i & 1:
-                parts[-1].append(row)
-            else:
-                parts.append([row])
+            parts[-1].append(row) if cut >> i & 1 else parts.append([row])
         yield parts
 
 
@@ -98,10 +95,8 @@ def test_every_split_has_the_loss_and_the_gradient_of_the_whole(kind, reduction)
 
 def test_errors():
     for total in (0, -1):
-        for weight in (lambda: per_answer_mean(MASK, total), lambda: token_mean(MASK, total)):
+        for reduction, arguments in ((per_answer_mean, ()), (token_mean, ()), (fixed_length, (4,))):
             with pytest.raises(ValueError, match=f"total = {total}"):
-                weight()
-        with pytest.raises(ValueError, match=f"total = {total}"):
-            fixed_length(MASK, 4, total)
+                reduction(MASK, *arguments, total)
     with pytest.raises(ValueError, match="length = 0"):
         fixed_length(MASK, 0, 3)
