@@ -38,7 +38,8 @@ setup(
     ],
     extras_require={
         "test": [
-            "pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "nbclient", "ipykernel", "openai", "playwright",
+            "pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "nbclient", "ipykernel", "openai",
+            "playwright",
         ],
         "math": ["math-verify"],
         "chat": ["gradio"],
