@@ -93,7 +93,7 @@ def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> 
     saved, now = out / "config.json", plain(dataclasses.asdict(config))
     holds_run = saved.exists() or (out / "metrics.jsonl").exists()
     if holds_run and not resume:
-        raise ValueError(f"{out} already holds a run: go on with --resume, or choose another --out")
+        raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another --out")
     if holds_run and not saved.exists():
         raise ValueError(f"{out} holds metrics.jsonl but no config.json: choose another --out")
     if holds_run:

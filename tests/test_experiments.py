@@ -67,7 +67,7 @@ def test_a_base_is_trained_from_the_command_line_in_any_folder(tmp_path):
     assert len(read_metrics(tmp_path / "here")) == 3 and checkpoint.latest(tmp_path / "here" / "checkpoint")
     again = command(*words, cwd=tmp_path)
     assert again.returncode == 2 and not again.stdout
-    assert again.stderr == "error: here already holds a run: go on with --resume, or choose another --out\n"
+    assert again.stderr == "error: here already holds a run: continue it with --resume, or choose another --out\n"
 
 
 @pytest.mark.parametrize(

@@ -370,7 +370,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(whole, toy_base):
     out = whole("moe")
     before = (out / "metrics.jsonl").read_bytes()
     config = config_of("moe", toy_base, out)
-    with pytest.raises(ValueError, match="already holds a run: go on with --resume"):
+    with pytest.raises(ValueError, match="already holds a run: continue it with --resume"):
         r1_zero.main(config)
     with pytest.raises(ValueError, match="another config.*beta: 0.01 then, 0.5 now.*choose another --out"):
         r1_zero.main(replace(config, beta=0.5, resume=True))
