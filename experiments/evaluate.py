@@ -75,7 +75,8 @@ def measure(
     values = summary(task, problems, grid, seed=config.seed)
     values["tokens_per_s"] = sum(a.tokens for row in grid for a in row) / seconds
     values["greedy"] = summary(task, problems, sampled("greedy answers", 1, 0.0, forced))["pass@1"]
-    quick = sampled("forced answers", config.num_generations, config.temperature, NO_THINK)
+    same = config.no_think  # then the answers above are these
+    quick = grid if same else sampled("forced answers", config.num_generations, config.temperature, NO_THINK)
     at_once = summary(task, problems, quick)
     values |= {f"forced{end}": at_once[f"pass@1{end}"] for end in ("", "_low", "_high")}
     return values | baselines(task, problems, grid) | by_difficulty(task, problems, grid), grid

@@ -38,7 +38,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import at_last_token, discounted_returns, explained_variance, gae, kl_in_reward, whiten
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.judge import Answer, judge_rollout, sample_answers, summary
+from minir1.judge import Answer, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3, value_loss
 from minir1.model import heads
@@ -50,7 +50,7 @@ from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check
 from minir1.reduction import token_mean
 from minir1.rollout import Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
-from minir1.settings import at_least, fraction
+from minir1.settings import above, at_least, fraction
 from minir1.templates import TEMPLATES, encode
 from minir1.tokenizer import Tokenizer
 
@@ -84,7 +84,7 @@ class Config:
     beta: float = 0.001  # β, KL coefficient
     kl_in: Literal["reward", "loss"] = "reward"
     ent_coef: float = 0.0  # c_H
-    num_minibatches: int = 2  # optimizer steps per epoch
+    num_minibatches: int = 2  # optimizer steps per epoch, at most
     epochs: int = 1  # passes over a rollout
     reward: str = "rules"  # rules | model:PATH, the folder of a reward model or of its checkpoints
     accuracy_weight: float = 1.0
@@ -108,10 +108,9 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "steps", "prompts", "num_generations", "max_completion_length", "num_minibatches", "epochs")
         at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers")
-        at_least(self, 0, "epsilon_low", "epsilon_high", "vf_coef", "beta", "ent_coef", "warmup")
+        at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "vf_coef", "beta", "ent_coef", "warmup")
         fraction(self, "min_mixed", "gamma", "gae_lambda")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature = {self.temperature}: above 0")
+        above(self, 0, "temperature", "grad_clip")
         if not 0 <= self.value_warmup < self.steps:
             raise ValueError(f"value_warmup = {self.value_warmup}: 0 to {self.steps - 1}, below steps")
         if not self.value_clip > 0:
@@ -159,7 +158,8 @@ def reward(answers: list[list[Answer]], rollout: Rollout, learned: ScalarModel |
     """Rewards fp32 [P, G], by the rules or by the learned reward."""
     if learned is None:
         weights = config.accuracy_weight, config.format_weight
-        return torch.tensor([[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers])
+        rules = [[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers]
+        return unjudged_to_mean(torch.tensor(rules), answers)
     scores = torch.zeros(len(rollout.length))
     for rows in by_tokens(rollout.length.tolist(), config.microbatch):
         batch = rollout.select(torch.tensor(rows, device=rollout.length.device))
@@ -206,7 +206,7 @@ def learn(model, critic, optimizers, rollout: Rollout, estimated: Estimate, conf
     clips = config.epsilon_low, config.epsilon_high, config.dual_clip
     for epoch in range(config.epochs):
         order = torch.randperm(len(rollout.length), generator=generator(config.seed, step, epoch)).to(device)
-        for minibatch in order.chunk(config.num_minibatches):
+        for minibatch in order.tensor_split(config.num_minibatches):
             tokens = int(rollout.mask[minibatch].sum())
             for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
                 rows = minibatch[rows]
@@ -230,11 +230,17 @@ def learn(model, critic, optimizers, rollout: Rollout, estimated: Estimate, conf
     return averages.metrics()
 
 
+def sample(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config, answers: int):
+    """`answers` judged answers per problem, at the temperature of training, at most P·G drawn together."""
+    sampling = {"answers": answers, "max_tokens": config.max_completion_length, "temperature": config.temperature}
+    sampling |= {"seed": config.seed, "template": config.template}
+    rows = config.prompts * config.num_generations
+    return sample_answers(model, tokenizer, task, problems, **sampling, rows_at_once=rows)
+
+
 def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, float]:
-    """The policy on held-out problems, at the temperature of training."""
-    sampling = {"answers": config.eval_answers, "max_tokens": config.max_completion_length, "seed": config.seed}
-    sampling |= {"temperature": config.temperature, "template": config.template}
-    grid = sample_answers(model, tokenizer, task, problems, **sampling)
+    """Figures of the policy on held-out problems."""
+    grid = sample(model, tokenizer, task, problems, config, config.eval_answers)
     return {f"eval/{name}": value for name, value in summary(task, problems, grid).items()}
 
 
@@ -242,10 +248,15 @@ def main(config: Config) -> dict[str, float]:
     """Train; save the latest and the best checkpoint under out/checkpoint; return the last validation."""
     seed_everything(config.seed)
     device = pick(config.device)
+    folder = config.out / "checkpoint"
+    resumed = checkpoint.latest(folder) if config.resume else None
     task = tasks.load(config.task, config.data)
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
+    if config.prompts > len(train):
+        raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
     dtype = pick_dtype(config.dtype, device)
-    model, tokenizer, source = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
+    start = policy.origin(config.checkpoint, resumed)
+    model, tokenizer, source = load_policy(start, device, dtype, recompute=config.recompute)
     learned = load_reward(config, tokenizer, device)
     reference = frozen_copy(model) if config.beta else model
     head = ValueHead(model.config.dim).to(device)
@@ -259,14 +270,11 @@ def main(config: Config) -> dict[str, float]:
     shape |= {"reference": reference is not model, "critic": config.critic == "own", "recompute": config.recompute}
     memory.show(memory.step_memory(model, **shape), device)
 
-    folder = config.out / "checkpoint"
-    resumed = checkpoint.latest(folder) if config.resume else None
     if resumed:
         state = policy.restore(resumed, model, parts)
     else:  # before the folder of the run is made, so that a refusal leaves nothing behind
         first = python_random(config.seed, 0).sample(train, min(64, len(train)))
-        rollout = act(model, tokenizer, first, config, step=0)
-        answers = judge_rollout(rollout, tokenizer, task, first, config.template)
+        answers = sample(model, tokenizer, task, first, config, config.num_generations)
         state, metrics = {"step": 0, "best": -1.0, "seconds": 0.0}, preflight(answers, config.min_mixed)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     run.cut_back(state["step"] if resumed else -1)
@@ -301,7 +309,7 @@ def main(config: Config) -> dict[str, float]:
             metrics["train/kl"] = kl.sum().item()
         clock.lap("update")
 
-        metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)
+        metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout, config.epochs)
         if learned is not None:
             metrics |= {"train/gold": metrics["train/accuracy"], "train/proxy": metrics["train/reward"]}
         due = step % config.eval_every == 0 or step == config.steps
@@ -313,7 +321,7 @@ def main(config: Config) -> dict[str, float]:
             shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
             run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
             best = metrics["eval/pass@1"] > state["best"]
-            state = {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
+            state = {"step": step, "source": str(source), "best": max(state["best"], metrics["eval/pass@1"])}
             state["seconds"] = time.perf_counter() - began
             saved = state | {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(folder, step, lambda path: policy.save(model, tokenizer, path, source), saved, best=best)

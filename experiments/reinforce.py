@@ -29,7 +29,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import at_last_token, batch_centered, discounted_returns, kl_in_reward, moving_average
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.judge import Answer, judge_rollout, sample_answers, summary
+from minir1.judge import Answer, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import entropy_bonus, kl_k3, reinforce
 from minir1.monitor import Averages, Clock, preflight, report, show
@@ -38,7 +38,7 @@ from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check
 from minir1.reduction import fixed_length, token_mean
 from minir1.rollout import Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
-from minir1.settings import at_least, fraction
+from minir1.settings import above, at_least, fraction
 from minir1.templates import TEMPLATES, encode
 
 
@@ -84,10 +84,9 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "steps", "prompts", "num_generations", "max_completion_length", "num_minibatches")
         at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers")
-        at_least(self, 0, "beta", "ent_coef", "warmup")
+        at_least(self, 0, "learning_rate", "beta", "ent_coef", "warmup")
         fraction(self, "min_mixed", "baseline_decay", "gamma")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature = {self.temperature}: above 0")
+        above(self, 0, "temperature", "grad_clip")
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
@@ -101,7 +100,8 @@ def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: i
 def reward(answers: list[list[Answer]], config: Config) -> Tensor:
     """R by the rules alone: fp32 [P, G]."""
     weights = config.accuracy_weight, config.format_weight
-    return torch.tensor([[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers])
+    rules = [[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers]
+    return unjudged_to_mean(torch.tensor(rules), answers)
 
 
 def subtract_baseline(rewards: Tensor, average: float | None, config: Config) -> Tensor:
@@ -122,7 +122,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config,
     """Update the policy on B = P·G rows; advantage: fp32 [B, T]. Returns averages over updates."""
     averages, device = Averages(), rollout.tokens.device
     order = torch.randperm(len(advantage), generator=generator(config.seed, step)).to(device)
-    for minibatch in order.chunk(config.num_minibatches):
+    for minibatch in order.tensor_split(config.num_minibatches):
         for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
             rows = minibatch[rows]
             batch = rollout.select(rows)
@@ -138,11 +138,17 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config,
     return averages.metrics()
 
 
+def sample(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config, answers: int):
+    """`answers` judged answers per problem, at the temperature of training, at most P·G drawn together."""
+    sampling = {"answers": answers, "max_tokens": config.max_completion_length, "temperature": config.temperature}
+    sampling |= {"seed": config.seed, "template": config.template}
+    rows = config.prompts * config.num_generations
+    return sample_answers(model, tokenizer, task, problems, **sampling, rows_at_once=rows)
+
+
 def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, float]:
-    """The policy on held-out problems, at the temperature of training."""
-    sampling = {"answers": config.eval_answers, "max_tokens": config.max_completion_length, "seed": config.seed}
-    sampling |= {"temperature": config.temperature, "template": config.template}
-    grid = sample_answers(model, tokenizer, task, problems, **sampling)
+    """Figures of the policy on held-out problems."""
+    grid = sample(model, tokenizer, task, problems, config, config.eval_answers)
     return {f"eval/{name}": value for name, value in summary(task, problems, grid).items()}
 
 
@@ -150,10 +156,15 @@ def main(config: Config) -> dict[str, float]:
     """Train; save the latest and the best checkpoint under out/checkpoint; return the last validation."""
     seed_everything(config.seed)
     device = pick(config.device)
+    folder = config.out / "checkpoint"
+    resumed = checkpoint.latest(folder) if config.resume else None
     task = tasks.load(config.task, config.data)
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
+    if config.prompts > len(train):
+        raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
     dtype = pick_dtype(config.dtype, device)
-    model, tokenizer, source = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
+    start = policy.origin(config.checkpoint, resumed)
+    model, tokenizer, source = load_policy(start, device, dtype, recompute=config.recompute)
     reference = frozen_copy(model) if config.beta else model
     optimizer = adamw(model.parameters(), config.learning_rate)
 
@@ -162,14 +173,11 @@ def main(config: Config) -> dict[str, float]:
     shape |= {"reference": reference is not model, "recompute": config.recompute}
     memory.show(memory.step_memory(model, **shape), device)
 
-    folder = config.out / "checkpoint"
-    resumed = checkpoint.latest(folder) if config.resume else None
     if resumed:
         state = policy.restore(resumed, model, {"optimizer": optimizer})
     else:  # before the folder of the run is made, so that a refusal leaves nothing behind
         first = python_random(config.seed, 0).sample(train, min(64, len(train)))
-        rollout = act(model, tokenizer, first, config, step=0)
-        answers = judge_rollout(rollout, tokenizer, task, first, config.template)
+        answers = sample(model, tokenizer, task, first, config, config.num_generations)
         state = {"step": 0, "best": -1.0, "seconds": 0.0, "average": None}
         metrics = preflight(answers, config.min_mixed)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
@@ -212,8 +220,8 @@ def main(config: Config) -> dict[str, float]:
             shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
             run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
             best = metrics["eval/pass@1"] > state["best"]
-            state = {"step": step, "best": max(state["best"], metrics["eval/pass@1"]), "average": average}
-            state["seconds"] = time.perf_counter() - began
+            state = {"step": step, "source": str(source), "best": max(state["best"], metrics["eval/pass@1"])}
+            state |= {"average": average, "seconds": time.perf_counter() - began}
             saved = state | {"optimizer": optimizer.state_dict()}
             checkpoint.save(folder, step, lambda path: policy.save(model, tokenizer, path, source), saved, best=best)
     run.result({"seconds/rl": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(device)})

@@ -32,7 +32,7 @@ def pick(name: str | torch.device = "auto") -> torch.device:
 
 
 def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The dtype of a model's weights: float32 | bfloat16; None is bfloat16 on CUDA, float32 elsewhere.
+    """The dtype of a model's weights: float32 | bfloat16; None is bfloat16 on a GPU that computes in it, else float32.
 
     A CPU without instructions for 16-bit products emulates them; for bfloat16 there, a line says how slow that is.
     ValueError for another name.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from minir1 import rewards, templates
 from minir1.log import progress
@@ -93,6 +94,14 @@ def judge_rollout(
     return grid
 
 
+def unjudged_to_mean(rewards: Tensor, answers: list[list[Answer]]) -> Tensor:
+    """An answer whose verifier failed gets the mean reward of the judged ones of its group, so that it is neither
+    praised nor blamed; rewards: fp32 [P, G]. If none of a group was judged, all keep the reward of a wrong answer."""
+    judged = torch.tensor([[not a.unjudged for a in group] for group in answers])
+    mean = (rewards * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(judged | ~judged.any(1, keepdim=True), rewards, mean)
+
+
 def rights(grid: list[list[Answer]]) -> np.ndarray:
     """The share of right answers of each problem, float64 [P]."""
     return np.array([[a.right for a in row] for row in grid], dtype=float).mean(1)
@@ -125,7 +134,10 @@ def summary(task: Task, problems: Sequence[Problem], grid: list[list[Answer]], s
         "unjudged": float(np.mean([a.unjudged for a in flat])),
         "entropy": float(np.mean([a.entropy for a in flat])),
     }
-    return values | behaviour(task, problems, grid)
+    counts = behaviour(task, problems, grid)
+    if taken := sorted(counts.keys() & values.keys()):
+        raise ValueError(f"task {task.name}: its behaviour reports {', '.join(taken)}, which names another figure here")
+    return values | counts
 
 
 def behaviour(task: Task, problems: Sequence[Problem], grid: list[list[Answer]]) -> dict[str, float]:

@@ -90,6 +90,8 @@ def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> 
     if wandb not in WANDB_MODES:
         raise ValueError(f"wandb is {wandb!r}; allowed are {', '.join(WANDB_MODES)}")
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out = {out} is a file: choose a folder")
     saved, now = out / "config.json", plain(dataclasses.asdict(config))
     holds_run = saved.exists() or (out / "metrics.jsonl").exists()
     if holds_run and not resume:

@@ -51,7 +51,7 @@ def step_memory(
         "cache": rows * length * cache_values(config) * dtype.itemsize,
         "sampling": 4 * config.vocab * (5 * rows + (config.dim if half else 0)) if rows else 0,  # logits, upcast head
         "gradients": 4 * numbers,
-        "activations": activation_bytes(config, microbatch, dtype, recompute),
+        "activations": activation_bytes(config, max(microbatch, length), dtype, recompute),
         "logits": 3 * min(4 * microbatch * config.vocab, max(LOGIT_BYTES, 4 * LOGIT_TOKENS * config.vocab)),
     }
 

@@ -28,34 +28,36 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
 
-    def speeds(self, rollout: Rollout) -> dict[str, float]:
+    def speeds(self, rollout: Rollout, epochs: int = 1) -> dict[str, float]:
         """The laps, and tokens a second of the rollout (sampled tokens) and of the update (all tokens of the rows)."""
-        tokens = {"rollout": int(rollout.mask.sum()), "update": int(rollout.length.sum())}
+        tokens = {"rollout": int(rollout.mask.sum()), "update": epochs * int(rollout.length.sum())}
         metrics = {f"time/{name}_s": seconds for name, seconds in self.seconds.items()}
         return metrics | {f"perf/{name}_tok_s": n / self.seconds[name] for name, n in tokens.items()}
 
 
 class Averages:
-    """Averages of per-token quantities over the updates of a step, weighted as the loss is. Waits for no device."""
+    """Averages over a step's updates: of per-token quantities with the weights of the loss, and of plain figures."""
 
     def __init__(self):
-        self.total: dict[str, Tensor] = {}
-        self.updates = 0
+        self.sums: dict[str, tuple[Tensor | float, Tensor | float]] = {}  # of weight · value, and of the weights
+
+    def _add(self, name: str, value: Tensor | float, weight: Tensor | float) -> None:
+        value_sum, weight_sum = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = value_sum + value, weight_sum + weight
 
     def add(self, weight: Tensor, **values: Tensor) -> None:
-        """The quantities of one micro-batch; weight and values: [B, T]."""
+        """The quantities of one micro-batch; weight and values: [B, T]. Waits for no device."""
         for name, value in values.items():
-            self.total[name] = self.total.get(name, 0.0) + (weight * value.detach()).sum()
+            self._add(name, (weight * value.detach()).sum(), weight.sum())
 
     def update(self, **values: float) -> None:
-        """Count one optimizer step, and add its own quantities."""
-        self.updates += 1
+        """Figures of an optimizer step that is done."""
         for name, value in values.items():
-            self.total[name] = self.total.get(name, 0.0) + value
+            self._add(name, value, 1.0)
 
     def metrics(self) -> dict[str, float]:
-        """train/NAME: the mean over the updates."""
-        return {f"train/{name}": float(total) / max(1, self.updates) for name, total in self.total.items()}
+        """train/NAME: Σ weight · value / Σ weight."""
+        return {f"train/{name}": float(value) / float(weight) for name, (value, weight) in self.sums.items()}
 
 
 def report(

@@ -68,9 +68,9 @@ class Masters:
         g_master <- g        one step on the masters, in fp32        w <- round(master)
 
     A step below 2^-9 of a bfloat16 weight is lost in the weight, but adds up in its master. Weights of 32 or 64 bits
-    are their own masters. Gradients of micro-batches are summed in the dtype of the weights; a step frees the 16-bit
-    ones. The interface is that of torch's optimizers; the state includes the masters, so a resumed run has the same
-    bits.
+    are their own masters. Each backward pass adds its gradient to the master's, in fp32, and frees the 16-bit one, so
+    that the sum over micro-batches is not rounded. The interface is that of torch's optimizers; the state includes the
+    masters, so a resumed run has the same bits.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]):
@@ -79,6 +79,9 @@ class Masters:
         copies = {p: nn.Parameter(p.detach().float()) for p in self.weights}
         self.masters = list(copies.values())
         self.inner = make([copies.get(p, p) for p in parameters])
+        for weight, master in copies.items():
+            weight.master = master
+            weight.register_post_accumulate_grad_hook(_add_to_master)
 
     @property
     def param_groups(self) -> list[dict]:
@@ -88,9 +91,9 @@ class Masters:
     @torch.no_grad()
     def step(self) -> None:
         """One update of every weight that has a gradient."""
-        for weight, master in zip(self.weights, self.masters):
-            master.grad = None if weight.grad is None else weight.grad.float()
-            weight.grad = None  # so that a gradient is in memory once
+        for weight in self.weights:
+            if weight.grad is not None:  # assigned, not from a backward pass
+                _add_to_master(weight)
         self.inner.step()
         for weight, master in zip(self.weights, self.masters):
             if master.grad is not None:
@@ -99,8 +102,6 @@ class Masters:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
-        for weight in self.weights:
-            weight.grad = None
         self.inner.zero_grad(set_to_none)
 
     def state_dict(self) -> dict:
@@ -120,6 +121,12 @@ class Masters:
         for weight, master, saved in zip(self.weights, self.masters, state["masters"]):
             master.copy_(saved)
             weight.copy_(master)
+
+
+def _add_to_master(weight: nn.Parameter) -> None:
+    """Move a 16-bit gradient to the weight's master."""
+    gradient, weight.grad = weight.grad.float(), None
+    weight.master.grad = gradient if weight.master.grad is None else weight.master.grad.add_(gradient)
 
 
 def _with_masters(parameters, make):
@@ -148,14 +155,15 @@ def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
 
     RuntimeError with step and tensor where a gradient is not finite; no weight has changed by then.
     """
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    holders = {name: getattr(p, "master", p) for name, p in model.named_parameters()}  # of 16-bit weights the masters
+    gradients = [p.grad for p in holders.values() if p.grad is not None]
     # In fp32 at least: a norm in bfloat16 has three digits.
     norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
     norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
     if not norm.isfinite():
-        bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        bad = [name for name, p in holders.items() if p.grad is not None and not p.grad.isfinite().all()]
         raise RuntimeError(f"step {step}: the gradient of {', '.join(bad[:3]) or 'all tensors together'} is not finite")
-    torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    torch.nn.utils.clip_grads_with_norm_(holders.values(), largest, norm)
     return norm.item()
 
 

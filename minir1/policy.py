@@ -17,6 +17,12 @@ from minir1.rollout import Rollout
 from minir1.tokenizer import Tokenizer
 
 
+def origin(path: Path, resumed: Path | None) -> Path:
+    """The folder that a run starts from: of a resumed run the one that its checkpoint names, so that a checkpoint which
+    has appeared in `path` since changes nothing."""
+    return Path(checkpoint.load_state(resumed, "meta")["source"]) if resumed else checkpoint.resolve(path)
+
+
 def load_policy(
     path: Path,
     device: torch.device,

@@ -10,6 +10,13 @@ def at_least(config, least: float, *names: str) -> None:
             raise ValueError(f"{name} = {getattr(config, name)}: at least {least}")
 
 
+def above(config, bound: float, *names: str) -> None:
+    """Each of these fields is above `bound`."""
+    for name in names:
+        if not getattr(config, name) > bound:
+            raise ValueError(f"{name} = {getattr(config, name)}: above {bound}")
+
+
 def fraction(config, *names: str) -> None:
     """Each of these fields is in 0 … 1."""
     for name in names:

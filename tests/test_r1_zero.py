@@ -67,7 +67,7 @@ def config_of(kind: str, toy_base, out: Path, **changes) -> r1_zero.Config:
         ("--reduction mean", "per_answer"),
         ("--rewards 1", "--rewards"),
         ("--lora-rank -1", "lora_rank = -1: at least 0"),
-        ("--lora-rank 4 --reference-reset 3", "reference_reset: with lora_rank the reference is the model without"),
+        ("--lora-rank 4 --reference-reset 3", "reference_reset: with beta = 0 or lora_rank there is no copy"),
         ("--template none", "chat"),
     ],
 )
@@ -116,7 +116,7 @@ def step(sampled, *, ref_logp=None, rollout=None, advantage=None, lr=1.0, **chan
     model, other, drawn, given = sampled
     policy = copy.deepcopy(model)
     optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
-    config = replace(RL, **{"num_minibatches": 1, "grad_clip": 1e9, **changes})
+    config = replace(RL, **{"num_minibatches": 1, "grad_clip": 1e9, "reference_reset": 0, **changes})
     ref_logp = (other if ref_logp is None else ref_logp) if config.beta else None
     advantage = given if advantage is None else advantage
     metrics = r1_zero.learn(policy, optimizer, rollout or drawn, advantage, ref_logp, config, step=1)

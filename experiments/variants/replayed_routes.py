@@ -25,7 +25,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.judge import NO_THINK, Answer, judge_rollout, sample_answers, summary
+from minir1.judge import NO_THINK, Answer, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.model.moe import rerouted, routes_of
@@ -35,7 +35,7 @@ from minir1.policy import load_policy, on_policy_check, reference_logprobs, refe
 from minir1.reduction import fixed_length, per_answer_mean, token_mean
 from minir1.rollout import BUDGET, Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
-from minir1.settings import at_least, fraction
+from minir1.settings import above, at_least, fraction
 from minir1.templates import TEMPLATES, encode
 
 
@@ -58,7 +58,7 @@ class Config:
     epsilon_high: float = 0.2  # ε
     beta: float = 0.001  # β, KL coefficient
     reduction: Literal["per_answer", "token", "fixed"] = "per_answer"
-    num_minibatches: int = 2  # optimizer steps per epoch
+    num_minibatches: int = 2  # optimizer steps per epoch, at most
     epochs: int = 1  # passes over a rollout
     accuracy_weight: float = 1.0
     format_weight: float = 0.1
@@ -89,10 +89,9 @@ class Config:
         at_least(self, 2, "num_generations")
         at_least(self, 1, "steps", "prompts", "max_completion_length", "num_minibatches", "epochs", "microbatch")
         at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
-        at_least(self, 0, "epsilon_low", "epsilon_high", "beta", "warmup")
+        at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup")
         fraction(self, "min_mixed")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature = {self.temperature}: above 0")
+        above(self, 0, "temperature", "grad_clip")
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
@@ -107,7 +106,7 @@ def reward(answers: list[list[Answer]], config: Config) -> Tensor:
     """R by the rules alone: fp32 [P, G]."""
     weights = config.accuracy_weight, config.format_weight
     rules = [[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers]
-    return torch.tensor(rules)
+    return unjudged_to_mean(torch.tensor(rules), answers)
 
 
 def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor:
@@ -139,7 +138,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
     trained = rollout.mask & (rollout.stop != BUDGET).unsqueeze(1) if config.mask_truncated else rollout.mask
     for epoch in range(config.epochs):
         order = torch.randperm(len(advantage), generator=generator(config.seed, step, epoch)).to(device)
-        for minibatch in order.chunk(config.num_minibatches):
+        for minibatch in order.tensor_split(config.num_minibatches):
             answers, tokens = int(trained[minibatch].any(1).sum()), int(trained[minibatch].sum())
             if tokens == 0:  # every answer was truncated and masked
                 continue
@@ -165,11 +164,17 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
     return averages.metrics()
 
 
+def sample(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config, answers: int):
+    """`answers` judged answers per problem, at the temperature of training, at most P·G drawn together."""
+    sampling = {"answers": answers, "max_tokens": config.max_completion_length, "temperature": config.temperature}
+    sampling |= {"seed": config.seed, "template": config.template, "forced": config.forced}
+    rows = config.prompts * config.num_generations
+    return sample_answers(model, tokenizer, task, problems, **sampling, rows_at_once=rows)
+
+
 def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, float]:
-    """The policy on held-out problems, at the temperature of training."""
-    sampling = {"answers": config.eval_answers, "max_tokens": config.max_completion_length, "seed": config.seed}
-    sampling |= {"temperature": config.temperature, "template": config.template, "forced": config.forced}
-    grid = sample_answers(model, tokenizer, task, problems, **sampling)
+    """Figures of the policy on held-out problems."""
+    grid = sample(model, tokenizer, task, problems, config, config.eval_answers)
     return {f"eval/{name}": value for name, value in summary(task, problems, grid).items()}
 
 
@@ -177,10 +182,17 @@ def main(config: Config) -> dict[str, float]:
     """Train; save the latest and the best checkpoint under out/checkpoint; return the last validation."""
     seed_everything(config.seed)
     device = pick(config.device)
+    folder = config.out / "checkpoint"
+    resumed = checkpoint.latest(folder) if config.resume else None
     task = tasks.load(config.task, config.data)
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
+    if config.prompts > len(train):
+        raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
     opening = {"recompute": config.recompute}
-    model, tokenizer, source = load_policy(config.checkpoint, device, pick_dtype(config.dtype, device), **opening)
+    start = policy.origin(config.checkpoint, resumed)
+    model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
+    if model.config.moe_layers == 0:
+        raise ValueError(f"checkpoint = {source}: a dense model has no routes to replay")
     reference = reference_of(model) if config.beta else model
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
@@ -190,14 +202,11 @@ def main(config: Config) -> dict[str, float]:
     shape |= {"reference": reference is not model, "recompute": config.recompute}
     memory.show(memory.step_memory(model, **shape), device)
 
-    folder = config.out / "checkpoint"
-    resumed = checkpoint.latest(folder) if config.resume else None
     if resumed:
         state = policy.restore(resumed, model, parts)
     else:  # before the folder of the run is made, so that a refusal leaves nothing behind
         first = python_random(config.seed, 0).sample(train, min(64, len(train)))
-        rollout = act(model, tokenizer, first, config, step=0)
-        answers = judge_rollout(rollout, tokenizer, task, first, config.template, config.forced)
+        answers = sample(model, tokenizer, task, first, config, config.num_generations)
         state, metrics = {"step": 0, "best": -1.0, "seconds": 0.0}, preflight(answers, config.min_mixed)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     run.cut_back(state["step"] if resumed else -1)
@@ -225,7 +234,7 @@ def main(config: Config) -> dict[str, float]:
         metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step)
         clock.lap("update")
 
-        metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)
+        metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout, config.epochs)
         due = step % config.eval_every == 0 or step == config.steps
         if due:
             metrics |= evaluate(model, tokenizer, task, held_out, config)
@@ -235,7 +244,7 @@ def main(config: Config) -> dict[str, float]:
             shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
             run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
             best = metrics["eval/pass@1"] > state["best"]
-            state = {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
+            state = {"step": step, "source": str(source), "best": max(state["best"], metrics["eval/pass@1"])}
             state["seconds"] = time.perf_counter() - began
             saved = state | {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(folder, step, lambda path: policy.save(model, tokenizer, path, source), saved, best=best)

@@ -32,7 +32,7 @@ def linear_logprob(
 
     h [N, D], w [V, D], target [N] int64 -> logp [N], entropy [N] or None; fp32 for any dtype of h and w (fp64 if one of
     them is fp64). Both are differentiable in h and w, once. Rows may have any stride, even 0. A row whose target is
-    ignore_index has value 0 and gradient 0 and costs nothing; finding such rows synchronises a GPU once. ValueError for
+    ignore_index has value 0 and gradient 0 and costs nothing; finding such rows synchronises a GPU. ValueError for
     arguments that do not fit, and on the CPU for targets out of range; on a GPU those give NaN or a device assertion.
 
     chunk_bytes: in torch, of logits in memory at a time (None: 32 MiB, but at least 256 tokens); the backward pass
