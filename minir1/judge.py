@@ -89,7 +89,7 @@ def judge_rollout(
     for row, p, stop, nats in zip(answers_of(rollout), rollout.group.tolist(), rollout.stop.tolist(), entropy):
         text = begun[p] + tokenizer.decode(row if stop == BUDGET else row[:-1])  # a PAD inside the answer stays visible
         status = task.verify(problems[p], text).status
-        formed = rewards.format_reward(text, allow_empty_think=bool(forced)) > 0
+        formed = rewards.format_reward(text, allow_empty_think=bool(forced) or "</think>" in begun[p]) > 0
         grid[p].append(Answer(text, len(row), stop == BUDGET, status == "right", formed, nats, status == "unjudged"))
     return grid
 

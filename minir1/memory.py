@@ -36,6 +36,7 @@ def step_memory(
     keeps on the CPU, within 5 %; fused kernels on a GPU keep less. Gradients count in fp32, as the masters need them.
     """
     config, dtype = model.config, model.embedding.weight.dtype
+    tokens = max(length, min(microbatch, rows * length)) if rows else microbatch  # a longer row is a batch of its own
     numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
     by_muon = sum(p.numel() for p in split_parameters(model)[0] if p.requires_grad) if muon else 0
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
@@ -51,8 +52,8 @@ def step_memory(
         "cache": rows * length * cache_values(config) * dtype.itemsize,
         "sampling": 4 * config.vocab * (5 * rows + (config.dim if half else 0)) if rows else 0,  # logits, upcast head
         "gradients": 4 * numbers,
-        "activations": activation_bytes(config, max(microbatch, length), dtype, recompute),
-        "logits": 3 * min(4 * microbatch * config.vocab, max(LOGIT_BYTES, 4 * LOGIT_TOKENS * config.vocab)),
+        "activations": activation_bytes(config, tokens, dtype, recompute),
+        "logits": 3 * min(4 * tokens * config.vocab, max(LOGIT_BYTES, 4 * LOGIT_TOKENS * config.vocab)),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from minir1.tasks import Problem
@@ -36,12 +37,13 @@ def prompt(tokenizer: Tokenizer, question: str, template: str) -> str:
 
 
 def opened(text: str) -> str:
-    """The tag that a prompt's text leaves open for the model: "<think>" if it ends with that, else "".
+    """The thinking that a prompt's text has begun for the model: "<think>", or with its end too, else "".
 
-    Some chat templates write it. Put it before the model's text, so that the format reward and the verifiers read the
-    whole: `format_reward(opened(prompt) + text)`.
+    Some chat templates open it; with thinking off, some also close it. Put it before the model's text, so that the
+    format reward and the verifiers read the whole: `format_reward(opened(prompt) + text)`.
     """
-    return "<think>" if text.rstrip().endswith("<think>") else ""
+    match = re.search(r"<think>\s*(</think>)?\s*$", text)
+    return "" if match is None else "<think>" + (match[1] or "")
 
 
 def begun(text: str, forced: str = "") -> str:

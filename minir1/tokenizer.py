@@ -98,7 +98,7 @@ class Tokenizer:
             return _compiled(self.template).render(values, add_generation_prompt=add_generation_prompt)
         except TemplateSyntaxError as error:
             raise ValueError(f"the chat template is no Jinja: line {error.lineno}: {error}") from error
-        except (TemplateError, TypeError, ArithmeticError) as error:  # the last two from operations inside it
+        except (TemplateError, TypeError, ArithmeticError, ValueError, LookupError, RecursionError) as error:
             raise ValueError(f"the chat template cannot render these messages: {error}") from error
 
     def save(self, path: Path) -> None:

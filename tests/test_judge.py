@@ -280,3 +280,11 @@ def test_by_difficulty_sums_up_each_group():
     assert values["pass@1_low_easy"] <= 0.75 <= values["pass@1_high_easy"]
     assert not any(key.endswith("_") for key in values)
     assert by_difficulty(task(), PROBLEMS[:4], grid) == {}
+
+
+def test_an_unjudged_answer_gets_the_mean_of_the_judged_ones_of_its_group():
+    right, unjudged = Answer("", 1, False, True, True), Answer("", 1, False, False, False, unjudged=True)
+    wrong = Answer("", 1, False, False, True)
+    groups = [[right, wrong, unjudged], [unjudged] * 3]
+    rewards = judge.unjudged_to_mean(torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]), groups)
+    assert rewards.tolist() == [[1.0, 0.5, 0.75], [0.0, 0.0, 0.0]]

@@ -310,3 +310,14 @@ def test_the_norm_of_bf16_gradients_has_fp32_digits():
     layer.weight.grad = torch.randn(100, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
     want = layer.weight.grad.double().norm().item()
     assert clip_gradients(layer, 1e9, step=0) == pytest.approx(want, rel=1e-6)
+
+
+def test_gradients_of_16_bit_weights_are_summed_in_fp32():
+    """1 + 256 · 2^-9: in bfloat16 each of the small gradients would be lost."""
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+    optimizer = adamw([weight], lr=0.0)
+    for g in [1.0, *[2.0**-9] * 256]:
+        (weight * g).sum().backward()
+    assert weight.grad is None and optimizer.masters[0].grad.item() == 1.5
+    optimizer.zero_grad()
+    assert optimizer.masters[0].grad is None

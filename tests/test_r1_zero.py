@@ -15,7 +15,7 @@ from runs import assert_same_run, kill, plain_metrics, result_of, stop
 from safetensors.torch import load_file
 
 from experiments import r1_zero
-from minir1 import checkpoint, tasks
+from minir1 import checkpoint, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.judge import NO_THINK, Answer
 from minir1.log import read_metrics
@@ -164,7 +164,8 @@ def test_the_gradient_is_that_of_the_objective_written_out(sampled, reduction, s
     assert_same(moves, [p.grad for p in policy.parameters()])
     bounds = [(A > 0) & (r > 1.3) & mask, (A < 0) & (r < 0.9) & mask]
     assert [bool(bound.any()) for bound in bounds] == [spread > 0] * 2
-    assert metrics["train/clip_fraction"] == pytest.approx((w[reduction] * sum(bounds)).sum().item())
+    clipped = (w[reduction] * sum(bounds)).sum() / (w[reduction] * mask).sum()
+    assert metrics["train/clip_fraction"] == pytest.approx(clipped.item())
 
 
 def orders(monkeypatch) -> list[torch.Tensor]:
@@ -199,7 +200,7 @@ def test_the_order_is_a_function_of_seed_and_step(sampled, monkeypatch):
     drawn = orders(monkeypatch)
     for seed, number in ((0, 1), (0, 1), (0, 2), (1, 1)):
         policy = copy.deepcopy(model)
-        config = replace(RL, beta=0.0, seed=seed)
+        config = replace(RL, beta=0.0, reference_reset=0, seed=seed)
         r1_zero.learn(policy, torch.optim.SGD(policy.parameters(), 0.0), rollout, advantage, None, config, number)
     assert torch.equal(drawn[0], drawn[1]) and len({tuple(order.tolist()) for order in drawn}) == 3
 
@@ -343,7 +344,8 @@ def test_the_policy_becomes_the_reference(toy_base, tmp_path, reset):
 def test_options_reach_the_run(toy_base, tmp_path):
     """Every flag that changes the algorithm, in one run; the control's answers all begin with an empty thinking."""
     more = {"num_minibatches": 4, "epochs": 2, "reduction": "fixed", "mask_truncated": True, "temperature": 0.7}
-    more |= {"no_think": True, "beta": 0.0, "max_completion_length": 10, "steps": 2, "eval_every": 1}
+    more |= {"no_think": True, "beta": 0.0, "reference_reset": 0, "max_completion_length": 10}
+    more |= {"steps": 2, "eval_every": 1}
     last = r1_zero.main(config_of("moe", toy_base, tmp_path, **more))
     assert "eval/pass@1" in last and "train/kl" not in last
     assert "reference" not in checkpoint.load_state(checkpoint.latest(tmp_path / "checkpoint"))  # without KL
@@ -553,3 +555,23 @@ def test_resuming_a_finished_run_changes_nothing(whole, toy_base, tmp_path, monk
     assert r1_zero.main(config_of("moe", toy_base, out, resume=True))
     assert_same_run(out, whole("moe"))
     assert result_of(out)["seconds/rl"] > 0.5 * seconds  # of the training, not of this look
+
+
+def test_a_resumed_run_starts_from_the_base_it_began_with(toy_base, tmp_path):
+    """Another checkpoint that has become the latest of the base's folder since changes nothing."""
+    bases = tmp_path / "bases"
+    shutil.copytree(toy_base("moe") / "checkpoint", bases)
+    config = replace(config_of("moe", toy_base, tmp_path / "run", steps=1), checkpoint=bases)
+    r1_zero.main(config)
+    before = policy.origin(bases, checkpoint.latest(tmp_path / "run" / "checkpoint"))
+    later = bases / "step-999999"
+    shutil.copytree(before, later)
+    (bases / "latest").write_text("step-999999\n")
+    assert policy.origin(bases, None) == later
+    assert policy.origin(bases, checkpoint.latest(tmp_path / "run" / "checkpoint")) == before != later
+
+
+def test_more_prompts_than_problems_are_refused_before_anything_is_written(toy_base, tmp_path):
+    with pytest.raises(ValueError, match="prompts = 100000: the task has [0-9]+ training problems"):
+        r1_zero.main(config_of("moe", toy_base, tmp_path / "run", prompts=100000))
+    assert not (tmp_path / "run").exists()

@@ -71,12 +71,12 @@ def test_variants():
 def test_the_example_of_the_documents():
     assert len(EXAMPLE.read_text().splitlines()) < 45
     task = load(EXAMPLE)
-    assert task.name == "example_task" and task.splits == ("train", "test")
-    train, test = task.problems("train"), task.problems("test")
-    assert len(train) + len(test) == 8100 and 0.15 < len(test) / 8100 < 0.25
-    assert not {p.prompt for p in train} & {p.prompt for p in test}
+    assert task.name == "example_task" and task.splits == ("train", "validation", "test")
+    parts = [task.problems(split) for split in task.splits]
+    assert sum(map(len, parts)) == 8100 and 0.15 < len(parts[-1]) / 8100 < 0.25
+    assert len({p.prompt for part in parts for p in part}) == 8100  # no problem is in two splits
     problem = Problem("What is 17 + 26?", "43")
-    assert problem in train + test
+    assert any(problem in part for part in parts)
     for answer, status in (("43", "right"), ("043", "right"), ("44", "wrong"), ("43.0", "wrong"), ("٤٣", "wrong")):
         assert task.verify(problem, said(answer)) == Verdict(status, {"accuracy": float(status == "right")})
     assert task.behaviour(problem, "17 + 26 = 43</think>=") == {"equations": 1}
@@ -153,11 +153,12 @@ MIXED = f"countdown+{EXAMPLE}+countdown:wide"
 
 def test_a_mixture_has_the_problems_of_all():
     task = load(MIXED)
-    assert task.name == "countdown+example_task+countdown:wide" and task.splits == ("train", "test")
+    assert task.name == "countdown+example_task+countdown:wide" and task.splits == ("train", "validation", "test")
     parts = [load(spec) for spec in MIXED.split("+")]
     problems = task.problems("test")
     assert problems == [replace(p, task=part.name) for part in parts for p in part.problems("test")]
-    with pytest.raises(ValueError, match="split 'unseen' is not in example_task; all of .* have train, test"):
+    message = "split .unseen. is not in example_task; all of .* have train, validation, test"
+    with pytest.raises(ValueError, match=message):
         task.problems("unseen")
 
 

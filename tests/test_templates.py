@@ -43,7 +43,8 @@ def test_what_is_refused():
 
 def test_thinking_that_the_prompt_opened():
     assert opened("<|assistant|><think>\n") == opened("<think>") == "<think>"
-    assert opened("User: x. Assistant:") == opened("<think></think>") == opened("") == ""
+    assert opened("User: x. Assistant:") == opened("<think>a thought</think>") == opened("") == ""
+    assert opened("<|assistant|><think>\n\n</think>\n\n") == "<think></think>"  # thinking is switched off
     assert opened(prompt(BPE, "x", "r1_zero")) == ""
     text = "so it is 8</think> <answer>8</answer>"
     assert rewards.format_reward(opened("<think>\n") + text) == rewards.format_reward(text) == 1.0

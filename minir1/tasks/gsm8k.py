@@ -26,7 +26,8 @@ NUMBER = re.compile(
 BOXED = re.compile(r"\\boxed\{([^{}]{0,60})\}")
 STATED = re.compile(r"\bthe (?:final )?answer is\b:?", re.IGNORECASE)
 NO_UNITS = re.compile(  # words that change the number, add another one, or deny it
-    r"x|k|e|and|or|to|not|no|but|plus|minus|point|squared|cubed|dozens?|hundreds?|thousands?|millions?|billions?|"
+    r"x|k|m|e|bn|mn|and|or|to|is|not|no|never|but|plus|minus|negative|point|squared|cubed|factorial|itself|less|"
+    r"double|twice|triple|wrong|grand|lakhs?|crores?|tenths?|hundredths?|thousandths?|dozens?|hundreds?|thousands?|millions?|billions?|"
     r"trillions?|half|halves|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|"
     r"(?:twen|thir|for|fif|six|seven|eigh|nine)ty",
     re.IGNORECASE,
@@ -117,7 +118,10 @@ def number(text: str | None) -> Fraction | None:
     """
     if text is None or len(text) > MAX_CHARS:
         return None
-    text = text.strip().removesuffix(".").replace("\u2212", "-").replace("\\$", "$").replace("\\%", "%")
+    text = text.strip().removesuffix(".")
+    if len(text) > 4 and text[:2] == text[-2:] == "**":  # bold
+        text = text[2:-2].strip().removesuffix(".")
+    text = text.replace("\u2212", "-").replace("\\$", "$").replace("\\%", "%")
     if len(text) > 2 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()
     if boxed := BOXED.fullmatch(text):
