@@ -115,7 +115,7 @@ def test_a_killed_cell_resumes_and_a_failing_one_stops_no_other(toy, capsys):
     assert "failed with -9" in failed["k/0"] and "failed with 1" in failed["f/0"]
     assert failed["f/0"].endswith("the loss is not finite\n") and "the loss is not finite" in capsys.readouterr().out
     assert load(toy.results).keys() == {START, "a/0", "b/0"}
-    with pytest.raises(SystemExit, match="failed: k/0, f/0; the logs lie in") as stop:
+    with pytest.raises(SystemExit, match="failed: f/0, k/0; the logs lie in") as stop:
         end(failed, toy)
     assert isinstance(stop.value.code, str)  # a message: the status is 1
     end({}, toy)
