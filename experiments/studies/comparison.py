@@ -287,7 +287,8 @@ def complete(
 def end(failed: dict[str, str], config: Config) -> None:
     """SystemExit (status 1) if a cell failed."""
     if failed:
-        raise SystemExit(f"failed: {', '.join(sorted(failed))}; the logs lie in {config.out}, and the same command tries again")
+        names = ", ".join(sorted(failed))
+        raise SystemExit(f"failed: {names}; the logs lie in {config.out}, and the same command tries again")
 
 
 def main(config: Measure) -> dict:

@@ -206,7 +206,7 @@ def main(config: Config) -> dict[str, float]:
     if resumed:
         state = policy.restore(resumed, model, parts)
     else:  # before the folder of the run is made, so that a refusal leaves nothing behind
-        first = python_random(config.seed, 0).sample(train, min(64, len(train)))
+        first = python_random(config.seed, 0).sample(train, min(64, 4 * config.prompts, len(train)))
         answers = sample(model, tokenizer, task, first, config, config.num_generations)
         state, metrics = {"step": 0, "best": -1.0, "seconds": 0.0}, preflight(answers, config.min_mixed)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
