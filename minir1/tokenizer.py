@@ -19,7 +19,7 @@ from minir1.files import read_json
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TEMPLATE_FILE, OLDER_MAP = "chat_template.jinja", "special_tokens_map.json"
-TEMPLATE = (  # for a tokenizer without one: the question, then the assistant's turn
+TEMPLATE = (  # of the tokenizers made here: the question, then the assistant's turn
     "{% for message in messages %}"
     "{% if message.role == 'user' %}User:{{ message.content }}\nAssistant:"
     "{% else %}{{ message.content }}{{ eos_token }}{% endif %}"
@@ -91,6 +91,8 @@ class Tokenizer:
         variables: others that a template uses, such as Qwen3's enable_thinking. ValueError if the template is no Jinja,
         leaves the sandbox, needs a variable that is not set, or itself refuses the messages.
         """
+        if not self.template:
+            raise ValueError("the checkpoint has no chat template: choose --template r1_zero or plain")
         special = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         special = {name: token for name, token in special.items() if token}
         values = {"messages": messages, "tools": None, "documents": None, **special, **variables}
@@ -115,8 +117,9 @@ class Tokenizer:
             "eos_token": self.eos_token,
             "pad_token": self.pad_token,
             "clean_up_tokenization_spaces": False,
-            "chat_template": self.template,
         }
+        if self.template:
+            config["chat_template"] = self.template
         if self.bos_token:
             config["bos_token"] = self.bos_token
         (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -126,7 +129,8 @@ class Tokenizer:
         """Read what `save` or a Hugging Face folder holds; ValueError names what is missing or damaged.
 
         Special tokens are those of tokenizer_config.json, else of special_tokens_map.json; the template that of
-        chat_template.jinja, else of tokenizer_config.json (of several the one called default), else `TEMPLATE`.
+        chat_template.jinja, else of tokenizer_config.json (of several the one called default). Without one, `chat` and
+        `render` raise ValueError.
         """
         path = Path(path)
         read_json(path / "tokenizer.json")
@@ -139,7 +143,7 @@ class Tokenizer:
 
         if text("eos_token") is None:
             raise ValueError(f"{path / 'tokenizer_config.json'} names no eos_token")
-        template = _default_template(config.get("chat_template"), path) or TEMPLATE
+        template = _default_template(config.get("chat_template"), path) or ""
         if (path / TEMPLATE_FILE).exists():
             template = (path / TEMPLATE_FILE).read_text(encoding="utf-8")
         try:

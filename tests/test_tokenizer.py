@@ -337,7 +337,12 @@ def test_tokens_written_as_dicts_and_a_missing_pad(tmp_path):
 def test_a_template_in_its_own_file(tmp_path):
     WORDS.save(tmp_path)
     change(tmp_path, chat_template=None)
-    assert Tokenizer.load(tmp_path).template == WORDS.template  # the folder names none: ours
+    bare = Tokenizer.load(tmp_path)
+    with pytest.raises(ValueError, match="has no chat template: choose --template r1_zero or plain"):
+        bare.chat("make 24 from 11,3,3")
+    (tmp_path / "again").mkdir()
+    bare.save(tmp_path / "again")
+    assert "chat_template" not in json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
     (tmp_path / "chat_template.jinja").write_text("Q: {{ messages[0].content }}")
     assert Tokenizer.load(tmp_path).chat("why?") == "Q: why?"
 
