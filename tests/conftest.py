@@ -3,6 +3,9 @@ import os
 from importlib.util import find_spec
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each on two cores slow each other tenfold
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 if not torch.cuda.is_available():
@@ -11,7 +14,7 @@ os.environ.pop("MINIR1_KERNELS", None)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Tensors here are tiny and many threads only wait for each other. OMP_NUM_THREADS=1 is respected.
+# Tensors here are tiny and many threads only wait for each other.
 torch.set_num_threads(min(2, torch.get_num_threads()))
 if not (find_spec("triton") and find_spec("minir1.kernels")):  # the latter is a link, which some checkouts lack
     collect_ignore_glob = ["test_kernels_*.py"]
