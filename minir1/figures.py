@@ -38,7 +38,8 @@ WIDTH, DPI = 12, 150  # inches and dots: 1,800 pixels
 
 
 def measured(result: dict) -> dict:
-    return {key: value for key, value in result.items() if value is not None}  # null stands for NaN
+    """The figures that are numbers: null in result.json stands for NaN."""
+    return {key: value for key, value in result.items() if value is not None}
 
 
 def series(metrics: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -94,16 +95,19 @@ def caption(panel: Axes, title: str, names: list[tuple[str, str]]) -> None:
 
 
 def headline(figure: Figure, title: str, note: str) -> None:
+    """The title of a figure, and the line under it."""
     left = figure.subplotpars.left
     figure.text(left, 0.955, title, size=19, weight="bold", va="center")
     figure.text(left, 0.908, note, size=13, color=MUTED, va="center")
 
 
 def percent(share: float) -> str:
+    """0.314 -> 31%"""
     return f"{100 * share:.0f}%"
 
 
 def write(figure: Figure, path: Path) -> Figure:
+    """Save a figure as PNG, making the folder, and return it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
