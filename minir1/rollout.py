@@ -24,7 +24,7 @@ class Rollout:
     prompt_len: Tensor  # int64 [B]
     length: Tensor  # int64 [B], prompt and answer
     mask: Tensor  # bool [B, T], answer tokens, the chosen EOS included
-    logp: Tensor  # fp32 [B, T], of the sampler, at `temperature`; 0 outside the mask
+    logp: Tensor  # fp32 [B, T] (fp64 of an fp64 model), of the sampler, at `temperature`; 0 outside the mask
     entropy: Tensor  # fp32 [B, T], nats, of the sampler; 0 outside the mask
     stop: Tensor  # int64 [B]: EOS | STOP | BUDGET
     group: Tensor  # int64 [B], index of the row's prompt

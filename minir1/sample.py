@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,14 @@ from minir1.model.transformer import Transformer
 
 EOS, STOP, BUDGET = 0, 1, 2  # why a row ended
 PREFILL_CHUNK = 2048  # columns of a prompt at a time
+ROUNDING = 1e-6  # relative, of probabilities whose logits are in fp32
+LEAST_TEMPERATURE = 1e-6  # logits of 1e32 / 1e-6 are still finite in fp32
 BUCKETS = (1, *sorted(size << n for size in (2, 3) for n in range(30)))  # 1, 2, 3, 4, 6, 8, 12 …: sizes of a batch
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """The answers of B rows, those of a prompt adjacent. Entries past count[b] are 0."""
+    """The answers of B rows, those of a prompt adjacent. Entries past count[b] are 0; fp32 is fp64 of an fp64 model."""
 
     tokens: Tensor  # int64 [B, T], T the longest answer
     logp: Tensor  # fp32 [B, T], log-prob of each token under the distribution it was drawn from
@@ -58,14 +62,19 @@ def uniform(seed: int, rows: Tensor, positions: Tensor) -> Tensor:
 
 
 def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Set logits outside the k best, and outside the smallest set of mass >= p, to -inf. logits: fp32 [B, V]."""
+    """Set logits outside the k best, and outside the smallest set whose mass reaches p, to -inf. logits: fp32 [B, V].
+
+    Tokens equal to the k-th best stay, and always the best. A mass reaches p up to rounding, as .5 + .3 reaches 0.8.
+    """
     if top_k:
         kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
     if top_p < 1.0:
         ranked, order = logits.sort(dim=-1, descending=True, stable=True)
-        probs = ranked.softmax(-1)
-        outside = probs.cumsum(-1) - probs >= top_p  # in the order of rank
+        probs = ranked.softmax(-1, dtype=widest(ranked.device))  # an fp32 sum of many small numbers is off by 1e-5
+        before = probs.cumsum(-1) - probs  # the mass of the better tokens, by rank
+        outside = before >= top_p * (1 - ROUNDING)
+        outside[:, 0] = False
         logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
     return logits
 
@@ -74,7 +83,7 @@ def draw(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Invert the cumulative distribution at `noise`; -inf logits are never drawn.
 
     logits: fp32 or fp64 [B, V]; noise: [B] in [0, 1), from `uniform`. Returns tokens int64 [B], and their logp [B] and
-    the entropy [B] in the logits' dtype.
+    the entropy [B] in the logits' dtype. Where a row has a NaN or +inf, or only -inf, its logp is NaN.
     """
     logp = logits.log_softmax(-1)
     p = logp.exp()
@@ -110,23 +119,39 @@ def rows_to_keep(ended: Tensor) -> Tensor:
     return ended.to(torch.int8).sort(stable=True).indices[:size].sort().values
 
 
-def check(model: Transformer, prompts, answers, max_tokens, temperature, top_k, top_p, stop, rows=None):
+def check(
+    model, prompts, answers, max_tokens, temperature, top_k, top_p, min_tokens, stop, seed, rows=None, check_every=8
+) -> tuple[list[int], Tensor]:
     """The stop tokens as a list, and the row ids int64 [B]; ValueError as for `generate`."""
-    stop = [stop] if isinstance(stop, int) else list(stop)
-    if not prompts or any(len(prompt) == 0 for prompt in prompts):
+    least = {"answers": 1, "max_tokens": 1, "check_every": 1, "top_k": 0, "min_tokens": 0, "seed": 0}
+    for (name, low), value in zip(least.items(), (answers, max_tokens, check_every, top_k, min_tokens, seed)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value < 2**63:
+            raise ValueError(f"{name} = {value!r}: an integer of at least {low}, below 2^63")
+    if temperature != 0 and not LEAST_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(f"temperature = {temperature}: 0 (greedy), or finite and at least {LEAST_TEMPERATURE}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p = {top_p}: above 0, at most 1")
+    if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("prompts: need at least one, each of at least one token")
-    if answers < 1 or max_tokens < 1:
-        raise ValueError(f"answers = {answers}, max_tokens = {max_tokens}: both must be at least 1")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature = {temperature} (>= 0), top_k = {top_k} (>= 0), top_p = {top_p} (in (0, 1])")
+    stop, vocab = [stop] if isinstance(stop, Integral) else list(stop), model.config.vocab
     used = {*stop}.union(*prompts)
-    if min(used) < 0 or max(used) >= model.config.vocab:
-        raise ValueError(f"tokens {min(used)} to {max(used)}: the model's vocabulary is 0 to {model.config.vocab - 1}")
+    if not all(isinstance(token, Integral) for token in used) or min(used) < 0 or max(used) >= vocab:
+        raise ValueError(f"tokens {min(used)} to {max(used)}: the model's vocabulary is 0 to {vocab - 1}, integers")
+    if min_tokens and len({*stop}) == vocab:
+        raise ValueError(f"min_tokens = {min_tokens}: must be 0 where all {vocab} tokens of the vocabulary are stops")
     count = len(prompts) * answers
     rows = torch.arange(count, device=model.device) if rows is None else rows.to(model.device)
-    if len(rows) != count:
-        raise ValueError(f"rows has {len(rows)} ids for {count} rows")
+    if rows.shape != (count,) or rows.dtype != torch.int64:
+        raise ValueError(f"rows {rows.dtype} {tuple(rows.shape)}: must be int64 [{count}], an id for each row")
     return stop, rows
+
+
+def check_drawn(logp: Tensor, answers: int, first: int = 0) -> None:
+    """ValueError naming the row if logp [B, T], of tokens from `first` on, is NaN: see `draw`. Waits for the device."""
+    if logp.isnan().any():
+        row, step = logp.isnan().nonzero()[0].tolist()
+        where = f"row {row}, an answer to prompt {row // answers}: the logits of its token {first + step}"
+        raise ValueError(f"{where} hold NaN or +inf, or only -inf: none can be drawn, the weights may be damaged")
 
 
 def prefilled(model: Transformer, matrix: Tensor, prompts, answers: int, max_tokens: int, record_routes: bool):
@@ -176,9 +201,11 @@ def generate(
     Every `check_every` steps finished rows are dropped, to one of a few batch sizes. Only there the host waits for the
     device, except inside kernels: torch's grouped product waits on CUDA unless the experts are in bfloat16, and experts
     in fp64 run one by one.
-    ValueError on empty prompts, unknown tokens, settings out of range, and routes of a dense model.
+    ValueError on empty prompts, unknown tokens, settings out of range, and routes of a dense model; at the end also for
+    a row whose logits held NaN or +inf, or only -inf: such a row ends at once.
     """
-    stop, rows = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop, rows)
+    truncation = temperature, top_k, top_p, min_tokens
+    stop, rows = check(model, prompts, answers, max_tokens, *truncation, stop, seed, rows, check_every)
     device, count, matrix = model.device, len(rows), model.head_matrix()
     logits, cache, routes = prefilled(model, matrix, prompts, answers, max_tokens, record_routes)
 
@@ -199,7 +226,7 @@ def generate(
         logp[alive, step] = torch.where(running, new_logp, 0.0)
         entropy[alive, step] = torch.where(running, new_entropy, 0.0)
         hit = new.unsqueeze(1) == stops
-        stopped = running & hit.any(1)
+        stopped = running & (hit.any(1) | new_logp.isnan())
         ended[alive] = torch.where(stopped, step + 1, ended[alive])
         why[alive] = torch.where(stopped, torch.where(hit[:, :1].any(1), EOS, STOP), why[alive])
         if step + 1 == max_tokens:
@@ -216,6 +243,7 @@ def generate(
         if record_routes:
             running = ended[alive] > step + 1  # not the ended rows that are still in the batch
             routes[alive, position] = routes_of(record).where(running.view(-1, 1, 1), -1)
+    check_drawn(logp, answers)
     longest = int(ended.max())
     return Sampled(tokens[:, :longest], logp[:, :longest], entropy[:, :longest], ended, why, routes)
 
@@ -233,16 +261,17 @@ def stream(
     stop: int | Sequence[int] = (),
     seed: int = 0,
 ) -> Iterator[int]:
-    """Yield the tokens of one answer as they are drawn, the stop token included: row 0 of `generate`."""
-    stop, row = check(model, [prompt], 1, max_tokens, temperature, top_k, top_p, stop)
+    """Yield the tokens of an answer as they are drawn, the stop token included: row 0 of `generate`, and its errors."""
+    stop, row = check(model, [prompt], 1, max_tokens, temperature, top_k, top_p, min_tokens, stop, seed)
     cache, matrix = model.cache(1, len(prompt) + max_tokens), model.head_matrix()
     hidden = model.prefill(torch.tensor([prompt], device=model.device), cache=cache, chunk=PREFILL_CHUNK)
     for step in range(max_tokens):
         logits = model.logits(hidden, matrix)
         if step < min_tokens:
             logits[:, stop] = float("-inf")
-        token, _, _ = choose(logits, uniform(seed, row, cache.length), temperature, top_k, top_p)
-        yield int(token)
-        if int(token) in stop or step + 1 == max_tokens:
+        token, logp, _ = choose(logits, uniform(seed, row, cache.length), temperature, top_k, top_p)
+        check_drawn(logp.unsqueeze(1), 1, step)
+        yield (number := int(token))
+        if number in stop or step + 1 == max_tokens:
             return
         hidden = model.hidden(token.unsqueeze(1), cache=cache)[:, 0]

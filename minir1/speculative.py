@@ -16,7 +16,7 @@ from minir1.data import pad_rows
 from minir1.model.cache import Cache
 from minir1.model.packing import packing
 from minir1.model.transformer import Transformer
-from minir1.sample import BUDGET, EOS, STOP, Sampled, check, draw, rows_to_keep, truncate, uniform
+from minir1.sample import BUDGET, EOS, STOP, Sampled, check, check_drawn, draw, rows_to_keep, truncate, uniform
 
 DRAFT, ACCEPT, REDRAW = 0, 1, 2  # uses of the three random numbers of a position
 
@@ -183,13 +183,14 @@ class Answers:
         order = torch.arange(drafts + 1, device=new.device)
         step = self.count[alive].unsqueeze(1) + order
         hit = new.unsqueeze(-1) == self.stop  # [B', n + 1, S]
-        stops = hit.any(-1).long()
+        drawn = logp.gather(-1, new.unsqueeze(-1)).squeeze(-1)
+        stops = (hit.any(-1) | drawn.isnan()).long()
         valid = (order <= accepted.unsqueeze(1)) & (step < self.max_tokens) & (stops.cumsum(1) == stops)
         valid &= ~self.ended[alive].unsqueeze(1)
         index = alive.unsqueeze(1), step
         p_log_p = logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)  # 0 where p is 0
         self.tokens[index] = torch.where(valid, new, 0)
-        self.logp[index] = torch.where(valid, logp.gather(-1, new.unsqueeze(-1)).squeeze(-1), 0.0)
+        self.logp[index] = torch.where(valid, drawn, 0.0)
         self.entropy[index] = torch.where(valid, -p_log_p.sum(-1), 0.0)
         self.tried[alive, :drafts] += valid[:, :drafts]
         self.accepted[alive, :drafts] += valid[:, :drafts] & (order[:drafts] < accepted.unsqueeze(1))
@@ -245,7 +246,8 @@ def speculate(
     same distribution but not the same tokens, except at temperature 0 (up to ties within rounding). Log-probs and
     entropies are the model's. A row's noise depends on (seed, row, position) alone. The prefill is one chunk.
     """
-    stop, rows = check(model, prompts, answers, max_tokens, temperature, top_k, top_p, stop, rows)
+    truncation = temperature, top_k, top_p, min_tokens
+    stop, rows = check(model, prompts, answers, max_tokens, *truncation, stop, seed, rows, check_every)
     if not model.mtp:
         raise ValueError("mtp_depth = 0: the model has no modules to draft with; take sample.generate")
     device, depth, count = model.device, len(model.mtp), len(rows)
@@ -258,7 +260,7 @@ def speculate(
     matrix, hidden, carry = model.head_matrix(), last[0], last[1:]
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     answered = Answers(count, max_tokens, depth, torch.tensor(stop, dtype=torch.int64, device=device), dtype)
-    rule = Rule(temperature, top_k, top_p, min_tokens, answered.stop)
+    rule = Rule(*truncation, answered.stop)
     alive = torch.arange(count, device=device)  # the rows that are still in the batch
     order = torch.arange(depth + 1, device=device)
 
@@ -290,4 +292,5 @@ def speculate(
         window = state.ahead.gather(1, (state.taken - 1).unsqueeze(1) + order)  # the last token taken, and the drafts
         drafts, carry = window[:, 1:], state.carry
         hidden = model.hidden(window, cache=cache)
+    check_drawn(answered.logp, answers)
     return answered.result()

@@ -257,12 +257,20 @@ def test_the_acceptance_rate_is_the_common_mass():
     rows = torch.tensor([[*prompt, a] for a in range(6)])
     with torch.no_grad():
         p = model(rows).softmax(-1)
-        common = torch.stack([
-            torch.minimum(p[a, -1], torch.stack(
-                [model.mtp_logprob(torch.cat((rows[a], torch.tensor([x]))).view(1, -1))[1][0, -1] for x in range(6)]
-            ).exp()).sum()
-            for a in range(6)
-        ])
+        common = torch.stack(
+            [
+                torch.minimum(
+                    p[a, -1],
+                    torch.stack(
+                        [
+                            model.mtp_logprob(torch.cat((rows[a], torch.tensor([x]))).view(1, -1))[1][0, -1]
+                            for x in range(6)
+                        ]
+                    ).exp(),
+                ).sum()
+                for a in range(6)
+            ]
+        )
     want = (p[0, 1] * common).sum().item()
     assert drafts.rate == pytest.approx(want, abs=4 * math.sqrt(want * (1 - want) / n))
     assert 0.2 < want < 0.95
@@ -324,6 +332,21 @@ def test_stop_codes_budget_and_min_tokens(model):
         assert short.tokens.shape == (48, max_tokens) and short.count.tolist() == [max_tokens] * 48
 
 
+def test_modules_of_nan_only_lose_their_drafts():
+    """A draft from no distribution is always rejected, so the answers stay the model's."""
+    model = build("gqa dense", 2)
+    with torch.no_grad():
+        model.mtp[0].eh_proj.weight[0, 0] = math.nan
+    for temperature in (0.0, 0.8):
+        sampled, drafts = speculate(model, PROMPTS, answers=3, max_tokens=12, temperature=temperature)
+        assert sampled.logp.isfinite().all() and sampled.count.tolist() == [12] * 12
+        assert temperature == 0 or drafts.rate == 0
+    same(
+        speculate(model, PROMPTS, max_tokens=12, temperature=0)[0],
+        generate(model, PROMPTS, max_tokens=12, temperature=0),
+    )
+
+
 def test_wrong_input():
     plain = Transformer(dense(**SHAPE, kv_heads=2, ffn=48))
     with pytest.raises(ValueError, match="mtp_depth = 0"):
@@ -331,5 +354,5 @@ def test_wrong_input():
     model = build("gqa dense", 1)
     with pytest.raises(ValueError, match="top_p = 0.0"):
         speculate(model, PROMPTS, max_tokens=4, top_p=0.0)
-    with pytest.raises(ValueError, match="3 ids for 4 rows"):
+    with pytest.raises(ValueError, match=r"rows torch.int64 \(3,\): must be int64 \[4\]"):
         speculate(model, PROMPTS, max_tokens=4, rows=torch.arange(3))
