@@ -11,6 +11,7 @@ from minir1.model.attention import (
     causal_attention,
     chunk_attention,
 )
+from minir1.ops import attention, decode_attention, decode_latent
 from minir1.ops.decode import over_slots
 
 SIZES = [(8, 8), (12, 8), (8, 12), (6, 4)]  # d_qk, d_v
@@ -68,6 +69,15 @@ def test_scores_above_the_largest_fp16_number_before_their_scale():
     torch.testing.assert_close(_explicit(q, k, v, 0.125, causal=False)[0].transpose(1, 2), want)
     latent = torch.cat((k, k), -1).squeeze(2)
     torch.testing.assert_close(cached_latent_attention(q, q, latent, position, bias, 0.125), k[:, :1])
+    past = position[:, 0]
+    for softcap in (None, 1e5):
+        out = decode_attention(q, k, v, past, 0.125, softcap=softcap, impl="torch")
+        torch.testing.assert_close(out, want)
+        flat, bounds = (q[0], k[0], v[0]), [torch.tensor([0, n], dtype=torch.int32) for n in (1, 2)]
+        out, lse = attention(*flat, *bounds, 1, 2, 0.125, softcap=softcap, impl="torch")
+        torch.testing.assert_close(out, want[0])
+        assert lse.item() == pytest.approx(1e4, rel=4e-3)
+    torch.testing.assert_close(decode_latent(q, q, latent, past, 0.125, impl="torch"), k[:, :1])
 
 
 def test_masked_slots_have_no_effect():

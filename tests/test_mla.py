@@ -97,3 +97,25 @@ def test_only_the_rope_part_depends_on_position():
     here, _ = layer(x, *angles(config, torch.arange(5)), layout)
     there, _ = layer(x, *angles(config, torch.tensor([9, 2, 77, 5, 31])), layout)
     torch.testing.assert_close(here, there)
+
+
+@torch.no_grad()
+def test_decoding_in_fp16_overflows_no_earlier_than_prefill():
+    """Queries of 8,000: W^UKᵀ q_nope and q·k exceed 65,504, the largest number in fp16, unless scaled first."""
+    config = ModelConfig(**SMALL | {"nope": 64, "rope": 64})
+    layer, x = build(config, torch.float32), torch.randn(6, config.dim)
+    layer.wq.weight *= 8000 / layer.wq(x).std()
+    layer.wkv_b.weight *= 2.5
+    layer.kv_norm.weight.fill_(0.01)
+    q_nope, _, c, _ = layer.project(x, *angles(config, torch.arange(6)))
+    w_uk = layer.wkv_b.weight.unflatten(0, (config.heads, -1))[:, : config.nope]
+    assert torch.einsum("thn,hnc->thc", q_nope, w_uk).abs().max() > 65504 and q_nope.abs().max() < 65504
+    layout = packing(1, 6, None, x.device)
+    want = layer(x, *angles(config, layout.positions()), layout)[0]
+    layer, x = layer.half(), x.half().unsqueeze(0)
+    cache = Cache(config, rows=1, slots=6, dtype=torch.float16)
+    positions = cache.positions(6)
+    out = layer.decode(x, *angles(config, positions), cache, 0, positions, cache.bias(positions))
+    prefill = layer(x[0], *angles(config, layout.positions()), layout)[0]
+    for have in (out[0], prefill):
+        torch.testing.assert_close(have.float(), want, rtol=0, atol=0.02 * want.abs().max().item())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minir1.model.packing import Packing
 from minir1.ops import attention, decode_attention, decode_latent
+from minir1.ops.chunks import within_fp16
 from minir1.ops.decode import over_slots
 from minir1.ops.dispatch import use_triton
 
@@ -86,7 +87,7 @@ def _attention_and_log_z(q, k, v, scale: float, causal: bool) -> tuple[Tensor, T
 def _explicit(q, k, v, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """The same in plain operations, with all scores of the block in memory: [B, H, T, S] in fp32."""
     shared = q.shape[2] // k.shape[2]  # query heads of one key head
-    q, scale = _within_fp16(q, scale)
+    q, scale = within_fp16(q, scale)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     scores = torch.matmul(q.unflatten(1, (-1, shared)), k.unsqueeze(2).mT).float() * scale  # [B, K, H/K, T, S]
     if causal:
@@ -104,7 +105,6 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bias: T
     """
     if use_triton("auto", q, k, v):
         return decode_attention(q, k, v, _past(positions), scale, check=False)
-    q, scale = _within_fp16(q, scale)
     return over_slots(q, k, v, bias, scale)
 
 
@@ -116,13 +116,7 @@ def cached_latent_attention(q_latent, q_rope, latent: Tensor, positions: Tensor,
     if use_triton("auto", q_latent, q_rope, latent):
         return decode_latent(q_latent, q_rope, latent, _past(positions), scale, check=False)
     keys = latent.unsqueeze(2)
-    q, scale = _within_fp16(torch.cat((q_latent, q_rope), dim=-1), scale)
-    return over_slots(q, keys, keys[..., : q_latent.shape[-1]], bias, scale)
-
-
-def _within_fp16(q: Tensor, scale: float) -> tuple[Tensor, float]:
-    """q and the scale of q·k; in fp16, whose largest number is 65,504, q is scaled before the product, not after."""
-    return (q * scale, 1.0) if q.dtype == torch.float16 else (q, scale)
+    return over_slots(torch.cat((q_latent, q_rope), dim=-1), keys, keys[..., : q_latent.shape[-1]], bias, scale)
 
 
 def _past(positions: Tensor) -> Tensor:

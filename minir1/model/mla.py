@@ -10,6 +10,7 @@ from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
 from minir1.model.packing import Packing
 from minir1.model.rope import rotate
+from minir1.ops.chunks import within_fp16
 
 
 class MLA(nn.Module):
@@ -80,6 +81,7 @@ class MLA(nn.Module):
         q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
         latent = cache.write(layer, positions, torch.cat((c, k_rope), dim=-1))
         w_uk, w_uv = self.wkv_b.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.v_dim), dim=1)
+        (q_nope, scale), (q_rope, _) = (within_fp16(q, self.scale) for q in (q_nope, q_rope))
         q_latent = torch.einsum("bthn,hnc->bthc", q_nope, w_uk)
-        o = cached_latent_attention(q_latent, q_rope, latent, positions, bias, self.scale)
+        o = cached_latent_attention(q_latent, q_rope, latent, positions, bias, scale)
         return self.wo(torch.einsum("bthc,hvc->bthv", o, w_uv).flatten(2))

@@ -1,4 +1,4 @@
-"""What linear_logprob and linear_kl share: chunks of tokens, and products that are never rounded to 16 bits."""
+"""What several operations share: chunks of tokens, and products that are not rounded to 16 bits and do not overflow."""
 import contextlib
 
 import torch
@@ -18,6 +18,11 @@ def token_chunks(N: int, V: int, dtype: torch.dtype, chunk_bytes: int | None) ->
     tokens = (chunk_bytes or CHUNK_BYTES) // (V * dtype.itemsize)
     tokens = max(1 if chunk_bytes else CHUNK_TOKENS, tokens)
     return [slice(i, min(i + tokens, N)) for i in range(0, max(N, 1), tokens)]
+
+
+def within_fp16(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """q and the scale of q·k; in fp16, whose largest number is 65,504, q is scaled before the product, not after."""
+    return (q * scale, 1.0) if q.dtype == torch.float16 else (q, scale)
 
 
 def factor(w: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from .chunks import within_fp16
+
 
 def linear_logprob(h, w, target, temperature=1.0, softcap=None, logit_scale=1.0) -> tuple[Tensor, Tensor]:
     """h [N, D], w [V, D], target [N] in 0 … V - 1 -> logp [N] of the targets, entropy [N]."""
@@ -41,7 +43,7 @@ def attention(q, k, v, mask, scale, softcap=None) -> tuple[Tensor, Tensor]:
 
     The softmax is computed in fp32, or in fp64 for fp64.
     """
-    q = q.unflatten(1, (k.shape[1], -1))  # [n, K, H/K, Dqk]
+    q, scale = within_fp16(q.unflatten(1, (k.shape[1], -1)), scale)  # [n, K, H/K, Dqk]
     z = torch.einsum("ikgd,jkd->kgij", q, k).to(torch.promote_types(q.dtype, torch.float32)) * scale
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
