@@ -51,6 +51,19 @@ def test_every_value_is_zero_at_first_and_a_dot_product_later():
     assert head.bfloat16()(h.bfloat16()).dtype == torch.float32 and ValueHead(32)(h.double()).dtype == torch.float64
 
 
+def test_autocast_does_not_round_values():
+    model, head = build("DeepseekV3"), ValueHead(32)
+    torch.nn.init.normal_(head.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.trunk.hidden(X, lengths=LENGTHS)
+        values, score = model.values(X, lengths=LENGTHS), model.score(X, lengths=LENGTHS)
+        alone = head(hidden)
+    assert values.dtype == score.dtype == alone.dtype == torch.float32
+    assert torch.equal(alone, head(hidden))
+    assert torch.equal(score, model.head(hidden[torch.arange(4), LENGTHS - 1]))
+    assert torch.equal(values, F.pad(model.head(hidden)[:, :-1], (1, 0)) * (REAL & (torch.arange(T) > 0)))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_log_probs_entropy_and_values_come_from_one_pass(name, monkeypatch):
     model, head = build(name, head=False), ValueHead(32)

@@ -1,4 +1,5 @@
 """transformer.py: cached = uncached, rows are independent of the batch and of padding, causal; logprob's contract."""
+import copy
 import dataclasses
 import math
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from minir1.model.config import ModelConfig, dense
 from minir1.model.lora import add_adapters
 from minir1.model.moe import MoE, balance_step, expert_load, rerouted, routes_of, sequence_balance_loss
-from minir1.model.transformer import Transformer
+from minir1.model.transformer import Transformer, on_meta
+from minir1.sample import generate
 
 V = 23
 SHAPE = {"vocab": V, "dim": 24, "layers": 3, "heads": 4, "ffn": 20, "init_std": 0.3}
@@ -57,6 +59,62 @@ def tokens(*shape, seed=0):
 
 def real(lengths, T):
     return torch.arange(T) < lengths.unsqueeze(1)
+
+
+# ---------------------------------------------------------------- autocast
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_autocast_rounds_neither_router_scores_nor_logits(model, dtype):
+    """What is promised in fp32 is the same computation of the layer's input as without autocast, to the bit."""
+    model, x, inputs, record = copy.deepcopy(model).to(dtype), tokens(4, 9), [], []
+    for module in model.modules():
+        if isinstance(module, MoE):
+            module.register_forward_pre_hook(lambda module, args: inputs.append((module, args[0])))
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.hidden(x, record=record)
+        logits = model.logits(hidden)
+        logp, entropy = model.logprob(x, entropy=True)
+        sampled = generate(model, x[:, :3].tolist(), max_tokens=6)
+        assert {cos.dtype for cos in model.angles(x)} == {torch.float32}
+    assert not torch.equal(hidden, model.hidden(x)) or dtype == torch.bfloat16  # autocast was on
+    assert len(record) == model.config.moe_layers
+    for (module, entered), routing in zip(inputs, record):
+        scores, chosen = module.route(entered.flatten(0, -2))
+        assert routing.scores.dtype == torch.float32 and torch.equal(routing.scores, scores)
+        assert torch.equal(routing.chosen, chosen)
+    assert logits.dtype == logp.dtype == entropy.dtype == sampled.logp.dtype == torch.float32
+    assert torch.equal(logits, model.logits(hidden))
+    want = logits[:, :-1].log_softmax(-1).gather(-1, x[:, 1:].unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(logp[:, 1:], want, rtol=0, atol=1e-5)
+
+
+def test_autocast_with_recomputed_blocks(model):
+    """The second pass routes as the first, and gradients are the same."""
+    model = copy.deepcopy(model)
+    results = []
+    for recompute in (False, True):
+        model.recompute(recompute)
+        record = []
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.logprob(tokens(3, 9), record=record).sum()
+        loss.backward()
+        results.append([*(p.grad for p in model.parameters()), *(routing.scores for routing in record)])
+        model.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_compiled_and_on_the_meta_device_autocast_is_no_obstacle():
+    model = MODELS["mla moe"]
+    x, router = torch.randn(5, 24), model.blocks[1].ffn.route
+    logits, route = (torch.compile(f, backend="eager", fullgraph=True) for f in (model.logits, router))
+    for on in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            assert torch.equal(logits(x), model.logits(x)) and logits(x).dtype == torch.float32
+            assert torch.equal(route(x).scores, router(x).scores)
+    there = on_meta(CONFIGS["mla moe"])
+    assert there.logits(x.to("meta")).shape == (5, V) and there.blocks[1].ffn.route(x.to("meta")).chosen.shape == (5, 2)
 
 
 # ---------------------------------------------------------------- recomputing

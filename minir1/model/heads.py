@@ -15,6 +15,7 @@ from minir1.model.hf_config import SCALAR, architecture, to_hf_config
 from minir1.model.hf_tensors import to_hf_tensors
 from minir1.model.lora import adapters
 from minir1.model.transformer import Transformer, on_meta
+from minir1.ops.chunks import no_autocast
 from minir1.tokenizer import Tokenizer
 
 WITHOUT = ("GraniteForCausalLM",)  # transformers has no …ForSequenceClassification for these
@@ -32,10 +33,11 @@ class ValueHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, dim))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: [..., D] in any dtype -> fp32 [...], fp64 of fp64."""
+        """hidden: [..., D] in any dtype -> fp32 [...], fp64 of fp64, also under torch.autocast."""
         # A 16-bit product would round values to three digits, and advantages are differences of values.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        return F.linear(hidden.to(dtype), self.weight.to(dtype)).squeeze(-1)
+        with no_autocast(hidden):
+            return F.linear(hidden.to(dtype), self.weight.to(dtype)).squeeze(-1)
 
 
 class ScalarModel(nn.Module):

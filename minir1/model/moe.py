@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minir1.model.config import ModelConfig
+from minir1.ops.chunks import no_autocast
 
 
 class SwiGLU(nn.Module):
@@ -126,9 +127,10 @@ class MoE(nn.Module):
         return self
 
     def route(self, x: Tensor) -> Routing:
-        """x: [N, D]. The router runs in fp32 whatever the dtype of the model."""
+        """x: [N, D]. The router runs in fp32 whatever the dtype of the model, also under torch.autocast."""
         config = self.config
-        logits = F.linear(x.float(), self.router.weight.float())
+        with no_autocast(x):
+            logits = F.linear(x.float(), self.router.weight.float())
         scores = logits.sigmoid() if config.score == "sigmoid" else logits.softmax(-1)
         choice = (scores + self.bias).detach()
         if config.groups > 1:

@@ -17,6 +17,7 @@ from minir1.model.mtp import MTP, look_ahead
 from minir1.model.packing import Packing, from_cu_seqlens, packing
 from minir1.model.rope import rope_angles
 from minir1.ops import linear_logprob
+from minir1.ops.chunks import no_autocast
 
 
 class Transformer(nn.Module):
@@ -201,15 +202,16 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor, matrix: Tensor | None = None) -> Tensor:
         """z = softcap(logit_scale · h·wᵀ), fp32 (fp64 of fp64). hidden: [..., D] -> [..., V].
 
-        matrix: `head_matrix()`, or None to make it here.
+        matrix: `head_matrix()`, or None to make it here. Autocast has no effect.
         """
         # With 16-bit logits the sampler would round where logprob does not: the two policies would differ.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         w = self.head.weight if matrix is None else matrix
-        if w.is_cuda and w.dtype == hidden.dtype != dtype and not torch.is_grad_enabled():
-            z = torch.mm(hidden.flatten(0, -2), w.T, out_dtype=dtype).unflatten(0, hidden.shape[:-1])
-        else:
-            z = F.linear(hidden.to(dtype), w.to(dtype))
+        with no_autocast(hidden):
+            if w.is_cuda and w.dtype == hidden.dtype != dtype and not torch.is_grad_enabled():
+                z = torch.mm(hidden.flatten(0, -2), w.T, out_dtype=dtype).unflatten(0, hidden.shape[:-1])
+            else:
+                z = F.linear(hidden.to(dtype), w.to(dtype))
         z = z * self.config.logit_scale
         if self.config.softcap is not None:
             z = self.config.softcap * torch.tanh(z / self.config.softcap)

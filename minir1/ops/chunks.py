@@ -43,7 +43,8 @@ def mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
 def no_autocast(x: Tensor):
     """A context without autocast, which would round logits to 16 bits."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+    on = kind != "meta" and torch.is_autocast_enabled(kind)  # meta has no autocast, and asking is an error
+    return torch.autocast(kind, enabled=False) if on else contextlib.nullcontext()
 
 
 def refuse_second_derivative() -> None:
