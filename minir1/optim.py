@@ -176,18 +176,19 @@ def ema_update(reference: nn.Module, model: nn.Module, tau: float) -> None:
     """
     if not 0 <= tau <= 1:
         raise ValueError(f"tau = {tau}: 0 to 1")
-    policy = model.state_dict()
-    for name, value in (*reference.named_parameters(), *reference.named_buffers()):  # a tied matrix once
+    both = ((*m.parameters(), *m.buffers()) for m in (reference, model))  # a tied matrix once
+    for value, new in zip(*both, strict=True):
         if value.dtype.itemsize < 4:
             raise ValueError(f"the reference is in {value.dtype}, where small steps vanish: keep it in float32")
-        value.lerp_(policy[name].to(value), tau)
+        value.lerp_(new.to(value), tau)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The matrices inside blocks and MTP modules, for Muon; embedding, head, router, norms and biases, for AdamW."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        inside = name.startswith(("blocks.", "mtp.")) and p.ndim >= 2 and "router" not in name
+        within = name.removeprefix("_orig_mod.").startswith(("blocks.", "mtp."))  # the prefix is torch.compile's
+        inside = within and p.ndim >= 2 and "router" not in name
         (matrices if inside else rest).append(p)
     return matrices, rest
 

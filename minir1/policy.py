@@ -11,6 +11,7 @@ from torch import Tensor
 from minir1 import checkpoint
 from minir1.data import by_tokens
 from minir1.model import hf
+from minir1.model.hf_tensors import uncompiled
 from minir1.model.lora import adapters, adapters_off, add_adapters, merge, save_adapters
 from minir1.model.transformer import Transformer
 from minir1.rollout import Rollout
@@ -128,7 +129,9 @@ def restore(path: Path, model: Transformer, parts: dict) -> dict:
     Returns the rest of training_state.pt, such as step and seconds.
     """
     device, dtype = model.device, model.embedding.weight.dtype
-    model.load_state_dict(hf.load(path, device, dtype)[0].state_dict())
+    names = {uncompiled(name): name for name in model.state_dict()}
+    stored = hf.load(path, device, dtype)[0].state_dict()
+    model.load_state_dict({names.get(name, name): tensor for name, tensor in stored.items()})
     state = checkpoint.load_state(path, device)
     for name, part in parts.items():
         part.load_state_dict(state.pop(name))

@@ -147,6 +147,16 @@ def test_transformers_opens_the_folder_and_scores_alike(name, tmp_path):
     torch.testing.assert_close(again.score(X, lengths=LENGTHS), model.score(X, lengths=LENGTHS))
 
 
+def test_a_compiled_scalar_model_is_saved_as_a_plain_one(tmp_path):
+    model = build("DeepseekV3")
+    heads.save(model, TOKENIZER, tmp_path / "plain")
+    heads.save(torch.compile(model, backend="eager"), TOKENIZER, tmp_path / "whole")
+    model.trunk, model.head = torch.compile(model.trunk, backend="eager"), torch.compile(model.head, backend="eager")
+    heads.save(model, TOKENIZER, tmp_path / "parts")
+    want = (tmp_path / "plain" / "model.safetensors").read_bytes()
+    assert all((tmp_path / name / "model.safetensors").read_bytes() == want for name in ("whole", "parts"))
+
+
 def test_pad_token_id_is_none_where_it_equals_the_end_token(tmp_path):
     """Else transformers would treat the end token of a row as padding and read the state before it."""
     model = build(pad=0)

@@ -22,6 +22,19 @@ def test_every_number_has_one_name_and_is_shared(config):
     assert all((tensor == 7).all() for tensor in model.state_dict().values())
 
 
+@pytest.mark.parametrize("config", [CONFIG, dense(vocab=16, dim=16, heads=2, tied=True)])
+def test_a_compiled_model_has_the_same_names(config):
+    model = Transformer(config)
+    plain = to_hf_tensors(model)
+    assert to_hf_tensors(torch.compile(model, backend="eager")).keys() == plain.keys()
+    model.blocks[1].ffn = torch.compile(model.blocks[1].ffn, backend="eager")
+    model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
+    for module in model.mtp:
+        module.block = torch.compile(module.block, backend="eager")
+    compiled = to_hf_tensors(torch.compile(model, backend="eager"))
+    assert list(compiled) == list(plain) and all(plain[name].data_ptr() == t.data_ptr() for name, t in compiled.items())
+
+
 def test_names_of_an_mtp_module():
     """As DeepSeek-V3 names its layer 61."""
     prefix = "model.layers.3."

@@ -172,6 +172,19 @@ def test_ema_reference_by_hand():
         ema_update(reference, policy, 1.5)
 
 
+def test_a_compiled_model_is_split_and_averaged_as_a_plain_one():
+    shape = {"dim": 16, "layers": 2, "heads": 2, "ffn": 16, "kv_lora": 8, "nope": 8, "rope": 8}
+    config = ModelConfig(vocab=8, experts=4, expert_ffn=16, **shape)
+    policy, reference = Transformer(config), Transformer(config)
+    plain = split_parameters(policy)
+    policy.blocks[0] = torch.compile(policy.blocks[0], backend="eager")
+    whole = torch.compile(policy, backend="eager")
+    for have, want in zip(split_parameters(whole), plain):
+        assert have and [id(p) for p in have] == [id(p) for p in want]
+    ema_update(reference, whole, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(reference.state_dict().values(), policy.state_dict().values()))
+
+
 def test_ema_reference_moves_a_tied_matrix_once():
     config = dense(vocab=8, dim=16, layers=1, heads=2, ffn=16, tied=True)
     policy, reference = Transformer(config), Transformer(config)

@@ -10,7 +10,7 @@ import torch
 from minir1 import checkpoint, policy
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
-from minir1.model.lora import adapters, add_adapters
+from minir1.model.lora import adapters, add_adapters, merge
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw
 from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check, reference_logprobs, reference_of
@@ -174,6 +174,61 @@ def test_a_policy_is_restored_to_the_bit(base, tmp_path, dtype, rank):
     if not rank:
         states = (parts["reference"].state_dict(), others["reference"].state_dict())
         assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states)))
+
+
+def compiled(model: Transformer, way: str):
+    """The model compiled as a whole, in place, or block by block; the last two are the same object."""
+    if way == "whole":
+        return torch.compile(model, backend="eager")
+    for i, block in enumerate(model.blocks):
+        if way == "in place":
+            block.compile(backend="eager")
+        if way == "blocks":
+            model.blocks[i] = torch.compile(block, backend="eager")
+    if way == "in place":
+        model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("way", ["whole", "in place", "blocks"])
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+def test_a_compiled_policy_is_saved_and_restored_as_a_plain_one(config, rank, way, tmp_path):
+    """torch.compile puts `_orig_mod.` into names: files have the same bytes as without."""
+    hf.save(build(config), TOKENIZER, tmp_path / "base")
+    model, tokenizer, source = load_policy(tmp_path / "base", CPU, torch.float32, lora_rank=rank)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.01 * torch.randn_like(p)
+        if rank:
+            hf.save(merge(copy.deepcopy(model)), tokenizer, source)  # adapters name this base
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    write = lambda path: policy.save(model, tokenizer, path, source)
+    plain = checkpoint.save(tmp_path / "plain", 1, write, {"step": 1})
+    model = compiled(model, way)
+    path = checkpoint.save(tmp_path / "compiled", 1, write, {"step": 1})
+    for file in plain.iterdir():
+        if file.name != checkpoint.STATE:
+            assert (path / file.name).read_bytes() == file.read_bytes(), file.name
+    again, _, _ = load_policy(tmp_path / "base", CPU, torch.float32, lora_rank=rank)
+    again = compiled(again, way)
+    assert policy.restore(path, again, {}) == {"step": 1}
+    if rank:
+        state = {name: t for name, t in state.items() if name.endswith((".A", ".B"))}
+    have = {name.replace("_orig_mod.", ""): tensor for name, tensor in again.state_dict().items()}
+    assert state and all(torch.equal(have[name], tensor) for name, tensor in state.items())
+    assert config is MOE or way == "in place" or "_orig_mod" in "".join(again.state_dict())
+
+
+def test_a_compiled_policy_that_has_run_is_saved(tmp_path):
+    model = build()
+    logp = logprobs(model, draw(model), 99)
+    whole = torch.compile(model, backend="eager")
+    rollout = draw(whole)
+    torch.testing.assert_close(logprobs(whole, rollout, 99), logp)
+    torch.testing.assert_close(whole(rollout.tokens), model(rollout.tokens))  # the call is what is compiled
+    hf.save(whole, TOKENIZER, tmp_path)
+    torch.testing.assert_close(logprobs(hf.load(tmp_path)[0], rollout, 99), logp)
 
 
 def test_training_starts_from_merged_adapters_or_refuses_more(base, tmp_path):

@@ -44,6 +44,11 @@ LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 REPEATED = ("embed_tokens.weight", "shared_head.head.weight")  # copies of the model's own, in each MTP module
 
 
+def uncompiled(name: str) -> str:
+    """The name of a tensor or module without what torch.compile, of the model or of a part, puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
 def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
     """Their names -> tensors that share the model's memory; experts one by one, as in published checkpoints.
 
@@ -51,6 +56,7 @@ def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
     """
     tensors = {}
     for ours, tensor in model.state_dict().items():
+        ours = uncompiled(ours)
         if ours in TOP:
             if not (ours == "head.weight" and model.config.tied):
                 tensors[TOP[ours]] = tensor

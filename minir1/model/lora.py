@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minir1.files import read_json
-from minir1.model.hf_tensors import NAMES
+from minir1.model.hf_tensors import NAMES, uncompiled
 from minir1.model.moe import Experts, grouped_linear
 from minir1.model.transformer import Transformer
 
@@ -85,7 +85,7 @@ class LoRAExperts(nn.Module):
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear | LoRAExperts]:
     """Name in the model -> adapter."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, (LoRALinear, LoRAExperts))}
+    return {uncompiled(name): m for name, m in model.named_modules() if isinstance(m, (LoRALinear, LoRAExperts))}
 
 
 def add_adapters(
