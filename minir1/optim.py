@@ -187,8 +187,8 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     """The matrices inside blocks and MTP modules, for Muon; embedding, head, router, norms and biases, for AdamW."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        within = name.removeprefix("_orig_mod.").startswith(("blocks.", "mtp."))  # the prefix is torch.compile's
-        inside = within and p.ndim >= 2 and "router" not in name
+        name = name.removeprefix("_orig_mod.")  # torch.compile's
+        inside = name.startswith(("blocks.", "mtp.")) and p.ndim >= 2 and "router" not in name
         (matrices if inside else rest).append(p)
     return matrices, rest
 

@@ -130,8 +130,7 @@ def restore(path: Path, model: Transformer, parts: dict) -> dict:
     """
     device, dtype = model.device, model.embedding.weight.dtype
     names = {uncompiled(name): name for name in model.state_dict()}
-    stored = hf.load(path, device, dtype)[0].state_dict()
-    model.load_state_dict({names.get(name, name): tensor for name, tensor in stored.items()})
+    model.load_state_dict({names.get(n, n): t for n, t in hf.load(path, device, dtype)[0].state_dict().items()})
     state = checkpoint.load_state(path, device)
     for name, part in parts.items():
         part.load_state_dict(state.pop(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from minir1.model.transformer import Transformer
 
 EOS, STOP, BUDGET = 0, 1, 2  # why a row ended
 PREFILL_CHUNK = 2048  # columns of a prompt at a time
-ROUNDING = 1e-6  # relative, of probabilities whose logits are in fp32
-LEAST_TEMPERATURE = 1e-6  # logits of 1e32 / 1e-6 are still finite in fp32
 BUCKETS = (1, *sorted(size << n for size in (2, 3) for n in range(30)))  # 1, 2, 3, 4, 6, 8, 12 …: sizes of a batch
 
 
@@ -73,7 +70,7 @@ def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
         ranked, order = logits.sort(dim=-1, descending=True, stable=True)
         probs = ranked.softmax(-1, dtype=widest(ranked.device))  # an fp32 sum of many small numbers is off by 1e-5
         before = probs.cumsum(-1) - probs  # the mass of the better tokens, by rank
-        outside = before >= top_p * (1 - ROUNDING)
+        outside = before >= top_p * (1 - 1e-6)  # as exact as probabilities of fp32 logits are
         outside[:, 0] = False
         logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
     return logits
@@ -127,8 +124,8 @@ def check(
     for (name, low), value in zip(least.items(), (answers, max_tokens, check_every, top_k, min_tokens, seed)):
         if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value < 2**63:
             raise ValueError(f"{name} = {value!r}: an integer of at least {low}, below 2^63")
-    if temperature != 0 and not LEAST_TEMPERATURE <= temperature < math.inf:
-        raise ValueError(f"temperature = {temperature}: 0 (greedy), or finite and at least {LEAST_TEMPERATURE}")
+    if temperature != 0 and not 1e-6 <= temperature < float("inf"):  # below, logits / temperature may overflow
+        raise ValueError(f"temperature = {temperature}: 0 (greedy), or finite and at least 1e-6")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p = {top_p}: above 0, at most 1")
     if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):

@@ -255,7 +255,7 @@ def speculate(
     prompt_cache = model.cache(*grid.shape, mtp=True)
     last = [x.repeat_interleave(answers, dim=0) for x in prefill(model, grid, lengths, prompt_cache)]
     # Extra slots: for drafts of a row at its budget, and because `used` overestimates between two calls of `trim`.
-    cache = prompt_cache.repeat(answers, grid.shape[1] + max_tokens + (check_every + 2) * (depth + 1))
+    cache = prompt_cache.repeat(answers, grid.shape[1] + max_tokens + (min(check_every, max_tokens) + 2) * (depth + 1))
     begin = cache.length
     matrix, hidden, carry = model.head_matrix(), last[0], last[1:]
     dtype = torch.promote_types(hidden.dtype, torch.float32)
