@@ -299,6 +299,8 @@ def test_dropping_finished_rows_changes_nothing(model, monkeypatch):
     always, _ = speculate(model, PROMPTS, check_every=1, **settings)
     assert len(sizes) >= 3
     same(always, never)
+    unbounded, _ = speculate(model, PROMPTS, check_every=2**62, **settings)  # the cache has no slots beyond the budget
+    same(unbounded, never)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
