@@ -127,10 +127,9 @@ SOURCE = re.compile(r"(.*?\.py|[^:]*)(?::(.*))?", re.DOTALL)  # a name or path, 
 def _parts(spec: str) -> list[str]:
     """The tasks of a spec. A + in the path of a file divides nothing."""
     pieces = spec.split("+")
-    for n in range(len(pieces), 0, -1):  # the longest path first
-        part = "+".join(pieces[:n])
-        if n == 1 or Path(SOURCE.fullmatch(part)[1]).is_file():
-            return [part] + (_parts("+".join(pieces[n:])) if pieces[n:] else [])
+    starts = ["+".join(pieces[:n]) for n in range(1, len(pieces) + 1)]
+    first = next((start for start in starts if Path(SOURCE.fullmatch(start)[1]).is_file()), pieces[0])
+    return [first] + (_parts(spec[len(first) + 1 :]) if first != spec else [])
 
 
 def _module(source: str) -> ModuleType:
