@@ -28,17 +28,18 @@ def render(template: str, values: dict) -> str:
     ValueError if the template is no Jinja, leaves the sandbox, needs a variable that is not set, itself refuses the
     messages, or exceeds SECONDS, MEMORY or LONGEST.
     """
+    asked, reply = json.dumps([template, values], default=str), ""
     with LOCK:
-        process, reply = _process(os.getpid()), ""
-        with suppress(BrokenPipeError):  # it has ended
-            process.stdin.write(json.dumps([template, values], default=str) + "\n")
-            process.stdin.flush()
-            if select.select([process.stdout], [], [], SECONDS)[0]:
-                reply = process.stdout.readline()
-        if not reply:
-            process.kill()
-            process.communicate()
-            _process.cache_clear()
+        process = _process(os.getpid())
+        try:
+            with suppress(BrokenPipeError):  # it has ended
+                print(asked, file=process.stdin, flush=True)
+                reply = process.stdout.readline() if select.select([process.stdout], [], [], SECONDS)[0] else ""
+        finally:  # a late reply must not be the next one's, also after Ctrl-C
+            if not reply:
+                process.kill()
+                process.wait()
+                _process.cache_clear()
     text, error = json.loads(reply or f'["", "takes more than {SECONDS} s or {MEMORY >> 20} MiB"]')
     if error:
         raise ValueError(f"the chat template {error}")

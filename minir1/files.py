@@ -12,9 +12,8 @@ def read_json(path: Path, why: str = "") -> dict:
     """The object in a JSON file. ValueError, with `why`, if the file is absent or damaged."""
     if not path.exists():
         raise ValueError(f"{path.parent} holds no {path.name}" + (f": {why}" if why else ""))
-    text = read_text(path)
     try:
-        values = parse_json(text)
+        values = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):

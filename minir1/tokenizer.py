@@ -18,7 +18,6 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TEMPLATE_FILE, OLDER_MAP = "chat_template.jinja", "special_tokens_map.json"
 MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 QUOTE = "\ufdd0"  # a noncharacter, which no text holds; divides a text for `encode`
-NOTHING = "(?!)"  # the pattern that nothing matches
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of one byte, in sentencepiece's spelling
 CONTEXT = 4  # tokens that `decode_stream` decodes again: a character has four bytes at most
 TEMPLATE = (  # of the tokenizers made here: the question, then the assistant's turn
@@ -51,7 +50,7 @@ class Tokenizer:
         added = [token for token in backend.get_added_tokens_decoder().values() if len(token.content) > 1]
         control = [t.content for t in added if t.special or (t.content[0], t.content[-1]) == ("<", ">")]
         control.sort(key=len, reverse=True)  # the longest is matched first
-        self.control = re.compile("|".join(map(re.escape, control)) or NOTHING)
+        self.control = re.compile("|".join(map(re.escape, control)) or "(?!)")  # nothing
 
     def id(self, token: str) -> int:
         """The number of one token; ValueError if there is none."""
@@ -85,7 +84,7 @@ class Tokenizer:
         """The text for `encode`, with its control tokens as plain text, for what a user writes.
 
         Control tokens are the added tokens that are special or in angle brackets. Each is divided by QUOTE, where
-        `encode` divides the text; any other text is returned as it is.
+        `encode` divides the text (sentencepiece adds a space there); any other text is returned as it is.
         """
         while self.control.search(text):  # again, if a part is another one
             text = self.control.sub(lambda match: match[0][0] + QUOTE + match[0][1:], text)

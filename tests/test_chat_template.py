@@ -39,6 +39,16 @@ def test_the_process_that_renders_stays():
     assert render(TEMPLATE, VALUES) == "User:2+2?\nAssistant:"
 
 
+def test_an_interrupt_leaves_no_reply_for_the_next_prompt(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(chat_template.select, "select", interrupted)
+        render("one", VALUES)
+    assert render("two", VALUES) == "two"
+
+
 ENDLESS = {
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
