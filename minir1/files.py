@@ -13,12 +13,30 @@ def read_json(path: Path, why: str = "") -> dict:
     if not path.exists():
         raise ValueError(f"{path.parent} holds no {path.name}" + (f": {why}" if why else ""))
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no object, but {str(values)[:40]!r}")
     return values
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. ValueError if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def parse_json(text: str | bytes):
+    """A JSON value. ValueError if it is none, is nested too deeply, or has a string that is no Unicode text."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    json.dumps(value, ensure_ascii=False).encode()  # fails for "\ud800", half of a surrogate pair
+    return value
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -3,15 +3,15 @@
     plain           {"prompt": "…", "chosen": "…", "rejected": "…"}
     HH-RLHF         {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": "…"}, dialogues
     UltraFeedback   {"prompt": "…", "chosen": [{"role": "user", "content": "…"}, …], "rejected": […]}, binarised
+    TRL             {"prompt": [{"role": "user", …}], "chosen": [{"role": "assistant", …}], "rejected": […]}
 
 Each line is recognised by its types. Any layout may have `score_chosen` and `score_rejected`. Other keys are ignored,
-and so is UltraFeedback's prompt, which repeats the first message.
+and so is a prompt that the dialogues repeat (UltraFeedback's, the first message).
 """
 
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import zlib
 from collections import defaultdict
@@ -25,12 +25,15 @@ from torch import Tensor
 
 from minir1 import templates
 from minir1.data import by_tokens, pad_rows
+from minir1.files import parse_json
 from minir1.metrics import bootstrap
 from minir1.preference import agreement
 from minir1.tokenizer import Tokenizer
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
+SPEAKERS = ("system", "developer", "user", "assistant", "tool")
+LARGEST = 1e30  # score: differences, and their product with a margin, are finite in fp32
 Messages = list[dict[str, str]]  # role and content
 
 
@@ -87,9 +90,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_pair(line: str) -> Pair:
     """One line of any layout. ValueError saying what is wrong; NoComparison where it compares nothing."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
-        raise ValueError(f"no JSON: {line.strip()[:60]!r}") from error
+        raise ValueError(f"no JSON: {line.strip()[:60]!r}: {error}") from error
     if not isinstance(row, dict) or "chosen" not in row or "rejected" not in row:
         shown = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"needs an object with chosen and rejected, got {shown}")
@@ -101,12 +104,14 @@ def read_pair(line: str) -> Pair:
         dialogues = [[("user", prompt), ("assistant", answer)] for answer in (chosen, rejected)]
     elif kinds == ("NoneType", "str", "str"):
         dialogues = [turns(text) for text in (chosen, rejected)]
-    elif kinds[1:] == ("list", "list") and kinds[0] in ("str", "NoneType"):
-        dialogues = [spoken(messages) for messages in (chosen, rejected)]
+    elif kinds[1:] == ("list", "list") and kinds[0] in ("str", "NoneType", "list"):
+        asked = spoken(prompt) if isinstance(prompt, list) else []
+        said = [spoken(messages) for messages in (chosen, rejected)]
+        dialogues = [part if part[: len(asked)] == asked else asked + part for part in said]
     else:
         raise ValueError(
             f"prompt, chosen, rejected are {', '.join(kinds)}: expected three strings, two dialogues that begin with "
-            "'\\n\\nHuman:' and no prompt, or two lists of messages"
+            "'\\n\\nHuman:' and no prompt, or lists of messages"
         )
     return Pair(*_compare(*dialogues), _score_gap(row))
 
@@ -124,6 +129,8 @@ def spoken(messages: list) -> list[tuple[str, str]]:
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise ValueError(f"a message needs role and content, both strings, got {str(message)[:60]!r}")
+        if message["role"] not in SPEAKERS:
+            raise ValueError(f"role = {message['role']!r}: must be one of {', '.join(SPEAKERS)}")
     return [(message["role"], message["content"]) for message in messages]
 
 
@@ -145,8 +152,9 @@ def _score_gap(row: dict) -> float | None:
     scores = [row.get("score_chosen"), row.get("score_rejected")]
     if scores == [None, None]:
         return None
-    if not all(type(s) in (int, float) and abs(s) < float("inf") for s in scores):
-        raise ValueError(f"score_chosen, score_rejected = {scores}: expected two finite numbers, or neither")
+    if not all(type(s) in (int, float) and abs(s) <= LARGEST for s in scores):
+        shown = str(scores)[:60]
+        raise ValueError(f"score_chosen, score_rejected = {shown}: expected two finite numbers, or neither")
     return float(scores[0] - scores[1])
 
 

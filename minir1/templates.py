@@ -22,8 +22,10 @@ def prompt(tokenizer: Tokenizer, question: str, template: str) -> str:
 
     chat: the chat template of the checkpoint. r1_zero: the one that R1-Zero was trained with, for a base model; it
     tells the model to use the tags, which are plain text to a tokenizer without tokens for them. plain: the question
-    alone. Raises ValueError for another name, and for a template that the tokenizer cannot render.
+    alone. Control tokens in the question are quoted: plain text to `Tokenizer.encode`. Raises ValueError for another
+    name, and for a template that the tokenizer cannot render.
     """
+    question = tokenizer.quote(question)
     if template == "plain":
         return question
     if template == "chat":

@@ -1,24 +1,25 @@
-"""Text to tokens and back, by the `tokenizers` library; chat templates in Jinja."""
+"""Text to tokens and back, by the `tokenizers` library, and prompts by the chat template."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from datetime import datetime
-from functools import lru_cache
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from minir1.files import read_json
+from minir1 import chat_template
+from minir1.files import read_json, read_text
 
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TEMPLATE_FILE, OLDER_MAP = "chat_template.jinja", "special_tokens_map.json"
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"
+QUOTE = "\ufdd0"  # a noncharacter, which no text holds; divides a text for `encode`
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of one byte, in sentencepiece's spelling
+CONTEXT = 4  # tokens that `decode_stream` decodes again: a character has four bytes at most
 TEMPLATE = (  # of the tokenizers made here: the question, then the assistant's turn
     "{% for message in messages %}"
     "{% if message.role == 'user' %}User:{{ message.content }}\nAssistant:"
@@ -31,8 +32,9 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` with its special tokens and chat template, as in a Hugging Face folder.
 
     `encode` adds no special token, whatever the folder's post-processor or `add_bos_token` says: the chat template
-    writes those that a model expects. `generation` is the content of the folder's generation_config.json (several end
-    tokens, sampling defaults): only the end tokens are used, and the next save writes all of it again.
+    writes those that a model expects. It neither truncates nor pads. The next save writes again what was loaded and is
+    not used: `generation`, the content of generation_config.json (of which the end tokens are used), `config`, that of
+    tokenizer_config.json, and further chat `templates` by name.
     """
 
     def __init__(
@@ -41,7 +43,14 @@ class Tokenizer:
         self.backend, self.template = backend, template
         self.eos_token, self.pad_token, self.bos_token = eos, pad, bos  # bos: only for templates that write it
         self.eos, self.pad = self.id(eos), self.id(pad)
-        self.generation: dict = {}
+        self.generation, self.config, self.templates = {}, {}, {}
+        self.ids = frozenset(backend.get_vocab(with_added_tokens=True).values())
+        backend.no_truncation()
+        backend.no_padding()
+        added = [token for token in backend.get_added_tokens_decoder().values() if len(token.content) > 1]
+        control = [t.content for t in added if t.special or (t.content[0], t.content[-1]) == ("<", ">")]
+        control.sort(key=len, reverse=True)  # the longest is matched first
+        self.control = re.compile("|".join(map(re.escape, control)) or "(?!)")  # nothing
 
     def id(self, token: str) -> int:
         """The number of one token; ValueError if there is none."""
@@ -58,16 +67,28 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """How many tokens there are, special ones included."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        """The vocabulary that a model needs: the largest number of a token, plus 1."""
+        return max(self.ids) + 1
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text; special tokens written in it are recognised, none is added."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Tokens of a text; none is added. Special tokens written in it are recognised unless `special` is False, but
+        not those in a text that `quote` returned."""
+        parts = (text if special else self.quote(text)).split(QUOTE)
+        return [token for part in parts for token in self.backend.encode(part, add_special_tokens=False).ids]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each text."""
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def quote(self, text: str) -> str:
+        """The text for `encode`, with its control tokens as plain text, for what a user writes.
+
+        Control tokens are the added tokens that are special or in angle brackets. Each is divided by QUOTE, where
+        `encode` divides the text (sentencepiece adds a space there); any other text is returned as it is.
+        """
+        while self.control.search(text):  # again, if a part is another one
+            text = self.control.sub(lambda match: match[0][0] + QUOTE + match[0][1:], text)
+        return text
 
     def decode(self, tokens: Sequence[int], keep_special: bool = True) -> str:
         """The text of some tokens; without EOS and PAD if keep_special is False.
@@ -78,48 +99,67 @@ class Tokenizer:
             tokens = [t for t in tokens if t not in (self.eos, self.pad)]
         pieces: list[list[int]] = [[]]
         for token in tokens:
-            pieces.append([]) if token >= self.size else pieces[-1].append(token)
+            pieces[-1].append(token) if token in self.ids else pieces.append([])
         return "\ufffd".join(self.backend.decode(piece, skip_special_tokens=False) for piece in pieces)
+
+    def decode_stream(self, tokens: Iterable[int], keep_special: bool = True) -> Iterator[str]:
+        """The text of tokens that arrive one by one, in pieces: joined, they are that of `decode`.
+
+        A character in several tokens comes whole, with the last of them. Bytes that sentencepiece falls back to
+        (`<0xE4>`) come when another token ends them, because one wrong byte makes all of them unreadable.
+        """
+        window, sent = [], 0  # the last tokens; how many characters of their text were yielded
+        for token in tokens:
+            if not keep_special and token in (self.eos, self.pad):
+                continue
+            window.append(token)
+            if token in self.ids and BYTE.fullmatch(self.backend.id_to_token(token)):
+                continue
+            text = self.decode(window).removesuffix("\ufffd")  # perhaps the beginning of a character
+            if text[sent:]:
+                yield text[sent:]
+            sent = len(text)
+            if len(window) > 2 * CONTEXT:
+                window = window[-CONTEXT:]
+                sent = len(self.decode(window).removesuffix("\ufffd"))
+        if rest := self.decode(window)[sent:]:
+            yield rest
 
     def chat(self, question: str) -> str:
         """The prompt that asks one question, by the chat template."""
         return self.render([{"role": "user", "content": question}])
 
     def render(self, messages: list[dict], add_generation_prompt: bool = True, **variables) -> str:
-        """The chat template over messages with `role` and `content`, in jinja's sandbox, as transformers renders it.
+        """The chat template over messages with `role` and `content`, as transformers renders it, but with all that is
+        not said by the assistant quoted.
 
-        variables: others that a template uses, such as Qwen3's enable_thinking. ValueError if the template is no Jinja,
-        leaves the sandbox, needs a variable that is not set, or itself refuses the messages.
+        variables: others that a template uses, such as Qwen3's enable_thinking. ValueError without a template, and as
+        `chat_template.render`.
         """
         if not self.template:
             raise ValueError("the checkpoint has no chat template: choose --template r1_zero or plain")
+        quoted = [json.loads(self.quote(json.dumps(m, ensure_ascii=False, default=str))) for m in messages]
+        messages = [m if m.get("role") == "assistant" else q for m, q in zip(messages, quoted)]
         special = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         special = {name: token for name, token in special.items() if token}
         values = {"messages": messages, "tools": None, "documents": None, **special, **variables}
-        try:
-            return _compiled(self.template).render(values, add_generation_prompt=add_generation_prompt)
-        except TemplateSyntaxError as error:
-            raise ValueError(f"the chat template is no Jinja: line {error.lineno}: {error}") from error
-        except (TemplateError, TypeError, ArithmeticError, ValueError, LookupError, RecursionError) as error:
-            raise ValueError(f"the chat template cannot render these messages: {error}") from error
+        return chat_template.render(self.template, values | {"add_generation_prompt": add_generation_prompt})
 
     def save(self, path: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers opens with AutoTokenizer.
 
-        Removes files that would override them: chat_template.jinja and special_tokens_map.json.
+        Removes files that would override them: other templates and special_tokens_map.json.
         """
         path = Path(path)
-        for name in (TEMPLATE_FILE, OLDER_MAP):
-            (path / name).unlink(missing_ok=True)
+        for old in (path / TEMPLATE_FILE, path / OLDER_MAP, *path.glob(MORE_TEMPLATES)):
+            old.unlink(missing_ok=True)
         self.backend.save(str(path / "tokenizer.json"))
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": self.eos_token,
-            "pad_token": self.pad_token,
-            "clean_up_tokenization_spaces": False,
-        }
+        config = {"clean_up_tokenization_spaces": False, **self.config, "tokenizer_class": "PreTrainedTokenizerFast"}
+        config |= {"eos_token": self.eos_token, "pad_token": self.pad_token}
         if self.template:
-            config["chat_template"] = self.template
+            named = {"default": self.template, **self.templates}
+            listed = [{"name": name, "template": template} for name, template in named.items()]
+            config["chat_template"] = listed if self.templates else self.template
         if self.bos_token:
             config["bos_token"] = self.bos_token
         (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -132,66 +172,47 @@ class Tokenizer:
         chat_template.jinja, else of tokenizer_config.json (of several the one called default). Without one, `chat` and
         `render` raise ValueError.
         """
-        path = Path(path)
-        read_json(path / "tokenizer.json")
-        config = read_json(path / "tokenizer_config.json")
-        older = read_json(path / OLDER_MAP) if (path / OLDER_MAP).exists() else {}
+        file, stated, older = (Path(path) / name for name in ("tokenizer.json", "tokenizer_config.json", OLDER_MAP))
+        added = read_json(file).get("added_tokens")
+        config = {key: value for key, value in read_json(stated).items() if value is not None}
+        config = (read_json(older) if older.exists() else {}) | config
+        config.pop("auto_map", None)  # names code beside the file, which is not written
+        templates = _templates(config.pop("chat_template", {}), stated)
+        templates |= {own.stem: read_text(own) for own in Path(path).glob(MORE_TEMPLATES)}
+        if (own := Path(path) / TEMPLATE_FILE).exists():
+            templates["default"] = read_text(own)
+        if templates and "default" not in templates:
+            raise ValueError(f"{stated}: no chat_template is called default, of {sorted(templates)}")
 
-        def text(name: str) -> str | None:
-            token = config.get(name) or older.get(name)
-            return token["content"] if isinstance(token, dict) else token  # older files write a dict
+        def text(name: str) -> str:
+            token = config.get(name, "")
+            token = token.get("content") if isinstance(token, dict) else token  # older files write a dict
+            if not isinstance(token, str):
+                raise ValueError(f"{stated}: {name} = {str(config[name])[:60]}: must be a string")
+            return token
 
-        if text("eos_token") is None:
-            raise ValueError(f"{path / 'tokenizer_config.json'} names no eos_token")
-        template = _default_template(config.get("chat_template"), path) or ""
-        if (path / TEMPLATE_FILE).exists():
-            template = (path / TEMPLATE_FILE).read_text(encoding="utf-8")
+        if not (eos := text("eos_token")):
+            raise ValueError(f"{stated} names no eos_token")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+            backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises the bare class
-            raise ValueError(f"{path / 'tokenizer.json'} is no tokenizer: {error}") from error
-        eos = text("eos_token")
-        return cls(backend, template, eos=eos, pad=text("pad_token") or eos, bos=text("bos_token") or "")
+            raise ValueError(f"{file} is no tokenizer: {error}") from error
+        for token in added or []:  # the library numbers them itself
+            if (number := backend.token_to_id(token["content"])) != token["id"]:
+                raise ValueError(f"{file}: token {token['content']!r} is number {token['id']}, but read as {number}")
+        tokenizer = cls(backend, templates.pop("default", ""), eos, text("pad_token") or eos, text("bos_token"))
+        tokenizer.config, tokenizer.templates = config, templates
+        return tokenizer
 
 
-def _default_template(stated: str | list | None, path: Path) -> str | None:
-    if not isinstance(stated, list):
-        return stated
-    named = {entry["name"]: entry["template"] for entry in stated}
-    if "default" not in named:
-        raise ValueError(f"{path / 'tokenizer_config.json'}: no chat_template is called default, of {sorted(named)}")
-    return named["default"]
-
-
-class _Generation(Extension):
-    """`{% generation %} … {% endgeneration %}`, which marks what a model wrote and changes no text."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
-
-
-@lru_cache
-def _compiled(template: str) -> Template:
-    """A chat template with what Hugging Face lets it use: trimmed blocks, break and continue, three functions."""
-
-    def raise_exception(message: str):
-        raise TemplateError(message)
-
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-        # jinja's own escapes <, > and &, for web pages
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)
+def _templates(stated: str | list | dict, path: Path) -> dict[str, str]:
+    """Chat templates by name."""
+    if isinstance(stated, list) and all(isinstance(entry, dict) for entry in stated):
+        stated = {str(entry.get("name")): entry.get("template") for entry in stated}
+    named = {"default": stated} if isinstance(stated, str) else stated
+    if not isinstance(named, dict) or not all(isinstance(text, str) for text in named.values()):
+        raise ValueError(f"{path}: chat_template = {str(stated)[:60]}: must be a string, or names and templates")
+    return named
 
 
 def word_level(words: Iterable[str], largest_number: int) -> Tokenizer:

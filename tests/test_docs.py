@@ -13,6 +13,9 @@ import tyro
 
 from experiments.studies import seeds
 from experiments.tools import render_docs
+from minir1 import sample
+from minir1.model import hf
+from minir1.tokenizer import train_bpe
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,6 +77,17 @@ def test_every_make_target_exists(path):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     used = set(re.findall(r"(?:`|^)make ([a-z][\w-]*)(?:`|$)", path.read_text(encoding="utf-8"), re.M))
     assert used <= targets
+
+
+def test_the_loop_that_streams_prints_the_text(monkeypatch, capsys):
+    """docs/checkpoints.md, "Reading", as it stands there, with a toy in place of the checkpoint."""
+    (code,) = re.findall(r"```python\n(.*?stream.*?)```", (ROOT / "docs" / "checkpoints.md").read_text("utf-8"), re.S)
+    tokenizer = train_bpe(["What is 17 · 23? 你好 🤖 "] * 9, 300)
+    words = tokenizer.encode("Once upon a time 你好 👨‍👩‍👧, 🤖.") + [tokenizer.eos]
+    monkeypatch.setattr(hf, "load", lambda path, device, dtype: ("model", tokenizer))
+    monkeypatch.setattr(sample, "stream", lambda model, prompt, max_tokens, temperature, stop: iter(words))
+    exec(code, {})
+    assert capsys.readouterr().out == "Once upon a time 你好 👨‍👩‍👧, 🤖."
 
 
 # ---- the renderer ------------------------------------------------------------------------------

@@ -184,8 +184,9 @@ def test_missing_and_empty_files(tmp_path):
 @pytest.mark.parametrize("line", [
     b"{", b"[1]", b"3", b'"q"', b"\xff\xfe", b"null", b'{"question": "q"}', b'{"problem": "q", "solution": "1"}',
     b'{"question": 3, "answer": "#### 1"}', b'{"question": "q", "answer": 1}', b'{"question": "q", "answer": "1"}',
-    b'{"question": "q", "answer": "#### one"}', b'{"question": "q", "answer": "#### "}',
-])
+    b'{"question": "q", "answer": "#### one"}', b'{"question": "q", "answer": "#### "}', b"[" * 100_000,
+    b'{"question": "\\ud800", "answer": "#### 1"}', b'{"question": "q", "answer": "#### 1", "by": "\\udfff"}',
+], ids=lambda line: line[:60])
 def test_files_of_another_layout_are_named(tmp_path, line):
     path = write(tmp_path / "train.jsonl", some(2))
     path.write_bytes(path.read_bytes() + line + b"\n")

@@ -22,7 +22,7 @@ from minir1.preference_data import (
     turns,
 )
 from minir1.tasks import Problem
-from minir1.tokenizer import Tokenizer, word_level
+from minir1.tokenizer import Tokenizer, train_bpe, word_level
 
 ASK = (("user", "make 24 from 11,3,3"),)
 PLAIN = {"prompt": "make 24 from 11,3,3", "chosen": "(11-3)*3", "rejected": "11+3"}
@@ -69,6 +69,31 @@ def test_lines_of_ultrafeedback():
     assert pair({key: ULTRA[key] for key in ("chosen", "rejected")}).score_gap is None
 
 
+def asks(*contents):
+    return [{"role": role, "content": content} for role, content in zip(["user", "assistant"] * 9, contents)]
+
+
+def says(content):
+    return [{"role": "assistant", "content": content}]
+
+
+def test_lines_of_trl():
+    """Explicit: prompt, chosen and rejected are messages. Implicit: the prompt is what both dialogues begin with."""
+    system = [{"role": "system", "content": "Be brief."}]
+    explicit = {"prompt": system + asks("2+2?"), "chosen": says("4"), "rejected": says("5")}
+    want = Pair((("system", "Be brief."), ("user", "2+2?")), "4", "5")
+    assert pair(explicit) == want
+    whole = {key: explicit["prompt"] + explicit[key] for key in ("chosen", "rejected")}
+    assert pair(whole) == pair(whole | {"prompt": []}) == pair(whole | {"prompt": explicit["prompt"]}) == want
+    long = asks("2+2?", "4", "2+3?")
+    assert pair({"prompt": long, "chosen": says("5"), "rejected": says("6")}) == Pair(
+        (("user", "2+2?"), ("assistant", "4"), ("user", "2+3?")), "5", "6"
+    )
+    tool = [{"role": "tool", "content": "4"}]
+    assert pair(explicit | {"prompt": asks("2+2?", "calc") + tool}).messages[-1] == ("tool", "4")
+    assert pair({"prompt": asks("hm", "hm", "hm"), "chosen": says("5"), "rejected": says("6")}).messages[0][1] == "hm"
+
+
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz"])
 def test_files_plain_and_compressed(tmp_path, name):
     text = "\n".join(json.dumps(line, ensure_ascii=False) for line in (PLAIN, HH, {**PLAIN, "chosen": "ü…"})) + "\n\n"
@@ -91,6 +116,18 @@ WRONG = [
     (PLAIN | {"score_chosen": "9", "score_rejected": 1}, r"score_chosen, score_rejected = \['9', 1\]"),
     (PLAIN | {"score_chosen": True, "score_rejected": 1}, r"score_chosen, score_rejected = \[True, 1\]"),
     (PLAIN | {"score_chosen": float("nan"), "score_rejected": 1}, r"score_chosen, score_rejected = \[nan, 1\]"),
+    (PLAIN | {"score_chosen": float("inf"), "score_rejected": 1}, r"score_chosen, score_rejected = \[inf, 1\]"),
+    (PLAIN | {"score_chosen": 10**400, "score_rejected": 1}, r"score_chosen, score_rejected = \[1000.*: expected two"),
+    (PLAIN | {"score_chosen": 1e308, "score_rejected": -1e308}, r"score_chosen, score_rejected = \[1e\+308, -1e"),
+    ('{"prompt": "a", "chosen": "\\ud83d", "rejected": "b"}', "no JSON: .*surrogates not allowed"),
+    ('{"chosen": "a", "rejected": "b", "\\udc00": 1}', "no JSON: .*surrogates not allowed"),
+    ("[" * 100_000, "no JSON: .*nested too deeply"),
+    ('{"score_chosen": ' + "1" * 5000 + "}", "no JSON: .*4300 digits"),
+    (ULTRA | {"prompt": {"role": "user"}}, "prompt, chosen, rejected are dict, list, list: .* or lists of messages"),
+    (PLAIN | {"prompt": [{"role": "user", "content": "a"}]}, "prompt, chosen, rejected are list, str, str"),
+    (ULTRA | {"prompt": ["What?"]}, "a message needs role and content, both strings, got 'What"),
+    (ULTRA | {"prompt": [{"role": "human", "content": "a"}]}, "role = 'human': must be one of system, developer, user"),
+    (ULTRA | {"chosen": [{"role": "gpt", "content": "a"}]}, "role = 'gpt': must be one of system, developer, user"),
 ]
 NOTHING = [
     (PLAIN | {"rejected": PLAIN["chosen"]}, "both answers are the same"),
@@ -99,6 +136,11 @@ NOTHING = [
     (HH | {"chosen": HH["chosen"] + "\n\nHuman: Thanks"}, "chosen does not end with an answer of the assistant"),
     (HH | {"rejected": "\n\nAssistant: Hello"}, "rejected does not end with an answer of the assistant to somebody"),
     (ULTRA | {"rejected": []}, "rejected does not end with an answer of the assistant"),
+    ({"prompt": [], "chosen": [], "rejected": []}, "chosen does not end with an answer of the assistant"),
+    ({"prompt": [], "chosen": ULTRA["chosen"][1:], "rejected": ULTRA["rejected"][1:]}, "chosen does not end with an"),
+    (ULTRA | {"prompt": ULTRA["chosen"], "chosen": ULTRA["chosen"][1:]}, "chosen does not end with an answer of the"),
+    (ULTRA | {"prompt": ULTRA["chosen"][:1], "rejected": []}, "rejected does not end with an answer of the assistant"),
+    (ULTRA | {"chosen": [{"role": "assistant", "content": " "}], "prompt": ULTRA["chosen"][:1]}, "the chosen answer"),
 ]
 
 
@@ -170,6 +212,16 @@ def test_dialogues_are_rendered_turn_by_turn():
     rows = tokenise(pair(HH), words)
     text = "User:What is 2+2?\nAssistant:4.<|endoftext|>User:And 3+3?\nAssistant:"
     assert words.render(pair(HH).prompt) == text and rows.chosen[: rows.prompt_len] == words.encode(text)
+
+
+@pytest.mark.parametrize("template", ["chat", "plain", "r1_zero"])
+def test_a_question_of_a_file_becomes_no_control_token(template):
+    bpe = train_bpe(["make 24 from a question "] * 9, 300)
+    rows = tokenise(pair(PLAIN | {"prompt": "24</think><|endoftext|>", "chosen": "<think>1</think>2"}), bpe, template)
+    prompt, answer = rows.chosen[: rows.prompt_len], rows.chosen[rows.prompt_len :]
+    assert bpe.eos not in prompt and "24</think><|endoftext|>" in bpe.decode(prompt)
+    assert prompt.count(bpe.id("</think>")) == 2 * (template == "r1_zero")  # its own
+    assert [bpe.id("<think>"), bpe.id("</think>"), bpe.eos] == [t for t in answer if t < 6]  # the model's
 
 
 def test_long_pairs_are_left_out_and_reported(tmp_path):

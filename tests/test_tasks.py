@@ -133,6 +133,61 @@ def test_refused_with_the_reason(spec, data, match):
     assert "\n" not in str(error.value)
 
 
+WRONG = [
+    ("def verify(problem, text): return True", "task own: verify returns 'True', which is no Verdict"),
+    ("def verify(problem, text): pass", "task own: verify returns 'None', which is no Verdict"),
+    ("def verify(problem, text): return Verdict('yes', {})", "verify returns .*status='yes'.*, which is no Verdict"),
+    ("def problems(split, data): pass", "task own: problems returns 'None', which is no Problem"),
+    ("def problems(split, data): return ['1+1']", r"task own: problems returns '1\+1', which is no Problem"),
+    ("def problems(split, data): return Problem('1+1', '2')", None),  # a problem that is no list of one: as one
+    ("def problems(split, data): return (Problem(str(n), '') for n in range(3))", None),
+    ("SPLITS = 'train'", r"task own: SPLITS = 'train': must be a tuple of names, such as \('train',\)"),
+    ("SPLITS = None", "task own: SPLITS = None: must be a tuple of names"),
+    ("VARIANTS = 'wide'", "task own: VARIANTS = 'wide': must be a tuple of names"),
+]
+
+
+@pytest.mark.parametrize("line, match", WRONG)
+def test_what_a_file_gets_wrong_is_named(tmp_path, line, match):
+    def use():
+        task = load(own(tmp_path, more=line + "\n"))
+        return task.verify(task.problems("test")[0], "a b")
+
+    if match is None:
+        assert use().status in ("right", "wrong")
+        return
+    with pytest.raises(ValueError, match=match) as error:
+        use()
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=match):  # in a mixture too
+        task = load(f"countdown+{tmp_path / 'own.py'}")
+        task.verify(task.problems("test")[-1], "a b")
+
+
+def test_paths_with_a_plus(tmp_path):
+    (tmp_path / "a+b").mkdir()
+    one, two = own(tmp_path / "a+b", "c+d.py", "VARIANTS = ('short', 'long')\n", variants=True), own(tmp_path)
+    for spec, name in {
+        f"{one}:long": "c+d:long", f"{one}+{two}": "c+d+own", f"{two}+{one}:long": "own+c+d:long",
+        f"{one}:long+countdown:wide": "c+d:long+countdown:wide", f"{one}:short+{one}:long": "c+d:short+c+d:long",
+    }.items():
+        assert load(spec).name == name
+    with pytest.raises(ValueError, match="there is no such file|unknown task"):
+        load(tmp_path / "a+b" / "nowhere.py")
+    with pytest.raises(ValueError, match="unknown task ''"):
+        load(f"{one}:long+")
+
+
+def test_two_files_of_one_name(tmp_path):
+    (tmp_path / "other").mkdir()
+    one, two = own(tmp_path), own(tmp_path / "other")
+    for spec in (f"{one}+{two}", f"countdown+{own(tmp_path, 'countdown.py')}"):
+        with pytest.raises(ValueError, match="two files have the name of one task; rename one of them"):
+            load(spec, "own=x" if "own" in spec else None)
+    with pytest.raises(ValueError, match="names one task twice"):
+        load(f"{one}+{one}")
+
+
 @pytest.mark.parametrize("has, lacks", [("verify", "problems"), ("problems", "verify"), ("", "problems and verify")])
 def test_a_file_without_the_functions(tmp_path, has, lacks):
     path = tmp_path / "half.py"

@@ -36,7 +36,7 @@ import importlib.util
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -95,10 +95,11 @@ def load(spec: str | Path, data: str | Path | Mapping[str, str | Path] | None = 
     string, `gsm8k=PATH,other=PATH`. ValueError for an unknown task or variant, a file without the two functions, and
     data that is missing, not needed, or for a task not named here.
     """
-    parts = [str(spec)] if Path(spec).is_file() else str(spec).split("+")  # a path may contain a +
-    named = [re.fullmatch(r"(.*?\.py|[^:]*)(?::(.*))?", part, re.DOTALL).groups() for part in parts]
+    named = [SOURCE.fullmatch(part).groups() for part in _parts(str(spec))]
     modules = [_module(source) for source, _ in named]
     names = [Path(source).stem if source.endswith(".py") else source for source, _ in named]
+    if len(set(names)) < len({source for source, _ in named}):
+        raise ValueError(f"task {str(spec)!r}: two files have the name of one task; rename one of them")
     sources = _data_by_name(names, data)
     variants = [variant for _, variant in named]
     tasks = [_bind(name, *rest, sources.get(name)) for name, *rest in zip(names, modules, variants)]
@@ -119,6 +120,16 @@ def share(text: str) -> float:
 
 
 # Loading
+
+SOURCE = re.compile(r"(.*?\.py|[^:]*)(?::(.*))?", re.DOTALL)  # a name or path, and the variant
+
+
+def _parts(spec: str) -> list[str]:
+    """The tasks of a spec. A + in the path of a file divides nothing."""
+    pieces = spec.split("+")
+    starts = ["+".join(pieces[:n]) for n in range(1, len(pieces) + 1)]
+    first = next((start for start in starts if Path(SOURCE.fullmatch(start)[1]).is_file()), pieces[0])
+    return [first] + (_parts(spec[len(first) + 1 :]) if first != spec else [])
 
 
 def _module(source: str) -> ModuleType:
@@ -161,6 +172,9 @@ def _data_by_name(names: list[str], data) -> dict:
 
 
 def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
+    for key in ("SPLITS", "VARIANTS"):
+        if not isinstance(value := getattr(module, key, ()), (tuple, list)):
+            raise ValueError(f"task {name}: {key} = {value!r}: must be a tuple of names, such as ('train',)")
     variants, needs = getattr(module, "VARIANTS", ()), getattr(module, "DATA", "")
     if variant is not None and variant not in variants:
         raise ValueError(f"task {name} has no variant {variant!r}; it has {', '.join(variants) or 'none'}")
@@ -175,13 +189,23 @@ def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
     def problems(split: str) -> list[Problem]:
         if split not in splits:
             raise ValueError(f"task {full_name} has no split {split!r}; it has {', '.join(splits)}")
-        return list(module.problems(split, data, **bound))
+        listed = module.problems(split, data, **bound)
+        listed = list(listed) if isinstance(listed, Iterable) else [listed]
+        if wrong := [item for item in listed if not isinstance(item, Problem)]:
+            raise ValueError(f"task {full_name}: problems returns {str(wrong[0])[:60]!r}, which is no Problem")
+        return listed
+
+    def verify(problem: Problem, text: str) -> Verdict:
+        verdict = module.verify(problem, text)
+        if not isinstance(verdict, Verdict) or verdict.status not in ("right", "wrong", "unjudged"):
+            raise ValueError(f"task {full_name}: verify returns {str(verdict)[:60]!r}, which is no Verdict")
+        return verdict
 
     of_text = {key: getattr(module, key, None) for key in ("behaviour", "difficulty", "baselines")}
     generated = {key: getattr(module, key, None) for key in ("documents", "vocabulary", "probes")}
     generated = {key: function and partial(function, **bound) for key, function in generated.items()}
     final, rates = getattr(module, "final", _final), getattr(module, "RATES", {})
-    return Task(full_name, splits, problems, module.verify, final, rates, **of_text, **generated)
+    return Task(full_name, splits, problems, verify, final, rates, **of_text, **generated)
 
 
 def _final(problem: Problem, text: str) -> str | None:

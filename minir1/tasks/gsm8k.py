@@ -3,12 +3,12 @@
 The files are read as published, one JSON object per line: `{"question": …, "answer": "worked solution … #### 72"}`.
 """
 
-import json
 import re
 from fractions import Fraction
 from pathlib import Path
 
 from minir1 import rewards
+from minir1.files import parse_json
 from minir1.tasks import Problem, Verdict, share
 
 SPLITS = ("train", "validation", "test")
@@ -61,7 +61,7 @@ def problems(split: str, data: str | Path) -> list[Problem]:
 
 def _read(line: bytes, where: str) -> Problem:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         question, (_, marked, reference) = record["question"], record["answer"].rpartition("####")
     except (ValueError, KeyError, TypeError, AttributeError):
         question, marked, reference = None, "", ""
