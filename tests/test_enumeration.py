@@ -340,8 +340,8 @@ def test_whitening_is_a_baseline_and_a_scale_of_the_draw(policy):
     rows = PAIRS.flatten()
     R_i, n = REWARDS[PAIRS], LENGTH[PAIRS]
     mean = (n * R_i).sum(1, keepdim=True) / n.sum(1, keepdim=True)
-    deviation = ((n * (R_i - mean) ** 2).sum(1, keepdim=True) / (n.sum(1, keepdim=True) - 1)).sqrt()
-    white = (R_i - mean) / (deviation + 1e-8)
+    variance = (n * (R_i - mean) ** 2).sum(1, keepdim=True) / (n.sum(1, keepdim=True) - 1)
+    white = (R_i - mean) / (variance + 1e-8).sqrt()
     white[R_i[:, 0] == R_i[:, 1]] = 0.0
     p, whole = exact.probability_of(policy.logp, PAIRS), policy.scores.sum(1)
     by_hand = sum((p * white[:, i] / 2) @ whole[PAIRS[:, i]] for i in range(2))

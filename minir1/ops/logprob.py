@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_numbers
-from .chunks import factor, mm, no_autocast, refuse_second_derivative, token_chunks, upcast
+from .chunks import factor, mm, no_autocast, refuse_second_derivative, token_chunks, upcast, without_infinities
 from .dispatch import use_triton
 
 ENGINES = ("auto", "hybrid", "fused")
@@ -29,6 +29,8 @@ def linear_logprob(
 
         z = softcap(logit_scale · h wᵀ) / temperature,    softcap(x) = c · tanh(x / c)
         logp_n = z_{n,t_n} - log Σ_v exp z_{n,v},         H_n = -Σ_v p_{n,v} log p_{n,v}
+
+    A token with logit -∞ has p = 0 and adds nothing to H.
 
     h [N, D], w [V, D], target [N] int64 -> logp [N], entropy [N] or None; fp32 for any dtype of h and w (fp64 if one of
     them is fp64). Both are differentiable in h and w, once. Rows may have any stride, even 0. A row whose target is
@@ -81,7 +83,7 @@ class _LinearLogprob(torch.autograd.Function):
             torch.log_softmax(_logits(h[n], w_, *ctx.how, out=lp), 1, out=lp)
             torch.gather(lp, 1, target[n], out=logp[n])
             if entropy:  # softmax(lp) is exp(lp), but faster
-                torch.sum(torch.softmax(lp, 1, out=p[0]).mul_(lp), 1, out=ent[n])
+                torch.sum(torch.softmax(lp, 1, out=p[0]).mul_(lp.clamp_(min=-1e4)), 1, out=ent[n])  # e^-1e4 is 0
         ent = ent.neg_() if entropy else None
         ctx.save_for_backward(h, w, target, ent, lp if softcap is None else None)  # softcap' needs the logits as well
         return logp.squeeze(1), ent
@@ -100,6 +102,7 @@ class _LinearLogprob(torch.autograd.Function):
         dh, dw = (torch.empty_like(x, dtype=dtype) if want else None for x, want in zip((h, w), ctx.needs_input_grad))
         buffers = [h.new_empty(ctx.chunks[0].stop, len(w), dtype=dtype) for _ in range(2)]
         w_ = factor(w, dtype)
+        finite = without_infinities(w_) if dh is not None else None
         with no_autocast(h):
             for n in reversed(ctx.chunks):
                 z, p = (x[: n.stop - n.start] for x in buffers)
@@ -108,14 +111,17 @@ class _LinearLogprob(torch.autograd.Function):
                     through_cap = None if softcap is None else (z * (temperature / softcap)).square_().neg_().add_(1)
                     lp = torch.log_softmax(z, 1, out=z)
                 torch.softmax(lp, 1, out=p)
-                dx = p.mul_(level[n]) if slope is None else torch.mul(lp, slope[n], out=z).add_(level[n]).mul_(p)
+                if slope is None:
+                    dx = p.mul_(level[n])
+                else:
+                    dx = torch.clamp(lp, min=-1e4, out=z).mul_(slope[n]).add_(level[n]).mul_(p)
                 if g is not None:
                     dx.scatter_add_(1, target[n], g[n])
                 if softcap is not None:
                     dx.mul_(through_cap)
                 dx = dx.to(h.dtype) if h.is_cuda else dx
                 if dh is not None:
-                    mm(dx, w_, out=dh[n])
+                    mm(dx, finite, out=dh[n])
                 if dw is not None:
                     mm(dx.T, h[n], out=dw, add=n is not ctx.chunks[-1])
                 lp = None
