@@ -26,8 +26,7 @@ def _merge(m_a, s_a, m_b, s_b, u, M_a, S_a, M_b, S_b, U):
     """The (m_a, s_a, m_b, s_b, u) of a union from those of its two parts:
 
     m = max m_i,  s = Σ_i e^{m_i - m} s_i,  u = Σ_i e^{m_ai - m_a} (u_i + ((m_ai - m_a) - (m_bi - m_b)) s_ai)
-
-    u may be infinite, where a has probability and b has none; 0·∞ is 0.
+    where 0·∞ = 0: u is infinite where a has probability and b has none.
     """
     top_a, top_b = tl.maximum(m_a, M_a), tl.maximum(m_b, M_b)
     d_a, D_a, d_b, D_b = m_a - top_a, M_a - top_a, m_b - top_b, M_b - top_b

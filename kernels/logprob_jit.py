@@ -4,9 +4,7 @@ import triton.language as tl
 
 from .softcap_jit import softcap
 
-# For no logit, be it padding or -inf: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m). A tile may have no
-# other logits; then s counts its columns, and (LOW - m) · s must be finite.
-LOW = tl.constexpr(-1e30)
+LOW = tl.constexpr(-1e30)  # for no logit: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m) · s for any s
 
 
 @triton.jit
@@ -168,14 +166,12 @@ def _dx(x, rows, cols, target_ptr, stat_ptr, grad_ptr, N, plane, start, width, s
     log_s = tl.load(stat_ptr + plane + rows, mask=mask, other=0.0)[:, None]
     g = tl.load(grad_ptr + rows, mask=mask, other=0.0)[:, None]
     z = _logits(x, scale, cap, inv_temperature, SOFTCAP)
-    lp = tl.where(cols[None, :] < width, (z - m) - log_s, 0.0)  # in a padding column exp could overflow
+    lp = tl.where((cols[None, :] < width) & (z > LOW), (z - m) - log_s, LOW)  # in a padding column exp could overflow
     p = tl.exp(lp)
     dz = tl.where(cols[None, :] == target[:, None], g, 0.0) - g * p
     if ENTROPY:
         H = tl.load(stat_ptr + 2 * plane + rows, mask=mask, other=0.0)[:, None]
         g_H = tl.load(grad_ptr + plane + rows, mask=mask, other=0.0)[:, None]
-        if not SOFTCAP:  # a capped logit is finite
-            lp = tl.where(lp < LOW, LOW, lp)
         dz -= g_H * p * (lp + H)
     if SOFTCAP:
         t = z / (cap * inv_temperature)

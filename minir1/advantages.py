@@ -9,12 +9,10 @@ from torch import Tensor
 
 
 def _upcast(x: Tensor) -> Tensor:
-    """At least fp32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(torch.promote_types(x.dtype, torch.float32))  # at least fp32
 
 
 def _checked(rewards: Tensor, least: int = 2) -> Tensor:
-    """The rewards [P, G], upcast."""
     if rewards.ndim != 2 or rewards.shape[1] < least or not len(rewards):
         raise ValueError(f"rewards has shape {tuple(rewards.shape)}; allowed is [P, G] with P >= 1 and G >= {least}")
     if not rewards.is_floating_point():
@@ -22,11 +20,6 @@ def _checked(rewards: Tensor, least: int = 2) -> Tensor:
     if not rewards.isfinite().all():
         raise ValueError("rewards holds numbers that are not finite")
     return _upcast(rewards)
-
-
-def _check_eps(eps: float) -> None:
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps = {eps}: 0 or more, and finite")
 
 
 # ---- one number per answer ----------------------------------------------------------------------
@@ -39,9 +32,7 @@ def batch_centered(rewards: Tensor) -> Tensor:
     (N - 1)/N of the true one. Raises ValueError for no answers and for rewards that are not finite.
     """
     rewards = _checked(rewards, least=1)
-    if (rewards == rewards[0, 0]).all():
-        return torch.zeros_like(rewards)
-    return rewards - rewards.mean()
+    return (rewards - rewards.mean()).masked_fill((rewards == rewards[0, 0]).all(), 0.0)
 
 
 def moving_average(baseline: float | None, rewards: Tensor, decay: float) -> float:
@@ -64,7 +55,8 @@ def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
     rewards: [P, G]; returns [P, G], at least fp32. std is the sample deviation (divided by G - 1). A group of equal
     rewards gives exactly 0. Raises ValueError for G = 1, for rewards that are not finite and for eps < 0.
     """
-    _check_eps(eps)
+    if not eps >= 0:
+        raise ValueError(f"eps = {eps}: 0 or more")
     centered = group_centered(rewards)
     scaled = centered / (_upcast(rewards).std(dim=1, keepdim=True) + eps)
     return scaled.masked_fill(centered == 0, 0.0)  # with eps = 0 an equal group would be 0/0
@@ -82,8 +74,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
     The baseline does not depend on answer i, so the gradient is unbiased; equal to G/(G-1)·(r_i - mean(r)).
     """
-    centered = group_centered(rewards)
-    return centered * (rewards.shape[1] / (rewards.shape[1] - 1))
+    return group_centered(rewards) * (rewards.shape[1] / (rewards.shape[1] - 1))
 
 
 # ---- one number per token -----------------------------------------------------------------------
@@ -91,10 +82,8 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 def _tokens(mask: Tensor, **named: Tensor) -> list[Tensor]:
     """The mask as bool and the tensors that go with it, upcast and checked: all [B, T], finite where trained."""
-    if mask.ndim != 2:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}: must be [B, T]")
     for name, x in named.items():
-        if x.shape != mask.shape:
+        if x.shape != mask.shape or mask.ndim != 2:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, the mask {tuple(mask.shape)}: both [B, T]")
         if not x.masked_select(mask.bool()).isfinite().all():
             raise ValueError(f"{name} of trained tokens holds numbers that are not finite")
@@ -108,8 +97,7 @@ def at_last_token(rewards: Tensor, mask: Tensor) -> Tensor:
     """
     if mask.ndim != 2 or rewards.shape != mask.shape[:1] or not rewards.isfinite().all():
         raise ValueError(f"rewards {tuple(rewards.shape)}, mask {tuple(mask.shape)}: want finite [B] and [B, T]")
-    mask = mask.bool()
-    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    last = mask.bool() & (mask.bool().flip(1).cumsum(1).flip(1) == 1)
     return _upcast(rewards).unsqueeze(1) * last
 
 
@@ -137,11 +125,11 @@ def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 def whiten(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     """(A - mean) / √(var + eps) over all trained tokens of the batch (REINFORCE++, arXiv:2501.03262).
 
-    advantage, mask: [B, T]; returns [B, T], at least fp32, 0 outside the mask; var is the sample variance. A batch of
-    equal advantages, or of fewer than two, gives exactly 0, and one that is equal but for rounding nearly 0: eps is
-    added to the variance, as in TRL and verl. Call it on the whole batch, before the micro-batches.
+    advantage, mask: [B, T]; returns [B, T], 0 outside the mask. var is the sample variance; eps outweighs its rounding,
+    as in TRL and verl. Equal advantages, or fewer than two, give exactly 0. Call it before the batch is split.
     """
-    _check_eps(eps)
+    if not eps >= 0:
+        raise ValueError(f"eps = {eps}: 0 or more")
     mask, advantage = _tokens(mask, advantage=advantage)
     chosen = advantage.masked_select(mask)
     if chosen.numel() < 2 or (chosen == chosen[0]).all():
@@ -167,24 +155,19 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
         δ_t = r_t + γ V_{t+1} - V_t        A_t = Σ_l (γλ)^l δ_{t+l} = δ_t + γλ A_{t+1}        R_t = A_t + V_t
 
-    rewards, values: [B, T], r_t for choosing x_t and V_t of the state before it. mask: [B, T], the trained tokens. The
-    others are no steps of the episode: t + 1 is the next trained token, even beyond the tokens of a user or a tool
-    between two turns, and a reward at such a token does not count (as in verl). After the last trained token A and V
-    are 0, nothing is bootstrapped. Returns advantages A and returns R (the targets of the value), [B, T], at least
-    fp32, 0 outside the mask, without gradient.
-    Raises ValueError for other shapes, γ or λ outside 0 … 1 and trained tokens' numbers that are not finite.
+    rewards, values: [B, T], r_t for choosing x_t and V_t of the state before it. mask: [B, T], the trained tokens: they
+    alone are steps, and t + 1 is the next of them, beyond the words of a user or a tool between two turns (as in verl);
+    after the last, A and V are 0, nothing is bootstrapped. Returns advantages A and returns R (the targets of the
+    value), [B, T], at least fp32, 0 outside the mask, without gradient.
+    Raises ValueError for other shapes, γ or λ outside 0 … 1 and numbers of trained tokens that are not finite.
     """
     mask, rewards, values = _tokens(mask, rewards=rewards, values=values)
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
         raise ValueError(f"gamma = {gamma}, lam = {lam}: both in 0 … 1")
-    dtype = torch.promote_types(rewards.dtype, values.dtype)
-    rewards, values = (x.to(dtype).masked_fill(~mask, 0.0) for x in (rewards, values))
-    advantages = torch.zeros_like(values)
+    advantages = torch.zeros_like(rewards + values)
     later = next_value = values.new_zeros(len(values))
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         later = torch.where(mask[:, t], delta + gamma * lam * later, later)
-        next_value = torch.where(mask[:, t], values[:, t], next_value)
-        advantages[:, t] = later
-    advantages = advantages.masked_fill(~mask, 0.0)
-    return advantages, (advantages + values).masked_fill(~mask, 0.0)
+        advantages[:, t], next_value = later, torch.where(mask[:, t], values[:, t], next_value)
+    return advantages.masked_fill(~mask, 0.0), (advantages + values).masked_fill(~mask, 0.0)

@@ -73,8 +73,7 @@ def expected_reward(logp: Tensor, rewards: Tensor) -> Tensor:
 
 def sequence_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """KL(π‖π_ref) = Σ_y π(y) (log π(y) - log π_ref(y)). Both [Y, T]."""
-    p = logp.sum(1).exp()
-    return (p * (logp - ref_logp).sum(1).masked_fill(p == 0, 0.0)).sum()
+    return (logp.sum(1).exp() * (logp - ref_logp).sum(1).masked_fill(logp.sum(1).exp() == 0, 0.0)).sum()
 
 
 def step_kl(lp: Tensor, ref_lp: Tensor, mask: Tensor) -> Tensor:

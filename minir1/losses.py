@@ -1,11 +1,8 @@
 """Per-token losses: functions of tensors [B, T] to minimise, without reduction (see reduction.py).
 
 Entry [b, t] belongs to token x_t of row b. r_t = π_θ(x_t | x_<t) / π_old(x_t | x_<t) is the importance ratio, A_t the
-advantage. Tensors of two shapes are refused (ValueError): an advantage [B] would broadcast over the columns. 16-bit
-inputs are upcast first; every function returns fp32 in the shape of its input, or fp64 for fp64.
-
-At padding the result is whatever the inputs make of it, even NaN: `reduction.weighted_sum` leaves it out. For a finite
-gradient logp itself must be masked there, as `Transformer.logprob` does.
+advantage. All tensors of a call must have one shape, else ValueError; the result has it too, in fp32, or fp64 for fp64.
+At padding logp must be finite, as `Transformer.logprob` makes it; `reduction.weighted_sum` leaves out other NaN there.
 """
 
 from __future__ import annotations
@@ -18,31 +15,21 @@ from torch import Tensor
 LARGEST = 80.0  # exp of 89 overflows in fp32
 
 
-def _upcast(x: Tensor) -> Tensor:
-    """At least fp32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _same_shape(**tensors: Tensor) -> list[Tensor]:
-    """The tensors, upcast. ValueError unless they have the shape of the first."""
-    (first, x), *others = tensors.items()
-    for name, y in others:
-        if y.shape != x.shape:
-            raise ValueError(f"{name} has shape {tuple(y.shape)}, {first} {tuple(x.shape)}: must be the same")
-    return [_upcast(x) for x in tensors.values()]
+def _upcast(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in at least fp32; ValueError for different shapes."""
+    if len({x.shape for x in tensors}) > 1:
+        raise ValueError(f"arguments of shapes {[tuple(x.shape) for x in tensors]}: all must have one shape")
+    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
 
 
 def nll(logp: Tensor) -> Tensor:
     """-log π(x_t | x_<t), the loss of supervised training. logp: [B, T]."""
-    return -_upcast(logp)
+    return -_upcast(logp)[0]
 
 
 def reinforce(logp: Tensor, advantage: Tensor) -> Tensor:
-    """-A_t log π(x_t | x_<t) (Williams 1992). logp, advantage: [B, T]; no gradient goes through the advantage.
-
-    0 for A_t = 0, even if the probability is 0.
-    """
-    logp, advantage = _same_shape(logp=logp, advantage=advantage.detach())
+    """-A_t log π(x_t | x_<t), 0 for A_t = 0 (Williams 1992). Both [B, T]; no gradient goes through the advantage."""
+    logp, advantage = _upcast(logp, advantage.detach())
     return (-advantage * logp).masked_fill((advantage == 0) & logp.isinf(), 0.0)
 
 
@@ -56,11 +43,10 @@ def _check_clips(low: float, high: float, dual: float | None = None) -> None:
 def _surrogate(log_ratio: Tensor, advantage: Tensor, low: float, high: float, dual: float | None = None) -> Tensor:
     """min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) for r = exp(log_ratio), and with `dual` at least c A where A < 0.
 
-    Where large ratios are bounded, r is clamped before it overflows: its gradient is 0, and 0·∞ would be NaN. A NaN has
-    the gradient NaN, which stops the run; torch's clamp would give it the gradient 0.
+    Where large ratios are bounded, r is clamped before it overflows: its gradient is 0, and 0·∞ would be NaN.
     """
     _check_clips(low, high, dual)
-    finite = log_ratio.masked_fill(log_ratio > LARGEST, LARGEST)
+    finite = log_ratio.masked_fill(log_ratio > LARGEST, LARGEST)  # torch's clamp would give a NaN the gradient 0
     ratio = (torch.where(advantage < 0, log_ratio, finite) if dual is None else finite).exp()
     objective = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
     return objective if dual is None else torch.where(advantage < 0, objective.maximum(dual * advantage), objective)
@@ -82,7 +68,7 @@ def clipped_surrogate(
     dual_clip: c > 1 bounds that loss too: where A_t < 0 the objective is max(min(…), c A_t), so that a ratio beyond c
     has no gradient (Ye et al. 2020, arXiv:1912.09729, "Dual-clip PPO"). None: no bound. Raises ValueError for c <= 1.
     """
-    logp, old_logp, A = _same_shape(logp=logp, old_logp=old_logp.detach(), advantage=advantage.detach())
+    logp, old_logp, A = _upcast(logp, old_logp.detach(), advantage.detach())
     return -_surrogate(logp - old_logp, A, clip_low, clip_high, dual_clip)
 
 
@@ -96,10 +82,9 @@ def is_clipped(
 ) -> Tensor:
     """bool [B, T]: where clipped_surrogate has no gradient because the ratio has left the interval."""
     _check_clips(clip_low, clip_high, dual_clip)
-    logp, old_logp, advantage = _same_shape(logp=logp.detach(), old_logp=old_logp.detach(), advantage=advantage)
+    logp, old_logp, advantage = _upcast(logp.detach(), old_logp.detach(), advantage)
     ratio = (logp - old_logp).exp()
-    most = math.inf if dual_clip is None else dual_clip
-    low = (ratio < 1 - clip_low) | (ratio > most)
+    low = (ratio < 1 - clip_low) | (ratio > (dual_clip or math.inf))
     return ((advantage > 0) & (ratio > 1 + clip_high)) | ((advantage < 0) & low)
 
 
@@ -110,26 +95,17 @@ def cispo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, cl
     weight. The paper sets no lower bound, which is clip_low = 1. All [B, T].
     """
     _check_clips(clip_low, clip_high)
-    logp, old_logp, advantage = _same_shape(logp=logp, old_logp=old_logp.detach(), advantage=advantage.detach())
+    logp, old_logp, advantage = _upcast(logp, old_logp.detach(), advantage.detach())
     ratio = (logp.detach() - old_logp).exp()
     ratio = ratio.masked_fill((advantage == 0) & ratio.isinf(), 1.0)  # without an upper clip, ∞·0 would be NaN
     return reinforce(logp, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
 
 
-def _of_answers(logp: Tensor, old_logp: Tensor, advantage: Tensor, mask: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
-    """Σ_t log r_t of each answer over its trained tokens, or the mean, repeated [B, T], and the advantage.
-
-    No gradient comes from padding, where the advantage may be NaN: 0·NaN would reach the whole answer.
-    """
-    logp, old_logp, advantage, _ = _same_shape(
-        logp=logp, old_logp=old_logp.detach(), advantage=advantage.detach(), mask=mask
-    )
-    if mask.ndim != 2:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}: must be [B, T]")
-    mask = mask.bool()
-    total = (logp - old_logp).masked_fill(~mask, 0.0).sum(1, keepdim=True)
-    whole = total / mask.sum(1, keepdim=True).clamp(min=1) if mean else total
-    return torch.where(mask, whole, whole.detach()), advantage
+def _whole(logp: Tensor, old_logp: Tensor, advantage: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_t log r_t of each answer, [B, 1], and the advantage, whose 0·∞ at padding would reach the whole answer."""
+    logp, old_logp, advantage, _ = _upcast(logp, old_logp.detach(), advantage.detach(), mask)
+    log_ratio = (logp - old_logp).masked_fill(~mask.bool(), 0.0)
+    return log_ratio.sum(1, keepdim=True), advantage.masked_fill(~mask.bool() & ~advantage.isfinite(), 0.0)
 
 
 def gspo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float, mask: Tensor) -> Tensor:
@@ -141,7 +117,8 @@ def gspo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, cli
     `per_answer_mean` the sum is the paper's objective. All [B, T]; the advantage is one number per answer, repeated.
     s_i stays nearer to 1 than r_t does: the paper clips at 3e-4 and 4e-4.
     """
-    return -_surrogate(*_of_answers(logp, old_logp, advantage, mask, mean=True), clip_low, clip_high)
+    total, advantage = _whole(logp, old_logp, advantage, mask)
+    return -_surrogate(total / mask.bool().sum(1, keepdim=True).clamp(min=1), advantage, clip_low, clip_high)
 
 
 def grpo_sequence(
@@ -157,7 +134,7 @@ def grpo_sequence(
     where this one leaves the interval after a small change of a few tokens. All [B, T]; the advantage is one number per
     answer, repeated.
     """
-    return -_surrogate(*_of_answers(logp, old_logp, advantage, mask, mean=False), clip_low, clip_high)
+    return -_surrogate(*_whole(logp, old_logp, advantage, mask), clip_low, clip_high)
 
 
 def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> Tensor:
@@ -170,8 +147,7 @@ def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> 
     """
     if not cap > 0:
         raise ValueError(f"cap = {cap}: above 0, infinite for none")
-    old_logp, sampler_logp = _same_shape(old_logp=old_logp.detach(), sampler_logp=sampler_logp.detach())
-    return (old_logp - sampler_logp).exp().clamp(max=cap)
+    return torch.sub(*_upcast(old_logp.detach(), sampler_logp.detach())).exp().clamp(max=cap)
 
 
 def entropy_bonus(entropy: Tensor) -> Tensor:
@@ -179,7 +155,7 @@ def entropy_bonus(entropy: Tensor) -> Tensor:
 
     entropy: [B, T], nats, with gradient, of the distribution that x_t was drawn from.
     """
-    return -_upcast(entropy)
+    return -_upcast(entropy)[0]
 
 
 def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -> Tensor:
@@ -191,7 +167,7 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -
     """
     if not clip >= 0:
         raise ValueError(f"clip = {clip}: 0 or more, infinite for none")
-    value, old_value, returns = _same_shape(value=value, old_value=old_value.detach(), returns=returns.detach())
+    value, old_value, returns = _upcast(value, old_value.detach(), returns.detach())
     clipped = value.clamp(old_value - clip, old_value + clip)
     return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square())
 
@@ -202,7 +178,7 @@ def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     As a loss its expected gradient is zero (E ∇log π = 0): use it in the reward, or to report. It is 0, and so are the
     other two, for a token that neither policy can draw: log π = log π_ref = -∞.
     """
-    logp, ref_logp = _same_shape(logp=logp, ref_logp=ref_logp.detach())
+    logp, ref_logp = _upcast(logp, ref_logp.detach())
     return (logp - ref_logp).masked_fill(logp.isneginf() & ref_logp.isneginf(), 0.0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -125,7 +124,7 @@ def show(step: int, steps: int, metrics: dict[str, float]) -> None:
 
 def alarms(metrics: dict[str, float]) -> list[str]:
     """Warnings of a collapse, and of figures that are not finite. The best checkpoint is kept in any case."""
-    signs = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    signs = [f"{name} is {value}" for name, value in metrics.items() if not abs(value) < float("inf")]
     if metrics["train/entropy"] < 1e-3:
         signs.append("the entropy is gone, every answer is nearly certain: lower --learning-rate or raise --beta")
     if metrics["train/entropy"] > 2.0:

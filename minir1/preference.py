@@ -7,13 +7,11 @@ Bradley and Terry (1952, "Rank analysis of incomplete block designs") give every
 A reward model learns r itself. DPO puts the policy's implicit reward in its place: the maximum of E[r] - β KL(π‖π_ref)
 is π* ∝ π_ref e^{r/β}, so that r = β log(π*/π_ref) + (a number of the prompt alone), which cancels in a comparison.
 
-Every function works on tensors of any shape, one entry per pair, and returns fp32, or fp64 for fp64. Tensors of two
-shapes are refused (ValueError): [N] and [N, 1] would broadcast to all pairs of pairs.
+Every function works on tensors of one shape, whichever, one entry per pair, and returns fp32, or fp64 for fp64.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -21,13 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _same_shape(**tensors: Tensor) -> list[Tensor]:
-    """The tensors, in at least fp32. ValueError unless they have the shape of the first."""
-    (first, x), *others = tensors.items()
-    for name, y in others:
-        if y.shape != x.shape:
-            raise ValueError(f"{name} has shape {tuple(y.shape)}, {first} {tuple(x.shape)}: must be the same")
-    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors.values()]
+def _upcast(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in at least fp32; ValueError for different shapes."""
+    if len({x.shape for x in tensors}) > 1:
+        raise ValueError(f"arguments of shapes {[tuple(x.shape) for x in tensors]}: all must have one shape")
+    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
 
 
 def bradley_terry(
@@ -39,19 +35,13 @@ def bradley_terry(
     (Llama 2, arXiv:2307.09288, section 3.2.2): the gap that the reward model should reach.
     label_smoothing: ε, the chance that an annotator swapped the two (Mitchell 2023, "A note on DPO with noisy
     preferences"); for m = 0 the loss is then least at r_c - r_r = log((1 - ε)/ε), and not at infinity.
-    ValueError unless 0 <= ε < 1/2, and for a number m that is not finite.
+    ValueError unless 0 <= ε < 1/2.
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing = {label_smoothing}: 0 to below 0.5")
-    if isinstance(margin, Tensor):
-        chosen, rejected, margin = _same_shape(chosen=chosen, rejected=rejected, margin=margin)
-    elif not math.isfinite(margin):
-        raise ValueError(f"margin = {margin}: must be finite")
-    chosen, rejected = _same_shape(chosen=chosen, rejected=rejected)
-    gap = chosen - rejected
-    if not label_smoothing:  # else an infinite gap would give 0·∞
-        return -F.logsigmoid(gap - margin)
-    right, swapped = F.logsigmoid(gap - margin), F.logsigmoid(-gap - margin)
+    gap = torch.sub(*_upcast(chosen, rejected, *([margin] if isinstance(margin, Tensor) else []))[:2])
+    right = F.logsigmoid(gap - margin)
+    swapped = F.logsigmoid(-gap - margin) if label_smoothing else 0.0  # 0·∞ would be NaN
     return -(1 - label_smoothing) * right - label_smoothing * swapped
 
 
@@ -63,8 +53,7 @@ def implicit_reward(logp: Tensor, ref_logp: Tensor, beta: float) -> Tensor:
     """
     if not beta > 0:
         raise ValueError(f"beta = {beta}: above 0")
-    logp, ref_logp = _same_shape(logp=logp, ref_logp=ref_logp.detach())
-    return beta * (logp - ref_logp)
+    return beta * torch.sub(*_upcast(logp, ref_logp.detach()))
 
 
 def dpo(
@@ -81,7 +70,6 @@ def dpo(
     is -β/2 (∇log π(y_c|x) - ∇log π(y_r|x)). Only the difference of the two log-probs counts, so both may fall.
     label_smoothing: ε as in `bradley_terry`; with it this is the conservative DPO of Mitchell 2023.
     """
-    _same_shape(logp_chosen=logp_chosen, logp_rejected=logp_rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
     chosen = implicit_reward(logp_chosen, ref_chosen, beta)
     rejected = implicit_reward(logp_rejected, ref_rejected, beta)
     return bradley_terry(chosen, rejected, label_smoothing=label_smoothing)
@@ -91,11 +79,8 @@ def dpo(
 
 
 def agreement(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """1 where the chosen answer has the higher reward, ½ where both have the same, else 0. [N] -> fp32 [N].
-
-    ValueError for NaN.
-    """
-    chosen, rejected = _same_shape(chosen=chosen, rejected=rejected)
+    """1 where the chosen answer has the higher reward, ½ for a tie, else 0. [N] -> fp32 [N]; ValueError for NaN."""
+    chosen, rejected = _upcast(chosen, rejected)
     if (chosen.isnan() | rejected.isnan()).any():
         raise ValueError("a reward is NaN: it is neither higher nor lower than another")
     return ((chosen > rejected).float() + (chosen >= rejected).float()) / 2

@@ -11,9 +11,7 @@ from torch import Tensor
 
 
 def _trained(mask: Tensor, total: float) -> Tensor:
-    """The mask [B, T] as 0 and 1, fp32 for any dtype but fp64: a sum of ones ends at 256 in bfloat16."""
-    if mask.ndim != 2:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}: must be [B, T]")
+    """The mask as 0 and 1 in at least fp32: a sum of ones in bfloat16 ends at 256."""
     if not 0 < total < float("inf"):
         raise ValueError(f"total = {total}: the whole batch needs at least one trained answer or token")
     return mask.bool().to(torch.promote_types(mask.dtype, torch.float32))
@@ -22,8 +20,7 @@ def _trained(mask: Tensor, total: float) -> Tensor:
 def per_answer_mean(mask: Tensor, total: int) -> Tensor:
     """1 / (answers · |o_i|) for the tokens of answer i (GRPO, DeepSeekMath, arXiv:2402.03300, equation 3).
 
-    mask: bool [B, T], the trained tokens; total: answers of the whole batch that have a trained token. fp32 [B, T], as
-    from the other two; fp64 for a mask in fp64.
+    mask: bool [B, T], the trained tokens; total: answers of the whole batch that have a trained token. fp32 [B, T].
     """
     mask = _trained(mask, total)
     return mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / total
@@ -45,10 +42,7 @@ def fixed_length(mask: Tensor, length: int, total: int) -> Tensor:
 
 
 def weighted_sum(weight: Tensor, loss: Tensor) -> Tensor:
-    """Σ weight · loss, a scalar, over the tokens whose weight is not 0: at padding the loss may be NaN or infinite.
-
-    weight, loss: [B, T]. ValueError for two shapes.
-    """
+    """Σ weight · loss, of two [B, T]. Where the weight is 0 the loss may be infinite or NaN."""
     if loss.shape != weight.shape:
         raise ValueError(f"loss has shape {tuple(loss.shape)}, weight {tuple(weight.shape)}: must be the same")
     return (weight * loss.masked_fill(weight == 0, 0.0)).sum()

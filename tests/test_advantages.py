@@ -172,7 +172,7 @@ def test_gae_refuses():
     for f in (discounted_returns, lambda r, m, gamma: gae(r, r, m, gamma, 1.0)):
         with pytest.raises(ValueError, match="gamma = nan"):
             f(rewards, mask, math.nan)
-    with pytest.raises(ValueError, match=r"mask has shape \(9,\): must be \[B, T\]"):
+    with pytest.raises(ValueError, match=r"rewards has shape \(9,\), the mask \(9,\): both \[B, T\]"):
         gae(rewards[0], values[0], mask[0], 1.0, 1.0)
     values[2, 5] = float("nan")
     with pytest.raises(ValueError, match="values of trained tokens holds numbers that are not finite"):
@@ -181,7 +181,8 @@ def test_gae_refuses():
 
 def test_gae_over_turns_by_hand():
     """Two turns with a tool's two tokens between them, γ = 1/2, λ = 1/2: the successor of the first turn's last token
-    is the first token of the second. δ = (0 + 4/2 - 2, 1 + 6/2 - 4, 8 - 6); what the tool's tokens earned is not seen."""
+    is the first token of the second. δ = (0 + 4/2 - 2, 1 + 6/2 - 4, 8 - 6); rewards of the tool's tokens are not seen.
+    """
     rewards = torch.tensor([[9.0, 0.0, 1.0, 7.0, 7.0, 8.0, 9.0]])
     values = torch.tensor([[9.0, 2.0, 4.0, 5.0, 5.0, 6.0, 9.0]])
     mask = torch.tensor([[0, 1, 1, 0, 0, 1, 0]])
@@ -246,10 +247,10 @@ def test_16_bit_numbers_are_upcast_first(dtype):
             assert torch.equal(f(mask.to(kind)), f(mask))
 
 
-@pytest.mark.parametrize("eps", [-1e-6, math.nan, math.inf])
-def test_eps_is_finite_and_no_less_than_0(eps):
+@pytest.mark.parametrize("eps", [-1e-6, math.nan])
+def test_eps_is_no_less_than_0(eps):
     for f in (lambda: group_advantages(torch.rand(2, 4), eps), lambda: whiten(torch.rand(2, 4), torch.ones(2, 4), eps)):
-        with pytest.raises(ValueError, match=f"eps = {eps}: 0 or more, and finite"):
+        with pytest.raises(ValueError, match=f"eps = {eps}: 0 or more"):
             f()
 
 

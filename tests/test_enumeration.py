@@ -334,8 +334,8 @@ def test_gae_with_a_wrong_value_is_unbiased_at_lambda_one_only(policy):
 
 def test_an_answer_that_cannot_be_drawn_adds_nothing_to_a_divergence():
     """p = (3/4, 1/4, 0) against (1/2, 1/2, 0), one token an answer; with mass only in the reference too."""
-    ln, impossible = math.log, -math.inf
-    p, q = (torch.tensor(x, dtype=torch.float64) for x in ([ln(0.75), ln(0.25), impossible], [-ln(2), -ln(2), impossible]))
+    ln, rows = math.log, ([math.log(0.75), math.log(0.25), -math.inf], [-math.log(2), -math.log(2), -math.inf])
+    p, q = (torch.tensor(row, dtype=torch.float64) for row in rows)
     want = 0.75 * ln(3) - ln(2)
     other = torch.tensor([ln(0.25), ln(0.5), ln(0.25)], dtype=torch.float64)
     for ref, value in ((q, want), (other, 0.75 * ln(3) + 0.25 * ln(0.5))):

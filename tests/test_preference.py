@@ -86,26 +86,15 @@ def test_an_infinite_gap_is_certain():
     assert gradient(bradley_terry(inf, vector(0.0)), inf) == [0]
 
 
-@pytest.mark.parametrize("margin", [math.nan, math.inf])
-def test_the_margin_is_finite(margin):
-    with pytest.raises(ValueError, match=f"margin = {margin}: must be finite"):
-        bradley_terry(vector(1.0), vector(0.0), margin)
-
-
 def test_two_shapes_are_refused():
     """[4] against [4, 1] would be all sixteen pairs of pairs."""
     x, y = noise(4), noise(4, 1)
-    calls = [
-        ("rejected", lambda: bradley_terry(x, y)),
-        ("margin", lambda: bradley_terry(x, x, y)),
-        ("ref_logp", lambda: implicit_reward(x, y, 0.1)),
-        ("logp_rejected", lambda: dpo(x, y, x, y, 0.1)),
-        ("ref_chosen", lambda: dpo(x, x, y, x, 0.1)),
-        ("ref_rejected", lambda: dpo(x, x, x, y, 0.1)),
-        ("rejected", lambda: agreement(x, y)),
-    ]
-    for name, call in calls:
-        with pytest.raises(ValueError, match=rf"{name} has shape \(4, 1\), \w+ \(4,\): must be the same"):
+    for call in (
+        *(lambda: bradley_terry(x, y), lambda: bradley_terry(x, x, y), lambda: implicit_reward(x, y, 0.1)),
+        *(lambda: dpo(x, y, x, y, 0.1), lambda: dpo(x, x, y, x, 0.1), lambda: dpo(x, x, x, y, 0.1)),
+        lambda: agreement(x, y),
+    ):
+        with pytest.raises(ValueError, match=r"shapes \[.*\(4, 1\).*\]: all must have one shape"):
             call()
     with pytest.raises(ValueError, match=r"gap of shape \(4, 4\)"):
         calibration(x - y, 5)

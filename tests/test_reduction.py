@@ -110,7 +110,7 @@ def test_what_has_no_weight_may_be_anything():
         weighted_sum(weight, loss[:, 0])
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_a_mask_of_any_dtype_counts_exactly(dtype):
     """A sum of ones in bfloat16 ends at 256."""
     mask = torch.arange(301).expand(2, -1) > torch.tensor([[0], [200]])
@@ -130,6 +130,3 @@ def test_errors():
     for length in (0, float("nan")):
         with pytest.raises(ValueError, match=f"length = {length}"):
             fixed_length(MASK, length, 3)
-    for reduction, arguments in ((per_answer_mean, ()), (token_mean, ()), (fixed_length, (4,))):
-        with pytest.raises(ValueError, match=r"mask has shape \(5,\): must be \[B, T\]"):
-            reduction(MASK[0], *arguments, 1)

@@ -27,9 +27,7 @@ def linear_kl(
 
         forward   KL(p_t ‖ p_s) = Σ_v p_t (log p_t - log p_s)
         reverse   KL(p_s ‖ p_t)
-        js        ½ KL(p_s ‖ m) + ½ KL(p_t ‖ m),   m = ½ (p_s + p_t)
-
-    A token with logit -∞ has p = 0 and adds nothing to KL(p ‖ q); if only q is 0 there, KL(p ‖ q) = ∞.
+        js        ½ KL(p_s ‖ m) + ½ KL(p_t ‖ m),   m = ½ (p_s + p_t)        (a logit may be -∞: 0 log 0 = 0)
 
     h_s [N, D_s], w_s [V, D_s] of the student, h_t [N, D_t], w_t [V, D_t] of the teacher -> [N] fp32 (fp64 if an input
     is). Differentiable in h_s and w_s, once; the teacher is a constant and gets no gradient, even if it is the same
@@ -96,14 +94,12 @@ def _divergence(models, n: slice, temperature: float, kind: str, a, b, c):
 
         forward  p_s - p_t      reverse  p_s (log p_s - log p_t - KL)      js  ½ p_s (log p_s - log m - KL(p_s ‖ m))
 
-    log (p_s / m) is log 2 - log (1 + e^d), d = log p_t - log p_s, which is finite where both are 0 in fp32, as it is with
-    -1e4 for the -∞ of a masked token. a, b and c [n, V] are overwritten; the slope may lie in a or b.
+    log (p_s / m) is log 2 - log (1 + e^d), d = log p_t - log p_s, which is finite where both are 0 in fp32. a, b and c
+    [n, V] are overwritten; the slope may lie in a or b.
     """
     for (h, w), out in zip(models, (a, b)):
         z = mm(h[n], w.T, out)
         torch.log_softmax(z if temperature == 1 else z.div_(temperature), 1, out=z)
-        if kind == "js":
-            z.clamp_(min=-1e4)
     d = torch.sub(a, b, out=c) if kind == "reverse" else torch.sub(b, a, out=c)
     p_s, p_t = (torch.softmax(lp, 1, out=lp) for lp in (a, b))  # softmax(lp) is exp(lp), but faster
     if kind == "forward":
@@ -111,6 +107,7 @@ def _divergence(models, n: slice, temperature: float, kind: str, a, b, c):
     if kind == "reverse":
         kl = torch.mul(p_s, d.masked_fill_(p_s == 0, 0.0), out=b).sum(1)
         return kl, torch.sub(d, kl[:, None], out=b).mul_(p_s)
+    d.nan_to_num_(0.0, 1e4, -1e4)  # of logits -∞; other NaN are in p as well
     kl_t = p_t.mul_(math.log(2) - softplus(-d, threshold=40)).sum(1)
     to_m = math.log(2) - softplus(d, threshold=40)
     kl_s = torch.mul(p_s, to_m, out=b).sum(1)

@@ -28,9 +28,7 @@ def linear_logprob(
     """Log-probability of the targets, and entropy, from hidden states and the vocabulary matrix.
 
         z = softcap(logit_scale · h wᵀ) / temperature,    softcap(x) = c · tanh(x / c)
-        logp_n = z_{n,t_n} - log Σ_v exp z_{n,v},         H_n = -Σ_v p_{n,v} log p_{n,v}
-
-    A token with logit -∞ has p = 0 and adds nothing to H.
+        logp_n = z_{n,t_n} - log Σ_v exp z_{n,v},         H_n = -Σ_v p_{n,v} log p_{n,v}    (0 log 0 = 0)
 
     h [N, D], w [V, D], target [N] int64 -> logp [N], entropy [N] or None; fp32 for any dtype of h and w (fp64 if one of
     them is fp64). Both are differentiable in h and w, once. Rows may have any stride, even 0. A row whose target is
@@ -109,12 +107,9 @@ class _LinearLogprob(torch.autograd.Function):
                 if lp is None:
                     _logits(h[n], w_, *ctx.how, out=z)
                     through_cap = None if softcap is None else (z * (temperature / softcap)).square_().neg_().add_(1)
-                    lp = torch.log_softmax(z, 1, out=z)
+                    lp = torch.log_softmax(z, 1, out=z).clamp_(min=-1e4)
                 torch.softmax(lp, 1, out=p)
-                if slope is None:
-                    dx = p.mul_(level[n])
-                else:
-                    dx = torch.clamp(lp, min=-1e4, out=z).mul_(slope[n]).add_(level[n]).mul_(p)
+                dx = p.mul_(level[n]) if slope is None else torch.mul(lp, slope[n], out=z).add_(level[n]).mul_(p)
                 if g is not None:
                     dx.scatter_add_(1, target[n], g[n])
                 if softcap is not None:
