@@ -166,13 +166,13 @@ def _dx(x, rows, cols, target_ptr, stat_ptr, grad_ptr, N, plane, start, width, s
     log_s = tl.load(stat_ptr + plane + rows, mask=mask, other=0.0)[:, None]
     g = tl.load(grad_ptr + rows, mask=mask, other=0.0)[:, None]
     z = _logits(x, scale, cap, inv_temperature, SOFTCAP)
-    lp = tl.where((cols[None, :] < width) & (z > LOW), (z - m) - log_s, LOW)  # in a padding column exp could overflow
+    lp = tl.where(cols[None, :] < width, (z - m) - log_s, 0.0)  # in a padding column exp could overflow
     p = tl.exp(lp)
     dz = tl.where(cols[None, :] == target[:, None], g, 0.0) - g * p
     if ENTROPY:
         H = tl.load(stat_ptr + 2 * plane + rows, mask=mask, other=0.0)[:, None]
         g_H = tl.load(grad_ptr + plane + rows, mask=mask, other=0.0)[:, None]
-        dz -= g_H * p * (lp + H)
+        dz -= g_H * p * (tl.where(p == 0, 0.0, lp) + H)
     if SOFTCAP:
         t = z / (cap * inv_temperature)
         dz *= 1 - t * t
