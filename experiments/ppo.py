@@ -47,7 +47,7 @@ from minir1.model.transformer import Transformer
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
 from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check
-from minir1.reduction import token_mean
+from minir1.reduction import token_mean, weighted_sum
 from minir1.rollout import Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
 from minir1.settings import above, at_least, fraction
@@ -220,7 +220,7 @@ def learn(model, critic, optimizers, rollout: Rollout, estimated: Estimate, conf
                     loss = loss + config.beta * kl_k3(logp, ref_logp)
                 error = value_loss(value, old_values, returns, config.value_clip)
                 weight = token_mean(batch.mask, tokens)
-                (weight * (loss + config.vf_coef * error)).sum().backward()
+                weighted_sum(weight, loss + config.vf_coef * error).backward()
                 averages.add(weight, value_loss=error, clip_fraction=is_clipped(logp, batch.logp, A, *clips))
             norms = clip_gradients(model, config.grad_clip, step), clip_gradients(critic, config.grad_clip, step)
             averages.update(grad_norm=norms[0], value_grad_norm=norms[1])
@@ -306,8 +306,8 @@ def main(config: Config) -> dict[str, float]:
         returns = discounted_returns(earned, rollout.mask, config.gamma)
         metrics["train/explained_variance"] = explained_variance(values, returns, rollout.mask)
         if config.beta:
-            kl = token_mean(rollout.mask, int(rollout.mask.sum())) * kl_k3(rollout.logp, ref_logp)
-            metrics["train/kl"] = kl.sum().item()
+            weight = token_mean(rollout.mask, int(rollout.mask.sum()))
+            metrics["train/kl"] = weighted_sum(weight, kl_k3(rollout.logp, ref_logp)).item()
         clock.lap("update")
 
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout, config.epochs)

@@ -34,7 +34,7 @@ from minir1.model.config import ModelConfig, dense
 from minir1.model.moe import MoE, Routing, balance_step, expert_load, maximal_violation, sequence_balance_loss
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
-from minir1.reduction import token_mean
+from minir1.reduction import token_mean, weighted_sum
 from minir1.seed import seed_everything
 from minir1.settings import at_least, same_steps
 from minir1.tokenizer import Tokenizer, word_level
@@ -115,10 +115,10 @@ def loss_backward(model: Transformer, rows: list[list[int]], config: Config) -> 
         logp, *ahead = model.mtp_logprob(tokens, lengths=lengths, record=record)
         columns = torch.arange(tokens.shape[1], device=model.device)
         mask = (columns > 0) & (columns < lengths.unsqueeze(1))
-        loss = (token_mean(mask, total) * nll(logp)).sum()
+        loss = weighted_sum(token_mean(mask, total), nll(logp))
         main_loss += loss.item()
         for k, logp_k in enumerate(ahead, start=1):
-            loss_k = (token_mean(mask & (columns > k), total) * nll(logp_k)).sum() / depth
+            loss_k = weighted_sum(token_mean(mask & (columns > k), total), nll(logp_k)) / depth
             mtp_loss += loss_k.item()
             loss = loss + config.mtp_weight * loss_k
         if config.balance_loss:

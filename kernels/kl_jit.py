@@ -26,23 +26,23 @@ def _merge(m_a, s_a, m_b, s_b, u, M_a, S_a, M_b, S_b, U):
     """The (m_a, s_a, m_b, s_b, u) of a union from those of its two parts:
 
     m = max m_i,  s = Σ_i e^{m_i - m} s_i,  u = Σ_i e^{m_ai - m_a} (u_i + ((m_ai - m_a) - (m_bi - m_b)) s_ai)
+    where 0·∞ = 0: u is infinite where a has probability and b has none.
     """
     top_a, top_b = tl.maximum(m_a, M_a), tl.maximum(m_b, M_b)
     d_a, D_a, d_b, D_b = m_a - top_a, M_a - top_a, m_b - top_b, M_b - top_b
     e_a, E_a = tl.exp(d_a), tl.exp(D_a)
-    u = e_a * (u + (d_a - d_b) * s_a) + E_a * (U + (D_a - D_b) * S_a)
+    u = e_a * tl.where(e_a == 0, 0.0, u + (d_a - d_b) * s_a) + E_a * tl.where(E_a == 0, 0.0, U + (D_a - D_b) * S_a)
     return top_a, e_a * s_a + E_a * S_a, top_b, tl.exp(d_b) * s_b + tl.exp(D_b) * S_b, u
 
 
 @triton.jit
 def _log_probs(x_s_ptr, x_t_ptr, stat_ptr, rows, cols, N, plane, width, stride_x, inv_temperature):
-    """log p of student and teacher [n, v] from their tiles and stat: m_s, log s_s, m_t, log s_t."""
-    real = cols[None, :] < width
+    """log p of student and teacher [n, v], at least LOW, from their tiles and stat: m_s, log s_s, m_t, log s_t."""
     z_s = _logits(x_s_ptr, rows, cols, N, width, stride_x, inv_temperature)
     z_t = _logits(x_t_ptr, rows, cols, N, width, stride_x, inv_temperature)
     lp_s = (z_s - _row(stat_ptr, plane, 0, rows, N)[:, None]) - _row(stat_ptr, plane, 1, rows, N)[:, None]
     lp_t = (z_t - _row(stat_ptr, plane, 2, rows, N)[:, None]) - _row(stat_ptr, plane, 3, rows, N)[:, None]
-    return tl.where(real, lp_s, LOW), tl.where(real, lp_t, LOW)
+    return tl.where(lp_s < LOW, LOW, lp_s), tl.where(lp_t < LOW, LOW, lp_t)
 
 
 @triton.jit
@@ -69,10 +69,11 @@ def fold_kernel(
         cols = v + tl.arange(0, BLOCK_V).to(tl.int64)
         z_a = _logits(x_a_ptr, rows, cols, N, width, stride_x, inv_temperature)
         z_b = _logits(x_b_ptr, rows, cols, N, width, stride_x, inv_temperature)
-        M_a, M_b = tl.max(z_a, 1), tl.max(z_b, 1)
+        z_a = tl.where(z_a < LOW, LOW, z_a)
+        M_a, M_b = tl.max(z_a, 1), tl.maximum(tl.max(z_b, 1), LOW)
         z_a, z_b = z_a - M_a[:, None], z_b - M_b[:, None]
         e_a = tl.exp(z_a)
-        U = tl.sum(e_a * (z_a - z_b), 1)
+        U = tl.sum(e_a * tl.where(e_a == 0, 0.0, z_a - z_b), 1)
         m_a, s_a, m_b, s_b, u = _merge(m_a, s_a, m_b, s_b, u, M_a, tl.sum(e_a, 1), M_b, tl.sum(tl.exp(z_b), 1), U)
     state = state_ptr + rows
     tl.store(state, m_a, mask=rows < N)

@@ -115,6 +115,8 @@ def _fill_dx(dx, h, w, target, stat, grad, start: int, logits: dict, engine: str
 def _two_products(h, w, fill, dx_bytes: int, want_h: bool, want_w: bool):
     """dh = dx w [N, D] and dw = dxᵀ h [V, D], None where not wanted; fill(dx, n, v) writes dx of rows n, columns v."""
     (N, D), V = h.shape, w.shape[0]
+    if want_h and not w.is_meta and w.amin() == -torch.inf:  # dx is 0 where a logit is -∞, and 0·∞ would be NaN
+        w = w.masked_fill(w == -torch.inf, 0.0)
     dtype = torch.float32 if INTERPRET else h.dtype  # the interpreter rounds to bf16 unlike a GPU
     rows = min(N, max(1, dx_bytes // (DX_COLUMNS * dtype.itemsize)))
     width = min(V, max(DX_COLUMNS, dx_bytes // (max(rows, 1) * dtype.itemsize) // 256 * 256))

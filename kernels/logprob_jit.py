@@ -4,7 +4,7 @@ import triton.language as tl
 
 from .softcap_jit import softcap
 
-LOW = tl.constexpr(-1e38)  # for no logit: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m)
+LOW = tl.constexpr(-1e30)  # for no logit: exp(LOW - m) is 0 and, unlike with -inf, so is 0 · (LOW - m) · s for any s
 
 
 @triton.jit
@@ -32,12 +32,13 @@ def _logits(x, scale, cap, inv_temperature, SOFTCAP: tl.constexpr):
 def _fold(m, s, u, z_t, z, cols, target, V):
     """Update (m, s, u, z_t), each [n], with the logits z [n, v] of more columns; those from V on are padding."""
     hit = (cols[None, :] == target[:, None]) & (cols[None, :] < V)  # the target may be in the next tile
-    z = tl.where(cols[None, :] < V, z, LOW)  # a padding column must add 0, not exp(0)
+    z_t += tl.sum(tl.where(hit, z, 0.0), 1)
+    z = tl.where((cols[None, :] < V) & ~(z < LOW), z, LOW)  # a padding column must add 0, not exp(0)
     m_tile = tl.max(z, 1)
     shifted = z - m_tile[:, None]
     e = tl.exp(shifted)
     m, s, u = _merge(m, s, u, m_tile, tl.sum(e, 1), tl.sum(e * shifted, 1))
-    return m, s, u, z_t + tl.sum(tl.where(hit, z, 0.0), 1)
+    return m, s, u, z_t
 
 
 @triton.jit
@@ -171,7 +172,7 @@ def _dx(x, rows, cols, target_ptr, stat_ptr, grad_ptr, N, plane, start, width, s
     if ENTROPY:
         H = tl.load(stat_ptr + 2 * plane + rows, mask=mask, other=0.0)[:, None]
         g_H = tl.load(grad_ptr + plane + rows, mask=mask, other=0.0)[:, None]
-        dz -= g_H * p * (lp + H)
+        dz -= g_H * p * (tl.where(p == 0, 0.0, lp) + H)
     if SOFTCAP:
         t = z / (cap * inv_temperature)
         dz *= 1 - t * t

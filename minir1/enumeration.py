@@ -73,7 +73,7 @@ def expected_reward(logp: Tensor, rewards: Tensor) -> Tensor:
 
 def sequence_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """KL(π‖π_ref) = Σ_y π(y) (log π(y) - log π_ref(y)). Both [Y, T]."""
-    return (logp.sum(1).exp() * (logp - ref_logp).sum(1)).sum()
+    return (logp.sum(1).exp() * (logp - ref_logp).sum(1).masked_fill(logp.sum(1).exp() == 0, 0.0)).sum()
 
 
 def step_kl(lp: Tensor, ref_lp: Tensor, mask: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def step_kl(lp: Tensor, ref_lp: Tensor, mask: Tensor) -> Tensor:
 
     lp, ref_lp: [Y, T, V] -> [Y, T]. With the two exchanged it is KL(π_ref‖π), over the same states.
     """
-    return (lp.exp() * (lp - ref_lp)).sum(-1).masked_fill(~mask, 0.0)
+    return (lp.exp() * (lp - ref_lp).masked_fill(lp.exp() == 0, 0.0)).sum(-1).masked_fill(~mask, 0.0)
 
 
 def state_values(logp: Tensor, rewards: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

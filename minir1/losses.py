@@ -1,7 +1,8 @@
 """Per-token losses: functions of tensors [B, T] to minimise, without reduction (see reduction.py).
 
 Entry [b, t] belongs to token x_t of row b. r_t = π_θ(x_t | x_<t) / π_old(x_t | x_<t) is the importance ratio, A_t the
-advantage. Every function returns fp32 in the shape of its input, or fp64 for fp64.
+advantage. All tensors of a call must have one shape, else ValueError; the result has it too, in fp32, or fp64 for fp64.
+At padding logp must be finite, as `Transformer.logprob` makes it; `reduction.weighted_sum` leaves out other NaN there.
 """
 
 from __future__ import annotations
@@ -14,24 +15,29 @@ from torch import Tensor
 LARGEST = 80.0  # exp of 89 overflows in fp32
 
 
-def _upcast(x: Tensor) -> Tensor:
-    """At least fp32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _upcast(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in at least fp32; ValueError for different shapes."""
+    if len({x.shape for x in tensors}) > 1:
+        raise ValueError(f"arguments of shapes {[tuple(x.shape) for x in tensors]}: all must have one shape")
+    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
 
 
 def nll(logp: Tensor) -> Tensor:
     """-log π(x_t | x_<t), the loss of supervised training. logp: [B, T]."""
-    return -_upcast(logp)
+    return -_upcast(logp)[0]
 
 
 def reinforce(logp: Tensor, advantage: Tensor) -> Tensor:
-    """-A_t log π(x_t | x_<t) (Williams 1992). logp, advantage: [B, T]; no gradient goes through the advantage."""
-    return -advantage.detach() * _upcast(logp)
+    """-A_t log π(x_t | x_<t), 0 for A_t = 0 (Williams 1992). Both [B, T]; no gradient goes through the advantage."""
+    logp, advantage = _upcast(logp, advantage.detach())
+    return (-advantage * logp).masked_fill((advantage == 0) & logp.isinf(), 0.0)
 
 
-def _check_clips(low: float, high: float) -> None:
+def _check_clips(low: float, high: float, dual: float | None = None) -> None:
     if not (low >= 0 and high >= 0):
         raise ValueError(f"clip_low = {low}, clip_high = {high}: 0 or more, the interval holds the ratio 1")
+    if dual is not None and not dual > 1:
+        raise ValueError(f"dual_clip = {dual}: above 1, or None")
 
 
 def _surrogate(log_ratio: Tensor, advantage: Tensor, low: float, high: float, dual: float | None = None) -> Tensor:
@@ -39,8 +45,8 @@ def _surrogate(log_ratio: Tensor, advantage: Tensor, low: float, high: float, du
 
     Where large ratios are bounded, r is clamped before it overflows: its gradient is 0, and 0·∞ would be NaN.
     """
-    _check_clips(low, high)
-    finite = log_ratio.clamp(max=LARGEST)
+    _check_clips(low, high, dual)
+    finite = log_ratio.masked_fill(log_ratio > LARGEST, LARGEST)  # torch's clamp would give a NaN the gradient 0
     ratio = (torch.where(advantage < 0, log_ratio, finite) if dual is None else finite).exp()
     objective = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
     return objective if dual is None else torch.where(advantage < 0, objective.maximum(dual * advantage), objective)
@@ -62,9 +68,8 @@ def clipped_surrogate(
     dual_clip: c > 1 bounds that loss too: where A_t < 0 the objective is max(min(…), c A_t), so that a ratio beyond c
     has no gradient (Ye et al. 2020, arXiv:1912.09729, "Dual-clip PPO"). None: no bound. Raises ValueError for c <= 1.
     """
-    if dual_clip is not None and dual_clip <= 1:
-        raise ValueError(f"dual_clip = {dual_clip}: above 1, or None")
-    return -_surrogate(_upcast(logp) - old_logp.detach(), advantage.detach(), clip_low, clip_high, dual_clip)
+    logp, old_logp, A = _upcast(logp, old_logp.detach(), advantage.detach())
+    return -_surrogate(logp - old_logp, A, clip_low, clip_high, dual_clip)
 
 
 def is_clipped(
@@ -76,9 +81,10 @@ def is_clipped(
     dual_clip: float | None = None,
 ) -> Tensor:
     """bool [B, T]: where clipped_surrogate has no gradient because the ratio has left the interval."""
-    ratio = (_upcast(logp.detach()) - old_logp).exp()
-    most = math.inf if dual_clip is None else dual_clip
-    low = (ratio < 1 - clip_low) | (ratio > most)
+    _check_clips(clip_low, clip_high, dual_clip)
+    logp, old_logp, advantage = _upcast(logp.detach(), old_logp.detach(), advantage)
+    ratio = (logp - old_logp).exp()
+    low = (ratio < 1 - clip_low) | (ratio > (dual_clip or math.inf))
     return ((advantage > 0) & (ratio > 1 + clip_high)) | ((advantage < 0) & low)
 
 
@@ -89,14 +95,20 @@ def cispo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, cl
     weight. The paper sets no lower bound, which is clip_low = 1. All [B, T].
     """
     _check_clips(clip_low, clip_high)
-    ratio = (_upcast(logp.detach()) - old_logp).exp()
-    ratio = torch.where(advantage == 0, 1.0, ratio)  # without an upper clip, ∞·0 would be NaN
+    logp, old_logp, advantage = _upcast(logp, old_logp.detach(), advantage.detach())
+    ratio = (logp.detach() - old_logp).exp()
+    ratio = ratio.masked_fill((advantage == 0) & ratio.isinf(), 1.0)  # without an upper clip, ∞·0 would be NaN
     return reinforce(logp, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
 
 
-def gspo(
-    logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float, mask: Tensor
-) -> Tensor:
+def _whole(logp: Tensor, old_logp: Tensor, advantage: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_t log r_t of each answer, [B, 1], and the advantage, whose 0·∞ at padding would reach the whole answer."""
+    logp, old_logp, advantage, _ = _upcast(logp, old_logp.detach(), advantage.detach(), mask)
+    log_ratio = (logp - old_logp).masked_fill(~mask.bool(), 0.0)
+    return log_ratio.sum(1, keepdim=True), advantage.masked_fill(~mask.bool() & ~advantage.isfinite(), 0.0)
+
+
+def gspo(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float, mask: Tensor) -> Tensor:
     """-min(s_i A_i, clip(s_i, 1 - ε_low, 1 + ε_high) A_i) at each token of answer i (arXiv:2507.18071, section 4.1).
 
         s_i = (π_θ(y_i | x) / π_old(y_i | x))^{1/|y_i|} = exp(1/|y_i| Σ_t log r_t)
@@ -105,9 +117,8 @@ def gspo(
     `per_answer_mean` the sum is the paper's objective. All [B, T]; the advantage is one number per answer, repeated.
     s_i stays nearer to 1 than r_t does: the paper clips at 3e-4 and 4e-4.
     """
-    log_ratio = (_upcast(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
-    mean = log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    return -_surrogate(mean, advantage.detach(), clip_low, clip_high)
+    total, advantage = _whole(logp, old_logp, advantage, mask)
+    return -_surrogate(total / mask.bool().sum(1, keepdim=True).clamp(min=1), advantage, clip_low, clip_high)
 
 
 def grpo_sequence(
@@ -123,8 +134,7 @@ def grpo_sequence(
     where this one leaves the interval after a small change of a few tokens. All [B, T]; the advantage is one number per
     answer, repeated.
     """
-    log_ratio = (_upcast(logp) - old_logp.detach()).masked_fill(~mask.bool(), 0.0)
-    return -_surrogate(log_ratio.sum(1, keepdim=True), advantage.detach(), clip_low, clip_high)
+    return -_surrogate(*_whole(logp, old_logp, advantage, mask), clip_low, clip_high)
 
 
 def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> Tensor:
@@ -137,7 +147,7 @@ def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float) -> 
     """
     if not cap > 0:
         raise ValueError(f"cap = {cap}: above 0, infinite for none")
-    return (_upcast(old_logp.detach()) - sampler_logp.detach()).exp().clamp(max=cap)
+    return torch.sub(*_upcast(old_logp.detach(), sampler_logp.detach())).exp().clamp(max=cap)
 
 
 def entropy_bonus(entropy: Tensor) -> Tensor:
@@ -145,7 +155,7 @@ def entropy_bonus(entropy: Tensor) -> Tensor:
 
     entropy: [B, T], nats, with gradient, of the distribution that x_t was drawn from.
     """
-    return -_upcast(entropy)
+    return -_upcast(entropy)[0]
 
 
 def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -> Tensor:
@@ -157,7 +167,7 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -
     """
     if not clip >= 0:
         raise ValueError(f"clip = {clip}: 0 or more, infinite for none")
-    value, old_value, returns = _upcast(value), old_value.detach(), returns.detach()
+    value, old_value, returns = _upcast(value, old_value.detach(), returns.detach())
     clipped = value.clamp(old_value - clip, old_value + clip)
     return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square())
 
@@ -165,14 +175,16 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """log π - log π_ref at the sampled token: unbiased for KL(π‖π_ref) as a number (Schulman 2020, "Approximating KL").
 
-    As a loss its expected gradient is zero (E ∇log π = 0): use it in the reward, or to report.
+    As a loss its expected gradient is zero (E ∇log π = 0): use it in the reward, or to report. It is 0, and so are the
+    other two, for a token that neither policy can draw: log π = log π_ref = -∞.
     """
-    return _upcast(logp) - ref_logp.detach()
+    logp, ref_logp = _upcast(logp, ref_logp.detach())
+    return (logp - ref_logp).masked_fill(logp.isneginf() & ref_logp.isneginf(), 0.0)
 
 
 def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """(log π - log π_ref)² / 2: biased as a number; its expected gradient is that of each step's KL(π‖π_ref)."""
-    return 0.5 * (_upcast(logp) - ref_logp.detach()).square()
+    return 0.5 * kl_k1(logp, ref_logp).square()
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -180,5 +192,5 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
     The estimator of GRPO and R1. As a loss its expected gradient is that of each step's KL(π_ref‖π), not KL(π‖π_ref).
     """
-    log_ratio = ref_logp.detach() - _upcast(logp)
-    return log_ratio.exp() - log_ratio - 1
+    log_ratio = -kl_k1(logp, ref_logp)
+    return log_ratio.exp() - log_ratio.clamp(max=LARGEST) - 1  # beside e^80, 80 vanishes; ∞ - ∞ would be NaN

@@ -11,6 +11,7 @@ from torch import Tensor
 from minir1.device import synchronize
 from minir1.judge import Answer, behaviour
 from minir1.log import progress_line
+from minir1.reduction import weighted_sum
 from minir1.rollout import Rollout
 from minir1.tasks import Problem, Task
 
@@ -48,7 +49,7 @@ class Averages:
     def add(self, weight: Tensor, **values: Tensor) -> None:
         """The quantities of one micro-batch; weight and values: [B, T]. Waits for no device."""
         for name, value in values.items():
-            self._add(name, (weight * value.detach()).sum(), weight.sum())
+            self._add(name, weighted_sum(weight, value.detach()), weight.sum())
 
     def update(self, **values: float) -> None:
         """Figures of an optimizer step that is done."""
@@ -122,8 +123,8 @@ def show(step: int, steps: int, metrics: dict[str, float]) -> None:
 
 
 def alarms(metrics: dict[str, float]) -> list[str]:
-    """Warnings of a collapse. The best checkpoint is kept in any case."""
-    signs = []
+    """Warnings of a collapse, and of figures that are not finite. The best checkpoint is kept in any case."""
+    signs = [f"{name} is {value}" for name, value in metrics.items() if not abs(value) < float("inf")]
     if metrics["train/entropy"] < 1e-3:
         signs.append("the entropy is gone, every answer is nearly certain: lower --learning-rate or raise --beta")
     if metrics["train/entropy"] > 2.0:

@@ -98,8 +98,11 @@ def on_policy_check(
     are 0, but for rounding, if sampler and trainer compute the same policy. The maximum says little: rounding to
     bfloat16 alone moved it by 0.4. RuntimeError if the mean is above `most`, or the quantile above 10 · `most`:
     no objective is right for samples of another policy. None: 0.001, far above the rounding of fp32 and below what
-    top-p = 0.9 does; 0.05 for 16-bit weights, whose rounding reaches 0.025.
+    top-p = 0.9 does; 0.05 for 16-bit weights, whose rounding reaches 0.025. RuntimeError also for NaN or ∞ in logp.
     """
+    bad = (rollout.mask & ~rollout.logp.isfinite()).nonzero().tolist()
+    if bad:
+        raise RuntimeError(f"the sampler's log-prob of token {bad[0][1]} in row {bad[0][0]} is not finite")
     if most is None:
         most = 0.05 if model.embedding.weight.dtype.itemsize < 4 else 0.001
     B = len(rollout.length)

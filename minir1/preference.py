@@ -7,7 +7,7 @@ Bradley and Terry (1952, "Rank analysis of incomplete block designs") give every
 A reward model learns r itself. DPO puts the policy's implicit reward in its place: the maximum of E[r] - β KL(π‖π_ref)
 is π* ∝ π_ref e^{r/β}, so that r = β log(π*/π_ref) + (a number of the prompt alone), which cancels in a comparison.
 
-Every function works on tensors of any shape, one entry per pair, and returns fp32, or fp64 for fp64.
+Every function works on tensors of one shape, whichever, one entry per pair, and returns fp32, or fp64 for fp64.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _upcast(x: Tensor) -> Tensor:
-    """At least fp32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _upcast(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in at least fp32; ValueError for different shapes."""
+    if len({x.shape for x in tensors}) > 1:
+        raise ValueError(f"arguments of shapes {[tuple(x.shape) for x in tensors]}: all must have one shape")
+    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
 
 
 def bradley_terry(
@@ -37,8 +39,9 @@ def bradley_terry(
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing = {label_smoothing}: 0 to below 0.5")
-    gap = _upcast(chosen) - _upcast(rejected)
-    right, swapped = F.logsigmoid(gap - margin), F.logsigmoid(-gap - margin)
+    gap = torch.sub(*_upcast(chosen, rejected, *([margin] if isinstance(margin, Tensor) else []))[:2])
+    right = F.logsigmoid(gap - margin)
+    swapped = F.logsigmoid(-gap - margin) if label_smoothing else 0.0  # 0·∞ would be NaN
     return -(1 - label_smoothing) * right - label_smoothing * swapped
 
 
@@ -50,7 +53,7 @@ def implicit_reward(logp: Tensor, ref_logp: Tensor, beta: float) -> Tensor:
     """
     if not beta > 0:
         raise ValueError(f"beta = {beta}: above 0")
-    return beta * (_upcast(logp) - _upcast(ref_logp.detach()))
+    return beta * torch.sub(*_upcast(logp, ref_logp.detach()))
 
 
 def dpo(
@@ -76,7 +79,10 @@ def dpo(
 
 
 def agreement(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """1 where the chosen answer has the higher reward, ½ where both have the same, else 0. [N] -> fp32 [N]."""
+    """1 where the chosen answer has the higher reward, ½ for a tie, else 0. [N] -> fp32 [N]; ValueError for NaN."""
+    chosen, rejected = _upcast(chosen, rejected)
+    if (chosen.isnan() | rejected.isnan()).any():
+        raise ValueError("a reward is NaN: it is neither higher nor lower than another")
     return ((chosen > rejected).float() + (chosen >= rejected).float()) / 2
 
 
@@ -95,9 +101,9 @@ def calibration(gap: Tensor, bins: int) -> Calibration:
     width (Guo et al. 2017, arXiv:1706.04599, section 2); 1 belongs to the last. Equal rewards count as half right.
     ValueError for no pairs, numbers that are not finite, or bins < 1.
     """
-    if bins < 1 or gap.numel() == 0 or not gap.isfinite().all():
+    if not bins >= 1 or gap.ndim != 1 or gap.numel() == 0 or not gap.isfinite().all():
         raise ValueError(f"bins = {bins}, gap of shape {tuple(gap.shape)}: at least one bin and one pair, all finite")
-    gap = gap.detach().double().flatten()
+    gap = gap.detach().double()
     confidence = gap.abs().sigmoid()
     index = ((2 * confidence - 1) * bins).long().clamp(max=bins - 1)
     count = torch.bincount(index, minlength=bins).double()

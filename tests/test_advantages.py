@@ -169,12 +169,89 @@ def test_gae_refuses():
             gae(rewards, values, mask, gamma, lam)
     with pytest.raises(ValueError, match=r"rewards has shape \(9,\), the mask \(6, 9\)"):
         gae(rewards[0], values, mask, 1.0, 1.0)  # it would broadcast
+    for f in (discounted_returns, lambda r, m, gamma: gae(r, r, m, gamma, 1.0)):
+        with pytest.raises(ValueError, match="gamma = nan"):
+            f(rewards, mask, math.nan)
+    with pytest.raises(ValueError, match=r"rewards has shape \(9,\), the mask \(9,\): both \[B, T\]"):
+        gae(rewards[0], values[0], mask[0], 1.0, 1.0)
     values[2, 5] = float("nan")
     with pytest.raises(ValueError, match="values of trained tokens holds numbers that are not finite"):
         gae(rewards, values, mask, 1.0, 1.0)
-    mask[2, 5] = False
-    with pytest.raises(ValueError, match="row 2 of the mask has a hole"):
-        gae(rewards, values, mask, 1.0, 1.0)
+
+
+def test_gae_over_turns_by_hand():
+    """Two turns with a tool's two tokens between them, γ = 1/2, λ = 1/2: the successor of the first turn's last token
+    is the first token of the second. δ = (0 + 4/2 - 2, 1 + 6/2 - 4, 8 - 6); rewards of the tool's tokens are not seen.
+    """
+    rewards = torch.tensor([[9.0, 0.0, 1.0, 7.0, 7.0, 8.0, 9.0]])
+    values = torch.tensor([[9.0, 2.0, 4.0, 5.0, 5.0, 6.0, 9.0]])
+    mask = torch.tensor([[0, 1, 1, 0, 0, 1, 0]])
+    advantages, returns = gae(rewards, values, mask, 0.5, 0.5)
+    assert advantages.tolist() == [[0, 0 + 0.5 / 4, 0 + 2 / 4, 0, 0, 2, 0]]
+    assert returns.tolist() == [[0, 2.125, 4.5, 0, 0, 8, 0]]
+    assert discounted_returns(rewards, mask, 0.5).tolist() == [[0, 0 + 1 / 2 + 8 / 4, 1 + 8 / 2, 0, 0, 8, 0]]
+    assert at_last_token(torch.tensor([3.0]), mask).tolist() == [[0, 0, 0, 0, 0, 3, 0]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holes_in_the_mask_are_as_if_cut_out(seed):
+    rewards, values, _ = example(seed)
+    mask = torch.rand(6, 9, generator=torch.Generator().manual_seed(seed)) < 0.5
+    mask[0] = False
+    rewards, values = (x.masked_fill(~mask, math.nan) for x in (rewards, values))
+    found = *gae(rewards, values, mask, 0.9, 0.8), discounted_returns(rewards, mask, 0.9), whiten(values, mask)
+    earned, level = at_last_token(torch.arange(6.0), mask), explained_variance(values, rewards, mask)
+    for row, m in enumerate(mask):
+        short = [x[row, m].unsqueeze(0) for x in (rewards, values)]
+        every = torch.ones_like(short[0])
+        want = *gae(*short, every, 0.9, 0.8), discounted_returns(short[0], every, 0.9)
+        for a, b in zip(found, want):
+            assert torch.equal(a[row, m], b[0]) and not a[row, ~m].any()
+        assert torch.equal(earned[row, m], at_last_token(torch.tensor([float(row)]), every)[0])
+        assert not earned[row, ~m].any() and not found[3][row, ~m].any()
+    cut = [x[mask].unsqueeze(0) for x in (values, rewards)]  # in these two the rows are one batch
+    torch.testing.assert_close(found[3][mask], whiten(cut[0], torch.ones_like(cut[0]))[0])
+    assert level == pytest.approx(explained_variance(*cut, torch.ones_like(cut[0])))
+
+
+def test_no_rows_and_no_columns():
+    for shape in ((3, 0), (0, 5), (0, 0)):
+        x, mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+        results = (*gae(x, x, mask, 1.0, 0.9), discounted_returns(x, mask, 0.9), whiten(x, mask))
+        results += kl_in_reward(x, x, x, mask, 0.1), at_last_token(torch.zeros(shape[0]), mask)
+        assert all(result.shape == shape for result in results) and explained_variance(x, x, mask) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_numbers_are_upcast_first(dtype):
+    """Every result has the bits of that of the upcast numbers."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(6, 300, generator=generator) < 0.9
+    tokens = [torch.randn(6, 300, generator=generator).to(dtype) for _ in range(3)]
+    rewards = (5 + torch.randn(6, 8, generator=generator)).to(dtype)
+    cases = [(f, (rewards,)) for f in (*GROUP, batch_centered, lambda r: torch.tensor(moving_average(0.3, r, 0.9)))]
+    cases += [
+        (lambda r: at_last_token(r[:, 0], mask), (rewards,)),
+        (lambda *x: kl_in_reward(*x, mask, 0.1), tokens),
+        (lambda x: whiten(x, mask), tokens[:1]),
+        (lambda x: discounted_returns(x, mask, 0.9), tokens[:1]),
+        (lambda *x: torch.stack(gae(*x, mask, 0.99, 0.95)), tokens[:2]),
+        (lambda *x: torch.tensor(explained_variance(*x, mask)), tokens[:2]),
+    ]
+    for f, inputs in cases:
+        found = f(*inputs)
+        assert found.dtype == torch.float32 and torch.equal(found, f(*(x.float() for x in inputs)))
+        assert f(*(x.double() for x in inputs)).dtype in (torch.float64, torch.float32)
+    for kind in (torch.int64, torch.bfloat16, torch.float64):
+        for f in (lambda m: whiten(tokens[0], m), lambda m: gae(*tokens[:2], m, 0.99, 0.95)[0]):
+            assert torch.equal(f(mask.to(kind)), f(mask))
+
+
+@pytest.mark.parametrize("eps", [-1e-6, math.nan])
+def test_eps_is_no_less_than_0(eps):
+    for f in (lambda: group_advantages(torch.rand(2, 4), eps), lambda: whiten(torch.rand(2, 4), torch.ones(2, 4), eps)):
+        with pytest.raises(ValueError, match=f"eps = {eps}: 0 or more"):
+            f()
 
 
 def test_batch_centered_by_hand():
@@ -220,6 +297,9 @@ def test_kl_in_reward_by_hand():
         kl_in_reward(rewards, logp, torch.full((1, 4), -math.inf), mask, 0.1)
     with pytest.raises(ValueError, match="logp has shape"):
         kl_in_reward(rewards, logp[:, :2], logp, mask, 0.1)
+    for beta in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"beta = {beta}: 0 or more, and finite"):
+            kl_in_reward(rewards, logp, logp, mask, beta)
 
 
 def test_discounted_returns_by_hand():
@@ -250,6 +330,23 @@ def test_equal_advantages_whiten_to_zero():
         assert not whiten(torch.full((1, 3), value), torch.tensor([trained])).any()
     with pytest.raises(ValueError, match="advantage of trained tokens holds numbers that are not finite"):
         whiten(torch.tensor([[math.inf, 1.0]]), torch.ones(1, 2))
+
+
+def test_rounding_is_not_whitened_to_full_steps():
+    """What differs in the last place, as sums in another order do, stays far below 1: √(var + eps) is about 1e-4."""
+    noisy = torch.tensor([[1.0, 1.0 + 2**-23, 1.0, 1.0 - 2**-24]])
+    assert 0 < whiten(noisy, torch.ones(1, 4)).abs().max() < 2e-3
+    by_hand = whiten(torch.tensor([[0.0, 1e-4]]), torch.ones(1, 2))  # variance 5e-9, half of eps
+    torch.testing.assert_close(by_hand, torch.tensor([[-1.0, 1.0]]) * 0.5e-4 / math.sqrt(1.5e-8))
+
+
+def test_rounding_in_a_group_of_equal_rewards_is_below_its_eps():
+    """0.1 + 0.2 is not 0.3 in fp64."""
+    rewards = torch.tensor([[0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2]], dtype=torch.float64)
+    assert 0 < group_advantages(rewards).abs().max() < 1e-9
+    for dtype in (torch.float16, torch.bfloat16):
+        for f in GROUP:
+            assert not f(torch.full((2, 7), 0.1, dtype=dtype)).any()
 
 
 def test_explained_variance_by_hand():

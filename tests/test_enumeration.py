@@ -332,6 +332,18 @@ def test_gae_with_a_wrong_value_is_unbiased_at_lambda_one_only(policy):
         assert (bias.norm() == 0) == (lam == 1.0)
 
 
+def test_an_answer_that_cannot_be_drawn_adds_nothing_to_a_divergence():
+    """p = (3/4, 1/4, 0) against (1/2, 1/2, 0), one token an answer; with mass only in the reference too."""
+    ln, rows = math.log, ([math.log(0.75), math.log(0.25), -math.inf], [-math.log(2), -math.log(2), -math.inf])
+    p, q = (torch.tensor(row, dtype=torch.float64) for row in rows)
+    want = 0.75 * ln(3) - ln(2)
+    other = torch.tensor([ln(0.25), ln(0.5), ln(0.25)], dtype=torch.float64)
+    for ref, value in ((q, want), (other, 0.75 * ln(3) + 0.25 * ln(0.5))):
+        assert exact.sequence_kl(p.unsqueeze(1), ref.unsqueeze(1)).item() == pytest.approx(value)
+        assert exact.step_kl(p.view(1, 1, 3), ref.view(1, 1, 3), torch.ones(1, 1).bool()).item() == pytest.approx(value)
+    assert exact.sequence_kl(other.unsqueeze(1), p.unsqueeze(1)).item() == math.inf
+
+
 def test_whitening_is_a_baseline_and_a_scale_of_the_draw(policy):
     """REINFORCE++: shifted by the draw's own mean over tokens and divided by its deviation, so biased.
 
@@ -340,8 +352,8 @@ def test_whitening_is_a_baseline_and_a_scale_of_the_draw(policy):
     rows = PAIRS.flatten()
     R_i, n = REWARDS[PAIRS], LENGTH[PAIRS]
     mean = (n * R_i).sum(1, keepdim=True) / n.sum(1, keepdim=True)
-    deviation = ((n * (R_i - mean) ** 2).sum(1, keepdim=True) / (n.sum(1, keepdim=True) - 1)).sqrt()
-    white = (R_i - mean) / (deviation + 1e-8)
+    variance = (n * (R_i - mean) ** 2).sum(1, keepdim=True) / (n.sum(1, keepdim=True) - 1)
+    white = (R_i - mean) / (variance + 1e-8).sqrt()
     white[R_i[:, 0] == R_i[:, 1]] = 0.0
     p, whole = exact.probability_of(policy.logp, PAIRS), policy.scores.sum(1)
     by_hand = sum((p * white[:, i] / 2) @ whole[PAIRS[:, i]] for i in range(2))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_kernels_attention import Guarded, check_equal_bits_under_load
 from test_kernels_logprob import DTYPES, GRADIENT, put
-from test_ops_kl import each_kind, gradients, problem, reference
+from test_ops_kl import each_kind, gradients, masked_by_hand, masked_in_both, problem, reference
 
 from minir1.kernels import kl as kernel
 from minir1.kernels import logprob
@@ -65,6 +65,12 @@ def test_by_hand():
     want = dict(forward=math.log(4 / 3) / 2, reverse=0.75 * math.log(3) - math.log(2), js=(to_m(0.75) + to_m(0.5)) / 2)
     for kind, value in want.items():
         assert triton(*inputs, kind=kind).item() == pytest.approx(value, rel=2e-6)
+
+
+def test_masked_entries():
+    on_device = lambda *inputs, **kw: triton(*put(*inputs), **kw).cpu()
+    masked_by_hand(on_device)
+    masked_in_both(on_device)
 
 
 @each_kind

@@ -2,7 +2,7 @@
 import pytest
 import torch
 from test_kernels_attention import DEVICE, Guarded, check_equal_bits_under_load
-from test_ops import IGNORE, SETTINGS, gradients, problem, reference
+from test_ops import IGNORE, SETTINGS, gradients, masked_by_hand, masked_vocabulary, problem, reference
 
 from minir1.kernels import logprob as kernel
 from minir1.ops import linear_logprob
@@ -62,6 +62,15 @@ def test_ragged_shapes(N, V, engine):
 @each_engine
 def test_settings(kw, engine):
     check(*put(*problem(33, D=40, V=130, dtype=torch.float32)), engine, **kw)
+
+
+@each_engine
+def test_masked_entries(engine):
+    def on_device(*inputs, **kw):
+        return [x.cpu() for x in linear_logprob(*put(*inputs), impl="triton", engine=engine, **kw)]
+
+    masked_by_hand(on_device, entropy=True)
+    masked_vocabulary(on_device, temperature=0.7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])

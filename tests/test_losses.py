@@ -1,6 +1,7 @@
 """losses.py: numbers worked by hand and identities."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -21,12 +22,16 @@ from minir1.losses import (
     truncated_importance,
     value_loss,
 )
+from minir1.reduction import per_answer_mean, weighted_sum
 
 log = math.log
 
 
 def grid(*values, grad=False) -> Tensor:
     return torch.tensor([values], dtype=torch.float64, requires_grad=grad)
+
+
+SURROGATES = (clipped_surrogate, cispo, gspo, grpo_sequence)
 
 
 def gradient(loss: Tensor, of: Tensor) -> list[float]:
@@ -108,15 +113,17 @@ def test_the_objective_is_the_lesser_of_the_two(clip_low):
     torch.testing.assert_close(clipped_surrogate(logp, old, advantage, clip_low, 0.3, 2.0), -dual)
 
 
-def test_a_dual_clip_of_one_would_stop_every_punishment():
-    with pytest.raises(ValueError, match="dual_clip = 1.0: above 1, or None"):
-        clipped_surrogate(grid(-1.0), grid(-1.0), grid(-1.0), dual_clip=1.0)
+@pytest.mark.parametrize("dual", [1.0, -2.0, math.nan])
+def test_a_dual_clip_of_one_would_stop_every_punishment(dual):
+    for f in (clipped_surrogate, is_clipped):
+        with pytest.raises(ValueError, match=f"dual_clip = {dual}: above 1, or None"):
+            f(grid(-1.0), grid(-1.0), grid(-1.0), dual_clip=dual)
 
 
 @pytest.mark.parametrize("low, high", [(-0.1, 0.2), (0.2, -2.0), (math.nan, 0.2)])
 def test_an_interval_without_one_is_refused(low, high):
     mask = torch.ones(1, 1)
-    for loss, more in ((clipped_surrogate, ()), (cispo, ()), (gspo, (mask,)), (grpo_sequence, (mask,))):
+    for loss, more in ((f, (mask,) if f in (gspo, grpo_sequence) else ()) for f in (*SURROGATES, is_clipped)):
         with pytest.raises(ValueError, match=f"clip_low = {low}, clip_high = {high}: 0 or more"):
             loss(grid(-1.0), grid(-1.0), grid(1.0), low, high, *more)
 
@@ -260,6 +267,107 @@ def every_loss(x, old, advantage, mask):
         "kl_k2": kl_k2(x, old),
         "kl_k3": kl_k3(x, old),
     }
+
+
+def test_nan_and_infinity_at_padding_change_nothing():
+    """Whatever stands at padding in any input, the weighted sum and its gradient have the bits of those with zeros;
+    the log-probs of the policy are masked on their way in, as the model's are."""
+    logp, advantage, mask = sample()
+    weight = per_answer_mean(mask, len(mask))
+    noise = torch.randn(logp.shape, generator=torch.Generator().manual_seed(2))
+    inputs = [x.detach().float() for x in (logp, logp + 0.1 * noise, advantage)]
+
+    def results(value, masked):
+        padded = [x.masked_fill(~mask, value if i in masked else 0.0) for i, x in enumerate(inputs)]
+        x = padded[0].requires_grad_()
+        losses = every_loss(x.masked_fill(~mask, 0.0), *padded[1:], mask)
+        losses["tis"] = truncated_importance(padded[1], padded[0], 2.0) * losses["clipped_surrogate"]
+        sums = {name: weighted_sum(weight, loss) for name, loss in losses.items()}
+        return {name: (total, torch.autograd.grad(total, x, retain_graph=True)[0]) for name, total in sums.items()}
+
+    want = results(0.0, ())
+    assert all(slope.isfinite().all() and slope[mask].any() for _, slope in want.values())
+    for value in (math.nan, math.inf, -math.inf):
+        for masked in ((0,), (1,), (2,), (0, 1, 2)):
+            for name, found in results(value, masked).items():
+                assert all(torch.equal(a, b) for a, b in zip(found, want[name])), (name, value, masked)
+
+
+def test_a_nan_at_a_trained_token_reaches_the_gradient():
+    """So that the run stops, whatever the sign of the advantage: torch's clamp would give it the gradient 0."""
+    for A in (1.0, -1.0, 0.0):
+        for dual in (None, 3.0):
+            for f in SURROGATES:
+                logp, old = grid(-1.0, -1.0, grad=True), grid(math.nan, -1.0)
+                more = (torch.ones(1, 2),) if f in (gspo, grpo_sequence) else ()
+                more = (dual,) if f is clipped_surrogate else more
+                assert math.isnan(gradient(f(logp, old, grid(A, A), 0.2, 0.2, *more), logp)[0])
+                assert f(logp, old, grid(A, A), 0.2, 0.2, *more)[0, 0].isnan()
+
+
+def test_a_token_of_probability_0_by_hand():
+    """log π = -∞: the ratio is 0. Without an advantage nothing is learned, and 0·∞ is 0, not NaN."""
+    old, none = grid(-1.0), grid(0.0)
+    logp = grid(-math.inf, grad=True)
+    mask = torch.ones(1, 1)
+    losses = [reinforce(logp, none), *(f(logp, old, none, 0.2, 0.2) for f in (clipped_surrogate, cispo))]
+    losses += [f(logp, old, none, 0.2, 0.2, mask) for f in (gspo, grpo_sequence)]
+    losses += [clipped_surrogate(logp, old, none, dual_clip=3.0), cispo(logp, old, grid(2.0), 1.0, 0.2)]  # r log π -> 0
+    losses += [clipped_surrogate(logp, old, grid(2.0))]  # r A = 0, and its gradient as well
+    for loss in losses:
+        assert loss.item() == 0 and gradient(loss, logp) == [0]
+    assert clipped_surrogate(logp, old, grid(-2.0)).item() == pytest.approx(1.6)  # clipped at 0.8
+    assert reinforce(logp, grid(1.0)).item() == math.inf and nll(logp).item() == math.inf
+    assert is_clipped(logp, old, grid(-1.0)).item() and not is_clipped(logp, old, none).item()
+
+
+def test_divergences_of_impossible_tokens_by_hand():
+    """log π, log π_ref and k1, k2, k3 with π_ref/π - log(π_ref/π) - 1: 0 where both are impossible, ∞ where one is."""
+    inf = math.inf
+    for x, ref, want in ((-inf, -inf, (0, 0, 0)), (-inf, -1.0, (-inf, inf, inf)), (-1.0, -inf, (inf, inf, inf))):
+        logp = grid(x, grad=True)
+        found = [kl(logp, grid(ref)) for kl in (kl_k1, kl_k2, kl_k3)]
+        assert [value.item() for value in found] == list(want)
+        if x == ref:
+            assert [gradient(value, logp) for value in found] == [[0], [0], [0]]
+    far = grid(-100.0, grad=True)  # exp(99) is far above 99
+    assert kl_k3(far, grid(-1.0)).item() == pytest.approx(math.exp(99) - 100, rel=1e-15)
+    assert gradient(kl_k3(far, grid(-1.0)), far) == pytest.approx([1 - math.exp(99)])
+    assert kl_k3(far.detach().float() * 2, grid(-1.0).float()).item() == inf
+
+
+@pytest.mark.parametrize("wrong", [(9,), (9, 1), (1, 9), (1, 1), (9, 10)])
+def test_tensors_of_other_shapes_are_refused(wrong):
+    """With as many rows as columns an advantage [B] would broadcast without a word, over the columns."""
+    x, y, mask = torch.zeros(9, 9), torch.zeros(wrong), torch.ones(9, 9)
+    calls = [lambda: reinforce(x, y), lambda: truncated_importance(x, y, 2.0)]
+    calls += [lambda f=f: f(x, y) for f in (kl_k1, kl_k2, kl_k3)]
+    for old, A, m in ((y, x, mask), (x, y, mask), (x, x, y)):
+        calls += [lambda f=f, o=old, A=A, m=m: f(x, o, A, 0.2, 0.2, m) for f in (gspo, grpo_sequence)]
+        if m is mask:
+            calls += [lambda f=f, o=old, A=A: f(x, o, A, 0.2, 0.2) for f in (clipped_surrogate, cispo, is_clipped)]
+            calls += [lambda o=old, A=A: value_loss(x, o, A, 0.2)]
+    for call in calls:
+        with pytest.raises(ValueError, match=re.escape(f"{wrong}") + ".*: all must have one shape"):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_numbers_are_upcast_first(dtype):
+    """Every loss has the bits of that of the upcast numbers, and so has its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(4, 300, generator=generator).to(dtype) for _ in range(3)]  # bf16 cannot count to 300
+    mask = torch.rand(4, 300, generator=generator) < 0.95
+
+    def every(x, old, A, mask):
+        more = {"is_clipped": is_clipped(x, old, A, dual_clip=2.3).float(), "entropy": entropy_bonus(x)}
+        more |= {"dual 2.3": clipped_surrogate(x, old, A, dual_clip=2.3), "tis": truncated_importance(x, old, 2.3)}
+        return every_loss(x, old, A, mask) | more
+
+    want = every(*(x.float() for x in inputs), mask)
+    for kind in (torch.bool, torch.int64, dtype, torch.float32):
+        for name, found in every(*inputs, mask.to(kind)).items():
+            assert found.dtype == torch.float32 and torch.equal(found, want[name]), (name, kind)
 
 
 def test_only_the_policy_gets_a_gradient():

@@ -44,6 +44,9 @@ def test_averages_over_updates_with_the_weights_of_the_loss():
     averages.update(grad_norm=4.0)
     assert averages.metrics() == {"train/kl": 3.375, "train/grad_norm": 3.5}
     assert Averages().metrics() == {}  # every answer was masked
+    averages = Averages()
+    averages.add(torch.tensor([[1.0, 0.0]]), kl=torch.tensor([[2.0, float("nan")]]), clip=torch.tensor([[True, True]]))
+    assert averages.metrics() == {"train/kl": 2.0, "train/clip": 1.0}  # whatever stands at padding
 
 
 def test_the_clock_adds_up_laps_and_divides_tokens(monkeypatch):
@@ -119,6 +122,9 @@ def test_alarms():
         (sign,) = alarms(QUIET | change)
         assert word in sign
     assert len(alarms({"train/entropy": 0.0, "train/truncated": 1.0, "train/unjudged": 1.0})) == 3
+    nan = float("nan")  # neither above nor below any limit
+    assert alarms({"train/entropy": nan, "train/truncated": 0.0}) == ["train/entropy is nan"]
+    assert alarms(QUIET | {"train/kl": -float("inf")}) == ["train/kl is -inf"]
 
 
 def test_a_step_is_one_line_with_what_was_measured_and_its_alarms(capsys):

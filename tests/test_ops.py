@@ -75,6 +75,48 @@ def test_by_hand(of):
     assert ent.item() == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), rel=1e-5)
 
 
+def masked_by_hand(of, **how):
+    """p = (3/4, 1/4, 0, 0): entries with logit -inf add nothing to the entropy, and a target among them has p = 0."""
+    h, w = torch.ones(3, 1, requires_grad=True), torch.tensor([math.log(3), 0.0, -math.inf, -math.inf])[:, None]
+    logp, ent = of(h, w.requires_grad_(), torch.tensor([0, 1, 3]), **how)
+    H = 2 * math.log(2) - 0.75 * math.log(3)
+    assert logp.tolist() == pytest.approx([math.log(3 / 4), math.log(1 / 4), -math.inf])
+    assert ent.tolist() == pytest.approx([H] * 3)
+    dh, dw = torch.autograd.grad(ent[0] + 2 * logp[0], (h, w))  # dz = 2 (1[v=t] - p) - p (log p + H)
+    dz = [0.5 - 0.75 * (math.log(3 / 4) + H), -0.5 - 0.25 * (math.log(1 / 4) + H), 0.0, 0.0]
+    assert dw.flatten().tolist() == pytest.approx(dz, abs=1e-6)
+    if of is not definition.linear_logprob:  # whose product with the weights is torch's
+        assert dh.flatten().tolist() == pytest.approx([dz[0] * math.log(3), 0.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("of", [linear_logprob, definition.linear_logprob])
+def test_masked_entries_by_hand(of):
+    masked_by_hand(of, **(dict(entropy=True) if of is linear_logprob else {}))
+
+
+def masked_vocabulary(of, **how):
+    """Of 300 entries 153 are masked, whole tiles of them: the result is that of the other 147."""
+    for N in (1, 33):
+        h, w, target = problem(N, V=147, dtype=torch.float32, ignored=0)
+        h, keep = h.abs(), torch.ones(300, dtype=torch.bool)
+        keep[:70] = keep[100:170] = keep[200:210] = keep[297:] = False
+        large = torch.full((300, w.shape[1]), -math.inf)
+        large[100:170, 1:] = 0.5  # one -inf of a row is enough
+        large[keep] = w
+        g, g_H = torch.randn(2, N, generator=torch.Generator().manual_seed(1))
+        numbers = keep.nonzero().squeeze(1)[target]
+        want = gradients(lambda h, w: of(h, w, target, entropy=True, **how), h, w, g, g_H)
+        logp, ent, dh, dw = gradients(lambda h, w: of(h, w, numbers, entropy=True, **how), h, large, g, g_H)
+        for a, b in zip((logp, ent, dh, dw[keep]), want):
+            assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6
+        assert not dw[~keep].any()
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 10 * 300 * 4])
+def test_a_masked_vocabulary_is_the_smaller_one(chunk_bytes):
+    masked_vocabulary(linear_logprob, temperature=0.7, chunk_bytes=chunk_bytes)
+
+
 def test_uniform():
     logp, ent = linear_logprob(torch.randn(3, 4), torch.zeros(7, 4), torch.tensor([0, 3, 6]), entropy=True)
     torch.testing.assert_close(logp, torch.full((3,), -math.log(7)))

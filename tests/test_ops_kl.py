@@ -105,6 +105,62 @@ def test_by_hand(of):
     assert kl["js"] == pytest.approx((to_m(0.75) + to_m(0.5)) / 2, rel=1e-6)
 
 
+def masked_by_hand(of):
+    """Entries with logit -inf. p_s = (3/4, 1/4, 0), p_t = (1/2, 1/2, 0) as without the third; then (1/2, 1/4, 1/4)
+    against (1/2, 1/2, 0), whose mixture is (1/2, 3/8, 1/8), and the other way round."""
+    ln, inf = math.log, math.inf
+    to_m = lambda p: p * ln(p / (5 / 8)) + (1 - p) * ln((1 - p) / (3 / 8))
+    both = dict(forward=ln(4 / 3) / 2, reverse=0.75 * ln(3) - ln(2), js=(to_m(0.75) + to_m(0.5)) / 2)
+    js = (0.25 * ln(2 / 3) + 0.25 * ln(2) + 0.5 * ln(4 / 3)) / 2
+    three, two = (ln(2), 0.0, 0.0), (0.0, 0.0, -inf)
+    for student, teacher, want in (
+        ((ln(3), 0.0, -inf), two, both),
+        (three, two, dict(forward=ln(2) / 2, reverse=inf, js=js)),
+        (two, three, dict(forward=inf, reverse=ln(2) / 2, js=js)),
+    ):
+        inputs = [torch.ones(1, 1), torch.tensor(student)[:, None], torch.ones(1, 1), torch.tensor(teacher)[:, None]]
+        for kind in KINDS:
+            kl, dh, dw = gradients(lambda *x: of(*x, kind=kind), inputs, 1.0)
+            assert kl.item() == pytest.approx(want[kind], rel=1e-5), (student, kind)
+            if kl.isfinite() and of is not reference:  # whose product with the weights is torch's
+                assert dh.isfinite().all() and dw.isfinite().all() and abs(dw.sum().item()) < 1e-6
+                assert not dw[torch.tensor(student).isinf()].any()
+    kl, dh, dw = gradients(lambda *x: of(*x, kind="reverse"), inputs, 1.0)  # p_s (log p_s/p_t - KL): ± log 2 / 4
+    assert dw.flatten().tolist() == pytest.approx([-ln(2) / 4, ln(2) / 4, 0.0], rel=1e-5)
+    low = torch.zeros(200, 1).index_fill(0, torch.arange(64), -300.0)  # in fp32 their p is 0, but not among themselves
+    for kind in KINDS:
+        inputs = torch.ones(1, 1), low.masked_fill(low < 0, -inf), torch.ones(1, 1), low
+        assert abs(of(*inputs, kind=kind).item()) < 1e-6, kind
+
+
+@pytest.mark.parametrize("of", [linear_kl, reference])
+def test_masked_entries_by_hand(of):
+    masked_by_hand(of)
+
+
+def masked_in_both(of, chunk_bytes=None):
+    """Of 300 entries 153 are masked in both models, whole tiles of them: the result is that of the other 147."""
+    for N in (1, 33):
+        h_s, w_s, h_t, w_t = problem(N, 300, dtype=torch.float32)
+        h_s, h_t, keep = h_s.abs(), h_t.abs(), torch.ones(300, dtype=torch.bool)
+        keep[:70] = keep[100:170] = keep[200:210] = keep[297:] = False
+        large = [w.masked_fill(~keep[:, None], -math.inf) for w in (w_s, w_t)]
+        large[1][100:170, 1:] = 0.5  # one -inf of a row is enough
+        g = torch.randn(N, generator=torch.Generator().manual_seed(1))
+        for kind in KINDS:
+            f = lambda *x: of(*x, kind=kind, temperature=0.7, chunk_bytes=chunk_bytes)
+            want = gradients(f, (h_s, w_s[keep], h_t, w_t[keep]), g)
+            kl, dh, dw = gradients(f, (h_s, large[0], h_t, large[1]), g)
+            for a, b in zip((kl, dh, dw[keep]), want):
+                assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6
+            assert not dw[~keep].any()
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 10 * 300 * 4])
+def test_a_masked_vocabulary_is_the_smaller_one(chunk_bytes):
+    masked_in_both(linear_kl, chunk_bytes)
+
+
 @each_kind
 def test_gradcheck(kind):
     h_s, w_s, h_t, w_t = problem(3, V=5, D=(3, 2))

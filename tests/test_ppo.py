@@ -1,5 +1,6 @@
 """PPO at toy size: the update against formulas written out, resume to the bit, rewards from rules and from a model."""
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,19 @@ def test_no_result_depends_on_the_microbatch(sampled, kind):
         assert_same(others[0], policy)
         assert_same(others[1], critic)
         assert measured == pytest.approx(whole, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["trunk", "own"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_stands_at_padding_is_not_learned_from(sampled, kind, value):
+    model, critics, rollout, rewards, estimated = sampled
+    changes = {"ent_coef": 0.1, "kl_in": "loss", "beta": 0.1, "value_clip": 0.2, "microbatch": 100}
+    want = step(sampled, kind, **changes)
+    other = estimated._replace(**{name: x.masked_fill(~rollout.mask, value) for name, x in estimated._asdict().items()})
+    rollout = replace(rollout, logp=rollout.logp.masked_fill(~rollout.mask, value))
+    found = step((model, critics, rollout, rewards, other), kind, **changes)
+    assert found[0] == want[0]
+    assert all(torch.equal(a, b) for moves, others in zip(found[1:], want[1:]) for a, b in zip(moves, others))
 
 
 def apart(sampled):

@@ -79,8 +79,37 @@ def test_large_gaps_neither_overflow_nor_vanish():
     assert loss.tolist() == pytest.approx([2e3, 1.8e4]) and gradient(loss, chosen) == pytest.approx([0.1, -0.9])
 
 
+def test_an_infinite_gap_is_certain():
+    """Without smoothing no term of it is 0·∞."""
+    inf = vector(math.inf, grad=True)
+    assert bradley_terry(inf, vector(0.0)).item() == 0 and bradley_terry(vector(0.0), inf).item() == math.inf
+    assert gradient(bradley_terry(inf, vector(0.0)), inf) == [0]
+
+
+def test_two_shapes_are_refused():
+    """[4] against [4, 1] would be all sixteen pairs of pairs."""
+    x, y = noise(4), noise(4, 1)
+    for call in (
+        *(lambda: bradley_terry(x, y), lambda: bradley_terry(x, x, y), lambda: implicit_reward(x, y, 0.1)),
+        *(lambda: dpo(x, y, x, y, 0.1), lambda: dpo(x, x, y, x, 0.1), lambda: dpo(x, x, x, y, 0.1)),
+        lambda: agreement(x, y),
+    ):
+        with pytest.raises(ValueError, match=r"shapes \[.*\(4, 1\).*\]: all must have one shape"):
+            call()
+    with pytest.raises(ValueError, match=r"gap of shape \(4, 4\)"):
+        calibration(x - y, 5)
+
+
 def test_half_precision_is_upcast():
     chosen, rejected = (x.bfloat16() for x in (noise(9), noise(9, seed=1)))
+    logs = [x.bfloat16() for x in noise(4, 9)]
+    for f in (
+        lambda a, b, c, d: dpo(a, b, c, d, 0.3, 0.1),
+        lambda a, b, c, d: bradley_terry(a, b, c, 0.1),
+        lambda a, b, c, d: implicit_reward(a, b, 0.3),
+        lambda a, b, c, d: agreement(a, b),
+    ):
+        assert f(*logs).dtype == torch.float32 and torch.equal(f(*logs), f(*(x.float() for x in logs)))
     loss = bradley_terry(chosen, rejected)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, bradley_terry(chosen.float(), rejected.float()))
@@ -193,6 +222,8 @@ def test_the_minimum_for_answers_of_two_tokens():
 
 def test_agreement_by_hand():
     assert agreement(vector(1, 0, 0.5), vector(0, 1, 0.5)).tolist() == [1.0, 0.0, 0.5]
+    with pytest.raises(ValueError, match="a reward is NaN"):
+        agreement(vector(1.0, math.nan), vector(0.0, 0.0))
 
 
 def test_calibration_by_hand():

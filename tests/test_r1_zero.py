@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -173,6 +174,17 @@ def orders(monkeypatch) -> list[torch.Tensor]:
     drawn, real = [], torch.randperm
     monkeypatch.setattr(torch, "randperm", lambda *args, **more: drawn.append(real(*args, **more)) or drawn[-1])
     return drawn
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_stands_at_padding_is_not_learned_from(sampled, value):
+    """Log-probs of the sampler and of the reference: the same figures, the divergence among them, and the same step."""
+    model, ref_logp, rollout, _ = sampled
+    changes = {"beta": 0.3, "microbatch": 100}
+    want, moves = step(sampled, **changes)
+    other, sampler = (x.masked_fill(~rollout.mask, value) for x in (ref_logp, rollout.logp))
+    found, others = step(sampled, ref_logp=other, rollout=replace(rollout, logp=sampler), **changes)
+    assert found == want and found["train/kl"] > 0 and all(torch.equal(a, b) for a, b in zip(others, moves))
 
 
 def test_minibatches_are_steps_one_after_the_other(sampled, monkeypatch):

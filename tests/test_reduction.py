@@ -6,7 +6,7 @@ import torch
 from minir1.losses import reinforce
 from minir1.model.config import ModelConfig, dense
 from minir1.model.transformer import Transformer
-from minir1.reduction import fixed_length, per_answer_mean, token_mean
+from minir1.reduction import fixed_length, per_answer_mean, token_mean, weighted_sum
 
 # One, three and two trained tokens, and a row without any.
 MASK = torch.tensor([[0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]).bool()
@@ -62,7 +62,7 @@ def test_every_split_has_the_loss_and_the_gradient_of_the_whole(kind, reduction)
     columns = torch.arange(9)
     mask = (columns >= prompt.unsqueeze(1)) & (columns < lengths.unsqueeze(1))
     mask[3] = False  # an answer that is left out, as a truncated one may be
-    advantage = torch.tensor([1.5, -1.0, 0.5, 2.0]).unsqueeze(1)
+    advantage = torch.tensor([1.5, -1.0, 0.5, 2.0]).unsqueeze(1).expand(-1, 9)
     answers, total = 3, int(mask.sum())
 
     def loss_and_gradient(parts):
@@ -77,7 +77,7 @@ def test_every_split_has_the_loss_and_the_gradient_of_the_whole(kind, reduction)
                 "fixed": lambda: fixed_length(part, 9, answers),
             }[reduction]()
             logp = model.logprob(tokens[rows, :width], lengths=lengths[rows], mask=part)
-            loss = (weight * reinforce(logp, advantage[rows])).sum()
+            loss = weighted_sum(weight, reinforce(logp, advantage[rows, :width]))
             loss.backward()
             value += loss.item()
         return value, [p.grad.clone() for p in model.parameters()]
@@ -93,10 +93,40 @@ def test_every_split_has_the_loss_and_the_gradient_of_the_whole(kind, reduction)
             torch.testing.assert_close(slope, g, atol=1e-6, rtol=1e-5)
 
 
+def test_what_has_no_weight_may_be_anything():
+    """NaN and infinity at padding reach neither the sum nor a gradient; at a trained token they reach both."""
+    loss = torch.arange(20.0).view(4, 5).requires_grad_()
+    weight = per_answer_mean(MASK, 3)
+    want, slope = weighted_sum(weight, loss), torch.autograd.grad(weighted_sum(weight, loss), loss)[0]
+    assert want.item() == pytest.approx((2 + (6 + 7 + 8) / 3 + (13 + 14) / 2) / 3) and torch.equal(slope, weight)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        other = loss.detach().masked_fill(~MASK, value).requires_grad_()
+        assert torch.equal(weighted_sum(weight, other), want)
+        assert torch.equal(torch.autograd.grad(weighted_sum(weight, other), other)[0], weight)
+        other = loss.detach().masked_fill(MASK, value)
+        assert not weighted_sum(weight, other).isfinite()
+    assert weighted_sum(weight, MASK).item() == pytest.approx(1)  # a share, such as that of clipped tokens
+    with pytest.raises(ValueError, match=r"loss has shape \(4,\), weight \(4, 5\): must be the same"):
+        weighted_sum(weight, loss[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_mask_of_any_dtype_counts_exactly(dtype):
+    """A sum of ones in bfloat16 ends at 256."""
+    mask = torch.arange(301).expand(2, -1) > torch.tensor([[0], [200]])
+    want = torch.float64 if dtype == torch.float64 else torch.float32
+    for reduction in (lambda m: per_answer_mean(m, 2), lambda m: token_mean(m, 400), lambda m: fixed_length(m, 300, 2)):
+        found = reduction(mask.to(dtype))
+        assert found.dtype == want
+        torch.testing.assert_close(found, reduction(mask).to(want), rtol=1e-6 if dtype == torch.float64 else 0, atol=0)
+    assert per_answer_mean(mask.to(dtype), 2)[0, 1].item() == pytest.approx(1 / 600)
+
+
 def test_errors():
-    for total in (0, -1):
+    for total in (0, -1, float("nan")):
         for reduction, arguments in ((per_answer_mean, ()), (token_mean, ()), (fixed_length, (4,))):
             with pytest.raises(ValueError, match=f"total = {total}"):
                 reduction(MASK, *arguments, total)
-    with pytest.raises(ValueError, match="length = 0"):
-        fixed_length(MASK, 0, 3)
+    for length in (0, float("nan")):
+        with pytest.raises(ValueError, match=f"length = {length}"):
+            fixed_length(MASK, length, 3)

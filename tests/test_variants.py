@@ -246,6 +246,22 @@ def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbat
     assert measured.get("train/clip_fraction", 0.0) == pytest.approx((weight * clipped * mask).sum().item())
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_what_stands_at_padding_is_not_learned_from(sampled, name, value):
+    """The log-probs of sampler and trainer, and the advantages of single tokens."""
+    model, rollout, rewards = sampled
+    single = variants.COPIES.get(name, "reinforce") == "reinforce"
+    advantage = rewards.flatten().unsqueeze(1) * rollout.mask if single else group_advantages(rewards).flatten()
+    old = (rollout.logp - 0.1) * rollout.mask
+    changes = {"cap": 1.3} if name == "tis" else {}
+    want = learned(name, model, rollout, advantage, old, microbatch=100, **changes)
+    padded = [x.masked_fill(~rollout.mask, value) for x in (rollout.logp, old)]
+    advantage = advantage.masked_fill(~rollout.mask, value) if single else advantage
+    found = learned(name, model, replace(rollout, logp=padded[0]), advantage, padded[1], microbatch=100, **changes)
+    assert found[0] == want[0] and all(torch.equal(a, b) for a, b in zip(found[1], want[1]))
+
+
 def test_the_weight_of_truncated_importance_corrects_the_ratio(sampled):
     """A sampler that gave half the probability of the trainer to every token: weight 2 at most C, whatever it took."""
     model, rollout, _ = sampled

@@ -38,7 +38,7 @@ from minir1.model.config import ModelConfig
 from minir1.model.moe import MoE, balance_step, expert_load, maximal_violation, sequence_balance_loss
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
-from minir1.reduction import token_mean
+from minir1.reduction import token_mean, weighted_sum
 from minir1.seed import seed_everything
 from minir1.tokenizer import word_level
 
@@ -100,7 +100,7 @@ def forward(model: Transformer, rows: list[list[int]]):
     logp = model.logprob(tokens, lengths=lengths, record=record)
     columns = torch.arange(tokens.shape[1], device=model.device)
     mask = (columns > 0) & (columns < lengths.unsqueeze(1))
-    return (token_mean(mask, int(mask.sum())) * nll(logp)).sum(), lengths, record
+    return weighted_sum(token_mean(mask, int(mask.sum())), nll(logp)), lengths, record
 
 
 def auxiliary(method: str, record, lengths) -> torch.Tensor | float:

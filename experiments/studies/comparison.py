@@ -214,7 +214,7 @@ def measure(config: Measure) -> dict:
     grid = sample_answers(model, tokenizer, task, problems, **shape, **sampling)
     prompts = encode(tokenizer, problems, config.template)
     rollout = collect(model, prompts, answers=1, stop=tokenizer.stops, **sampling)
-    drift = ((rollout.logp - logprobs(base, rollout, 8192)) * rollout.mask).sum().item() / len(problems)
+    drift = (rollout.logp - logprobs(base, rollout, 8192)).where(rollout.mask, 0.0).sum().item() / len(problems)
     right = [sum(answer.right for answer in row) for row in grid]
     return summary(task, problems, grid) | {"drift": drift, "answers": config.num_generations, "right": right}
 

@@ -32,7 +32,7 @@ from minir1.model.config import ModelConfig
 from minir1.model.rope import RopeScaling
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
-from minir1.reduction import token_mean
+from minir1.reduction import token_mean, weighted_sum
 from minir1.seed import generator, seed_everything
 from minir1.settings import at_least, same_steps
 from minir1.tokenizer import Tokenizer, word_level
@@ -171,7 +171,7 @@ def loss_backward(model: Transformer, tokenizer: Tokenizer, phase: Phase, step: 
     total, value = int((part >= 0).sum()), 0.0
     for rows, rows_part in micro_batches(model, tokens, part, config):
         mask = rows_part >= 0
-        loss = (token_mean(mask, total) * nll(model.logprob(rows, mask=mask))).sum()
+        loss = weighted_sum(token_mean(mask, total), nll(model.logprob(rows, mask=mask)))
         loss.backward()
         value += loss.item()
     return value

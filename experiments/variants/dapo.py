@@ -32,7 +32,7 @@ from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
 from minir1.policy import load_policy, on_policy_check, reference_logprobs, reference_of
-from minir1.reduction import fixed_length, per_answer_mean, token_mean
+from minir1.reduction import fixed_length, per_answer_mean, token_mean, weighted_sum
 from minir1.rewards import overlong
 from minir1.rollout import BUDGET, Rollout, collect, concatenate
 from minir1.seed import generator, python_random, seed_everything, stream
@@ -171,7 +171,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
                     kl = kl_k3(logp, ref_logp[rows, :T])
                     loss = loss + config.beta * kl
                     averages.add(weight, kl=kl)
-                (weight * loss).sum().backward()
+                weighted_sum(weight, loss).backward()
                 averages.add(weight, clip_fraction=clipped)
             averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
             optimizer.step()

@@ -29,7 +29,7 @@ from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
 from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check
-from minir1.reduction import token_mean
+from minir1.reduction import token_mean, weighted_sum
 from minir1.rollout import Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
 from minir1.settings import above, at_least, fraction
@@ -119,7 +119,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config,
             loss = clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
             loss = loss + config.ent_coef * entropy_bonus(entropy)
             weight = token_mean(batch.mask, int(rollout.mask[minibatch].sum()))
-            (weight * loss).sum().backward()
+            weighted_sum(weight, loss).backward()
             averages.add(weight, clip_fraction=is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high))
         averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
         optimizer.step()
@@ -194,8 +194,8 @@ def main(config: Config) -> dict[str, float]:
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
         metrics |= learn(model, optimizer, rollout, advantage, config, step)
         if config.beta:
-            kl = token_mean(rollout.mask, int(rollout.mask.sum())) * kl_k3(rollout.logp, ref_logp)
-            metrics["train/kl"] = kl.sum().item()
+            weight = token_mean(rollout.mask, int(rollout.mask.sum()))
+            metrics["train/kl"] = weighted_sum(weight, kl_k3(rollout.logp, ref_logp)).item()
         clock.lap("update")
 
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)

@@ -29,7 +29,7 @@ from minir1.losses import entropy_bonus, kl_k3, reinforce
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
 from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check
-from minir1.reduction import fixed_length, token_mean
+from minir1.reduction import fixed_length, token_mean, weighted_sum
 from minir1.rollout import Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
 from minir1.settings import above, at_least, fraction
@@ -98,7 +98,7 @@ def reward(answers: list[list[Answer]], config: Config) -> Tensor:
 
 def advantages(rewards: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> Tensor:
     """A, fp32 [B, T]: what an answer earned, its KL penalty included, above the others of its group."""
-    penalty = config.beta * ((rollout.logp - ref_logp) * rollout.mask).sum(1).view_as(rewards)
+    penalty = config.beta * (rollout.logp - ref_logp).where(rollout.mask, 0.0).sum(1).view_as(rewards)
     return leave_one_out(rewards - penalty).flatten().unsqueeze(1) * rollout.mask
 
 
@@ -115,7 +115,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config,
             logp, entropy = model.logprob(batch.tokens, **settings, entropy=True)
             loss = reinforce(logp, A) + config.ent_coef * entropy_bonus(entropy)
             weight = fixed_length(batch.mask, config.max_completion_length, len(minibatch))
-            (weight * loss).sum().backward()
+            weighted_sum(weight, loss).backward()
         averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -189,8 +189,8 @@ def main(config: Config) -> dict[str, float]:
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
         metrics |= learn(model, optimizer, rollout, advantage, config, step)
         if config.beta:
-            kl = token_mean(rollout.mask, int(rollout.mask.sum())) * kl_k3(rollout.logp, ref_logp)
-            metrics["train/kl"] = kl.sum().item()
+            weight = token_mean(rollout.mask, int(rollout.mask.sum()))
+            metrics["train/kl"] = weighted_sum(weight, kl_k3(rollout.logp, ref_logp)).item()
         clock.lap("update")
 
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)

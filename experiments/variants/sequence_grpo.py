@@ -29,7 +29,7 @@ from minir1.losses import grpo_sequence, is_clipped, kl_k3
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
 from minir1.policy import load_policy, on_policy_check, reference_logprobs, reference_of
-from minir1.reduction import per_answer_mean
+from minir1.reduction import per_answer_mean, weighted_sum
 from minir1.rollout import BUDGET, Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
 from minir1.settings import above, at_least, fraction
@@ -122,14 +122,14 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
                 mask, A = trained[rows, :T], advantage[rows].unsqueeze(1).expand(-1, T)
                 logp = model.logprob(batch.tokens, lengths=batch.length, mask=mask, temperature=rollout.temperature)
                 loss = grpo_sequence(logp, batch.logp, A, config.epsilon_low, config.epsilon_high, mask)
-                log_ratio = (logp - batch.logp).sum(1, keepdim=True)
+                log_ratio = (logp - batch.logp).where(mask, 0.0).sum(1, keepdim=True).expand_as(A)
                 clipped = is_clipped(log_ratio, torch.zeros_like(logp), A, config.epsilon_low, config.epsilon_high)
                 weight = per_answer_mean(mask, answers)
                 if ref_logp is not None:
                     kl = kl_k3(logp, ref_logp[rows, :T])
                     loss = loss + config.beta * kl
                     averages.add(weight, kl=kl)
-                (weight * loss).sum().backward()
+                weighted_sum(weight, loss).backward()
                 averages.add(weight, clip_fraction=clipped)
             averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
             optimizer.step()

@@ -33,7 +33,7 @@ from minir1.losses import clipped_surrogate, is_clipped, kl_k3, truncated_import
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
 from minir1.policy import load_policy, logprobs, on_policy_check, reference_logprobs, reference_of
-from minir1.reduction import fixed_length, per_answer_mean, token_mean
+from minir1.reduction import fixed_length, per_answer_mean, token_mean, weighted_sum
 from minir1.rollout import BUDGET, Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
 from minir1.settings import above, at_least, fraction
@@ -145,7 +145,7 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
                     kl = kl_k3(logp, ref_logp[rows, :T])
                     loss = loss + config.beta * kl
                     averages.add(weight, kl=kl)
-                (weight * loss).sum().backward()
+                weighted_sum(weight, loss).backward()
                 averages.add(weight, clip_fraction=clipped)
             averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
             optimizer.step()

@@ -30,6 +30,11 @@ def factor(w: Tensor, dtype: torch.dtype) -> Tensor:
     return w if w.is_cuda else w.to(dtype)
 
 
+def without_infinities(w: Tensor) -> Tensor:
+    """w with 0 for -∞, for a product with gradients of logits, which are 0 where a logit is -∞: 0·∞ would be NaN."""
+    return w.masked_fill(w == -torch.inf, 0.0) if w.amin() == -torch.inf else w
+
+
 def mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
     """out = a @ b, or out += a @ b, in the dtype of out, fp32 or fp64. On CUDA, 16-bit factors are multiplied as they
     are, with fp32 sums; elsewhere they are upcast."""

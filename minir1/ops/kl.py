@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .checks import check_numbers
-from .chunks import factor, mm, no_autocast, refuse_second_derivative, token_chunks, upcast
+from .chunks import factor, mm, no_autocast, refuse_second_derivative, token_chunks, upcast, without_infinities
 from .dispatch import use_triton
 
 KINDS = ("forward", "reverse", "js")
@@ -27,7 +27,7 @@ def linear_kl(
 
         forward   KL(p_t ‖ p_s) = Σ_v p_t (log p_t - log p_s)
         reverse   KL(p_s ‖ p_t)
-        js        ½ KL(p_s ‖ m) + ½ KL(p_t ‖ m),   m = ½ (p_s + p_t)
+        js        ½ KL(p_s ‖ m) + ½ KL(p_t ‖ m),   m = ½ (p_s + p_t)        (a logit may be -∞: 0 log 0 = 0)
 
     h_s [N, D_s], w_s [V, D_s] of the student, h_t [N, D_t], w_t [V, D_t] of the teacher -> [N] fp32 (fp64 if an input
     is). Differentiable in h_s and w_s, once; the teacher is a constant and gets no gradient, even if it is the same
@@ -72,6 +72,7 @@ class _LinearKL(torch.autograd.Function):
         dtype, g = slope.dtype, (g / ctx.temperature).unsqueeze(1)
         dh, dw = (torch.empty_like(x, dtype=dtype) if want else None for x, want in zip((h, w), ctx.needs_input_grad))
         models = (h, factor(w, dtype)), (h_t, factor(w_t, dtype))
+        finite = without_infinities(models[0][1]) if dh is not None else None
         buffers = [h.new_empty(ctx.chunks[0].stop, len(w), dtype=dtype) for _ in range(3)]
         with no_autocast(h):
             for n in reversed(ctx.chunks):
@@ -81,7 +82,7 @@ class _LinearKL(torch.autograd.Function):
                 dx = torch.mul(slope, g[n], out=c)
                 dx = dx.to(h.dtype) if h.is_cuda else dx
                 if dh is not None:
-                    mm(dx, models[0][1], out=dh[n])
+                    mm(dx, finite, out=dh[n])
                 if dw is not None:
                     mm(dx.T, h[n], out=dw, add=n is not ctx.chunks[-1])
                 slope = None
@@ -102,10 +103,11 @@ def _divergence(models, n: slice, temperature: float, kind: str, a, b, c):
     d = torch.sub(a, b, out=c) if kind == "reverse" else torch.sub(b, a, out=c)
     p_s, p_t = (torch.softmax(lp, 1, out=lp) for lp in (a, b))  # softmax(lp) is exp(lp), but faster
     if kind == "forward":
-        return d.mul_(p_t).sum(1), p_s.sub_(p_t)
+        return d.masked_fill_(p_t == 0, 0.0).mul_(p_t).sum(1), p_s.sub_(p_t)
     if kind == "reverse":
-        kl = torch.mul(p_s, d, out=b).sum(1)
+        kl = torch.mul(p_s, d.masked_fill_(p_s == 0, 0.0), out=b).sum(1)
         return kl, torch.sub(d, kl[:, None], out=b).mul_(p_s)
+    d.nan_to_num_(0.0, 1e4, -1e4)  # of logits -∞; other NaN are in p as well
     kl_t = p_t.mul_(math.log(2) - softplus(-d, threshold=40)).sum(1)
     to_m = math.log(2) - softplus(d, threshold=40)
     kl_s = torch.mul(p_s, to_m, out=b).sum(1)

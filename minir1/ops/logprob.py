@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_numbers
-from .chunks import factor, mm, no_autocast, refuse_second_derivative, token_chunks, upcast
+from .chunks import factor, mm, no_autocast, refuse_second_derivative, token_chunks, upcast, without_infinities
 from .dispatch import use_triton
 
 ENGINES = ("auto", "hybrid", "fused")
@@ -28,7 +28,7 @@ def linear_logprob(
     """Log-probability of the targets, and entropy, from hidden states and the vocabulary matrix.
 
         z = softcap(logit_scale · h wᵀ) / temperature,    softcap(x) = c · tanh(x / c)
-        logp_n = z_{n,t_n} - log Σ_v exp z_{n,v},         H_n = -Σ_v p_{n,v} log p_{n,v}
+        logp_n = z_{n,t_n} - log Σ_v exp z_{n,v},         H_n = -Σ_v p_{n,v} log p_{n,v}    (0 log 0 = 0)
 
     h [N, D], w [V, D], target [N] int64 -> logp [N], entropy [N] or None; fp32 for any dtype of h and w (fp64 if one of
     them is fp64). Both are differentiable in h and w, once. Rows may have any stride, even 0. A row whose target is
@@ -81,7 +81,7 @@ class _LinearLogprob(torch.autograd.Function):
             torch.log_softmax(_logits(h[n], w_, *ctx.how, out=lp), 1, out=lp)
             torch.gather(lp, 1, target[n], out=logp[n])
             if entropy:  # softmax(lp) is exp(lp), but faster
-                torch.sum(torch.softmax(lp, 1, out=p[0]).mul_(lp), 1, out=ent[n])
+                torch.sum(torch.softmax(lp, 1, out=p[0]).mul_(lp.clamp_(min=-1e4)), 1, out=ent[n])  # e^-1e4 is 0
         ent = ent.neg_() if entropy else None
         ctx.save_for_backward(h, w, target, ent, lp if softcap is None else None)  # softcap' needs the logits as well
         return logp.squeeze(1), ent
@@ -100,13 +100,14 @@ class _LinearLogprob(torch.autograd.Function):
         dh, dw = (torch.empty_like(x, dtype=dtype) if want else None for x, want in zip((h, w), ctx.needs_input_grad))
         buffers = [h.new_empty(ctx.chunks[0].stop, len(w), dtype=dtype) for _ in range(2)]
         w_ = factor(w, dtype)
+        finite = without_infinities(w_) if dh is not None else None
         with no_autocast(h):
             for n in reversed(ctx.chunks):
                 z, p = (x[: n.stop - n.start] for x in buffers)
                 if lp is None:
                     _logits(h[n], w_, *ctx.how, out=z)
                     through_cap = None if softcap is None else (z * (temperature / softcap)).square_().neg_().add_(1)
-                    lp = torch.log_softmax(z, 1, out=z)
+                    lp = torch.log_softmax(z, 1, out=z).clamp_(min=-1e4)
                 torch.softmax(lp, 1, out=p)
                 dx = p.mul_(level[n]) if slope is None else torch.mul(lp, slope[n], out=z).add_(level[n]).mul_(p)
                 if g is not None:
@@ -115,7 +116,7 @@ class _LinearLogprob(torch.autograd.Function):
                     dx.mul_(through_cap)
                 dx = dx.to(h.dtype) if h.is_cuda else dx
                 if dh is not None:
-                    mm(dx, w_, out=dh[n])
+                    mm(dx, finite, out=dh[n])
                 if dw is not None:
                     mm(dx.T, h[n], out=dw, add=n is not ctx.chunks[-1])
                 lp = None

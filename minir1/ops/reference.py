@@ -17,16 +17,17 @@ def linear_logprob(h, w, target, temperature=1.0, softcap=None, logit_scale=1.0)
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
     lp = torch.log_softmax(z / temperature, -1)
-    return lp.gather(1, target[:, None])[:, 0], -(lp.exp() * lp).sum(-1)
+    return lp.gather(1, target[:, None])[:, 0], -(lp.exp() * lp.clamp(min=-1e4)).sum(-1)  # 0 log 0 = 0
 
 
 def linear_kl(h_s, w_s, h_t, w_t, temperature=1.0, kind="forward") -> Tensor:
     """Student h_s [N, D_s], w_s [V, D_s] and teacher h_t [N, D_t], w_t [V, D_t] -> divergence [N]."""
     s, t = (torch.log_softmax(h @ w.T / temperature, -1) for h, w in ((h_s, w_s), (h_t, w_t)))
     if kind == "forward":
-        return (t.exp() * (t - s)).sum(-1)
+        return (t.exp() * (t - s).masked_fill(t.exp() == 0, 0.0)).sum(-1)
     if kind == "reverse":
-        return (s.exp() * (s - t)).sum(-1)
+        return (s.exp() * (s - t).masked_fill(s.exp() == 0, 0.0)).sum(-1)
+    s, t = s.clamp(min=-1e4), t.clamp(min=-1e4)
     m = torch.logaddexp(s, t) - math.log(2)  # the mixture of "js"
     return ((s.exp() * (s - m)).sum(-1) + (t.exp() * (t - m)).sum(-1)) / 2
 
