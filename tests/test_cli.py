@@ -52,7 +52,7 @@ def bug_here(config):
 
 
 def bug_in_torch(config):
-    torch.distributions.Normal(torch.tensor(float("nan")), 1.0)
+    torch.distributions.Normal(torch.tensor(float("nan")), 1.0, validate_args=True)  # torch.compile sets it to False
 
 
 @pytest.mark.parametrize("main, error", [(training, RuntimeError), (bug_here, ValueError), (bug_in_torch, ValueError)])
