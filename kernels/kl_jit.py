@@ -42,7 +42,8 @@ def _log_probs(x_s_ptr, x_t_ptr, stat_ptr, rows, cols, N, plane, width, stride_x
     z_t = _logits(x_t_ptr, rows, cols, N, width, stride_x, inv_temperature)
     lp_s = (z_s - _row(stat_ptr, plane, 0, rows, N)[:, None]) - _row(stat_ptr, plane, 1, rows, N)[:, None]
     lp_t = (z_t - _row(stat_ptr, plane, 2, rows, N)[:, None]) - _row(stat_ptr, plane, 3, rows, N)[:, None]
-    return tl.where(lp_s < LOW, LOW, lp_s), tl.where(lp_t < LOW, LOW, lp_t)
+    lp_s = tl.maximum(lp_s, LOW, propagate_nan=tl.PropagateNan.ALL)
+    return lp_s, tl.maximum(lp_t, LOW, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

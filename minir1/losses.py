@@ -175,8 +175,7 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """log π - log π_ref at the sampled token: unbiased for KL(π‖π_ref) as a number (Schulman 2020, "Approximating KL").
 
-    As a loss its expected gradient is zero (E ∇log π = 0): use it in the reward, or to report. It is 0, and so are the
-    other two, for a token that neither policy can draw: log π = log π_ref = -∞.
+    As a loss its expected gradient is zero (E ∇log π = 0): use it in the reward, or to report. 0 where both are -∞.
     """
     logp, ref_logp = _upcast(logp, ref_logp.detach())
     return (logp - ref_logp).masked_fill(logp.isneginf() & ref_logp.isneginf(), 0.0)
