@@ -31,6 +31,7 @@ from minir1.log import open_run, progress, progress_line
 from minir1.losses import nll
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
+from minir1.model.hf_config import to_hf_config
 from minir1.model.moe import MoE, Routing, balance_step, expert_load, maximal_violation, sequence_balance_loss
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
@@ -79,6 +80,17 @@ def task_of(config: Config) -> tasks.Task:
     if task.documents is None or task.vocabulary is None:
         raise ValueError(f"task {config.task} has no corpus to pre-train on: countdown has one")
     return task
+
+
+def check_shape(config: Config) -> None:
+    """ValueError for a model that `hf.save` would refuse, and so the first checkpoint of a run."""
+    shape = dense() if config.dense else config.model
+    to_hf_config(shape)
+    if shape.score == "softmax" and shape.moe_layers and config.balance_speed:
+        raise ValueError(
+            f"balance_speed = {config.balance_speed}: 0 with model.score = 'softmax', as no Hugging Face class with "
+            "softmax scores has a selection bias"
+        )
 
 
 def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
@@ -163,6 +175,7 @@ def skills(model: Transformer, tokenizer: Tokenizer, probes: list[list[tuple[str
 
 def main(config: Config) -> dict[str, float]:
     """Train; save the base under out/checkpoint; return the skills."""
+    check_shape(config)
     seed_everything(config.seed)
     device = pick(config.device)
     task = task_of(config)

@@ -153,6 +153,7 @@ def main(config: Config) -> dict[str, float]:
     device = pick(config.device)
     dtype = pick_dtype(config.dtype, device)
     trunk, tokenizer, _ = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
+    heads.scalar_class(trunk.config)  # what cannot be saved is refused before it is trained
     model = ScalarModel(trunk, ValueHead(trunk.config.dim).to(device, dtype))
     train, held_out = load_both(config.pairs, config.held_out, tokenizer, config.max_length, config.template)
     if config.margin and any(pair.score_gap is None for pair in train + held_out):

@@ -1,9 +1,11 @@
 """config.py: what does not fit together is refused by name."""
 import dataclasses
+import math
 
 import pytest
 
 from minir1.model.config import ModelConfig, dense
+from minir1.model.typed import is_a, shown
 
 MOE = {"experts": 8, "experts_per_token": 2}
 WRONG = [
@@ -53,6 +55,14 @@ WRONG = [
     ("q_lora", 8, {"attention": "gqa"}),
     ("route_scale", 0.0, {}),
     ("init_std", -0.1, {}),
+    ("norm_eps", math.inf, {}),
+    ("norm_eps", math.nan, {}),
+    ("rope_theta", math.nan, {}),
+    ("rope_theta", 1.0, {}),  # YaRN divides by its logarithm
+    ("embedding_scale", 1e300, {}),
+    ("attention_scale", math.inf, {}),
+    ("vocab", 2**63, {}),
+    ("rope_theta", 10**30, {}),  # no tensor takes an integer of more than 64 bits
 ]
 
 
@@ -60,7 +70,16 @@ WRONG = [
 def test_a_wrong_value_is_named(field, value, others):
     with pytest.raises(ValueError) as error:
         ModelConfig(**{**others, field: value})
-    assert f"ModelConfig.{field} = {value!r}" in str(error.value)
+    assert f"ModelConfig.{field} = {shown(value)}" in str(error.value)
+
+
+def test_types():
+    assert is_a(1, "int") and is_a(1, "float") and is_a(1.0, "float") and is_a(True, "bool")
+    assert is_a(None, "int | None") and not is_a(None, "int")
+    assert is_a(2**63 - 1, "int") and is_a(-(2**62), "float") and is_a([], "list | None") and is_a("x", "str")
+    assert not any(is_a(value, "int | None") for value in (True, 1.0, 2**63, 10**400, "1", [1], {}))
+    assert not any(is_a(value, "float") for value in (None, False, math.nan, -math.inf, 10**400, "1.0"))
+    assert not is_a(1, "bool") and not is_a(0, "str")
 
 
 def test_bounds_are_allowed():

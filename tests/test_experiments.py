@@ -19,6 +19,7 @@ from experiments import demo, evaluate, pretrain, r1_zero
 from minir1 import checkpoint, tasks
 from minir1.log import read_metrics
 from minir1.model import hf
+from minir1.model.rope import RopeScaling
 from minir1.tokenizer import word_level
 
 standin.register()  # before the first backward pass of the process
@@ -109,6 +110,30 @@ def test_the_commands_in_the_docstrings_are_understood():
 
 
 # ---- pre-training ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape,message",
+    [
+        ({"shared_experts": 0}, "no Hugging Face class for shared_experts = 0"),
+        ({"logit_scale": 0.5}, "no Hugging Face class for logit_scale = 0.5"),
+        ({"softcap": 30.0}, "no Hugging Face class for softcap = 30.0"),
+        ({"rope_scaling": RopeScaling("ntk", 2.0)}, "no Hugging Face class for rope_scaling.kind = 'ntk'"),
+        ({"score": "softmax"}, "no Hugging Face class for norm_topk = True"),
+        ({"score": "softmax", "norm_topk": False}, "balance_speed = 0.003: 0 with model.score = 'softmax'"),
+    ],
+)
+def test_a_model_that_cannot_be_saved_is_refused_before_it_is_trained(tmp_path, monkeypatch, shape, message):
+    monkeypatch.setattr(pretrain, "loss_backward", None)
+    with pytest.raises(ValueError, match=message):
+        pretrain.main(replace(SMALL, model=replace(MOE, **shape), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_softmax_scores_are_trained_and_saved_without_a_selection_bias(tmp_path):
+    shape = replace(MOE, score="softmax", norm_topk=False)
+    pretrain.main(replace(SMALL, model=shape, balance_speed=0.0, steps=2, out=tmp_path / "run"))
+    assert hf.load(checkpoint.latest(tmp_path / "run/checkpoint"))[0].config.score == "softmax"
 
 
 def test_pretraining_lowers_the_loss_and_leaves_a_base(base):

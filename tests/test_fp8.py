@@ -132,6 +132,7 @@ def test_block_of():
         ({"weight_block_size": None}, "weight_block_size = None"),
         ({"weight_block_size": [128]}, r"weight_block_size = \[128\]"),
         ({"weight_block_size": [0, 128]}, r"weight_block_size = \[0, 128\]"),
+        ({"weight_block_size": [True, 128]}, r"weight_block_size = \[True, 128\]"),
     ],
 )
 def test_other_quantisation_is_refused_by_name(change, match):

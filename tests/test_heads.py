@@ -1,5 +1,6 @@
 """heads.py: values from one pass or a separate model; scalar folders against transformers' sequence classifiers."""
 import json
+import time
 
 import pytest
 import torch
@@ -177,6 +178,28 @@ def test_the_error_names_the_function_for_each_kind_of_folder(tmp_path):
         heads.load(tmp_path / "language")
     with pytest.raises(ValueError, match="holds no config.json"):
         heads.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        ({"id2label": ["score"]}, "id2label = .*: must be dict"),
+        ({"id2label": 5}, "id2label = 5: must be dict"),
+        ({"id2label": None, "num_labels": "1"}, "has 1 labels"),
+        ({"num_hidden_layers": 10**5}, "config.json has 100000 layers"),
+        ({"vocab_size": 10**9}, "config.json has a size of 1000000000"),
+        ({"architectures": 5}, r"holds a \?, not a"),
+        ({"is_causal": False}, "is_causal = False"),
+    ],
+)
+def test_a_wrong_config_is_refused_at_once(tmp_path, fields, message):
+    heads.save(build(), TOKENIZER, tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text()) | fields
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    began = time.process_time()
+    with pytest.raises(ValueError, match=message):
+        heads.load(tmp_path)
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("labels", [{"0": "no", "1": "yes"}, None])

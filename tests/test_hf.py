@@ -1,9 +1,11 @@
 """hf.py: our folders come back bit for bit, transformers opens them and we open its own; errors name the cause."""
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -446,7 +448,7 @@ def test_dtypes_that_no_model_computes_in(folder, dtype):
 
 
 def test_unknown_architectures_list_what_is_supported(folder):
-    for name in (["MambaForCausalLM"], [], None, "absent"):
+    for name in (["MambaForCausalLM"], [], None, "absent", "LlamaForCausalLM", 5, [None], [["x"]], {"0": 1}):
         change(folder, architectures=name)
         with pytest.raises(ValueError) as error:
             load(folder)
@@ -454,10 +456,107 @@ def test_unknown_architectures_list_what_is_supported(folder):
         assert name != ["MambaForCausalLM"] or "MambaForCausalLM" in str(error.value)
 
 
-def test_a_config_that_is_no_json(folder):
-    (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is damaged"):
+NO_JSON = ["{", "", "[" * 100_000, '{"vocab_size":' * 100_000, "9" * 5000, '{"vocab_size": 64,}', "\x00"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("text", NO_JSON, ids=range(len(NO_JSON)))
+def test_a_file_that_is_no_json(folder, name, text):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load(folder)
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
         load(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "NaN", "true"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_file_that_holds_no_object(folder, name, text):
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} holds no object"):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", ["x", True, 1.0, [1, "x"], [None, {}], {}, 10**400, math.inf])
+def test_end_tokens_of_generation_config_are_tokens(folder, value):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ValueError, match="generation_config.json: eos_token_id = .*: must be a token, or several"):
+        load(folder)
+
+
+# ---- tensors that repeat others, and sizes that the weights do not have
+
+
+def test_a_tied_head_must_be_the_embedding(tmp_path):
+    """transformers computes with a head of its own then, and warns: config.json does not say what the folder holds."""
+    model = build(CONFIGS["qwen2 tied, wide heads"])
+    save(model, TOKENIZER, tmp_path)
+    alter(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    assert torch.equal(load(tmp_path)[0](X), model(X))
+    assert load(tmp_path, dtype=torch.bfloat16)
+    alter(tmp_path, lambda tensors: tensors["lm_head.weight"][5].neg_())
+    with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
+        load(tmp_path)
+    alter(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.ones(())}))
+    with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize(
+    "name,original",
+    [("embed_tokens.weight", "model.embed_tokens.weight"), ("shared_head.head.weight", "lm_head.weight")],
+)
+def test_what_mtp_modules_repeat_must_be_equal(tmp_path, depth, name, original):
+    model, name = build(dataclasses.replace(CONFIGS["v3"], mtp_depth=depth)), f"model.layers.3.{name}"
+    save(model, TOKENIZER, tmp_path)
+    alter(tmp_path, lambda tensors: tensors.update({name: tensors[original].clone()}))
+    assert torch.equal(load(tmp_path)[0](X), model(X))
+    alter(tmp_path, lambda tensors: tensors[name][5].neg_())
+    with pytest.raises(ValueError, match=f"{name} differs from {original}"):
+        load(tmp_path)
+
+
+def test_frequencies_in_old_files_do_not_count(tmp_path):
+    """Computed from config.json, as in transformers."""
+    model = build(CONFIGS["llama"])
+    save(model, TOKENIZER, tmp_path)
+    alter(tmp_path, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(X).logits, model(X), rtol=0, atol=1e-5)
+    assert torch.equal(load(tmp_path)[0](X), model(X))
+
+
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        ({"num_hidden_layers": 10**5}, "config.json has 100000 layers, 99999 of them with 8 experts"),
+        ({"num_hidden_layers": 2**62, "num_nextn_predict_layers": 2**62}, "layers, .* of them with 8 experts"),
+        ({"n_routed_experts": 10**6}, "with 1000000 experts, the weights are only"),
+        ({"n_routed_experts": 2**62, "n_group": 2**61, "topk_group": 2**61}, "experts, the weights are only"),
+        ({"vocab_size": 2**62}, "has a size of 4611686018427387904, the largest of the weights is 64"),
+        ({"hidden_size": 10**9, "intermediate_size": 10**9}, "has a size of 1000000000"),
+        ({"num_attention_heads": 10**12}, "has a size of 1000000000000"),
+        ({"v_head_dim": 2**61}, "has a size of 2305843009213693952"),
+        ({"n_shared_experts": 10**9}, "has a size of 1000000000"),
+        ({"q_lora_rank": 10**9}, "has a size of 1000000000"),
+        ({"qk_nope_head_dim": 2**63}, "qk_nope_head_dim = 9223372036854775808: must be int"),
+        ({"num_nextn_predict_layers": 2**62}, None),  # only those are built that have weights
+        ({"max_position_embeddings": 2**62}, None),
+    ],
+)
+def test_sizes_are_compared_with_the_weights_before_anything_is_built(folder, fields, message):
+    change(folder, **fields)
+    began = time.process_time()
+    if message is None:
+        assert load(folder)
+    else:
+        with pytest.raises(ValueError, match=message):
+            load(folder)
+    assert time.process_time() - began < 1
 
 
 def test_a_tokenizer_larger_than_the_model(folder):

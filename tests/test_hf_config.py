@@ -1,5 +1,7 @@
 """hf_config.py: published config.json files, both forms of RoPE scaling, and what is refused, in and out, by name."""
 import dataclasses
+import math
+import re
 
 import pytest
 
@@ -218,6 +220,25 @@ def test_scalings_that_are_refused(scaling, message):
         from_hf_config(BASE | {"rope_parameters": scaling})
 
 
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+def test_the_original_window_beside_the_scaling_is_stronger(kind, field):
+    """As in transformers, whose logits test_fuzz_configs.py compares."""
+    scaling = SCALINGS[kind][0] | {"rope_type": kind}
+    values = BASE | {field: scaling, "original_max_position_embeddings": 33}
+    assert from_hf_config(values).rope_scaling.original == 33
+    del scaling["original_max_position_embeddings"]
+    assert from_hf_config(values).rope_scaling.original == 33
+    window = from_hf_config(values | {"original_max_position_embeddings": None}).rope_scaling.original
+    assert window == BASE["max_position_embeddings"]
+
+
+@pytest.mark.parametrize("kind,field", [("linear", "rope_scaling"), ("default", "rope_parameters")])
+def test_an_original_window_that_no_scaling_uses_is_ignored(kind, field):
+    values = BASE | {field: {"rope_type": kind} | ({"factor": 2.0} if kind == "linear" else {})}
+    assert from_hf_config(values | {"original_max_position_embeddings": 33}) == from_hf_config(values)
+
+
 def test_angles_that_differ_by_layer_are_refused():
     each = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
     with pytest.raises(ValueError, match="rope_parameters.full_attention"):
@@ -248,11 +269,76 @@ def test_angles_that_differ_by_layer_are_refused():
         ("Llama-3.1-8B", "hidden_act", "gelu"),
         ("Llama-3.1-8B", "partial_rotary_factor", 0.5),
         ("granite-3.1-8b", "mlp_bias", True),
+        ("granite-3.1-8b", "is_causal", False),
+        ("DeepSeek-V3", "is_causal", None),  # which transformers takes for False
+        ("DeepSeek-V3", "rope_interleave", None),
+        ("DeepSeek-V3", "head_dim", 128),  # transformers' RoPE would have this size
+        ("Qwen3-30B-A3B", "attention_chunk_size", 4),
+        ("Llama-3.1-8B", "sliding_window", 4),
+        ("Llama-3.1-8B", "per_layer_config", {"0": {"rms_norm_eps": 0.1}}),
+        ("Llama-3.1-8B", "transformers_weights", "other.safetensors"),
+        ("Llama-3.1-8B", "configuration_files", ["config.4.0.0.json"]),
+        ("Llama-3.1-8B", "attribute_map", {"rms_norm_eps": "initializer_range"}),
+        ("Llama-3.1-8B", "model_type", "qwen2"),  # by which transformers chooses the class
     ],
 )
 def test_what_would_change_the_result_is_refused(name, field, value):
     with pytest.raises(ValueError, match=rf"{field} = .* is not supported, only"):
         from_hf_config(PUBLISHED[name] | {field: value})
+
+
+@pytest.mark.parametrize(
+    "name,field,value,kind",
+    [
+        ("DeepSeek-V3", "hidden_size", "7168", "int"),
+        ("DeepSeek-V3", "vocab_size", 10**400, "int"),
+        ("DeepSeek-V3", "num_hidden_layers", True, "int"),
+        ("DeepSeek-V3", "q_lora_rank", [1536], "int | None"),
+        ("DeepSeek-V3", "first_k_dense_replace", None, "int"),
+        ("DeepSeek-V3", "n_group", {}, "int | None"),
+        ("DeepSeek-V3", "routed_scaling_factor", math.nan, "float"),
+        ("DeepSeek-V2-Lite", "rope_theta", math.inf, "float | None"),
+        ("Qwen3-0.6B", "rms_norm_eps", math.inf, "float"),
+        ("Qwen3-0.6B", "layer_types", "full_attention", "list | None"),
+        ("Qwen3-0.6B", "rope_scaling", [], "dict | None"),
+        ("Qwen3-30B-A3B", "mlp_only_layers", 3, "list | None"),
+        ("Qwen3-30B-A3B", "norm_topk_prob", "yes", "bool | None"),
+        ("Llama-3.1-8B", "tie_word_embeddings", 1, "bool | None"),
+        ("Llama-3.1-8B", "eos_token_id", "</s>", "int | list | None"),
+        ("Llama-3.1-8B", "original_max_position_embeddings", 8192.0, "int | None"),
+        ("granite-3.1-8b", "logits_scaling", "16", "float"),
+        ("DeepSeek-V3", "quantization_config", [128, 128], "dict | None"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_field(name, field, value, kind):
+    with pytest.raises(ValueError, match=rf"^{field} = .*: must be {re.escape(kind)}, and finite$"):
+        from_hf_config(PUBLISHED[name] | {field: value})
+
+
+@pytest.mark.parametrize(
+    "name,fields,message",
+    [
+        ("granite-3.1-8b", {"logits_scaling": 0}, "logit_scale = 0.0"),
+        ("Qwen3-30B-A3B", {"mlp_only_layers": ["x", None]}, "mlp_only_layers = "),
+        ("Llama-3.1-8B", {"eos_token_id": [[1]]}, "eos = "),
+        ("Llama-3.1-8B", {"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type = "),
+        ("Llama-3.1-8B", {"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": None}}, "whole_pairs = None"),
+        ("Llama-3.1-8B", {"rope_theta": 0}, "rope_theta = 0"),
+        ("DeepSeek-V3", {"n_group": None}, "groups = None"),
+        ("DeepSeek-V2-Lite", {"topk_method": 0}, "topk_method = 0"),
+        ("DeepSeek-V3", {"n_shared_experts": 0}, "no Hugging Face class for shared_experts = 0"),  # cannot be saved
+    ],
+)
+def test_values_that_no_model_has(name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        from_hf_config(PUBLISHED[name] | fields)
+
+
+def test_the_second_name_of_a_field_is_stronger():
+    """As in transformers."""
+    for name, alias in (("DeepSeek-V3", "num_local_experts"), ("DeepSeek-V2-Lite", "num_experts")):
+        assert from_hf_config(PUBLISHED[name] | {alias: 32}).experts == 32
+    assert from_hf_config(PUBLISHED["Qwen3-30B-A3B"] | {"num_local_experts": 32}).experts == 32
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "num_experts_per_tok", "kv_lora_rank", "first_k_dense_replace"])

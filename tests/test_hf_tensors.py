@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minir1.model.config import ModelConfig, dense
-from minir1.model.hf_tensors import harmless, to_hf_tensors, with_mtp_of
+from minir1.model.hf_tensors import EMBEDDING, copy_of, to_hf_tensors, with_mtp_of
 from minir1.model.transformer import Transformer
 
 CONFIG = ModelConfig(vocab=16, dim=16, layers=2, heads=2, ffn=8, expert_ffn=8, experts=4, mtp_depth=2)
@@ -55,26 +55,26 @@ def test_softmax_scores_have_no_selection_bias_in_their_files():
 
 
 @pytest.mark.parametrize(
-    "name,yes",
+    "name,original",
     [
-        ("model.layers.2.embed_tokens.weight", True),
-        ("model.layers.3.shared_head.head.weight", True),
-        ("model.layers.1.embed_tokens.weight", False),  # no MTP module
-        ("model.layers.2.shared_head.norm.weight", False),
-        ("model.layers.0.self_attn.rotary_emb.inv_freq", True),
-        ("model.layers.0.self_attn.q_proj.bias", False),
-        ("model.layers.2.mlp.up_proj.weight", False),
-        ("lm_head.weight", False),
-        ("extra", False),
+        ("model.layers.2.embed_tokens.weight", EMBEDDING),
+        ("model.layers.3.shared_head.head.weight", "lm_head.weight"),
+        ("model.layers.1.embed_tokens.weight", None),  # no MTP module
+        ("model.layers.2.shared_head.norm.weight", None),
+        ("model.layers.0.self_attn.q_proj.bias", None),
+        ("model.layers.2.mlp.up_proj.weight", None),
+        ("lm_head.weight", None),
+        ("extra", None),
     ],
 )
-def test_redundant_tensors(name, yes):
-    assert harmless(name, CONFIG) is yes
-    assert harmless(name, dataclasses.replace(CONFIG, mtp_depth=0)) is yes
+def test_redundant_tensors(name, original):
+    assert copy_of(name, CONFIG) == original
+    assert copy_of(name, dataclasses.replace(CONFIG, mtp_depth=0)) == original
 
 
-def test_a_tied_head_is_redundant():
-    assert harmless("lm_head.weight", dataclasses.replace(CONFIG, tied=True))
+def test_a_tied_head_repeats_the_embedding():
+    tied = dataclasses.replace(CONFIG, tied=True)
+    assert copy_of("lm_head.weight", tied) == copy_of("model.layers.2.shared_head.head.weight", tied) == EMBEDDING
 
 
 def test_mtp_modules_of_a_checkpoint():

@@ -1,5 +1,6 @@
 """lora.py: new adapters change nothing, off they are the base, merged they are one matrix, and PEFT reads them."""
 import json
+import math
 
 import peft
 import pytest
@@ -205,6 +206,10 @@ def test_the_folder_of_adapters_opens_with_its_base(folders):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "some/where"}))
     with pytest.raises(ValueError, match="base_model_name_or_path = 'some/where' is no folder"):
         load(path)
+    for wrong in (None, 5, [], "x" * 5000, "\0"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": wrong}))
+        with pytest.raises(ValueError, match="base_model_name_or_path = .* is no folder with a config.json"):
+            load(path)
 
 
 def test_only_adapters_are_saved(folders):
@@ -228,13 +233,35 @@ def test_what_does_not_fit_is_named_and_leaves_the_model_plain(folders):
 
 @pytest.mark.parametrize("change,message", [
     ({"use_dora": True}, "use_dora = True is not supported"),
+    ({"use_rslora": True}, "use_rslora = True is not supported"),
+    ({"use_rslora": 1}, "use_rslora = 1 is not supported"),
+    ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens = \[1, 2\] is not supported"),
+    ({"layers_to_transform": 0}, "layers_to_transform = 0 is not supported"),  # not empty: the first layer
+    ({"layers_to_transform": False}, "layers_to_transform = False is not supported"),
+    ({"exclude_modules": ["q_proj"]}, "exclude_modules = "),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save = "),
+    ({"kasa_config": {}}, "kasa_config = {} is not supported"),  # which switches it on
+    ({"lora_alpha": 1e300}, r"alpha = 1e\+300 \(above 0, to 1e6\)"),
+    ({"lora_bias": True}, "lora_bias = True"),
+    ({"fan_in_fan_out": True}, "fan_in_fan_out = True"),
+    ({"trainable_token_indices": [1]}, "trainable_token_indices = "),
+    ({"layer_replication": [[0, 2]]}, "layer_replication = "),
+    ({"use_qalora": True}, "use_qalora = True"),
+    ({"of_a_later_peft": True}, "of_a_later_peft = True is not supported, only null, false"),
+    ({"r": 4.0}, "r = 4.0: must be int"),
+    ({"r": 10**9}, "r = 1000000000: the largest size of the weights is "),
+    ({"lora_alpha": math.nan}, "lora_alpha = nan: must be float"),
+    ({"lora_alpha": 10**400}, "lora_alpha = 1000.*: must be float"),
+    ({"target_modules": ["q_proj", 5]}, "target_modules = .*: must be a list of names"),
+    ({"target_parameters": ["mlp.experts.foo"]}, "target_parameters = .* is not supported"),
+    ({"bias": []}, r"bias = \[\] is not supported"),
     ({"peft_type": "IA3"}, "peft_type = 'IA3'"),
     ({"target_modules": ["lm_head"]}, "target_modules lm_head"),
-    ({"target_modules": ".*_proj"}, r"target_modules = '\.\*_proj': a pattern"),
+    ({"target_modules": ".*_proj"}, r"target_modules = '\.\*_proj': must be a list of names"),
     ({"alpha_pattern": {"q_proj": 64}}, "alpha_pattern = {'q_proj': 64} is not supported"),
     ({"rank_pattern": {"q_proj": 2}}, "rank_pattern = {'q_proj': 2} is not supported"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not supported"),
-    ({"r": None}, "r = None: must be a number"),
+    ({"r": None}, "r = None: must be int"),
 ])
 @pytest.mark.parametrize("folders", ["gqa"], indirect=True)
 def test_unsupported_adapters_are_refused(folders, change, message):

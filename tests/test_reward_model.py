@@ -15,7 +15,9 @@ from experiments import reward_model
 from minir1 import checkpoint
 from minir1.log import read_metrics
 from minir1.model import heads, hf
+from minir1.model.config import dense
 from minir1.model.heads import ScalarModel, ValueHead
+from minir1.model.transformer import Transformer
 from minir1.preference_data import load, padded
 
 standin.register()  # before the first backward pass of the process
@@ -144,6 +146,15 @@ def test_a_reward_model_of_16_bits_has_masters(config, tmp_path):
     path = checkpoint.latest(tmp_path / "checkpoint")
     assert next(heads.load(path)[0].parameters()).dtype == torch.bfloat16
     assert {m.dtype for m in checkpoint.load_state(path)["optimizer"]["masters"]} == {torch.float32}
+
+
+def test_a_model_without_a_class_of_scalar_models_is_refused_before_it_is_trained(config, tmp_path):
+    model, tokenizer = hf.load(config.checkpoint)
+    granite = dense(vocab=model.config.vocab, dim=16, layers=1, heads=2, qkv_bias=False, residual_scale=0.5)
+    hf.save(Transformer(granite), tokenizer, tmp_path / "granite")
+    with pytest.raises(ValueError, match="GraniteForCausalLM has no class for sequence classification"):
+        reward_model.main(replace(config, checkpoint=tmp_path / "granite", out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_margin_needs_scores(config, tmp_path):

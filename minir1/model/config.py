@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from minir1.model.rope import RopeScaling
-
-TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None), "RopeScaling": RopeScaling}
-
-
-def _is_a(value, annotation: str) -> bool:
-    """Whether the value has the annotated type, such as `int | None`; a bool is no number."""
-    if isinstance(value, bool):
-        return annotation == "bool"
-    return any(isinstance(value, TYPES[name]) for name in annotation.split(" | "))
+from minir1.model.typed import check_types
 
 
 @dataclass(frozen=True)
@@ -77,10 +69,11 @@ class ModelConfig:
             if not ok:
                 raise ValueError(f"ModelConfig.{field} = {getattr(self, field)!r}: {allowed}")
 
-        for f in fields(self):
-            need(_is_a(getattr(self, f.name), f.type), f.name, f"must be {f.type}")
-        for field in ("vocab", "dim", "layers", "heads", "kv_lora", "nope", "v_dim", "kv_heads", "ffn", "expert_ffn"):
-            need(getattr(self, field) > 0, field, "must be positive")
+        check_types(self)
+        sizes = ("vocab", "dim", "layers", "heads", "kv_lora", "nope", "v_dim", "kv_heads", "ffn", "expert_ffn")
+        for field in (*sizes, "q_lora", "head_dim", "max_positions"):
+            value = getattr(self, field)
+            need(value is None or value > 0, field, "must be positive")
         need(self.attention in ("mla", "gqa"), "attention", "'mla' or 'gqa'")
         need(self.score in ("sigmoid", "softmax"), "score", "'sigmoid' or 'softmax'")
         need(self.rope > 0 and self.rope % 2 == 0, "rope", "must be even and positive")
@@ -92,12 +85,11 @@ class ModelConfig:
             need(self.heads % self.kv_heads == 0, "kv_heads", f"must divide heads = {self.heads}")
             need(self.head_dim is not None or self.dim % self.heads == 0, "heads", f"must divide dim = {self.dim}")
             need(self.head_size % 2 == 0, "head_dim", "must be even for RoPE")
-        for field in ("q_lora", "head_dim", "softcap", "attention_scale"):
+        need(self.rope_theta > 1, "rope_theta", "must be above 1")
+        scales = ("logit_scale", "embedding_scale", "residual_scale", "route_scale", "attention_scale", "softcap")
+        for field in (*scales, "norm_eps"):
             value = getattr(self, field)
-            need(value is None or value > 0, field, "must be positive, or None")
-        scales = ("logit_scale", "embedding_scale", "residual_scale", "route_scale")
-        for field in (*scales, "rope_theta", "norm_eps", "max_positions"):
-            need(getattr(self, field) > 0, field, "must be positive")
+            need(value is None or 1e-30 <= value <= 1e6, field, "1e-30 to 1e6")
         for field in ("init_std", "mtp_depth", "experts"):
             need(getattr(self, field) >= 0, field, "must not be negative")
         need(0 <= self.dense_layers <= self.layers, "dense_layers", f"0 to layers = {self.layers}")
@@ -123,7 +115,7 @@ class ModelConfig:
     @property
     def moe_layers(self) -> int:
         """L_moe: how many layers route their tokens, the last ones of the model."""
-        return sum(map(self.is_moe, range(self.layers)))
+        return self.layers - self.dense_layers if self.experts else 0
 
 
 def dense(**changes) -> ModelConfig:

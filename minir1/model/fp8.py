@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from minir1.model.typed import is_a, shown
+
 SCALE = "_scale_inv"  # the scales of X.weight are the tensor X.weight_scale_inv
 
 
@@ -37,10 +39,10 @@ def block_of(config: dict) -> tuple[int, int] | None:
     stated = config.get("quantization_config")
     if stated is None:
         return None
-    for field, allowed in (("quant_method", "fp8"), ("fmt", "e4m3")):
-        if stated.get(field, "e4m3" if field == "fmt" else None) != allowed:
-            raise ValueError(f"quantization_config: {field} = {stated.get(field)!r} is not supported, only {allowed!r}")
+    for name, only in (("quant_method", "fp8"), ("fmt", "e4m3")):
+        if stated.get(name, "e4m3" if name == "fmt" else None) != only:
+            raise ValueError(f"quantization_config: {name} = {shown(stated.get(name))} is not supported, only {only!r}")
     block = stated.get("weight_block_size")
-    if not (isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block)):
-        raise ValueError(f"quantization_config: weight_block_size = {block!r}: two positive numbers, as [128, 128]")
+    if not (isinstance(block, list) and len(block) == 2 and all(is_a(n, "int") and n > 0 for n in block)):
+        raise ValueError(f"quantization_config: weight_block_size = {shown(block)}: two positive numbers as [128, 128]")
     return tuple(block)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minir1.model import hf
 from minir1.model.config import ModelConfig
-from minir1.model.hf_config import SCALAR, architecture, to_hf_config
+from minir1.model.hf_config import SCALAR, architecture, class_of, to_hf_config
 from minir1.model.hf_tensors import to_hf_tensors
 from minir1.model.lora import adapters
 from minir1.model.transformer import Transformer, on_meta
@@ -93,6 +93,14 @@ class ScalarModel(nn.Module):
 # ---- folders -----------------------------------------------------------------------------------
 
 
+def scalar_class(config: ModelConfig) -> str:
+    """The Hugging Face class of a scalar model with this trunk; ValueError where none computes the same."""
+    name = architecture(replace(config, tied=False, mtp_depth=0))
+    if name in WITHOUT:
+        raise ValueError(f"{name} has no class for sequence classification in transformers")
+    return name.replace("ForCausalLM", SCALAR)
+
+
 def save(model: ScalarModel, tokenizer: Tokenizer, path: str | Path) -> None:
     """Write a folder that transformers opens as …ForSequenceClassification with one label, `score.weight` [1, D].
 
@@ -102,12 +110,10 @@ def save(model: ScalarModel, tokenizer: Tokenizer, path: str | Path) -> None:
     """
     if adapters(model):
         raise ValueError("the model has adapters: lora.merge folds them in")
-    config, name = model.config, architecture(model.config)
-    if name in WITHOUT:
-        raise ValueError(f"{name} has no class for sequence classification in transformers")
+    config = model.config
     pad = tokenizer.pad if config.pad is None else config.pad
     values = to_hf_config(config) | {
-        "architectures": [name.replace("ForCausalLM", SCALAR)],
+        "architectures": [scalar_class(config)],
         "num_labels": 1,
         "id2label": {"0": "score"},
         "label2id": {"score": 0},
@@ -123,18 +129,20 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     ValueError for a folder with a language model, or with several labels.
     """
     values, _ = hf.describe(path)
-    name = (values.get("architectures") or ["?"])[0]
+    name = class_of(values)
     if not name.endswith(SCALAR):
         raise ValueError(f"{path} holds a {name}, not a …{SCALAR}: no scalar model; hf.load opens language models")
+    tokenizer, config = hf.tokenizer_and_config(path, values | {"architectures": [name.replace(SCALAR, "ForCausalLM")]})
     labels = len(values["id2label"]) if values.get("id2label") else values.get("num_labels", 2)  # transformers' default
     if labels != 1:
         raise ValueError(f"{path} has {labels} labels: a scalar model has 1")
-    values = values | {"architectures": [name.replace(SCALAR, "ForCausalLM")]}
-    tokenizer, trunk_config = hf.tokenizer_and_config(path, values)
-    trunk = on_meta(replace(trunk_config, mtp_depth=0))
+    return hf.read(path, replace(config, mtp_depth=0), _on_meta, _tensors, values, device, dtype), tokenizer
+
+
+def _on_meta(config: ModelConfig) -> ScalarModel:
+    """The model without memory for its weights."""
     with torch.device("meta"):
-        model = ScalarModel(trunk, ValueHead(trunk_config.dim))
-    return hf.read(path, model, _tensors, values, device, dtype), tokenizer
+        return ScalarModel(on_meta(config), ValueHead(config.dim))
 
 
 def _tensors(model: ScalarModel) -> dict[str, Tensor]:

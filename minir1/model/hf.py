@@ -24,17 +24,18 @@ from torch import Tensor, nn
 from minir1.files import read_json
 from minir1.model.config import ModelConfig
 from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
-from minir1.model.hf_config import SCALAR, from_hf_config, to_hf_config
-from minir1.model.hf_tensors import harmless, to_hf_tensors, with_mtp_of
+from minir1.model.hf_config import SCALAR, class_of, from_hf_config, to_hf_config
+from minir1.model.hf_tensors import EMBEDDING, copy_of, to_hf_tensors, with_mtp_of
 from minir1.model.lora import adapters, load_adapters
 from minir1.model.transformer import Transformer, on_meta
+from minir1.model.typed import is_a, shown
 from minir1.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FP8 = "F8_E4M3"
-EMBEDDING = "model.embed_tokens.weight"
+MANY = 2**18  # a size that is allowed without a tensor that has it, so that the missing tensor is named
 SHOWN = 4  # names of each kind in an error
 M = TypeVar("M", bound=nn.Module)
 
@@ -92,13 +93,12 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
         load_adapters(model, path)
         return model, tokenizer
     values, generation = describe(path)
-    name = (values.get("architectures") or ["?"])[0]
+    name = class_of(values)
     if name.endswith(SCALAR):
         raise ValueError(f"{path} holds a {name}, no language model: minir1.model.heads.load opens scalar models")
     tokenizer, config = tokenizer_and_config(path, values)
     tokenizer.generation = generation
-    config = with_mtp_of(config, _headers(_files(path)))
-    return read(path, on_meta(config), to_hf_tensors, values, device, dtype), tokenizer
+    return read(path, config, on_meta, to_hf_tensors, values, device, dtype), tokenizer
 
 
 def describe(path: str | Path) -> tuple[dict, dict]:
@@ -107,6 +107,10 @@ def describe(path: str | Path) -> tuple[dict, dict]:
     values, generation = read_json(path / "config.json", "not a checkpoint folder"), {}
     if (path / "generation_config.json").exists():
         generation = read_json(path / "generation_config.json")
+    for key in ENDS:
+        stated = generation.get(key)
+        if not all(is_a(token, "int | None") for token in (stated if isinstance(stated, list) else [stated])):
+            raise ValueError(f"{path / 'generation_config.json'}: {key} = {shown(stated)}: must be a token, or several")
     return values | {key: generation.get(key) for key in ENDS if values.get(key) is None}, generation
 
 
@@ -118,8 +122,8 @@ def tokenizer_and_config(path: str | Path, values: dict) -> tuple[Tokenizer, Mod
     return tokenizer, config
 
 
-def read(path: str | Path, model: M, tensors_of: Callable[[M], dict[str, Tensor]], values: dict, device, dtype) -> M:
-    """Read a folder's weights into a model on the meta device that has a `config`; the rest as for `load`.
+def read(path, config: ModelConfig, make: Callable[[ModelConfig], M], tensors_of, values: dict, device, dtype) -> M:
+    """Read a folder's weights into the model that `make` builds on the meta device; the rest as for `load`.
 
     tensors_of: model -> their names and tensors that share the model's memory.
     """
@@ -127,21 +131,40 @@ def read(path: str | Path, model: M, tensors_of: Callable[[M], dict[str, Tensor]
         raise ValueError(f"dtype = {dtype}: must be one of {', '.join(map(str, DTYPES.values()))}, or None")
     path, block = Path(path), block_of(values)
     stored = _headers(_files(path))
-    wrong = _misfits(tensors_of(model), stored, model.config, block)
+    _check_sizes(path, config, stored)
+    model = make(with_mtp_of(config, stored))
+    tensors = tensors_of(model)
+    copies = {name: original for name in stored if (original := copy_of(name, model.config)) in tensors}
+    wrong = _misfits(tensors, {name: tensor for name, tensor in stored.items() if name not in copies}, block)
     if wrong:
         file = path / (WEIGHTS if (path / WEIGHTS).exists() else INDEX)
         raise ValueError(f"{file} does not fit its config.json: {'; '.join(wrong)}")
     model = _allocate(model, device, dtype or DTYPES.get(stored[EMBEDDING].dtype, torch.bfloat16))
-    _fill(tensors_of(model), stored, block)
+    _fill(tensors := tensors_of(model), stored, block)
+    for name, original in copies.items():
+        if not _repeats(stored[name], name, tensors[original]):
+            raise ValueError(f"{stored[name].file}: {name} differs from {original}, which the model has in its place")
     return model
+
+
+def _check_sizes(path: Path, config: ModelConfig, stored: dict[str, Stored]) -> None:
+    """ValueError for a model far larger than its weights, before it is built, which could take hours."""
+    largest = max((n for tensor in stored.values() for n in tensor.shape), default=0)
+    if max(config.layers, config.moe_layers * config.experts) > len(stored):
+        parts = f"{config.layers} layers, {config.moe_layers} of them with {config.experts} experts"
+        raise ValueError(f"{path}: config.json has {parts}, the weights are only {len(stored)} tensors")
+    sizes = [config.vocab, config.dim, config.heads, config.kv_heads, config.head_size, config.ffn, config.expert_ffn]
+    sizes += [config.shared_experts, config.q_lora or 0, config.kv_lora, config.nope, config.rope, config.v_dim]
+    if max(sizes) > max(largest, MANY):
+        raise ValueError(f"{path}: config.json has a size of {max(sizes)}, the largest of the weights is {largest}")
 
 
 def _base_of(adapters: Path) -> Path:
     """The folder of the model that the adapters were trained on."""
-    base = Path(read_json(adapters / "adapter_config.json").get("base_model_name_or_path") or "")
-    if not (base / "config.json").exists():
-        raise ValueError(f"{adapters}: base_model_name_or_path = {str(base)!r} is no folder with a config.json")
-    return base
+    base = read_json(adapters / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str) or not os.path.isfile(os.path.join(base, "config.json")):
+        raise ValueError(f"{adapters}: base_model_name_or_path = {shown(base)} is no folder with a config.json")
+    return Path(base)
 
 
 class Stored(NamedTuple):
@@ -190,6 +213,8 @@ def _headers(files: list[Path]) -> dict[str, Stored]:
     for file in files:
         with _open(file) as opened:
             for name in opened.keys():
+                if name.endswith("rotary_emb.inv_freq"):  # of old Llama files: config.json counts, as in transformers
+                    continue
                 if name in stored:
                     raise ValueError(f"{name} is in two shards, {stored[name].file.name} and {file.name}")
                 part = opened.get_slice(name)
@@ -197,14 +222,14 @@ def _headers(files: list[Path]) -> dict[str, Stored]:
     return stored
 
 
-def _misfits(wanted: dict[str, Tensor], stored: dict[str, Stored], config: ModelConfig, block) -> list[str]:
+def _misfits(wanted: dict[str, Tensor], stored: dict[str, Stored], block) -> list[str]:
     """The differences between the stored tensors and the wanted ones, at most SHOWN of each kind by name."""
     shapes, packed = {name: tuple(tensor.shape) for name, tensor in wanted.items()}, set()
     if block:
         packed = {name for name in wanted if name in stored and stored[name].dtype == FP8 and len(shapes[name]) == 2}
         shapes |= {name + SCALE: scale_shape(shapes[name], block) for name in packed}
     missing = [f"missing: {name}" for name in shapes if name not in stored]
-    surplus = [f"surplus: {n}" for n in stored if n not in shapes and not harmless(n.removesuffix(SCALE), config)]
+    surplus = [f"surplus: {name}" for name in stored if name not in shapes]
     misshapen, mistyped = [], []
     for name in shapes.keys() & stored.keys():
         _, shape, dtype = stored[name]
@@ -246,6 +271,14 @@ def _fill(tensors: dict[str, Tensor], stored: dict[str, Stored], block: tuple[in
                     dequantize(tensor.to(target.device), scale.to(target.device), target, block)
                 else:
                     target.copy_(tensor)
+
+
+def _repeats(stored: Stored, name: str, original: Tensor) -> bool:
+    """Whether a stored tensor is equal to one of the model, in its dtype; compared in parts, which need less memory."""
+    with _open(stored.file) as opened:
+        copy = opened.get_tensor(name)
+    same = copy.shape == original.shape
+    return same and all(torch.equal(a.to(b), b) for a, b in zip(copy.split(4096), original.split(4096)))
 
 
 def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:

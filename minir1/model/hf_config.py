@@ -13,8 +13,11 @@ A model that none of these classes computes, or a class's option that this model
 
 from __future__ import annotations
 
+import math
+
 from minir1.model.config import ModelConfig
 from minir1.model.rope import RopeScaling
+from minir1.model.typed import is_a, shown
 
 V3, V2, MOE = "DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM", "Qwen3MoeForCausalLM"
 QWEN3, GRANITE, QWEN2, LLAMA = "Qwen3ForCausalLM", "GraniteForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM"
@@ -57,12 +60,18 @@ ONLY = {  # fields of their config.json that change the result, and the one valu
     "mlp_bias": False,
     "use_sliding_window": False,
     "partial_rotary_factor": 1.0,
+    "is_causal": True,
+    **dict.fromkeys(("attention_chunk_size", "attribute_map", "configuration_files", "per_layer_config")),
+    "transformers_weights": None,  # the name of another file of weights
 }
-ONLY_MLA = {"attention_bias": False, "rope_interleave": True, "moe_layer_freq": 1}
+NO_WINDOW = {"sliding_window": None}  # where it has no switch
+ONLY_MLA = NO_WINDOW | {"attention_bias": False, "rope_interleave": True, "moe_layer_freq": 1}
 ONLY_IN = {
     V3: ONLY_MLA | {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
     V2: ONLY_MLA | {"scoring_func": "softmax", "norm_topk_prob": False},
     MOE: {"decoder_sparse_step": 1},
+    LLAMA: NO_WINDOW,
+    GRANITE: NO_WINDOW,
 }
 
 SCALED = {"factor": "factor", "mscale_all_dim": "mscale_all"}
@@ -82,6 +91,19 @@ SCALINGS = {  # rope_type -> their fields and ours
     | {"original_max_position_embeddings": "original", "low_freq_factor": "slow", "high_freq_factor": "fast"},
 }
 NEEDED = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+OTHERS = {  # fields of theirs that are read too, by type
+    "int": "first_k_dense_replace num_experts num_local_experts",
+    "int | None": "num_key_value_heads head_dim n_routed_experts n_shared_experts n_group topk_group "
+    "num_nextn_predict_layers original_max_position_embeddings",
+    "float": "initializer_range attention_multiplier embedding_multiplier residual_multiplier logits_scaling",
+    "float | None": "rope_theta",
+    "bool | None": "attention_bias norm_topk_prob tie_word_embeddings",
+    "int | list | None": "bos_token_id eos_token_id pad_token_id",
+    "list | None": "layer_types mlp_only_layers",
+    "dict | None": "rope_scaling rope_parameters quantization_config id2label",
+}
+TYPES = {theirs: ModelConfig.__annotations__[ours] for ours, theirs in (COMMON | DEEPSEEK).items()}
+TYPES |= {field: kind for kind, names in OTHERS.items() for field in names.split()}
 
 
 # ---------------------------------------------------------------- out
@@ -211,21 +233,33 @@ def _mla_to_hf(name: str, config: ModelConfig) -> dict:
 def from_hf_config(values: dict) -> ModelConfig:
     """The model that a config.json describes; ValueError lists what is supported, or names what is missing.
 
-    Fields that do not change the result (dropout, losses, caches, storage of the weights) are ignored.
+    Fields that do not change the result (dropout, losses, caches, storage of weights) and unknown names are ignored.
     """
-    name = (values.get("architectures") or ["?"])[0]
+    name = class_of(values)
     if name not in SUPPORTED:
         raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
-    for field, value in (ONLY | ONLY_IN.get(name, {})).items():
-        if values.get(field, value) not in (value, None):
-            raise ValueError(f"{field} = {values[field]!r} is not supported, only {value!r}")
-    if set(values.get("layer_types") or ()) - {"full_attention"}:
-        raise ValueError(f"layer_types = {values['layer_types']!r} is not supported, only 'full_attention'")
+    only = ONLY | ONLY_IN.get(name, {}) | {"model_type": SUPPORTED[name]}
+    for field, value in only.items():
+        if values.get(field, value) != value:
+            raise ValueError(f"{field} = {shown(values[field])} is not supported, only {value!r}")
+    for field, kind in TYPES.items():
+        if field in values and not is_a(values[field], kind):
+            raise ValueError(f"{field} = {shown(values[field])}: must be {kind}, and finite")
+    if any(kind != "full_attention" for kind in values.get("layer_types") or ()):
+        raise ValueError(f"layer_types = {shown(values['layer_types'])} is not supported, only 'full_attention'")
     try:
         kind = _mla_from_hf if name in (V3, V2) else _gqa_from_hf
-        return ModelConfig(**_common_from_hf(values), **kind(name, values))
+        config = ModelConfig(**_common_from_hf(values), **kind(name, values))
     except KeyError as error:
         raise ValueError(f"the config of a {name} needs the field {error}") from error
+    architecture(config)  # what is loaded can be saved
+    return config
+
+
+def class_of(values: dict) -> str:
+    """The class that a config.json names first, or "?"."""
+    stated = values.get("architectures")
+    return stated[0] if isinstance(stated, list) and stated and isinstance(stated[0], str) else "?"
 
 
 def _common_from_hf(values: dict) -> dict:
@@ -247,29 +281,30 @@ def _common_from_hf(values: dict) -> dict:
 def _rope_from_hf(values: dict) -> tuple[float, RopeScaling]:
     """θ, and the scaling that `rope_scaling` or, as transformers 5 writes it, `rope_parameters` describes."""
     field = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
-    if not isinstance(values.get(field) or {}, dict):
-        raise ValueError(f"{field} = {values[field]!r}: must be an object, such as {{'rope_type': 'yarn', …}}")
-    rope = {key: value for key, value in (values.get(field) or {}).items() if value is not None}
-    theta = rope.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0  # transformers' default
+    rope = {key: value for key, value in (values.get(field) or {}).items() if value is not None or key == "truncate"}
+    stated = values.get("rope_theta")
+    theta = rope.pop("rope_theta", 10_000.0 if stated is None else stated)  # transformers' default
     old_name = rope.pop("type", "default")
     kind = rope.pop("rope_type", old_name)
-    if kind not in SCALINGS:
-        raise ValueError(f"{field}.rope_type = {kind!r} is not supported, only {', '.join(SCALINGS)}")
+    if not isinstance(kind, str) or kind not in SCALINGS:
+        raise ValueError(f"{field}.rope_type = {shown(kind)} is not supported, only {', '.join(SCALINGS)}")
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"{field}.partial_rotary_factor is not supported, only 1.0")
     for key in rope:
         if key not in SCALINGS[kind]:
             known = ", ".join(SCALINGS[kind]) or "none"
-            raise ValueError(f"{field}.{key} = {rope[key]!r} is not supported; fields of {kind!r} are {known}")
+            raise ValueError(f"{field}.{key} = {shown(rope[key])} is not supported; fields of {kind!r} are {known}")
     if kind == "default":
         return theta, RopeScaling()
     for key in NEEDED[kind]:
         if key not in rope:
             raise KeyError(f"{field}.{key}")
-    fields = {ours: rope[theirs] for theirs, ours in SCALINGS[kind].items() if theirs in rope}
-    if "original_max_position_embeddings" in SCALINGS[kind]:
-        fields.setdefault("original", values["max_position_embeddings"])
-    return theta, RopeScaling(kind, **fields)
+    scaling = {ours: rope[theirs] for theirs, ours in SCALINGS[kind].items() if theirs in rope}
+    original = "original_max_position_embeddings"  # as in transformers that beside the object is stronger
+    if original in SCALINGS[kind]:
+        lengths = values.get(original), scaling.get("original"), values["max_position_embeddings"]
+        scaling["original"] = next(length for length in lengths if length is not None)
+    return theta, RopeScaling(kind, **scaling)
 
 
 def _gqa_from_hf(name: str, values: dict) -> dict:
@@ -288,14 +323,14 @@ def _gqa_from_hf(name: str, values: dict) -> dict:
             "attention_scale": values.get("attention_multiplier", 1.0),
             "embedding_scale": values.get("embedding_multiplier", 1.0),
             "residual_scale": values.get("residual_multiplier", 1.0),
-            "logit_scale": 1 / values.get("logits_scaling", 1.0),
+            "logit_scale": 1 / (values.get("logits_scaling", 1.0) or math.inf),  # 0 is refused as a scale of 0
         }
     if name == MOE:
-        dense = sorted(values.get("mlp_only_layers") or ())
-        if dense != list(range(len(dense))):
-            raise ValueError(f"mlp_only_layers = {dense} is not supported, only the first layers, from 0 on")
+        dense = values.get("mlp_only_layers") or ()
+        if any(layer not in dense for layer in range(len(dense))):
+            raise ValueError(f"mlp_only_layers = {shown(dense)} is not supported, only the first layers, from 0 on")
         fields |= {
-            "experts": values["num_experts"] if "num_experts" in values else values["num_local_experts"],
+            "experts": values["num_local_experts"] if "num_local_experts" in values else values["num_experts"],
             "experts_per_token": values["num_experts_per_tok"],
             "shared_experts": 0,
             "expert_ffn": values["moe_intermediate_size"],
@@ -307,11 +342,16 @@ def _gqa_from_hf(name: str, values: dict) -> dict:
 
 
 def _mla_from_hf(name: str, values: dict) -> dict:
+    if name == V3 and values.get("head_dim", values["qk_rope_head_dim"]) != values["qk_rope_head_dim"]:
+        raise ValueError(f"head_dim = {values['head_dim']} is not supported, only that of RoPE, qk_rope_head_dim")
     moe = values["first_k_dense_replace"] < values["num_hidden_layers"]
-    limited = _limited_to_groups(name, values)
+    method, experts = values.get("topk_method", "greedy"), values["n_routed_experts"]
+    if name == V2 and method not in ("greedy", "group_limited_greedy"):
+        raise ValueError(f"topk_method = {shown(method)} is not supported, only 'greedy' or 'group_limited_greedy'")
+    limited = name == V3 or method == "group_limited_greedy"  # to the experts of a few groups
     return {ours: values[theirs] for ours, theirs in DEEPSEEK.items()} | {
         "attention": "mla",
-        "experts": values["n_routed_experts"] if moe else 0,
+        "experts": values.get("num_local_experts" if name == V3 else "num_experts", experts) if moe else 0,
         "shared_experts": values["n_shared_experts"] or 0,
         "dense_layers": values["first_k_dense_replace"] if moe else 0,
         "score": "sigmoid" if name == V3 else "softmax",
@@ -320,13 +360,3 @@ def _mla_from_hf(name: str, values: dict) -> dict:
         "norm_topk": values["norm_topk_prob"] if name == V3 else False,
         "mtp_depth": (values.get("num_nextn_predict_layers") or 0) if name == V3 else 0,
     }
-
-
-def _limited_to_groups(name: str, values: dict) -> bool:
-    """Whether a token may use the experts of a few groups only."""
-    if name == V3:
-        return values["n_group"] is not None
-    method = values.get("topk_method") or "greedy"
-    if method not in ("greedy", "group_limited_greedy"):
-        raise ValueError(f"topk_method = {method!r} is not supported, only 'greedy' or 'group_limited_greedy'")
-    return method == "group_limited_greedy"

@@ -34,8 +34,9 @@ NAMES = {  # ours -> theirs, inside a layer
     "ffn.shared.up": "mlp.shared_experts.up_proj",
     "ffn.shared.down": "mlp.shared_experts.down_proj",
 }
+EMBEDDING = "model.embed_tokens.weight"
 TOP = {
-    "embedding.weight": "model.embed_tokens.weight",
+    "embedding.weight": EMBEDDING,
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
@@ -88,19 +89,17 @@ def _layer(ours: str, layers: int) -> tuple[str, str]:
     return f"model.layers.{layer}.", inner.removeprefix("block.")
 
 
-def harmless(name: str, config: ModelConfig) -> bool:
-    """Whether `hf.load` may ignore this tensor of a checkpoint, which is none of `to_hf_tensors`, as redundant.
+def copy_of(name: str, config: ModelConfig) -> str | None:
+    """The tensor that a redundant one of a checkpoint, which is none of `to_hf_tensors`, has to be equal to, if any.
 
-    That is the embedding and head that published MTP modules repeat, a tied head beside its embedding, and RoPE's
-    inverse frequencies in old Llama files.
+    Redundant are the embedding and head that published MTP modules repeat, and a tied head beside its embedding.
     """
-    if name == "lm_head.weight":
-        return config.tied
-    match = LAYER.fullmatch(name)
-    if match is None:
-        return False
-    layer, inner = int(match[1]), match[2]
-    return inner == "self_attn.rotary_emb.inv_freq" or (layer >= config.layers and inner in REPEATED)
+    head, match = EMBEDDING if config.tied else TOP["head.weight"], LAYER.fullmatch(name)
+    if name == TOP["head.weight"] and config.tied:
+        return EMBEDDING
+    if match is None or int(match[1]) < config.layers:
+        return None
+    return dict(zip(REPEATED, (EMBEDDING, head))).get(match[2])
 
 
 def with_mtp_of(config: ModelConfig, names: Iterable[str]) -> ModelConfig:

@@ -24,20 +24,25 @@ from minir1.files import read_json
 from minir1.model.hf_tensors import NAMES, uncompiled
 from minir1.model.moe import Experts, grouped_linear
 from minir1.model.transformer import Transformer
+from minir1.model.typed import is_a, shown
 
 ATTENTION = ("wq", "wk", "wv", "wo", "wq_a", "wq_b", "wkv_a", "wkv_b")
 FEED_FORWARD = ("gate", "up", "down")  # of GQA without experts: see add_adapters
 EXPERTS = ("gate_up", "down")  # the stacked matrices of routed experts, all of them where "experts" is a target
 TARGETS = (*ATTENTION, *FEED_FORWARD, "experts")
-PEFT_ONLY = {  # fields of adapter_config.json that change the result, and the supported values
+PEFT_ONLY = {  # fields of adapter_config.json and the supported values; the first is the default
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "use_dora": (False,),
-    "use_rslora": (False,),
-    "rank_pattern": ({},),
-    "alpha_pattern": ({},),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "layers_to_transform": (None,),  # false is the first layer
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # the others change the base as well
 }
+PEFT_IGNORED = (  # they change nothing in a trained adapter, or only together with another field
+    "auto_mapping base_model_name_or_path corda_config eva_config inference_mode loftq_config lora_dropout "
+    "lora_ga_config megatron_core peft_version qalora_group_size revision runtime_config task_type"
+)
+STACKED = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")  # the parameters of EXPERTS
 
 
 class LoRALinear(nn.Module):
@@ -111,8 +116,8 @@ def add_adapters(
             f"targets {', '.join(targets)}: gate, up and down only with attention = 'gqa' and experts = 0, not with "
             f"{config.attention!r} and {config.experts}"
         )
-    if rank < 1 or alpha <= 0:
-        raise ValueError(f"rank = {rank} (at least 1), alpha = {alpha} (positive)")
+    if rank < 1 or not 0 < alpha <= 1e6:
+        raise ValueError(f"rank = {rank} (at least 1), alpha = {alpha} (above 0, to 1e6)")
     if adapters(model):
         raise ValueError("the model has adapters already: merge them first")
     model.requires_grad_(False)
@@ -206,7 +211,7 @@ def save_adapters(model: Transformer, path: str | Path, base: str | Path) -> Non
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(linear),
-        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if stacked else None,
+        "target_parameters": list(STACKED) if stacked else None,
         "inference_mode": True,
     }
     (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -221,28 +226,17 @@ def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
     ValueError names what is missing, surplus, of another shape, or not supported.
     """
     path = Path(path)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (path / name).exists():
-            raise ValueError(f"{path} holds no {name}: not a folder of adapters")
-    config = read_json(path / "adapter_config.json")
-    for field, allowed in PEFT_ONLY.items():
-        if config.get(field, allowed[0]) not in (*allowed, None):
-            raise ValueError(f"{path}: {field} = {config[field]!r} is not supported, only {allowed[0]!r}")
-    for field in ("r", "lora_alpha"):
-        if not isinstance(config.get(field), (int, float)):
-            raise ValueError(f"{path}: {field} = {config.get(field)!r}: must be a number")
-    if isinstance(config.get("target_modules"), str):
-        raise ValueError(f"{path}: target_modules = {config['target_modules']!r}: a pattern, only names are supported")
-    ours = {theirs.split(".")[-1]: name.split(".")[-1] for name, theirs in NAMES.items()}
-    theirs = {name.split(".")[-1] for name in config.get("target_modules") or ()}
-    unknown = sorted(name for name in theirs if ours.get(name) not in TARGETS)
-    if unknown:
-        raise ValueError(f"{path}: target_modules {', '.join(unknown)} are not supported")
-    targets = [ours[name] for name in theirs] + (["experts"] if config.get("target_parameters") else [])
+    config = read_json(path / "adapter_config.json", "not a folder of adapters")
+    if not (path / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{path} holds no adapter_model.safetensors")
+    targets = _targets(config, path)
     try:
         stored = load_file(str(path / "adapter_model.safetensors"))
     except SafetensorError as error:
         raise ValueError(f"{path / 'adapter_model.safetensors'} is damaged: {error}") from error
+    largest = max((n for tensor in stored.values() for n in tensor.shape), default=0)
+    if config["r"] > largest:  # before memory is allocated for it
+        raise ValueError(f"{path}: r = {config['r']}: the largest size of the weights is {largest}")
     trained = add_adapters(model, config["r"], config["lora_alpha"], targets)
     wanted = _peft_tensors(model)
     wrong = [f"missing: {name}" for name in sorted(wanted.keys() - stored.keys())]
@@ -262,3 +256,29 @@ def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
         adapter.A.copy_(a)
         adapter.B.copy_(b)
     return trained
+
+
+def _targets(config: dict, path: Path) -> list[str]:
+    """The targets, in our names, of an adapter_config.json; ValueError for a field that asks for more than is here. One
+    that is neither read nor ignored has to be empty: it could change the result, as one of a later PEFT could."""
+    for field, allowed in PEFT_ONLY.items():
+        if config.get(field, allowed[0]) not in allowed:
+            raise ValueError(f"{path}: {field} = {shown(config[field])} is not supported, only {allowed[0]!r}")
+    read = {"r": "int", "lora_alpha": "float", "target_modules": "list | None", "target_parameters": "list | None"}
+    for field, kind in read.items():
+        value = config.get(field)
+        if not is_a(value, kind) or isinstance(value, list) and not all(isinstance(name, str) for name in value):
+            raise ValueError(f"{path}: {field} = {shown(value)}: must be {kind.replace('list', 'a list of names')}")
+    for field in config.keys() - {*PEFT_ONLY, *read, *PEFT_IGNORED.split()}:
+        value = config[field]
+        if not (value is None or value is False or value == []):
+            raise ValueError(f"{path}: {field} = {shown(value)} is not supported, only null, false and []")
+    ours = {theirs.split(".")[-1]: name.split(".")[-1] for name, theirs in NAMES.items()}
+    theirs = {name.split(".")[-1] for name in config.get("target_modules") or ()}
+    unknown = sorted(name for name in theirs if ours.get(name) not in TARGETS)
+    if unknown:
+        raise ValueError(f"{path}: target_modules {', '.join(unknown)} are not supported")
+    parameters = config.get("target_parameters") or []
+    if parameters and sorted(parameters) != sorted(STACKED):
+        raise ValueError(f"{path}: target_parameters = {shown(parameters)} is not supported, only {', '.join(STACKED)}")
+    return [ours[name] for name in theirs] + (["experts"] if parameters else [])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minir1.device import widest
+from minir1.model.typed import check_types
 
 KINDS = ("none", "linear", "ntk", "yarn", "llama3")
 
@@ -28,7 +29,7 @@ class RopeScaling:
 
     kind: str = "none"  # none | linear | ntk | yarn | llama3
     factor: float = 1.0  # s
-    original: int = 4096  # L, positions of the window before
+    original: int | float = 4096  # L, positions of the window before
     slow: float = 1.0  # α of YaRN (beta_slow), low_freq_factor of Llama 3: turns in the window
     fast: float = 32.0  # β of YaRN (beta_fast), high_freq_factor of Llama 3, which has 4
     mscale: float | None = None  # YaRN: strength of the factor on cos and sin; used together with mscale_all only
@@ -37,15 +38,16 @@ class RopeScaling:
     whole_pairs: bool = True  # YaRN: the ends of the ramp are rounded to whole pairs
 
     def __post_init__(self):
+        check_types(self)
         if self.kind not in KINDS:
             raise ValueError(f"RopeScaling.kind = {self.kind!r}: one of {', '.join(KINDS)}")
-        for name in ("factor", "original", "slow", "fast"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"RopeScaling.{name} = {getattr(self, name)!r}: must be positive")
+        for name, least in {"factor": 1, "original": 1, "slow": 1e-6, "fast": 1e-6}.items():
+            if not least <= getattr(self, name) <= 1e9:
+                raise ValueError(f"RopeScaling.{name} = {getattr(self, name)!r}: {least:g} to 1e9")
         for name in ("mscale", "mscale_all", "attention_factor"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"RopeScaling.{name} = {value!r}: must not be negative, or None")
+            if value is not None and not 0 <= value <= 1e6:
+                raise ValueError(f"RopeScaling.{name} = {value!r}: 0 to 1e6, or None")
         if self.kind == "none" and self.factor != 1:
             raise ValueError(f"RopeScaling.factor = {self.factor!r}: kind = 'none' scales nothing, so it must be 1")
         if self.kind in ("yarn", "llama3") and not self.slow < self.fast:
