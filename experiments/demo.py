@@ -49,6 +49,7 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "problems", "num_generations")
+        at_least(self, 0, "seed")
 
 
 SHARED = ("task", "data", "seed", "resume", "device", "dtype", "wandb")  # options of this script and both trainings

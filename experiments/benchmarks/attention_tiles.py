@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minir1 import cli
 from minir1.ops.reference import visible
+from minir1.settings import at_least, new_file
 
 EMPTY, MASKED, WHOLE = "white", "#f2c98a", "#7fa8d1"
 
@@ -25,6 +26,10 @@ class Config:
     block: int = 8  # side of a tile
     window: int = 24  # w
     out: Path = Path("docs/results/attention_tiles.png")
+
+    def __post_init__(self):
+        at_least(self, 1, "queries", "keys", "block", "window")
+        new_file(self, "out")
 
 
 def tiles(n: int, m: int, block: int, causal: bool, window: int | None) -> list[list[str]]:

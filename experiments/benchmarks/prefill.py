@@ -24,6 +24,7 @@ from minir1.log import table
 from minir1.model.config import ModelConfig
 from minir1.model.rope import RopeScaling
 from minir1.model.transformer import Transformer
+from minir1.settings import at_least, new_file
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Config:
     threads: int = 1
     device: str = "cpu"
     out: Path | None = None  # a JSON file for the figures
+
+    def __post_init__(self):
+        at_least(self, 1, "lengths", "chunk", "whole", "layers", "threads")
+        new_file(self, "out")
 
 
 def model_config(longest: int, layers: int) -> ModelConfig:

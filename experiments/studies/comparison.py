@@ -32,7 +32,7 @@ from minir1.log import progress, read_metrics
 from minir1.metrics import with_interval
 from minir1.policy import load_policy, logprobs
 from minir1.rollout import collect
-from minir1.settings import at_least
+from minir1.settings import at_least, new_file
 from minir1.templates import encode
 
 PACKAGE = "experiments"  # the package of the scripts
@@ -55,6 +55,11 @@ class Measure:
     seed: int = 0  # of the sampling; the same for every policy
     device: str = "auto"
     out: Path = Path("runs/measured.json")
+
+    def __post_init__(self):
+        at_least(self, 1, "problems", "num_generations", "max_completion_length")
+        at_least(self, 0, "seed")
+        new_file(self, "out")
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,12 @@ class Config:
     figure: Path = Path("docs/results/comparison.png")
 
     def __post_init__(self):
-        at_least(self, 1, "steps", "eval_every", "problems", "test_answers", "jobs")
-        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
-            raise ValueError(f"seeds = {self.seeds}: need at least one, each once")
+        at_least(self, 1, "steps", "prompts", "num_generations", "max_completion_length", "eval_every", "problems")
+        at_least(self, 1, "test_answers", "jobs")
+        at_least(self, 0, "seeds", "learning_rate")
+        new_file(self, "results", "figure")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {self.seeds}: each once")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.reduction import token_mean
 from minir1.seed import generator, seed_everything
-from minir1.settings import at_least, same_steps
+from minir1.settings import above, at_least, new_file, same_steps
 from minir1.tokenizer import Tokenizer, word_level
 
 PARTS = 8  # of a text, each with one pair: the depths at which accuracy is measured
@@ -74,6 +74,10 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "steps", "tune_steps", "batch", "tune_batch", "microbatch", "checkpoint_every", "rows")
+        at_least(self, 1, "dim", "layers", "cost_lengths")
+        at_least(self, 0, "muon_lr", "adam_lr", "tune_lr", "warmup", "seed")
+        above(self, 0, "clip")
+        new_file(self, "results")
         if self.window < 8 * PARTS or self.factor < 2:
             raise ValueError(f"window = {self.window}, factor = {self.factor}: at least {8 * PARTS} and 2")
 

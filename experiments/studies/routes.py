@@ -37,6 +37,7 @@ from minir1.optim import adamw
 from minir1.policy import load_policy
 from minir1.rollout import Rollout, collect
 from minir1.seed import python_random, stream
+from minir1.settings import at_least, new_file
 from minir1.templates import encode
 
 
@@ -59,6 +60,9 @@ class Config:
     results: Path = Path("docs/results/routes.json")
 
     def __post_init__(self):
+        at_least(self, 1, "prompts", "num_generations", "max_completion_length", "num_minibatches", "after")
+        at_least(self, 0, "seeds", "learning_rate")
+        new_file(self, "results")
         if not all(0 < k < self.num_minibatches for k in self.after):
             raise ValueError(f"after = {self.after}: 1 to num_minibatches - 1 = {self.num_minibatches - 1} updates")
 

@@ -24,6 +24,7 @@ from minir1 import cli
 from minir1.files import write_json
 from minir1.log import table
 from minir1.metrics import over_seeds
+from minir1.settings import at_least, new_file
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Config:
     out: Path = Path("runs/seeds")
     results: Path = Path("docs/results/r1_zero.json")
     figure: Path = Path("docs/results/r1_zero_seeds.png")
+
+    def __post_init__(self):
+        at_least(self, 1, "jobs")
+        at_least(self, 0, "seeds")
+        new_file(self, "results", "figure")
 
     def folder(self, seed: int, no_think: bool = False) -> Path:
         """The folder of one run."""
