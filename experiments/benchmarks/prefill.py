@@ -40,7 +40,8 @@ class Config:
     out: Path | None = None  # a JSON file for the figures
 
     def __post_init__(self):
-        at_least(self, 1, "lengths", "chunk", "whole", "layers", "threads")
+        at_least(self, 1, "lengths", "chunk", "layers", "threads")
+        at_least(self, 0, "whole")
         new_file(self, "out")
 
 

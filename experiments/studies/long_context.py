@@ -78,8 +78,8 @@ class Config:
         at_least(self, 0, "muon_lr", "adam_lr", "tune_lr", "warmup", "seed")
         above(self, 0, "clip")
         new_file(self, "results")
-        if self.window < 8 * PARTS or self.factor < 2:
-            raise ValueError(f"window = {self.window}, factor = {self.factor}: at least {8 * PARTS} and 2")
+        at_least(self, 8 * PARTS, "window")
+        at_least(self, 2, "factor")
 
     @property
     def lengths(self) -> list[int]:
