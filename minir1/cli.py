@@ -34,7 +34,9 @@ def run(main: Callable, config: type, **settings) -> None:
         if debug:
             raise
         text = " ".join(str(error).split())
-        if not (isinstance(error, OSError) or _raised_here(error)):
+        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|size calculation overflow", text):
+            text = f"out of memory: {text[:300]}"
+        elif not (isinstance(error, OSError) or _raised_here(error)):
             text = f"{type(error).__name__}: {text[:300]} (--debug shows where)"
         _end(f"error: {text}", 2 if isinstance(error, REFUSED) else 1)
 

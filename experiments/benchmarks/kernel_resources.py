@@ -218,9 +218,10 @@ def cases() -> dict[str, Callable[[], None]]:
 def measure(config: Config) -> dict[str, dict[str, int]]:
     """'attention/128/128/bf16/forward/sm_90' -> its figures."""
     measured = {}
-    for name, run in cases().items():
-        if config.cases and not name.startswith(config.cases):
-            continue
+    chosen = {name: run for name, run in cases().items() if not config.cases or name.startswith(config.cases)}
+    if not chosen:
+        raise ValueError(f"cases = {config.cases}: none begins so; they are {', '.join(cases())}")
+    for name, run in chosen.items():
         for arch in config.archs:
             for fn, args, kw in record(kernels(name.split("/")[0]), arch, run):
                 key = f"{name}/{fn.fn.__name__.removesuffix('_kernel')}/sm_{arch}"

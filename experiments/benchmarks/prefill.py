@@ -68,6 +68,7 @@ def measure(length: int, chunk: int | None, config: Config) -> tuple[float, floa
 
 def main(config: Config) -> dict[str, float]:
     """Measure, print, and write the figures."""
+    pick(config.device)  # refused here, not in the processes
     jobs = [(length, None) for length in config.lengths if length <= config.whole]
     jobs += [(length, config.chunk) for length in config.lengths]
     result: dict[str, float] = {"chunk": config.chunk, "layers": config.layers, "threads": config.threads}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from experiments.studies import seeds_figures
 from experiments.studies.processes import run_or_resume, same_command
-from minir1 import cli
+from minir1 import cli, tasks
 from minir1.files import write_json
 from minir1.log import table
 from minir1.metrics import over_seeds
@@ -121,6 +121,7 @@ def head(seeds) -> list[str]:
 
 def main(config: Config) -> list[dict[str, float]]:
     """Run what is missing, print and write the table of seeds; returns the result of each seed."""
+    tasks.load(config.task)  # an unknown one is refused once, here
     if len(config.seeds) < 3:
         print("fewer than three seeds: no interval can be given")
     threads = max(1, (os.cpu_count() or 1) // config.jobs)
