@@ -23,6 +23,7 @@ from minir1.model.config import ModelConfig
 from minir1.model.count import PARTS, count
 from minir1.model.hf_config import from_hf_config
 from minir1.model.presets import PRESETS
+from minir1.settings import above, at_least, new_file
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Config:
     cache_bytes: float = 2  # bytes per number in the cache
     json: Path | None = None  # a file for the counts
     figure: Path | None = None  # a PNG: total against active parameters
+
+    def __post_init__(self):
+        at_least(self, 1, "length")
+        above(self, 0, "cache_bytes")
+        new_file(self, "json", "figure")
 
 
 def find(name: str) -> ModelConfig:

@@ -35,7 +35,7 @@ class Config:
     data: str | None = None  # the folder or file that the task reads
     dense: bool = False  # grouped-query attention and SwiGLU instead of MLA and experts
     no_think: bool = False  # the control: reinforcement learning of immediate answers
-    base_from: Path | None = None  # a run folder to start from, instead of pre-training
+    base_from: Path | None = None  # a run folder, or a checkpoint, to start from instead of pre-training
     base: pretrain.Config = field(default_factory=pretrain.Config)
     rl: r1_zero.Config = field(default_factory=r1_zero.Config)
     problems: int = 400  # per held-out split, at most
@@ -49,6 +49,7 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "problems", "num_generations")
+        at_least(self, 0, "seed")
 
 
 SHARED = ("task", "data", "seed", "resume", "device", "dtype", "wandb")  # options of this script and both trainings
@@ -59,7 +60,7 @@ def stages(config: Config) -> tuple[pretrain.Config, r1_zero.Config]:
     refuse_overridden(config)
     shared = {name: getattr(config, name) for name in SHARED}
     base = replace(config.base, **shared, dense=config.dense, out=config.out / "base")
-    start = (config.base_from or config.out / "base") / "checkpoint"
+    start = config.base_from or config.out / "base" / "checkpoint"
     rl = replace(config.rl, **shared, no_think=config.no_think, checkpoint=start, out=config.out / "rl")
     return base, rl
 

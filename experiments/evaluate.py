@@ -25,7 +25,7 @@ from minir1.log import table
 from minir1.metrics import with_interval
 from minir1.model import hf
 from minir1.model.transformer import Transformer
-from minir1.settings import at_least
+from minir1.settings import at_least, new_file
 from minir1.templates import TEMPLATES
 from minir1.tokenizer import Tokenizer
 
@@ -51,7 +51,8 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "problems", "num_generations", "max_completion_length")
-        at_least(self, 0, "temperature")
+        at_least(self, 0, "temperature", "seed")
+        new_file(self, "out")
 
 
 def measure(

@@ -109,14 +109,14 @@ class Config:
         at_least(self, 1, "steps", "prompts", "num_generations", "max_completion_length", "num_minibatches", "epochs")
         at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers")
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "vf_coef", "beta", "ent_coef", "warmup")
+        at_least(self, 0, "accuracy_weight", "format_weight", "max_ratio_deviation", "seed", "value_learning_rate")
         fraction(self, "min_mixed", "gamma", "gae_lambda")
         above(self, 0, "temperature", "grad_clip")
+        above(self, 1, "dual_clip")
         if not 0 <= self.value_warmup < self.steps:
             raise ValueError(f"value_warmup = {self.value_warmup}: 0 to {self.steps - 1}, below steps")
         if not self.value_clip > 0:
             raise ValueError(f"value_clip = {self.value_clip}: above 0, inf for none")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip = {self.dual_clip}: above 1, or None")
         kind, _, path = self.reward.partition(":")
         if self.reward != "rules" and (kind != "model" or not path):
             raise ValueError(f"reward = {self.reward!r}: rules, or model:PATH")

@@ -23,7 +23,7 @@ from minir1.files import replace_text, write_json
 from minir1.judge import Answer, sample_answers
 from minir1.log import table
 from minir1.model import hf
-from minir1.settings import at_least
+from minir1.settings import above, at_least
 from minir1.templates import TEMPLATES
 
 FILES = ("train.jsonl", "held_out.jsonl")
@@ -52,8 +52,8 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "problems", "pairs", "max_completion_length")
         at_least(self, 2, "num_generations")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature = {self.temperature}: above 0, or the answers to a problem are all the same")
+        at_least(self, 0, "format_weight", "seed")
+        above(self, 0, "temperature")  # or the answers to a problem are all the same
 
 
 def couples(answers: list[Answer], most: int, rng: random.Random) -> list[tuple[Answer, Answer]]:

@@ -37,7 +37,7 @@ from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.reduction import token_mean, weighted_sum
 from minir1.seed import seed_everything
-from minir1.settings import at_least, same_steps
+from minir1.settings import above, at_least, same_steps
 from minir1.tokenizer import Tokenizer, word_level
 
 
@@ -71,7 +71,8 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "steps", "batch", "microbatch", "checkpoint_every")
-        at_least(self, 0, "mtp_weight")
+        at_least(self, 0, "muon_lr", "adam_lr", "warmup", "balance_speed", "balance_loss", "mtp_weight", "seed")
+        above(self, 0, "clip")
 
 
 def task_of(config: Config) -> tasks.Task:

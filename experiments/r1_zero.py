@@ -98,10 +98,11 @@ class Config:
         at_least(self, 2, "num_generations")
         at_least(self, 1, "steps", "prompts", "max_completion_length", "num_minibatches", "epochs", "microbatch")
         at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
-        at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup")
+        at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup", "max_ratio_deviation")
+        at_least(self, 0, "accuracy_weight", "format_weight", "seed")
         fraction(self, "min_mixed")
         above(self, 0, "temperature", "grad_clip")
-        at_least(self, 0, "reference_reset", "lora_rank")
+        at_least(self, 0, "reference_reset", "lora_rank", "lora_alpha")
         if self.reference_reset and (self.lora_rank or not self.beta):
             raise ValueError("reference_reset: with beta = 0 or lora_rank there is no copy of the model to reset")
 

@@ -37,7 +37,7 @@ from minir1.policy import load_policy
 from minir1.preference import bradley_terry, calibration, calibration_error
 from minir1.preference_data import Rows, accuracy, in_parts, load_both, padded
 from minir1.seed import seed_everything
-from minir1.settings import at_least, same_steps
+from minir1.settings import above, at_least, same_steps
 from minir1.templates import TEMPLATES
 
 
@@ -70,7 +70,8 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "steps", "batch", "eval_every", "max_length", "microbatch", "bins")
-        at_least(self, 0, "margin")
+        at_least(self, 0, "learning_rate", "warmup", "margin", "seed")
+        above(self, 0, "grad_clip")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing = {self.label_smoothing}: 0 to below 0.5")
 

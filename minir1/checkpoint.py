@@ -73,8 +73,19 @@ def best(folder: Path) -> Path | None:
 
 
 def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
-    """The latest checkpoint of a folder, or the best if there is one; any other folder as it is."""
-    return (best(folder) if prefer == "best" else None) or latest(folder) or Path(folder)
+    """The latest checkpoint in `folder`, or the best if there is one; any other folder as it is.
+
+    folder: of checkpoints, or of a run, which has them in `checkpoint`. ValueError where there is no folder.
+    """
+    for place in (Path(folder), Path(folder) / "checkpoint"):
+        if found := (best(place) if prefer == "best" else None) or latest(place):
+            return found
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"{folder} is no folder: need a Hugging Face checkpoint, or the folder of a run such as runs/base, which "
+            "`python -m experiments.pretrain` makes"
+        )
+    return Path(folder)
 
 
 def load_state(path: Path, device: str = "cpu") -> dict:

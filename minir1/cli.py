@@ -1,34 +1,70 @@
-"""How a script starts: its options are read from the command line, and bad input is one line."""
+"""How a script starts: its options are read from the command line, and what goes wrong is one line."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import linecache
+import re
 import sys
 import traceback
 from collections.abc import Callable
 
 import tyro
 
+REFUSED = (ValueError, OSError, ImportError)  # options, files, or packages that are not installed: exit code 2
+FAILED = (RuntimeError, ArithmeticError, MemoryError)  # a run, such as one whose loss is not finite: exit code 1
+
 
 def run(main: Callable, config: type, **settings) -> None:
     """Call `main` with the options of the command line, as the dataclass `config` describes them.
 
-    settings: those of tyro.cli, such as default=Config(steps=10). Input that this project refuses (ValueError) is
-    printed as `error: what is wrong and what is allowed`, and the process ends with code 2. Any other exception keeps
-    its traceback, such as the RuntimeError of a failed training.
+    settings: those of tyro.cli, such as default=Config(steps=10). What is wrong with the input or went wrong in the run
+    is printed as one line, `error: what is wrong and what is allowed`. Errors that this project did not raise itself
+    are named with their type. With --debug, an option of every script, the line is a traceback. Errors of other types
+    than REFUSED and FAILED are bugs and always have one. Ctrl-C ends with exit code 130.
     """
-    options = tyro.cli(config, **settings)
+    debug = "--debug" in sys.argv
     try:
-        main(options)
-    except ValueError as error:
-        if not _refusal(error):
+        main(_options(config, [word for word in sys.argv[1:] if word != "--debug"], settings))
+    except KeyboardInterrupt:
+        advice = ": the same command with --resume continues from the last checkpoint"
+        _end("interrupted" + (advice if hasattr(config, "resume") else ""), 130)
+    except (*REFUSED, *FAILED) as error:
+        if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        text = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|size calculation overflow", text):
+            text = f"out of memory: {text[:300]}"
+        elif not (isinstance(error, OSError) or _raised_here(error)):
+            text = f"{type(error).__name__}: {text[:300]} (--debug shows where)"
+        _end(f"error: {text}", 2 if isinstance(error, REFUSED) else 1)
 
 
-def _refusal(error: ValueError) -> bool:
-    """Whether a `raise` in this project made the error. Any other ValueError is a bug, and needs its traceback."""
+def _options(config: type, words: list[str], settings: dict):
+    """The options as an instance of `config`. A refusal, for which tyro draws a box, becomes one line."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(config, args=words, **settings)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        lines = re.sub("\x1b\\[[0-9;]*m", "", box.getvalue()).splitlines()[1:]  # without colours and title
+        parts = [part.strip() for part in re.split("[─-]{9,}", " ".join(line.strip("│╰╯ ") for line in lines))]
+        what, *more = filter(None, parts)
+        text = str(end.__context__) if isinstance(end.__context__, ValueError) else what
+        text += "".join(f"; {part}" for part in more if part.startswith("Perhaps you meant"))
+        _end(f"error: {' '.join(text.split())}", 2)
+
+
+def _end(line: str, code: int) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether a `raise` in this project made the error, so that its message was written for the user."""
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     statement = linecache.getline(frame.f_code.co_filename, line).strip()
     package = frame.f_globals["__name__"].partition(".")[0]

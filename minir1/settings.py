@@ -1,30 +1,56 @@
-"""Checks of the numbers in a script's Config. Each raises ValueError with field, value and what is allowed."""
+"""Checks of the values in a script's Config. Each raises ValueError with field, value and what is allowed.
+
+Of tuples every entry is checked, and there must be one; None passes. NaN, infinity and integers beyond 64 bits do not.
+"""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
 
 
 def at_least(config, least: float, *names: str) -> None:
     """Each of these fields is at least `least`."""
-    for name in names:
-        if not getattr(config, name) >= least:
-            raise ValueError(f"{name} = {getattr(config, name)}: at least {least}")
+    _check(config, names, f"at least {least}", lambda entry: entry >= least)
 
 
 def above(config, bound: float, *names: str) -> None:
     """Each of these fields is above `bound`."""
-    for name in names:
-        if not getattr(config, name) > bound:
-            raise ValueError(f"{name} = {getattr(config, name)}: above {bound}")
+    _check(config, names, f"above {bound}", lambda entry: entry > bound)
 
 
 def fraction(config, *names: str) -> None:
     """Each of these fields is in 0 … 1."""
+    _check(config, names, "0 to 1", lambda entry: 0 <= entry <= 1)
+
+
+def new_file(config, *names: str) -> None:
+    """A file can be written at each of these paths: a script must not find out when its work is done."""
     for name in names:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} = {getattr(config, name)}: 0 to 1")
+        path = getattr(config, name)
+        if path is not None:
+            folder = next(parent for parent in path.absolute().parents if parent.exists())
+            if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise ValueError(f"{name} = {path}: name a file, in a folder that can be written to")
 
 
 def same_steps(steps: int, began_with: int) -> None:
     """A resumed run has as many steps as it began with: for runs whose learning rate follows the number of steps."""
     if steps != began_with:
         raise ValueError(f"steps = {steps}: the learning rate follows it, so this run resumes with {began_with} only")
+
+
+def _check(config, names: tuple[str, ...], allowed: str, ok: Callable[[float], bool]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        entries = _entries(value)
+        if value == () or not all(map(ok, entries)):
+            raise ValueError(f"{name} = {value}: {allowed}")
+        if max(entries, default=0) >= 2**63:
+            raise ValueError(f"{name} = {value}: too large, below 2^63")
+
+
+def _entries(value) -> list[float]:
+    if isinstance(value, tuple):
+        return [entry for part in value for entry in _entries(part)]
+    return [] if value is None else [value]

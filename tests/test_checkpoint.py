@@ -52,6 +52,21 @@ def test_a_folder_of_checkpoints_is_resolved(tmp_path):
     assert checkpoint.resolve(tmp_path, "best") == tmp_path / "step-000002"
 
 
+def test_the_folder_of_a_run_stands_for_its_checkpoints(tmp_path):
+    checkpoint.save(tmp_path / "run" / "checkpoint", 1, write, state(1), best=True)
+    checkpoint.save(tmp_path / "run" / "checkpoint", 2, write, state(2))
+    (tmp_path / "run" / "config.json").write_text("{}")  # of the run, not of a model
+    assert checkpoint.resolve(tmp_path / "run").name == "step-000002"
+    assert checkpoint.resolve(tmp_path / "run", "best").name == "step-000001"
+
+
+def test_a_path_that_is_no_folder_is_refused_with_what_makes_one(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(ValueError, match=f"^{path} is no folder: .* `python -m experiments.pretrain` makes$"):
+            checkpoint.resolve(path)
+
+
 def test_latest_best_and_the_newest_are_kept(tmp_path):
     for step in range(6):
         checkpoint.save(tmp_path, step, write, state(step), best=step == 2)

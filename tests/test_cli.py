@@ -1,19 +1,21 @@
-"""cli.py: bad input ends a script with one line and code 2; everything else keeps its traceback."""
+"""cli.py: what is wrong with the input, or went wrong in the run, is one line; bugs keep their traceback."""
 
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 
+from experiments import r1_zero
 from minir1 import cli, tasks
 from minir1.model import hf
 from minir1.model.config import dense
 from minir1.model.transformer import Transformer
+from minir1.optim import clip_gradients
 from minir1.tokenizer import train_bpe
 
 ROOT = Path(__file__).parent.parent
@@ -43,22 +45,97 @@ def test_refused_input_is_one_line(monkeypatch, capsys):
     assert err.count("\n") == 1
 
 
-def training(config):
-    raise RuntimeError("step 3: the gradient of head.weight is not finite")
+def not_finite(config):
+    model = torch.nn.Linear(2, 2, bias=False)
+    model.weight.grad = torch.full((2, 2), torch.nan)
+    clip_gradients(model, 1.0, step=3)
 
 
-def bug_here(config):
-    return [].index(3)  # a ValueError that no `raise` made
+def absent_file(config):
+    open("/none/data.jsonl")
 
 
-def bug_in_torch(config):
-    torch.distributions.Normal(torch.tensor(float("nan")), 1.0, validate_args=True)  # torch.compile sets it to False
+def absent_extra(config):
+    import minir1.no_such_extra  # noqa: F401
 
 
-@pytest.mark.parametrize("main, error", [(training, RuntimeError), (bug_here, ValueError), (bug_in_torch, ValueError)])
-def test_any_other_error_keeps_its_traceback(monkeypatch, main, error):
-    with pytest.raises(error):
+def no_memory(config):
+    raise torch.OutOfMemoryError("CUDA out of memory.\n  Tried to allocate 2.00 GiB.")
+
+
+def seen_by_nobody(config):
+    return [].index(3)  # a ValueError that no `raise` of this project made
+
+
+def seen_by_torch(config):
+    torch.empty(3) @ torch.empty(4)
+
+
+LINES_AND_CODES = {
+    not_finite: ("error: step 3: the gradient of weight is not finite", 1),
+    absent_file: ("error: [Errno 2] No such file or directory: '/none/data.jsonl'", 2),
+    absent_extra: ("error: ModuleNotFoundError: No module named 'minir1.no_such_extra' (--debug shows where)", 2),
+    no_memory: ("error: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. (--debug shows where)", 1),
+    seen_by_nobody: ("error: ValueError: 3 is not in list (--debug shows where)", 2),
+    seen_by_torch: ("error: RuntimeError: inconsistent tensor size, ", 1),
+}
+
+
+@pytest.mark.parametrize("main", LINES_AND_CODES)
+def test_an_error_is_one_line_and_a_traceback_with_debug(monkeypatch, capsys, main):
+    with pytest.raises(SystemExit) as end:
         run(monkeypatch, main)
+    line, code = LINES_AND_CODES[main]
+    out, err = capsys.readouterr()
+    assert end.value.code == code and not out and err.startswith(line) and err.count("\n") == 1, err
+    with pytest.raises((ValueError, OSError, ImportError, RuntimeError, FloatingPointError)):
+        run(monkeypatch, main, "--debug", "--name", "x")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    with pytest.raises(TypeError):
+        run(monkeypatch, lambda config: config.name + 1)
+
+
+def interrupted(config):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_says_how_to_resume(monkeypatch, capsys):
+    advice = ": the same command with --resume continues from the last checkpoint"
+    for config, more in ((Config, ""), (r1_zero.Config, advice)):
+        monkeypatch.setattr(sys, "argv", ["script"])
+        with pytest.raises(SystemExit) as end:
+            cli.run(interrupted, config)
+        assert end.value.code == 130 and capsys.readouterr().err == f"interrupted{more}\n"
+
+
+@dataclass
+class Outer:
+    inner: r1_zero.Config = field(default_factory=r1_zero.Config)
+
+
+@pytest.mark.parametrize(
+    "config, words, line",
+    [
+        (r1_zero.Config, "--steps 0", "steps = 0: at least 1"),
+        (Outer, "--inner.steps 0", "Error parsing inner: steps = 0: at least 1"),
+        (r1_zero.Config, "--steps x", "Error parsing --steps: invalid literal for int() with base 10: 'x'"),
+        (r1_zero.Config, "--stepz 3", "Unrecognized options: --stepz, 3; Perhaps you meant: --steps INT (default: 40)"),
+        (r1_zero.Config, "--steps", "Missing value for argument '--steps'. Expected 1 values."),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(monkeypatch, capsys, config, words, line):
+    monkeypatch.setattr(sys, "argv", ["script", *words.split()])
+    with pytest.raises(SystemExit) as end:
+        cli.run(print, config)
+    assert end.value.code == 2 and capsys.readouterr() == ("", f"error: {line}\n")
+
+
+def test_help_is_tyro_s(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, print, "--help")
+    assert not end.value.code and "--name" in capsys.readouterr().out
 
 
 # ---- the scripts, as a user calls them ---------------------------------------------------------

@@ -72,12 +72,10 @@ def test_a_variant_is_a_short_copy():
         assert all(line[1:] in original for line in variants.difference(name) if line.startswith("-"))
         copied = "\n".join(variants.code(SCRIPTS / "variants" / f"{name}.py"))
         assert "lora" not in copied and "reference_reset" not in copied
-    with pytest.raises(ValueError, match="unknown variant 'ppo'; known are rloo"):
-        variants.main("ppo")
 
 
 def test_the_difference_leaves_out_docstrings_and_names_the_function(capsys):
-    variants.main("dr_grpo")
+    variants.main(variants.Config("dr_grpo"))
     lines = capsys.readouterr().out.splitlines()
     new = "+        advantage = group_centered(rewards).flatten().to(device)"
     assert lines[lines.index(new) - 2] == "@@ def main" and lines[0] == "@@ imports"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minir1 import cli
 from minir1.ops.reference import visible
+from minir1.settings import at_least, new_file
 
 EMPTY, MASKED, WHOLE = "white", "#f2c98a", "#7fa8d1"
 
@@ -25,6 +26,12 @@ class Config:
     block: int = 8  # side of a tile
     window: int = 24  # w
     out: Path = Path("docs/results/attention_tiles.png")
+
+    def __post_init__(self):
+        at_least(self, 1, "block", "window")
+        at_least(self, 2 * self.block, "queries")
+        at_least(self, 4 * self.block, "keys")
+        new_file(self, "out")
 
 
 def tiles(n: int, m: int, block: int, causal: bool, window: int | None) -> list[list[str]]:
@@ -47,6 +54,8 @@ def draw(ax, config: Config, window: int | None, title: str) -> None:
     row, column = len(kinds) - 2, 3
     along = [j for j, color in enumerate(kinds[row]) if color != EMPTY]
     down = [i for i, line in enumerate(kinds) if line[column] != EMPTY]
+    if not down:
+        raise ValueError(f"window = {window}: no query sees the keys of tile {column + 1}: choose a larger one")
     arrow = dict(arrowstyle="->", linewidth=2)
     ax.annotate("", (along[-1] + 0.9, row + 0.5), (along[0] + 0.1, row + 0.5), arrowprops=arrow | {"color": "#b03030"})
     ax.annotate("", (column + 0.5, down[-1] + 0.9), (column + 0.5, down[0] + 0.1),

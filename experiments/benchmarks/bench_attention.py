@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from experiments.benchmarks.bench_timing import Figures, accuracy, ceilings, measure, relative, report
 from minir1 import cli
 from minir1.ops import attention, decode_attention, decode_latent
+from minir1.settings import at_least, new_file
 
 COPIES = 4  # of the inputs on a GPU, used in turn
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -55,6 +56,10 @@ class Config:
     repeats: int = 30
     out: Path | None = None  # a JSON file for the figures
     figure: Path | None = None  # the roofline
+
+    def __post_init__(self):
+        at_least(self, 1, "training", "decoding", "latents", "repeats")
+        new_file(self, "out", "figure")
 
 
 # ---- implementations: q [B, T, H, Dqk], k [B, T, K, Dqk], v [B, T, K, Dv] -> o [B, T, H, Dv], causal ----------------

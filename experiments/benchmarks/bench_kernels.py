@@ -22,6 +22,7 @@ import torch
 from experiments.benchmarks import bench_attention, bench_logprob
 from experiments.benchmarks.bench_timing import Figures, ceilings, report
 from minir1 import cli
+from minir1.settings import at_least, new_file
 
 Shape = tuple[int, int, int]
 
@@ -40,6 +41,10 @@ class Config:
     attention: bool = True  # on a GPU, include bench_attention.py
     out: Path = Path("runs/bench_kernels.json")
     figure: Path | None = None  # the roofline of a GPU; None: beside the JSON
+
+    def __post_init__(self):
+        at_least(self, 1, "shape", "chunks", "small", "gpu_shapes", "repeats", "gpu_repeats")
+        new_file(self, "out", "figure")
 
 
 def cpu(config: Config) -> Figures:

@@ -24,6 +24,7 @@ from minir1.log import table
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.sample import generate
+from minir1.settings import at_least, new_file
 from minir1.speculative import speculate
 from minir1.templates import encode
 from minir1.tokenizer import Tokenizer
@@ -42,6 +43,11 @@ class Config:
     max_completion_length: int = 72
     repeats: int = 3
     out: Path | None = None  # a JSON file for the figures
+
+    def __post_init__(self):
+        at_least(self, 1, "depths", "rows", "problems", "max_completion_length", "repeats")
+        at_least(self, 0, "temperatures")
+        new_file(self, "out")
 
 
 def trained(config: Config, depth: int) -> tuple[Transformer, Tokenizer]:

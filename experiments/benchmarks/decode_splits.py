@@ -12,6 +12,7 @@ from pathlib import Path
 
 from experiments.benchmarks.attention_tiles import EMPTY, MASKED, WHOLE, save
 from minir1 import cli
+from minir1.settings import at_least, new_file
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Config:
     slots: int = 4096  # M
     split: int = 512  # slots per program
     out: Path = Path("docs/results/decode_splits.png")
+
+    def __post_init__(self):
+        at_least(self, 1, "slots", "split")
+        at_least(self, 0, "past")
+        new_file(self, "out")
 
 
 def pieces(past: int, slots: int, split: int) -> list[str]:

@@ -36,6 +36,7 @@ import torch
 
 from minir1 import cli
 from minir1.files import read_json, write_json
+from minir1.settings import at_least, new_file
 
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # bytes that a block may ask for
 KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
@@ -48,6 +49,10 @@ class Config:
     archs: tuple[int, ...] = (90, 80, 86, 89)  # compute capabilities
     cases: tuple[str, ...] = ()  # names as printed, or their beginnings; (): all
     save: Path | None = None  # a JSON file; with `cases`, the other entries in it stay as they are
+
+    def __post_init__(self):
+        at_least(self, 1, "archs")
+        new_file(self, "save")
 
 
 class Recorder:
@@ -213,9 +218,10 @@ def cases() -> dict[str, Callable[[], None]]:
 def measure(config: Config) -> dict[str, dict[str, int]]:
     """'attention/128/128/bf16/forward/sm_90' -> its figures."""
     measured = {}
-    for name, run in cases().items():
-        if config.cases and not name.startswith(config.cases):
-            continue
+    chosen = {name: run for name, run in cases().items() if not config.cases or name.startswith(config.cases)}
+    if not chosen:
+        raise ValueError(f"cases = {config.cases}: none begins so; they are {', '.join(cases())}")
+    for name, run in chosen.items():
         for arch in config.archs:
             for fn, args, kw in record(kernels(name.split("/")[0]), arch, run):
                 key = f"{name}/{fn.fn.__name__.removesuffix('_kernel')}/sm_{arch}"

@@ -24,6 +24,7 @@ from minir1.log import table
 from minir1.model.config import ModelConfig
 from minir1.model.rope import RopeScaling
 from minir1.model.transformer import Transformer
+from minir1.settings import at_least, new_file
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Config:
     threads: int = 1
     device: str = "cpu"
     out: Path | None = None  # a JSON file for the figures
+
+    def __post_init__(self):
+        at_least(self, 1, "lengths", "chunk", "layers", "threads")
+        at_least(self, 0, "whole")
+        new_file(self, "out")
 
 
 def model_config(longest: int, layers: int) -> ModelConfig:
@@ -62,6 +68,7 @@ def measure(length: int, chunk: int | None, config: Config) -> tuple[float, floa
 
 def main(config: Config) -> dict[str, float]:
     """Measure, print, and write the figures."""
+    pick(config.device)  # refused here, not in the processes
     jobs = [(length, None) for length in config.lengths if length <= config.whole]
     jobs += [(length, config.chunk) for length in config.lengths]
     result: dict[str, float] = {"chunk": config.chunk, "layers": config.layers, "threads": config.threads}

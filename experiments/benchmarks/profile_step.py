@@ -32,6 +32,7 @@ from minir1.model.transformer import Transformer
 from minir1.optim import adamw, muon, split_parameters
 from minir1.policy import frozen_copy, reference_logprobs
 from minir1.rollout import Rollout, collect
+from minir1.settings import at_least, new_file
 from minir1.tokenizer import word_level
 
 
@@ -51,6 +52,12 @@ class Config:
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     out: Path | None = None  # a JSON file for the figures
+
+    def __post_init__(self):
+        at_least(self, 1, "prompts", "num_generations", "prompt_tokens", "max_completion_length", "repeats")
+        at_least(self, 1, "microbatch")
+        at_least(self, 80, "pretrain_tokens")  # a row
+        new_file(self, "out")
 
 
 def rollout(model: Transformer, config: Config) -> Rollout:

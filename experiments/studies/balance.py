@@ -40,6 +40,7 @@ from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.reduction import token_mean, weighted_sum
 from minir1.seed import seed_everything
+from minir1.settings import at_least, new_file
 from minir1.tokenizer import word_level
 
 SHAPE = ModelConfig(
@@ -65,6 +66,11 @@ class Config:
     device: str = "auto"
     results: Path = Path("docs/results/balance.json")
     figure: Path = Path("docs/results/balance.png")
+
+    def __post_init__(self):
+        at_least(self, 1, "steps", "batch", "eval_every", "eval_batches")
+        at_least(self, 0, "seeds")
+        new_file(self, "results", "figure")
 
 
 @dataclass(frozen=True)

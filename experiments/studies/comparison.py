@@ -22,18 +22,19 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 from experiments.studies.processes import call, pinned, run_or_resume
 from minir1 import checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype
-from minir1.files import replace_text, write_json
+from minir1.files import read_json, replace_text, write_json
 from minir1.judge import sample_answers, summary
 from minir1.log import progress, read_metrics
 from minir1.metrics import with_interval
 from minir1.policy import load_policy, logprobs
 from minir1.rollout import collect
-from minir1.settings import at_least
-from minir1.templates import encode
+from minir1.settings import at_least, new_file
+from minir1.templates import TEMPLATES, encode
 
 PACKAGE = "experiments"  # the package of the scripts
 CURVE = ("accuracy", "reward", "length", "entropy", "kl", "mixed_groups", "proxy")  # keys below train/
@@ -47,7 +48,7 @@ class Measure:
     base: Path  # the model that it was trained from: the drift is measured from it
     task: str = "countdown"
     data: str | None = None  # what the task reads
-    template: str = "chat"
+    template: Literal[TEMPLATES] = "chat"
     split: str = "test"
     problems: int = 400  # at most
     num_generations: int = 8  # answers to a problem
@@ -55,6 +56,11 @@ class Measure:
     seed: int = 0  # of the sampling; the same for every policy
     device: str = "auto"
     out: Path = Path("runs/measured.json")
+
+    def __post_init__(self):
+        at_least(self, 1, "problems", "num_generations", "max_completion_length")
+        at_least(self, 0, "seed")
+        new_file(self, "out")
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Config:
     checkpoint: Path = Path("runs/base/checkpoint")  # the base that every training starts from
     task: str = "countdown"
     data: str | None = None  # what the task reads
-    template: str = "chat"
+    template: Literal[TEMPLATES] = "chat"
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 16
     prompts: int = 16  # P, problems per step
@@ -81,9 +87,12 @@ class Config:
     figure: Path = Path("docs/results/comparison.png")
 
     def __post_init__(self):
-        at_least(self, 1, "steps", "eval_every", "problems", "test_answers", "jobs")
-        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
-            raise ValueError(f"seeds = {self.seeds}: need at least one, each once")
+        at_least(self, 1, "steps", "prompts", "num_generations", "max_completion_length", "eval_every", "problems")
+        at_least(self, 1, "test_answers", "jobs")
+        at_least(self, 0, "seeds", "learning_rate")
+        new_file(self, "results", "figure")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {self.seeds}: each once")
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def run(cell: Cell, config: Config) -> dict:
-    """Train and measure; returns the result as it is stored. RuntimeError with the end of the log if either fails."""
+    """Train and measure; returns the result as it is stored. RuntimeError with the last line of a log if one fails."""
     folder = config.out / cell.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     asked = identity(cell, config)
@@ -224,7 +233,7 @@ def measure(config: Measure) -> dict:
 
 def load(results: Path) -> dict[str, dict]:
     """name -> result of the cells that are done."""
-    return json.loads(results.read_text()) if results.exists() else {}
+    return read_json(results) if results.exists() else {}
 
 
 def store(results: Path, name: str, result: dict) -> None:
@@ -246,6 +255,13 @@ def refuse_changed(cells: list[Cell], stored: dict[str, dict], config: Config) -
                 )
 
 
+def refuse_unusable(config: Config) -> None:
+    """ValueError for a device, a task or a base that no cell could start with: once, and before the first."""
+    pick(config.device)
+    tasks.load(config.task, config.data).problems("train")
+    fingerprint(config.checkpoint)
+
+
 def complete(
     cells: list[Cell], config: Config, later: int = 0, after: Callable[[Config], None] | None = None
 ) -> dict[str, str]:
@@ -257,6 +273,8 @@ def complete(
     stored, failed = load(config.results), {}
     refuse_changed(cells, stored, config)
     missing = [cell for cell in cells if cell.name not in stored]
+    if missing:
+        refuse_unusable(config)
     began, done, left = time.perf_counter(), 0, sum(cell.steps for cell in missing) + later
     with progress(sum(cell.steps for cell in cells) + later, config.results.stem) as bar:
         bar.advance(sum(cell.steps for cell in cells if cell.name in stored))

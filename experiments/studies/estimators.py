@@ -34,6 +34,7 @@ from minir1.advantages import leave_one_out
 from minir1.files import plain, write_json
 from minir1.log import markdown_table, table
 from minir1.losses import is_clipped
+from minir1.settings import new_file
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Config:
 
     results: Path = Path("docs/results/estimators.json")
     figure: Path = Path("docs/results/estimators.png")
+
+    def __post_init__(self):
+        new_file(self, "results", "figure")
 
 
 SIZES, CHANCES = (4, 8, 16, 64), (0.01, 0.05, 0.2, 0.5)

@@ -13,7 +13,6 @@ scale. At last the cost of a decode step at each length is measured for MLA, GQA
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 from experiments.studies import long_context_figures as figures
 from minir1 import checkpoint, cli, policy
 from minir1.device import peak_memory_gib, pick
-from minir1.files import write_json
+from minir1.files import read_json, write_json
 from minir1.log import open_run, progress_line, steps, table
 from minir1.losses import nll
 from minir1.model import hf
@@ -34,7 +33,7 @@ from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.reduction import token_mean, weighted_sum
 from minir1.seed import generator, seed_everything
-from minir1.settings import at_least, same_steps
+from minir1.settings import above, at_least, new_file, same_steps
 from minir1.tokenizer import Tokenizer, word_level
 
 PARTS = 8  # of a text, each with one pair: the depths at which accuracy is measured
@@ -74,8 +73,12 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "steps", "tune_steps", "batch", "tune_batch", "microbatch", "checkpoint_every", "rows")
-        if self.window < 8 * PARTS or self.factor < 2:
-            raise ValueError(f"window = {self.window}, factor = {self.factor}: at least {8 * PARTS} and 2")
+        at_least(self, 1, "dim", "layers", "cost_lengths")
+        at_least(self, 0, "muon_lr", "adam_lr", "tune_lr", "warmup", "seed")
+        above(self, 0, "clip")
+        new_file(self, "results")
+        at_least(self, 8 * PARTS, "window")
+        at_least(self, 2, "factor")
 
     @property
     def lengths(self) -> list[int]:
@@ -260,6 +263,7 @@ def costs(config: Config, repeats: int = 15) -> dict[str, float]:
 
 def main(config: Config) -> dict[str, float]:
     """Train, extend, tune, measure; writes result.json and two figures and returns the result."""
+    earlier(config)  # a file that is damaged is refused before the training
     seed_everything(config.seed)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     run.cut_back(finished(config) if config.resume else -1)
@@ -309,11 +313,15 @@ def report(result: dict[str, float], config: Config) -> None:
     table(title, ["", *map(str, config.lengths)], rows)
 
 
+def earlier(config: Config) -> dict[str, dict[str, float]]:
+    """The results of all seeds that are done. ValueError if the file holds something else."""
+    return read_json(config.results) if config.results and config.results.exists() else {}
+
+
 def collect(result: dict[str, float], config: Config) -> None:
     """Add the result under its seed to the file of all seeds; draw their mean beside it."""
     path = config.results
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results = dict(sorted((results | {str(config.seed): result}).items()))
+    results = dict(sorted((earlier(config) | {str(config.seed): result}).items()))
     write_json(path, results)
     figures.retrieval(list(results.values()), path.with_suffix(".png"))
     figures.costs(result, path.with_name(f"{path.stem}_costs.png"))

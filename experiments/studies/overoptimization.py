@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments.studies import comparison_figures
 from experiments.studies import comparison_tables as tables
-from experiments.studies.comparison import PACKAGE, Config, Method, flags, load
+from experiments.studies.comparison import PACKAGE, Config, Method, flags, load, refuse_unusable
 from experiments.studies.processes import call, run_or_resume
 from minir1 import cli, log
 from minir1.log import markdown_table
@@ -93,6 +93,7 @@ def draw(config: Config) -> None:
 
 def main(config: Config) -> None:
     """Make the reward model, run what is missing, draw, print. SystemExit if a cell fails."""
+    refuse_unusable(config)
     reward_model(config)
     tables.compare(config, methods(config), "free", "learned reward", draw)
     log.table("proxy and gold reward", list(COLUMNS), rows(load(config.results), config))

@@ -38,7 +38,7 @@ def same_command(folder: Path, asked: str) -> None:
 
 
 def call(words: list[str], folder: Path, threads: int = 1, resume: bool = False) -> None:
-    """Run a command and append its output to a log beside `folder`. RuntimeError with the end of the log on failure.
+    """Run a command and append its output to a log beside `folder`. RuntimeError with its last line on failure.
 
     The process itself locks the log. If only its caller is killed, the process continues and the next caller waits for
     it here, so that two processes never write to one folder.
@@ -57,4 +57,5 @@ def call(words: list[str], folder: Path, threads: int = 1, resume: bool = False)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
-        raise RuntimeError(f"{folder} failed with {done.returncode}, see {log}:\n{log.read_text()[-2000:]}")
+        last = log.read_text().strip().rpartition("\n")[2]
+        raise RuntimeError(f"{folder} failed with {done.returncode}, see {log}: {last}")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -37,7 +38,8 @@ from minir1.optim import adamw
 from minir1.policy import load_policy
 from minir1.rollout import Rollout, collect
 from minir1.seed import python_random, stream
-from minir1.templates import encode
+from minir1.settings import at_least, new_file
+from minir1.templates import TEMPLATES, encode
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Config:
     checkpoint: Path = Path("runs/base/checkpoint")  # an MoE
     task: str = "countdown"
     data: str | None = None  # what the task reads
-    template: str = "chat"
+    template: Literal[TEMPLATES] = "chat"
     seeds: tuple[int, ...] = (0, 1, 2)
     prompts: int = 32  # P
     num_generations: int = 8  # G
@@ -59,6 +61,9 @@ class Config:
     results: Path = Path("docs/results/routes.json")
 
     def __post_init__(self):
+        at_least(self, 1, "prompts", "num_generations", "max_completion_length", "num_minibatches", "after")
+        at_least(self, 0, "seeds", "learning_rate")
+        new_file(self, "results")
         if not all(0 < k < self.num_minibatches for k in self.after):
             raise ValueError(f"after = {self.after}: 1 to num_minibatches - 1 = {self.num_minibatches - 1} updates")
 
@@ -87,7 +92,10 @@ def measure(config: Config, seed: int) -> dict[str, dict[str, float]]:
     """The result of `compare` by sampler and number of updates since: {"fp32/0": …, "bf16/0": …, "fp32/1": …, …}."""
     device, task = pick(config.device), tasks.load(config.task, config.data)
     model, tokenizer, _ = load_policy(config.checkpoint, device, torch.float32)
-    problems = python_random(seed, 1).sample(task.problems("train"), config.prompts)
+    train = task.problems("train")
+    if config.prompts > len(train):
+        raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
+    problems = python_random(seed, 1).sample(train, config.prompts)
     prompts = encode(tokenizer, problems, config.template)
     sampling = {"answers": config.num_generations, "max_tokens": config.max_completion_length, "stop": tokenizer.stops}
     sampling |= {"seed": stream(seed, 1), "record_routes": True}

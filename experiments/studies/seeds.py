@@ -20,10 +20,11 @@ from pathlib import Path
 
 from experiments.studies import seeds_figures
 from experiments.studies.processes import run_or_resume, same_command
-from minir1 import cli
+from minir1 import cli, tasks
 from minir1.files import write_json
 from minir1.log import table
 from minir1.metrics import over_seeds
+from minir1.settings import at_least, new_file
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Config:
     out: Path = Path("runs/seeds")
     results: Path = Path("docs/results/r1_zero.json")
     figure: Path = Path("docs/results/r1_zero_seeds.png")
+
+    def __post_init__(self):
+        at_least(self, 1, "jobs")
+        at_least(self, 0, "seeds")
+        new_file(self, "results", "figure")
 
     def folder(self, seed: int, no_think: bool = False) -> Path:
         """The folder of one run."""
@@ -115,6 +121,7 @@ def head(seeds) -> list[str]:
 
 def main(config: Config) -> list[dict[str, float]]:
     """Run what is missing, print and write the table of seeds; returns the result of each seed."""
+    tasks.load(config.task)  # an unknown one is refused once, here
     if len(config.seeds) < 3:
         print("fewer than three seeds: no interval can be given")
     threads = max(1, (os.cpu_count() or 1) // config.jobs)

@@ -301,6 +301,8 @@ def render(path: Path, root: Path) -> tuple[str, list[str]]:
 def main(config: Config) -> list[str]:
     """Write, or check, every document; returns "file: block" for each that differed."""
     changed = []
+    if not documents(config.root):
+        raise ValueError(f"root = {config.root} holds neither README.md nor docs/*.md")
     for path in documents(config.root):
         text, different = render(path, config.root)
         changed += [f"{path.relative_to(config.root)}: {name}" for name in different]

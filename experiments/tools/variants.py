@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import ast
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
+
+from minir1 import cli
 
 SCRIPTS = Path(__file__).parent.parent
 COPIES = {  # in experiments/variants -> what it is a copy of, in experiments
@@ -60,12 +63,17 @@ def page(name: str) -> str:
     return f"[{script}](../{script}) against {COPIES[name]}.py:\n\n```diff\n" + "\n".join(difference(name)) + "\n```"
 
 
-def main(name: Annotated[str, tyro.conf.Positional]) -> None:
-    """Print the difference of one variant. ValueError for an unknown name."""
-    if name not in COPIES:
-        raise ValueError(f"unknown variant {name!r}; known are {', '.join(COPIES)}")
-    print("\n".join(difference(name)))
+@dataclass(frozen=True)
+class Config:
+    """Which variant."""
+
+    name: Annotated[Literal[tuple(COPIES)], tyro.conf.Positional]
+
+
+def main(config: Config) -> None:
+    """Print the difference of one variant."""
+    print("\n".join(difference(config.name)))
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    cli.run(main, Config)

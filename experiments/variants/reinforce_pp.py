@@ -79,6 +79,7 @@ class Config:
         at_least(self, 1, "steps", "prompts", "num_generations", "max_completion_length", "num_minibatches")
         at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers")
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "ent_coef", "warmup")
+        at_least(self, 0, "accuracy_weight", "format_weight", "max_ratio_deviation", "seed")
         fraction(self, "min_mixed", "gamma")
         above(self, 0, "temperature", "grad_clip")
 

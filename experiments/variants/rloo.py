@@ -76,7 +76,8 @@ class Config:
         at_least(self, 1, "steps", "prompts", "max_completion_length", "num_minibatches")
         at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers")
         at_least(self, 2, "num_generations")
-        at_least(self, 0, "learning_rate", "beta", "ent_coef", "warmup")
+        at_least(self, 0, "learning_rate", "beta", "ent_coef", "warmup", "max_ratio_deviation")
+        at_least(self, 0, "accuracy_weight", "format_weight", "seed")
         fraction(self, "min_mixed")
         above(self, 0, "temperature", "grad_clip")
 

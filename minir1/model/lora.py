@@ -116,8 +116,8 @@ def add_adapters(
             f"targets {', '.join(targets)}: gate, up and down only with attention = 'gqa' and experts = 0, not with "
             f"{config.attention!r} and {config.experts}"
         )
-    if rank < 1 or not 0 < alpha <= 1e6:
-        raise ValueError(f"rank = {rank} (at least 1), alpha = {alpha} (above 0, to 1e6)")
+    if not 1 <= rank <= config.dim or not 0 < alpha <= 1e6:
+        raise ValueError(f"rank = {rank} (1 to dim = {config.dim}), alpha = {alpha} (above 0, to 1e6)")
     if adapters(model):
         raise ValueError("the model has adapters already: merge them first")
     model.requires_grad_(False)
