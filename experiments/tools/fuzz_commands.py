@@ -20,6 +20,7 @@ import json
 import os
 import random
 import re
+import resource
 import runpy
 import shlex
 import shutil
@@ -229,6 +230,8 @@ def main(config: Config) -> dict[str, Counter]:
     """Run the lines, print the table of their kinds; SystemExit if a line failed."""
     counts: dict[str, Counter] = {}
     failures, home, rng = [], Path.cwd(), random.Random(f"paths {config.seed}")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, hard))  # what is too large must fail, and harm nothing else
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "base"
         with contextlib.redirect_stdout(io.StringIO()):
@@ -250,6 +253,7 @@ def main(config: Config) -> dict[str, Counter]:
                 shutil.rmtree(here)
         finally:
             os.chdir(home)
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     ends = ("refused", "accepted", "failed")
     total = sum(counts.values(), Counter())
     table("wrong command lines", ["", *ends], [[kind, *(counts[kind][end] for end in ends)] for kind in sorted(counts)])
