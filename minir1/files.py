@@ -10,7 +10,7 @@ from pathlib import Path
 
 def read_json(path: Path, why: str = "") -> dict:
     """The object in a JSON file. ValueError, with `why`, if the file is absent or damaged."""
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(f"{path.parent} holds no {path.name}" + (f": {why}" if why else ""))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -88,7 +88,7 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     """
     path = Path(path)
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        model, tokenizer = load(_base_of(path), device, dtype)
+        model, tokenizer = load(base_of(path), device, dtype)
         load_adapters(model, path)
         return model, tokenizer
     values, generation = describe(path)
@@ -136,7 +136,7 @@ def read(path: str | Path, model: M, tensors_of: Callable[[M], dict[str, Tensor]
     return model
 
 
-def _base_of(adapters: Path) -> Path:
+def base_of(adapters: Path) -> Path:
     """The folder of the model that the adapters were trained on."""
     base = Path(read_json(adapters / "adapter_config.json").get("base_model_name_or_path") or "")
     if not (base / "config.json").exists():
