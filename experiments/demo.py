@@ -25,6 +25,8 @@ from minir1.log import open_run, read_metrics
 from minir1.metrics import paired_bootstrap
 from minir1.model import hf
 from minir1.settings import at_least
+from minir1.templates import encode
+from minir1.tokenizer import word_level
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def final_test(
 ) -> tuple[dict[str, float], list[tuple[tasks.Problem, Answer, Answer]]]:
     """Both checkpoints on each held-out split, with one budget: values, and samples (problem, before, after)."""
     device, task = pick(config.device), tasks.load(config.task, config.data)
-    policies = {"before": checkpoint.resolve(rl.checkpoint), "after": checkpoint.best(rl.out / "checkpoint")}
+    policies = {"before": checkpoint.resolve(rl.checkpoint), "after": checkpoint.resolve(rl.out / "checkpoint", "best")}
     shared = {name: getattr(rl, name) for name in ("max_completion_length", "no_think", "template", "seed")}
     shared |= {"num_generations": config.num_generations}
     first, *_ = splits = held_out_splits(task, rl)
@@ -136,14 +138,17 @@ def show_samples(samples: list[tuple[tasks.Problem, Answer, Answer]]) -> None:
 def main(config: Config) -> dict[str, float]:
     """Train, test, print, write result.json and the figure. With --resume a finished training is not run again."""
     base, rl = stages(config)
-    task = tasks.load(config.task, config.data) if config.base_from else pretrain.task_of(base)
-    for split in ("train", rl.eval_split, *held_out_splits(task, rl)):  # fail before anything is trained
-        task.problems(split)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    run.cut_back(-1)
+    task = tasks.load(config.task, config.data) if config.base_from else pretrain.task_of(base)
+    for split in (rl.eval_split, *held_out_splits(task, rl)):  # fail before anything is trained
+        task.problems(split)
+    if rl.prompts > len(train := task.problems("train")):
+        raise ValueError(f"--rl.prompts {rl.prompts}: the task has {len(train)} training problems")
     if config.base_from is None:
+        encode(word_level(*task.vocabulary()), train[:1], rl.template)
         pretrain.main(base)
     r1_zero.main(rl)
+    run.start()  # not before: what the two trainings refuse leaves nothing behind
     began = time.perf_counter()
     result, samples = final_test(config, rl)
     run.samples(rl.steps, [{"problem": p.prompt, "before": b.text, "after": a.text} for p, b, a in samples])

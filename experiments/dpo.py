@@ -143,12 +143,16 @@ def show(step: int, steps: int, metrics: dict[str, float]) -> None:
 
 def main(config: Config) -> dict[str, float]:
     """Train; save the policy under out/checkpoint; return the first and the last measurement."""
+    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     seed_everything(config.seed)
     device = pick(config.device)
+    folder = config.out / "checkpoint"
+    resumed = checkpoint.resume(folder) if config.resume else None
     task = tasks.load(config.task, config.data) if config.task else None
     problems = tasks.spread(task.problems(config.eval_split), config.eval_problems) if task else []
     dtype = pick_dtype(config.dtype, device)
-    model, tokenizer, _ = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
+    start = policy.origin(config.checkpoint, resumed)
+    model, tokenizer, _ = load_policy(start, device, dtype, recompute=config.recompute)
     reference = frozen_copy(model)
     train, held_out = load_both(config.pairs, config.held_out, tokenizer, config.max_length, config.template)
     optimizer = adamw(model.parameters(), config.learning_rate)
@@ -158,15 +162,12 @@ def main(config: Config) -> dict[str, float]:
         values = measure(model, reference, held_out, config)
         return values | (evaluate(model, tokenizer, task, problems, config) if task else {})
 
-    folder = config.out / "checkpoint"
-    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    resumed = checkpoint.latest(folder) if config.resume else None
     if resumed:
         state = policy.restore(resumed, model, parts)
         same_steps(config.steps, state["steps"])
     else:
         state = {"step": 0, "seconds": 0.0}
-    run.cut_back(state["step"] if resumed else -1)
+    run.start(state["step"] if resumed else -1)
     start, spent = state["step"], state["seconds"]
     began, tokens = time.perf_counter() - spent, 0
     if not resumed:

@@ -176,9 +176,12 @@ def skills(model: Transformer, tokenizer: Tokenizer, probes: list[list[tuple[str
 
 def main(config: Config) -> dict[str, float]:
     """Train; save the base under out/checkpoint; return the skills."""
+    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     check_shape(config)
     seed_everything(config.seed)
     device = pick(config.device)
+    folder = config.out / "checkpoint"
+    resumed = checkpoint.resume(folder) if config.resume else None
     task = task_of(config)
     tokenizer = word_level(*task.vocabulary())
     model = build_model(config, tokenizer).to(device, pick_dtype(config.dtype, device))
@@ -187,14 +190,12 @@ def main(config: Config) -> dict[str, float]:
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     corpus = token_batches(config, task, tokenizer)
-    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    folder = config.out / "checkpoint"
     start, spent = 0, 0.0
-    if config.resume and checkpoint.latest(folder):
-        state = policy.restore(checkpoint.latest(folder), model, parts)
+    if resumed:
+        state = policy.restore(resumed, model, parts)
         same_steps(config.steps, state["steps"])
         start, spent = state["step"], state["seconds"]
-    run.cut_back(start)
+    run.start(start)
 
     corpus = corpus if start < config.steps else []  # a finished run must not read through it
     parameters = sum(p.numel() for p in model.parameters())

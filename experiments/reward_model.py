@@ -150,27 +150,31 @@ def show(result: dict[str, float]) -> None:
 
 def main(config: Config) -> dict[str, float]:
     """Train; save the reward model under out/checkpoint; return the last measurement."""
+    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     seed_everything(config.seed)
     device = pick(config.device)
+    folder = config.out / "checkpoint"
+    resumed = checkpoint.resume(folder) if config.resume else None
     dtype = pick_dtype(config.dtype, device)
-    trunk, tokenizer, _ = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
-    heads.scalar_class(trunk.config)  # what cannot be saved is refused before it is trained
-    model = ScalarModel(trunk, ValueHead(trunk.config.dim).to(device, dtype))
+    if resumed:
+        model, tokenizer = heads.load(resumed, device, dtype)
+        model.trunk.recompute(config.recompute)
+    else:
+        trunk, tokenizer, _ = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
+        heads.scalar_class(trunk.config)  # what cannot be saved is refused before it is trained
+        model = ScalarModel(trunk, ValueHead(trunk.config.dim).to(device, dtype))
     train, held_out = load_both(config.pairs, config.held_out, tokenizer, config.max_length, config.template)
     if config.margin and any(pair.score_gap is None for pair in train + held_out):
         raise ValueError(f"margin = {config.margin}: some pairs have no score_chosen and score_rejected; 0 without")
     optimizer = adamw(model.parameters(), config.learning_rate)
-    folder = config.out / "checkpoint"
-    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    resumed = checkpoint.latest(folder) if config.resume else None
     if resumed:
         state = checkpoint.load_state(resumed, device)
+        checkpoint.verify(resumed, state.pop("sha256", {}))
         same_steps(config.steps, state["steps"])
-        model.load_state_dict(heads.load(resumed, device, dtype)[0].state_dict())
         optimizer.load_state_dict(state["optimizer"])
     else:
         state = {"step": 0, "seconds": 0.0}
-    run.cut_back(state["step"] if resumed else -1)
+    run.start(state["step"] if resumed else -1)
     start, spent = state["step"], state["seconds"]
     began, tokens = time.perf_counter() - spent, 0
 

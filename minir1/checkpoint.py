@@ -2,12 +2,13 @@
 
     checkpoint/
       step-000120/     a Hugging Face folder, and training_state.pt beside it
-      latest           one line: step-000120
-      best             one line: the step that scored best
+      latest           one line: step-000120; none before the first
+      best             one line: the step that scored best, once one beats what the run started from
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
@@ -21,36 +22,36 @@ import torch
 
 from minir1.files import replace_text
 
-STATE = "training_state.pt"
+STATE, NONE = "training_state.pt", "none"
+NAME = re.compile(r"step-[0-9]{6,}")
+READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")  # to open a model
 
 
-def save(
-    folder: Path, step: int, write: Callable[[Path], None], state: dict, *, best: bool = False, keep: int = 1
-) -> Path:
+def save(folder: Path, step: int, write: Callable[[Path], None], state: dict, *, best: bool = False) -> Path:
     """Write checkpoint `step` into `folder` and return its path, `folder/step-000120`.
 
     `write(path)` puts the model and tokenizer into the empty folder `path`; `state` (tensors and plain Python values)
-    goes to training_state.pt. Then `latest`, and with `best` also `best`, names the new checkpoint. All others are
-    deleted but these two and the newest `keep` up to `step` (a resumed run discards what lies beyond). A kill at any
-    moment leaves `latest` and `best` valid, except for an instant while a step is saved a second time.
+    goes to training_state.pt, with digests of the model's files. Then `latest`, and with `best` also `best`, names the
+    new checkpoint; all but these two are deleted. A kill at any moment leaves both valid.
 
-    Raises ValueError for a negative step, keep < 1, or a state that `weights_only` would not load.
+    Raises ValueError for a negative step, or a state that `weights_only` would not load.
     """
-    if step < 0 or keep < 1:
-        raise ValueError(f"step is {step} and keep is {keep}; allowed are step >= 0 and keep >= 1")
+    if step < 0:
+        raise ValueError(f"step is {step}; allowed is step >= 0")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("step-*.tmp-*"):  # of a killed save
-        shutil.rmtree(leftover)
+    _clean(folder)
+    if not (folder / "latest").exists():  # from now on only damage leaves checkpoints without it
+        replace_text(folder / "latest", NONE + "\n")
     final = folder / f"step-{step:06d}"
     aside = folder / f"{final.name}.tmp-{os.getpid()}"
     aside.mkdir()
     write(aside)
-    torch.save(state, aside / STATE)
+    torch.save(state | {"sha256": digests(aside)}, aside / STATE)
     load_state(aside, device="meta")  # a state that cannot be loaded must fail now, not at the resume
     for path in [*aside.rglob("*"), aside]:
         _fsync(path)
-    if final.exists():
+    if final.exists():  # as after a kill between `best` and `latest`
         final.rename(folder / f"{final.name}.tmp-old")
     aside.rename(final)
     _fsync(folder)
@@ -58,13 +59,16 @@ def save(
         replace_text(folder / "best", final.name + "\n")
     replace_text(folder / "latest", final.name + "\n")
     _fsync(folder)
-    _delete_old(folder, step, keep)
+    _clean(folder)
     return final
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint, or None where none was saved. ValueError when the pointer names no folder."""
-    return _follow(Path(folder) / "latest")
+    """The newest checkpoint, or None where none was saved. ValueError when the pointer is lost, or names no folder."""
+    pointer = Path(folder) / "latest"
+    if not pointer.exists() and (steps := _steps(folder)):
+        raise ValueError(f"{pointer} is missing: write {steps[-1].name} into it to continue from that checkpoint")
+    return _follow(pointer)
 
 
 def best(folder: Path) -> Path | None:
@@ -73,12 +77,16 @@ def best(folder: Path) -> Path | None:
 
 
 def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
-    """The latest checkpoint in `folder`, or the best if there is one; any other folder as it is.
+    """The latest checkpoint in `folder`, or the best if there is one (else it says so); any other folder as it is.
 
     folder: of checkpoints, or of a run, which has them in `checkpoint`. ValueError where there is no folder.
     """
     for place in (Path(folder), Path(folder) / "checkpoint"):
-        if found := (best(place) if prefer == "best" else None) or latest(place):
+        if prefer == "best" and (found := best(place)):
+            return found
+        if found := latest(place):
+            if prefer == "best":
+                print(f"{place} has no best checkpoint: the latest is used, {found.name}")
             return found
     if not Path(folder).is_dir():
         raise ValueError(
@@ -88,8 +96,17 @@ def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
     return Path(folder)
 
 
+def resume(folder: Path) -> Path | None:
+    """`latest`, to resume from. What a killed `save` left is deleted. ValueError for a step-* that is no checkpoint."""
+    for path in Path(folder).glob("step-*"):
+        if not (path.is_dir() and (NAME.fullmatch(path.name) or ".tmp-" in path.name)):
+            raise ValueError(f"{path} is no checkpoint: move it elsewhere")
+    _clean(Path(folder))
+    return latest(folder)
+
+
 def load_state(path: Path, device: str = "cpu") -> dict:
-    """The `state` of the checkpoint folder `path`, its tensors on `device`.
+    """The `state` of the checkpoint folder `path`, its tensors on `device`; its key sha256 is for `verify`.
 
     Raises ValueError naming the file if it is missing, damaged (every byte is checked), or holds more than tensors and
     plain Python values.
@@ -108,20 +125,50 @@ def load_state(path: Path, device: str = "cpu") -> dict:
         raise ValueError(f"{file} cannot be read, it is cut short or damaged: {error}") from error
 
 
+def digests(path: Path) -> dict[str, str]:
+    """Name -> SHA-256 of the files in `path`, and folders below, from which a model is opened; 1.4 GB/s on one core."""
+    result = {}
+    for file in sorted(file for file in path.rglob("*") if file.suffix == ".safetensors" or file.name in READ):
+        digest = hashlib.sha256()
+        with open(file, "rb") as opened:
+            while chunk := opened.read(2**20):
+                digest.update(chunk)
+        result[str(file.relative_to(path))] = digest.hexdigest()
+    return result
+
+
+def verify(path: Path, expected: dict[str, str]) -> None:
+    """ValueError naming the first file that is not as it was when `digests` returned `expected`."""
+    present = digests(path) if expected else {}
+    for name in expected:
+        if present.get(name) != expected[name]:
+            raise ValueError(f"{path / name} has changed since the run saved its digest: put the old file back")
+
+
 def _follow(pointer: Path) -> Path | None:
     if not pointer.exists():
         return None
-    name = pointer.read_text(encoding="utf-8").strip()
-    if not re.fullmatch(r"step-\d{6,}", name) or not (pointer.parent / name).is_dir():
-        raise ValueError(f"{pointer} names {name!r}, which is no checkpoint in {pointer.parent}")
-    return pointer.parent / name
+    if not pointer.is_file():
+        raise ValueError(f"{pointer} is a folder: it must be a file that names a checkpoint")
+    if (name := pointer.read_text(encoding="utf-8", errors="replace").strip()) == NONE:
+        return None
+    for path in (pointer.parent / name, pointer.parent / f"{name}.tmp-old"):  # the latter while its step is saved again
+        if NAME.fullmatch(name) and path.is_dir():
+            return path
+    raise ValueError(f"{pointer} names {name!r}, which is no checkpoint in {pointer.parent}")
 
 
-def _delete_old(folder: Path, step: int, keep: int) -> None:
-    steps = {path: int(path.name[5:]) for path in folder.glob("step-*") if path.name[5:].isdigit()}
-    newest = sorted((path for path in steps if steps[path] <= step), key=steps.get)[-keep:]
-    old = steps.keys() - {latest(folder), best(folder), *newest}
-    for path in [*old, *folder.glob("step-*.tmp-*")]:
+def _steps(folder: Path) -> list[Path]:
+    found = (path for path in Path(folder).glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def _clean(folder: Path) -> None:
+    """Delete all that the pointers do not name; under another name first, since a kill may leave half of it."""
+    needed = {latest(folder), best(folder)}
+    for path in {*_steps(folder)} - needed:
+        path.rename(path.with_name(f"{path.name}.tmp-deleted"))
+    for path in {*folder.glob("step-*.tmp-*")} - needed:
         shutil.rmtree(path)
 
 

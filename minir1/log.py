@@ -1,16 +1,16 @@
 """A run is a folder: config.json, metrics.jsonl, samples.jsonl, result.json, figures/, checkpoint/.
 
 The log files are plain text that any tool can read during the run. Each call opens, appends and closes, so a killed run
-loses at most its last line, and `cut_back` truncates the files to the checkpoint from which a run resumes.
+loses at most its last line, and `start` truncates the files to the checkpoint from which a run resumes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich import get_console
@@ -20,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from minir1.files import plain, replace_text, write_json
+from minir1.files import plain, read_json, replace_text, write_json
 
+LOGS = ("metrics.jsonl", "samples.jsonl")
 WANDB_MODES = ("off", "online", "offline")
 MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # what a resumed run may change
 
@@ -30,23 +31,38 @@ MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # w
 
 
 class Run:
-    """An open run folder. Made by `open_run`; usable in a `with` statement."""
+    """A run folder. Made by `open_run`; it writes after `start`."""
 
-    def __init__(self, out: Path, tracker=None):
-        self.out = out
-        self.tracker = tracker  # the wandb run, or None
+    def __init__(self, out: Path, config: dict, wandb: str):
+        self.out, self.config, self.wandb = out, config, wandb
+        self.tracker = self.lock = None  # the wandb run; the descriptor of a locked file
 
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        self.close(failed=kind is not None)
-
-    def close(self, *, failed: bool = False) -> None:
-        """Finish the wandb run, if there is one. May be called twice."""
+    def close(self) -> None:
+        """Finish the wandb run, if there is one, and unlock the folder. May be called twice."""
         if self.tracker is not None:
-            self.tracker.finish(exit_code=int(failed))
-        self.tracker = None
+            self.tracker.finish()
+        if self.lock is not None:
+            os.close(self.lock)
+        self.tracker = self.lock = None
+
+    def start(self, step: int = -1) -> Run:
+        """Make the folder, save config.json, and cut the logs back to `step`: that of a resumed checkpoint, or -1.
+
+        ValueError, with nothing written, if a line is damaged, `step` has none, or another process uses the folder.
+        """
+        rows = {path: _read_jsonl(path) for path in map(self.out.joinpath, LOGS) if path.exists()}
+        if step > 0 and all(row["step"] != step for row in rows.get(self.out / LOGS[0], [])):
+            raise ValueError(f"{self.out / LOGS[0]} lacks step {step}, from which the run resumes: put the file back")
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.lock is None:
+            self.lock = _lock(self.out)
+        if self.wandb != "off":  # it may fail, and config.json would make the folder a run
+            self.tracker = _start_wandb(self.out, self.config, self.wandb)
+        write_json(self.out / "config.json", self.config)
+        for path in rows:
+            kept = [row for row in rows[path] if row["step"] <= step]
+            replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        return self
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append {"step": step, **metrics} to metrics.jsonl; NaN and infinity become null.
@@ -66,43 +82,36 @@ class Run:
         """Append {"step": step, **record} for each record to samples.jsonl."""
         _append(self.out / "samples.jsonl", [_row(step, record) for record in records])
 
-    def cut_back(self, step: int) -> None:
-        """Keep only the lines up to and including `step` in both files, and drop a torn last line."""
-        for path in (self.out / "metrics.jsonl", self.out / "samples.jsonl"):
-            if path.exists():
-                rows = [row for row in _read_jsonl(path) if row["step"] <= step]
-                replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
     def result(self, values: dict) -> None:
         """Merge `values` (flat keys such as "after/pass@1") into result.json, atomically."""
         path = self.out / "result.json"
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        write_json(path, old | values)
+        write_json(path, (read_json(path) if path.exists() else {}) | values)
 
 
 def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> Run:
-    """Make or reopen the run folder `out` and save `config` (a dataclass) as out/config.json.
+    """Check that a run of `config` (a dataclass) may write to the folder `out`. Writes nothing: `Run.start` does.
 
     Raises ValueError if the folder holds a run and `resume` is False; if a resumed run has another config (except for
-    MAY_CHANGE), naming each field with both values; if `wandb` is not one of WANDB_MODES. Resuming a folder without a
-    run starts one. After a resume, call `cut_back` with the step of the checkpoint (-1 if none was written).
+    MAY_CHANGE), naming each field with both values, or another process uses it (see `_lock`); if `wandb` is not one of
+    WANDB_MODES, or not installed. Resuming a folder without a run starts one.
     """
     if wandb not in WANDB_MODES:
         raise ValueError(f"wandb is {wandb!r}; allowed are {', '.join(WANDB_MODES)}")
+    if wandb != "off" and not find_spec("wandb"):
+        raise ValueError(f"wandb is {wandb!r}, but the package wandb is not installed: pip install wandb, or off")
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out = {out} is a file: choose a folder")
-    saved, now = out / "config.json", plain(dataclasses.asdict(config))
-    holds_run = saved.exists() or (out / "metrics.jsonl").exists()
-    if holds_run and not resume:
+    run = Run(out, plain(dataclasses.asdict(config)), wandb)
+    present = [name for name in ("config.json", *LOGS, "result.json", "checkpoint") if (out / name).exists()]
+    if present and not resume:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another --out")
-    if holds_run and not saved.exists():
-        raise ValueError(f"{out} holds metrics.jsonl but no config.json: choose another --out")
-    if holds_run:
-        _same_config(json.loads(saved.read_text(encoding="utf-8")), now, out)
-    write_json(saved, now)
-    Run(out).cut_back(math.inf)  # a torn last line must not swallow the next one
-    return Run(out, None if wandb == "off" else _start_wandb(out, now, wandb))
+    if present:
+        _same_config(read_json(out / "config.json", f"{present[0]} is there: choose another --out"), run.config, out)
+        if "result.json" in present:
+            read_json(out / "result.json")
+        run.lock = _lock(out)
+    return run
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -125,22 +134,23 @@ def _row(step: int, values: dict) -> dict:
 
 def _append(path: Path, rows: list[dict]) -> None:
     with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _read_jsonl(path: Path) -> list[dict]:
     # A kill can tear the last line, even inside a character: it has no newline and is no JSON.
     *lines, last = path.read_bytes().split(b"\n")
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate([*lines, last] if last.endswith(b"}") else lines, start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
+            if number > len(lines):
+                break
             raise ValueError(f"{path}, line {number} is no JSON: {line[:80]!r}") from error
-    try:
-        return rows + ([json.loads(last)] if last else [])
-    except ValueError:
-        return rows
+        if not isinstance(rows[-1], dict) or not isinstance(rows[-1].get("step"), int):
+            raise ValueError(f"{path}, line {number} is no object with a step, a whole number: {line[:80]!r}")
+    return rows
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
@@ -158,6 +168,25 @@ def _same_config(old: dict, new: dict, out: Path) -> None:
     changed = [f"{key}: {then!r} then, {now!r} now" for key, (then, now) in values.items() if then != now]
     if changed:
         raise ValueError(f"{out} was started with another config ({'; '.join(changed)}): choose another --out")
+
+
+def _lock(out: Path) -> int:
+    """Lock a folder for this process, until the descriptor is closed or the process ends; ValueError if another has it.
+
+    No lock on Windows, and on file systems that offer none. POSIX's, and not flock's: it belongs to the process, so
+    children do not hold it on after a kill, and an error that left a run open does not lock this process out.
+    """
+    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(descriptor)
+        raise ValueError(f"{out} is in use by another process: wait for it, or choose another --out") from None
+    except (ImportError, OSError):
+        pass
+    return descriptor
 
 
 def _start_wandb(out: Path, config: dict, mode: str):
@@ -196,7 +225,7 @@ def steps(start: int, end: int, description: str) -> Iterator[int]:
 
 
 class Bar:
-    """One rich progress bar; `advance(n)` moves it, `say(text)` changes its description."""
+    """One rich progress bar; `advance(n)` moves it."""
 
     def __init__(self, total: int, description: str):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -215,10 +244,6 @@ class Bar:
     def advance(self, n: int = 1) -> None:
         """Move forward by n."""
         self.bar.advance(self.task, n)
-
-    def say(self, description: str) -> None:
-        """Change the description before the bar."""
-        self.bar.update(self.task, description=description)
 
 
 def table(title: str, columns: list[str], rows: list[list]) -> None:

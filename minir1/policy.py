@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from minir1 import checkpoint
 from minir1.data import by_tokens
+from minir1.files import read_json, write_json
 from minir1.model import hf
 from minir1.model.hf_tensors import uncompiled
 from minir1.model.lora import adapters, adapters_off, add_adapters, merge, save_adapters
@@ -17,11 +19,21 @@ from minir1.model.transformer import Transformer
 from minir1.rollout import Rollout
 from minir1.tokenizer import Tokenizer
 
+BASE = "base_sha256.json"  # digests of the base, beside adapters
+
+
+class Source(NamedTuple):
+    """Where a policy came from."""
+
+    path: Path
+    sha256: dict[str, str]  # of its files, if adapters depend on them
+
 
 def origin(path: Path, resumed: Path | None) -> Path:
-    """The folder that a run starts from: of a resumed run the one that its checkpoint names, so that a checkpoint which
-    has appeared in `path` since changes nothing."""
-    return Path(checkpoint.load_state(resumed, "meta")["source"]) if resumed else checkpoint.resolve(path)
+    """The folder to load a policy from; a resumed run needs only its own checkpoint, or the base of its adapters."""
+    if resumed is None:
+        return checkpoint.resolve(path)
+    return hf.base_of(resumed) if (resumed / BASE).exists() else resumed
 
 
 def load_policy(
@@ -32,8 +44,8 @@ def load_policy(
     lora_rank: int = 0,
     lora_alpha: float = 32.0,
     recompute: bool = False,
-) -> tuple[Transformer, Tokenizer, Path]:
-    """The policy to train, its tokenizer, and the folder they came from.
+) -> tuple[Transformer, Tokenizer, Source]:
+    """The policy to train, its tokenizer, and where they came from.
 
     path: a Hugging Face folder, or a folder of checkpoints, whose latest is taken. Adapters in it are merged.
     lora_rank: above 0, all weights are frozen and new adapters are trained. A folder of adapters is then refused
@@ -48,7 +60,7 @@ def load_policy(
     model.recompute(recompute)
     if lora_rank:
         add_adapters(model, lora_rank, lora_alpha)
-    return model, tokenizer, source
+    return model, tokenizer, Source(source, checkpoint.digests(source) if lora_rank else {})
 
 
 def frozen_copy(model: Transformer) -> Transformer:
@@ -118,10 +130,11 @@ def on_policy_check(
     return {"train/ratio_deviation": mean, "train/ratio_deviation_q99": high}
 
 
-def save(model: Transformer, tokenizer: Tokenizer, path: Path, source: Path) -> None:
+def save(model: Transformer, tokenizer: Tokenizer, path: Path, source: Source) -> None:
     """The whole model, or its adapters alone beside the path of their base, `source`; hf.load opens both."""
     if adapters(model):
-        save_adapters(model, path, source.resolve())
+        save_adapters(model, path, source.path.resolve())
+        write_json(path / BASE, source.sha256)
     else:
         hf.save(model, tokenizer, path)
 
@@ -129,12 +142,15 @@ def save(model: Transformer, tokenizer: Tokenizer, path: Path, source: Path) -> 
 def restore(path: Path, model: Transformer, parts: dict) -> dict:
     """Put a checkpoint back: its weights into the model, and its state of each of `parts` (optimizers, a reference).
 
-    Returns the rest of training_state.pt, such as step and seconds.
+    Returns the rest of training_state.pt, such as step and seconds. ValueError if a file, or the base, has changed.
     """
     device, dtype = model.device, model.embedding.weight.dtype
+    state = checkpoint.load_state(path, device)
+    checkpoint.verify(path, state.pop("sha256", {}))
+    if (path / BASE).exists():
+        checkpoint.verify(hf.base_of(path), read_json(path / BASE))
     names = {uncompiled(name): name for name in model.state_dict()}
     model.load_state_dict({names.get(n, n): t for n, t in hf.load(path, device, dtype)[0].state_dict().items()})
-    state = checkpoint.load_state(path, device)
     for name, part in parts.items():
         part.load_state_dict(state.pop(name))
     return state

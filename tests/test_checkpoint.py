@@ -1,6 +1,7 @@
 """checkpoint.py: what is left after a kill at any moment, the two pointers, damaged files."""
 
-import os
+import hashlib
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Killed
 
 from minir1 import checkpoint
 
@@ -38,18 +38,23 @@ def test_save_and_load(tmp_path):
     assert names(path) == ["model.safetensors", "nested", "training_state.pt"]
     assert (folder / "latest").read_text() == "step-000120\n"
     loaded = checkpoint.load_state(path)
+    del loaded["sha256"]
     assert torch.equal(loaded.pop("moments"), torch.full((64,), 120.0))
     assert loaded == {"step": 120, "betas": (0.9, 0.95), "names": ["w", None]}
 
 
-def test_a_folder_of_checkpoints_is_resolved(tmp_path):
+def test_a_folder_of_checkpoints_is_resolved(tmp_path, capsys):
     assert checkpoint.resolve(tmp_path) == checkpoint.resolve(tmp_path, "best") == tmp_path  # a Hugging Face folder
     checkpoint.save(tmp_path, 1, write, state(1))
-    assert checkpoint.resolve(tmp_path) == checkpoint.resolve(tmp_path, "best") == tmp_path / "step-000001"
+    assert checkpoint.resolve(tmp_path) == tmp_path / "step-000001" and capsys.readouterr().out == ""
+    assert checkpoint.resolve(tmp_path, "best") == tmp_path / "step-000001"
+    assert capsys.readouterr().out == (
+        f"{tmp_path} has no best checkpoint: the latest is used, step-000001\n"
+    )
     checkpoint.save(tmp_path, 2, write, state(2), best=True)
     checkpoint.save(tmp_path, 3, write, state(3))
     assert checkpoint.resolve(tmp_path) == tmp_path / "step-000003"
-    assert checkpoint.resolve(tmp_path, "best") == tmp_path / "step-000002"
+    assert checkpoint.resolve(tmp_path, "best") == tmp_path / "step-000002" and capsys.readouterr().out == ""
 
 
 def test_the_folder_of_a_run_stands_for_its_checkpoints(tmp_path):
@@ -67,22 +72,81 @@ def test_a_path_that_is_no_folder_is_refused_with_what_makes_one(tmp_path):
             checkpoint.resolve(path)
 
 
-def test_latest_best_and_the_newest_are_kept(tmp_path):
+def test_latest_and_best_are_kept(tmp_path):
     for step in range(6):
         checkpoint.save(tmp_path, step, write, state(step), best=step == 2)
     assert names(tmp_path) == ["best", "latest", "step-000002", "step-000005"]
     assert checkpoint.best(tmp_path).name == "step-000002" and checkpoint.latest(tmp_path).name == "step-000005"
-    for step in range(6, 10):
-        checkpoint.save(tmp_path, step, write, state(step), best=step == 6, keep=3)
-    assert names(tmp_path) == ["best", "latest", *(f"step-00000{step}" for step in (6, 7, 8, 9))]
 
 
-def test_steps_beyond_a_resumed_one_are_deleted(tmp_path):
-    for step in (10, 20, 30):
-        checkpoint.save(tmp_path, step, write, state(step), keep=5)
-    checkpoint.save(tmp_path, 15, write, state(15), keep=5)
-    assert names(tmp_path) == ["latest", "step-000010", "step-000015"]
-    assert checkpoint.latest(tmp_path).name == "step-000015"
+@pytest.mark.parametrize("how", ["resume", "save"])
+def test_what_a_kill_left_is_deleted_and_what_is_named_stays(tmp_path, how):
+    """Half-written, half-deleted, not yet named, no longer needed."""
+    checkpoint.save(tmp_path, 10, write, state(10), best=True)
+    checkpoint.save(tmp_path, 20, write, state(20))
+    for name in ("step-000005", "step-000030", "step-000030.tmp-77", "step-000020.tmp-old", "step-000015.tmp-deleted"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+    found = [checkpoint.load_state(find(tmp_path))["step"] for find in (checkpoint.best, checkpoint.latest)]
+    assert found == [10, 20]
+    if how == "resume":
+        assert checkpoint.resume(tmp_path) == tmp_path / "step-000020"
+        assert names(tmp_path) == ["best", "latest", "step-000010", "step-000020"]
+    else:
+        checkpoint.save(tmp_path, 30, write, state(30))
+        assert names(tmp_path) == ["best", "latest", "step-000010", "step-000030"]
+
+
+def test_nothing_to_resume_from(tmp_path):
+    assert checkpoint.resume(tmp_path / "none") is checkpoint.resume(tmp_path) is None
+    (tmp_path / "latest").write_text("none\n")  # killed before the first checkpoint was named
+    checkpoint.save(tmp_path / "other", 1, write, state(1)).rename(tmp_path / "step-000001")
+    assert checkpoint.latest(tmp_path) is checkpoint.resume(tmp_path) is None
+    assert names(tmp_path) == ["latest", "other"]
+
+
+def test_checkpoints_without_a_pointer_are_refused_with_what_to_do(tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, write, state(step), best=step == 1)
+    (tmp_path / "latest").unlink()
+    advice = f"^{tmp_path}/latest is missing: write step-000002 into it to continue from that checkpoint$"
+    for act in (checkpoint.latest, checkpoint.resolve, checkpoint.resume):
+        with pytest.raises(ValueError, match=advice):
+            act(tmp_path)
+    assert names(tmp_path) == ["best", "step-000001", "step-000002"]
+    (tmp_path / "latest").write_text("step-000002")
+    assert checkpoint.resume(tmp_path).name == "step-000002"
+
+
+@pytest.mark.parametrize(
+    "name, folder", [("step-000009", False), ("step-abc", True), ("step-²²²²²²", True), ("step-000009.tmp-1", False)]
+)
+def test_what_is_no_checkpoint_is_named_at_a_resume_and_hurts_no_save(tmp_path, name, folder):
+    checkpoint.save(tmp_path, 1, write, state(1))
+    (tmp_path / name).mkdir() if folder else (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name} is no checkpoint: move it elsewhere")):
+        checkpoint.resume(tmp_path)
+    assert checkpoint.resolve(tmp_path).name == "step-000001"
+    if ".tmp-" not in name:
+        checkpoint.save(tmp_path, 2, write, state(2))
+        assert names(tmp_path) == ["latest", "step-000002", name]
+
+
+def test_a_changed_file_of_the_model_is_named(tmp_path):
+    path = checkpoint.save(tmp_path, 1, write, state(1))
+    (path / "README.md").write_text("not read")
+    digests = checkpoint.load_state(path)["sha256"]
+    assert digests["model.safetensors"] == hashlib.sha256(b"weights").hexdigest()
+    assert digests.keys() == {"model.safetensors", "nested/tokenizer.json"}
+    checkpoint.verify(path, digests)
+    for file in map(path.joinpath, digests):
+        whole = file.read_bytes()
+        for change in (lambda: file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:]), file.unlink):
+            change()
+            with pytest.raises(ValueError, match=f"^{file} has changed since the run saved its digest: put the old"):
+                checkpoint.verify(path, digests)
+        file.write_bytes(whole)
+    checkpoint.verify(path, digests)
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
@@ -107,40 +171,6 @@ def test_an_error_while_writing_leaves_the_last_checkpoint(tmp_path):
     assert names(tmp_path) == ["latest", "step-000003"]
 
 
-@pytest.mark.parametrize("call", range(30))
-def test_a_kill_at_any_call_leaves_both_pointers_whole(tmp_path, monkeypatch, call):
-    """Stop `save` at its n-th call into the file system, for every n, then look and save again."""
-    checkpoint.save(tmp_path, 1, write, state(1), best=True)
-    count = 0
-
-    def dying(function):
-        def inner(*args, **kwargs):
-            nonlocal count
-            count += 1
-            if count > call:
-                raise Killed
-            return function(*args, **kwargs)
-
-        return inner
-
-    with monkeypatch.context() as patch:
-        for owner, name in [(os, "fsync"), (os, "replace"), (Path, "rename"), (Path, "mkdir"), (torch, "save")]:
-            patch.setattr(owner, name, dying(getattr(owner, name)))
-        patch.setattr(checkpoint.shutil, "rmtree", dying(checkpoint.shutil.rmtree))
-        try:
-            checkpoint.save(tmp_path, 2, write, state(2), best=True)
-            died = False
-        except Killed:
-            died = True
-    assert died == (count > call) and not (died and call == 29)  # 29 is past the last call
-    for find in (checkpoint.latest, checkpoint.best):
-        path = find(tmp_path)
-        assert checkpoint.load_state(path)["step"] == int(path.name[5:])
-        assert (path / "nested" / "tokenizer.json").exists()
-    checkpoint.save(tmp_path, 3, write, state(3), best=True)
-    assert names(tmp_path) == ["best", "latest", "step-000003"]
-
-
 def test_a_process_killed_while_saving(tmp_path):
     code = (
         "import os, signal, sys, torch\nfrom pathlib import Path\nfrom minir1 import checkpoint\n"
@@ -155,7 +185,7 @@ def test_a_process_killed_while_saving(tmp_path):
     assert len(names(tmp_path)) == 3 and any(name.startswith("step-000002.tmp-") for name in names(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["step-000002\n", "", "..\n", "step-000001.tmp-7\n"])
+@pytest.mark.parametrize("text", ["step-000002\n", "", "..\n", "step-000001.tmp-7\n", "step-²²²²²²", "stép\n"])
 def test_a_pointer_to_no_checkpoint_is_an_error(tmp_path, text):
     checkpoint.save(tmp_path, 1, write, state(1), best=True)
     (tmp_path / "step-000001.tmp-7").mkdir()
@@ -164,6 +194,18 @@ def test_a_pointer_to_no_checkpoint_is_an_error(tmp_path, text):
         with pytest.raises(ValueError) as error:
             find(tmp_path)
         assert str(tmp_path / name) in str(error.value) and repr(text.strip()) in str(error.value)
+
+
+def test_a_pointer_that_is_no_text_file_is_named(tmp_path):
+    checkpoint.save(tmp_path, 1, write, state(1), best=True)
+    for find, name in [(checkpoint.latest, "latest"), (checkpoint.best, "best")]:
+        (tmp_path / name).write_bytes(b"\xff\xfe")
+        with pytest.raises(ValueError, match=f"{tmp_path / name} names .*, which is no checkpoint"):
+            find(tmp_path)
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+        with pytest.raises(ValueError, match=f"{tmp_path / name} is a folder: it must be a file that names a"):
+            find(tmp_path)
 
 
 def test_a_missing_or_damaged_state_names_the_file(tmp_path):
@@ -190,7 +232,6 @@ def test_a_state_that_could_not_be_loaded_is_refused_when_saved(tmp_path):
     assert checkpoint.latest(tmp_path).name == "step-000001"
 
 
-@pytest.mark.parametrize("step, keep", [(-1, 1), (1, 0)])
-def test_bad_arguments(tmp_path, step, keep):
-    with pytest.raises(ValueError, match=f"step is {step} and keep is {keep}"):
-        checkpoint.save(tmp_path, step, write, {}, keep=keep)
+def test_a_negative_step_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="step is -1"):
+        checkpoint.save(tmp_path, -1, write, {})

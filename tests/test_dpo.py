@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -129,6 +130,23 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, config, tmp_path, monkeyp
     assert_same_run(again.out, whole)
 
 
+def test_a_run_resumes_without_its_base_but_not_from_a_changed_file(whole, config, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "run")
+    resumed = replace(config, out=out, resume=True)
+    away = config.checkpoint.rename(tmp_path / "away")
+    try:
+        dpo.main(resumed)
+        assert_same_run(out, whole)
+        path = checkpoint.latest(out / "checkpoint") / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"^{path} has changed since the run saved its digest: put the old file"):
+            dpo.main(resumed)
+    finally:
+        away.rename(config.checkpoint)
+
+
 def test_a_run_of_other_steps_or_settings_is_not_resumed(whole, config):
     with pytest.raises(ValueError, match="steps = 12: the learning rate follows it"):
         dpo.main(replace(config, resume=True, steps=12))
@@ -137,7 +155,8 @@ def test_a_run_of_other_steps_or_settings_is_not_resumed(whole, config):
     with pytest.raises(ValueError, match="already holds a run"):
         dpo.main(config)
     with pytest.raises(ValueError, match="task countdown has no variant 'five'; it has default, wide, four"):
-        dpo.main(replace(config, task="countdown:five"))
+        dpo.main(replace(config, task="countdown:five", out=whole / "other"))
+    assert not (whole / "other").exists()
 
 
 def test_a_run_on_another_device_is_that_of_the_cpu(config, tmp_path):

@@ -16,6 +16,7 @@ from runs import ROOT, assert_same_run, command, kill, plain_metrics, result_of,
 from toys import BASE, DENSE, MOE
 
 from experiments import demo, evaluate, pretrain, r1_zero
+from experiments.tools.variants import COPIES
 from minir1 import checkpoint, tasks
 from minir1.log import read_metrics
 from minir1.model import hf
@@ -364,6 +365,10 @@ def test_the_control_starts_from_a_given_base(demonstration, tmp_path):
     ({"base": replace(DEMO.base, task="countdown:wide")}, "--base.task: demo.py sets it; use --task"),
     ({"rl": replace(DEMO.rl, eval_split="none")}, "task countdown has no split 'none'"),
     ({"task": "countdown:hard"}, "task countdown has no variant 'hard'"),
+    ({"rl": replace(DEMO.rl, prompts=10**6)}, "--rl.prompts 1000000: the task has [0-9]+ training problems"),
+    ({"rl": replace(DEMO.rl, template="r1_zero")}, "template 'r1_zero': the tokenizer has no tokens for its words"),
+    ({"base": replace(DEMO.base, mix={"none": 1.0})}, "the mix has no none"),
+    ({"dense": True}, "does not go with --dense"),
 ])  # fmt: skip
 def test_the_demonstration_refuses_before_it_trains(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -378,6 +383,58 @@ def test_a_task_without_a_split_to_test_on_is_refused(demonstration, tmp_path):
     with pytest.raises(ValueError, match="task two has the splits train, test: none is left to test on"):
         demo.main(replace(config, rl=replace(DEMO.rl, eval_split="test")))
     assert not config.out.exists()
+
+
+# ---- starts that are refused -------------------------------------------------------------------
+
+TRAININGS = ("pretrain", "r1_zero", "reinforce", "ppo", "dpo", "reward_model", *(f"variants.{name}" for name in COPIES))
+
+
+@pytest.mark.parametrize("name", (*TRAININGS, "demo", "studies.long_context"))
+def test_a_folder_in_use_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, name):
+    script = importlib.import_module(f"experiments.{name}")
+    for function in ("pick", "load_policy", "task_of", "build_tokenizer", "sample"):  # whichever of them it has
+        monkeypatch.setattr(script, function, None, raising=False)
+    monkeypatch.setattr(tasks, "load", None)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "checkpoint").mkdir()
+    config = script.Config(out=tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} already holds a run: continue it with --resume"):
+        script.main(config)
+    with pytest.raises(ValueError, match=f"{tmp_path} was started with another config"):
+        script.main(replace(config, resume=True))
+    (tmp_path / "config.json").write_text("")
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        script.main(replace(config, resume=True))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="holds no config.json: checkpoint is there"):
+        script.main(replace(config, resume=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_refused_start_leaves_nothing_behind(base, tmp_path, name):
+    script, out = importlib.import_module(f"experiments.{name}"), tmp_path / "run"
+    refused = [({"device": "gpu"}, "device = 'gpu'"), ({"wandb": "on"}, "wandb is 'on'")]
+    if name != "reward_model":
+        refused.append(({"task": "chess"}, "unknown task 'chess'"))
+    if name == "pretrain":
+        refused += [({"mix": {"none": 1.0}}, "the mix has no none"), ({"task": "gsm8k"}, "data|corpus")]
+        refused.append(({"dense": True, "model": MOE}, "does not go with --dense"))
+    else:
+        refused.append(({"checkpoint": tmp_path / "none"}, "none"))
+    if name in ("dpo", "reward_model"):
+        refused.append(({"pairs": tmp_path / "none.jsonl"}, "none.jsonl"))
+    elif name != "pretrain":
+        refused += [({"eval_split": "dev"}, "no split 'dev'"), ({"template": "r1_zero"}, "has no tokens for its words")]
+        refused += [({"prompts": 10**6}, "prompts = 1000000"), ({"min_mixed": 1.0}, "so there is no signal")]
+    small = {"checkpoint": base / "checkpoint", "prompts": 2, "num_generations": 2, "max_completion_length": 4}
+    small |= {"overlong_buffer": 2}
+    small = {key: value for key, value in small.items() if key in script.Config.__dataclass_fields__}
+    for changes, message in refused:
+        with pytest.raises(ValueError, match=message):
+            script.main(script.Config(**(small | changes), out=out))
+        assert not out.exists(), changes
 
 
 # ---- multi-token prediction --------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -170,7 +171,8 @@ def test_a_policy_is_restored_to_the_bit(base, tmp_path, dtype, rank):
         return model, tokenizer, source, {"optimizer": optimizer} | ({} if rank else {"reference": reference})
 
     model, tokenizer, source, parts = opened()
-    assert source == base / "step-000003" and model.embedding.weight.dtype == dtype
+    assert source.path == base / "step-000003" and model.embedding.weight.dtype == dtype
+    assert bool(source.sha256) == (rank > 0)
     rollout = draw(model)
     step(model, parts["optimizer"], rollout)
     state = {"step": 7} | {name: part.state_dict() for name, part in parts.items()}
@@ -244,6 +246,71 @@ def test_a_compiled_policy_that_has_run_is_saved(tmp_path):
     torch.testing.assert_close(logprobs(hf.load(tmp_path)[0], rollout, 99), logp)
 
 
+@pytest.fixture
+def saved(base, tmp_path):
+    """saved(rank): a checkpoint of a policy with adapters of that rank, or of all weights, and what restores it."""
+
+    def make(rank: int):
+        model, tokenizer, source = load_policy(base, CPU, torch.float32, lora_rank=rank)
+        write = lambda path: policy.save(model, tokenizer, path, source)
+        return checkpoint.save(tmp_path / "run", 7, write, {"step": 7}), model
+
+    return make
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_resumed_run_needs_the_base_only_for_its_adapters(base, saved, rank):
+    path, model = saved(rank)
+    assert policy.origin(base, None) == base / "step-000003"
+    assert policy.origin(base, path) == (base.resolve() / "step-000003" if rank else path)
+    shutil.rmtree(base)
+    if rank:
+        with pytest.raises(ValueError, match="base_model_name_or_path = .* is no folder with a config.json"):
+            policy.origin(base, path)
+    else:
+        again, _, source = load_policy(policy.origin(base, path), CPU, torch.float32)
+        assert policy.restore(path, again, {}) == {"step": 7} and source == (path, {})
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+
+
+@pytest.mark.parametrize("rank, file", [
+    (0, "model.safetensors"), (0, "tokenizer.json"), (0, "config.json"), (4, "adapter_model.safetensors"),
+])  # fmt: skip
+def test_a_flipped_byte_is_not_resumed_from(saved, rank, file):
+    path, model = saved(rank)
+    flip(path / file, b": 32" if file == "config.json" else b"")
+    with pytest.raises(ValueError, match=f"^{path / file} has changed since the run saved its digest"):
+        policy.restore(path, model, {})
+
+
+def test_a_flipped_byte_in_a_shard_is_not_resumed_from(base, tmp_path):
+    model, tokenizer, _ = load_policy(base, CPU, torch.float32)
+    write = lambda path: hf.save(model, tokenizer, path, shard_bytes=4096)
+    path = checkpoint.save(tmp_path / "run", 7, write, {"step": 7})
+    shards = sorted(path.glob("model-*.safetensors"))
+    assert len(shards) > 3
+    policy.restore(path, model, {})
+    flip(shards[1])
+    with pytest.raises(ValueError, match=f"^{shards[1]} has changed since"):
+        policy.restore(path, model, {})
+
+
+def test_adapters_are_not_resumed_on_another_base(base, saved):
+    path, model = saved(4)
+    assert policy.restore(path, model, {}) == {"step": 7}
+    weights = base.resolve() / "step-000003" / "model.safetensors"
+    flip(weights)
+    with pytest.raises(ValueError, match=f"^{weights} has changed since the run saved its digest: put the old file"):
+        policy.restore(path, model, {})
+
+
+def flip(file, after: bytes = b"") -> None:
+    """Change the last byte of a file but one, or the byte before the end of a text in it."""
+    data = bytearray(file.read_bytes())
+    data[data.index(after) + len(after) - 1 if after else -2] ^= 1
+    file.write_bytes(data)
+
+
 def test_training_starts_from_merged_adapters_or_refuses_more(base, tmp_path):
     model, tokenizer, source = load_policy(base, CPU, torch.float32, lora_rank=4, recompute=True)
     assert all(block.recompute for block in model.blocks)
@@ -252,7 +319,7 @@ def test_training_starts_from_merged_adapters_or_refuses_more(base, tmp_path):
             torch.nn.init.normal_(p, std=0.1)
     policy.save(model, tokenizer, tmp_path / "adapters", source)
     merged, _, path = load_policy(tmp_path / "adapters", CPU, torch.float32)
-    assert path == tmp_path / "adapters" and not adapters(merged)
+    assert path == (tmp_path / "adapters", {}) and not adapters(merged)
     assert not any(block.recompute for block in merged.blocks)
     assert all(p.requires_grad for p in merged.parameters())
     rollout = draw(copy.deepcopy(model))

@@ -152,6 +152,15 @@ def test_the_gradient_is_that_of_the_objective_written_out(sampled, kind, moved)
     assert measured["train/clip_fraction"] == pytest.approx(sum(bounds)[rollout.mask].float().mean().item())
 
 
+def test_epochs_are_reshuffled(sampled, monkeypatch):
+    drawn, real = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *args, **more: drawn.append(real(*args, **more)) or drawn[-1])
+    step(sampled, epochs=3, num_minibatches=2)
+    step(sampled, epochs=3, num_minibatches=2)
+    assert len(drawn) == 6 and len({tuple(order.tolist()) for order in drawn[:3]}) == 3
+    assert all(torch.equal(a, b) for a, b in zip(drawn[:3], drawn[3:]))  # functions of seed, step and epoch
+
+
 @pytest.mark.parametrize("kind", ["trunk", "own"])
 def test_while_the_value_warms_up_the_policy_stays(sampled, kind):
     measured, policy, critic = step(sampled, kind, frozen=True)

@@ -1,6 +1,7 @@
 """r1_zero.py at toy size: its update against formulas written out, runs of it, killed and resumed to the same bits."""
 
 import copy
+import importlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from runs import assert_same_run, kill, plain_metrics, result_of, stop
 from safetensors.torch import load_file
 
 from experiments import r1_zero
+from experiments.tools.variants import COPIES
 from minir1 import checkpoint, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.judge import NO_THINK, Answer
@@ -334,10 +336,11 @@ def test_a_run_is_a_folder_with_all_that_must_be_shown(whole):
     assert all(s["problem"].startswith("make ") and s["text"] and s["right"] in (True, False) for s in samples)
     assert {"seconds/rl", "memory/peak_gib"} == result_of(out).keys()
     folder = out / "checkpoint"
-    assert checkpoint.latest(folder).name == "step-000009" and checkpoint.best(folder)
-    scores = {row["step"]: row["eval/pass@1"] for row in rows if "eval/pass@1" in row}
-    assert scores[int(checkpoint.best(folder).name[5:])] == max(scores.values())
-    hf.load(checkpoint.best(folder))
+    assert checkpoint.latest(folder).name == "step-000009"
+    scores = {row["step"]: row["eval/pass@1"] for row in (first, *rows) if "eval/pass@1" in row}
+    best = checkpoint.best(folder)
+    assert scores[int(best.name[5:]) if best else 0] == max(scores.values())
+    hf.load(checkpoint.resolve(folder, "best"))
 
 
 @pytest.mark.parametrize("reset", [0, 2])
@@ -462,8 +465,8 @@ def test_a_killed_process_resumes_to_the_same_bits(whole, toy_base, tmp_path):
         ("dense", "experiments.r1_zero", "preflight", 1),
         ("dense", "experiments.r1_zero", "learn", 6),
         ("dense", "experiments.r1_zero", "evaluate", 3),  # in the last step before the second checkpoint
-        ("dense", "minir1.checkpoint", "replace_text", 2),  # between the two pointers
-        ("dense", "minir1.checkpoint", "_delete_old", 2),  # checkpoint 8 is written, 4 not yet deleted
+        ("dense", "minir1.checkpoint", "replace_text", 3),  # checkpoint 8 is written, not named
+        ("dense", "minir1.checkpoint", "_clean", 4),  # checkpoint 8 is named, 4 not yet deleted
         ("moe", "minir1.log:Run", "log", 9),  # step 8 is trained, not logged
         ("moe", "minir1.log:Run", "result", 1),  # all steps done, no result yet
     ],
@@ -552,12 +555,30 @@ def test_training_from_a_folder_of_adapters_trains_a_whole_model(toy_base, tmp_p
 
 
 def test_a_resumed_run_knows_the_best_so_far(toy_base, tmp_path, monkeypatch):
-    scores = iter([0.9, 0.5, 0.2, 0.4])  # of the start, and at steps 4, 8, 9
+    scores = iter([0.1, 0.5, 0.2, 0.5])  # of the start, and at steps 4, 8, 9
     monkeypatch.setattr(r1_zero, "evaluate", lambda *_: {"eval/pass@1": next(scores)})
     config = config_of("dense", toy_base, tmp_path / "run")
     stop(monkeypatch, "r1_zero", config, "experiments.r1_zero", "learn", 6)
     last = r1_zero.main(replace(config, resume=True))
-    assert last["eval/pass@1"] == 0.4 and checkpoint.best(tmp_path / "run" / "checkpoint").name == "step-000004"
+    assert last["eval/pass@1"] == 0.5 and checkpoint.best(tmp_path / "run" / "checkpoint").name == "step-000004"
+
+
+@pytest.mark.parametrize(
+    "scores, best", [([0.5, 0.4, 0.5], None), ([0.5, 0.4, 0.6], "2"), ([0.5, math.nan, 0.2], None),
+                     ([math.nan, 0.1, 0.1], "1"), ([0.0, 0.0, 0.0], None)]
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["r1_zero", "reinforce", "ppo", *(f"variants.{name}" for name in COPIES)])
+def test_a_checkpoint_is_the_best_if_it_beats_the_base(toy_base, tmp_path, monkeypatch, name, scores, best):
+    script, left = importlib.import_module(f"experiments.{name}"), iter(scores)
+    fields = {field: getattr(RL, field) for field in ("prompts", "num_generations", "max_completion_length")}
+    more = {"overlong_buffer": 4} if name.endswith("dapo") else {"value_warmup": 0} if name == "ppo" else {}
+    config = script.Config(checkpoint=toy_base() / "checkpoint", out=tmp_path, steps=2, eval_every=1, **fields, **more)
+    monkeypatch.setattr(script, "evaluate", lambda *_: {"eval/pass@1": next(left)})
+    for function in ("preflight", "learn", "show", "on_policy_check"):  # only the bookkeeping is tested
+        monkeypatch.setattr(script, function, lambda *_, **__: {})
+    script.main(replace(config, min_mixed=0.0))
+    found = checkpoint.best(tmp_path / "checkpoint")
+    assert (found and found.name) == (best and f"step-00000{best}")
 
 
 def test_resuming_a_finished_run_changes_nothing(whole, toy_base, tmp_path, monkeypatch):
@@ -569,18 +590,35 @@ def test_resuming_a_finished_run_changes_nothing(whole, toy_base, tmp_path, monk
     assert result_of(out)["seconds/rl"] > 0.5 * seconds  # of the training, not of this look
 
 
+@pytest.mark.parametrize("name", ["r1_zero", "reinforce", "ppo", "variants.rloo", "variants.ema_reference"])
+def test_a_run_resumes_to_the_same_bits_without_its_base(toy_base, tmp_path, monkeypatch, name):
+    script, bases = importlib.import_module(f"experiments.{name}"), tmp_path / "bases"
+    shutil.copytree(toy_base("dense") / "checkpoint", bases)
+    fields = {field: getattr(RL, field) for field in ("prompts", "num_generations", "max_completion_length", "beta")}
+    fields |= {"min_mixed": 0.0, "eval_problems": 3, "eval_answers": 1, "steps": 3, "eval_every": 1}
+    more = {"value_warmup": 0} if name == "ppo" else {}
+    config = script.Config(checkpoint=bases, out=tmp_path / "whole", learning_rate=1e-2, **fields, **more)
+    script.main(config)
+    config = replace(config, out=tmp_path / "run")
+    stop(monkeypatch, name, config, f"experiments.{name}", "learn", 3)
+    shutil.rmtree(bases)
+    script.main(replace(config, resume=True))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert any(row["train/kl"] > 0 for row in read_metrics(tmp_path / "run")[1:])
+
+
 def test_a_resumed_run_starts_from_the_base_it_began_with(toy_base, tmp_path):
     """Another checkpoint that has become the latest of the base's folder since changes nothing."""
     bases = tmp_path / "bases"
     shutil.copytree(toy_base("moe") / "checkpoint", bases)
-    config = replace(config_of("moe", toy_base, tmp_path / "run", steps=1), checkpoint=bases)
+    more = {"steps": 1, "lora_rank": 2, "reference_reset": 0}
+    config = replace(config_of("moe", toy_base, tmp_path / "run", **more), checkpoint=bases)
     r1_zero.main(config)
-    before = policy.origin(bases, checkpoint.latest(tmp_path / "run" / "checkpoint"))
-    later = bases / "step-999999"
+    before, later = policy.origin(bases, None), bases / "step-999999"
     shutil.copytree(before, later)
     (bases / "latest").write_text("step-999999\n")
     assert policy.origin(bases, None) == later
-    assert policy.origin(bases, checkpoint.latest(tmp_path / "run" / "checkpoint")) == before != later
+    assert policy.origin(bases, checkpoint.latest(tmp_path / "run" / "checkpoint")) == before.resolve() != later
 
 
 def test_more_prompts_than_problems_are_refused_before_anything_is_written(toy_base, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -127,6 +128,23 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, config, tmp_path, monkeyp
     stop(monkeypatch, "reward_model", again, "experiments.reward_model", "clip_gradients", 6)
     reward_model.main(replace(again, resume=True))
     assert_same_run(again.out, whole)
+
+
+def test_a_run_resumes_without_its_base_but_not_from_a_changed_file(whole, config, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "run")
+    resumed = replace(config, out=out, resume=True)
+    away = config.checkpoint.rename(tmp_path / "away")
+    try:
+        reward_model.main(resumed)
+        assert_same_run(out, whole)
+        path = checkpoint.latest(out / "checkpoint") / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"^{path} has changed since the run saved its digest: put the old file"):
+            reward_model.main(resumed)
+    finally:
+        away.rename(config.checkpoint)
 
 
 def test_a_run_of_other_steps_is_not_resumed(whole, config):

@@ -134,6 +134,15 @@ def assert_same(moves, others):
         torch.testing.assert_close(move, other, atol=3e-5 * scale.item(), rtol=0)
 
 
+@pytest.mark.parametrize("name", [name for name in ALL if variants.COPIES.get(name) == "r1_zero"])
+def test_epochs_are_reshuffled(sampled, monkeypatch, name):
+    model, rollout, rewards = sampled
+    drawn, real = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *args, **more: drawn.append(real(*args, **more)) or drawn[-1])
+    learned(name, model, rollout, group_advantages(rewards).flatten(), epochs=3)
+    assert len({tuple(order.tolist()) for order in drawn}) == len(drawn) == 3
+
+
 @pytest.mark.parametrize("microbatch", [10**6, 100])
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("reinforce", "rloo", "reinforce_pp")])
 def test_the_gradient_is_the_one_that_is_claimed(sampled, name, microbatch):

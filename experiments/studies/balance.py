@@ -138,7 +138,6 @@ def measure(model: Transformer, batches: list[list[list[int]]]) -> dict[str, flo
 def train(run: Setting, out: Path) -> dict[str, float]:
     """One pre-training. Logs every step; returns the last evaluation and means over the last sixth of the steps."""
     base, log = run.base, open_run(out, run, resume=True)
-    log.cut_back(-1)
     seed_everything(run.seed)
     task = tasks.load(base.task)
     tokenizer = word_level(*task.vocabulary())
@@ -148,6 +147,7 @@ def train(run: Setting, out: Path) -> dict[str, float]:
     matrices, rest = split_parameters(model)
     optimizers = ((muon(matrices, base.muon_lr), base.muon_lr), (adamw(rest, base.adam_lr), base.adam_lr))
     layers = [module for module in model.modules() if isinstance(module, MoE)]
+    log.start()
     began, last = time.perf_counter(), []
     with progress(base.steps, run.name) as bar:
         corpus = itertools.islice(pretrain.token_batches(base, task, tokenizer), base.steps)
@@ -175,6 +175,7 @@ def train(run: Setting, out: Path) -> dict[str, float]:
     result = {key: value for key, value in last[-1].items() if key.startswith("eval/")} | means
     result |= {"steps": base.steps, "seconds": time.perf_counter() - began}
     log.result(result)
+    log.close()
     return result
 
 

@@ -186,8 +186,8 @@ def train(model: Transformer, tokenizer: Tokenizer, phase: Phase, run, config: C
     matrices, rest = split_parameters(model)
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
     state = {"step": 0, "steps": phase.steps, "seconds": 0.0}
-    if config.resume and checkpoint.latest(folder):
-        state = policy.restore(checkpoint.latest(folder), model, parts)
+    if resumed := checkpoint.resume(folder) if config.resume else None:
+        state = policy.restore(resumed, model, parts)
         same_steps(phase.steps, state["steps"])
     began = time.perf_counter() - state["seconds"]
     for step in steps(state["step"], phase.steps, phase.name):
@@ -264,9 +264,8 @@ def costs(config: Config, repeats: int = 15) -> dict[str, float]:
 def main(config: Config) -> dict[str, float]:
     """Train, extend, tune, measure; writes result.json and two figures and returns the result."""
     earlier(config)  # a file that is damaged is refused before the training
-    seed_everything(config.seed)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    run.cut_back(finished(config) if config.resume else -1)
+    seed_everything(config.seed)
     tokenizer = build_tokenizer()
     shape = ModelConfig(
         vocab=-(-tokenizer.size // 16) * 16, dim=config.dim, layers=config.layers, experts=0, ffn=2 * config.dim,
@@ -275,6 +274,7 @@ def main(config: Config) -> dict[str, float]:
     first, *tunings = phases(config)
     device = pick(config.device)
     model = Transformer(shape).to(device)
+    run.start(finished(config) if config.resume else -1)
     seconds = train(model, tokenizer, first, run, config)
     variants = {kind: extended(model, kind, config) for kind in EXTENSIONS}
     for kind, phase in zip(TUNED, tunings):

@@ -1,1 +1,1 @@
-"""What keeps the documents in step with the code."""
+"""What keeps the documents in step with the code, and the runs whole."""

@@ -196,10 +196,11 @@ def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], 
 
 def main(config: Config) -> dict[str, float]:
     """Train; save the latest and the best checkpoint under out/checkpoint; return the last validation."""
+    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     seed_everything(config.seed)
     device = pick(config.device)
     folder = config.out / "checkpoint"
-    resumed = checkpoint.latest(folder) if config.resume else None
+    resumed = checkpoint.resume(folder) if config.resume else None
     task = tasks.load(config.task, config.data)
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
     if config.prompts > len(train):
@@ -219,15 +220,15 @@ def main(config: Config) -> dict[str, float]:
 
     if resumed:
         state = policy.restore(resumed, model, parts)
-    else:  # before the folder of the run is made, so that a refusal leaves nothing behind
+    else:  # before `start` writes to the folder of the run, so that a refusal leaves nothing behind
         first = python_random(config.seed, 0).sample(train, min(64, 4 * config.prompts, len(train)))
         answers = sample(model, tokenizer, task, first, config, config.num_generations)
         state, metrics = {"step": 0, "best": -1.0, "seconds": 0.0}, preflight(answers, config.min_mixed)
-    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    run.cut_back(state["step"] if resumed else -1)
+    run.start(state["step"] if resumed else -1)
     began = time.perf_counter() - state["seconds"]
     if not resumed:
         metrics |= evaluate(model, tokenizer, task, held_out, config)
+        state["best"] = max(state["best"], metrics["eval/pass@1"])  # the best checkpoint beats the base
         run.log(0, metrics)
         print(f"before: validation pass@1 {metrics['eval/pass@1']:.1%}")
 
@@ -255,7 +256,7 @@ def main(config: Config) -> dict[str, float]:
             shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
             run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
             best = metrics["eval/pass@1"] > state["best"]
-            state = {"step": step, "source": str(source), "best": max(state["best"], metrics["eval/pass@1"])}
+            state |= {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
             state["seconds"] = time.perf_counter() - began
             saved = state | {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(folder, step, lambda path: policy.save(model, tokenizer, path, source), saved, best=best)

@@ -89,7 +89,7 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     """
     path = Path(path)
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        model, tokenizer = load(_base_of(path), device, dtype)
+        model, tokenizer = load(base_of(path), device, dtype)
         load_adapters(model, path)
         return model, tokenizer
     values, generation = describe(path)
@@ -159,7 +159,7 @@ def _check_sizes(path: Path, config: ModelConfig, stored: dict[str, Stored]) -> 
         raise ValueError(f"{path}: config.json has a size of {max(sizes)}, the largest of the weights is {largest}")
 
 
-def _base_of(adapters: Path) -> Path:
+def base_of(adapters: Path) -> Path:
     """The folder of the model that the adapters were trained on."""
     base = read_json(adapters / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(base, str) or not os.path.isfile(os.path.join(base, "config.json")):

@@ -1,0 +1,70 @@
+"""experiments/tools/kill_everywhere.py: a sample of its kills, and that it finds what is left over or differs."""
+
+import json
+
+import pytest
+import torch
+from runs import command
+
+from experiments.tools import kill_everywhere
+from minir1 import checkpoint
+
+DAMAGE = {
+    "left over": "checkpoint._clean = lambda folder: None",
+    "differs": "real = log.replace_text; log.replace_text = lambda path, text: real(path, text.replace('5', '4'))",
+    "fails": "checkpoint.resume = lambda folder: 1 / 0",
+}
+
+
+def tool(script: str, out, *words):
+    """Run the tool as a user does, and return the process and the numbers of its table."""
+    done = command("-m", "experiments.tools.kill_everywhere", "--script", script, "--out", out, *words)
+    return done, [int(word) for word in done.stdout.splitlines()[-1].split()[1:]]
+
+
+@pytest.mark.parametrize(
+    "script, words, least",
+    [("bare", ["--every", 5, "--double", 10], 35), ("pretrain", ["--every", 60], 2), ("lora", ["--every", 70], 2)],
+)
+def test_killed_runs_resume_to_the_same_bits(tmp_path, script, words, least):
+    done, (events, killed, equal, *others) = tool(script, tmp_path / "out", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert events > 100 and killed == equal >= least and others == [0, 0, 0]
+
+
+def test_the_events_are_those_of_a_checkpoint_and_the_logs(tmp_path):
+    seen = tmp_path / "out" / "events.json"
+    tool("bare", tmp_path / "out", "--every", 1000)
+    events = json.loads(seen.read_text())
+    for name in (
+        *("write metrics.jsonl", "write samples.jsonl", "os.rename config.json.tmp", "os.rename result.json.tmp"),
+        *("os.rename checkpoint/latest.tmp", "os.rename checkpoint/best.tmp", "os.rename checkpoint/step-000002"),
+        *("os.remove model.safetensors", "os.rmdir checkpoint/step-000002.tmp-deleted", "fsync ."),
+    ):
+        assert name in events, name
+    assert any(event.startswith("half of checkpoint/step-000002.tmp-") for event in events)
+
+
+@pytest.mark.parametrize("end", DAMAGE)
+def test_a_fault_is_found(tmp_path, end):
+    code = (
+        "import pathlib, sys\nfrom experiments.tools import kill_everywhere\nfrom minir1 import checkpoint, log\n"
+        f"{DAMAGE[end]}\n"
+        "kill_everywhere.main(kill_everywhere.Config('bare', every=9, out=pathlib.Path(sys.argv[1])))\n"
+    )
+    done = command("-c", code, tmp_path / "out")
+    assert done.returncode == 1 and f": {end}: " in done.stdout, done.stdout + done.stderr
+
+
+def test_only_the_clock_may_differ(tmp_path):
+    rows = [{"step": 1, "train/a": 1.0, "time/b_s": 2.0, "perf/c": 3.0}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert kill_everywhere.content(path, tmp_path) == [{"step": 1, "train/a": 1.0}]
+    write = lambda folder: (folder / "model.safetensors").write_bytes(b"w")
+    states = []
+    for seconds, weight in ((1.0, 0.5), (2.0, 0.5), (1.0, -0.5)):
+        state = {"step": 1, "seconds": seconds, "w": torch.tensor(weight), "bf16": torch.ones(2, dtype=torch.bfloat16)}
+        file = checkpoint.save(tmp_path / "checkpoint", 1, write, state) / checkpoint.STATE
+        states.append(kill_everywhere.content(file, tmp_path))
+    assert states[0] == states[1] != states[2]
