@@ -202,8 +202,8 @@ def main(config: Config) -> dict[str, float]:
     print(f"pre-training {parameters / 1e6:.2f}M parameters for {config.steps} steps of {config.batch} tokens")
     memory.show(memory.step_memory(model, microbatch=config.microbatch, muon=True, recompute=config.recompute), device)
     began, trained = time.perf_counter() - spent, 0
-    with progress(config.steps, "pre-training") as bar:
-        bar.advance(start)
+    with progress(config.steps, "pre-training") as advance:
+        advance(start)
         for step, rows in enumerate(itertools.islice(corpus, start, config.steps), start=start + 1):
             factor = warmup_stable_decay(step - 1, config.steps, config.warmup)
             parts["muon"].param_groups[0]["lr"] = config.muon_lr * factor
@@ -224,7 +224,7 @@ def main(config: Config) -> dict[str, float]:
             if loads:
                 metrics["train/max_violation"] = max(maximal_violation(load) for load in loads)
             run.log(step, metrics | {"perf/train_tok_s": speed})
-            bar.advance()
+            advance()
             if step % 100 == 0 or step == config.steps:
                 fields = [("loss", f"{loss:.3f}"), ("grad", f"{norm:.2f}"), ("tok/s", f"{speed:,.0f}")]
                 progress_line(step, config.steps, fields)

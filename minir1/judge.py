@@ -56,7 +56,7 @@ def sample_answers(
     """
     step = max(1, rows_at_once // max(1, answers))
     grid = []
-    with progress(len(problems), label) as bar:
+    with progress(len(problems), label) as advance:
         for start in range(0, len(problems), step):
             part = problems[start : start + step]
             rollout = collect(
@@ -70,7 +70,7 @@ def sample_answers(
                 rows=torch.arange(start * answers, (start + len(part)) * answers),
             )
             grid += judge_rollout(rollout, tokenizer, task, part, template, forced)
-            bar.advance(len(part))
+            advance(len(part))
     return grid
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -210,40 +212,23 @@ def progress_line(step: int, steps: int, fields: list[tuple[str, str]]) -> None:
     _console().print(line, soft_wrap=True)
 
 
-def progress(total: int, description: str) -> Bar:
-    """A progress bar: `with progress(100, "pretrain") as bar: bar.advance()`; silent without a name or terminal."""
-    return Bar(total, description)
+@contextmanager
+def progress(total: int, description: str) -> Iterator[Callable]:
+    """A progress bar: `with progress(100, "judge") as advance: advance(3)`; silent without a name or terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = _console()
+    silent = not (description and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
+        yield partial(bar.advance, bar.add_task(description, total=total))
 
 
 def steps(start: int, end: int, description: str) -> Iterator[int]:
     """The steps start + 1 … end of a training, under a progress bar."""
-    with progress(end, description) as bar:
-        bar.advance(start)
+    with progress(end, description) as advance:
+        advance(start)
         for step in range(start + 1, end + 1):
             yield step
-            bar.advance()
-
-
-class Bar:
-    """One rich progress bar; `advance(n)` moves it."""
-
-    def __init__(self, total: int, description: str):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = _console()
-        silent = not (description and console.is_terminal)
-        self.bar = Progress(*columns, console=console, transient=True, disable=silent)
-        self.task = self.bar.add_task(description, total=total)
-
-    def __enter__(self) -> Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        self.bar.stop()
-
-    def advance(self, n: int = 1) -> None:
-        """Move forward by n."""
-        self.bar.advance(self.task, n)
+            advance()
 
 
 def table(title: str, columns: list[str], rows: list[list]) -> None:

@@ -342,9 +342,9 @@ def test_wandb_offline_holds_the_same_numbers(tmp_path, capfd):
 def test_the_terminal_is_quiet_and_plain_in_a_pipe(capsys):
     log.progress_line(20, 600, [("reward", "0.41"), ("[b]", "x" * 300)])
     assert capsys.readouterr().out == f" 20/600  reward 0.41  [b] {'x' * 300}\n"
-    with log.progress(3, "pre-train") as bar:
-        bar.advance()
-        bar.advance(2)
+    with log.progress(3, "pre-train") as advance:
+        advance()
+        advance(2)
     assert capsys.readouterr() == ("", "")
     log.table("Countdown", ["", "pass@1"], [["before [1]", "34%"], ["after", 0.5], ["n" * 150, None]])
     out = capsys.readouterr().out
@@ -355,10 +355,10 @@ def test_lines_appear_above_a_running_bar(monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, color_system=None, width=80)
     monkeypatch.setattr(log, "get_console", lambda: console)
-    with log.progress(2, "pre-train") as bar:
+    with log.progress(2, "pre-train") as advance:
         for step in range(2):
             log.progress_line(step, 600, [("reward", "0.41")])
-            bar.advance()
+            advance()
     above = [line.split("\x1b[2K")[-1] for line in screen.getvalue().split("\n")]
     assert "  0/600  reward 0.41" in above and "  1/600  reward 0.41" in above and "2/2" in screen.getvalue()
 

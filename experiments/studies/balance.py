@@ -149,7 +149,7 @@ def train(run: Setting, out: Path) -> dict[str, float]:
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     log.start()
     began, last = time.perf_counter(), []
-    with progress(base.steps, run.name) as bar:
+    with progress(base.steps, run.name) as advance:
         corpus = itertools.islice(pretrain.token_batches(base, task, tokenizer), base.steps)
         for step, rows in enumerate(corpus, start=1):
             factor = warmup_stable_decay(step - 1, base.steps, base.warmup)
@@ -170,7 +170,7 @@ def train(run: Setting, out: Path) -> dict[str, float]:
                 row |= measure(model, held_out)
             log.log(step, row)
             last = [*last, row][-max(1, base.steps // 6) :]
-            bar.advance()
+            advance()
     means = {key: sum(row[key] for row in last) / len(last) for key in last[-1] if key.startswith("train/")}
     result = {key: value for key, value in last[-1].items() if key.startswith("eval/")} | means
     result |= {"steps": base.steps, "seconds": time.perf_counter() - began}

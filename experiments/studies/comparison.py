@@ -276,15 +276,15 @@ def complete(
     if missing:
         refuse_unusable(config)
     began, done, left = time.perf_counter(), 0, sum(cell.steps for cell in missing) + later
-    with progress(sum(cell.steps for cell in cells) + later, config.results.stem) as bar:
-        bar.advance(sum(cell.steps for cell in cells if cell.name in stored))
+    with progress(sum(cell.steps for cell in cells) + later, config.results.stem) as advance:
+        advance(sum(cell.steps for cell in cells if cell.name in stored))
         pool = pinned(config.jobs)
         try:
             waiting = {pool.submit(run, cell, config): cell for cell in missing}
             for count, future in enumerate(as_completed(waiting), start=1):
                 cell, error = waiting[future], future.exception()
                 done, left = done + cell.steps, left - cell.steps
-                bar.advance(cell.steps)
+                advance(cell.steps)
                 if error is None:
                     store(config.results, cell.name, future.result())
                     outcome = f"{cell.split} pass@1 {future.result()['pass@1']:.1%}"

@@ -395,7 +395,7 @@ def main(config: Config) -> dict[str, int]:
         folders = [*base_folders(Path(root)), *adapter_folders(Path(root))]
         chosen = cases(folders, config)
         began, total = time.perf_counter(), Counter()
-        with progress(len(chosen), "cases") as bar:
+        with progress(len(chosen), "cases") as advance:
             for case in chosen:
                 if config.verbose:
                     print(case, flush=True)
@@ -403,7 +403,7 @@ def main(config: Config) -> dict[str, int]:
                 kind = outcome if outcome in ("refused", "equal") else "failed"
                 counts.setdefault(case.folder.name, Counter())[kind] += 1
                 total[kind] += 1
-                bar.advance()
+                advance()
                 if kind == "failed":
                     print(f"{case}: {outcome}", flush=True)
     rows = [[name, *(f"{counts[name][kind]}" for kind in ("refused", "equal", "failed"))] for name in sorted(counts)]

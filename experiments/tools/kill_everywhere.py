@@ -287,7 +287,7 @@ def main(config: Config) -> dict[str, int]:
     plan = [[k] for k in range(1, len(events) + 1, config.every)]
     plan += [[rng.randint(1, len(events)), rng.randint(1, len(events))] for _ in range(config.double)]
     ends = dict.fromkeys(("equal", "differs", "left over", "fails"), 0)
-    with progress(len(plan), f"{config.script}: kills") as bar:
+    with progress(len(plan), f"{config.script}: kills") as advance:
         for deaths in plan:
             folder = out / "-".join(map(str, deaths))
             end, why = trial(script, options, deaths, folder, whole)
@@ -297,7 +297,7 @@ def main(config: Config) -> dict[str, int]:
                 folder.with_suffix(".txt").unlink()
             else:
                 print(f"killed at {', then '.join(f'{k} ({events[k - 1]})' for k in deaths)}: {end}: {why}")
-            bar.advance()
+            advance()
     rows = [[config.script, len(events), len(plan), *ends.values()]]
     table(f"runs that were killed and resumed, seed {config.seed}", ["", "events", "killed", *ends], rows)
     if ends["equal"] < len(plan):
