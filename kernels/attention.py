@@ -24,7 +24,7 @@ import torch
 import triton
 
 from . import attention_jit as jit
-from .once import differentiable_once
+from .once import refuse_second_derivative
 
 INTERPRET = not isinstance(jit.forward_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
 
@@ -90,8 +90,8 @@ def band(causal: bool, window: int | None) -> dict:
 
 
 def readable(x):
-    """x, copied unless a head's dimensions are contiguous and offsets within a tile fit 31 bits."""
-    return x if x.stride(-1) == 1 and x.stride(0) < 1 << 24 else x.contiguous()
+    """x [..., tokens, heads, d], copied unless d is contiguous and offsets within a tile fit 31 bits."""
+    return x if x.stride(-1) == 1 and x.stride(-3) < 1 << 24 else x.contiguous()
 
 
 def gpu(x) -> tuple[int, int]:
@@ -168,8 +168,8 @@ class _Attention(torch.autograd.Function):
         return o.to(q.dtype), lse
 
     @staticmethod
-    @differentiable_once
     def backward(ctx, do, _):
+        refuse_second_derivative()
         q, k, v, cu_q, cu_k, o, lse = ctx.saved_tensors
         do = do.to(q.dtype)
         do = do if 0 not in do.stride() else do.contiguous()

@@ -40,12 +40,6 @@ def blocks(rows: int, size: int, dtype: torch.dtype, major: int, shared: int) ->
     return dict(BLOCK_R=r, BLOCK_N=n, num_warps=warps, num_stages=stages, SPLIT=split)
 
 
-def _readable(x):
-    """x [B, M or T, …], copied unless a head's dimensions are contiguous and offsets within a tile fit 31 bits, as in
-    a cache."""
-    return x if x.stride(-1) == 1 and x.stride(1) < 1 << 24 else x.contiguous()
-
-
 def _decode(q1, q2, k, v, past, sizes: dict, scale, window, softcap, latent: bool):
     """q1 [B, T, H, ≥ D1], q2 [B, T, H, D2] (of any size without a second part), k [B, M, K, Dqk], v [B, M, K, Dv]."""
     (B, T, H, _), M, K, d_v = q1.shape, k.shape[1], k.shape[2], sizes["DV"]
@@ -73,7 +67,7 @@ def decode(q, k, v, past, *, scale, window=None, softcap=None):
     """q [B, T, H, Dqk], k [B, M, K, Dqk], v [B, M, K, Dv] of one dtype (fp32, bf16, fp16), past [B] integer -> o
     [B, T, H, Dv] of that dtype. The T new tokens of row b are in slots past[b] … past[b] + T - 1, and token t sees the
     slots up to its own, with a window w the last w of them. minir1.ops checks the arguments."""
-    q, k, v = (_readable(x) for x in (q, k, v))
+    q, k, v = (base.readable(x) for x in (q, k, v))
     sizes = base.heads(q.shape[-1], v.shape[-1])
     return _decode(q, q[..., sizes["D1"]:], k, v, past, sizes, float(scale), window, softcap, False)
 
@@ -81,8 +75,7 @@ def decode(q, k, v, past, *, scale, window=None, softcap=None):
 def decode_latent(q_lat, q_rope, latent, past, *, scale):
     """q_lat [B, T, H, C], q_rope [B, T, H, R], latent [B, M, C + R], C a power of two -> [B, T, H, C]; as `decode`,
     with keys latent[b, m] and values latent[b, m, :C] for all heads."""
-    q_lat, q_rope, latent = (_readable(x) for x in (q_lat, q_rope, latent))
+    q_lat, q_rope, k = (base.readable(x) for x in (q_lat, q_rope, latent.unsqueeze(2)))
     C, R = q_lat.shape[-1], q_rope.shape[-1]
     sizes = dict(D=C + R, D1=C, D2=max(16, triton.next_power_of_2(R)), DV=C, V1=C, V2=0)
-    k = latent.unsqueeze(2)
     return _decode(q_lat, q_rope, k, k, past, sizes, float(scale), None, None, True)

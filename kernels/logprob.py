@@ -27,7 +27,7 @@ import torch
 import triton
 
 from . import logprob_jit as jit
-from .once import differentiable_once
+from .once import refuse_second_derivative
 
 INTERPRET = not isinstance(jit.partials_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 at the first import
 DX_BYTES = 128 << 20  # of dx in memory at a time
@@ -154,8 +154,8 @@ class _LinearLogprob(torch.autograd.Function):
         return logp, stat[2].clone() if entropy else None
 
     @staticmethod
-    @differentiable_once
     def backward(ctx, g, g_H):
+        refuse_second_derivative()
         h, w, target, stat = ctx.saved_tensors
         if g is None and g_H is None:
             return (None,) * 7

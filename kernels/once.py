@@ -2,12 +2,8 @@
 import torch
 
 
-def differentiable_once(backward):
-    """RuntimeError under create_graph=True. torch's once_differentiable raises none where the upstream gradient is a
-    constant, as that of a sum."""
-    def run(ctx, *grads):
-        if torch.is_grad_enabled():
-            raise RuntimeError("create_graph=True: a kernel has no second derivative")
-        return backward(ctx, *grads)
-
-    return run
+def refuse_second_derivative() -> None:
+    """RuntimeError in a backward pass under create_graph=True. torch's once_differentiable raises none where the
+    upstream gradient is a constant, as that of a sum."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("create_graph=True: a kernel has no second derivative")

@@ -1,11 +1,11 @@
 """attention.py against a softmax written out, one head and one query at a time."""
 import pytest
+import standin
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minir1.model.attention import (
     _attention_and_log_z,
-    _explicit,
     cached_attention,
     cached_latent_attention,
     causal_attention,
@@ -14,6 +14,7 @@ from minir1.model.attention import (
 from minir1.ops import attention, decode_attention, decode_latent
 from minir1.ops.decode import over_slots
 
+DEVICE = standin.register()
 SIZES = [(8, 8), (12, 8), (8, 12), (6, 4)]  # d_qk, d_v
 RATIOS = [(4, 4), (4, 2), (4, 1), (7, 1), (6, 3)]  # H, K
 
@@ -66,7 +67,8 @@ def test_scores_above_the_largest_fp16_number_before_their_scale():
     v, bias, position = torch.randn(1, 2, 1, 8).half(), torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.int64)
     want = v[:, :1]  # the first key takes all of the weight
     torch.testing.assert_close(cached_attention(q, k, v, position, bias, 0.125), want)
-    torch.testing.assert_close(_explicit(q, k, v, 0.125, causal=False)[0].transpose(1, 2), want)
+    there = _attention_and_log_z(q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), 0.125, causal=False)[0]
+    torch.testing.assert_close(there.cpu().transpose(1, 2), want)
     latent = torch.cat((k, k), -1).squeeze(2)
     torch.testing.assert_close(cached_latent_attention(q, q, latent, position, bias, 0.125), k[:, :1])
     past = position[:, 0]
@@ -110,11 +112,12 @@ def test_merging_parts_whose_scores_lie_far_apart():
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("H,K", RATIOS)
-def test_plain_blocks_equal_the_fused_operator(H, K, causal):
-    """Devices other than the CPU take the plain path."""
+def test_blocks_on_another_device_equal_those_on_the_cpu(H, K, causal):
+    """It runs row by row, in plain operations."""
     q, k, v = tensors(2, 5, 5, H, K, 8, 12)
-    for have, want in zip(_explicit(q, k, v, 0.4, causal), _attention_and_log_z(q, k, v, 0.4, causal)):
-        torch.testing.assert_close(have, want)
+    there = _attention_and_log_z(*(x.to(DEVICE) for x in (q, k, v)), 0.4, causal)
+    for have, want in zip(there, _attention_and_log_z(q, k, v, 0.4, causal)):
+        torch.testing.assert_close(have.cpu(), want)
 
 
 def test_large_scores_in_half_precision_stay_finite():

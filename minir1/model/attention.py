@@ -13,7 +13,6 @@ from torch import Tensor
 
 from minir1.model.packing import Packing
 from minir1.ops import attention, decode_attention, decode_latent
-from minir1.ops.chunks import within_fp16
 from minir1.ops.decode import over_slots
 from minir1.ops.dispatch import use_triton
 
@@ -71,30 +70,15 @@ def chunk_attention(q: Tensor, k: Tensor, v: Tensor, past: Iterable[tuple[Tensor
 
 def _attention_and_log_z(q, k, v, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """Arguments as for `causal_attention` -> out [B, H, T, Dv] and, in fp32 or better, log Z [B, H, T, 1]."""
-    v_size = v.shape[-1]
-    if use_triton("auto", q, k, v):
-        rows = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
-        new, keys, flat = q.shape[1], k.shape[1], (x.flatten(0, 1) for x in (q, k, v))
-        out, log_z = attention(*flat, rows * new, rows * keys, new, keys, scale, causal, check=False)
-        return out.unflatten(0, (-1, new)).transpose(1, 2), log_z.unflatten(1, (-1, new)).transpose(0, 1).unsqueeze(-1)
-    if q.device.type == "cpu":  # the operator behind torch's fused attention: twice as fast as `_explicit`
+    if q.device.type == "cpu" and not use_triton("auto", q, k, v):  # all rows at once, by torch's fused attention
+        v_size = v.shape[-1]
         q, k, v = _heads_first(q, k, v)
         out, log_z = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
         return out[..., :v_size], log_z.unsqueeze(-1)
-    return _explicit(q, k, v, scale, causal)
-
-
-def _explicit(q, k, v, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """The same in plain operations, with all scores of the block in memory: [B, H, T, S] in fp32."""
-    shared = q.shape[2] // k.shape[2]  # query heads of one key head
-    q, scale = within_fp16(q, scale)
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    scores = torch.matmul(q.unflatten(1, (-1, shared)), k.unsqueeze(2).mT).float() * scale  # [B, K, H/K, T, S]
-    if causal:
-        scores = scores.masked_fill(torch.ones_like(scores[0, 0, 0], dtype=torch.bool).triu(1), float("-inf"))
-    log_z = scores.logsumexp(-1, keepdim=True)
-    out = torch.matmul((scores - log_z).exp().to(v.dtype), v.unsqueeze(2))
-    return out.flatten(1, 2), log_z.flatten(1, 2)
+    rows = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
+    new, keys, flat = q.shape[1], k.shape[1], (x.flatten(0, 1) for x in (q, k, v))
+    out, log_z = attention(*flat, rows * new, rows * keys, new, keys, scale, causal, check=False)
+    return out.unflatten(0, (-1, new)).transpose(1, 2), log_z.unflatten(1, (-1, new)).transpose(0, 1).unsqueeze(-1)
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bias: Tensor, scale: float) -> Tensor:
