@@ -11,7 +11,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
@@ -93,16 +93,11 @@ def _raise(message: str):
     raise TemplateError(message)
 
 
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    # jinja's own escapes <, > and &, for web pages
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 # With what Hugging Face lets a template use: trimmed blocks, break and continue, three functions.
 ENVIRONMENT = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
 )
-ENVIRONMENT.filters["tojson"] = _tojson
+ENVIRONMENT.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # jinja's escapes <, > and &, for web pages
 ENVIRONMENT.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
 compiled = lru_cache(ENVIRONMENT.from_string)
 

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from minir1 import chat_template
-from minir1.files import read_json, read_text
+from minir1.files import read_json, read_text, write_json
 
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -162,7 +162,7 @@ class Tokenizer:
             config["chat_template"] = listed if self.templates else self.template
         if self.bos_token:
             config["bos_token"] = self.bos_token
-        (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_json(path / "tokenizer_config.json", config)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -243,11 +243,6 @@ def train_bpe(texts: Iterable[str], size: int, numbers: bool = False) -> Tokeniz
         pieces = [pre_tokenizers.Split(pattern, behavior="isolated"), *pieces]
     backend.pre_tokenizer = pre_tokenizers.Sequence(pieces)
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=special,
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
+    settings = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
+    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, **settings))
     return Tokenizer(backend)

@@ -39,8 +39,9 @@ def block_of(config: dict) -> tuple[int, int] | None:
     stated = config.get("quantization_config")
     if stated is None:
         return None
+    stated = {"fmt": "e4m3"} | stated
     for name, only in (("quant_method", "fp8"), ("fmt", "e4m3")):
-        if stated.get(name, "e4m3" if name == "fmt" else None) != only:
+        if stated.get(name) != only:
             raise ValueError(f"quantization_config: {name} = {shown(stated.get(name))} is not supported, only {only!r}")
     block = stated.get("weight_block_size")
     if not (isinstance(block, list) and len(block) == 2 and all(is_a(n, "int") and n > 0 for n in block)):

@@ -10,7 +10,6 @@ PreTrainedTokenizerFast.from_pretrained.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minir1.files import read_json
+from minir1.files import read_json, write_json
 from minir1.model.config import ModelConfig
 from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
 from minir1.model.hf_config import SCALAR, class_of, from_hf_config, to_hf_config
@@ -51,7 +50,7 @@ def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes
         raise ValueError("the model has adapters: lora.merge folds them in, lora.save_adapters writes them alone")
     config = to_hf_config(model.config)
     write(path, to_hf_tensors(model), config, shard_bytes)
-    _write_json(Path(path) / "generation_config.json", _generation(config, tokenizer.generation))
+    write_json(Path(path) / "generation_config.json", _generation(config, tokenizer.generation))
     tokenizer.save(path)
 
 
@@ -76,8 +75,8 @@ def write(path: str | Path, tensors: dict[str, Tensor], config: dict, shard_byte
             "total_size": sum(tensor.nbytes for tensor in tensors.values()),
         }
         where = {name: file for file, names in files.items() for name in names}
-        _write_json(path / INDEX, {"metadata": counts, "weight_map": dict(sorted(where.items()))})
-    _write_json(path / "config.json", config | {"torch_dtype": dtype})
+        write_json(path / INDEX, {"metadata": counts, "weight_map": dict(sorted(where.items()))})
+    write_json(path / "config.json", config | {"torch_dtype": dtype})
 
 
 def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
@@ -306,7 +305,3 @@ def _generation(config: dict, loaded: dict) -> dict:
     if isinstance(several, list) and ends.get("eos_token_id") in several:
         ends["eos_token_id"] = several
     return loaded | ends
-
-
-def _write_json(path: Path, values: dict) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -35,11 +35,7 @@ NAMES = {  # ours -> theirs, inside a layer
     "ffn.shared.down": "mlp.shared_experts.down_proj",
 }
 EMBEDDING = "model.embed_tokens.weight"
-TOP = {
-    "embedding.weight": EMBEDDING,
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-}
+TOP = {"embedding.weight": EMBEDDING, "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
 MTP = {"enorm": "enorm", "hnorm": "hnorm", "eh_proj": "eh_proj", "norm": "shared_head.norm"}  # of module k, layer L + k
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 REPEATED = ("embed_tokens.weight", "shared_head.head.weight")  # copies of the model's own, in each MTP module

@@ -8,7 +8,6 @@ reinforcement learning without a second copy of the weights. Files have PEFT's f
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minir1.files import read_json
+from minir1.files import read_json, write_json
 from minir1.model.hf_tensors import NAMES, uncompiled
 from minir1.model.moe import Experts, grouped_linear
 from minir1.model.transformer import Transformer
@@ -198,7 +197,6 @@ def save_adapters(model: Transformer, path: str | Path, base: str | Path) -> Non
     if not named:
         raise ValueError("the model has no adapters to save")
     path, first = Path(path), next(iter(named.values()))
-    path.mkdir(parents=True, exist_ok=True)
     rank = first.A.shape[-2]
     linear = {_their_name(name).rsplit(".", 1)[1] for name, m in named.items() if isinstance(m, LoRALinear)}
     stacked = any(isinstance(m, LoRAExperts) for m in named.values())
@@ -214,7 +212,7 @@ def save_adapters(model: Transformer, path: str | Path, base: str | Path) -> Non
         "target_parameters": list(STACKED) if stacked else None,
         "inference_mode": True,
     }
-    (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(path / "adapter_config.json", config)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in _peft_tensors(model).items()}
     save_file(tensors, str(path / "adapter_model.safetensors"), metadata={"format": "pt"})
 
