@@ -65,13 +65,13 @@ def show_one(name: str, counts: dict, cache_bytes: float) -> None:
     """Two tables: the parts, and what a token costs."""
     rows = [
         [label, f"{counts[f'total/{part}']:,}", f"{counts[f'active/{part}']:,}"]
-        for part, label in PARTS.items()
+        for part, (label, _) in PARTS.items()
         if part != "mtp" and (counts[f"total/{part}"] or counts[f"active/{part}"])
     ]
     rows.append(["sum", f"{counts['total']:,}", f"{counts['active']:,}"])
     rows.append(["sum, input embedding active", "", f"{counts['active_with_embedding']:,}"])
     if counts["total/mtp"]:
-        rows.append([f"{PARTS['mtp']}, on top", f"{counts['total/mtp']:,}", f"{counts['active/mtp']:,}"])
+        rows.append([f"{PARTS['mtp'][0]}, on top", f"{counts['total/mtp']:,}", f"{counts['active/mtp']:,}"])
     table(f"{name}: {human(counts['total'])} parameters", ["", "total", "active per token"], rows)
     cache = counts["cache/token"]
     costs = [

@@ -6,7 +6,7 @@ end or texts that fill the memory. The limits of a process do, whatever the temp
 
 import json
 import os
-import select
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -28,19 +28,21 @@ def render(template: str, values: dict) -> str:
     ValueError if the template is no Jinja, leaves the sandbox, needs a variable that is not set, itself refuses the
     messages, or exceeds SECONDS, MEMORY or LONGEST.
     """
-    asked, reply = json.dumps([template, values], default=str), ""
+    asked, reply = json.dumps([SECONDS, template, values], default=str), ""
     with LOCK:
         process = _process(os.getpid())
         try:
             with suppress(BrokenPipeError):  # it has ended
                 print(asked, file=process.stdin, flush=True)
-                reply = process.stdout.readline() if select.select([process.stdout], [], [], SECONDS)[0] else ""
+                reply = process.stdout.readline()  # "" when it ends
         finally:  # a late reply must not be the next one's, also after Ctrl-C
             if not reply:
                 process.kill()
                 process.wait()
                 _process.cache_clear()
-    text, error = json.loads(reply or f'["", "takes more than {SECONDS} s or {MEMORY >> 20} MiB"]')
+    if not reply:
+        raise ValueError(f"the chat template takes more than {SECONDS} s or {MEMORY >> 20} MiB")
+    text, error = json.loads(reply)
     if error:
         raise ValueError(f"the chat template {error}")
     return text
@@ -50,20 +52,20 @@ def render(template: str, values: dict) -> str:
 def _process(parent: int) -> subprocess.Popen:
     """The process that renders for one process (a fork must not share it)."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, __file__], text=True, start_new_session=True, **pipes)
-    process.stdout.readline()  # it has started
-    return process
+    return subprocess.Popen([sys.executable, __file__], text=True, start_new_session=True, **pipes)
 
 
 def serve() -> None:
-    """Answer each line of standard input, [template, values], by [text, error]."""
+    """Answer each line of standard input, [seconds, template, values], by [text, error]."""
     import resource  # not on Windows
 
     with suppress(ValueError, OSError):  # macOS limits no memory
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    print(flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(*json.loads(line))), flush=True)
+        seconds, *asked = json.loads(line)
+        signal.alarm(seconds)  # which ends the process
+        print(json.dumps(answer(*asked)), flush=True)
+        signal.alarm(0)
 
 
 def answer(template: str, values: dict) -> tuple[str, str]:

@@ -114,9 +114,6 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
-# ---- as text -----------------------------------------------------------------------------------
-
-
 def with_interval(mean: float, low: float, high: float, form: str = ".1%") -> str:
     """84.2% [80.1, 88.3]"""
     return f"{mean:{form}} [{f'{low:{form}}'.rstrip('%')}, {f'{high:{form}}'.rstrip('%')}]"

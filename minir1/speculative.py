@@ -221,9 +221,6 @@ def drop_ended(alive: Tensor, ended: Tensor, state: State, cache: Cache) -> Tens
     return alive[keep]
 
 
-# ---- generation ---------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def speculate(
     model: Transformer,

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -39,13 +40,19 @@ def test_the_process_that_renders_stays():
     assert render(TEMPLATE, VALUES) == "User:2+2?\nAssistant:"
 
 
-def test_an_interrupt_leaves_no_reply_for_the_next_prompt(monkeypatch):
+def test_an_interrupt_leaves_no_reply_for_the_next_prompt():
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(chat_template.select, "select", interrupted)
-        render("one", VALUES)
+    assert render("one", VALUES) == "one"
+    before = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            render(ENDLESS["loops"], VALUES)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
     assert render("two", VALUES) == "two"
 
 

@@ -136,7 +136,7 @@ def test_biases_and_norm_weights_are_parameters_but_no_matrices():
 
 
 def test_an_unknown_parameter_is_named():
-    with pytest.raises(ValueError, match="parameter 'lora_a' belongs to no part; known are mtp, norms"):
+    with pytest.raises(ValueError, match="parameter 'lora_a' belongs to no part; known are embedding, attention"):
         counting.part_of("lora_a")
 
 

@@ -92,14 +92,14 @@ def demo(result: dict[str, float]) -> str:
 def count_parts(figures: dict[str, dict[str, float]]) -> str:
     """DeepSeek-V3 by part: parameters, active ones, and their share."""
     one, rows = figures["deepseek-v3"], []
-    for part, label in PARTS.items():
+    for part, (label, _) in PARTS.items():
         if part != "mtp":
             total, active = one[f"total/{part}"], one[f"active/{part}"]
             shares = f"{total / one['total']:.2%}", f"{active / one['active']:.2%}"
             rows.append([label, f"{total:,}", shares[0], f"{active:,}", shares[1]])
     rows.append(["**sum**", f"**{one['total']:,}**", "", f"**{one['active']:,}**", ""])
     rows.append(["sum with the input embedding", "", "", f"**{one['active_with_embedding']:,}**", ""])
-    rows.append([f"{PARTS['mtp']}, on top", f"{one['total/mtp']:,}", "", f"{one['active/mtp']:,}", ""])
+    rows.append([f"{PARTS['mtp'][0]}, on top", f"{one['total/mtp']:,}", "", f"{one['active/mtp']:,}", ""])
     return markdown_table(["", "total", "share", "active per token", "share"], rows)
 
 

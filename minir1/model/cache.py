@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -66,14 +68,13 @@ class Cache:
 
     def repeat(self, answers: int, slots: int) -> Cache:
         """A new cache with every row `answers` times, side by side, for up to `slots` tokens."""
-        new = object.__new__(Cache)
+        new = copy(self)
         new.layers = []
         for old in self.layers:
             layer = _empty(len(old) * answers, slots, old.shape[2:], old.device, old.dtype)
             layer[:, : self.used] = old[:, : self.used].repeat_interleave(answers, dim=0)
             new.layers.append(layer)
         new.length = self.length.repeat_interleave(answers)
-        new.used = self.used
         return new
 
 

@@ -26,39 +26,25 @@ from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
 from minir1.model.transformer import Transformer, on_meta
 
-MARKS = {  # part -> what the names of its parameters contain; the first match counts
-    "mtp": "mtp.",
-    "norms": "norm.",
-    "embedding": "embedding.",
-    "attention": ".attention.",
-    "router": ".router.",
-    "routed": ".experts.",
-    "shared": ".shared.",
-    "dense": ".ffn.",
-    "head": "head.",
+PARTS = {  # part -> its label, and what the names of its parameters contain; of several parts the last one counts
+    "embedding": ("embedding", "embedding."),
+    "attention": ("attention", ".attention."),
+    "dense": ("dense feed-forward", ".ffn."),
+    "shared": ("shared experts", ".shared."),
+    "routed": ("routed experts", ".experts."),
+    "router": ("router", ".router."),
+    "norms": ("norms", "norm."),
+    "head": ("head", "head."),
+    "mtp": ("multi-token prediction", "mtp."),
 }
-PARTS = {  # part -> its label in the table, in the table's order
-    "embedding": "embedding",
-    "attention": "attention",
-    "dense": "dense feed-forward",
-    "shared": "shared experts",
-    "routed": "routed experts",
-    "router": "router",
-    "norms": "norms",
-    "head": "head",
-    "mtp": "multi-token prediction",
-}
-
-
-# ---- parameters --------------------------------------------------------------------------------
 
 
 def part_of(name: str) -> str:
     """The part that the parameter of this name belongs to; ValueError if there is none."""
-    for part, mark in MARKS.items():
+    for part, (_, mark) in reversed(PARTS.items()):
         if mark in name:
             return part
-    raise ValueError(f"parameter {name!r} belongs to no part; known are {', '.join(MARKS)}")
+    raise ValueError(f"parameter {name!r} belongs to no part; known are {', '.join(PARTS)}")
 
 
 def total_parameters(model: Transformer) -> dict[str, int]:
@@ -81,9 +67,6 @@ def active_parameters(model: Transformer, matrices: bool = False) -> dict[str, i
             n = parameter.numel()
             counts[part_of(name)] += n * chosen // experts if ".experts." in name else n
     return counts | {"embedding": 0, "head": model.head.weight.numel()}
-
-
-# ---- cache and operations ----------------------------------------------------------------------
 
 
 def cache_values(config: ModelConfig) -> int:

@@ -14,7 +14,7 @@ from minir1.model.config import ModelConfig
 from minir1.model.hf_config import SCALAR, architecture, class_of, to_hf_config
 from minir1.model.hf_tensors import to_hf_tensors
 from minir1.model.lora import adapters
-from minir1.model.transformer import Transformer, on_meta
+from minir1.model.transformer import Transformer
 from minir1.ops.chunks import no_autocast
 from minir1.tokenizer import Tokenizer
 
@@ -90,9 +90,6 @@ class ScalarModel(nn.Module):
         return self.head(hidden[torch.arange(rows, device=hidden.device), last])
 
 
-# ---- folders -----------------------------------------------------------------------------------
-
-
 def scalar_class(config: ModelConfig) -> str:
     """The Hugging Face class of a scalar model with this trunk; ValueError where none computes the same."""
     name = architecture(replace(config, tied=False, mtp_depth=0))
@@ -136,13 +133,8 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     labels = len(values["id2label"]) if values.get("id2label") else values.get("num_labels", 2)  # transformers' default
     if labels != 1:
         raise ValueError(f"{path} has {labels} labels: a scalar model has 1")
-    return hf.read(path, replace(config, mtp_depth=0), _on_meta, _tensors, values, device, dtype), tokenizer
-
-
-def _on_meta(config: ModelConfig) -> ScalarModel:
-    """The model without memory for its weights."""
-    with torch.device("meta"):
-        return ScalarModel(on_meta(config), ValueHead(config.dim))
+    make = lambda config: ScalarModel(Transformer(config), ValueHead(config.dim))
+    return hf.read(path, replace(config, mtp_depth=0), make, _tensors, values, device, dtype), tokenizer
 
 
 def _tensors(model: ScalarModel) -> dict[str, Tensor]:

@@ -2,10 +2,6 @@
 
 hf_config.py translates config.json, hf_tensors.py the names of tensors. Only safetensors files are read, one tensor at
 a time, straight into the model.
-
-AutoTokenizer of transformers 5 opens every Qwen2 folder as Qwen2Tokenizer, which takes vocabulary and merges from
-tokenizer.json but splits text as Qwen does. Another tokenizer in such a folder needs
-PreTrainedTokenizerFast.from_pretrained.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
 from minir1.model.hf_config import SCALAR, class_of, from_hf_config, to_hf_config
 from minir1.model.hf_tensors import EMBEDDING, copy_of, to_hf_tensors, with_mtp_of
 from minir1.model.lora import adapters, load_adapters
-from minir1.model.transformer import Transformer, on_meta
+from minir1.model.transformer import Transformer
 from minir1.model.typed import is_a, shown
 from minir1.tokenizer import Tokenizer
 
@@ -97,7 +93,7 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
         raise ValueError(f"{path} holds a {name}, no language model: minir1.model.heads.load opens scalar models")
     tokenizer, config = tokenizer_and_config(path, values)
     tokenizer.generation = generation
-    return read(path, config, on_meta, to_hf_tensors, values, device, dtype), tokenizer
+    return read(path, config, Transformer, to_hf_tensors, values, device, dtype), tokenizer
 
 
 def describe(path: str | Path) -> tuple[dict, dict]:
@@ -131,7 +127,8 @@ def read(path, config: ModelConfig, make: Callable[[ModelConfig], M], tensors_of
     path, block = Path(path), block_of(values)
     stored = _headers(_files(path))
     _check_sizes(path, config, stored)
-    model = make(with_mtp_of(config, stored))
+    with torch.device("meta"):
+        model = make(with_mtp_of(config, stored))
     tensors = tensors_of(model)
     copies = {name: original for name in stored if (original := copy_of(name, model.config)) in tensors}
     wrong = _misfits(tensors, {name: tensor for name, tensor in stored.items() if name not in copies}, block)

@@ -106,9 +106,6 @@ TYPES = {theirs: ModelConfig.__annotations__[ours] for ours, theirs in (COMMON |
 TYPES |= {field: kind for kind, names in OTHERS.items() for field in names.split()}
 
 
-# ---------------------------------------------------------------- out
-
-
 def architecture(config: ModelConfig) -> str:
     """The Hugging Face class that computes the same; ValueError names the field that no class supports."""
 
@@ -225,9 +222,6 @@ def _mla_to_hf(name: str, config: ModelConfig) -> dict:
         "scoring_func": "sigmoid" if name == V3 else "softmax",
         "topk_method": "noaux_tc" if name == V3 else grouped,
     } | ({"num_nextn_predict_layers": config.mtp_depth} if name == V3 else {})
-
-
-# ---------------------------------------------------------------- in
 
 
 def from_hf_config(values: dict) -> ModelConfig:

@@ -107,9 +107,6 @@ def _fused(q, k, v, scale, causal, window):
     return o[0, ..., : v.shape[-1]].transpose(0, 1), lse if plain else lse.masked_fill(~mask.any(1), -torch.inf)
 
 
-# ---- checks of arguments ------------------------------------------------------------------------
-
-
 def _check(q, k, v, cu_q, cu_k, max_q, max_k) -> None:
     if q.ndim != 3 or 0 in q.shape[1:]:
         raise ValueError(f"q {tuple(q.shape)}: want [N, H, Dqk]")

@@ -37,9 +37,6 @@ PRIORITY = {"+": 1, "-": 1, "*": 2}
 TOKEN = re.compile(r"[ \t\r\n]*(?:(0|[1-9][0-9]*)|([-+*()]))")
 
 
-# Problems and their splits
-
-
 def problems(split: str, data: None = None, variant: str = "default") -> list[Problem]:
     """The problems of one split, in the order of `all_problems`. ValueError for an unknown split or variant."""
     if split not in SPLITS:
@@ -87,9 +84,6 @@ def split_of(problem: Problem) -> str:
     if part < TEST:
         return "test"
     return "validation" if part < TEST + VALIDATION else "train"
-
-
-# Verification
 
 
 def verify(problem: Problem, text: str) -> Verdict:
@@ -165,9 +159,6 @@ def _reduce(values: list[int], pending: list[str], priority: int) -> None:
     while pending and pending[-1] != "(" and PRIORITY[pending[-1]] >= priority:
         b, a = values.pop(), values.pop()
         values.append(apply(a, pending.pop(), b))
-
-
-# Optional functions of a task
 
 
 def difficulty(problem: Problem) -> str:

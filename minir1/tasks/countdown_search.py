@@ -54,9 +54,6 @@ def parse(problem: Problem) -> tuple[tuple[int, ...], int]:
     return tuple(int(n) for n in match[2].split(",")), int(match[1])
 
 
-# Tries
-
-
 @lru_cache(maxsize=None)
 def tries(numbers: tuple[int, ...], level: str | Level = "default") -> tuple[Try, ...]:
     """Every legal try, each text once, in a systematic order.

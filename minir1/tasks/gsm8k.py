@@ -34,9 +34,6 @@ NO_UNITS = re.compile(  # words that change the number, add another one, or deny
 )
 
 
-# Problems
-
-
 def problems(split: str, data: str | Path) -> list[Problem]:
     """The problems of one split, in the order of the file; `validation` is a share left out of the published train.
 
@@ -68,9 +65,6 @@ def _read(line: bytes, where: str) -> Problem:
     if not isinstance(question, str) or not marked or number(reference) is None:
         raise ValueError(f'{where}: need {{"question": "…", "answer": "… #### number"}}, got {line[:60]!r}')
     return Problem(question, reference.strip())
-
-
-# Verification
 
 
 def verify(problem: Problem, text: str) -> Verdict:
