@@ -35,7 +35,7 @@ from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, warmup_stable_decay
 from minir1.policy import frozen_copy, load_policy
 from minir1.preference import dpo, implicit_reward
-from minir1.preference_data import Rows, accuracy, in_parts, load_both, padded
+from minir1.preference_data import Rows, accuracy, in_parts, load, padded
 from minir1.seed import seed_everything
 from minir1.settings import above, at_least, same_steps
 from minir1.templates import TEMPLATES
@@ -154,7 +154,8 @@ def main(config: Config) -> dict[str, float]:
     start = policy.origin(config.checkpoint, resumed)
     model, tokenizer, _ = load_policy(start, device, dtype, recompute=config.recompute)
     reference = frozen_copy(model)
-    train, held_out = load_both(config.pairs, config.held_out, tokenizer, config.max_length, config.template)
+    opening = tokenizer, config.max_length, config.template
+    train, held_out = (load(path, *opening) for path in (config.pairs, config.held_out))
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer, "reference": reference}
 

@@ -35,7 +35,7 @@ from minir1.model.heads import ScalarModel, ValueHead
 from minir1.optim import adamw, clip_gradients, warmup_stable_decay
 from minir1.policy import load_policy
 from minir1.preference import bradley_terry, calibration, calibration_error
-from minir1.preference_data import Rows, accuracy, in_parts, load_both, padded
+from minir1.preference_data import Rows, accuracy, in_parts, load, padded
 from minir1.seed import seed_everything
 from minir1.settings import above, at_least, same_steps
 from minir1.templates import TEMPLATES
@@ -163,7 +163,8 @@ def main(config: Config) -> dict[str, float]:
         trunk, tokenizer, _ = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
         heads.scalar_class(trunk.config)  # what cannot be saved is refused before it is trained
         model = ScalarModel(trunk, ValueHead(trunk.config.dim).to(device, dtype))
-    train, held_out = load_both(config.pairs, config.held_out, tokenizer, config.max_length, config.template)
+    opening = tokenizer, config.max_length, config.template
+    train, held_out = (load(path, *opening) for path in (config.pairs, config.held_out))
     if config.margin and any(pair.score_gap is None for pair in train + held_out):
         raise ValueError(f"margin = {config.margin}: some pairs have no score_chosen and score_rejected; 0 without")
     optimizer = adamw(model.parameters(), config.learning_rate)

@@ -39,7 +39,9 @@ def bradley_terry(
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing = {label_smoothing}: 0 to below 0.5")
-    gap = torch.sub(*_upcast(chosen, rejected, *([margin] if isinstance(margin, Tensor) else []))[:2])
+    gap = torch.sub(*_upcast(chosen, rejected))
+    if isinstance(margin, Tensor):
+        gap, margin = _upcast(gap, margin)
     right = F.logsigmoid(gap - margin)
     swapped = F.logsigmoid(-gap - margin) if label_smoothing else 0.0  # 0·∞ would be NaN
     return -(1 - label_smoothing) * right - label_smoothing * swapped

@@ -158,9 +158,6 @@ def _score_gap(row: dict) -> float | None:
     return float(scores[0] - scores[1])
 
 
-# ---- as tokens ---------------------------------------------------------------------------------
-
-
 class Rows(NamedTuple):
     """A pair as tokens: `[prompt | answer | EOS]` twice."""
 
@@ -175,8 +172,8 @@ class Rows(NamedTuple):
         return max(len(self.chosen), len(self.rejected))
 
 
-def load(path: Path, tokenizer: Tokenizer, most: int, template: str = "chat") -> tuple[list[Rows], list[str]]:
-    """The pairs of a file as tokens, and the reason for each one left out: no comparison, or over `most` tokens.
+def load(path: Path, tokenizer: Tokenizer, most: int, template: str = "chat") -> list[Rows]:
+    """The pairs of a file as tokens, without those that compare nothing or have over `most` tokens; prints how many.
 
     ValueError as `read_pairs` and `tokenise`, and if every pair is too long.
     """
@@ -185,19 +182,9 @@ def load(path: Path, tokenizer: Tokenizer, most: int, template: str = "chat") ->
     rows = [pair for pair in pairs if pair.longest <= most]
     if not rows:
         raise ValueError(f"{path}: every pair has an answer that ends beyond {most} tokens")
-    return rows, left_out + [f"a pair of {pair.longest} tokens" for pair in pairs if pair.longest > most]
-
-
-def load_both(
-    pairs: Path, held_out: Path, tokenizer: Tokenizer, most: int, template: str
-) -> tuple[list[Rows], list[Rows]]:
-    """Training and held-out pairs as tokens; prints how many there are and what was left out."""
-    both = []
-    for path in (pairs, held_out):
-        rows, left_out = load(path, tokenizer, most, template)
-        print(f"{path}: {len(rows):,} pairs" + (f", {len(left_out):,} left out ({left_out[0]})" if left_out else ""))
-        both.append(rows)
-    return both[0], both[1]
+    left_out += [f"a pair of {pair.longest} tokens" for pair in pairs if pair.longest > most]
+    print(f"{path}: {len(rows):,} pairs" + (f", {len(left_out):,} left out ({left_out[0]})" if left_out else ""))
+    return rows
 
 
 def tokenise(pair: Pair, tokenizer: Tokenizer, template: str = "chat") -> Rows:
@@ -216,9 +203,6 @@ def tokenise(pair: Pair, tokenizer: Tokenizer, template: str = "chat") -> Rows:
     answers = (answer.removeprefix(begun) for answer in (pair.chosen, pair.rejected))
     rows = ([*prompt, *tokenizer.encode(answer), tokenizer.eos] for answer in answers)
     return Rows(*rows, len(prompt), pair.score_gap)
-
-
-# ---- as batches --------------------------------------------------------------------------------
 
 
 def padded(pairs: list[Rows], device=None) -> tuple[Tensor, Tensor, Tensor]:

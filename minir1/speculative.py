@@ -208,19 +208,6 @@ class Answers:
         return Sampled(*grids, self.count, self.why), Drafts(self.tried, self.accepted, self.forwards)
 
 
-def drop_ended(alive: Tensor, ended: Tensor, state: State, cache: Cache) -> Tensor:
-    """The rows that stay in the batch, see `rows_to_keep`. Waits for the device.
-
-    alive: int64 [B'], the rows of state and cache, which shrink in place; ended: bool [B].
-    """
-    keep = rows_to_keep(ended[alive])
-    if 0 < len(keep) < len(alive):
-        cache.keep(keep)
-        state.keep(keep)
-    cache.trim()
-    return alive[keep]
-
-
 @torch.no_grad()
 def speculate(
     model: Transformer,
@@ -282,9 +269,14 @@ def speculate(
         hidden, ahead = F.pad(hidden, (0, 0, 0, depth + 1 - width)), F.pad(new, (0, 2 * depth + 1 - width))
         state = State(hidden, ahead, accepted + 1, carry)
         if (turn + 1) % check_every == 0:
-            alive = drop_ended(alive, answered.ended, state, cache)
-            if len(alive) == 0:
+            keep = rows_to_keep(answered.ended[alive])
+            if len(keep) == 0:
                 break
+            if len(keep) < len(alive):
+                cache.keep(keep)
+                state.keep(keep)
+                alive = alive[keep]
+            cache.trim()
         q = draft(model, matrix, state, cache, rule, answered.count[alive], noise(DRAFT, depth))
         window = state.ahead.gather(1, (state.taken - 1).unsqueeze(1) + order)  # the last token taken, and the drafts
         drafts, carry = window[:, 1:], state.carry

@@ -37,7 +37,7 @@ def start(config):
     with torch.no_grad():
         for n, p in enumerate(reference.parameters()):
             p += 0.3 * p.abs().mean() * torch.randn(p.shape, generator=torch.Generator().manual_seed(n))
-    return model, reference, load(config.pairs, tokenizer, 1024)[0][:10]
+    return model, reference, load(config.pairs, tokenizer, 1024)[:10]
 
 
 def step(start, config, reference=None, **changes):

@@ -14,7 +14,6 @@ from minir1.preference_data import (
     by_prompt,
     in_parts,
     load,
-    load_both,
     padded,
     read_pair,
     read_pairs,
@@ -224,24 +223,25 @@ def test_a_question_of_a_file_becomes_no_control_token(template):
     assert [bpe.id("<think>"), bpe.id("</think>"), bpe.eos] == [t for t in answer if t < 6]  # the model's
 
 
-def test_long_pairs_are_left_out_and_reported(tmp_path):
+def test_long_pairs_are_left_out_and_reported(tmp_path, capsys):
     words = tokenizer()
     long = PLAIN | {"rejected": "1+" * 20 + "1"}
     path = written(tmp_path / "a.jsonl", PLAIN, long, NOTHING[0][0])
     length = tokenise(pair(long), words).longest
-    rows, left_out = load(path, words, length - 1)
-    assert rows == [tokenise(pair(PLAIN), words)]
-    assert left_out == ["line 3: both answers are the same", f"a pair of {length} tokens"]
-    assert len(load(path, words, length)[0]) == 2
+    assert load(path, words, length - 1) == [tokenise(pair(PLAIN), words)]
+    assert capsys.readouterr().out == f"{path}: 1 pairs, 2 left out (line 3: both answers are the same)\n"
+    assert len(load(path, words, length)) == 2
     with pytest.raises(ValueError, match="every pair has an answer that ends beyond 3 tokens"):
         load(path, words, 3)
 
 
-def test_both_files_are_counted_and_told(tmp_path, capsys):
-    path = written(tmp_path / "a.jsonl", PLAIN, NOTHING[0][0])
-    train, held_out = load_both(path, path, tokenizer(), 99, "plain")
-    assert train == held_out == [tokenise(pair(PLAIN), tokenizer(), "plain")]
-    assert capsys.readouterr().out == 2 * f"{path}: 1 pairs, 1 left out (line 2: both answers are the same)\n"
+def test_the_pairs_of_a_file_are_counted_and_told(tmp_path, capsys):
+    long = PLAIN | {"chosen": "3*3" * 99}
+    reason = f"a pair of {tokenise(pair(long), tokenizer(), 'plain').longest} tokens"
+    for lines, told in (([PLAIN], "1 pairs"), ([long, PLAIN], f"1 pairs, 1 left out ({reason})")):
+        path = written(tmp_path / "a.jsonl", *lines)
+        assert load(path, tokenizer(), 99, "plain") == [tokenise(pair(PLAIN), tokenizer(), "plain")]
+        assert capsys.readouterr().out == f"{path}: {told}\n"
 
 
 @pytest.mark.parametrize("template", ["chat", "plain"])

@@ -38,7 +38,7 @@ def start(config):
     trunk, tokenizer = hf.load(config.checkpoint)
     model = ScalarModel(trunk, ValueHead(trunk.config.dim))
     torch.nn.init.normal_(model.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    return model, load(config.pairs, tokenizer, 1024)[0][:10]
+    return model, load(config.pairs, tokenizer, 1024)[:10]
 
 
 def step(start, config, **changes):
@@ -113,7 +113,7 @@ def test_a_run_is_a_folder_with_accuracy_and_calibration(whole, config):
 def test_the_checkpoint_is_a_scalar_model_that_prefers_as_measured(whole, config):
     path = checkpoint.latest(whole / "checkpoint")
     model, tokenizer = heads.load(path)
-    pairs = load(config.held_out, tokenizer, config.max_length)[0]
+    pairs = load(config.held_out, tokenizer, config.max_length)
     tokens, lengths, _ = padded(pairs)
     chosen, rejected = model.score(tokens, lengths=lengths).chunk(2)
     last = read_metrics(whole)[-1]

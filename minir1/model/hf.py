@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,7 +32,6 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 FP8 = "F8_E4M3"
 MANY = 2**18  # a size that is allowed without a tensor that has it, so that the missing tensor is named
 SHOWN = 4  # names of each kind in an error
-M = TypeVar("M", bound=nn.Module)
 
 
 def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes: int = 5 * 2**30) -> None:
@@ -117,10 +116,10 @@ def tokenizer_and_config(path: str | Path, values: dict) -> tuple[Tokenizer, Mod
     return tokenizer, config
 
 
-def read(path, config: ModelConfig, make: Callable[[ModelConfig], M], tensors_of, values: dict, device, dtype) -> M:
+def read(path, config: ModelConfig, make: Callable, tensors_of: Callable, values: dict, device, dtype) -> nn.Module:
     """Read a folder's weights into the model that `make` builds on the meta device; the rest as for `load`.
 
-    tensors_of: model -> their names and tensors that share the model's memory.
+    make: configuration -> model; tensors_of: model -> their names and tensors that share the model's memory.
     """
     if dtype is not None and dtype not in DTYPES.values():
         raise ValueError(f"dtype = {dtype}: must be one of {', '.join(map(str, DTYPES.values()))}, or None")
@@ -241,7 +240,7 @@ def _some(names: list[str], between: str = ", ") -> str:
     return between.join(names[:SHOWN] + more)
 
 
-def _allocate(model: M, device: str, dtype: torch.dtype) -> M:
+def _allocate(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
     """Allocate a model that is on the meta device. Weights are undefined; the selection bias is zero, because
     checkpoints with softmax scores have none."""
     model = model.to(dtype)

@@ -58,7 +58,9 @@ def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
             if not (ours == "head.weight" and model.config.tied):
                 tensors[TOP[ours]] = tensor
             continue
-        prefix, inner = _layer(ours, model.config.layers)
+        part, index, inner = ours.split(".", 2)  # "mtp", "0", "block.ffn.up.weight"
+        prefix = f"model.layers.{int(index) + (model.config.layers if part == 'mtp' else 0)}."
+        inner = inner.removeprefix("block.")
         if inner == "ffn.bias":
             if model.config.score == "sigmoid":
                 tensors[prefix + "mlp.gate.e_score_correction_bias"] = tensor
@@ -76,13 +78,6 @@ def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
             module, kind = inner.rsplit(".", 1)
             tensors[f"{prefix}{(NAMES | MTP)[module]}.{kind}"] = tensor
     return tensors
-
-
-def _layer(ours: str, layers: int) -> tuple[str, str]:
-    """Their prefix, and the name inside a layer: 'mtp.0.block.ffn.up.weight' -> 'model.layers.4.', 'ffn.up.weight'."""
-    part, index, inner = ours.split(".", 2)
-    layer = int(index) + (layers if part == "mtp" else 0)
-    return f"model.layers.{layer}.", inner.removeprefix("block.")
 
 
 def copy_of(name: str, config: ModelConfig) -> str | None:

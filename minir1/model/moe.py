@@ -58,9 +58,9 @@ class Experts(nn.Module):
         inverse[order] = torch.arange(len(order), device=order.device)
         each = torch.arange(len(self.gate_up), device=x.device)
         ends = torch.searchsorted(expert, each, right=True, out_int32=True)  # bincount would wait for a GPU
-        pairs = permute(x.unsqueeze(1).expand(-1, k, -1).flatten(0, 1), order, inverse)
+        pairs = Permute.apply(x.unsqueeze(1).expand(-1, k, -1).flatten(0, 1), order, inverse)
         gate, up = self.linear("gate_up", pairs, ends).chunk(2, dim=-1)
-        out = permute(self.linear("down", F.silu(gate) * up, ends), inverse, order)
+        out = Permute.apply(self.linear("down", F.silu(gate) * up, ends), inverse, order)
         return torch.bmm(gates.to(out.dtype).unsqueeze(1), out.unflatten(0, (tokens, k))).squeeze(1)
 
 
@@ -76,9 +76,6 @@ class Permute(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (inverse,) = ctx.saved_tensors
         return grad.index_select(0, inverse), None, None
-
-
-permute = Permute.apply
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
