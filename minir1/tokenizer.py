@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -138,8 +137,7 @@ class Tokenizer:
         """
         if not self.template:
             raise ValueError("the checkpoint has no chat template: choose --template r1_zero or plain")
-        quoted = [json.loads(self.quote(json.dumps(m, ensure_ascii=False, default=str))) for m in messages]
-        messages = [m if m.get("role") == "assistant" else q for m, q in zip(messages, quoted)]
+        messages = [m if m.get("role") == "assistant" else _each_text(m, self.quote) for m in messages]
         special = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         special = {name: token for name, token in special.items() if token}
         values = {"messages": messages, "tools": None, "documents": None, **special, **variables}
@@ -203,6 +201,15 @@ class Tokenizer:
         tokenizer = cls(backend, templates.pop("default", ""), eos, text("pad_token") or eos, text("bos_token"))
         tokenizer.config, tokenizer.templates = config, templates
         return tokenizer
+
+
+def _each_text(value, change: Callable[[str], str]):
+    """`value` with every text in it changed, also in lists and dicts; what JSON does not know becomes text before."""
+    if isinstance(value, dict):
+        return {_each_text(key, change): _each_text(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_each_text(item, change) for item in value]
+    return value if isinstance(value, (int, float, type(None))) else change(str(value))
 
 
 def _templates(stated: str | list | dict, path: Path) -> dict[str, str]:

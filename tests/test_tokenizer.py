@@ -2,6 +2,7 @@
 import itertools
 import json
 from dataclasses import replace
+from datetime import date
 
 import pytest
 import tokenizers
@@ -598,6 +599,15 @@ def test_what_the_assistant_said_and_the_template_writes_are_tokens():
     tokens = tokenizer.encode(tokenizer.render(messages))
     named = ["<|im_start|>"] * 3 + ["<think>", "</think>"]
     assert [t for t in tokens if t >= tokenizer.id(EOS)] == [tokenizer.id(name) for name in named]
+
+
+def test_control_tokens_that_json_escapes_are_quoted_too():
+    backend = base_bpe()
+    backend.add_special_tokens([EOS, PAD, '<|"|>', "<|\n|>"])
+    tokenizer = Tokenizer(backend, "{% for m in messages %}{{ m.content }}{{ m['<|\"|>'] }}{% endfor %}")
+    said = {"role": "user", "content": 'a <|"|> <|\n|>', "<|\"|>": "key"}
+    text = tokenizer.render([said | {"tries": 2, "day": date(2025, 1, 31)}])
+    assert max(tokenizer.encode(text)) < tokenizer.id(EOS) and text.replace(QUOTE, "") == said["content"]
 
 
 def test_templates_may_cut_a_quoted_text():

@@ -66,9 +66,6 @@ def too_large(q: Tensor, v: Tensor) -> str | None:
     return f"its heads have up to {LARGEST_HEAD} numbers, not {size}" if size > LARGEST_HEAD else None
 
 
-# ---- in torch ----------------------------------------------------------------------------------
-
-
 def _packed(q, k, v, cu_q, cu_k, scale, causal, window, softcap):
     bounds = zip(*(torch.stack((cu[:-1], cu[1:]), 1).tolist() for cu in (cu_q, cu_k)))
     results = [

@@ -45,6 +45,8 @@ from typing import Literal
 
 from minir1 import rewards
 
+SOURCE = re.compile(r"(.*?\.py|[^:]*)(?::(.*))?", re.DOTALL)  # a name or path, and the variant
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -117,11 +119,6 @@ def spread(problems: Sequence[Problem], most: int) -> list[Problem]:
 def share(text: str) -> float:
     """A hash of the text in [0, 1), equal on every machine: a share p of all texts is below p."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
-
-
-# Loading
-
-SOURCE = re.compile(r"(.*?\.py|[^:]*)(?::(.*))?", re.DOTALL)  # a name or path, and the variant
 
 
 def _parts(spec: str) -> list[str]:
