@@ -81,13 +81,13 @@ def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
 
     folder: of checkpoints, or of a run, which has them in `checkpoint`. ValueError where there is no folder.
     """
-    for place in (Path(folder), Path(folder) / "checkpoint"):
-        if prefer == "best" and (found := best(place)):
-            return found
-        if found := latest(place):
+    for checkpoints in (Path(folder), Path(folder) / "checkpoint"):
+        if prefer == "best" and (path := best(checkpoints)):
+            return path
+        if path := latest(checkpoints):
             if prefer == "best":
-                print(f"{place} has no best checkpoint: the latest is used, {found.name}")
-            return found
+                print(f"{checkpoints} has no best checkpoint: the latest is used, {path.name}")
+            return path
     if not Path(folder).is_dir():
         raise ValueError(
             f"{folder} is no folder: need a Hugging Face checkpoint, or the folder of a run such as runs/base, which "
@@ -159,8 +159,8 @@ def _follow(pointer: Path) -> Path | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    found = (path for path in Path(folder).glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    steps = (path for path in Path(folder).glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(steps, key=lambda path: int(path.name[5:]))
 
 
 def _clean(folder: Path) -> None:

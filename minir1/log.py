@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -62,8 +62,7 @@ class Run:
             self.tracker = _start_wandb(self.out, self.config, self.wandb)
         write_json(self.out / "config.json", self.config)
         for path in rows:
-            kept = [row for row in rows[path] if row["step"] <= step]
-            replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+            replace_text(path, _lines(row for row in rows[path] if row["step"] <= step))
         return self
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -136,7 +135,11 @@ def _row(step: int, values: dict) -> dict:
 
 def _append(path: Path, rows: list[dict]) -> None:
     with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        file.write(_lines(rows))
+
+
+def _lines(rows: Iterable[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _read_jsonl(path: Path) -> list[dict]:

@@ -120,8 +120,9 @@ def check(
     model, prompts, answers, max_tokens, temperature, top_k, top_p, min_tokens, stop, seed, rows=None, check_every=8
 ) -> tuple[list[int], Tensor]:
     """The stop tokens as a list, and the row ids int64 [B]; ValueError as for `generate`."""
-    least = {"answers": 1, "max_tokens": 1, "check_every": 1, "top_k": 0, "min_tokens": 0, "seed": 0}
-    for (name, low), value in zip(least.items(), (answers, max_tokens, check_every, top_k, min_tokens, seed)):
+    integers = {"answers": (answers, 1), "max_tokens": (max_tokens, 1), "check_every": (check_every, 1)}
+    integers |= {"top_k": (top_k, 0), "min_tokens": (min_tokens, 0), "seed": (seed, 0)}
+    for name, (value, low) in integers.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value < 2**63:
             raise ValueError(f"{name} = {value!r}: an integer of at least {low}, below 2^63")
     if temperature != 0 and not 1e-6 <= temperature < float("inf"):  # below, logits / temperature may overflow

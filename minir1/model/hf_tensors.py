@@ -85,12 +85,12 @@ def copy_of(name: str, config: ModelConfig) -> str | None:
 
     Redundant are the embedding and head that published MTP modules repeat, and a tied head beside its embedding.
     """
-    head, match = EMBEDDING if config.tied else TOP["head.weight"], LAYER.fullmatch(name)
     if name == TOP["head.weight"] and config.tied:
         return EMBEDDING
-    if match is None or int(match[1]) < config.layers:
+    match = LAYER.fullmatch(name)
+    if match is None or int(match[1]) < config.layers or match[2] not in REPEATED:
         return None
-    return dict(zip(REPEATED, (EMBEDDING, head))).get(match[2])
+    return EMBEDDING if config.tied or match[2] == "embed_tokens.weight" else TOP["head.weight"]
 
 
 def with_mtp_of(config: ModelConfig, names: Iterable[str]) -> ModelConfig:

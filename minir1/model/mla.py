@@ -81,7 +81,7 @@ class MLA(nn.Module):
         q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
         latent = cache.write(layer, positions, torch.cat((c, k_rope), dim=-1))
         w_uk, w_uv = self.wkv_b.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.v_dim), dim=1)
-        (q_nope, scale), (q_rope, _) = (within_fp16(q, self.scale) for q in (q_nope, q_rope))
+        scale, q_nope, q_rope = within_fp16(self.scale, q_nope, q_rope)
         q_latent = torch.einsum("bthn,hnc->bthc", q_nope, w_uk)
         o = cached_latent_attention(q_latent, q_rope, latent, positions, bias, scale)
         return self.wo(torch.einsum("bthc,hvc->bthv", o, w_uv).flatten(2))

@@ -20,9 +20,9 @@ def token_chunks(N: int, V: int, dtype: torch.dtype, chunk_bytes: int | None) ->
     return [slice(i, min(i + tokens, N)) for i in range(0, max(N, 1), tokens)]
 
 
-def within_fp16(q: Tensor, scale: float) -> tuple[Tensor, float]:
-    """q and the scale of q·k; in fp16, whose largest number is 65,504, q is scaled before the product, not after."""
-    return (q * scale, 1.0) if q.dtype == torch.float16 else (q, scale)
+def within_fp16(scale: float, *queries: Tensor) -> tuple:
+    """The scale of q·k, and q; in fp16, whose largest number is 65,504, q is scaled before the product, not after."""
+    return (1.0, *(q * scale for q in queries)) if queries[0].dtype == torch.float16 else (scale, *queries)
 
 
 def factor(w: Tensor, dtype: torch.dtype) -> Tensor:

@@ -103,7 +103,7 @@ def over_slots(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, soft
     fp64). All queries that share a key head are the rows of one product."""
     B, T, H, _ = q.shape
     M, K = k.shape[1:3]
-    q, scale = within_fp16(q, scale)
+    scale, q = within_fp16(scale, q)
     q = q.unflatten(2, (K, H // K)).permute(0, 2, 1, 3, 4).reshape(B * K, T * (H // K), q.shape[-1])
     k, v = (x.transpose(1, 2).flatten(0, 1) if K > 1 else x.squeeze(2) for x in (k, v))  # [B K, M, D]
     scores = torch.bmm(q, k.transpose(1, 2)).view(B, K, T, H // K, M)

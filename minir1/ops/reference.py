@@ -44,7 +44,7 @@ def attention(q, k, v, mask, scale, softcap=None) -> tuple[Tensor, Tensor]:
 
     The softmax is computed in fp32, or in fp64 for fp64.
     """
-    q, scale = within_fp16(q.unflatten(1, (k.shape[1], -1)), scale)  # [n, K, H/K, Dqk]
+    scale, q = within_fp16(scale, q.unflatten(1, (k.shape[1], -1)))  # [n, K, H/K, Dqk]
     z = torch.einsum("ikgd,jkd->kgij", q, k).to(torch.promote_types(q.dtype, torch.float32)) * scale
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
