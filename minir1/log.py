@@ -29,9 +29,6 @@ WANDB_MODES = ("off", "online", "offline")
 MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # what a resumed run may change
 
 
-# ---- the folder ------------------------------------------------------------------------------
-
-
 class Run:
     """A run folder. Made by `open_run`; it writes after `start`."""
 

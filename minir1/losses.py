@@ -2,7 +2,7 @@
 
 Entry [b, t] belongs to token x_t of row b. r_t = π_θ(x_t | x_<t) / π_old(x_t | x_<t) is the importance ratio, A_t the
 advantage. All tensors of a call must have one shape, else ValueError; the result has it too, in fp32, or fp64 for fp64.
-At padding logp must be finite, as `Transformer.logprob` makes it; `reduction.weighted_sum` leaves out other NaN there.
+At padding log-probs must be finite, as those of `Transformer.logprob`; `weighted_sum` ignores any other NaN there.
 """
 
 from __future__ import annotations

@@ -139,8 +139,7 @@ def adamw(
     parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.0
 ) -> torch.optim.AdamW | Masters:
     """torch's AdamW, over fp32 masters where weights have 16 bits."""
-    settings = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "fused": True}
-    return _with_masters(parameters, lambda ps: torch.optim.AdamW(ps, **settings))
+    return _with_masters(parameters, lambda ps: torch.optim.AdamW(ps, lr, betas, weight_decay=weight_decay, fused=True))
 
 
 def muon(

@@ -34,7 +34,6 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 SPEAKERS = ("system", "developer", "user", "assistant", "tool")
 LARGEST = 1e30  # score: differences, and their product with a margin, are finite in fp32
-Messages = list[dict[str, str]]  # role and content
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Pair:
     score_gap: float | None = None  # score_chosen - score_rejected, if the file has them
 
     @property
-    def prompt(self) -> Messages:
+    def prompt(self) -> list[dict[str, str]]:
         """The dialogue as a chat template takes it."""
         return [{"role": role, "content": content} for role, content in self.messages]
 

@@ -68,9 +68,6 @@ def judge(p: Tensor, q: Tensor, drafts: Tensor, accept_noise: Tensor, draw_noise
     return accepted, draw(next_p.log(), draw_noise[row, accepted])[0]
 
 
-# ---- the parts around it ------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Rule:
     """Temperature, truncation and minimum length: from logits to the sampled distribution, for model and drafts."""

@@ -111,12 +111,12 @@ class Config:
 
 def scripts() -> dict[str, type]:
     """Name below experiments/ -> the dataclass of its options, of each module that calls cli.run."""
-    found = {}
+    configs = {}
     for path in sorted((ROOT / "experiments").rglob("*.py")):
         if called := re.search(r"^    cli\.run\(main, (\w+)", path.read_text(encoding="utf-8"), re.M):
             name = ".".join(path.relative_to(ROOT / "experiments").with_suffix("").parts)
-            found[name] = getattr(importlib.import_module(f"experiments.{name}"), called[1])
-    return found
+            configs[name] = getattr(importlib.import_module(f"experiments.{name}"), called[1])
+    return configs
 
 
 # ---- the lines ---------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def main(config: Config) -> dict[str, Counter]:
                 here.mkdir()
                 os.chdir(here)
                 paths = material(here, base, rng)
-                words = [re.sub(r"\{(\w+)\}", lambda found: str(paths[found[1]]), word) for word in words]
+                words = [re.sub(r"\{(\w+)\}", lambda match: str(paths[match[1]]), word) for word in words]
                 ended, said = outcome(name, words)
                 counts.setdefault(kind, Counter())[ended] += 1
                 shown = f"{ended}: {name} {shlex.join(words)}\n    {said.strip()}"

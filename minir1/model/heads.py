@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from minir1.model import hf
 from minir1.model.config import ModelConfig
-from minir1.model.hf_config import SCALAR, architecture, class_of, to_hf_config
+from minir1.model.hf_config import GRANITE, SCALAR, architecture, class_of, to_hf_config
 from minir1.model.hf_tensors import to_hf_tensors
 from minir1.model.lora import adapters
 from minir1.model.transformer import Transformer
 from minir1.ops.chunks import no_autocast
 from minir1.tokenizer import Tokenizer
-
-WITHOUT = ("GraniteForCausalLM",)  # transformers has no …ForSequenceClassification for these
 
 
 class ValueHead(nn.Module):
@@ -93,7 +91,7 @@ class ScalarModel(nn.Module):
 def scalar_class(config: ModelConfig) -> str:
     """The Hugging Face class of a scalar model with this trunk; ValueError where none computes the same."""
     name = architecture(replace(config, tied=False, mtp_depth=0))
-    if name in WITHOUT:
+    if name == GRANITE:
         raise ValueError(f"{name} has no class for sequence classification in transformers")
     return name.replace("ForCausalLM", SCALAR)
 

@@ -135,7 +135,8 @@ def read(path, config: ModelConfig, make: Callable, tensors_of: Callable, values
         file = path / (WEIGHTS if (path / WEIGHTS).exists() else INDEX)
         raise ValueError(f"{file} does not fit its config.json: {'; '.join(wrong)}")
     model = _allocate(model, device, dtype or DTYPES.get(stored[EMBEDDING].dtype, torch.bfloat16))
-    _fill(tensors := tensors_of(model), stored, block)
+    tensors = tensors_of(model)
+    _fill(tensors, stored, block)
     for name, original in copies.items():
         if not _repeats(stored[name], name, tensors[original]):
             raise ValueError(f"{stored[name].file}: {name} differs from {original}, which the model has in its place")
