@@ -156,7 +156,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         δ_t = r_t + γ V_{t+1} - V_t        A_t = Σ_l (γλ)^l δ_{t+l} = δ_t + γλ A_{t+1}        R_t = A_t + V_t
 
     rewards, values: [B, T], r_t for choosing x_t and V_t of the state before it. mask: [B, T], the trained tokens: they
-    alone are steps, and t + 1 is the next of them, beyond the tokens of a user or a tool between two turns (as in verl);
+    alone are steps, and t + 1 is the next of them, beyond those of a user or a tool between two turns (as in verl);
     after the last, A and V are 0, nothing is bootstrapped. Returns advantages A and returns R (the targets of the
     value), [B, T], at least fp32, 0 outside the mask, without gradient.
     Raises ValueError for other shapes, γ or λ outside 0 … 1 and numbers of trained tokens that are not finite.
