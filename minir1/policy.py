@@ -131,7 +131,7 @@ def on_policy_check(
 
 
 def save(model: Transformer, tokenizer: Tokenizer, path: Path, source: Source) -> None:
-    """The whole model, or its adapters alone beside the path of their base, `source`; hf.load opens both."""
+    """The whole model, or its adapters alone with path and digests of their base, `source`; hf.load opens both."""
     if adapters(model):
         save_adapters(model, path, source.path.resolve())
         write_json(path / BASE, source.sha256)
