@@ -64,8 +64,9 @@ def serve() -> None:
     for line in sys.stdin:
         seconds, *asked = json.loads(line)
         signal.alarm(seconds)  # which ends the process
-        print(json.dumps(answer(*asked)), flush=True)
+        reply = json.dumps(answer(*asked))
         signal.alarm(0)
+        print(reply, flush=True)
 
 
 def answer(template: str, values: dict) -> tuple[str, str]:
