@@ -55,6 +55,8 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         if self.lock is None:
             self.lock = _lock(self.out)
+            if (self.out / "config.json").exists():  # written since `open_run`
+                raise ValueError(f"{self.out} already holds a run: choose another --out")
         if self.wandb != "off":  # it may fail, and config.json would make the folder a run
             self.tracker = _start_wandb(self.out, self.config, self.wandb)
         write_json(self.out / "config.json", self.config)

@@ -75,7 +75,7 @@ LINES_AND_CODES = {
     not_finite: ("error: step 3: the gradient of weight is not finite", 1),
     absent_file: ("error: [Errno 2] No such file or directory: '/none/data.jsonl'", 2),
     absent_extra: ("error: ModuleNotFoundError: No module named 'minir1.no_such_extra' (--debug shows where)", 2),
-    no_memory: ("error: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. (--debug shows where)", 1),
+    no_memory: ("error: out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.", 1),
     seen_by_nobody: ("error: ValueError: 3 is not in list (--debug shows where)", 2),
     seen_by_torch: ("error: RuntimeError: inconsistent tensor size, ", 1),
 }

@@ -113,7 +113,7 @@ def test_a_killed_cell_resumes_and_a_failing_one_stops_no_other(toy, capsys):
     failed = complete(cells_of(methods, toy), toy)
     assert failed.keys() == {"k/0", "f/0"}
     assert "failed with -9" in failed["k/0"] and "failed with 1" in failed["f/0"]
-    assert failed["f/0"].endswith("the loss is not finite\n") and "the loss is not finite" in capsys.readouterr().out
+    assert failed["f/0"].endswith("the loss is not finite") and "the loss is not finite" in capsys.readouterr().out
     assert load(toy.results).keys() == {START, "a/0", "b/0"}
     with pytest.raises(SystemExit, match="failed: f/0, k/0; the logs lie in") as stop:
         end(failed, toy)

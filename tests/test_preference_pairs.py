@@ -2,15 +2,15 @@
 
 import json
 import random
-import re
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-import tyro
 
 from experiments import preference_pairs
+from minir1 import cli
 from minir1.judge import Answer
 from minir1.model import hf
 from minir1.model.config import ModelConfig
@@ -49,11 +49,11 @@ def write_pairs(folder: Path, problems: int = 40) -> dict[str, Path]:
 
 
 def assert_bad_option(script, line: str, message: str, capsys) -> None:
-    """The command line is refused with this message."""
-    with pytest.raises(SystemExit) as end:
-        tyro.cli(script.Config, args=line.split())
-    assert end.value.code == 2
-    assert message in " ".join(re.sub("[│╭╮╰╯─]", " ", "".join(capsys.readouterr())).split())
+    """The command line is refused in one line with this message."""
+    with pytest.raises(SystemExit) as end, mock.patch("sys.argv", ["script", *line.split()]):
+        cli.run(script.main, script.Config)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and not out and message in err and err.count("\n") == 1
 
 
 # ---- pairing -----------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
         ("--num-generations 1", "num_generations = 1: at least 2"),
         ("--pairs 0", "pairs = 0: at least 1"),
         ("--template r1", "chat"),
-        ("--temperature 0", "temperature = 0.0: above 0, or the answers to a problem are all the same"),
+        ("--temperature 0", "temperature = 0.0: above 0"),
     ],
 )
 def test_bad_options_are_named(line, message, capsys):

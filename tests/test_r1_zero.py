@@ -416,7 +416,7 @@ def spoil(path: Path, what: str) -> None:
 @pytest.mark.parametrize(
     "what, message",
     [
-        ("nothing there", "holds no config.json: not a checkpoint folder"),
+        ("nothing there", "is no folder: need a Hugging Face checkpoint"),
         ("weights missing", "holds no model.safetensors"),
         ("weights truncated", "model.safetensors is damaged"),
         ("tokenizer missing", "holds no tokenizer.json"),

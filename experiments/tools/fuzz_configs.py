@@ -48,6 +48,7 @@ from minir1.model.lora import PEFT_ONLY, adapters, add_adapters, save_adapters
 from minir1.model.moe import MoE
 from minir1.model.rope import RopeScaling
 from minir1.model.transformer import Transformer
+from minir1.settings import at_least
 from minir1.tokenizer import word_level
 
 V, T, FIRST = 64, 40, 24  # FIRST tokens in one pass, the others over the cache
@@ -162,6 +163,10 @@ class Config:
     seed: int = 0  # of their order, and of the pairs
     only: str = ""  # run only the cases whose line, as it is printed, contains this
     verbose: bool = False  # print each case before it runs
+
+    def __post_init__(self):
+        at_least(self, 1, "cases")
+        at_least(self, 0, "seed")
 
 
 @dataclass(frozen=True)
@@ -385,7 +390,7 @@ def run(case: Case) -> str:
 
 
 def main(config: Config) -> dict[str, int]:
-    """Run the cases; print failures and counts, which are returned."""
+    """Run the cases; print failures and counts, which are returned. SystemExit if a case failed."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity(60)
@@ -410,14 +415,10 @@ def main(config: Config) -> dict[str, int]:
     rows.append(["all", *(f"{total[kind]}" for kind in ("refused", "equal", "failed"))])
     table("changed files", ["folder", "refused", "equal", "failed"], rows)
     print(f"{total.total()} cases, {total['failed']} failures, {time.perf_counter() - began:.0f} s")
+    if total["failed"]:
+        sys.exit(1)
     return dict(total)
 
 
-def check(config: Config) -> None:
-    """End with code 1 if any case failed."""
-    if main(config).get("failed"):
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    cli.run(check, Config)
+    cli.run(main, Config)

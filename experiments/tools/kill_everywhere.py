@@ -93,7 +93,7 @@ class Config:
     every: int = 1  # kill at each n-th event
     double: int = 0  # also this many runs that are killed at random, and again when they are resumed
     seed: int = 0  # of these
-    out: Path = Path("runs/kill-everywhere")  # deleted first; afterwards it holds the runs that differ
+    out: Path = Path("runs/kill-everywhere")  # a new folder, which keeps the runs that differ
 
     def __post_init__(self):
         at_least(self, 1, "every")
@@ -269,7 +269,8 @@ def main(config: Config) -> dict[str, int]:
     """Kill, resume, compare; print a table; returns how many runs ended how. SystemExit unless all are equal."""
     torch.set_num_threads(1)  # this process must have no threads when it forks
     out = config.out.resolve()
-    shutil.rmtree(out, ignore_errors=True)
+    if out.exists():
+        raise ValueError(f"out = {config.out} is there already: choose a new folder")
     out.mkdir(parents=True)
     script, options = training(config.script, out)
     whole, seen = out / "whole", out / "events.json"
