@@ -20,6 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS, MEMORY, LONGEST = 5, 2**29, 10**7  # for one prompt; bytes of the process; characters of a prompt
 LOCK = Lock()
+if hasattr(os, "register_at_fork"):  # a fork waits for other threads: in the child nobody would unlock it
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 def render(template: str, values: dict) -> str:
