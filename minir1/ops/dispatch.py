@@ -26,14 +26,12 @@ def use_triton(impl: str, *tensors: Tensor, unfit: str | None = None) -> bool:
     unfit: why the kernel cannot compute this call, or None. ValueError for an unknown impl, and for "triton" where the
     kernel cannot run.
     """
-    if impl not in IMPLS:
-        raise ValueError(f"impl={impl!r}: choose one of {', '.join(IMPLS)}")
     asked = f"impl={impl!r}"
     if impl == "auto":
         impl = os.environ.get("MINIR1_KERNELS") or "auto"
         asked = f"MINIR1_KERNELS={impl}"
-        if impl not in IMPLS:
-            raise ValueError(f"{asked}: choose one of {', '.join(IMPLS)}")
+    if impl not in IMPLS:
+        raise ValueError(f"{asked}: choose one of {', '.join(IMPLS)}")
     if impl == "torch":
         return False
     on_cuda = all(x.is_cuda for x in tensors)
