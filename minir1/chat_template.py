@@ -7,6 +7,7 @@ end or texts that fill the memory. The limits of a process do, whatever the temp
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -20,6 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS, MEMORY, LONGEST = 5, 2**29, 10**7  # for one prompt; bytes of the process; characters of a prompt
 LOCK = Lock()
+if hasattr(os, "register_at_fork"):  # a fork waits for other threads: in the child nobody would unlock it
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 def render(template: str, values: dict) -> str:
@@ -63,7 +66,9 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     print(flush=True)
     for line in sys.stdin:
+        signal.alarm(SECONDS + 1)  # ends this process where the other one is gone and cannot
         print(json.dumps(answer(*json.loads(line))), flush=True)
+        signal.alarm(0)
 
 
 def answer(template: str, values: dict) -> tuple[str, str]:

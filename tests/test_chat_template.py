@@ -2,16 +2,21 @@
 
 import os
 import resource
+import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from pathlib import Path
 
 import pytest
 
 from minir1 import chat_template
-from minir1.chat_template import ENVIRONMENT, MEMORY, answer, render
+from minir1.chat_template import ENVIRONMENT, MEMORY, SECONDS, answer, render
 from minir1.tokenizer import TEMPLATE
 
+ROOT = Path(__file__).parent.parent
 VALUES = {"messages": [{"role": "user", "content": "2+2?"}]}
 
 
@@ -115,3 +120,31 @@ def test_threads_and_forks_get_their_own_answers():
 
 def test_values_that_json_does_not_know_are_written_as_text():
     assert render("{{ day }}", {"day": date(2025, 1, 31)}) == "2025-01-31"
+
+
+def test_a_template_that_never_ends_ends_with_a_killed_process(tmp_path):
+    rendering = f"from minir1 import chat_template as c; c.SECONDS = 600; c.render({ENDLESS['loops']!r}, {{}})"
+    parent = subprocess.Popen([sys.executable, "-c", rendering], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    if not children.exists():
+        parent.kill()
+        pytest.skip("no list of child processes")
+    while not (child := children.read_text().split()):
+        time.sleep(0.01)
+    time.sleep(0.5)  # it is rendering
+    parent.kill()
+    parent.wait()
+    command, end = Path(f"/proc/{child[0]}/cmdline"), time.monotonic() + 3 * SECONDS
+    while command.exists() and command.read_bytes():  # a process that has ended has no command
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_fork_renders_whatever_other_threads_do():
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(lambda: [render(TEMPLATE, VALUES) for _ in range(1000)])
+        for _ in range(20):
+            if (child := os.fork()) == 0:
+                signal.alarm(20)  # a lock that nobody unlocks
+                os._exit(render(TEMPLATE, VALUES) != "User:2+2?\nAssistant:")
+            assert os.waitpid(child, 0)[1] == 0
