@@ -124,7 +124,9 @@ def test_values_that_json_does_not_know_are_written_as_text():
 
 def test_a_template_that_never_ends_ends_with_a_killed_process(tmp_path):
     rendering = f"from minir1 import chat_template as c; c.SECONDS = 600; c.render({ENDLESS['loops']!r}, {{}})"
-    parent = subprocess.Popen([sys.executable, "-c", rendering], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", rendering], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     if not children.exists():
         parent.kill()
