@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import tyro
 
-REFUSED = (ValueError, OSError, ImportError)  # options, files, or packages that are not installed: exit code 2
+REFUSED = (ValueError, OSError, ImportError, SyntaxError)  # options, files (a task is one), packages: exit code 2
 FAILED = (RuntimeError, ArithmeticError, MemoryError)  # a run, such as one whose loss is not finite: exit code 1
 
 

@@ -59,6 +59,10 @@ def absent_extra(config):
     import minir1.no_such_extra  # noqa: F401
 
 
+def no_python(config):
+    compile("def (", "task.py", "exec")  # as a task's file that is mistyped
+
+
 def no_memory(config):
     raise torch.OutOfMemoryError("CUDA out of memory.\n  Tried to allocate 2.00 GiB.")
 
@@ -75,6 +79,7 @@ LINES_AND_CODES = {
     not_finite: ("error: step 3: the gradient of weight is not finite", 1),
     absent_file: ("error: [Errno 2] No such file or directory: '/none/data.jsonl'", 2),
     absent_extra: ("error: ModuleNotFoundError: No module named 'minir1.no_such_extra' (--debug shows where)", 2),
+    no_python: ("error: SyntaxError: invalid syntax (task.py, line 1) (--debug shows where)", 2),
     no_memory: ("error: out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.", 1),
     seen_by_nobody: ("error: ValueError: 3 is not in list (--debug shows where)", 2),
     seen_by_torch: ("error: RuntimeError: inconsistent tensor size, ", 1),
@@ -88,7 +93,7 @@ def test_an_error_is_one_line_and_a_traceback_with_debug(monkeypatch, capsys, ma
     line, code = LINES_AND_CODES[main]
     out, err = capsys.readouterr()
     assert end.value.code == code and not out and err.startswith(line) and err.count("\n") == 1, err
-    with pytest.raises((ValueError, OSError, ImportError, RuntimeError, FloatingPointError)):
+    with pytest.raises((*cli.REFUSED, *cli.FAILED)):
         run(monkeypatch, main, "--debug", "--name", "x")
 
 

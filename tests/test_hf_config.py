@@ -414,3 +414,10 @@ def test_mtp_depth_round_trip():
     config = dataclasses.replace(ModelConfig(), mtp_depth=2)
     assert to_hf_config(config)["num_nextn_predict_layers"] == 2 and from_hf_config(to_hf_config(config)) == config
     assert to_hf_config(ModelConfig())["num_nextn_predict_layers"] == 0  # transformers' default is 1
+
+
+def test_a_special_token_of_minus_one_is_none():
+    values = to_hf_config(dense(vocab=64, pad=3)) | {"pad_token_id": -1}  # as the first Llama checkpoints write it
+    assert from_hf_config(values).pad is None
+    with pytest.raises(ValueError, match="ModelConfig.pad = -2"):
+        from_hf_config(values | {"pad_token_id": -2})

@@ -257,9 +257,10 @@ def class_of(values: dict) -> str:
 
 
 def _common_from_hf(values: dict) -> dict:
-    def token(key: str) -> int | None:  # of a list, as of several end tokens, the first
+    def token(key: str) -> int | None:  # of a list, as of several end tokens, the first; -1 in old Llama files is none
         number = values.get(f"{key}_token_id")
-        return (number or [None])[0] if isinstance(number, list) else number
+        number = (number or [None])[0] if isinstance(number, list) else number
+        return None if number == -1 else number
 
     theta, scaling = _rope_from_hf(values)
     return {
