@@ -146,6 +146,8 @@ def restore(path: Path, model: Transformer, parts: dict) -> dict:
     """
     device, dtype = model.device, model.embedding.weight.dtype
     state = checkpoint.load_state(path, device)
+    if not isinstance(state, dict) or not {"step", *parts} <= state.keys():
+        raise ValueError(f"{path / checkpoint.STATE} is not of this training: it must hold step, {', '.join(parts)}")
     checkpoint.verify(path, state.pop("sha256", {}))
     if (path / BASE).exists():
         checkpoint.verify(hf.base_of(path), read_json(path / BASE))

@@ -294,6 +294,14 @@ def test_a_flipped_byte_in_a_shard_is_not_resumed_from(base, tmp_path):
         policy.restore(path, model, {})
 
 
+@pytest.mark.parametrize("state", [{"step": 7}, [7], {"optimizer": {}}])
+def test_the_state_of_another_training_is_refused(saved, state):
+    path, model = saved(0)
+    torch.save(state, path / checkpoint.STATE)
+    with pytest.raises(ValueError, match=f"^{path / checkpoint.STATE} is not of this training: .* step, optimizer$"):
+        policy.restore(path, model, {"optimizer": torch.optim.SGD(model.parameters(), 0.1)})
+
+
 def test_adapters_are_not_resumed_on_another_base(base, saved):
     path, model = saved(4)
     assert policy.restore(path, model, {}) == {"step": 7}
