@@ -85,6 +85,9 @@ class Tokenizer:
         Control tokens are the added tokens that are special or in angle brackets. Each is divided by QUOTE, where
         `encode` divides the text (sentencepiece adds a space there); any other text is returned as it is.
         """
+        normalizer = self.backend.normalizer  # as NFKC, which makes such tokens of other text
+        if normalizer and self.control.search(normal := normalizer.normalize_str(text)):
+            text = normal
         while self.control.search(text):  # again, if a part is another one
             text = self.control.sub(lambda match: match[0][0] + QUOTE + match[0][1:], text)
         return text
