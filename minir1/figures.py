@@ -69,12 +69,14 @@ def from_zero(panel: Axes, values: np.ndarray) -> None:
 
 
 def percent_axis(panel: Axes) -> None:
+    """An axis of shares, from 0 % to 100 % in five steps."""
     panel.set_ylim(0, 1)
     panel.set_yticks(np.arange(6) / 5)
     panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def right_axis(panel: Axes, label: str, colour: str) -> Axes:
+    """A second axis at the right, without a grid of its own; its label has the colour of its line."""
     right = panel.twinx()
     right.grid(False)
     right.set_ylabel(label, color=colour)
