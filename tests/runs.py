@@ -5,9 +5,11 @@ import json
 import os
 import pickle
 import pkgutil
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,21 @@ def assert_same_run(a: Path, b: Path) -> None:
     clock = ("seconds/", "memory/")
     results = [{k: v for k, v in result_of(out).items() if not k.startswith(clock)} for out in (a, b)]
     assert results[0] == results[1]
+
+
+def assert_resumes_by_itself(main, config, whole: Path, folder: Path) -> None:
+    """A copy of the run `whole` resumes without its base, but not once a byte of its weights has changed."""
+    out = shutil.copytree(whole, folder / "run")
+    resumed = replace(config, out=out, resume=True)
+    away = config.checkpoint.rename(folder / "away")
+    try:
+        main(resumed)
+        assert_same_run(out, whole)
+        path = checkpoint.latest(out / "checkpoint") / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"^{path} has changed since the run saved its digest: put the old file"):
+            main(resumed)
+    finally:
+        away.rename(config.checkpoint)

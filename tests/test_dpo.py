@@ -3,13 +3,12 @@
 import copy
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
 import standin
 import torch
-from runs import assert_same_run, plain_metrics, stop
+from runs import assert_resumes_by_itself, assert_same_run, plain_metrics, stop
 from test_preference_pairs import assert_bad_option, save_base, write_pairs
 
 from experiments import dpo
@@ -131,20 +130,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, config, tmp_path, monkeyp
 
 
 def test_a_run_resumes_without_its_base_but_not_from_a_changed_file(whole, config, tmp_path):
-    out = shutil.copytree(whole, tmp_path / "run")
-    resumed = replace(config, out=out, resume=True)
-    away = config.checkpoint.rename(tmp_path / "away")
-    try:
-        dpo.main(resumed)
-        assert_same_run(out, whole)
-        path = checkpoint.latest(out / "checkpoint") / "model.safetensors"
-        data = bytearray(path.read_bytes())
-        data[-2] ^= 1
-        path.write_bytes(data)
-        with pytest.raises(ValueError, match=f"^{path} has changed since the run saved its digest: put the old file"):
-            dpo.main(resumed)
-    finally:
-        away.rename(config.checkpoint)
+    assert_resumes_by_itself(dpo.main, config, whole, tmp_path)
 
 
 def test_a_run_of_other_steps_or_settings_is_not_resumed(whole, config):
