@@ -5,13 +5,12 @@
 
 The weights are untrained, so that every answer uses its whole token budget: 512 rows of 72 tokens. The update is that
 of r1_zero.py in one mini-batch, with the forward pass of the reference; the pre-training step is that of pretrain.py.
-With --compare, transformers generates the same number of tokens with the same weights. Medians of several repeats.
+Medians of several repeats.
 """
 
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +25,12 @@ from minir1 import cli
 from minir1.device import pick, pick_dtype, synchronize
 from minir1.files import write_json
 from minir1.log import table
-from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, muon, split_parameters
 from minir1.policy import frozen_copy, reference_logprobs
 from minir1.rollout import Rollout, collect
 from minir1.settings import at_least, new_file
-from minir1.tokenizer import word_level
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,6 @@ class Config:
     pretrain_tokens: int = 2080  # of a pre-training step, in rows of 80
     microbatch: int = 8192
     repeats: int = 5
-    compare: bool = False  # with transformers.generate
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
     out: Path | None = None  # a JSON file for the figures
@@ -95,20 +91,6 @@ def pretraining(model: Transformer, config: Config) -> Callable[[], object]:
     return call
 
 
-def transformers_generate(model: Transformer, config: Config) -> Callable[[], object]:
-    """A call that samples as many tokens in as many rows in transformers, with the same weights."""
-    from transformers import AutoModelForCausalLM  # of the extra [test]
-
-    with tempfile.TemporaryDirectory() as folder:
-        hf.save(model, word_level((), 100), folder)
-        theirs = AutoModelForCausalLM.from_pretrained(folder).eval().to(model.device)
-    shape = config.prompts * config.num_generations, config.prompt_tokens
-    prompts = torch.ones(shape, dtype=torch.int64, device=model.device)
-    length = {"min_new_tokens": config.max_completion_length, "max_new_tokens": config.max_completion_length}
-    sampling = {"do_sample": True, "top_k": 0, "pad_token_id": 0, **length}
-    return lambda: theirs.generate(prompts, attention_mask=torch.ones_like(prompts), **sampling)
-
-
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
     """The median duration after one warm-up."""
     work()
@@ -136,8 +118,6 @@ def main(config: Config) -> dict[str, float]:
     tokens = int(sampled.mask.sum())
     work = {"rollout": (lambda: rollout(model, config), tokens), "update": (update(model, config, sampled), tokens)}
     work["pretrain"] = pretraining(model, config), config.pretrain_tokens // 80 * 80
-    if config.compare:
-        work["transformers.generate"] = transformers_generate(model, config), tokens
     result, rows = {}, []
     for name, (call, tokens) in work.items():
         took = seconds(call, config.repeats, device)

@@ -73,7 +73,7 @@ def headline(results: Results) -> str:
 
 def profile(figures: dict[str, float]) -> str:
     """Tokens a second of the three kinds of work, and the most expensive operators of two of them."""
-    names = [n for n in ("rollout", "transformers.generate", "update", "pretrain") if f"{n}/seconds" in figures]
+    names = [n for n in ("rollout", "update", "pretrain") if f"{n}/seconds" in figures]
     rows = [[name, f"{figures[f'{name}/seconds']:.2f}", f"{figures[f'{name}/tok_s']:,.0f}"] for name in names]
     lines = [markdown_table(["", "seconds", "tokens/s"], rows)]
     for name in ("rollout", "update"):
@@ -81,6 +81,15 @@ def profile(figures: dict[str, float]) -> str:
         text = ", ".join(f"`{key.split('::')[1]}` {share:.0%}" for key, share in shares[:6])
         lines += ["", f"The most expensive operators of the {name}: {text}."]
     return "\n".join(lines)
+
+
+def peers(figures: dict[str, float]) -> str:
+    """Seconds of minir1 and of its peers at equal work, and their ratio."""
+    rows = []
+    for case, name in (key.split("/")[:2] for key in figures if key.endswith("/ratio")):
+        ours, theirs = (f"{figures[f'{case}/{which}/seconds']:.3g}" for which in ("ours", name))
+        rows.append([case, name, ours, theirs, f"{figures[f'{case}/{name}/ratio']:.2f}"])
+    return markdown_table(["", "against", "ours, s", "theirs, s", "theirs / ours"], rows, words=2)
 
 
 def demo(result: dict[str, float]) -> str:
@@ -220,6 +229,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "demo": ("demo.json", demo),
     "profile": ("profile.json", profile),
     "profile_dense": ("profile_dense.json", profile),
+    "peers": ("peers.json", peers),
     "speculative": ("speculative.json", speculative),
     "long_context": ("long_context.json", long_context),
     "prefill": ("prefill.json", prefill),
