@@ -1,15 +1,17 @@
-"""Benchmarks of the model and of sampling at toy size: prefill, speculation, a step's profile, peers."""
+"""Benchmarks of the model and of sampling at toy size: prefill, speculation, a step's profile, its floor and growth, peers."""
 
 import json
 from dataclasses import replace
 
 import pytest
 import torch
-from toys import BASE, DENSE
+from toys import BASE, DENSE, MOE
 
 from experiments import pretrain
-from experiments.benchmarks import bench_speculative, peers, prefill, profile_step
+from experiments.benchmarks import bench_speculative, floor, growth, peers, prefill, profile_step
 from minir1.log import read_metrics
+from minir1.model import count
+from minir1.model.transformer import on_meta
 
 
 def test_prefill_benchmark_at_toy_size(tmp_path):
@@ -45,15 +47,73 @@ def test_speculation_is_measured_on_a_base_that_is_made_once(tmp_path, monkeypat
 @pytest.mark.parametrize("dense", [False, True])
 def test_the_profile_of_a_step(tmp_path, dense, capsys):
     sizes = {"prompts": 2, "num_generations": 2, "max_completion_length": 4, "pretrain_tokens": 160, "repeats": 1}
+    sizes |= {"decode_rows": (1, 3), "decode_steps": 2}
     out = tmp_path / "new" / "p.json"
     figures = profile_step.main(profile_step.Config(dense=dense, **sizes, device="cpu", out=out))
     assert json.loads(out.read_text()) == figures
-    for name, tokens in (("rollout", 16), ("update", 16), ("pretrain", 160)):
+    for name, tokens in (("rollout", 16), ("reference", 16), ("update", 16), ("pretrain", 160), ("decode 3", 3)):
         assert figures[f"{name}/tok_s"] * figures[f"{name}/seconds"] == pytest.approx(tokens)
+        assert 0 < figures[f"{name}/floor"] < 10 * figures[f"{name}/seconds"]  # other work makes either slower
     for name in ("rollout", "update"):
         shares = [value for key, value in figures.items() if key.startswith(f"{name}/") and "::" in key]
         assert shares == sorted(shares, reverse=True) and 0.3 < sum(shares) <= 1
     assert "time of the update by operator" in capsys.readouterr().out
+
+
+MIXED = 2 * MOE.experts_per_token * MOE.dim  # of a MoE layer: the weighted sum of the outputs, which is no product
+
+
+@pytest.mark.parametrize("shape", [MOE, DENSE, replace(MOE, tied=True, mtp_depth=1)])
+def test_the_products_of_the_floor_are_those_that_count_counts(shape):
+    """In 8 rows each expert has the same number of tokens."""
+    model, flops = on_meta(shape), lambda products: sum(product.flops for product in products)
+    mixed = MIXED * shape.moe_layers
+    steps = floor.matrices(model, 8, 8) + floor.attention(model, 8, 1, 40, 1, latent=True)
+    assert flops(steps) == pytest.approx(8 * (count.decode_flops(model, 40) - mixed))
+    texts = floor.forward(model, 8, 20, 160)
+    assert flops(texts) == pytest.approx(160 * (count.forward_flops(model, 10.5) - mixed))
+    assert flops(texts + floor.backward(texts)) == pytest.approx(160 * (count.train_flops(model, 20) - 3 * mixed))
+    head = 2 * shape.dim * shape.vocab
+    assert flops(texts) - flops(floor.forward(model, 8, 20, 100)) == pytest.approx(60 * head)
+
+
+def test_few_rows_read_few_experts(monkeypatch):
+    """One row reads 2 of 4 experts, two rows or more all four; the embedding is not read, a tied one as the head."""
+    monkeypatch.setattr(floor, "seconds", lambda products, model: 0.0)
+    monkeypatch.setattr(floor, "_reading", lambda numbers, dtype, device: numbers)
+    model = on_meta(MOE)
+    active = sum(count.active_parameters(model).values())
+    assert floor.decode_step(model, 1, 9) == active - MOE.dim  # without the last norm
+    unused = (MOE.experts - MOE.experts_per_token) * 3 * MOE.dim * MOE.expert_ffn
+    assert floor.decode_step(model, 2, 9) == floor.decode_step(model, 64, 9) == active - MOE.dim + unused
+
+
+def test_newton_schulz_as_torch_counts_it():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from minir1.optim import orthogonalize, split_parameters
+
+    model = on_meta(DENSE)
+    with FlopCounterMode(display=False) as counter:
+        for w in split_parameters(model)[0]:
+            orthogonalize(w.detach())
+    assert sum(product.flops for product in floor.newton_schulz(model)) == counter.get_total_flops()
+
+
+def test_the_growth_of_a_decode_step(tmp_path, capsys):
+    sizes = {"rows": (1, 2), "lengths": (5, 9), "widths": (16, 32), "experts": (2, 4), "at_rows": 2, "steps": 2}
+    config = growth.Config(**sizes, device="cpu", out=tmp_path / "growth.json", figure=tmp_path / "growth.png")
+    figures = growth.main(config)
+    assert json.loads(config.out.read_text()) == figures and config.figure.stat().st_size > 10_000
+    keys = [f"{name}/{size}" for name, field in zip(growth.LABELS, list(sizes)[:4]) for size in sizes[field]]
+    assert list(figures) == [f"{key}/{what}" for key in keys for what in ("seconds", "floor")]
+    assert min(figures.values()) > 0 and "times the floor" in capsys.readouterr().out
+    panels = growth.draw(figures, config.figure).axes
+    assert [len(panel.lines) for panel in panels] == [2] * 4
+    assert list(panels[0].lines[0].get_ydata()) == [1000 * figures[f"rows/{rows}/seconds"] for rows in (1, 2)]
+    with pytest.raises(ValueError, match="widths = .*: multiples of 16"):
+        growth.Config(widths=(40,))
+    assert growth.wide(128) == growth.BASE
 
 
 PEERS = peers.Config(

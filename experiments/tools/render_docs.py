@@ -92,6 +92,16 @@ def peers(figures: dict[str, float]) -> str:
     return markdown_table(["", "against", "ours, s", "theirs, s", "theirs / ours"], rows, words=2)
 
 
+def floors(figures: dict[str, float]) -> str:
+    """Milliseconds of each part of a step, its floor, and their ratio."""
+    rows = []
+    for name in (key.removesuffix("/floor") for key in figures if key.endswith("/floor")):
+        took, least = (figures[f"{name}/{what}"] for what in ("seconds", "floor"))
+        label = f"decode step, rows: {name.split()[1]}" if name.startswith("decode") else name
+        rows.append([label, f"{1000 * took:,.1f}", f"{1000 * least:,.1f}", f"{took / least:.1f}"])
+    return markdown_table(["", "ms", "floor, ms", "times the floor"], rows)
+
+
 def demo(result: dict[str, float]) -> str:
     """One sentence: accuracy, time and memory of a demonstration."""
     text = f"Seed {result['seed']}: {result['before/pass@1']:.1%} → {result['after/pass@1']:.1%}"
@@ -230,6 +240,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "profile": ("profile.json", profile),
     "profile_dense": ("profile_dense.json", profile),
     "peers": ("peers.json", peers),
+    "floors": ("floors.json", floors),
     "speculative": ("speculative.json", speculative),
     "long_context": ("long_context.json", long_context),
     "prefill": ("prefill.json", prefill),
