@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.growth --out docs/results/growth.json --figure docs/results/growth.png
 
-The default model (MLA and experts), untrained; one of the four sizes grows, the others stay at `at_rows` rows, 40 tokens
-in the cache, width 128 and 8 experts. With the width all inner sizes grow in proportion. A step is `hidden` and `logits`
-of one token in each row; the floor is that of floor.py.
+The default model (MLA and experts), untrained; one of the four sizes grows, the others stay at --at-rows rows, 40
+tokens in the cache, width 128 and 8 experts. With the width all inner sizes grow in proportion. A step is `hidden` and
+`logits` of one token in each row; the floor is that of floor.py.
 """
 
 from __future__ import annotations
