@@ -1,4 +1,4 @@
-"""Benchmarks of the model and of sampling at toy size: prefill, speculation, profile, floor and growth of a step, peers."""
+"""Benchmarks of the model and of sampling at toy size: prefill, speculation, a step's profile, growth, peers."""
 
 import json
 from dataclasses import replace
