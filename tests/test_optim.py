@@ -11,6 +11,7 @@ from torch import nn
 from minir1.model.config import ModelConfig, dense
 from minir1.model.transformer import Transformer
 from minir1.optim import (
+    POLAR,
     Masters,
     Muon,
     adamw,
@@ -39,6 +40,20 @@ def test_orthogonalize_brings_singular_values_near_one(shape):
     s = torch.linalg.svdvals(x)
     assert x.shape == g.shape and x.dtype == g.dtype and torch.equal(g, before)
     assert 0.6 < s.min() and s.max() < 1.3
+
+
+def test_each_quintic_is_the_best_for_what_the_ones_before_leave():
+    """The error of the best one is the same at both ends of the interval and equally large above and below 1."""
+    low, high = 0.01, 1.0
+    for a, b, c in POLAR:
+        x = torch.linspace(low, high, 10_001, dtype=torch.float64)
+        y = a * x + b * x**3 + c * x**5
+        low, high = y.min().item(), y.max().item()
+        assert 1 - low == pytest.approx(high - 1, abs=1e-3)
+        assert y[0].item() == pytest.approx(low, abs=2e-3) and y[-1].item() == pytest.approx(high, abs=2e-3)
+    assert low == pytest.approx(0.73, abs=5e-3)
+    least = torch.diag(torch.tensor([1.0, 1e-5]))
+    assert orthogonalize(least)[1, 1].item() == pytest.approx(1e-5 * math.prod(a for a, _, _ in POLAR), rel=1e-3)
 
 
 def test_orthogonalize_keeps_the_singular_vectors():

@@ -8,14 +8,15 @@ device, on all threads. A step that merges several small products may be faster 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch.utils.benchmark import Timer
 
+from experiments.benchmarks.bench_timing import timed
 from minir1.model.transformer import Transformer
-from minir1.optim import split_parameters
+from minir1.optim import POLAR, split_parameters
 
 
 class Product(NamedTuple):
@@ -73,7 +74,7 @@ def backward(products: list[Product]) -> list[Product]:
     return left + [Product(p.count, p.batch, p.k, p.m, p.n) for p in products]
 
 
-def newton_schulz(model: Transformer, steps: int = 5) -> list[Product]:
+def newton_schulz(model: Transformer, steps: int = len(POLAR)) -> list[Product]:
     """XXᵀ, (XXᵀ)² and the product with X, for each matrix that Muon updates (minir1/optim.py)."""
     products = []
     for w in split_parameters(model)[0]:
@@ -106,15 +107,17 @@ def _one(batch: int, m: int, k: int, n: int, dtype: torch.dtype, device: torch.d
     """Seconds of one product; the right factor is stored as weights are, [n, k]."""
     several = () if batch == 1 else (batch,)
     a, b = (torch.randn(*several, *size, dtype=dtype, device=device) for size in ((m, k), (n, k)))
-    return _timed("a @ b.mT", a=a, b=b)
+    return _shortest(lambda: a @ b.mT, device)
 
 
 @cache
 def _reading(numbers: int, dtype: torch.dtype, device: torch.device) -> float:
-    return _timed("x.sum()", x=torch.ones(numbers, dtype=dtype, device=device))
+    x = torch.ones(numbers, dtype=dtype, device=device)
+    return _shortest(x.sum, device)
 
 
-def _timed(statement: str, **operands) -> float:
-    """The shortest of several means: nothing else on the machine may raise a floor."""
-    timer = Timer(statement, globals=operands, num_threads=torch.get_num_threads())
-    return min(timer.blocked_autorange(min_run_time=0.02).times)
+def _shortest(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, the shortest of ten means: nothing else on the machine may raise a floor."""
+    once = min(timed(work, device)[1] for _ in range(3))
+    calls = max(1, int(0.002 / once))
+    return min(timed(lambda: [work() for _ in range(calls)], device)[1] for _ in range(10)) / calls
