@@ -7,9 +7,8 @@ Active parameters are those that a token is multiplied with: all but the experts
 embedding, of which it reads one row, and the modules for multi-token prediction (MTP), which plain decoding does not
 run. A tied embedding is active as the head.
 
-FLOPs per token, a multiplication and an addition counted as two. N are the active matrices, without norm weights and
-biases; F = 2N + 2·K_r·D·(MoE layers), where the second term is the weighted sum of the experts' outputs; M are the
-tokens attended to:
+FLOPs per token, a multiplication and an addition counted as two. F = 2N, where N are the active matrices, without norm
+weights and biases; M are the tokens attended to:
 
     forward   F + 2·L·H·(d_qk + d_v)·M                M = (T + 1)/2, the mean over a row of T tokens
     training  3 × forward: the backward pass has two products for each one, and nothing is recomputed. The MTP
@@ -17,7 +16,7 @@ tokens attended to:
     decoding  F + 2·L·H·(d_qk + d_v)·M                M = T; over a latent cache (MLA, absorbed)
                                                       d_qk = kv_lora + rope and d_v = kv_lora
 
-Elementwise operations (norms, RoPE, SiLU, softmax) are left out.
+Elementwise operations (norms, RoPE, SiLU, softmax, the experts' gates) are left out.
 """
 
 from __future__ import annotations
@@ -88,12 +87,9 @@ def matrix_flops(model: Transformer, mtp: bool = False) -> int:
 
     With `mtp` those of the MTP modules alone, each of which goes through the head once more.
     """
-    config, active = model.config, active_parameters(model, matrices=True)
-    mixed = 2 * config.experts_per_token * config.dim  # per MoE layer
-    if mtp:
-        modules = range(config.layers, config.layers + config.mtp_depth)
-        return 2 * (active["mtp"] + len(modules) * active["head"]) + mixed * sum(map(config.is_moe, modules))
-    return 2 * (sum(active.values()) - active["mtp"]) + mixed * config.moe_layers
+    active = active_parameters(model, matrices=True)
+    modules = active.pop("mtp") + model.config.mtp_depth * active["head"]
+    return 2 * (modules if mtp else sum(active.values()))
 
 
 def forward_flops(model: Transformer, keys: float, mtp: bool = False) -> float:
