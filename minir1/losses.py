@@ -128,11 +128,9 @@ def grpo_sequence(
 
         r_i = π_θ(o_i | q) / π_old(o_i | q) = exp(Σ_t log r_it)                   (arXiv:2501.12948, section 2.2.1)
 
-    One ratio for a whole answer, over its trained tokens, the mask [B, T]. With the weights of `per_answer_mean` the
-    sum is the paper's objective. Its gradient at r = 1 is that of REINFORCE with every token of the batch weighted
-    1/answers: long answers are not discounted. `gspo` takes the |o_i|-th root of the same ratio, which stays near 1
-    where this one leaves the interval after a small change of a few tokens. All [B, T]; the advantage is one number per
-    answer, repeated.
+    Arguments and weights as for `gspo`, which takes the |o_i|-th root of the same ratio: that stays near 1 where this
+    one leaves the interval after a small change of a few tokens. The gradient at r = 1 is that of REINFORCE with every
+    token of the batch weighted 1/answers: long answers are not discounted.
     """
     return -_surrogate(*_whole(logp, old_logp, advantage, mask), clip_low, clip_high)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from minir1.model.rope import RopeScaling
@@ -65,43 +66,37 @@ class ModelConfig:
     pad: int | None = None
 
     def __post_init__(self):
-        def need(ok: bool, field: str, allowed: str):
-            if not ok:
-                raise ValueError(f"ModelConfig.{field} = {getattr(self, field)!r}: {allowed}")
+        def need(fields: str, ok: Callable, allowed: str):
+            for field in fields.split():
+                if not ok(value := getattr(self, field)):
+                    raise ValueError(f"ModelConfig.{field} = {value!r}: {allowed}")
 
         check_types(self)
-        sizes = ("vocab", "dim", "layers", "heads", "kv_lora", "nope", "v_dim", "kv_heads", "ffn", "expert_ffn")
-        for field in (*sizes, "q_lora", "head_dim", "max_positions"):
-            value = getattr(self, field)
-            need(value is None or value > 0, field, "must be positive")
-        need(self.attention in ("mla", "gqa"), "attention", "'mla' or 'gqa'")
-        need(self.score in ("sigmoid", "softmax"), "score", "'sigmoid' or 'softmax'")
-        need(self.rope > 0 and self.rope % 2 == 0, "rope", "must be even and positive")
-        for field in ("qkv_bias", "o_bias", "qk_norm"):
-            need(self.attention == "gqa" or not getattr(self, field), field, "only attention = 'gqa' has it")
-        need(self.attention == "gqa" or self.head_dim is None, "head_dim", "only attention = 'gqa' has it")
-        need(self.attention == "mla" or self.q_lora is None, "q_lora", "only attention = 'mla' has it")
-        if self.attention == "gqa":
-            need(self.heads % self.kv_heads == 0, "kv_heads", f"must divide heads = {self.heads}")
-            need(self.head_dim is not None or self.dim % self.heads == 0, "heads", f"must divide dim = {self.dim}")
-            need(self.head_size % 2 == 0, "head_dim", "must be even for RoPE")
-        need(self.rope_theta > 1, "rope_theta", "must be above 1")
-        scales = ("logit_scale", "embedding_scale", "residual_scale", "route_scale", "attention_scale", "softcap")
-        for field in (*scales, "norm_eps"):
-            value = getattr(self, field)
-            need(value is None or 1e-30 <= value <= 1e6, field, "1e-30 to 1e6")
-        for field in ("init_std", "mtp_depth", "experts"):
-            need(getattr(self, field) >= 0, field, "must not be negative")
-        need(0 <= self.dense_layers <= self.layers, "dense_layers", f"0 to layers = {self.layers}")
+        gqa = self.attention == "gqa"
+        sizes = "vocab dim layers heads kv_lora nope v_dim kv_heads ffn expert_ffn q_lora head_dim max_positions"
+        need(sizes, lambda n: n is None or n > 0, "must be positive")
+        need("attention", lambda name: name in ("mla", "gqa"), "'mla' or 'gqa'")
+        need("score", lambda name: name in ("sigmoid", "softmax"), "'sigmoid' or 'softmax'")
+        need("rope", lambda n: n > 0 and n % 2 == 0, "must be even and positive")
+        need("qkv_bias o_bias qk_norm head_dim", lambda value: gqa or not value, "only attention = 'gqa' has it")
+        need("q_lora", lambda n: not (gqa and n), "only attention = 'mla' has it")
+        if gqa:
+            need("kv_heads", lambda n: self.heads % n == 0, f"must divide heads = {self.heads}")
+            need("heads", lambda n: self.head_dim or self.dim % n == 0, f"must divide dim = {self.dim}")
+            need("head_dim", lambda _: self.head_size % 2 == 0, "must be even for RoPE")
+        need("rope_theta", lambda x: x > 1, "must be above 1")
+        scales = "logit_scale embedding_scale residual_scale route_scale attention_scale softcap norm_eps"
+        need(scales, lambda x: x is None or 1e-30 <= x <= 1e6, "1e-30 to 1e6")
+        need("init_std mtp_depth experts", lambda x: x >= 0, "must not be negative")
+        need("dense_layers", lambda n: 0 <= n <= self.layers, f"0 to layers = {self.layers}")
         if self.experts:
-            need(self.groups > 0 and self.experts % self.groups == 0, "groups", f"must divide experts = {self.experts}")
-            need(1 <= self.groups_kept <= self.groups, "groups_kept", f"1 to groups = {self.groups}")
+            need("groups", lambda n: n > 0 and self.experts % n == 0, f"must divide experts = {self.experts}")
+            need("groups_kept", lambda n: 1 <= n <= self.groups, f"1 to groups = {self.groups}")
             reachable = self.experts // self.groups * self.groups_kept
-            need(1 <= self.experts_per_token <= reachable, "experts_per_token", f"1 to {reachable} reachable experts")
-            need(self.shared_experts >= 0, "shared_experts", "must not be negative")
-        for field in ("bos", "eos", "pad"):
-            value = getattr(self, field)
-            need(value is None or 0 <= value < self.vocab, field, f"a token below vocab = {self.vocab}, or None")
+            need("experts_per_token", lambda n: 1 <= n <= reachable, f"1 to {reachable} reachable experts")
+            need("shared_experts", lambda n: n >= 0, "must not be negative")
+        allowed = f"a token below vocab = {self.vocab}, or None"
+        need("bos eos pad", lambda token: token is None or 0 <= token < self.vocab, allowed)
 
     @property
     def head_size(self) -> int:

@@ -74,22 +74,12 @@ ONLY_IN = {
     GRANITE: NO_WINDOW,
 }
 
-SCALED = {"factor": "factor", "mscale_all_dim": "mscale_all"}
-SCALINGS = {  # rope_type -> their fields and ours
-    "default": {},
-    "linear": SCALED,
-    "yarn": SCALED
-    | {
-        "original_max_position_embeddings": "original",
-        "beta_slow": "slow",
-        "beta_fast": "fast",
-        "mscale": "mscale",
-        "attention_factor": "attention_factor",
-        "truncate": "whole_pairs",
-    },
-    "llama3": SCALED
-    | {"original_max_position_embeddings": "original", "low_freq_factor": "slow", "high_freq_factor": "fast"},
-}
+ORIGINAL = "original_max_position_embeddings"
+LINEAR = {"factor": "factor", "mscale_all_dim": "mscale_all"}
+YARN = LINEAR | {ORIGINAL: "original", "beta_slow": "slow", "beta_fast": "fast", "mscale": "mscale"}
+YARN |= {"attention_factor": "attention_factor", "truncate": "whole_pairs"}
+LLAMA3 = LINEAR | {ORIGINAL: "original", "low_freq_factor": "slow", "high_freq_factor": "fast"}
+SCALINGS = {"default": {}, "linear": LINEAR, "yarn": YARN, "llama3": LLAMA3}  # rope_type -> their fields and ours
 NEEDED = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
 OTHERS = {  # fields of theirs that are read too, by type
     "int": "first_k_dense_replace num_experts num_local_experts",
@@ -295,9 +285,8 @@ def _rope_from_hf(values: dict) -> tuple[float, RopeScaling]:
         if key not in rope:
             raise KeyError(f"{field}.{key}")
     scaling = {ours: rope[theirs] for theirs, ours in SCALINGS[kind].items() if theirs in rope}
-    original = "original_max_position_embeddings"  # as in transformers that beside the object is stronger
-    if original in SCALINGS[kind]:
-        lengths = values.get(original), scaling.get("original"), values["max_position_embeddings"]
+    if ORIGINAL in SCALINGS[kind]:  # as in transformers that beside the object is stronger
+        lengths = values.get(ORIGINAL), scaling.get("original"), values["max_position_embeddings"]
         scaling["original"] = next(length for length in lengths if length is not None)
     return theta, RopeScaling(kind, **scaling)
 

@@ -34,7 +34,7 @@ RATES = {"arithmetic_errors": "steps", "illegal": "tries", "repeats": "tries"}
 UNSEEN, TEST, VALIDATION = 0.12, 0.28, 0.15  # shares: of all multisets; of the remaining problems
 MAX_CHARS, MAX_DEPTH = 200, 20  # limits on an expression
 PRIORITY = {"+": 1, "-": 1, "*": 2}
-TOKEN = re.compile(r"[ \t\r\n]*(?:(0|[1-9][0-9]*)|([-+*()]))")
+TOKEN = re.compile(r"[ \t\r\n]*(?:(0|[1-9][0-9]*)|(.))", re.DOTALL)  # a number, or any other character
 
 
 def problems(split: str, data: None = None, variant: str = "default") -> list[Problem]:
@@ -92,19 +92,13 @@ def verify(problem: Problem, text: str) -> Verdict:
     Scores: `accuracy`, 0 or 1. Intermediate values may leave the range of the level, which only defines the problems.
     No text raises an error, and nothing is ever unjudged.
     """
-    right = _solves(problem, rewards.answer(text))
-    return Verdict("right" if right else "wrong", {"accuracy": float(right)})
-
-
-def _solves(problem: Problem, answer: str | None) -> bool:
     numbers, target = parse(problem)
-    if answer is None:
-        return False
     try:
-        value, used = evaluate_expression(answer)
-    except ValueError:
-        return False
-    return value == target and sorted(used) == sorted(numbers)
+        value, used = evaluate_expression(rewards.answer(text) or "")
+    except ValueError:  # no answer is no expression either
+        value, used = None, []
+    right = value == target and sorted(used) == sorted(numbers)
+    return Verdict("right" if right else "wrong", {"accuracy": float(right)})
 
 
 def evaluate_expression(text: str) -> tuple[int, list[int]]:
@@ -120,7 +114,7 @@ def evaluate_expression(text: str) -> tuple[int, list[int]]:
     numbers: list[int] = []
     pending: list[str] = []  # operators and open parentheses
     after_value = False
-    for number, symbol in _tokens(text.strip(" \t\r\n")):
+    for number, symbol in TOKEN.findall(text.strip(" \t\r\n")):
         if number and not after_value:
             values.append(int(number))
             numbers.append(int(number))
@@ -140,18 +134,6 @@ def evaluate_expression(text: str) -> tuple[int, list[int]]:
         raise ValueError(f"the expression {text!r} is not complete")
     _reduce(values, pending, 1)
     return values[0], numbers
-
-
-def _tokens(text: str) -> list[tuple[str, str]]:
-    """(number, "") or ("", symbol) for each token. ValueError for anything else."""
-    tokens, at = [], 0
-    while at < len(text):
-        match = TOKEN.match(text, at)
-        if not match:
-            raise ValueError(f"{text[at:at + 10]!r} in an expression; allowed: digits + - * ( )")
-        tokens.append((match[1] or "", match[2] or ""))
-        at = match.end()
-    return tokens
 
 
 def _reduce(values: list[int], pending: list[str], priority: int) -> None:
