@@ -101,19 +101,22 @@ def choose(logits: Tensor, noise: Tensor, temperature: float, top_k: int, top_p:
     return draw(truncate(logits / temperature, top_k, top_p), noise)
 
 
-def bucket(alive: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16 … (2^n and 3·2^n) that is at least `alive`."""
-    return BUCKETS[bisect_left(BUCKETS, alive)]
+def bucket(running: int, device: torch.device) -> int:
+    """The batch size for that many running rows: the same number; on CUDA, where each size may need its own kernels,
+    the next of 1, 2, 3, 4, 6, 8, 12, 16 … (2^n and 3·2^n)."""
+    return BUCKETS[bisect_left(BUCKETS, running)] if device.type == "cuda" else running
 
 
-def rows_to_keep(ended: Tensor) -> Tensor:
-    """The running rows, and ended ones to fill the next bucket; none if all have ended. Waits for the device.
+def rows_to_keep(ended: Tensor) -> list[int]:
+    """Rows of the next batch, in order: the running ones and, on CUDA, ended ones up to a bucket; [] if all have ended.
 
-    ended: bool [B] -> indices int64 [B'], rising.
+    Running rows from the end move to the indices of ended ones, the others stay. ended: bool [B]. Waits for the device.
     """
-    running = int(ended.logical_not().sum())
-    size = bucket(running) if running else 0
-    return ended.to(torch.int8).sort(stable=True).indices[:size].sort().values
+    flags = ended.tolist()
+    running = flags.count(False)
+    size = min(len(flags), bucket(running, ended.device)) if running else 0
+    spare = [row for row in range(size, len(flags)) if not flags[row]]
+    return [spare.pop() if flags[row] and spare else row for row in range(size)]
 
 
 def check(
@@ -196,9 +199,9 @@ def generate(
     With record_routes the experts of each token are recorded, those of a prompt for each of its answers. The last token
     of an answer never enters the model: its route is -1, like that of padding.
 
-    Every `check_every` steps finished rows are dropped, to one of a few batch sizes. Only there the host waits for the
-    device, except inside kernels: torch's grouped product waits on CUDA unless the experts are in bfloat16, and experts
-    in fp64 run one by one.
+    Every `check_every` steps finished rows are dropped (see `bucket`). Only there the host waits for the device, except
+    inside kernels: torch's grouped product waits on CUDA unless the experts are in bfloat16, and experts in fp64 run
+    one by one.
     ValueError on empty prompts, unknown tokens, settings out of range, and routes of a dense model; at the end also for
     a row whose logits held NaN or +inf, or only -inf: such a row ends at once.
     """
@@ -213,34 +216,46 @@ def generate(
     why = torch.full((count,), BUDGET, device=device)
     stops = torch.tensor(stop, dtype=torch.int64, device=device)
     alive = torch.arange(count, device=device)  # the rows that are still in the batch
+    begin = cache.length
+    new = None  # the token that each row of the batch has drawn last, int64 [B']
 
-    for step in range(max_tokens):
-        if step < min_tokens:
-            logits[:, stops] = float("-inf")
-        noise = uniform(seed, rows[alive], cache.length)
-        new, new_logp, new_entropy = choose(logits, noise, temperature, top_k, top_p)
-        running = ended[alive] > step
-        tokens[alive, step] = torch.where(running, new, 0)
-        logp[alive, step] = torch.where(running, new_logp, 0.0)
-        entropy[alive, step] = torch.where(running, new_entropy, 0.0)
-        hit = new.unsqueeze(1) == stops
-        stopped = running & (hit.any(1) | new_logp.isnan())
-        ended[alive] = torch.where(stopped, step + 1, ended[alive])
-        why[alive] = torch.where(stopped, torch.where(hit[:, :1].any(1), EOS, STOP), why[alive])
-        if step + 1 == max_tokens:
+    for start in range(0, max_tokens, check_every):
+        end = min(start + check_every, max_tokens)
+        order = torch.arange(start, end, device=device)
+        noise = uniform(seed, rows[alive].unsqueeze(1), begin[alive].unsqueeze(1) + order)
+        drawn = []
+        for step in range(start, end):
+            if step > 0:
+                record = [] if record_routes else None
+                hidden = model.hidden(new.unsqueeze(1), cache=cache, record=record)
+                logits = model.logits(hidden[:, 0], matrix)
+                if record_routes:
+                    routes[alive, cache.length - 1] = routes_of(record)
+            if step < min_tokens:
+                logits[:, stops] = float("-inf")
+            drawn.append(choose(logits, noise[:, step - start], temperature, top_k, top_p))
+            new = drawn[-1][0]
+
+        grids = [torch.stack(part, dim=1) for part in zip(*drawn)]  # tokens, log-probs, entropies, [B', end - start]
+        hit = grids[0].unsqueeze(-1) == stops
+        stopped = hit.any(-1) | grids[1].isnan()
+        valid = (stopped.cumsum(1) - stopped.long() == 0) & (ended[alive] > start).unsqueeze(1)  # up to the stop token
+        for whole, part in zip((tokens, logp, entropy), grids):
+            whole[alive, start:end] = torch.where(valid, part, 0)
+        final = stopped & valid
+        ended[alive] = torch.where(final.any(1), start + valid.sum(1), ended[alive])
+        reason = torch.where((final & hit[..., :1].any(-1)).any(1), EOS, STOP)
+        why[alive] = torch.where(final.any(1), reason, why[alive])
+
+        keep = rows_to_keep(ended[alive] <= end) if end < max_tokens else []
+        if not keep:
             break
-        if (step + 1) % check_every == 0:
-            keep = rows_to_keep(ended[alive] <= step + 1)
-            if len(keep) == 0:
-                break
-            if len(keep) < len(alive):
-                cache.keep(keep)
-                alive, new = alive[keep], new[keep]
-        position, record = cache.length, [] if record_routes else None
-        logits = model.logits(model.hidden(new.unsqueeze(1), cache=cache, record=record)[:, 0], matrix)
-        if record_routes:
-            running = ended[alive] > step + 1  # not the ended rows that are still in the batch
-            routes[alive, position] = routes_of(record).where(running.view(-1, 1, 1), -1)
+        if len(keep) < len(alive):
+            cache.keep(keep)
+            alive, new = alive[keep], new[keep]
+    if record_routes:  # the last token of an answer has not entered the model
+        columns = torch.arange(routes.shape[1], device=device)
+        routes.masked_fill_((columns >= (begin + ended - 1).unsqueeze(1))[..., None, None], -1)
     check_drawn(logp, answers)
     longest = int(ended.max())
     return Sampled(tokens[:, :longest], logp[:, :longest], entropy[:, :longest], ended, why, routes)

@@ -103,7 +103,7 @@ class State:
     taken: Tensor  # int64 [B], 1 to D + 1
     carry: list[Tensor]  # for module k = 2 … D: h^{k-1} at position n - k, [B, 1, dim]
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: list[int]) -> None:
         """Keep only these rows, in place."""
         self.hidden, self.ahead, self.taken = self.hidden[rows], self.ahead[rows], self.taken[rows]
         self.carry = [x[rows] for x in self.carry]
@@ -148,7 +148,7 @@ def draft(
         # For a prompt shorter than k tokens the first positions are negative: they wrap to unused slots at the end.
         positions = ((start - k).unsqueeze(1) + torch.arange(depth + k, device=step.device)) % cache.slots
         embedded = model.embed(state.ahead[:, : depth + k])
-        out = module.decode(embedded, out, *model.angles(positions), cache, positions, cache.bias(positions))
+        out = module.decode(embedded, out, model.freqs_cis(positions), cache, positions, cache.bias(positions))
         logits = model.logits(out[row, state.taken + k - 2], matrix)
         _, q_k = rule(logits.unsqueeze(1), (step + k - 1).unsqueeze(1))
         token, _, _ = draw(q_k[:, 0].log(), noise[:, k - 1])

@@ -164,6 +164,8 @@ def register() -> torch.device:
     register.named.impl("scaled_dot_product_attention", _attention, "AutogradPrivateUse1")
     silu_backward = functools.partial(_run_on_cpu, torch.ops.aten.silu_backward.default)
     register.named.impl("silu_backward", silu_backward, "PrivateUse1")
+    conj = functools.partial(_run_on_cpu, torch.ops.aten.conj_physical.default)  # at once: DLPack refuses lazy ones
+    register.named.impl("_conj", conj, "PrivateUse1")
     _patch_storages()
     return torch.device(NAME)
 

@@ -70,7 +70,8 @@ def test_scores_above_the_largest_fp16_number_before_their_scale():
     there = _attention_and_log_z(q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), 0.125, causal=False)[0]
     torch.testing.assert_close(there.cpu().transpose(1, 2), want)
     latent = torch.cat((k, k), -1).squeeze(2)
-    torch.testing.assert_close(cached_latent_attention(q, q, latent, position, bias, 0.125), k[:, :1])
+    both = torch.cat((q, q), -1)
+    torch.testing.assert_close(cached_latent_attention(both, latent, position, bias, 0.125, 8), k[:, :1])
     past = position[:, 0]
     for softcap in (None, 1e5):
         out = decode_attention(q, k, v, past, 0.125, softcap=softcap, impl="torch")

@@ -61,12 +61,12 @@ def test_write_places_each_row_at_its_own_end(config):
 def test_keep(config):
     cache = filled(config, [3, 1, 2, 4])
     storage = cache.layers[0].data_ptr()
-    cache.keep(torch.tensor([1, 3]))
+    cache.keep([1, 3])
     assert rows(cache) == [[11, 0, 0, 0, 0, 0], [31, 32, 33, 34, 0, 0]]
     assert rows(cache, 1)[1][:4] == [131, 132, 133, 134]
     assert cache.length.tolist() == [1, 4] and cache.used == 4
     assert cache.layers[0].data_ptr() == storage  # in place
-    cache.keep(torch.tensor([1]))
+    cache.keep([1])
     assert rows(cache) == [[31, 32, 33, 34, 0, 0]] and cache.length.tolist() == [4]
 
 

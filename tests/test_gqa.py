@@ -6,7 +6,7 @@ from minir1.model.cache import Cache
 from minir1.model.config import dense
 from minir1.model.gqa import GQA
 from minir1.model.packing import packing
-from minir1.model.rope import rope_angles, rotate
+from minir1.model.rope import rope_freqs_cis, rotate
 
 
 def build(**changes):
@@ -18,14 +18,14 @@ def build(**changes):
     return config, layer.double()
 
 
-def angles(config, positions):
-    return rope_angles(config.head_size, positions, config.rope_theta)
+def freqs_cis(config, positions):
+    return rope_freqs_cis(config.head_size, positions, config.rope_theta)
 
 
 def run(config, layer, x):
     """x [T, D], one row"""
     layout = packing(1, len(x), None, x.device)
-    return layer(x, *angles(config, layout.positions()), layout)
+    return layer(x, freqs_cis(config, layout.positions()), layout)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -33,13 +33,13 @@ def run(config, layer, x):
 def test_against_the_equations(H, K, bias):
     config, layer = build(heads=H, kv_heads=K, qkv_bias=bias)
     x = torch.randn(5, 24, dtype=torch.float64)
-    cos, sin = angles(config, torch.arange(5))
-    turn = lambda x: rotate(x.unsqueeze(1), cos, sin, interleaved=False).squeeze(1)
+    cis = freqs_cis(config, torch.arange(5))
+    turned = lambda x: rotate(x.unsqueeze(1), cis, interleaved=False).squeeze(1)
     heads = []
     for h in range(H):
-        q = turn(layer.wq(x)[:, h * 8 : h * 8 + 8])
+        q = turned(layer.wq(x)[:, h * 8 : h * 8 + 8])
         k, v = (w(x).chunk(K, -1)[h // (H // K)] for w in (layer.wk, layer.wv))
-        scores = (q @ turn(k).T / 8**0.5).masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf"))
+        scores = (q @ turned(k).T / 8**0.5).masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf"))
         heads.append(scores.softmax(-1) @ v)
     have, entry = run(config, layer, x)
     torch.testing.assert_close(have, torch.cat(heads, -1) @ layer.wo.weight.T, rtol=1e-6, atol=1e-8)
@@ -48,7 +48,8 @@ def test_against_the_equations(H, K, bias):
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 @pytest.mark.parametrize("changes", [
-    {"kv_heads": 6}, {"kv_heads": 3}, {"kv_heads": 1}, {"qk_norm": True, "o_bias": True, "attention_scale": 0.7},
+    {"kv_heads": 6}, {"kv_heads": 3, "qkv_bias": True}, {"kv_heads": 1},
+    {"qk_norm": True, "o_bias": True, "attention_scale": 0.7},
 ], ids=str)
 def test_decoding_equals_prefill(changes, chunk):
     config, layer = build(**changes)
@@ -58,9 +59,11 @@ def test_decoding_equals_prefill(changes, chunk):
     for t in range(0, 5, chunk):
         part = x[None, t : t + chunk]
         positions = cache.positions(part.shape[1])
-        out = layer.decode(part, *angles(config, positions), cache, 0, positions, cache.bias(positions))
+        step = part, freqs_cis(config, positions), cache, 0, positions, cache.bias(positions)
+        plain, out = layer.decode(*step), layer.decode(*step, layer.fuse())  # the second one writes the same entry
         cache.advance(part.shape[1], part.shape[1])
-        torch.testing.assert_close(out[0], want[t : t + chunk], rtol=1e-5, atol=1e-5)  # softmax in fp32
+        torch.testing.assert_close(plain[0], want[t : t + chunk], rtol=1e-5, atol=1e-5)  # softmax in fp32
+        torch.testing.assert_close(out, plain, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(cache.layers[0][0], entry, rtol=1e-10, atol=1e-10)
 
 
@@ -93,13 +96,13 @@ def test_queries_and_keys_are_normed_head_by_head_before_rope():
     """RMSNorm by hand: x / √(mean x² + ε) times a weight that all heads share."""
     config, layer = build(qk_norm=True, norm_eps=0.5)
     x = torch.randn(5, 24, dtype=torch.float64)
-    cos, sin = angles(config, torch.arange(5))
-    q, k, v = layer.project(x, cos, sin)
+    cis = freqs_cis(config, torch.arange(5))
+    q, k, v = layer.project(x, cis)
     for have, w, norm, heads in ((q, layer.wq, layer.q_head_norm, 6), (k, layer.wk, layer.k_head_norm, 2)):
         assert norm.weight.shape == (8,)
         plain = w(x).view(5, heads, 8)
         want = plain / (plain.square().mean(-1, keepdim=True) + 0.5).sqrt() * norm.weight
-        torch.testing.assert_close(have, rotate(want, cos, sin, interleaved=False), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(have, rotate(want, cis, interleaved=False), rtol=1e-6, atol=1e-6)
     assert torch.equal(v.flatten(1), layer.wv(x))
 
 

@@ -194,6 +194,6 @@ def test_mtp_modules(depth, tmp_path):
         )
         layout = packing(*tokens.shape, None, X.device)
         embedded, hidden = layout.pack(model.embed(tokens)), layout.pack(have[:, :-1])
-        have = layout.pad(model.mtp[k](embedded, hidden, *model.angles(layout.positions()), layout)[0])
+        have = layout.pad(model.mtp[k](embedded, hidden, model.freqs_cis(layout.positions()), layout)[0])
         torch.testing.assert_close(have, want, rtol=0, atol=1e-5)
         torch.testing.assert_close(model.logits(have), theirs._project_to_logits(want), rtol=0, atol=1e-5)

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from minir1.model.config import ModelConfig
 from minir1.model.moe import (
+    FEW,
     Experts,
+    Gather,
     MoE,
     Routing,
     SwiGLU,
@@ -19,6 +21,7 @@ from minir1.model.moe import (
     maximal_violation,
     rerouted,
     routes_of,
+    rows_of,
     sequence_balance_loss,
 )
 from minir1.model.transformer import Transformer
@@ -198,6 +201,29 @@ def test_the_layer_is_shared_plus_gated_experts(shared):
         want = want + layer.shared(flat)
         assert layer.shared.gate.weight.shape == (2 * 12, 8)
     torch.testing.assert_close(have, want.view(2, 3, 8), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"shared_experts": 0, "norm_topk": False}, {"shared_experts": 2, "route_scale": 2.5, "groups": 2},
+], ids=str)
+def test_few_tokens_go_to_every_expert(changes):
+    """As one SwiGLU with gate 0 where an expert was not chosen; the shared ones count once."""
+    layer = init(MoE(config(**changes))).double()
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(layer(x, fused=layer.fuse()), layer(x), rtol=1e-6, atol=1e-6)  # gates are in fp32
+    many = torch.randn(FEW // 4 + 1, 8, dtype=torch.float64)
+    assert torch.equal(layer(many, fused=layer.fuse()), layer(many))
+
+
+def test_gathering_pairs_and_summing_them_are_each_the_gradient_of_the_other():
+    pair = torch.randperm(12).view(4, 3)
+    token = torch.empty(12, dtype=torch.int64)
+    token[pair] = torch.arange(4).unsqueeze(1)
+    x, y = torch.randn(4, 5, dtype=torch.float64), torch.randn(12, 5, dtype=torch.float64)
+    assert torch.equal(rows_of(x, token), x[token])
+    torch.testing.assert_close(rows_of(y, pair), y[pair].sum(1))
+    for value, index, inverse in ((x, token, pair), (y, pair, token)):
+        assert torch.autograd.gradcheck(lambda v: Gather.apply(v, index, inverse), value.requires_grad_())
 
 
 def test_the_bias_changes_the_choice_and_not_the_gates():

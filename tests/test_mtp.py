@@ -38,7 +38,7 @@ def states(model: Transformer, tokens: torch.Tensor) -> list[torch.Tensor]:
     for k, module in enumerate(model.mtp, start=1):
         rows = packing(len(tokens), tokens.shape[1] - k, None, tokens.device)
         embedded, before = model.embed(tokens[:, k:]), chain[-1][:, :-1]  # t_{i+k} beside h^{k-1}_i
-        out, _ = module(rows.pack(embedded), rows.pack(before), *model.angles(rows.positions()), rows)
+        out, _ = module(rows.pack(embedded), rows.pack(before), model.freqs_cis(rows.positions()), rows)
         chain.append(rows.pad(out))
     return chain
 
@@ -152,7 +152,7 @@ def test_a_cache_gives_the_same_states(model, lengths):
     positions = (n - 1).unsqueeze(1) + torch.arange(4)  # of module 1, which has n - 1 entries
     before = torch.stack([wanted[row][0][0, n[row] - 1 : n[row] + 3] for row in range(rows)])
     out = model.mtp[0].decode(
-        model.embed(more), before, *model.angles(positions), cache, positions, cache.bias(positions)
+        model.embed(more), before, model.freqs_cis(positions), cache, positions, cache.bias(positions)
     )
     for row in range(rows):
         torch.testing.assert_close(out[row], wanted[row][1][0, n[row] - 1 :], **CLOSE)

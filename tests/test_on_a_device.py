@@ -184,16 +184,15 @@ class NoWaiting(TorchDispatchMode):
 def test_a_decode_step_does_not_wait_for_the_device(name, record_routes, monkeypatch):
     """From the logits of one token to those of the next: all of `generate` but its check at every 8th step."""
     _, model = pair(name)
-    guard, calls = NoWaiting(), []
+    guard, calls, choose = NoWaiting(), [], sample.choose
 
-    def uniform(*args):  # the first call of a step
+    def counted(*args):  # the first call of a step
         if not calls:
             stack.enter_context(guard)
         calls.append(args)
-        return sample.uniform_numbers(*args)
+        return choose(*args)
 
-    monkeypatch.setattr(sample, "uniform_numbers", sample.uniform, raising=False)
-    monkeypatch.setattr(sample, "uniform", uniform)
+    monkeypatch.setattr(sample, "choose", counted)
     with ExitStack() as stack, pytest.raises(AssertionError, match="_local_scalar_dense.* waits for the device"):
         settings = {"answers": 3, "max_tokens": 4, "min_tokens": 2, "stop": [5, 11]}
         sample.generate(model, PROMPTS, **settings, record_routes=record_routes)

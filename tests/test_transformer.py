@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minir1.model import block as blocks
 from minir1.model.config import ModelConfig, dense
 from minir1.model.lora import add_adapters
 from minir1.model.moe import MoE, balance_step, expert_load, rerouted, routes_of, sequence_balance_loss
@@ -77,7 +78,7 @@ def test_autocast_rounds_neither_router_scores_nor_logits(model, dtype):
         logits = model.logits(hidden)
         logp, entropy = model.logprob(x, entropy=True)
         sampled = generate(model, x[:, :3].tolist(), max_tokens=6)
-        assert {cos.dtype for cos in model.angles(x)} == {torch.float32}
+        assert model.freqs_cis(x).dtype == torch.complex64
     assert not torch.equal(hidden, model.hidden(x)) or dtype == torch.bfloat16  # autocast was on
     assert len(record) == model.config.moe_layers
     for (module, entered), routing in zip(inputs, record):
@@ -197,16 +198,75 @@ def test_cached_equals_uncached_for_ragged_chunks(model):
 
 
 @torch.no_grad()
+def test_fused_matrices_are_made_once_a_cache_and_only_where_they_are_exact(model, monkeypatch):
+    x, made = tokens(3, 9), []
+    for module in {type(m) for b in model.blocks for m in (b.attention, b.ffn)}:
+        fuse = module.fuse
+        monkeypatch.setattr(module, "fuse", lambda self, fuse=fuse: made.append(self) or fuse(self))
+
+    def decoded():
+        cache = model.cache(3, 9)
+        model.hidden(x[:, :4], cache=cache)
+        return torch.cat([model.hidden(x[:, t : t + 1], cache=cache) for t in range(4, 9)], dim=1)
+
+    fused = decoded()
+    assert len(made) == len({id(module) for module in made}) == 2 * len(model.blocks)
+    monkeypatch.setattr(blocks, "SMALL", 0)
+    torch.testing.assert_close(decoded(), fused, **CLOSE)
+    half, adapted = copy.deepcopy(model).bfloat16(), copy.deepcopy(model)
+    monkeypatch.undo()
+    add_adapters(adapted, 2, 4.0)
+    with torch.enable_grad():
+        assert model.blocks[0].fused_matrices(model.cache(3, 9)) == [None, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.blocks[0].fused_matrices(model.cache(3, 9)) == [None, None]
+    assert half.blocks[0].fused_matrices(half.cache(3, 9)) == [None, None]
+    assert adapted.blocks[0].fused_matrices(adapted.cache(3, 9))[0] is None
+
+
+@torch.no_grad()
+def test_a_new_cache_decodes_with_the_weights_of_now(model):
+    model, x = copy.deepcopy(model), tokens(2, 6)
+    for _ in range(2):
+        cache = model.cache(2, 6)
+        model.hidden(x[:, :5], cache=cache)
+        torch.testing.assert_close(model.hidden(x[:, 5:], cache=cache), model.hidden(x)[:, 5:], **CLOSE)
+        for p in model.parameters():
+            p *= 1.1
+
+
+@torch.no_grad()
+def test_one_head_and_odd_sizes():
+    """A slice of one token begins at an odd number there, which complex numbers cannot."""
+    model = build(ModelConfig(vocab=V, dim=20, layers=2, heads=1, kv_lora=13, nope=5, rope=6, v_dim=7, experts=0))
+    x, cache = tokens(1, 3), model.cache(1, 3)
+    have = torch.cat([model.hidden(x[:, t : t + 1], cache=cache) for t in range(3)], dim=1)
+    torch.testing.assert_close(have, model.hidden(x), **CLOSE)
+
+
+@torch.no_grad()
+def test_a_large_head_is_laid_out_for_onednn_and_gives_the_same_logits():
+    """fp32 on the CPU: 2^22 numbers and more; the logits of one token, of some, and of none."""
+    large = Transformer(dense(vocab=2**16 + 16, dim=64, layers=1, logit_scale=0.5)).eval()
+    matrix = large.head_matrix()
+    assert matrix.is_mkldnn == torch.backends.mkldnn.is_available() and not MODELS["mla moe"].head_matrix().is_mkldnn
+    for shape in ((3, 64), (2, 3, 64), (1, 64), (0, 64)):
+        hidden = torch.randn(*shape)
+        torch.testing.assert_close(large.logits(hidden, matrix), large.logits(hidden), rtol=0, atol=1e-5)
+    assert not large.double().head_matrix().is_mkldnn
+
+
+@torch.no_grad()
 def test_decoding_over_a_cache_that_was_repeated_and_lost_rows(model):
     prompt, lengths, more = tokens(2, 5), torch.tensor([5, 3]), tokens(4, 4, seed=1)
     prompt_cache = model.cache(2, 5)
     model.hidden(prompt, lengths=lengths, cache=prompt_cache)
     cache = prompt_cache.repeat(2, 9)
     model.hidden(more[:, :2], cache=cache)
-    keep = torch.tensor([1, 2])
+    keep = [2, 1]
     cache.keep(keep)
     have = model.hidden(more[keep, 2:], cache=cache)
-    for out, row in zip(have, keep.tolist()):
+    for out, row in zip(have, keep):
         whole = torch.cat((prompt[row // 2, : lengths[row // 2]], more[row]))
         torch.testing.assert_close(out, model.hidden(whole[None])[0, -2:], **CLOSE)
 

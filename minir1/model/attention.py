@@ -92,15 +92,17 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bias: T
     return over_slots(q, k, v, bias, scale)
 
 
-def cached_latent_attention(q_latent, q_rope, latent: Tensor, positions: Tensor, bias: Tensor, scale: float) -> Tensor:
+def cached_latent_attention(
+    q: Tensor, latent: Tensor, positions: Tensor, bias: Tensor, scale: float, kv_lora: int
+) -> Tensor:
     """The same with MLA's latents for keys and values.
 
-    q_latent: [B, T, H, C]; q_rope: [B, T, H, R]; latent: [B, M, C + R]; returns [B, T, H, C].
+    q: [B, T, H, C + R], absorbed; latent: [B, M, C + R]; kv_lora: C; returns [B, T, H, C].
     """
-    if use_triton("auto", q_latent, q_rope, latent):
-        return decode_latent(q_latent, q_rope, latent, _past(positions), scale, check=False)
+    if use_triton("auto", q, latent):
+        return decode_latent(q[..., :kv_lora], q[..., kv_lora:], latent, _past(positions), scale, check=False)
     keys = latent.unsqueeze(2)
-    return over_slots(torch.cat((q_latent, q_rope), dim=-1), keys, keys[..., : q_latent.shape[-1]], bias, scale)
+    return over_slots(q, keys, keys[..., :kv_lora], bias, scale)
 
 
 def _past(positions: Tensor) -> Tensor:

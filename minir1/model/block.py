@@ -13,6 +13,8 @@ from minir1.model.mla import MLA
 from minir1.model.moe import MoE, Routing, SwiGLU
 from minir1.model.packing import Packing
 
+SMALL = 2**18  # numbers in the largest matrix that decoding copies or multiplies into another
+
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)); Granite scales both outputs by residual_scale."""
@@ -28,32 +30,52 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn = MoE(config) if config.is_moe(layer) else SwiGLU(config.dim, config.ffn)
 
-    def feed_forward(self, x: Tensor, record: list[Routing] | None, routes: Tensor | None = None) -> Tensor:
-        """x: [..., D] -> [..., D]; record and routes as for `MoE.forward`."""
+    def feed_forward(self, x: Tensor, record: list[Routing] | None, routes: Tensor | None = None, fused=None) -> Tensor:
+        """x: [..., D] -> [..., D]; record, routes and fused as for `MoE.forward`."""
         x_norm = self.ffn_norm(x)
-        return self.add(x, self.ffn(x_norm, record, routes) if isinstance(self.ffn, MoE) else self.ffn(x_norm))
+        choices = (record, routes) if isinstance(self.ffn, MoE) else ()
+        return self.add(x, self.ffn(x_norm, *choices, fused=fused))
 
     def add(self, x: Tensor, out: Tensor) -> Tensor:
         """The residual stream x with a sublayer's output, both [..., D]."""
         return x + out if self.scale == 1.0 else x + self.scale * out
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None, past=None, routes=None):
+    def forward(self, x: Tensor, freqs_cis: Tensor, packing: Packing, record=None, past=None, routes=None):
         """Rows without a cache, or a chunk after the slots `past` [B, S, ...]. x: [N, D] -> [N, D], cache entries."""
         if not (self.recompute and torch.is_grad_enabled()):
-            return self._forward(x, cos, sin, packing, record, past, routes)
+            return self._forward(x, freqs_cis, packing, record, past, routes)
         routings = None if record is None else []  # a list of its own: the second pass appends once more
-        arguments = x, cos, sin, packing, routings, past, routes
+        arguments = x, freqs_cis, packing, routings, past, routes
         out = checkpoint(self._forward, *arguments, use_reentrant=False, preserve_rng_state=False)
         if record is not None:
             record.extend(routings)
         return out
 
-    def _forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record, past, routes):
-        out, entry = self.attention(self.attention_norm(x), cos, sin, packing, past)
+    def _forward(self, x: Tensor, freqs_cis: Tensor, packing: Packing, record, past, routes):
+        out, entry = self.attention(self.attention_norm(x), freqs_cis, packing, past)
         return self.feed_forward(self.add(x, out), record, routes), entry
 
-    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, positions: Tensor, bias: Tensor, record=None):
-        """New tokens after those in the cache. x: [B, T, D] -> [B, T, D]."""
-        x_norm = self.attention_norm(x)
-        out = self.attention.decode(x_norm, cos, sin, cache, self.layer, positions, bias)
-        return self.feed_forward(self.add(x, out), record)
+    def decode(self, x: Tensor, freqs_cis: Tensor, cache: Cache, positions: Tensor, bias: Tensor, record=None):
+        """New tokens after those in the cache. x: [B, T, D] -> [B, T, D]; the others as for `MLA.decode`."""
+        attention, ffn = self.fused_matrices(cache)
+        out = self.attention.decode(self.attention_norm(x), freqs_cis, cache, self.layer, positions, bias, attention)
+        return self.feed_forward(self.add(x, out), record, fused=ffn)
+
+    def fused_matrices(self, cache: Cache) -> list[tuple[Tensor, ...] | None]:
+        """`fuse()` of attention and feed-forward, made at the first token that is decoded over this cache.
+
+        In a small model calling operators costs more than their arithmetic. None for large matrices, with adapters, and
+        under autograd; in 16 bits and under autocast too, where products and sums of matrices are rounded and the
+        sampler would not be the policy of the loss.
+        """
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(cache.length.device.type):
+            return [None, None]
+        if self.layer not in cache.fused:
+            cache.fused[self.layer] = [m.fuse() if _may_fuse(m) else None for m in (self.attention, self.ffn)]
+        return cache.fused[self.layer]
+
+
+def _may_fuse(module: nn.Module) -> bool:
+    """Whether all matrices of a module are small, not in 16 bits, and no adapters."""
+    parts = module.named_parameters()
+    return all(p.numel() <= SMALL and p.dtype.itemsize >= 4 and not name.endswith((".A", ".B")) for name, p in parts)

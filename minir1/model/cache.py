@@ -22,7 +22,9 @@ class Cache:
         entry = (config.kv_lora + config.rope,) if config.attention == "mla" else (2, config.kv_heads, config.head_size)
         self.layers = [_empty(rows, slots, entry, device, dtype) for _ in range(config.layers)]
         self.length = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.rows = torch.arange(rows, device=device).unsqueeze(1)
         self.used = 0
+        self.fused = {}  # layer -> `Block.fused_matrices`, of the weights when the first token was decoded
 
     @property
     def slots(self) -> int:
@@ -42,8 +44,7 @@ class Cache:
     def write(self, layer: int, positions: Tensor, entry: Tensor) -> Tensor:
         """Store entry [B, T, ...] at positions [B, T]; return all slots in use, [B, M, ...]."""
         slots = self.layers[layer]
-        rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
-        slots[rows, positions] = entry.to(slots.dtype)
+        slots[self.rows, positions] = entry.to(slots.dtype)
         return slots[:, : self.used + positions.shape[1]]
 
     def advance(self, lengths: Tensor | int, new: int) -> None:
@@ -59,12 +60,14 @@ class Cache:
         """Set `used` to the length of the longest row, after `rewind`. Waits for the device."""
         self.used = int(self.length.max())
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep only these rows (int64 [B'], rising), in place."""
+    def keep(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order, in place. A row whose index stays the same is not copied."""
+        moved = [(new, old) for new, old in enumerate(rows) if new != old]
+        target, source = torch.tensor(moved, dtype=torch.int64, device=self.length.device).view(-1, 2).unbind(1)
         for layer, slots in enumerate(self.layers):
-            slots[: len(rows), : self.used] = slots[rows, : self.used]
+            slots[target, : self.used] = slots[source, : self.used]
             self.layers[layer] = slots[: len(rows)]
-        self.length = self.length[rows]
+        self.length, self.rows = self.length[rows], self.rows[: len(rows)]
 
     def repeat(self, answers: int, slots: int) -> Cache:
         """A new cache with every row `answers` times, side by side, for up to `slots` tokens."""
@@ -75,6 +78,7 @@ class Cache:
             layer[:, : self.used] = old[:, : self.used].repeat_interleave(answers, dim=0)
             new.layers.append(layer)
         new.length = self.length.repeat_interleave(answers)
+        new.rows = torch.arange(len(new.length), device=new.length.device).unsqueeze(1)
         return new
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minir1.model.attention import KEY_BLOCK, cached_attention, chunk_attention, packed_attention
@@ -17,28 +18,27 @@ class GQA(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads, self.kv_heads, size = config.heads, config.kv_heads, config.head_size
+        size = self.size = config.head_size
+        self.widths = (config.heads * size, config.kv_heads * size, config.kv_heads * size)  # of q, k and v
         self.scale = config.attention_scale or size**-0.5
-        self.wq = nn.Linear(config.dim, config.heads * size, bias=config.qkv_bias)
-        self.wk = nn.Linear(config.dim, config.kv_heads * size, bias=config.qkv_bias)
-        self.wv = nn.Linear(config.dim, config.kv_heads * size, bias=config.qkv_bias)
+        self.wq, self.wk, self.wv = (nn.Linear(config.dim, width, bias=config.qkv_bias) for width in self.widths)
         self.wo = nn.Linear(config.heads * size, config.dim, bias=config.o_bias)
         self.q_head_norm = nn.RMSNorm(size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_head_norm = nn.RMSNorm(size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x: [..., D] -> q [..., H, d], k [..., K, d], v [..., K, d]."""
-        q = self.q_head_norm(self.wq(x).unflatten(-1, (self.heads, -1)))
-        k = self.k_head_norm(self.wk(x).unflatten(-1, (self.kv_heads, -1)))
-        q, k = rotate(q, cos, sin, interleaved=False), rotate(k, cos, sin, interleaved=False)
-        return q, k, self.wv(x).unflatten(-1, (self.kv_heads, -1))
+    def project(self, x: Tensor, freqs_cis: Tensor, fused=None) -> tuple[Tensor, Tensor, Tensor]:
+        """x: [..., D] -> q [..., H, d], k [..., K, d], v [..., K, d]. fused: `fuse()`, or None."""
+        qkv = F.linear(x, *fused).split(self.widths, dim=-1) if fused else (self.wq(x), self.wk(x), self.wv(x))
+        q, k, v = (part.unflatten(-1, (-1, self.size)) for part in qkv)
+        qk = rotate(torch.cat((self.q_head_norm(q), self.k_head_norm(k)), dim=-2), freqs_cis, interleaved=False)
+        return *qk.split((q.shape[-2], k.shape[-2]), dim=-2), v
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, past: Tensor | None = None):
+    def forward(self, x: Tensor, freqs_cis: Tensor, packing: Packing, past: Tensor | None = None):
         """Rows without a cache, or the next chunk of rows whose earlier tokens are in the cache.
 
         x: [N, D]; past: [B, S, 2, K, d]. Returns the output [N, D] and the cache's entries, [N, 2, K, d].
         """
-        q, k, v = self.project(x, cos, sin)
+        q, k, v = self.project(x, freqs_cis)
         if past is None:
             o = packed_attention(q, k, v, packing, self.scale)
         else:
@@ -47,9 +47,15 @@ class GQA(nn.Module):
             o = packing.pack(chunk_attention(*qkv, blocks, self.scale))
         return self.wo(o.flatten(1)), torch.stack((k, v), dim=1)
 
-    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
-        """New tokens after those in the cache. x: [B, T, D]; positions: [B, T]; bias: [B, T, M] -> [B, T, D]."""
-        q, k, v = self.project(x, cos, sin)
+    def fuse(self) -> tuple[Tensor, Tensor | None]:
+        """W^Q, W^K and W^V as one matrix, [(H + 2K)·d, D], and their biases."""
+        parts = self.wq, self.wk, self.wv
+        bias = None if self.wq.bias is None else torch.cat([part.bias for part in parts])
+        return torch.cat([part.weight for part in parts]), bias
+
+    def decode(self, x, freqs_cis, cache: Cache, layer: int, positions: Tensor, bias: Tensor, fused=None) -> Tensor:
+        """New tokens after the cache's. fused: `fuse()`, or None. The others, and the result, as for `MLA.decode`."""
+        q, k, v = self.project(x, freqs_cis, fused)
         past = cache.write(layer, positions, torch.stack((k, v), dim=2))
         o = cached_attention(q, past[:, :, 0], past[:, :, 1], positions, bias, self.scale)
         return self.wo(o.flatten(2))

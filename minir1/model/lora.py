@@ -175,17 +175,19 @@ def _their_name(ours: str) -> str:
     return f"model.layers.{layer}.{NAMES[inner]}"
 
 
-def _peft_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """PEFT's names -> tensors in PEFT's shapes: for E experts A is [E·r, in], row e·r + i, B is [out, r·E], column
-    i·E + e."""
-    tensors = {}
+def _peft_views(model: nn.Module) -> dict[str, Tensor]:
+    """PEFT's names -> views of the adapters, axes in PEFT's order: for E experts A [E, r, in] and B [out, r, E]."""
+    views = {}
     for ours, adapter in adapters(model).items():
         a, b = adapter.A.detach(), adapter.B.detach()
-        if isinstance(adapter, LoRAExperts):
-            a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
         prefix = f"base_model.model.{_their_name(ours)}"
-        tensors |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
-    return tensors
+        views |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b.movedim(0, -1) if b.ndim == 3 else b}
+    return views
+
+
+def _peft_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """PEFT's names -> tensors in PEFT's shapes, two-dimensional: for E experts A is [E·r, in] and B [out, r·E]."""
+    return {n: x.flatten(0, -2) if ".lora_A." in n else x.flatten(1) for n, x in _peft_views(model).items()}
 
 
 def save_adapters(model: Transformer, path: str | Path, base: str | Path) -> None:
@@ -242,14 +244,8 @@ def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
     if wrong:
         merge(model)  # new adapters are zero: the model's weights do not change
         raise ValueError(f"{path} does not fit the model: {'; '.join(wrong[:8])}")
-    for name, adapter in adapters(model).items():
-        prefix = f"base_model.model.{_their_name(name)}"
-        a, b = stored[f"{prefix}.lora_A.weight"], stored[f"{prefix}.lora_B.weight"]
-        if isinstance(adapter, LoRAExperts):
-            experts = len(adapter.A)
-            a, b = a.unflatten(0, (experts, -1)), b.unflatten(1, (-1, experts)).permute(2, 0, 1)
-        adapter.A.copy_(a)
-        adapter.B.copy_(b)
+    for name, view in _peft_views(model).items():
+        view.copy_(stored[name].view(view.shape))
     return trained
 
 

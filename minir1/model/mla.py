@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minir1.model.attention import KEY_BLOCK, cached_latent_attention, chunk_attention, packed_attention
@@ -43,26 +44,26 @@ class MLA(nn.Module):
         self.wkv_b = nn.Linear(config.kv_lora, config.heads * (config.nope + config.v_dim), bias=False)
         self.wo = nn.Linear(config.heads * config.v_dim, config.dim, bias=False)
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x: [..., D] -> q_nope [..., H, nope], q_rope [..., H, rope], c [..., kv_lora], k_rope [..., rope]."""
         q = self.wq_b(self.q_norm(self.wq_a(x))) if hasattr(self, "wq_a") else self.wq(x)
         q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split((self.nope, self.rope), dim=-1)
         c, k_rope = self.wkv_a(x).split((self.kv_lora, self.rope), dim=-1)
-        k_rope = rotate(k_rope.unsqueeze(-2), cos, sin, interleaved=True).squeeze(-2)
-        return q_nope, rotate(q_rope, cos, sin, interleaved=True), self.kv_norm(c), k_rope
+        k_rope = rotate(k_rope.unsqueeze(-2), freqs_cis, interleaved=True).squeeze(-2)
+        return q_nope, rotate(q_rope, freqs_cis, interleaved=True), self.kv_norm(c), k_rope
 
     def expand(self, c: Tensor, k_rope: Tensor) -> tuple[Tensor, Tensor]:
         """c: [..., kv_lora], k_rope: [..., rope] -> keys [..., H, nope + rope], values [..., H, v_dim]."""
         k_nope, v = self.wkv_b(c).unflatten(-1, (self.heads, -1)).split((self.nope, self.v_dim), dim=-1)
         return torch.cat((k_nope, k_rope.unsqueeze(-2).expand(*k_nope.shape[:-1], -1)), dim=-1), v
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, past: Tensor | None = None):
+    def forward(self, x: Tensor, freqs_cis: Tensor, packing: Packing, past: Tensor | None = None):
         """Rows without a cache, or the next chunk of rows whose earlier tokens are in the cache; not absorbed.
 
-        x: [N, D]; cos, sin: [N, rope/2]; past: [B, S, kv_lora + rope]. Returns the output [N, D] and the cache's
+        x: [N, D]; freqs_cis: [N, rope/2]; past: [B, S, kv_lora + rope]. Returns the output [N, D] and the cache's
         entries, [N, kv_lora + rope].
         """
-        q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
+        q_nope, q_rope, c, k_rope = self.project(x, freqs_cis)
         k, v = self.expand(c, k_rope)
         q = torch.cat((q_nope, q_rope), dim=-1)
         if past is None:
@@ -76,12 +77,42 @@ class MLA(nn.Module):
             o = packing.pack(chunk_attention(*qkv, (self.expand(*block) for block in blocks), self.scale))
         return self.wo(o.flatten(1)), torch.cat((c, k_rope), dim=-1)
 
-    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions: Tensor, bias: Tensor):
-        """New tokens after the cache's, absorbed. x: [B, T, D]; positions: [B, T]; bias: [B, T, M] -> [B, T, D]."""
-        q_nope, q_rope, c, k_rope = self.project(x, cos, sin)
-        latent = cache.write(layer, positions, torch.cat((c, k_rope), dim=-1))
-        w_uk, w_uv = self.wkv_b.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.v_dim), dim=1)
-        scale, q_nope, q_rope = within_fp16(self.scale, q_nope, q_rope)
-        q_latent = torch.einsum("bthn,hnc->bthc", q_nope, w_uk)
-        o = cached_latent_attention(q_latent, q_rope, latent, positions, bias, scale)
-        return self.wo(torch.einsum("bthc,hvc->bthv", o, w_uv).flatten(2))
+    def fuse(self) -> tuple[Tensor, Tensor] | None:
+        """The matrices of the absorbed products, for many steps with the same weights; None with a q_lora.
+
+        W_in [(H + 1)·(kv_lora + rope), D] gives every head's [W^UKᵀ_i W^UQ_i x ; W^QR_i x] and, last, the new key
+        [W^DKV x ; W^KR x]; W_out [D, H·kv_lora] is [W^O_i W^UV_i]_i.
+        """
+        if hasattr(self, "wq_a"):
+            return None
+        w_q, w_qr = self.wq.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.rope), dim=1)
+        w_uk, w_uv = self.expansion()
+        query = torch.cat((torch.einsum("hnc,hnd->hcd", w_uk, w_q), w_qr), dim=1).flatten(0, 1)
+        w_out = torch.einsum("dhv,hvc->dhc", self.wo.weight.unflatten(1, (self.heads, -1)), w_uv)
+        return torch.cat((query, self.wkv_a.weight)), w_out.flatten(1)
+
+    def expansion(self) -> tuple[Tensor, Tensor]:
+        """W^UK [H, nope, kv_lora] and W^UV [H, v_dim, kv_lora]."""
+        return self.wkv_b.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.v_dim), dim=1)
+
+    def decode(self, x, freqs_cis, cache: Cache, layer: int, positions: Tensor, bias: Tensor, fused=None) -> Tensor:
+        """New tokens after the cache's, absorbed. fused: `fuse()`, or None. Returns [B, T, D].
+
+        x: [B, T, D]; freqs_cis: complex64 [B, T, rope/2]; positions: int64 [B, T]; bias: [B, T, M].
+        """
+        if fused is None:
+            w_uk, w_uv = self.expansion()
+            q_nope, q_rope, c, k_rope = self.project(x, freqs_cis)
+            scale, q_nope, q_rope = within_fp16(self.scale, q_nope, q_rope)
+            q = torch.cat((torch.einsum("bthn,hnc->bthc", q_nope, w_uk), q_rope), dim=-1)
+            entry = torch.cat((c, k_rope), dim=-1)
+        else:
+            scale, y = self.scale, F.linear(x, fused[0]).unflatten(-1, (self.heads + 1, -1))
+            y[..., self.kv_lora :] = rotate(y[..., self.kv_lora :], freqs_cis, interleaved=True)
+            q, entry = y[..., :-1, :], y[..., -1, :]
+            entry[..., : self.kv_lora] = self.kv_norm(entry[..., : self.kv_lora])
+        latent = cache.write(layer, positions, entry)
+        o = cached_latent_attention(q, latent, positions, bias, scale, self.kv_lora)
+        if fused is None:
+            return self.wo(torch.einsum("bthc,hvc->bthv", o, w_uv).flatten(2))
+        return F.linear(o.flatten(2), fused[1])

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from minir1.model.config import ModelConfig
 from minir1.ops.chunks import no_autocast
 
+FEW = 1024  # tokens times experts: up to here all experts on all tokens cost less than sorting the pairs
+
 
 class SwiGLU(nn.Module):
     """W_down (SiLU(W_gate x) ⊙ W_up x) (arXiv:2002.05202). x: [..., D] -> [..., D]."""
@@ -21,9 +23,16 @@ class SwiGLU(nn.Module):
         self.up = nn.Linear(dim, inner, bias=False)
         self.down = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., D] -> [..., D]"""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+    def fuse(self) -> tuple[Tensor, Tensor]:
+        """[W_gate ; W_up] as one matrix, [2·inner, D], and W_down."""
+        return torch.cat((self.gate.weight, self.up.weight)), self.down.weight
+
+    def forward(self, x: Tensor, fused=None) -> Tensor:
+        """x: [..., D] -> [..., D]; fused: `fuse()`, or None."""
+        if fused is None:
+            return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = F.linear(x, fused[0]).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, fused[1])
 
 
 class Routing(NamedTuple):
@@ -52,30 +61,36 @@ class Experts(nn.Module):
 
         Dropless: the N·K_r pairs are sorted by expert, and each expert multiplies its own rows.
         """
-        tokens, k = chosen.shape
+        k = chosen.shape[1]
         expert, order = chosen.flatten().sort(stable=True)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order), device=order.device)
+        pair = torch.empty_like(order)  # index of each pair in the order of experts
+        pair[order] = torch.arange(len(order), device=order.device)
         each = torch.arange(len(self.gate_up), device=x.device)
         ends = torch.searchsorted(expert, each, right=True, out_int32=True)  # bincount would wait for a GPU
-        pairs = Permute.apply(x.unsqueeze(1).expand(-1, k, -1).flatten(0, 1), order, inverse)
-        gate, up = self.linear("gate_up", pairs, ends).chunk(2, dim=-1)
-        out = Permute.apply(self.linear("down", F.silu(gate) * up, ends), inverse, order)
-        return torch.bmm(gates.to(out.dtype).unsqueeze(1), out.unflatten(0, (tokens, k))).squeeze(1)
+        token, pair = order // k, pair.view(-1, k)
+        gate, up = self.linear("gate_up", Gather.apply(x, token, pair), ends).chunk(2, dim=-1)
+        inner = F.silu(gate) * up * gates.to(x.dtype).flatten().index_select(0, order).unsqueeze(1)
+        return Gather.apply(self.linear("down", inner, ends), pair, token)
 
 
-class Permute(torch.autograd.Function):
-    """x[order], whose gradient is a plain gather by the inverse instead of a scatter-add."""
+class Gather(torch.autograd.Function):
+    """`rows_of(x, index)`. Its gradient is `rows_of` with the inverse index, instead of a scatter-add."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
-        return x.index_select(0, order)
+        return rows_of(x, index)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (inverse,) = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
+        return rows_of(grad, *ctx.saved_tensors), None, None
+
+
+def rows_of(x: Tensor, index: Tensor) -> Tensor:
+    """x[index] for int64 [M] -> [M, D]; Σ_k x[index[n, k]] for int64 [N, K] -> [N, D]. x: [·, D]."""
+    if index.ndim == 1:
+        return x.index_select(0, index)
+    return F.embedding_bag(index, x, mode="sum") if x.device.type == "cpu" else x[index].sum(1)  # the first in one pass
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -143,10 +158,30 @@ class MoE(nn.Module):
         gates = routing.scores.gather(-1, routing.chosen)
         if self.config.norm_topk:
             gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
-        return gates * self.config.route_scale
+        return gates if self.config.route_scale == 1.0 else gates * self.config.route_scale
 
-    def forward(self, x: Tensor, record: list[Routing] | None = None, routes: Tensor | None = None) -> Tensor:
-        """x: [..., D] -> [..., D]; the routing is appended to `record`, if any.
+    def fuse(self) -> tuple[Tensor, Tensor]:
+        """All experts, the shared ones last, as one SwiGLU: gates and ups [2·(E + N_s)·F, D], downs [D, …]."""
+        gate, up = (part.flatten(0, 1) for part in self.experts.gate_up.chunk(2, dim=1))
+        down = self.experts.down.transpose(0, 1).flatten(1)
+        if self.shared is not None:
+            gate, up = torch.cat((gate, self.shared.gate.weight)), torch.cat((up, self.shared.up.weight))
+            down = torch.cat((down, self.shared.down.weight), dim=1)
+        return torch.cat((gate, up)), down
+
+    def every_expert(self, x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+        """y of few tokens: every expert takes every token, with gate 0 where it was not chosen, and 1 for shared ones.
+
+        x: [N, D]; gate_up, down: `fuse()`. Returns [N, D].
+        """
+        gates = torch.zeros_like(routing.scores).scatter_(1, routing.chosen, self.gates(routing)).to(x.dtype)
+        gates = F.pad(gates, (0, self.config.shared_experts), value=1.0)
+        gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+        inner = (F.silu(gate) * up).unflatten(1, (gates.shape[1], -1)) * gates.unsqueeze(-1)
+        return F.linear(inner.flatten(1), down)
+
+    def forward(self, x: Tensor, record: list[Routing] | None = None, routes: Tensor | None = None, fused=None):
+        """x: [..., D] -> [..., D]; the routing is appended to `record`, if any. fused: `fuse()`, or None.
 
         routes: int [N, K_r], experts that the N tokens must use, or -1 for a token whose experts the router chooses.
         Scores and gates of these experts come from the current router, so that gradients reach it.
@@ -157,6 +192,8 @@ class MoE(nn.Module):
             routing = Routing(routing.scores, torch.where(routes < 0, routing.chosen, routes.long()))
         if record is not None:
             record.append(routing)
+        if fused and len(flat) * self.config.experts <= FEW:
+            return self.every_expert(flat, routing, *fused).view_as(x)
         out = self.experts(flat, routing.chosen, self.gates(routing))
         if self.shared is not None:
             out = out + self.shared(flat)

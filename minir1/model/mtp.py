@@ -34,39 +34,38 @@ class MTP(nn.Module):
         """h'. embedded: emb(t_{i+k}), hidden: h^{k-1}_i, both [..., D] -> [..., D]."""
         return self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), dim=-1))
 
-    def forward(self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, packing: Packing, record=None):
+    def forward(self, embedded: Tensor, hidden: Tensor, freqs_cis: Tensor, packing: Packing, record=None):
         """Rows without a cache. embedded, hidden: [N, D] -> h^k [N, D], and the cache's entries."""
-        out, entry = self.block(self.combine(embedded, hidden), cos, sin, packing, record)
+        out, entry = self.block(self.combine(embedded, hidden), freqs_cis, packing, record)
         return self.norm(out), entry
 
-    def decode(self, embedded: Tensor, hidden: Tensor, cos, sin, cache: Cache, positions: Tensor, bias: Tensor):
+    def decode(self, embedded: Tensor, hidden: Tensor, freqs_cis, cache: Cache, positions: Tensor, bias: Tensor):
         """States at `positions`, int64 [B, T], over the cache. embedded, hidden: [B, T, D] -> h^k [B, T, D]."""
-        return self.norm(self.block.decode(self.combine(embedded, hidden), cos, sin, cache, positions, bias))
+        return self.norm(self.block.decode(self.combine(embedded, hidden), freqs_cis, cache, positions, bias))
 
 
 def look_ahead(
     modules: Iterable[MTP],
     embedded: Tensor,
     hidden: Tensor,
-    angles: tuple[Tensor, Tensor],
+    freqs_cis: Tensor,
     layout: Packing,
     cache: Cache | None = None,
     record: list | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One module after the other, each on the states of the previous one: yields (indices i, h^k_i) for k = 1 … D.
 
-    embedded: emb(t) [N, D]; hidden: h^0 [N, D]; angles: cos and sin of the N packed tokens. Module k needs t_{i+k}, so
+    embedded: emb(t) [N, D]; hidden: h^0 [N, D]; freqs_cis: complex64 [N, R/2]. Module k needs t_{i+k}, so
     it has lengths - k states per row: indices int64 [N_k] into the packed tokens, h^k [N_k, D]. A cache (see
     `Transformer.cache`), which starts with these tokens, gets the entries of the modules.
     """
-    cos, sin = angles
     left = torch.repeat_interleave(layout.lengths, layout.lengths) - layout.positions()  # this token included
     index = torch.arange(len(hidden), device=hidden.device)
     for k, module in enumerate(modules, start=1):
         inside = (left[index] > k).nonzero().squeeze(1)
         index, hidden = index[inside], hidden.index_select(0, inside)
         rows = packing(layout.rows, layout.columns, (layout.lengths - k).clamp(min=0), hidden.device)
-        hidden, entry = module(embedded.index_select(0, index + k), hidden, cos[index], sin[index], rows, record)
+        hidden, entry = module(embedded.index_select(0, index + k), hidden, freqs_cis[index], rows, record)
         if cache is not None:
             cache.layers[module.block.layer][:, : layout.columns] = rows.pad(entry)
         yield index, hidden

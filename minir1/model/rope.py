@@ -107,26 +107,26 @@ def _yarn_ramp(size: int, theta: float, scaling: RopeScaling, device) -> Tensor:
     return ((torch.arange(size // 2, dtype=widest(device), device=device) - low) / (high - low)).clamp(0, 1)
 
 
-def rope_angles(
-    size: int, positions: Tensor, theta: float, scaling: RopeScaling = RopeScaling()
-) -> tuple[Tensor, Tensor]:
-    """cos and sin of p·θ^(-2i/R) for i < R/2, times the scaling's magnitude.
+def rope_freqs_cis(size: int, positions: Tensor, theta: float, scaling: RopeScaling = RopeScaling()) -> Tensor:
+    """m·e^{i·p·θ_j}, the factor of pair j at position p: θ_j = θ^(-2j/R) before scaling, m the scaling's magnitude.
 
-    positions: int64 [...]; returns two fp32 tensors [..., R/2] with R = size.
+    positions: int64 [...]; returns complex64 [..., R/2] with R = size.
     """
     inverse = inverse_frequencies(size, theta, scaling, positions.device)
     angles = positions.unsqueeze(-1) * inverse  # in fp64: at position 131,072 the error of fp32 angles is 1e-2
-    return (angles.cos() * scaling.magnitude).float(), (angles.sin() * scaling.magnitude).float()
+    return torch.polar(torch.full_like(angles, scaling.magnitude), angles).to(torch.complex64)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the pairs of x by their angles: (a, b) -> (a·cos - b·sin, a·sin + b·cos).
+def rotate(x: Tensor, freqs_cis: Tensor, interleaved: bool) -> Tensor:
+    """Multiply the pairs of x, as complex numbers a + ib, by their factors.
 
-    x: [..., H, R]; cos, sin: [..., R/2], the same for every head. Pairs are (x_2i, x_2i+1) when interleaved, as in
-    DeepSeek, else (x_i, x_{i+R/2}), as in Llama and Qwen. Returns x's shape and dtype; the product is taken in fp32.
+    x: [..., H, R]; freqs_cis: complex64 [..., R/2], the same for every head. Pairs are (x_2j, x_2j+1) when interleaved,
+    as in DeepSeek, else (x_j, x_{j+R/2}), as in Llama and Qwen. Returns x's shape and dtype; the product is in fp32.
     """
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
-    turned = (a * cos - b * sin, a * sin + b * cos)
-    out = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
-    return out.to(x.dtype)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if interleaved:  # always copied: a slice of one token may begin at an odd number
+        pairs = wide.unflatten(-1, (-1, 2)).clone(memory_format=torch.contiguous_format)
+    else:
+        pairs = torch.stack(wide.chunk(2, dim=-1), dim=-1)
+    turned = torch.view_as_real(torch.view_as_complex(pairs) * freqs_cis.unsqueeze(-2))
+    return (turned if interleaved else turned.mT).flatten(-2).to(x.dtype)

@@ -15,9 +15,11 @@ from minir1.model.config import ModelConfig
 from minir1.model.moe import Routing, routes_of
 from minir1.model.mtp import MTP, look_ahead
 from minir1.model.packing import Packing, from_cu_seqlens, packing
-from minir1.model.rope import rope_angles
+from minir1.model.rope import rope_freqs_cis
 from minir1.ops import linear_logprob
 from minir1.ops.chunks import no_autocast
+
+LARGE_HEAD = 2**22
 
 
 class Transformer(nn.Module):
@@ -76,15 +78,16 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)
         return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
 
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of RoPE, two fp32 tensors [..., R/2]. positions: int64 [...]."""
+    def freqs_cis(self, positions: Tensor) -> Tensor:
+        """RoPE's complex factors of these positions: int64 [...] -> complex64 [..., R/2]."""
         size = self.config.rope if self.config.attention == "mla" else self.config.head_size  # R
-        return rope_angles(size, positions, self.config.rope_theta, self.config.rope_scaling)
+        return rope_freqs_cis(size, positions, self.config.rope_theta, self.config.rope_scaling)
 
     def cache(self, rows: int, slots: int, *, mtp: bool = False) -> Cache:
         """An empty cache for `rows` rows of up to `slots` tokens, on the model's device, in its dtype.
 
-        With `mtp` it also has layers for the MTP modules, after those of the blocks.
+        With `mtp` it also has layers for the MTP modules, after those of the blocks. It is valid as long as the weights
+        stay as they are: decoding keeps products of them in it.
         """
         layers = self.config.layers + (len(self.mtp) if mtp else 0)
         return Cache(replace(self.config, layers=layers), rows, slots, self.device, self.embedding.weight.dtype)
@@ -131,10 +134,10 @@ class Transformer(nn.Module):
             raise ValueError(f"{start + layout.columns} tokens do not fit into a cache of {cache.slots} slots")
         x = self.embed(tokens)
         positions = start + layout.positions() if positions is None else positions
-        cos, sin = self.angles(positions)
+        freqs_cis = self.freqs_cis(positions)
         for layer, (block, experts) in enumerate(zip(self.blocks, routes or repeat(None))):
             past = cache.layers[layer][:, :start] if start else None
-            x, entry = block(x, cos, sin, layout, record, past, experts)
+            x, entry = block(x, freqs_cis, layout, record, past, experts)
             if cache is not None:
                 cache.layers[layer][:, start : start + layout.columns] = layout.pad(entry)
         if cache is not None:
@@ -187,17 +190,22 @@ class Transformer(nn.Module):
         slots = cache.positions(new)
         bias = cache.bias(slots)
         x = self.embed(tokens)
-        cos, sin = self.angles(slots if positions is None else positions)
+        freqs_cis = self.freqs_cis(slots if positions is None else positions)
         for block in self.blocks:
-            x = block.decode(x, cos, sin, cache, slots, bias, record)
+            x = block.decode(x, freqs_cis, cache, slots, bias, record)
         cache.advance(new if lengths is None else lengths, new)
         return self.norm(x)
 
     def head_matrix(self) -> Tensor:
         """w of `logits`, [V, D], made once for many calls: upcast to fp32, except on CUDA, where 16-bit products have
-        fp32 results. The weights of a 32- or 64-bit model are not copied."""
+        fp32 results. On the CPU a head above LARGE_HEAD numbers is copied into a tensor of oneDNN, which multiplies few
+        rows about twice as fast; a smaller fp32 head is not copied."""
         w = self.head.weight.detach()
-        return w if w.is_cuda else w.to(torch.promote_types(w.dtype, torch.float32))
+        if w.is_cuda:
+            return w
+        w = w.to(torch.promote_types(w.dtype, torch.float32))
+        large = w.numel() > LARGE_HEAD and w.dtype == torch.float32 and w.device.type == "cpu"
+        return w.to_mkldnn() if large and torch.backends.mkldnn.is_available() else w
 
     def logits(self, hidden: Tensor, matrix: Tensor | None = None) -> Tensor:
         """z = softcap(logit_scale · h·wᵀ), fp32 (fp64 of fp64). hidden: [..., D] -> [..., V].
@@ -208,11 +216,14 @@ class Transformer(nn.Module):
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         w = self.head.weight if matrix is None else matrix
         with no_autocast(hidden):
-            if w.is_cuda and w.dtype == hidden.dtype != dtype and not torch.is_grad_enabled():
+            if w.is_mkldnn:
+                z = F.linear(hidden.to(dtype).to_mkldnn(), w).to_dense()
+            elif w.is_cuda and w.dtype == hidden.dtype != dtype and not torch.is_grad_enabled():
                 z = torch.mm(hidden.flatten(0, -2), w.T, out_dtype=dtype).unflatten(0, hidden.shape[:-1])
             else:
                 z = F.linear(hidden.to(dtype), w.to(dtype))
-        z = z * self.config.logit_scale
+        if self.config.logit_scale != 1.0:
+            z = z * self.config.logit_scale
         if self.config.softcap is not None:
             z = self.config.softcap * torch.tanh(z / self.config.softcap)
         return z
@@ -298,7 +309,7 @@ class Transformer(nn.Module):
 
     def look_ahead(self, flat: Tensor, hidden: Tensor, layout: Packing, cache: Cache | None = None, record=None):
         """`mtp.look_ahead` over packed rows, with this model's modules, embedding and RoPE."""
-        return look_ahead(self.mtp, self.embed(flat), hidden, self.angles(layout.positions()), layout, cache, record)
+        return look_ahead(self.mtp, self.embed(flat), hidden, self.freqs_cis(layout.positions()), layout, cache, record)
 
 
 def _wanted(tokens: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Packing, Tensor, Tensor]:
