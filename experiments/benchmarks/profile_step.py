@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.profiler import profile
+from torch.profiler import ProfilerActivity, profile
 
 from experiments import pretrain, r1_zero
 from experiments.benchmarks import floor
@@ -136,7 +136,8 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
 
 def operators(work: Callable[[], object], device: torch.device, most: int = 12) -> list[tuple[str, float]]:
     """(operator, share of the time on the device) of one call, the most expensive first."""
-    with profile() as trace:
+    gpu = [] if device.type == "cpu" else [ProfilerActivity.CUDA]
+    with profile(activities=[ProfilerActivity.CPU, *gpu]) as trace:
         work()
         synchronize(device)
     clock = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
