@@ -74,10 +74,17 @@ def test_absorbed_equals_expanded(config):
             positions = cache.positions(part.shape[1])
             step = part, freqs_cis(config, positions), cache, 1, positions, cache.bias(positions)
             plain, out = layer.decode(*step), layer.decode(*step, layer.fuse())  # the second one writes the same entry
+            assert (layer.fuse() is None) == (config.q_lora is not None)
             cache.advance(part.shape[1], part.shape[1])
             torch.testing.assert_close(plain, want[:, t : t + chunk], rtol=1e-5, atol=1e-5)  # softmax in fp32
             torch.testing.assert_close(out, plain, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(cache.layers[1], entry.view(2, 6, -1), rtol=1e-10, atol=1e-10)
+
+
+def test_many_small_heads_are_not_fused():
+    """W_in and W_out would have (9·36 + 8·32)·24 = 13,920 numbers; the layer has 24·48 + 24·36 + 32 + 32·40 + 24·24."""
+    layer = build(ModelConfig(dim=24, heads=8, kv_lora=32, nope=2, rope=4, v_dim=3, experts=0))
+    assert sum(p.numel() for p in layer.parameters()) == 3904 and layer.fuse() is None
 
 
 def test_the_cache_holds_kv_lora_and_rope_numbers_per_token_and_layer():

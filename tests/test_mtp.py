@@ -156,3 +156,12 @@ def test_a_cache_gives_the_same_states(model, lengths):
     )
     for row in range(rows):
         torch.testing.assert_close(out[row], wanted[row][1][0, n[row] - 1 :], **CLOSE)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_rows_of_one_token_have_gradients_of_zero(depth):
+    """No module has a token to work on there."""
+    model = Transformer(dense(vocab=31, dim=32, layers=1, heads=2, kv_heads=1, ffn=16, mtp_depth=depth))
+    scores = model.mtp_logprob(torch.tensor([[1], [2]]), lengths=torch.tensor([1, 1]))
+    sum(x.sum() for x in scores).backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())

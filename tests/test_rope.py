@@ -68,6 +68,13 @@ def test_products_depend_on_the_distance_alone_and_lengths_stay(interleaved, q, 
 
 
 @LAYOUTS
+def test_no_tokens_have_a_gradient(interleaved):
+    x = torch.randn(0, 2, 8, requires_grad=True)
+    rotated(x, [], interleaved).sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@LAYOUTS
 def test_position_zero_changes_nothing(interleaved):
     x = torch.randn(1, 3, 8)
     assert torch.equal(rotated(x, [0], interleaved), x)

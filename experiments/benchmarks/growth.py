@@ -52,6 +52,8 @@ class Config:
         at_least(self, BASE.experts_per_token, "experts")
         if any(width % 16 for width in self.widths):
             raise ValueError(f"widths = {self.widths}: multiples of 16")
+        if min(self.lengths) <= self.steps // 2:
+            raise ValueError(f"lengths = {self.lengths}: above steps // 2 = {self.steps // 2}, the tokens of the steps")
         new_file(self, "out", "figure")
 
 

@@ -73,6 +73,8 @@ class Config:
         at_least(self, 1, "prompts", "prompt_tokens", "max_completion_length", "qwen_rows", "qwen_prompt", "repeats")
         at_least(self, 1, "decode_steps", "trl_batch")
         at_least(self, 2, "num_generations")
+        if not self.parts:
+            raise ValueError("parts = (): at least one of rollout, grpo, qwen")
         new_file(self, "out")
 
 

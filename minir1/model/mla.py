@@ -78,12 +78,14 @@ class MLA(nn.Module):
         return self.wo(o.flatten(1)), torch.cat((c, k_rope), dim=-1)
 
     def fuse(self) -> tuple[Tensor, Tensor] | None:
-        """The matrices of the absorbed products, for many steps with the same weights; None with a q_lora.
+        """The matrices of the absorbed products, for many steps with the same weights; None with a q_lora, and where
+        they have more than twice the numbers of what they replace.
 
         W_in [(H + 1)·(kv_lora + rope), D] gives every head's [W^UKᵀ_i W^UQ_i x ; W^QR_i x] and, last, the new key
         [W^DKV x ; W^KR x]; W_out [D, H·kv_lora] is [W^O_i W^UV_i]_i.
         """
-        if hasattr(self, "wq_a"):
+        numbers = ((self.heads + 1) * (self.kv_lora + self.rope) + self.heads * self.kv_lora) * self.wkv_a.in_features
+        if hasattr(self, "wq_a") or numbers > 2 * sum(p.numel() for p in self.parameters()):
             return None
         w_q, w_qr = self.wq.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.rope), dim=1)
         w_uk, w_uv = self.expansion()

@@ -129,4 +129,4 @@ def rotate(x: Tensor, freqs_cis: Tensor, interleaved: bool) -> Tensor:
     else:
         pairs = torch.stack(wide.chunk(2, dim=-1), dim=-1)
     turned = torch.view_as_real(torch.view_as_complex(pairs) * freqs_cis.unsqueeze(-2))
-    return (turned if interleaved else turned.mT).flatten(-2).to(x.dtype)
+    return (turned.flatten(-2) if interleaved else torch.cat(turned.unbind(-1), dim=-1)).to(x.dtype)

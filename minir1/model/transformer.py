@@ -199,7 +199,7 @@ class Transformer(nn.Module):
     def head_matrix(self) -> Tensor:
         """w of `logits`, [V, D], made once for many calls: upcast to fp32, except on CUDA, where 16-bit products have
         fp32 results. On the CPU a head above LARGE_HEAD numbers is copied into a tensor of oneDNN, which multiplies few
-        rows about twice as fast; a smaller fp32 head is not copied."""
+        rows about twice as fast, without gradients; a smaller fp32 head is not copied."""
         w = self.head.weight.detach()
         if w.is_cuda:
             return w
