@@ -26,8 +26,15 @@ def test_prefill_benchmark_at_toy_size(tmp_path):
 def test_speculation_is_measured_on_a_base_that_is_made_once(tmp_path, monkeypatch, capsys):
     out = tmp_path / "speculative.json"
     config = bench_speculative.Config(
-        depths=(1,), pretrain=replace(BASE, steps=2, batch=512, device="cpu"), base=tmp_path, rows=(2,), problems=4,
-        temperatures=(1.0,), max_completion_length=8, repeats=1, out=out,
+        depths=(1,),
+        pretrain=replace(BASE, steps=2, batch=512, device="cpu"),
+        base=tmp_path,
+        rows=(2,),
+        problems=4,
+        temperatures=(1.0,),
+        max_completion_length=8,
+        repeats=1,
+        out=out,
     )
     threads = torch.get_num_threads()
     try:
@@ -58,8 +65,6 @@ def test_the_profile_of_a_step(tmp_path, dense, capsys):
         shares = [value for key, value in figures.items() if key.startswith(f"{name}/") and "::" in key]
         assert shares == sorted(shares, reverse=True) and 0.3 < sum(shares) <= 1
     assert "time of the update by operator" in capsys.readouterr().out
-
-
 
 
 @pytest.mark.parametrize("shape", [MOE, DENSE, replace(MOE, tied=True, mtp_depth=1)])

@@ -44,18 +44,19 @@ def at_once(model, tokens, lengths, slots):
 @pytest.mark.parametrize("chunk", [1, 3, 7, 64, 70, 100])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_chunks_equal_one_call(config, chunk, ragged, monkeypatch):
+    """In fp64, where a chunk that saw too much or too little could not hide in rounding."""
     monkeypatch.setattr("minir1.model.mla.KEY_BLOCK", 10)  # several blocks of the past, the last one smaller
     monkeypatch.setattr("minir1.model.gqa.KEY_BLOCK", 10)
-    model, tokens, lengths = build(config), prompts(), LENGTHS if ragged else None
+    model, tokens, lengths = build(config).double(), prompts(), LENGTHS if ragged else None
     want, want_cache = at_once(model, tokens, lengths, 80)
     cache = model.cache(5, 80)
     have = model.prefill(tokens, lengths=lengths, cache=cache, chunk=chunk)
-    torch.testing.assert_close(have, want, rtol=0, atol=2e-5)  # the cache holds numbers up to 4.5
+    torch.testing.assert_close(have, want, rtol=0, atol=1e-6)
     assert torch.equal(cache.length, want_cache.length) and cache.used == want_cache.used == 70
-    torch.testing.assert_close(cache.layers, want_cache.layers, rtol=0, atol=2e-5)
+    torch.testing.assert_close(cache.layers, want_cache.layers, rtol=0, atol=1e-6)
     new = torch.tensor([[3, 1], [4, 1], [5, 9], [2, 6], [5, 3]])
     after, want_after = (model.hidden(new, cache=c) for c in (cache, want_cache))
-    torch.testing.assert_close(after, want_after, rtol=0, atol=1e-5)
+    torch.testing.assert_close(after, want_after, rtol=0, atol=1e-6)
 
 
 @EACH

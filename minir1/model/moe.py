@@ -161,7 +161,10 @@ class MoE(nn.Module):
         return gates if self.config.route_scale == 1.0 else gates * self.config.route_scale
 
     def fuse(self) -> tuple[Tensor, Tensor]:
-        """All experts, the shared ones last, as one SwiGLU: gates and ups [2·(E + N_s)·F, D], downs [D, …]."""
+        """All experts, the shared ones last, as one SwiGLU: gates and ups, and downs.
+
+        Their shapes are [2·(E + N_s)·expert_ffn, D] and [D, (E + N_s)·expert_ffn].
+        """
         gate, up = (part.flatten(0, 1) for part in self.experts.gate_up.chunk(2, dim=1))
         down = self.experts.down.transpose(0, 1).flatten(1)
         if self.shared is not None:

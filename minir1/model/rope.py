@@ -118,7 +118,7 @@ def rope_freqs_cis(size: int, positions: Tensor, theta: float, scaling: RopeScal
 
 
 def rotate(x: Tensor, freqs_cis: Tensor, interleaved: bool) -> Tensor:
-    """Multiply the pairs of x, as complex numbers a + ib, by their factors.
+    """Multiply the pairs of x by their factors: (a + ib)·e^{iφ} = a·cos φ - b·sin φ + i(a·sin φ + b·cos φ).
 
     x: [..., H, R]; freqs_cis: complex64 [..., R/2], the same for every head. Pairs are (x_2j, x_2j+1) when interleaved,
     as in DeepSeek, else (x_j, x_{j+R/2}), as in Llama and Qwen. Returns x's shape and dtype; the product is in fp32.

@@ -19,7 +19,7 @@ from minir1.model.rope import rope_freqs_cis
 from minir1.ops import linear_logprob
 from minir1.ops.chunks import no_autocast
 
-LARGE_HEAD = 2**22
+LARGE_HEAD = 2**22  # numbers of a head that is worth a tensor of oneDNN on the CPU
 
 
 class Transformer(nn.Module):
