@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge", "experiments")
 BELOW_SAMPLE = {
     "tokenizer", "templates", "data", "preference_data", "log", "seed", "settings", "checkpoint", "optim",
-    "chat_template", "device", "memory", "files", "figures", "cli",
+    "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox",
 }
 BESIDE_JUDGE = {"policy", "monitor"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference"}
@@ -27,7 +27,7 @@ NO_TORCH = {"tasks", "rewards", "metrics", ""}  # "" is minir1/__init__.py, whic
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
 }
-LAZY = {"wandb", "triton", "math_verify", "gradio", "fastapi", "uvicorn", "reasoning_gym"}  # in functions
+LAZY = {"wandb", "triton", "math_verify", "pyarrow", "gradio", "fastapi", "uvicorn", "reasoning_gym"}  # in functions
 
 
 class Import(NamedTuple):

@@ -208,13 +208,26 @@ MIXED = f"countdown+{EXAMPLE}+countdown:wide"
 
 def test_a_mixture_has_the_problems_of_all():
     task = load(MIXED)
-    assert task.name == "countdown+example_task+countdown:wide" and task.splits == ("train", "validation", "test")
+    assert task.name == "countdown+example_task+countdown:wide"
+    assert task.splits == ("train", "validation", "test", "unseen")
     parts = [load(spec) for spec in MIXED.split("+")]
     problems = task.problems("test")
     assert problems == [replace(p, task=part.name) for part in parts for p in part.problems("test")]
-    message = "split .unseen. is not in example_task; all of .* have train, validation, test"
-    with pytest.raises(ValueError, match=message):
-        task.problems("unseen")
+    assert {p.task for p in task.problems("unseen")} == {"countdown", "countdown:wide"}  # of those that have the split
+    with pytest.raises(ValueError, match="split 'dev' is in none of countdown.*; they have train, validation, test, unseen"):
+        task.problems("dev")
+
+
+def test_a_task_that_runs_programs_must_be_allowed(tmp_path):
+    (tmp_path / "coding.py").write_text(
+        "from minir1.tasks import Problem, Verdict\nRUNS_CODE = True\n"
+        "def problems(split, data): return [Problem('q', 'a')]\n"
+        "def verify(problem, text): return Verdict('wrong', {})\n"
+    )
+    for spec in (f"{tmp_path}/coding.py", f"countdown+{tmp_path}/coding.py"):
+        with pytest.raises(ValueError, match="task coding runs programs that the model wrote.*--allow-code"):
+            load(spec)
+        assert load(spec, allow_code=True).problems("train")
 
 
 def test_a_mixture_asks_the_task_of_each_problem():

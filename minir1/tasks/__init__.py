@@ -14,6 +14,7 @@ Scripts also use and report the following, if the module defines it:
                `vocabulary` and `probes` also take the keyword argument `variant`
     DATA       a sentence on what --data must be, if the task needs it, or None if it takes none. Without it,
                --data may be given or not
+    RUNS_CODE  True: verify runs programs that the model wrote (minir1/sandbox.py), so the task needs --allow-code
     behaviour(problem, text) -> dict[str, float]   counts of what the model does in its thinking
     RATES      {"repeats": "tries"}: the count `repeats` is reported per try; counts not named here, per answer
     difficulty(problem) -> str                     the group in which the problem is reported, such as "hard"
@@ -26,6 +27,9 @@ Scripts also use and report the following, if the module defines it:
     probes() -> list[list[tuple[str, str]]]        texts that measure what the model learned from the corpus, in
                                                    pieces (text, label); the model must predict each piece with a
                                                    label, a single token, from the pieces before it
+
+`verify` must be a pure function: several threads call it at once. What may take long or never end belongs into another
+process with a time limit: `workers.call` (minir1/workers.py) runs a function there.
 """
 
 from __future__ import annotations
@@ -57,6 +61,9 @@ class Problem:
     language: str = "en"  # of prompt and reference
     level: str = "default"  # difficulty, named by the task
     task: str = ""  # in a mixture of tasks, the name of its task
+    subject: str = ""  # the field of the question, such as "Algebra"
+    solution: str = ""  # a worked solution as published, which shows the answer: for few-shot prompts
+    extra: Mapping[str, object] = field(default_factory=dict, hash=False, repr=False)  # what else `verify` needs
 
 
 @dataclass(frozen=True)
@@ -89,13 +96,16 @@ class Task:
     probes: Callable[[], list[list[tuple[str, str]]]] | None = None
 
 
-def load(spec: str | Path, data: str | Path | Mapping[str, str | Path] | None = None) -> Task:
+def load(
+    spec: str | Path, data: str | Path | Mapping[str, str | Path] | None = None, *, allow_code: bool = False
+) -> Task:
     """The task that `spec` names.
 
     spec: a name (`gsm8k`), with a variant (`countdown:wide`), the path of a .py file, or several of these joined by
     `+`. data: what the task reads; for several tasks a mapping from their names, without variants, or the same as a
-    string, `gsm8k=PATH,other=PATH`. ValueError for an unknown task or variant, a file without the two functions, and
-    data that is missing, not needed, or for a task not named here.
+    string, `gsm8k=PATH,other=PATH`. allow_code: the task may run programs that a model wrote. ValueError for an unknown
+    task or variant, a file without the two functions, data that is missing, not needed, or for a task not named here,
+    and a task that runs programs without `allow_code`.
     """
     named = [SOURCE.fullmatch(part).groups() for part in _parts(str(spec))]
     modules = [_module(source) for source, _ in named]
@@ -104,6 +114,9 @@ def load(spec: str | Path, data: str | Path | Mapping[str, str | Path] | None = 
         raise ValueError(f"task {str(spec)!r}: two files have the name of one task; rename one of them")
     sources = _data_by_name(names, data)
     variants = [variant for _, variant in named]
+    if running := [name for name, module in zip(names, modules) if getattr(module, "RUNS_CODE", False)]:
+        if not allow_code:
+            raise ValueError(f"task {running[0]} runs programs that the model wrote, in a sandbox: allow it by --allow-code")
     tasks = [_bind(name, *rest, sources.get(name)) for name, *rest in zip(names, modules, variants)]
     return tasks[0] if len(tasks) == 1 else _mixture(tasks)
 
@@ -211,23 +224,22 @@ def _final(problem: Problem, text: str) -> str | None:
 
 
 def _mixture(tasks: list[Task]) -> Task:
-    """The problems of all tasks, each judged by its own task, in the splits that all of them have.
+    """The problems of all tasks, each judged by its own task; a split holds the problems of the tasks that have it.
 
-    An optional function is defined if one of the tasks has it. For problems of a task without it, `behaviour` and
+    So a benchmark that is only a test set takes no part in training. An optional function is defined if one of the tasks has it. For problems of a task without it, `behaviour` and
     `baselines` return {} and `difficulty` returns "". A mixture has no corpus.
     """
     by_name = {task.name: task for task in tasks}
     name = "+".join(task.name for task in tasks)
     if len(by_name) < len(tasks):
         raise ValueError(f"task {name!r} names one task twice")
-    splits = tuple(split for split in tasks[0].splits if all(split in task.splits for task in tasks))
+    splits = tuple(dict.fromkeys(split for task in tasks for split in task.splits))
 
     def problems(split: str) -> list[Problem]:
-        if without := [task.name for task in tasks if split not in task.splits]:
-            raise ValueError(
-                f"split {split!r} is not in {', '.join(without)}; all of {name} have {', '.join(splits) or 'none'}"
-            )
-        return [replace(problem, task=task.name) for task in tasks for problem in task.problems(split)]
+        if split not in splits:
+            raise ValueError(f"split {split!r} is in none of {name}; they have {', '.join(splits)}")
+        having = [task for task in tasks if split in task.splits]
+        return [replace(problem, task=task.name) for task in having for problem in task.problems(split)]
 
     def dispatch(key: str, otherwise=None):
         if all(getattr(task, key) is None for task in tasks):
