@@ -89,7 +89,7 @@ def call(function: Callable, *args, seconds: float):
 
 
 def serve() -> None:
-    """Answer each line of standard input, [seconds, source, args]: import the function if args is null, else call it."""
+    """Answer each line of standard input, [seconds, source, args]: import the function if args is null, or call it."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows; macOS limits no memory
         import resource
 

@@ -214,7 +214,7 @@ def test_a_mixture_has_the_problems_of_all():
     problems = task.problems("test")
     assert problems == [replace(p, task=part.name) for part in parts for p in part.problems("test")]
     assert {p.task for p in task.problems("unseen")} == {"countdown", "countdown:wide"}  # of those that have the split
-    with pytest.raises(ValueError, match="split 'dev' is in none of countdown.*; they have train, validation, test, unseen"):
+    with pytest.raises(ValueError, match="split 'dev' is in none of countdown.*; they have train, validation, test, u"):
         task.problems("dev")
 
 
