@@ -116,7 +116,7 @@ def load(
     variants = [variant for _, variant in named]
     running = [name for name, module in zip(names, modules) if getattr(module, "RUNS_CODE", False)]
     if running and not allow_code:
-        raise ValueError(f"task {running[0]} runs programs that the model wrote, in a sandbox: allow it by --allow-code")
+        raise ValueError(f"task {running[0]} runs programs that the model wrote, in a sandbox: allow it, --allow-code")
     tasks = [_bind(name, *rest, sources.get(name)) for name, *rest in zip(names, modules, variants)]
     return tasks[0] if len(tasks) == 1 else _mixture(tasks)
 
@@ -227,7 +227,8 @@ def _mixture(tasks: list[Task]) -> Task:
     """The problems of all tasks, each judged by its own task; a split holds the problems of the tasks that have it.
 
     So a benchmark that is only a test set takes no part in training. An optional function is defined if one of the
-    tasks has it. For problems of a task without it, `behaviour` and `baselines` return {} and `difficulty` returns "". A mixture has no corpus.
+    tasks has it. For problems of a task without it, `behaviour` and `baselines` return {} and `difficulty` returns "".
+    A mixture has no corpus.
     """
     by_name = {task.name: task for task in tasks}
     name = "+".join(task.name for task in tasks)

@@ -39,7 +39,7 @@ def records(path: str | Path, columns: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 
 def split_files(data: str | Path, split: str) -> list[Path]:
-    """The files that hold a split: `data` itself if it is a file, else those in the folder that are named for the split.
+    """The files that hold a split: `data` itself if it is a file, else those in the folder named for the split.
 
     In a folder that is `test.jsonl`, `test-00000-of-00001.parquet`, `algebra_test.csv`, `test/algebra/1.json` or the
     like, at any depth; validation is also called val or dev. ValueError if there is none.
