@@ -170,6 +170,6 @@ def _finding(result: dict) -> tuple[str, str]:
         low, high = (100 * result[f"after/pass@1_{end}"] for end in ("low", "high"))
         notes.append(f"95% interval {low:.0f} to {high:.0f}%")
     if "forced/pass@1" in result:
-        notes.append(f"forced to answer at once, the same weights solve {percent(result['forced/pass@1'])}")
+        notes.append(f"forced to answer at once, it solves {percent(result['forced/pass@1'])}")
     notes += [f"{text} {percent(value)}" for text, value in _best_baseline(result)]
     return title, "  ·  ".join(notes)

@@ -444,7 +444,7 @@ def test_groups_of_difficulty():
 def test_baselines_search_as_long_as_the_text():
     lines = "11+3=14,14+3=17 no\n11-3=8,8-3=5 no\n"
     for thinking, k in (("", 1), (lines, 2), (lines * 2, 4)):
-        want = {"search": random_search(P, k), "search_distinct": random_search_distinct(P, k)}
+        want = {"search": random_search(P, k), "search_without_repeats": random_search_distinct(P, k)}
         assert baselines(P, said("24", thinking)) == want
 
 

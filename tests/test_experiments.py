@@ -236,7 +236,7 @@ def test_evaluate_measures_a_checkpoint(base, tmp_path, capsys):
     config = evaluate.Config(checkpoint=base / "checkpoint", **small)
     values = evaluate.main(replace(config, out=tmp_path / "new" / "values.json"))
     assert json.loads((tmp_path / "new" / "values.json").read_text()) == values
-    for key in ("pass@1", "forced", "search", "search_distinct"):
+    for key in ("pass@1", "forced", "search", "search_without_repeats"):
         assert 0 <= values[f"{key}_low"] <= values[key] <= values[f"{key}_high"] <= 1
     assert {"pass@2", "maj@2", "greedy", "format", "length", "tries", "truncated", "tokens_per_s"} < values.keys()
     shown = capsys.readouterr().out

@@ -267,7 +267,7 @@ def test_a_search_gets_as_many_tries_as_the_answer_shows():
     values = baselines(COUNTDOWN, [problem], [[two, said("1", "")]])
     want = [COUNTDOWN.baselines(problem, a.text)["search"] for a in (two, said("1", ""))]
     assert values["search"] == pytest.approx(sum(want) / 2) and want[0] > want[1] > 0
-    assert {"search_distinct", "over_search", "over_search_distinct_high"} <= values.keys()
+    assert {"search_without_repeats", "over_search", "over_search_without_repeats_high"} <= values.keys()
 
 
 def test_by_difficulty_sums_up_each_group():

@@ -53,7 +53,7 @@ def test_countdown_by_name():
     assert task.verify(problem, said(problem.reference)).status == "right"
     assert task.final(problem, said(" ( 1 +2)")) == "(1+2)" and task.final(problem, "3") is None
     assert task.difficulty(problem) in ("easy", "middle", "hard")
-    assert task.baselines(problem, "").keys() == {"search", "search_distinct"}
+    assert task.baselines(problem, "").keys() == {"search", "search_without_repeats"}
     assert set(task.rates) | set(task.rates.values()) <= task.behaviour(problem, "").keys()
     with pytest.raises(FrozenInstanceError):
         task.name = "other"

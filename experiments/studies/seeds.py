@@ -84,7 +84,7 @@ KEYS = (  # label, key in result.json
     ("after, forced to answer at once", "forced/pass@1"),
     ("trained to answer at once", "nothink/pass@1"),
     ("random search, as many tries", "search/pass@1"),
-    ("random search without repeats", "search_distinct/pass@1"),
+    ("random search without repeats", "search_without_repeats/pass@1"),
     ("after, hard problems (a random search needs over 12 tries)", "after/pass@1_hard"),
     ("before, tokens", "before/length"),
     ("after, tokens", "after/length"),

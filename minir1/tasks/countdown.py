@@ -152,10 +152,10 @@ def difficulty(problem: Problem) -> str:
 def baselines(problem: Problem, text: str) -> dict[str, float]:
     """The chance that a random search solves the problem with as many tries as the text, but at least one.
 
-    `search` draws with replacement, `search_distinct` without.
+    `search` draws with replacement, `search_without_repeats` without.
     """
     k = max(1, behaviour(problem, text)["tries"])
-    return {"search": random_search(problem, k), "search_distinct": random_search_distinct(problem, k)}
+    return {"search": random_search(problem, k), "search_without_repeats": random_search_distinct(problem, k)}
 
 
 def documents(seed: int, variant: str = "default", **mix: float) -> Iterator[str]:
