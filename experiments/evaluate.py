@@ -37,6 +37,7 @@ class Config:
     checkpoint: Path  # a Hugging Face folder, or a folder of checkpoints: then the best, else the latest
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
     data: str | None = None  # the folder or file that the task reads
+    allow_code: bool = False  # the task may run programs that the model wrote, in a sandbox
     template: Literal[TEMPLATES] = "chat"
     split: str = "test"
     problems: int = 400  # at most
@@ -137,7 +138,7 @@ def show(title: str, columns: Mapping[str, Mapping[str, float]], rates: Mapping[
 def main(config: Config) -> dict[str, float]:
     """Load, measure, print."""
     device = pick(config.device)
-    task = tasks.load(config.task, config.data)
+    task = tasks.load(config.task, config.data, allow_code=config.allow_code)
     problems = tasks.spread(task.problems(config.split), config.problems)
     source = checkpoint.resolve(config.checkpoint, prefer="best")
     model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))

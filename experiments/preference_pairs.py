@@ -36,6 +36,7 @@ class Config:
     checkpoint: Path = Path("runs/base/checkpoint")  # a Hugging Face folder, or a folder of checkpoints
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
     data: str | None = None  # the folder or file that the task reads
+    allow_code: bool = False  # the task may run programs that the model wrote, in a sandbox
     template: Literal[TEMPLATES] = "chat"  # give reward_model.py and dpo.py the same
     eval_split: str = "validation"  # of the held-out pairs
     problems: int = 1000  # of each split, at most
@@ -116,7 +117,7 @@ def main(config: Config) -> dict[str, float]:
     """Sample, judge, pair; write both files and their statistics, which are returned."""
     if any((config.out / name).exists() for name in FILES):
         raise ValueError(f"{config.out} already holds pairs: choose another --out")
-    device, task = pick(config.device), tasks.load(config.task, config.data)
+    device, task = pick(config.device), tasks.load(config.task, config.data, allow_code=config.allow_code)
     source = checkpoint.resolve(config.checkpoint, prefer="best")
     model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
     result, texts = {}, {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ from minir1.log import progress
 from minir1.metrics import bootstrap, maj_at_k, paired_bootstrap, pass_at_k
 from minir1.model.transformer import Transformer
 from minir1.rollout import BUDGET, Rollout, answers_of, collect
-from minir1.tasks import Problem, Task
+from minir1.tasks import Problem, Task, Verdict
 from minir1.tokenizer import Tokenizer
 
 NO_THINK = "<think></think><answer>"  # empty thinking: the model must answer at once
@@ -31,9 +33,33 @@ class Answer:
     format: bool  # earns the format reward
     entropy: float = 0.0  # mean over its tokens, nats
     unjudged: bool = False  # the verifier itself failed: not right, but not known to be wrong either
+    reason: str = ""  # the verifier's, in words
 
 
 def sample_answers(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    task: Task,
+    problems: Sequence[Problem],
+    *,
+    answers: int,
+    label: str = "",
+    **sampling,
+) -> list[list[Answer]]:
+    """`answers` judged answers to each problem: [P][answers]; **sampling as for `sample_batches`.
+
+    With a label, a progress bar counts the problems.
+    """
+    grid: list[list[Answer]] = [[] for _ in problems]
+    with progress(len(problems), label) as advance:
+        for indices, part in sample_batches(model, tokenizer, task, problems, answers=answers, **sampling):
+            for p, group in zip(indices, part):
+                grid[p] = group
+            advance(len(part))
+    return grid
+
+
+def sample_batches(
     model: Transformer,
     tokenizer: Tokenizer,
     task: Task,
@@ -45,33 +71,39 @@ def sample_answers(
     seed: int = 0,
     template: str = "chat",
     forced: str = "",
+    shots: Sequence[Problem] = (),
     rows_at_once: int = 512,
-    label: str = "",
-) -> list[list[Answer]]:
-    """`answers` judged answers to each problem: [P][answers].
+    skip: Sequence[int] = (),
+) -> Iterator[tuple[list[int], list[list[Answer]]]]:
+    """Batches of judged answers, longest prompts first: (indices of the problems, their answers [P'][answers]).
 
     Temperature 0 is greedy. Every answer begins with `forced` and continues from there (NO_THINK measures what the
-    weights know without thinking). At most `rows_at_once` answers are drawn together; the result does not depend on
-    it, since each row has its own noise. With a label, a progress bar counts the problems.
+    weights know without thinking). shots: solved problems that the prompt shows first. skip: indices to leave out. At
+    most `rows_at_once` answers are drawn together; the answers depend neither on that nor on `skip`, since each row has
+    its own noise. A batch is judged while the next one is sampled.
     """
+    prompts = templates.encode(tokenizer, problems, template, forced, shots)
+    todo = sorted(set(range(len(problems))) - set(skip), key=lambda p: -len(prompts[p]))
     step = max(1, rows_at_once // max(1, answers))
-    grid = []
-    with progress(len(problems), label) as advance:
-        for start in range(0, len(problems), step):
-            part = problems[start : start + step]
-            rollout = collect(
-                model,
-                templates.encode(tokenizer, part, template, forced),
-                answers=answers,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                stop=tokenizer.stops,
-                seed=seed,
-                rows=torch.arange(start * answers, (start + len(part)) * answers),
-            )
-            grid += judge_rollout(rollout, tokenizer, task, part, template, forced)
-            advance(len(part))
-    return grid
+    judging = None
+    for start in range(0, len(todo), step):
+        indices = todo[start : start + step]
+        rollout = collect(
+            model,
+            [prompts[p] for p in indices],
+            answers=answers,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            stop=tokenizer.stops,
+            seed=seed,
+            rows=torch.tensor([p * answers + i for p in indices for i in range(answers)]),
+        )
+        if judging:
+            yield judging[0], judging[1].result()
+        part = [problems[p] for p in indices]
+        judging = indices, beside(judge_rollout, rollout, tokenizer, task, part, template, forced, shots)
+    if judging:
+        yield judging[0], judging[1].result()
 
 
 def judge_rollout(
@@ -81,17 +113,52 @@ def judge_rollout(
     problems: Sequence[Problem],
     template: str = "chat",
     forced: str = "",
+    shots: Sequence[Problem] = (),
 ) -> list[list[Answer]]:
     """The answers of a rollout to `problems`, judged: [P][G]. Empty thinking is well formed only if it was forced."""
     entropy = (rollout.entropy.sum(1) / rollout.mask.sum(1).clamp(min=1)).tolist()
-    begun = [templates.begun(templates.prompt(tokenizer, p.prompt, template), forced) for p in problems]
-    grid: list[list[Answer]] = [[] for _ in problems]
-    for row, p, stop, nats in zip(answers_of(rollout), rollout.group.tolist(), rollout.stop.tolist(), entropy):
+    begun = [templates.begun(templates.prompt(tokenizer, p.prompt, template, shots), forced) for p in problems]
+    rows, groups, stops = answers_of(rollout), rollout.group.tolist(), rollout.stop.tolist()
+    texts = []
+    for row, p, stop in zip(rows, groups, stops):
         text = begun[p] + tokenizer.decode(row if stop == BUDGET else row[:-1])  # a PAD inside the answer stays visible
-        status = task.verify(problems[p], text).status
+        texts.append(templates.finished(text, template, shots))
+    verdicts = judge(task, [(problems[p], text) for p, text in zip(groups, texts)])
+    grid: list[list[Answer]] = [[] for _ in problems]
+    for row, p, stop, nats, text, verdict in zip(rows, groups, stops, entropy, texts, verdicts):
         formed = rewards.format_reward(text, allow_empty_think=bool(forced) or "</think>" in begun[p]) > 0
-        grid[p].append(Answer(text, len(row), stop == BUDGET, status == "right", formed, nats, status == "unjudged"))
+        right, unjudged = verdict.status == "right", verdict.status == "unjudged"
+        grid[p].append(Answer(text, len(row), stop == BUDGET, right, formed, nats, unjudged, verdict.reason))
     return grid
+
+
+def beside(function: Callable, *args) -> Future:
+    """Run a function in a thread, beside what the caller does next; `.result()` waits for what it returns or raises."""
+    thread = ThreadPoolExecutor(1)
+    future = thread.submit(function, *args)
+    thread.shutdown(wait=False)
+    return future
+
+
+def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    """The verdict of each (problem, text), in order; as many at once as there are cores.
+
+    A verifier that raises loses this one answer, which is then unjudged with the error as its reason. If it raises for
+    every one of at least two texts, it is broken: RuntimeError.
+    """
+
+    def verdict(pair: tuple[Problem, str]) -> Verdict | Exception:
+        try:
+            return task.verify(*pair)
+        except Exception as error:  # whatever a user's verifier may raise
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        verdicts = list(threads.map(verdict, asked))
+    errors = [v for v in verdicts if isinstance(v, Exception)]
+    if errors and len(errors) == len(verdicts) > 1:
+        raise RuntimeError(f"the verifier of {task.name} fails on every answer: {errors[0]!r}") from errors[0]
+    return [Verdict("unjudged", {}, repr(v)) if isinstance(v, Exception) else v for v in verdicts]
 
 
 def unjudged_to_mean(rewards: Tensor, answers: list[list[Answer]]) -> Tensor:
@@ -103,29 +170,37 @@ def unjudged_to_mean(rewards: Tensor, answers: list[list[Answer]]) -> Tensor:
 
 
 def rights(grid: list[list[Answer]]) -> np.ndarray:
-    """The share of right answers of each problem, float64 [P]."""
-    return np.array([[a.right for a in row] for row in grid], dtype=float).mean(1)
+    """The share of right answers among the judged ones of each problem, float64 [P]; NaN where none was judged."""
+    return np.array([np.mean([a.right for a in row if not a.unjudged] or [np.nan]) for row in grid])
 
 
-def summary(task: Task, problems: Sequence[Problem], grid: list[list[Answer]], seed: int = 0) -> dict[str, float]:
-    """Flat figures over P problems with n answers each; bootstrap intervals over problems for pass@1.
+def summary(
+    task: Task, problems: Sequence[Problem], grid: list[list[Answer]], seed: int = 0, ks: Sequence[int] | None = None
+) -> dict[str, float]:
+    """Flat figures over P problems with n answers each; accuracies with bootstrap intervals over problems.
 
-    pass@1 and pass@1_low, _high; pass@n and maj@n (unless n = 1); format; pass@1_formed (among well-formed answers);
-    length (tokens); truncated; unjudged; entropy; and what the task counts in the thinking (`behaviour`).
-    ValueError for no problems.
+    pass@1, and pass@k and maj@k for each k in `ks` above 1 (None: n), each with _low and _high; format; pass@1_formed
+    (among well-formed answers); length (tokens); truncated; unjudged; entropy; and what the task counts in the thinking
+    (`behaviour`). Unjudged answers count in no accuracy, and problems with fewer than k judged ones in none at k.
+    ValueError for no problems and a k above n; RuntimeError if no answer was judged.
     """
     if not grid:
         raise ValueError("no problems, nothing to sum up")
     n = len(grid[0])
-    right = np.array([[a.right for a in row] for row in grid], dtype=float)
-    mean, low, high = bootstrap(right.mean(1), seed=seed)
+    if ks and max(ks) > n:
+        raise ValueError(f"k = {max(ks)}: needs as many answers per problem, but there are {n}")
     flat = [a for row in grid for a in row]
-    formed = [a.right for a in flat if a.format]
-    values = {"pass@1": mean, "pass@1_low": low, "pass@1_high": high}
-    if n > 1:
-        values[f"pass@{n}"] = float(pass_at_k(n, right.sum(1).astype(int), n).mean())
-        votes = [[task.final(problem, a.text) for a in row] for problem, row in zip(problems, grid)]
-        values[f"maj@{n}"] = float(np.mean([maj_at_k(v, [a.right for a in row], n) for v, row in zip(votes, grid)]))
+    if all(a.unjudged for a in flat):
+        raise RuntimeError(f"none of {len(flat)} answers could be judged: {flat[0].reason or 'no reason given'}")
+    known = [(problem, [a for a in row if not a.unjudged]) for problem, row in zip(problems, grid)]
+    formed = [a.right for _, row in known for a in row if a.format]
+    values = _with_interval("pass@1", [np.mean([a.right for a in row]) for _, row in known if row], seed)
+    for k in [k for k in ks or [n] if k > 1]:
+        enough = [(problem, row) for problem, row in known if len(row) >= k]
+        if enough:
+            counts = np.array([(len(row), sum(a.right for a in row)) for _, row in enough])
+            values |= _with_interval(f"pass@{k}", pass_at_k(*counts.T, k), seed)
+            values |= _with_interval(f"maj@{k}", [_majority(task, *one, k) for one in enough], seed)
     values |= {
         "format": float(np.mean([a.format for a in flat])),
         "pass@1_formed": float(np.mean(formed)) if formed else 0.0,
@@ -138,6 +213,19 @@ def summary(task: Task, problems: Sequence[Problem], grid: list[list[Answer]], s
     if taken := sorted(counts.keys() & values.keys()):
         raise ValueError(f"task {task.name}: its behaviour reports {', '.join(taken)}, which names another figure here")
     return values | counts
+
+
+def _with_interval(name: str, per_problem: Sequence[float], seed: int) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), bootstrap(per_problem, seed=seed)))
+
+
+def _majority(task: Task, problem: Problem, row: list[Answer], k: int) -> float:
+    """maj@k of one problem; equivalent answers are one vote, under the text of the first of them."""
+    votes: list[str | None] = []
+    for vote in (task.final(problem, a.text) for a in row):
+        equal = (v for v in dict.fromkeys(votes) if None not in (v, vote) and task.same(problem, v, vote))
+        votes.append(next(equal, vote))
+    return maj_at_k(votes, [a.right for a in row], k)
 
 
 def behaviour(task: Task, problems: Sequence[Problem], grid: list[list[Answer]]) -> dict[str, float]:
@@ -161,25 +249,38 @@ def baselines(task: Task, problems: Sequence[Problem], grid: list[list[Answer]])
     """
     if task.baselines is None:
         return {}
-    values = {}
+    values, share = {}, rights(grid)
     chances = [[task.baselines(problem, a.text) for a in row] for problem, row in zip(problems, grid)]
     for name in dict.fromkeys(name for row in chances for one in row for name in one):
-        has = [p for p, row in enumerate(chances) if all(name in one for one in row)]
-        chance = np.array([np.mean([one[name] for one in chances[p]]) for p in has])
-        above = paired_bootstrap(rights(grid)[has], chance)
-        for key, interval in ((name, bootstrap(chance)), (f"over_{name}", above)):
-            values |= dict(zip((key, f"{key}_low", f"{key}_high"), interval))
+        has = [p for p, row in enumerate(chances) if all(name in one for one in row) and not np.isnan(share[p])]
+        if has:
+            chance = np.array([np.mean([one[name] for one in chances[p]]) for p in has])
+            above = paired_bootstrap(share[has], chance)
+            for key, interval in ((name, bootstrap(chance)), (f"over_{name}", above)):
+                values |= dict(zip((key, f"{key}_low", f"{key}_high"), interval))
     return values
 
 
-def by_difficulty(task: Task, problems: Sequence[Problem], grid: list[list[Answer]]) -> dict[str, float]:
-    """`summary` of each of the task's groups of problems, KEY_GROUP. Empty for a task without difficulty."""
-    if task.difficulty is None:
-        return {}
-    groups = [task.difficulty(problem) for problem in problems]
+def groups_of(task: Task, problems: Sequence[Problem]) -> dict[str, list[int]]:
+    """The groups in which problems are reported, name -> indices: by the task's difficulty if it has one, else by
+    level; and by subject. A single subject or level is no group."""
+    names = [task.difficulty(p) for p in problems] if task.difficulty else [f"level {p.level}" for p in problems]
+    groups: dict[str, list[int]] = {}
+    for labels in (names, [p.subject for p in problems]):
+        if len(set(labels)) > 1:
+            for name in sorted(set(labels) - {""}):
+                groups[name] = [i for i, label in enumerate(labels) if label == name]
+    return groups
+
+
+def by_group(
+    task: Task, problems: Sequence[Problem], grid: list[list[Answer]], seed: int = 0, ks: Sequence[int] | None = None
+) -> dict[str, float]:
+    """`summary` of each group of problems (`groups_of`) that has a judged answer: KEY_GROUP."""
     values = {}
-    for group in dict.fromkeys(groups):
-        part = [(p, row) for p, row, name in zip(problems, grid, groups) if name == group != ""]
-        if part:
-            values |= {f"{key}_{group}": value for key, value in summary(task, *map(list, zip(*part))).items()}
+    for name, indices in groups_of(task, problems).items():
+        part = [grid[p] for p in indices]
+        if any(not a.unjudged for row in part for a in row):
+            figures = summary(task, [problems[p] for p in indices], part, seed, ks)
+            values |= {f"{key}_{name}": value for key, value in figures.items()}
     return values

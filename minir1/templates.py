@@ -17,21 +17,30 @@ R1_ZERO = (  # DeepSeek-R1 (arXiv:2501.12948), table 1, with {question} for its 
 )
 
 
-def prompt(tokenizer: Tokenizer, question: str, template: str) -> str:
+def prompt(tokenizer: Tokenizer, question: str, template: str, shots: Sequence[Problem] = ()) -> str:
     """The text that asks a model one question; the model continues from its end.
 
     chat: the chat template of the checkpoint. r1_zero: the one that R1-Zero was trained with, for a base model; it
     tells the model to use the tags, which are plain text to a tokenizer without tokens for them. plain: the question
-    alone. Control tokens in the question are quoted: plain text to `Tokenizer.encode`. Raises ValueError for another
-    name, and for a template that the tokenizer cannot render.
+    alone. Control tokens in the question are quoted: plain text to `Tokenizer.encode`.
+
+    shots: problems with solutions that the model sees first (few-shot): earlier turns of the chat, or, with plain,
+    pairs of "Question: …" and "Answer: …". Raises ValueError for another template, shots with r1_zero, which describes
+    the answer in words, and for a template that the tokenizer cannot render.
     """
     question = tokenizer.quote(question)
+    solved = [(tokenizer.quote(shot.prompt), tokenizer.quote(shot.solution)) for shot in shots]
     if template == "plain":
-        return question
+        shown = "".join(f"Question: {asked}\nAnswer: {said}\n\n" for asked, said in solved)
+        return f"{shown}Question: {question}\nAnswer:" if solved else question
     if template == "chat":
-        return tokenizer.chat(question)
+        turns = [(("user", asked), ("assistant", said)) for asked, said in solved]
+        messages = [{"role": role, "content": text} for turn in turns for role, text in turn]
+        return tokenizer.render([*messages, {"role": "user", "content": question}])
     if template != "r1_zero":
         raise ValueError(f"unknown template {template!r}; allowed: {', '.join(TEMPLATES)}")
+    if solved:
+        raise ValueError("template 'r1_zero' takes no few-shot examples; allowed with them: chat, plain")
     unknown = getattr(tokenizer.backend.model, "unk_token", None)
     if unknown and tokenizer.backend.token_to_id(unknown) in tokenizer.encode(R1_ZERO.replace("{question}", "")):
         raise ValueError("template 'r1_zero': the tokenizer has no tokens for its words; allowed: chat, plain")
@@ -56,7 +65,18 @@ def begun(text: str, forced: str = "") -> str:
     return opened(text) + forced.removeprefix(opened(text))
 
 
-def encode(tokenizer: Tokenizer, problems: Sequence[Problem], template: str, forced: str = "") -> list[list[int]]:
+def finished(text: str, template: str, shots: Sequence[Problem] = ()) -> str:
+    """The answer without the next question, which a base model goes on to invent after plain examples."""
+    return text.partition("\nQuestion:")[0] if shots and template == "plain" else text
+
+
+def encode(
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    template: str,
+    forced: str = "",
+    shots: Sequence[Problem] = (),
+) -> list[list[int]]:
     """The prompt of each problem as tokens, with the `forced` beginning of its answers."""
-    texts = [prompt(tokenizer, problem.prompt, template) for problem in problems]
+    texts = [prompt(tokenizer, problem.prompt, template, shots) for problem in problems]
     return [tokenizer.encode(text + forced.removeprefix(opened(text))) for text in texts]

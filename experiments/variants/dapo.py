@@ -47,6 +47,7 @@ class Config:
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
     data: str | None = None  # the folder or file that the task reads
+    allow_code: bool = False  # the task may run programs that the model wrote, in a sandbox
     template: Literal[TEMPLATES] = "chat"
     steps: int = 40
     prompts: int = 32  # P, problems per step
@@ -201,7 +202,7 @@ def main(config: Config) -> dict[str, float]:
     device = pick(config.device)
     folder = config.out / "checkpoint"
     resumed = checkpoint.resume(folder) if config.resume else None
-    task = tasks.load(config.task, config.data)
+    task = tasks.load(config.task, config.data, allow_code=config.allow_code)
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
     if config.prompts > len(train):
         raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")

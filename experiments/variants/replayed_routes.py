@@ -25,7 +25,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.judge import NO_THINK, Answer, judge_rollout, sample_answers, summary, unjudged_to_mean
+from minir1.judge import NO_THINK, Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.model.moe import rerouted, routes_of
@@ -46,6 +46,7 @@ class Config:
     checkpoint: Path = Path("runs/base/checkpoint")  # the base: a Hugging Face folder, or a folder of checkpoints
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
     data: str | None = None  # the folder or file that the task reads
+    allow_code: bool = False  # the task may run programs that the model wrote, in a sandbox
     template: Literal[TEMPLATES] = "chat"
     steps: int = 40
     prompts: int = 32  # P, problems per step
@@ -186,7 +187,7 @@ def main(config: Config) -> dict[str, float]:
     device = pick(config.device)
     folder = config.out / "checkpoint"
     resumed = checkpoint.resume(folder) if config.resume else None
-    task = tasks.load(config.task, config.data)
+    task = tasks.load(config.task, config.data, allow_code=config.allow_code)
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
     if config.prompts > len(train):
         raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
@@ -225,14 +226,17 @@ def main(config: Config) -> dict[str, float]:
         rollout = act(model, tokenizer, problems, config, step)
         clock.lap("rollout")
 
-        answers = judge_rollout(rollout, tokenizer, task, problems, config.template, config.forced)
+        judging = beside(judge_rollout, rollout, tokenizer, task, problems, config.template, config.forced)
+        metrics = on_policy_check(model, rollout, config.microbatch, most=config.max_ratio_deviation, replay=True)
+        metrics["train/route_difference"] = route_difference(model, rollout, config.microbatch)
+        ref_logp = reference_logprobs(reference, rollout, config.microbatch) if config.beta else None
+        clock.lap("reference")
+
+        answers = judging.result()
         rewards = reward(answers, config)
         advantage = group_advantages(rewards).flatten().to(device)
         clock.lap("judge")
 
-        metrics = on_policy_check(model, rollout, config.microbatch, most=config.max_ratio_deviation, replay=True)
-        metrics["train/route_difference"] = route_difference(model, rollout, config.microbatch)
-        ref_logp = reference_logprobs(reference, rollout, config.microbatch) if config.beta else None
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
         metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step)
         clock.lap("update")

@@ -22,6 +22,7 @@ Scripts also use and report the following, if the module defines it:
                                                    much work as this text shows
     final(problem, text) -> str | None             the answer as a majority vote compares it, None if there is none;
                                                    by default the text between the answer tags, without white space
+    same(problem, a, b) -> bool                    whether two answers of `final` are equivalent; by default equal text
     documents(seed, **mix) -> Iterator[str]        an endless synthetic corpus to pre-train a tiny base on
     vocabulary() -> tuple[Sequence[str], int]      words and largest number of that corpus; each is one token
     probes() -> list[list[tuple[str, str]]]        texts that measure what the model learned from the corpus, in
@@ -76,6 +77,7 @@ class Verdict:
 
     status: Literal["right", "wrong", "unjudged"]
     scores: dict[str, float]  # name of a reward, such as accuracy -> value
+    reason: str = ""  # in words: why it could not be judged, or why it is wrong
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Task:
     verify: Callable[[Problem, str], Verdict]
     final: Callable[[Problem, str], str | None]
     rates: Mapping[str, str] = field(default_factory=dict)  # a count of `behaviour` -> the count it is divided by
+    same: Callable[[Problem, str, str], bool] = lambda problem, a, b: a == b  # of two final answers
     behaviour: Callable[[Problem, str], dict[str, float]] | None = None
     difficulty: Callable[[Problem], str] | None = None
     baselines: Callable[[Problem, str], dict[str, float]] | None = None
@@ -214,8 +217,9 @@ def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
     of_text = {key: getattr(module, key, None) for key in ("behaviour", "difficulty", "baselines")}
     generated = {key: getattr(module, key, None) for key in ("documents", "vocabulary", "probes")}
     generated = {key: function and partial(function, **bound) for key, function in generated.items()}
+    own = {key: getattr(module, key) for key in ("same",) if hasattr(module, key)}
     final, rates = getattr(module, "final", _final), getattr(module, "RATES", {})
-    return Task(full_name, splits, problems, verify, final, rates, **of_text, **generated)
+    return Task(full_name, splits, problems, verify, final, rates, **own, **of_text, **generated)
 
 
 def _final(problem: Problem, text: str) -> str | None:
@@ -257,4 +261,4 @@ def _mixture(tasks: list[Task]) -> Task:
     rates = {count: per for task in tasks for count, per in task.rates.items()}
     optional = {"behaviour": dispatch("behaviour", {}), "baselines": dispatch("baselines", {})}
     optional["difficulty"] = dispatch("difficulty", "")
-    return Task(name, splits, problems, dispatch("verify"), dispatch("final"), rates, **optional)
+    return Task(name, splits, problems, dispatch("verify"), dispatch("final"), rates, dispatch("same"), **optional)
