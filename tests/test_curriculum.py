@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from minir1.curriculum import OUTSIDE, draw, weights
+from minir1.curriculum import OUTSIDE, Curriculum, draw, weights
 
 
 def test_weights_by_hand():
@@ -37,3 +37,30 @@ def test_all_of_them_and_more():
     assert draw(random.Random(3), [0.1, 1.0] * 5, 4) == draw(random.Random(3), [0.1, 1.0] * 5, 4)
     with pytest.raises(ValueError, match="3 different problems of 2"):
         draw(random.Random(0), [1.0, 1.0], 3)
+
+
+def test_a_curriculum_draws_problems_inside_its_window():
+    curriculum = Curriculum(100, (0.1, 0.9))
+    curriculum.measured(range(50), [0.0, 1.0] * 25)
+    inside = sum(i >= 50 for step in range(200) for i in curriculum.draw(random.Random(step), 10))
+    assert 0.85 < inside / 2000 < 0.93  # 50 · 1 / (50 · 1 + 50 · 0.1) = 0.909, less as those run out
+    curriculum.measured([50, 60], [float("nan"), 1.0])
+    assert curriculum.shares[60] == 1.0 and curriculum.shares[50] != curriculum.shares[50]
+
+
+def test_without_a_window_problems_are_drawn_as_random_sample_does():
+    assert Curriculum(100).draw(random.Random(3), 8) == random.Random(3).sample(range(100), 8)
+
+
+def test_a_restored_curriculum_draws_the_same():
+    one, other = Curriculum(20, (0.2, 0.8)), Curriculum(20, (0.2, 0.8))
+    one.measured([3, 4, 5], [0.0, 0.5, 1.0])
+    other.load_state_dict(one.state_dict())
+    assert one.draw(random.Random(1), 20) == other.draw(random.Random(1), 20)
+    one.measured([6], [0.0])
+    assert other.shares[6] != 0.0
+
+
+def test_a_window_upside_down():
+    with pytest.raises(ValueError, match="difficulty_window = .*: the lower share comes first"):
+        Curriculum(3, (0.9, 0.1))
