@@ -33,7 +33,7 @@ from minir1.advantages import group_advantages
 from minir1.curriculum import Curriculum
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.judge import NO_THINK, Answer, beside, judge_rollout, rights, sample_answers, summary, unjudged_to_mean
+from minir1.judge import NO_THINK, Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.monitor import Averages, Clock, preflight, report, show
@@ -103,7 +103,8 @@ class Config:
         at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup", "max_ratio_deviation")
         at_least(self, 0, "accuracy_weight", "format_weight", "seed")
-        fraction(self, "min_mixed", "difficulty_window")
+        fraction(self, "min_mixed")
+        fraction(self, "difficulty_window")
         above(self, 0, "temperature", "grad_clip")
         at_least(self, 0, "reference_reset", "lora_rank", "lora_alpha")
         if self.reference_reset and (self.lora_rank or not self.beta):
@@ -165,7 +166,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
     return averages.metrics()
 
 
-def sample(model, tokenizer, task: tasks.Task, problems: list, config: Config, answers: int, label: str = ""):
+def sample(model, tokenizer, task: tasks.Task, problems: list, config: Config, answers: int, label: str):
     """`answers` judged answers per problem, at the temperature of training, at most P·G drawn together."""
     sampling = {"answers": answers, "max_tokens": config.max_completion_length, "temperature": config.temperature}
     sampling |= {"seed": config.seed, "template": config.template, "forced": config.forced}
@@ -175,7 +176,7 @@ def sample(model, tokenizer, task: tasks.Task, problems: list, config: Config, a
 
 def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, float]:
     """Figures of the policy on held-out problems."""
-    grid = sample(model, tokenizer, task, problems, config, config.eval_answers)
+    grid = sample(model, tokenizer, task, problems, config, config.eval_answers, "validation")
     return {f"eval/{name}": value for name, value in summary(task, problems, grid).items()}
 
 
@@ -195,9 +196,8 @@ def main(config: Config) -> dict[str, float]:
     model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
     reference = reference_of(model) if config.beta else model
     optimizer = adamw(model.parameters(), config.learning_rate)
-    curriculum = Curriculum(len(train), config.difficulty_window)
-    parts = {"optimizer": optimizer, "curriculum": curriculum}
-    parts |= {} if reference is model else {"reference": reference}
+    parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
+    parts["curriculum"] = curriculum = Curriculum(train, config.difficulty_window)
 
     asked = encode(tokenizer, [*held_out, *tasks.spread(train, 200)], config.template)
     longest = config.max_completion_length + max(map(len, asked))
@@ -209,14 +209,13 @@ def main(config: Config) -> dict[str, float]:
         state = policy.restore(resumed, model, parts)
     else:  # before `start` writes to the folder of the run, so that a refusal leaves nothing behind
         first = python_random(config.seed, 0).sample(train, min(64, 4 * config.prompts, len(train)))
-        answers = sample(model, tokenizer, task, first, config, config.num_generations)
+        answers = sample(model, tokenizer, task, first, config, config.num_generations, "preflight")
         state, metrics = {"step": 0, "best": -1.0, "seconds": 0.0}, preflight(answers, config.min_mixed)
     run.start(state["step"] if resumed else -1)
     began = time.perf_counter() - state["seconds"]
     if not resumed:
         if config.difficulty_window:
-            measured = sample(model, tokenizer, task, train, config, max(2, config.num_generations // 2), "difficulty")
-            curriculum.measured(range(len(train)), rights(measured))
+            curriculum.measured(train, sample(model, tokenizer, task, train, config, config.num_generations, "measure"))
         metrics |= evaluate(model, tokenizer, task, held_out, config)
         state["best"] = max(state["best"], metrics["eval/pass@1"])  # the best checkpoint beats the base
         run.log(0, metrics)
@@ -224,8 +223,7 @@ def main(config: Config) -> dict[str, float]:
 
     for step in steps(state["step"], config.steps, config.out.name):
         clock = Clock(device)
-        chosen = curriculum.draw(python_random(config.seed, step), config.prompts)
-        problems = [train[p] for p in chosen]
+        problems = curriculum.draw(python_random(config.seed, step), config.prompts)
         rollout = act(model, tokenizer, problems, config, step)
         clock.lap("rollout")
 
@@ -235,7 +233,7 @@ def main(config: Config) -> dict[str, float]:
         clock.lap("reference")
 
         answers = judging.result()
-        curriculum.measured(chosen, rights(answers))
+        curriculum.measured(problems, answers)
         rewards = reward(answers, config)
         advantage = group_advantages(rewards).flatten().to(device)
         clock.lap("judge")

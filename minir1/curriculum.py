@@ -6,45 +6,52 @@ are right or all are wrong with probability p^G + (1-p)^G.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable, Sequence
+
+from minir1.judge import Answer
+from minir1.tasks import Problem
 
 OUTSIDE = 0.1  # weight of a problem outside the window; not 0, since the policy changes and measurements grow old
 
 
 class Curriculum:
-    """Measured shares of right answers of N training problems, and a window (low, high) of those drawn most.
+    """N training problems, their measured shares of right answers, and the window (low, high) of those drawn most.
 
     Without a window all problems are drawn alike. It is saved and restored as an optimizer is.
     """
 
-    def __init__(self, count: int, window: tuple[float, float] | None = None):
+    def __init__(self, problems: Sequence[Problem], window: tuple[float, float] | None = None):
         if window and window[0] > window[1]:
             raise ValueError(f"difficulty_window = {window}: the lower share comes first")
-        self.window, self.shares = window, [math.nan] * count
+        self.problems, self.window = problems, window
+        self.index = {problem: i for i, problem in enumerate(problems)}
+        self.shares: dict[int, float] = {}  # by the index of a problem that was measured
 
-    def draw(self, rng: random.Random, count: int) -> list[int]:
-        """`count` different indices. ValueError if there are fewer problems."""
+    def draw(self, rng: random.Random, count: int) -> list[Problem]:
+        """`count` different problems. ValueError if there are fewer."""
         if self.window is None:
-            return rng.sample(range(len(self.shares)), count)
-        return draw(rng, weights(self.shares, *self.window), count)
+            return rng.sample(self.problems, count)
+        shares = map(self.shares.get, range(len(self.problems)))
+        return [self.problems[i] for i in draw(rng, weights(shares, *self.window), count)]
 
-    def measured(self, indices: Iterable[int], shares: Iterable[float]) -> None:
-        """The newest shares of right answers of these problems; NaN, for none that could be judged, changes nothing."""
-        for index, share in zip(indices, map(float, shares)):
-            self.shares[index] = self.shares[index] if math.isnan(share) else share
+    def measured(self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]]) -> None:
+        """The newest answers to some of the problems replace what was measured; those not judged do not count."""
+        for problem, group in zip(problems, answers):
+            right = [a.right for a in group if not a.unjudged]
+            if right:
+                self.shares[self.index[problem]] = sum(right) / len(right)
 
     def state_dict(self) -> dict:
-        return {"shares": list(self.shares)}
+        return {"shares": dict(self.shares)}
 
     def load_state_dict(self, state: dict) -> None:
-        self.shares = list(state["shares"])
+        self.shares = dict(state["shares"])
 
 
-def weights(shares: Sequence[float], low: float, high: float) -> list[float]:
-    """A weight per problem: 1 if its share lies in [low, high] or was never measured (NaN), else OUTSIDE."""
-    return [OUTSIDE if share < low or share > high else 1.0 for share in shares]
+def weights(shares: Iterable[float | None], low: float, high: float) -> list[float]:
+    """A weight per problem: 1 if its share lies in [low, high] or was never measured (None), else OUTSIDE."""
+    return [1.0 if share is None or low <= share <= high else OUTSIDE for share in shares]
 
 
 def draw(rng: random.Random, weight: Sequence[float], count: int) -> list[int]:

@@ -6,11 +6,12 @@ from collections import Counter
 import pytest
 
 from minir1.curriculum import OUTSIDE, Curriculum, draw, weights
+from minir1.judge import Answer
+from minir1.tasks import Problem
 
 
 def test_weights_by_hand():
-    nan = float("nan")
-    assert weights([0.0, 0.1, 0.5, 0.9, 1.0, nan], 0.1, 0.9) == [OUTSIDE, 1.0, 1.0, 1.0, OUTSIDE, 1.0]
+    assert weights([0.0, 0.1, 0.5, 0.9, 1.0, None], 0.1, 0.9) == [OUTSIDE, 1.0, 1.0, 1.0, OUTSIDE, 1.0]
     assert weights([0.0, 1.0], 0.0, 1.0) == [1.0, 1.0]  # the widest window leaves out nothing
 
 
@@ -39,28 +40,40 @@ def test_all_of_them_and_more():
         draw(random.Random(0), [1.0, 1.0], 3)
 
 
+PROBLEMS = [Problem(str(i), "") for i in range(100)]
+
+
+def group(*right: bool) -> list[Answer]:
+    return [Answer("", 1, False, r, True) for r in right]
+
+
 def test_a_curriculum_draws_problems_inside_its_window():
-    curriculum = Curriculum(100, (0.1, 0.9))
-    curriculum.measured(range(50), [0.0, 1.0] * 25)
-    inside = sum(i >= 50 for step in range(200) for i in curriculum.draw(random.Random(step), 10))
-    assert 0.85 < inside / 2000 < 0.93  # 50 · 1 / (50 · 1 + 50 · 0.1) = 0.909, less as those run out
-    curriculum.measured([50, 60], [float("nan"), 1.0])
-    assert curriculum.shares[60] == 1.0 and curriculum.shares[50] != curriculum.shares[50]
+    curriculum = Curriculum(PROBLEMS, (0.1, 0.9))
+    curriculum.measured(PROBLEMS[:50], [group(False, False), group(True, True)] * 25)
+    drawn = [int(p.prompt) for step in range(200) for p in curriculum.draw(random.Random(step), 10)]
+    assert 0.85 < sum(i >= 50 for i in drawn) / 2000 < 0.93  # 50 / (50 + 50 · 0.1) = 0.909, less as those run out
+
+
+def test_unjudged_answers_measure_nothing():
+    unjudged = Answer("", 1, False, False, True, unjudged=True)
+    curriculum = Curriculum(PROBLEMS, (0.1, 0.9))
+    curriculum.measured(PROBLEMS[3:5], [[unjudged] * 2, [unjudged, *group(True, True, False)]])
+    assert curriculum.shares == {4: pytest.approx(2 / 3)}
 
 
 def test_without_a_window_problems_are_drawn_as_random_sample_does():
-    assert Curriculum(100).draw(random.Random(3), 8) == random.Random(3).sample(range(100), 8)
+    assert Curriculum(PROBLEMS).draw(random.Random(3), 8) == random.Random(3).sample(PROBLEMS, 8)
 
 
 def test_a_restored_curriculum_draws_the_same():
-    one, other = Curriculum(20, (0.2, 0.8)), Curriculum(20, (0.2, 0.8))
-    one.measured([3, 4, 5], [0.0, 0.5, 1.0])
+    one, other = Curriculum(PROBLEMS, (0.2, 0.8)), Curriculum(PROBLEMS, (0.2, 0.8))
+    one.measured(PROBLEMS[:3], [group(False), group(True, False), group(True)])
     other.load_state_dict(one.state_dict())
     assert one.draw(random.Random(1), 20) == other.draw(random.Random(1), 20)
-    one.measured([6], [0.0])
-    assert other.shares[6] != 0.0
+    one.measured(PROBLEMS[6:7], [group(True)])
+    assert 6 not in other.shares
 
 
 def test_a_window_upside_down():
     with pytest.raises(ValueError, match="difficulty_window = .*: the lower share comes first"):
-        Curriculum(3, (0.9, 0.1))
+        Curriculum(PROBLEMS, (0.9, 0.1))

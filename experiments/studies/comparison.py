@@ -132,8 +132,9 @@ def cells_of(methods: dict[str, Method], config: Config) -> list[Cell]:
 
 
 def flags(options: dict) -> list[str]:
-    """Options as the words of a command; those that are None are left out."""
-    return [word for name, value in options.items() if value is not None for word in (f"--{name}", f"{value}")]
+    """Options as the words of a command, a tuple as several; those that are None are left out."""
+    values = {name: value if isinstance(value, tuple) else (value,) for name, value in options.items()}
+    return [word for name, value in values.items() if value != (None,) for word in (f"--{name}", *map(str, value))]
 
 
 def task_options(config: Config) -> dict:

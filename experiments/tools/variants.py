@@ -3,7 +3,7 @@
     python -m experiments.tools.variants rloo
 
 Prints the difference of the code, without docstrings and blank lines, each change under the function or class of the
-original that it is in.
+original that it is in. Options of the original that no variant carries are no difference.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ COPIES = {  # in experiments/variants -> what it is a copy of, in experiments
     "ema_reference": "r1_zero",
     "replayed_routes": "r1_zero",
 }
+OPTIONS = ("lora", "reference_reset", "reference.load_state_dict", "difficulty_window", "curriculum", "Curriculum")
 
 
 def code(path: Path) -> list[str]:
@@ -51,9 +52,11 @@ def difference(name: str) -> list[str]:
     lines = []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, original, copy, autojunk=False).get_opcodes():
         if kind != "equal":
-            headers = [line for line in original[:b] if line.startswith(("class ", "def "))]
-            lines.append("@@ " + (headers[-1].split("(")[0].rstrip(":") if headers else "imports"))
-            lines += [f"-{line}" for line in original[a:b]] + [f"+{line}" for line in copy[c:d]]
+            dropped = [line for line in original[a:b] if not any(option in line for option in OPTIONS)]
+            if dropped or copy[c:d]:
+                headers = [line for line in original[:b] if line.startswith(("class ", "def "))]
+                lines.append("@@ " + (headers[-1].split("(")[0].rstrip(":") if headers else "imports"))
+            lines += [f"-{line}" for line in dropped] + [f"+{line}" for line in copy[c:d]]
     return lines
 
 

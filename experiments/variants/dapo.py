@@ -24,10 +24,9 @@ from torch import Tensor
 
 from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import group_advantages
-from minir1.curriculum import Curriculum
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.judge import NO_THINK, Answer, judge_rollout, rights, sample_answers, summary, unjudged_to_mean
+from minir1.judge import NO_THINK, Answer, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
 from minir1.monitor import Averages, Clock, preflight, report, show
@@ -53,7 +52,6 @@ class Config:
     steps: int = 40
     prompts: int = 32  # P, problems per step
     num_generations: int = 8  # G, answers per problem
-    difficulty_window: tuple[float, float] | None = None  # draw problems outside these shares of right answers less
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     learning_rate: float = 3e-4  # AdamW
@@ -64,9 +62,6 @@ class Config:
     overlong_buffer: int = 64  # tokens at the end of the budget that are penalised
     beta: float = 0.0  # β, KL coefficient
     reduction: Literal["per_answer", "token", "fixed"] = "token"
-    reference_reset: int = 0  # steps after which the reference becomes the policy again (R1: 400); 0: never
-    lora_rank: int = 0  # r: train adapters only, with the model without them as the reference; 0: train all weights
-    lora_alpha: float = 32.0  # α
     num_minibatches: int = 2  # optimizer steps per epoch, at most
     epochs: int = 1  # passes over a rollout
     accuracy_weight: float = 1.0
@@ -100,11 +95,8 @@ class Config:
         at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup", "max_ratio_deviation")
         at_least(self, 0, "accuracy_weight", "format_weight", "seed")
-        fraction(self, "min_mixed", "difficulty_window")
+        fraction(self, "min_mixed")
         above(self, 0, "temperature", "grad_clip")
-        at_least(self, 0, "reference_reset", "lora_rank", "lora_alpha")
-        if self.reference_reset and (self.lora_rank or not self.beta):
-            raise ValueError("reference_reset: with beta = 0 or lora_rank there is no copy of the model to reset")
         at_least(self, 1, "rounds")
         if not 0 < self.overlong_buffer <= self.max_completion_length:
             raise ValueError(f"overlong_buffer = {self.overlong_buffer}: 1 to {self.max_completion_length}, the budget")
@@ -126,7 +118,7 @@ def reward(answers: list[list[Answer]], config: Config) -> Tensor:
     return unjudged_to_mean(torch.tensor(rules), answers) + torch.tensor(late)
 
 
-def refill(model, tokenizer, task: tasks.Task, train: list, curriculum: Curriculum, config: Config, step: int, clock):
+def refill(model, tokenizer, task: tasks.Task, train: list[tasks.Problem], config: Config, step: int, clock: Clock):
     """Sample until P groups hold right and wrong answers, for at most `rounds` rollouts, then fill up with others.
 
     Returns the problems, rollout and answers of P groups, and metrics of all that was sampled.
@@ -134,13 +126,10 @@ def refill(model, tokenizer, task: tasks.Task, train: list, curriculum: Curricul
     rollouts, groups, unmixed = [], [], []
     while unmixed.count(False) < config.prompts and len(rollouts) < config.rounds:
         key = step + 1_000_000 * len(rollouts)  # each round has problems and noise of its own
-        drawn = curriculum.draw(python_random(config.seed, key), config.prompts)
-        problems = [train[p] for p in drawn]
+        problems = python_random(config.seed, key).sample(train, config.prompts)
         rollouts.append(act(model, tokenizer, problems, config, key))
         clock.lap("rollout")
-        answers = judge_rollout(rollouts[-1], tokenizer, task, problems, config.template, config.forced)
-        curriculum.measured(drawn, rights(answers))
-        groups += zip(problems, answers)
+        groups += zip(problems, judge_rollout(rollouts[-1], tokenizer, task, problems, config.template, config.forced))
         clock.lap("judge")
         unmixed = [len({a.right for a in group}) == 1 for _, group in groups]
     whole = concatenate(rollouts)
@@ -192,7 +181,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
     return averages.metrics()
 
 
-def sample(model, tokenizer, task: tasks.Task, problems: list, config: Config, answers: int, label: str = ""):
+def sample(model, tokenizer, task: tasks.Task, problems: list, config: Config, answers: int, label: str):
     """`answers` judged answers per problem, at the temperature of training, at most P·G drawn together."""
     sampling = {"answers": answers, "max_tokens": config.max_completion_length, "temperature": config.temperature}
     sampling |= {"seed": config.seed, "template": config.template, "forced": config.forced}
@@ -202,7 +191,7 @@ def sample(model, tokenizer, task: tasks.Task, problems: list, config: Config, a
 
 def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, float]:
     """Figures of the policy on held-out problems."""
-    grid = sample(model, tokenizer, task, problems, config, config.eval_answers)
+    grid = sample(model, tokenizer, task, problems, config, config.eval_answers, "validation")
     return {f"eval/{name}": value for name, value in summary(task, problems, grid).items()}
 
 
@@ -217,14 +206,12 @@ def main(config: Config) -> dict[str, float]:
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
     if config.prompts > len(train):
         raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
-    opening = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "recompute": config.recompute}
+    opening = {"recompute": config.recompute}
     start = policy.origin(config.checkpoint, resumed)
     model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
     reference = reference_of(model) if config.beta else model
     optimizer = adamw(model.parameters(), config.learning_rate)
-    curriculum = Curriculum(len(train), config.difficulty_window)
-    parts = {"optimizer": optimizer, "curriculum": curriculum}
-    parts |= {} if reference is model else {"reference": reference}
+    parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 
     asked = encode(tokenizer, [*held_out, *tasks.spread(train, 200)], config.template)
     longest = config.max_completion_length + max(map(len, asked))
@@ -236,14 +223,11 @@ def main(config: Config) -> dict[str, float]:
         state = policy.restore(resumed, model, parts)
     else:  # before `start` writes to the folder of the run, so that a refusal leaves nothing behind
         first = python_random(config.seed, 0).sample(train, min(64, 4 * config.prompts, len(train)))
-        answers = sample(model, tokenizer, task, first, config, config.num_generations)
+        answers = sample(model, tokenizer, task, first, config, config.num_generations, "preflight")
         state, metrics = {"step": 0, "best": -1.0, "seconds": 0.0}, preflight(answers, config.min_mixed)
     run.start(state["step"] if resumed else -1)
     began = time.perf_counter() - state["seconds"]
     if not resumed:
-        if config.difficulty_window:
-            measured = sample(model, tokenizer, task, train, config, max(2, config.num_generations // 2), "difficulty")
-            curriculum.measured(range(len(train)), rights(measured))
         metrics |= evaluate(model, tokenizer, task, held_out, config)
         state["best"] = max(state["best"], metrics["eval/pass@1"])  # the best checkpoint beats the base
         run.log(0, metrics)
@@ -251,7 +235,7 @@ def main(config: Config) -> dict[str, float]:
 
     for step in steps(state["step"], config.steps, config.out.name):
         clock = Clock(device)
-        problems, rollout, answers, sampled = refill(model, tokenizer, task, train, curriculum, config, step, clock)
+        problems, rollout, answers, sampled = refill(model, tokenizer, task, train, config, step, clock)
         metrics = on_policy_check(model, rollout, config.microbatch, most=config.max_ratio_deviation)
         ref_logp = reference_logprobs(reference, rollout, config.microbatch) if config.beta else None
         clock.lap("reference")
@@ -266,8 +250,6 @@ def main(config: Config) -> dict[str, float]:
 
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout, config.epochs)
         metrics |= sampled
-        if config.reference_reset and step % config.reference_reset == 0:
-            reference.load_state_dict(model.state_dict())
         due = step % config.eval_every == 0 or step == config.steps
         if due:
             metrics |= evaluate(model, tokenizer, task, held_out, config)

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import group_advantages
-from minir1.curriculum import Curriculum
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.judge import NO_THINK, Answer, beside, judge_rollout, rights, sample_answers, summary, unjudged_to_mean
+from minir1.judge import NO_THINK, Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import gspo, is_clipped, kl_k3
 from minir1.monitor import Averages, Clock, preflight, report, show
@@ -48,7 +47,6 @@ class Config:
     steps: int = 40
     prompts: int = 32  # P, problems per step
     num_generations: int = 8  # G, answers per problem
-    difficulty_window: tuple[float, float] | None = None  # draw problems outside these shares of right answers less
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     learning_rate: float = 3e-4  # AdamW
@@ -89,7 +87,7 @@ class Config:
         at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup", "max_ratio_deviation")
         at_least(self, 0, "accuracy_weight", "format_weight", "seed")
-        fraction(self, "min_mixed", "difficulty_window")
+        fraction(self, "min_mixed")
         above(self, 0, "temperature", "grad_clip")
 
 
@@ -141,7 +139,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
     return averages.metrics()
 
 
-def sample(model, tokenizer, task: tasks.Task, problems: list, config: Config, answers: int, label: str = ""):
+def sample(model, tokenizer, task: tasks.Task, problems: list, config: Config, answers: int, label: str):
     """`answers` judged answers per problem, at the temperature of training, at most P·G drawn together."""
     sampling = {"answers": answers, "max_tokens": config.max_completion_length, "temperature": config.temperature}
     sampling |= {"seed": config.seed, "template": config.template, "forced": config.forced}
@@ -151,7 +149,7 @@ def sample(model, tokenizer, task: tasks.Task, problems: list, config: Config, a
 
 def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, float]:
     """Figures of the policy on held-out problems."""
-    grid = sample(model, tokenizer, task, problems, config, config.eval_answers)
+    grid = sample(model, tokenizer, task, problems, config, config.eval_answers, "validation")
     return {f"eval/{name}": value for name, value in summary(task, problems, grid).items()}
 
 
@@ -171,9 +169,7 @@ def main(config: Config) -> dict[str, float]:
     model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
     reference = reference_of(model) if config.beta else model
     optimizer = adamw(model.parameters(), config.learning_rate)
-    curriculum = Curriculum(len(train), config.difficulty_window)
-    parts = {"optimizer": optimizer, "curriculum": curriculum}
-    parts |= {} if reference is model else {"reference": reference}
+    parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 
     asked = encode(tokenizer, [*held_out, *tasks.spread(train, 200)], config.template)
     longest = config.max_completion_length + max(map(len, asked))
@@ -185,14 +181,11 @@ def main(config: Config) -> dict[str, float]:
         state = policy.restore(resumed, model, parts)
     else:  # before `start` writes to the folder of the run, so that a refusal leaves nothing behind
         first = python_random(config.seed, 0).sample(train, min(64, 4 * config.prompts, len(train)))
-        answers = sample(model, tokenizer, task, first, config, config.num_generations)
+        answers = sample(model, tokenizer, task, first, config, config.num_generations, "preflight")
         state, metrics = {"step": 0, "best": -1.0, "seconds": 0.0}, preflight(answers, config.min_mixed)
     run.start(state["step"] if resumed else -1)
     began = time.perf_counter() - state["seconds"]
     if not resumed:
-        if config.difficulty_window:
-            measured = sample(model, tokenizer, task, train, config, max(2, config.num_generations // 2), "difficulty")
-            curriculum.measured(range(len(train)), rights(measured))
         metrics |= evaluate(model, tokenizer, task, held_out, config)
         state["best"] = max(state["best"], metrics["eval/pass@1"])  # the best checkpoint beats the base
         run.log(0, metrics)
@@ -200,8 +193,7 @@ def main(config: Config) -> dict[str, float]:
 
     for step in steps(state["step"], config.steps, config.out.name):
         clock = Clock(device)
-        chosen = curriculum.draw(python_random(config.seed, step), config.prompts)
-        problems = [train[p] for p in chosen]
+        problems = python_random(config.seed, step).sample(train, config.prompts)
         rollout = act(model, tokenizer, problems, config, step)
         clock.lap("rollout")
 
@@ -211,7 +203,6 @@ def main(config: Config) -> dict[str, float]:
         clock.lap("reference")
 
         answers = judging.result()
-        curriculum.measured(chosen, rights(answers))
         rewards = reward(answers, config)
         advantage = group_advantages(rewards).flatten().to(device)
         clock.lap("judge")

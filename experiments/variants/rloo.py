@@ -124,17 +124,17 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config,
     return averages.metrics()
 
 
-def sample(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config, answers: int):
+def sample(model, tokenizer, task: tasks.Task, problems: list, config: Config, answers: int, label: str):
     """`answers` judged answers per problem, at the temperature of training, at most P·G drawn together."""
     sampling = {"answers": answers, "max_tokens": config.max_completion_length, "temperature": config.temperature}
     sampling |= {"seed": config.seed, "template": config.template}
     rows = config.prompts * config.num_generations
-    return sample_answers(model, tokenizer, task, problems, **sampling, rows_at_once=rows)
+    return sample_answers(model, tokenizer, task, problems, **sampling, rows_at_once=rows, label=label)
 
 
 def evaluate(model, tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, float]:
     """Figures of the policy on held-out problems."""
-    grid = sample(model, tokenizer, task, problems, config, config.eval_answers)
+    grid = sample(model, tokenizer, task, problems, config, config.eval_answers, "validation")
     return {f"eval/{name}": value for name, value in summary(task, problems, grid).items()}
 
 
@@ -166,7 +166,7 @@ def main(config: Config) -> dict[str, float]:
         state = policy.restore(resumed, model, parts)
     else:  # before `start` writes to the folder of the run, so that a refusal leaves nothing behind
         first = python_random(config.seed, 0).sample(train, min(64, 4 * config.prompts, len(train)))
-        answers = sample(model, tokenizer, task, first, config, config.num_generations)
+        answers = sample(model, tokenizer, task, first, config, config.num_generations, "preflight")
         state = {"step": 0, "best": -1.0, "seconds": 0.0}
         metrics = preflight(answers, config.min_mixed)
     run.start(state["step"] if resumed else -1)
