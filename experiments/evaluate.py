@@ -1,59 +1,181 @@
 """Measure a checkpoint on the problems of one split of a task.
 
     python -m experiments.evaluate --checkpoint runs/r1-zero/checkpoint
-    python -m experiments.evaluate --checkpoint Qwen2.5-0.5B --task gsm8k --data gsm8k --template r1_zero
+    python -m experiments.evaluate --checkpoint Qwen2.5-0.5B --task gsm8k --data gsm8k --few-shot 4 --template plain
+    python -m experiments.evaluate --checkpoint R1-Distill-Qwen-1.5B --task math:boxed --data test.jsonl --k 4 8 \\
+        --temperature 0.6 --max-completion-length 8192 --out runs/math500
+    python -m experiments.evaluate --rescore runs/math500/answers.jsonl
 
 Each problem gets several sampled answers at the given temperature, one greedy answer, and as many answers that are
-forced to begin with empty thinking: what the weights know without thinking. Where the task has them, the table also
-shows groups of problems by difficulty, what the task counts in the thinking, and baselines that do as much work as each
-answer, with the difference from the policy.
+forced to begin with empty thinking: what the weights know without thinking. The table shows accuracies with 95 %
+intervals over problems, groups of problems by difficulty and subject, and, where the task has them, counts of what the
+thinking does and baselines that do as much work as each answer. Answers that were truncated or that the verifier could
+not judge are reported apart; those not judged count in no accuracy.
+
+With --out, a folder gets answers.jsonl (every answer with its prompt, the settings and the digests of the weights),
+result.json and figures/levels.png; a killed evaluation continues with --resume. --rescore judges the answers of such a
+file again, with the settings that it was sampled with, and samples nothing. compare.py compares two such folders.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from minir1 import checkpoint, cli, tasks
+import numpy as np
+
+from experiments.evaluate_figure import draw_groups
+from minir1 import answer_file, checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype
 from minir1.files import write_json
-from minir1.judge import NO_THINK, Answer, baselines, by_difficulty, sample_answers, summary
-from minir1.log import table
-from minir1.metrics import with_interval
+from minir1.judge import NO_THINK, Answer, baselines, by_group, groups_of, judge, rights, sample_batches, summary
+from minir1.log import progress, table
+from minir1.metrics import bootstrap, with_interval
 from minir1.model import hf
 from minir1.model.transformer import Transformer
-from minir1.settings import at_least, new_file
+from minir1.seed import python_random
+from minir1.settings import at_least
 from minir1.templates import TEMPLATES
 from minir1.tokenizer import Tokenizer
+
+SAMPLING = (  # the settings on which the answers depend
+    *("task", "data", "template", "split", "problems", "few_shot", "num_generations", "max_completion_length"),
+    *("temperature", "forced", "no_think", "seed", "dtype"),
+)
 
 
 @dataclass(frozen=True)
 class Config:
     """Evaluation of one checkpoint."""
 
-    checkpoint: Path  # a Hugging Face folder, or a folder of checkpoints: then the best, else the latest
+    checkpoint: Path | None = None  # a Hugging Face folder, or a folder of checkpoints: then the best, else the latest
+    rescore: Path | None = None  # instead of a checkpoint: the answers.jsonl of an evaluation, to be judged again
     task: str = "countdown"  # a name, names joined by +, or the path of a .py file: see minir1/tasks
     data: str | None = None  # the folder or file that the task reads
     allow_code: bool = False  # the task may run programs that the model wrote, in a sandbox
     template: Literal[TEMPLATES] = "chat"
     split: str = "test"
     problems: int = 400  # at most
-    num_generations: int = 8  # sampled answers per problem
+    few_shot: int = 0  # solved training problems that the prompt shows first
+    num_generations: int = 8  # n, sampled answers per problem
+    k: tuple[int, ...] = ()  # for pass@k and maj@k, each at most n; by default n
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
+    forced: bool = True  # also measure answers that are forced to begin with empty thinking
     no_think: bool = False  # force every answer to begin with empty thinking, as the policy was trained
+    rows_at_once: int = 512  # answers sampled together; no answer depends on it
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
-    out: Path | None = None  # a JSON file for the result
+    out: Path | None = None  # a folder for the answers, the result and the figure
+    resume: bool = False
 
     def __post_init__(self):
-        at_least(self, 1, "problems", "num_generations", "max_completion_length")
-        at_least(self, 0, "temperature", "seed")
-        new_file(self, "out")
+        at_least(self, 1, "problems", "num_generations", "max_completion_length", "rows_at_once")
+        at_least(self, 0, "temperature", "seed", "few_shot")
+        if self.k:
+            at_least(self, 1, "k")
+            if max(self.k) > self.num_generations:
+                raise ValueError(f"k = {self.k}: at most num_generations = {self.num_generations}")
+        if (self.checkpoint is None) == (self.rescore is None):
+            raise ValueError("give --checkpoint, or --rescore with the answers of an evaluation")
+        if self.out and self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"out = {self.out} is a file: choose a folder")
+
+
+def examples(task: tasks.Task, problems: Sequence[tasks.Problem], config: Config) -> list[list[tasks.Problem]]:
+    """For each problem the solved training problems that its prompt shows, of its own subject if that has enough.
+
+    Empty without --few-shot. ValueError if the task has too few solved training problems.
+    """
+    if not config.few_shot:
+        return []
+    solved = [p for p in task.problems("train") if p.solution] if "train" in task.splits else []
+    if len(solved) <= config.few_shot:
+        raise ValueError(f"few_shot = {config.few_shot}: task {task.name} has {len(solved)} solved training problems")
+    chosen = []
+    for i, problem in enumerate(problems):
+        others = [p for p in solved if p.prompt != problem.prompt]
+        near = [p for p in others if p.subject == problem.subject]
+        pool = near if len(near) >= config.few_shot else others
+        chosen.append(python_random(config.seed, i).sample(pool, config.few_shot))
+    return chosen
+
+
+def samplings(config: Config) -> dict[str, dict]:
+    """What is sampled for each problem, by kind."""
+    forced = NO_THINK if config.no_think else ""
+    kinds = {"sampled": {"answers": config.num_generations, "temperature": config.temperature, "forced": forced}}
+    kinds["greedy"] = {"answers": 1, "temperature": 0.0, "forced": forced}
+    if config.forced and not config.no_think:  # else the sampled answers are these
+        kinds["forced"] = kinds["sampled"] | {"forced": NO_THINK}
+    return kinds
+
+
+def sample(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    task: tasks.Task,
+    problems: Sequence[tasks.Problem],
+    config: Config,
+    path: Path | None = None,
+    saved: answer_file.Answers | None = None,
+) -> tuple[dict[str, list[list[Answer]]], float]:
+    """Answers of each kind, [P][n], and sampled tokens a second.
+
+    With a path, each batch is added to that file once it is judged; `saved` holds the answers that are there.
+    """
+    settings = {"max_tokens": config.max_completion_length, "seed": config.seed, "template": config.template}
+    settings |= {"shots": examples(task, problems, config), "rows_at_once": config.rows_at_once}
+    grids, tokens, began = {}, 0, time.perf_counter()
+    for kind, sampling in samplings(config).items():
+        done = dict((saved or {}).get(kind, {}))
+        with progress(len(problems), f"{kind} answers") as advance:
+            advance(len(done))
+            for indices, part in sample_batches(model, tokenizer, task, problems, skip=done, **sampling, **settings):
+                if path:
+                    answer_file.append(path, kind, indices, [problems[p] for p in indices], part)
+                done |= zip(indices, part)
+                tokens += sum(a.tokens for row in part for a in row)
+                advance(len(part), note=f"{tokens / (time.perf_counter() - began):,.0f} tokens/s")
+        grids[kind] = [done[p] for p in range(len(problems))]
+    return grids, tokens / (time.perf_counter() - began)
+
+
+def judged_again(
+    task: tasks.Task, problems: Sequence[tasks.Problem], saved: answer_file.Answers
+) -> dict[str, list[list[Answer]]]:
+    """Saved answers with the verdicts that the task's verifier gives now. ValueError if some are missing."""
+    grids = {}
+    for kind, groups in saved.items():
+        if missing := len(problems) - len(groups):
+            raise ValueError(f"the {kind} answers to {missing} of {len(problems)} problems are missing: --resume first")
+        grid = grids[kind] = []
+        with progress(len(problems), f"judging {kind} answers") as advance:
+            for p, problem in enumerate(problems):
+                verdicts = judge(task, [(problem, a.text) for a in groups[p]])
+                status = [{"right": v.status == "right", "unjudged": v.status == "unjudged"} for v in verdicts]
+                grid.append([replace(a, reason=v.reason, **s) for a, v, s in zip(groups[p], verdicts, status)])
+                advance()
+    return grids
+
+
+def figures(
+    task: tasks.Task, problems: Sequence[tasks.Problem], grids: dict[str, list[list[Answer]]], config: Config
+) -> dict[str, float]:
+    """The measured values, flat (`minir1.judge.summary`)."""
+    grid, ks = grids["sampled"], config.k or None
+    values = summary(task, problems, grid, config.seed, ks)
+    values["greedy"] = float(np.nanmean(rights(grids["greedy"])))
+    if config.forced:
+        share = rights(grids.get("forced", grid))
+        interval = bootstrap(share[~np.isnan(share)], seed=config.seed)
+        values |= dict(zip(("forced", "forced_low", "forced_high"), interval))
+    return values | baselines(task, problems, grid) | by_group(task, problems, grid, config.seed, ks)
 
 
 def measure(
@@ -63,52 +185,37 @@ def measure(
     problems: Sequence[tasks.Problem],
     config: Config,
 ) -> tuple[dict[str, float], list[list[Answer]]]:
-    """The measured values of one checkpoint on these problems, and the sampled answers [P][G]."""
-
-    def sampled(label: str, answers: int, temperature: float, forced: str) -> list[list[Answer]]:
-        settings = {"max_tokens": config.max_completion_length, "seed": config.seed, "template": config.template}
-        settings |= {"answers": answers, "temperature": temperature, "forced": forced, "label": label}
-        return sample_answers(model, tokenizer, task, problems, **settings)
-
-    forced = NO_THINK if config.no_think else ""
-    began = time.perf_counter()
-    grid = sampled("sampled answers", config.num_generations, config.temperature, forced)
-    seconds = time.perf_counter() - began
-    values = summary(task, problems, grid, seed=config.seed)
-    values["tokens_per_s"] = sum(a.tokens for row in grid for a in row) / seconds
-    values["greedy"] = summary(task, problems, sampled("greedy answers", 1, 0.0, forced))["pass@1"]
-    same = config.no_think  # then the answers above are these
-    quick = grid if same else sampled("forced answers", config.num_generations, config.temperature, NO_THINK)
-    at_once = summary(task, problems, quick)
-    values |= {f"forced{end}": at_once[f"pass@1{end}"] for end in ("", "_low", "_high")}
-    return values | baselines(task, problems, grid) | by_difficulty(task, problems, grid), grid
+    """The measured values of one checkpoint on these problems, and the sampled answers [P][n]."""
+    grids, speed = sample(model, tokenizer, task, problems, config)
+    return figures(task, problems, grids, config) | {"tokens_per_s": speed}, grids["sampled"]
 
 
 COMMON = ("greedy", "forced", "format", "length", "truncated", "unjudged", "entropy", "tokens_per_s")
 
 
 def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
-    """(label, key, group or "", format) of each row of the table, by the keys that `measure` returned.
+    """(label, key, group or "", format) of each row of the table, by the keys that `figures` returned.
 
     A value's key is key + group, its interval key + "_low" + group; `rates` are the task's.
     """
     groups = [key.removeprefix("length") for key in values if key.startswith("length_")]  # such as "_hard"
     whole = [key for key in values if not key.endswith(("_low", "_high", *groups))]
     methods = [key for key in whole if f"over_{key}" in values]
-    at_k = [key for key in whole if key.startswith(("pass@", "maj@")) and not key.startswith("pass@1")]
-    others = {*COMMON, *methods, *at_k}
-    counts = [key for key in whole if key not in others and not key.startswith(("pass@1", "over_"))]
+    at_k = [key for key in whole if key.startswith(("pass@", "maj@")) and key not in ("pass@1", "pass@1_formed")]
+    others = {*COMMON, *methods, *at_k, "pass@1", "pass@1_formed"}
+    counts = [key for key in whole if key not in others and not key.startswith("over_")]
 
     lines = [("pass@1, sampled", "pass@1", "", ".1%"), ("  among well-formed answers", "pass@1_formed", "", ".1%")]
-    lines += [(f"  {words(group[1:])} problems", "pass@1", group, ".1%") for group in groups]
+    lines += [(f"  {group_name(group)}", "pass@1", group, ".1%") for group in groups]
     lines += [(key, key, "", ".1%") for key in at_k]
-    lines += [("pass@1, greedy", "greedy", "", ".1%"), ("pass@1, forced to answer at once", "forced", "", ".1%")]
+    lines += [("pass@1, greedy", "greedy", "", ".1%")]
+    lines += [("pass@1, forced to answer at once", "forced", "", ".1%")] if "forced" in values else []
     for name in methods:
         lines += [(f"baseline: {words(name)}", name, "", ".1%"), ("  policy above it", f"over_{name}", "", ".1%")]
     lines += [("well-formed", "format", "", ".1%"), ("truncated by the budget", "truncated", "", ".1%")]
     lines += [("not judged", "unjudged", "", ".1%")] if values.get("unjudged") else []
     lines += [("tokens", "length", "", ".1f")]
-    lines += [(f"  {words(group[1:])} problems", "length", group, ".1f") for group in groups]
+    lines += [(f"  {group_name(group)}", "length", group, ".1f") for group in groups]
     for name in counts:
         rate = (f"{words(name)}, share of {words(rates[name])}", name, "", ".1%") if name in rates else None
         lines.append(rate or (f"{words(name)} per answer", name, "", ".2f"))
@@ -118,6 +225,12 @@ def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[st
 def words(name: str) -> str:
     """A key in plain words."""
     return name.replace("_", " ")
+
+
+def group_name(group: str) -> str:
+    """`_hard` -> hard problems; a subject or a level stays as it is."""
+    name = words(group[1:])
+    return f"{name} problems" if name.islower() and not name.startswith("level ") else name
 
 
 def show(title: str, columns: Mapping[str, Mapping[str, float]], rates: Mapping[str, str]) -> None:
@@ -136,18 +249,42 @@ def show(title: str, columns: Mapping[str, Mapping[str, float]], rates: Mapping[
 
 
 def main(config: Config) -> dict[str, float]:
-    """Load, measure, print."""
-    device = pick(config.device)
+    """Load, measure, print, save."""
+    if config.rescore:
+        saved = answer_file.read(config.rescore)
+        old = {name: saved.settings[name] for name in SAMPLING if name in saved.settings}
+        config = replace(config, **old | ({"data": config.data} if config.data else {}))
     task = tasks.load(config.task, config.data, allow_code=config.allow_code)
     problems = tasks.spread(task.problems(config.split), config.problems)
-    source = checkpoint.resolve(config.checkpoint, prefer="best")
-    model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
-    values, _ = measure(model, tokenizer, task, problems, config)
+    if config.rescore:
+        answer_file.same_problems(saved, problems)
+        source, speed, grids = saved.settings["checkpoint"], {}, judged_again(task, problems, saved.answers)
+    else:
+        device = pick(config.device)
+        source, path, answers = checkpoint.resolve(config.checkpoint, prefer="best"), None, {}
+        if config.out:
+            path, asked = config.out / "answers.jsonl", asdict(config)
+            settings = {name: asked[name] for name in SAMPLING}
+            settings |= {"checkpoint": str(source), "weights": checkpoint.digests(source)}
+            answers = answer_file.begin(path, settings, problems, config.resume)
+        model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
+        grids, tokens_per_s = sample(model, tokenizer, task, problems, config, path, answers)
+        speed = {"tokens_per_s": tokens_per_s}
+    values = figures(task, problems, grids, config) | speed
     print(source)
     show(f"{task.name}, {config.split}: {len(problems)} problems", {config.split: values}, task.rates)
+    for reason, count in reasons(grids["sampled"]):
+        print(f"not judged {count} times: {reason}")
     if config.out:
-        write_json(config.out, values)
+        write_json(config.out / "result.json", values)
+        counts = {name: len(indices) for name, indices in groups_of(task, problems).items()}
+        draw_groups(values, counts, f"{task.name}, {config.split}", str(source), config.out / "figures" / "levels.png")
     return values
+
+
+def reasons(grid: list[list[Answer]]) -> list[tuple[str, int]]:
+    """The most frequent reasons for which answers were not judged, with their counts."""
+    return Counter(a.reason or "no reason given" for row in grid for a in row if a.unjudged).most_common(5)
 
 
 if __name__ == "__main__":

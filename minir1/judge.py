@@ -19,6 +19,7 @@ from minir1.rollout import BUDGET, Rollout, answers_of, collect
 from minir1.tasks import Problem, Task, Verdict
 from minir1.tokenizer import Tokenizer
 
+EASE = "easy middle medium hard"  # these names of groups in this order, all others before them by name
 NO_THINK = "<think></think><answer>"  # empty thinking: the model must answer at once
 
 
@@ -268,7 +269,7 @@ def groups_of(task: Task, problems: Sequence[Problem]) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {}
     for labels in (names, [p.subject for p in problems]):
         if len(set(labels)) > 1:
-            for name in sorted(set(labels) - {""}):
+            for name in sorted(set(labels) - {""}, key=lambda name: (EASE.find(name), name)):
                 groups[name] = [i for i, label in enumerate(labels) if label == name]
     return groups
 

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -216,12 +215,16 @@ def progress_line(step: int, steps: int, fields: list[tuple[str, str]]) -> None:
 
 @contextmanager
 def progress(total: int, description: str) -> Iterator[Callable]:
-    """A progress bar: `with progress(100, "judge") as advance: advance(3)`; silent without a name or terminal."""
+    """A progress bar: `with progress(100, "judge") as advance: advance(3, note="12 tokens/s")`.
+
+    A note stands at the end of the bar until the next one. Silent without a name or terminal.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = _console()
     silent = not (description and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
-        yield partial(bar.advance, bar.add_task(description, total=total))
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True, disable=silent) as bar:
+        task = bar.add_task(description, total=total, note="")
+        yield lambda count=1, **note: bar.update(task, advance=count, **note)
 
 
 def steps(start: int, end: int, description: str) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -96,6 +97,22 @@ def paired_bootstrap(a, b, *, seed: int = 0, resamples: int = 2000, level: float
     if a.shape != b.shape:
         raise ValueError(f"the two must hold the same problems, got shapes {a.shape} and {b.shape}")
     return bootstrap(a - b, seed=seed, resamples=resamples, level=level)
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
+    """(only a, only b, p): problems that one solves and the other does not, and the exact two-sided test of equality.
+
+        p = min(1, 2 · Σ_{i <= min(only a, only b)} C(m, i) / 2^m),  m = only a + only b
+
+    McNemar 1947: problems that both or neither solve say nothing about the difference. a, b: whether each problem is
+    solved, the same problems in the same order. ValueError if the lengths differ.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"the two must hold the same problems, got {len(a)} and {len(b)}")
+    only_a, only_b = sum(x and not y for x, y in zip(a, b)), sum(y and not x for x, y in zip(a, b))
+    m = only_a + only_b
+    tail = sum(math.comb(m, i) for i in range(min(only_a, only_b) + 1))
+    return only_a, only_b, min(1.0, 2 * tail / 2**m)
 
 
 def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -1,0 +1,91 @@
+"""Sampled answers on disk, as JSONL: the first line says how they were sampled, each other line holds one problem's.
+
+    {"settings": {"task": "gsm8k", …, "weights": {"model.safetensors": "9f…"}}}
+    {"kind": "sampled", "index": 0, "prompt": …, "reference": …, "answers": [{"text": …, "right": true, …}, …]}
+
+A killed evaluation loses at most its last line; `begin` returns what is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from minir1.files import parse_json, plain, replace_text
+from minir1.judge import Answer
+from minir1.tasks import Problem
+
+Answers = dict[str, dict[int, list[Answer]]]  # kind of sampling -> index of the problem -> its answers
+
+
+class Saved(NamedTuple):
+    """What a file holds."""
+
+    settings: dict
+    answers: Answers
+    asked: dict[int, tuple[str, str]]  # index of a problem -> its prompt and reference
+
+
+def begin(path: Path, settings: Mapping, problems: Sequence[Problem], resume: bool) -> Answers:
+    """Start the file, or continue it; the answers that it holds.
+
+    ValueError if there is a file and `resume` is False, or if it has other settings or problems, naming them.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps({"settings": plain(dict(settings))}, ensure_ascii=False) + "\n")
+        return {}
+    if not resume:
+        raise ValueError(f"{path} exists: continue it with --resume, or choose another --out")
+    saved = read(path)
+    if changed := differing(saved.settings, plain(dict(settings))):
+        raise ValueError(f"{path} was sampled with other settings ({'; '.join(changed)}): choose another --out")
+    same_problems(saved, problems)
+    whole = path.read_bytes().rpartition(b"\n")[0]  # without a torn line
+    replace_text(path, whole.decode() + "\n")
+    return saved.answers
+
+
+def append(
+    path: Path, kind: str, indices: Sequence[int], problems: Sequence[Problem], grid: list[list[Answer]]
+) -> None:
+    """Add the answers to these problems."""
+    with path.open("a", encoding="utf-8") as file:
+        for index, problem, answers in zip(indices, problems, grid):
+            record = {"kind": kind, "index": index, "prompt": problem.prompt, "reference": problem.reference}
+            record |= {"subject": problem.subject, "level": problem.level}
+            record |= {"answers": [dataclasses.asdict(answer) for answer in answers]}
+            file.write(json.dumps(plain(record), ensure_ascii=False) + "\n")
+
+
+def read(path: Path) -> Saved:
+    """The whole lines of a file. ValueError if it is no such file."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    *lines, torn = path.read_bytes().split(b"\n")
+    try:
+        header, *records = map(parse_json, lines)
+        saved = Saved(dict(header["settings"]), {}, {})
+        for record in records:
+            group = [Answer(**answer) for answer in record["answers"]]
+            saved.answers.setdefault(record["kind"], {})[record["index"]] = group
+            saved.asked[record["index"]] = record["prompt"], record["reference"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no file of answers: {error!r}") from error
+    return saved
+
+
+def same_problems(saved: Saved, problems: Sequence[Problem]) -> None:
+    """ValueError, naming the first, unless the answers are to these problems."""
+    for index, (prompt, reference) in sorted(saved.asked.items()):
+        now = problems[index] if index < len(problems) else Problem("(none)", "")
+        if (prompt, reference) != (now.prompt, now.reference):
+            raise ValueError(f"other problems: number {index} was {prompt[:60]!r} and is {now.prompt[:60]!r}")
+
+
+def differing(a: Mapping, b: Mapping) -> list[str]:
+    """What differs between two settings, in words: `temperature: 1.0 and 0.6`."""
+    return [f"{key}: {a.get(key)!r} and {b.get(key)!r}" for key in {**a, **b} if a.get(key) != b.get(key)]
