@@ -81,8 +81,6 @@ class Config:
             at_least(self, 1, "k")
             if max(self.k) > self.num_generations:
                 raise ValueError(f"k = {self.k}: at most num_generations = {self.num_generations}")
-        if (self.checkpoint is None) == (self.rescore is None):
-            raise ValueError("give --checkpoint, or --rescore with the answers of an evaluation")
         if self.out and self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out = {self.out} is a file: choose a folder")
 
@@ -170,11 +168,12 @@ def figures(
     """The measured values, flat (`minir1.judge.summary`)."""
     grid, ks = grids["sampled"], config.k or None
     values = summary(task, problems, grid, config.seed, ks)
-    values["greedy"] = float(np.nanmean(rights(grids["greedy"])))
-    if config.forced:
-        share = rights(grids.get("forced", grid))
-        interval = bootstrap(share[~np.isnan(share)], seed=config.seed)
-        values |= dict(zip(("forced", "forced_low", "forced_high"), interval))
+    other = {"greedy": grids["greedy"]} | ({"forced": grids.get("forced", grid)} if config.forced else {})
+    for name, answers in other.items():
+        share = rights(answers)
+        if not np.isnan(share).all():
+            interval = bootstrap(share[~np.isnan(share)], seed=config.seed)
+            values |= dict(zip((name, f"{name}_low", f"{name}_high"), interval))
     return values | baselines(task, problems, grid) | by_group(task, problems, grid, config.seed, ks)
 
 
@@ -250,6 +249,8 @@ def show(title: str, columns: Mapping[str, Mapping[str, float]], rates: Mapping[
 
 def main(config: Config) -> dict[str, float]:
     """Load, measure, print, save."""
+    if (config.checkpoint is None) == (config.rescore is None):
+        raise ValueError("give --checkpoint, or --rescore with the answers of an evaluation")
     if config.rescore:
         saved = answer_file.read(config.rescore)
         old = {name: saved.settings[name] for name in SAMPLING if name in saved.settings}

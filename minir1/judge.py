@@ -19,7 +19,7 @@ from minir1.rollout import BUDGET, Rollout, answers_of, collect
 from minir1.tasks import Problem, Task, Verdict
 from minir1.tokenizer import Tokenizer
 
-EASE = "easy middle medium hard"  # these names of groups in this order, all others before them by name
+EASE = ("easy", "middle", "medium", "hard")  # groups of these names in this order, before all others
 NO_THINK = "<think></think><answer>"  # empty thinking: the model must answer at once
 
 
@@ -72,16 +72,16 @@ def sample_batches(
     seed: int = 0,
     template: str = "chat",
     forced: str = "",
-    shots: Sequence[Problem] = (),
+    shots: Sequence[Sequence[Problem]] = (),
     rows_at_once: int = 512,
     skip: Sequence[int] = (),
 ) -> Iterator[tuple[list[int], list[list[Answer]]]]:
     """Batches of judged answers, longest prompts first: (indices of the problems, their answers [P'][answers]).
 
     Temperature 0 is greedy. Every answer begins with `forced` and continues from there (NO_THINK measures what the
-    weights know without thinking). shots: solved problems that the prompt shows first. skip: indices to leave out. At
-    most `rows_at_once` answers are drawn together; the answers depend neither on that nor on `skip`, since each row has
-    its own noise. A batch is judged while the next one is sampled.
+    weights know without thinking). shots: per problem, solved ones that its prompt shows first. skip: indices to leave
+    out. At most `rows_at_once` answers are drawn together; the answers depend neither on that nor on `skip`, since each
+    row has its own noise. A batch is judged while the next one is sampled.
     """
     prompts = templates.encode(tokenizer, problems, template, forced, shots)
     todo = sorted(set(range(len(problems))) - set(skip), key=lambda p: -len(prompts[p]))
@@ -101,8 +101,8 @@ def sample_batches(
         )
         if judging:
             yield judging[0], judging[1].result()
-        part = [problems[p] for p in indices]
-        judging = indices, beside(judge_rollout, rollout, tokenizer, task, part, template, forced, shots)
+        part, shown = [problems[p] for p in indices], [shots[p] for p in indices] if shots else ()
+        judging = indices, beside(judge_rollout, rollout, tokenizer, task, part, template, forced, shown)
     if judging:
         yield judging[0], judging[1].result()
 
@@ -114,16 +114,18 @@ def judge_rollout(
     problems: Sequence[Problem],
     template: str = "chat",
     forced: str = "",
-    shots: Sequence[Problem] = (),
+    shots: Sequence[Sequence[Problem]] = (),
 ) -> list[list[Answer]]:
     """The answers of a rollout to `problems`, judged: [P][G]. Empty thinking is well formed only if it was forced."""
     entropy = (rollout.entropy.sum(1) / rollout.mask.sum(1).clamp(min=1)).tolist()
-    begun = [templates.begun(templates.prompt(tokenizer, p.prompt, template, shots), forced) for p in problems]
+    shown = shots or [()] * len(problems)
+    asked = [templates.prompt(tokenizer, p.prompt, template, s) for p, s in zip(problems, shown)]
+    begun = [templates.begun(text, forced) for text in asked]
     rows, groups, stops = answers_of(rollout), rollout.group.tolist(), rollout.stop.tolist()
     texts = []
     for row, p, stop in zip(rows, groups, stops):
         text = begun[p] + tokenizer.decode(row if stop == BUDGET else row[:-1])  # a PAD inside the answer stays visible
-        texts.append(templates.finished(text, template, shots))
+        texts.append(templates.finished(text, template, shown[p]))
     verdicts = judge(task, [(problems[p], text) for p, text in zip(groups, texts)])
     grid: list[list[Answer]] = [[] for _ in problems]
     for row, p, stop, nats, text, verdict in zip(rows, groups, stops, entropy, texts, verdicts):
@@ -269,7 +271,7 @@ def groups_of(task: Task, problems: Sequence[Problem]) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {}
     for labels in (names, [p.subject for p in problems]):
         if len(set(labels)) > 1:
-            for name in sorted(set(labels) - {""}, key=lambda name: (EASE.find(name), name)):
+            for name in [name for name in EASE if name in labels] + sorted(set(labels) - {"", *EASE}):
                 groups[name] = [i for i, label in enumerate(labels) if label == name]
     return groups
 

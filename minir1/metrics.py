@@ -26,7 +26,9 @@ def pass_at_k(n, c, k: int) -> np.ndarray:
     n, c: integers, or arrays of them [P] (one entry per problem) -> float64 [P].
     Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
     """
-    n, c = np.broadcast_arrays(np.asarray(n, dtype=np.int64), np.asarray(c, dtype=np.int64))
+    n, c = np.broadcast_arrays(n, c)
+    if not (np.issubdtype(n.dtype, np.integer) and np.issubdtype(c.dtype, np.integer)):
+        raise ValueError(f"n and c must be integers, not {n.dtype} and {c.dtype}")
     if np.any(c < 0) or np.any(c > n):
         raise ValueError(f"need 0 <= c <= n for every problem, got c={c.tolist()} of n={n.tolist()}")
     if k < 1 or np.any(n < k):

@@ -75,8 +75,9 @@ def encode(
     problems: Sequence[Problem],
     template: str,
     forced: str = "",
-    shots: Sequence[Problem] = (),
+    shots: Sequence[Sequence[Problem]] = (),
 ) -> list[list[int]]:
-    """The prompt of each problem as tokens, with the `forced` beginning of its answers."""
-    texts = [prompt(tokenizer, problem.prompt, template, shots) for problem in problems]
+    """The prompt of each problem as tokens, with the `forced` beginning of its answers; shots: of each problem."""
+    shown = shots or [()] * len(problems)
+    texts = [prompt(tokenizer, problem.prompt, template, s) for problem, s in zip(problems, shown)]
     return [tokenizer.encode(text + forced.removeprefix(opened(text))) for text in texts]

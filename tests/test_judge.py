@@ -1,12 +1,15 @@
 """judge.py: answers sampled, judged and summed up, by hand."""
 
+import threading
+import time
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 
 from minir1 import judge, templates
-from minir1.judge import NO_THINK, Answer, baselines, behaviour, by_difficulty, judge_rollout, rights, sample_answers
+from minir1.judge import NO_THINK, Answer, baselines, behaviour, by_group, judge_rollout, rights, sample_answers
 from minir1.judge import summary as summed
 from minir1.metrics import bootstrap, paired_bootstrap
 from minir1.model.config import dense
@@ -49,8 +52,8 @@ def test_sample_answers_judges_every_answer(model):
     calls = []
     grid = sample_answers(model, TOKENIZER, task(calls), PROBLEMS, answers=3, max_tokens=8, seed=1)
     assert [len(row) for row in grid] == [3] * 5
-    assert [problem for problem, _ in calls] == [p for p in PROBLEMS for _ in range(3)]
-    assert [a.text for row in grid for a in row] == [text for _, text in calls]
+    asked = [(p, a.text) for p, row in zip(PROBLEMS, grid) for a in row]
+    assert sorted(calls, key=str) == sorted(asked, key=str)  # by several threads
     for a in (a for row in grid for a in row):
         assert 1 <= a.tokens <= 8 and a.entropy > 0 and (a.tokens == 8 or not a.truncated)
         assert a.right == ("7" in a.text and "9" not in a.text) and a.unjudged == ("9" in a.text) and not a.format
@@ -66,6 +69,28 @@ def test_sample_answers_does_not_depend_on_rows_at_once(model):
         for a, b in ((a, b) for x, y in zip(whole, part) for a, b in zip(x, y)):
             assert (a.text, a.tokens, a.truncated, a.right) == (b.text, b.tokens, b.truncated, b.right)
             assert a.entropy == pytest.approx(b.entropy, abs=1e-5)
+
+
+def test_sample_batches_go_from_long_prompts_to_short_and_can_leave_some_out(model):
+    problems = [Problem(f"make 7 from {','.join(['3'] * n)}", "3+4") for n in (2, 5, 3, 4)]
+    settings = {"answers": 2, "max_tokens": 8, "seed": 1, "rows_at_once": 4}
+    parts = list(judge.sample_batches(model, TOKENIZER, task(), problems, **settings))
+    assert [indices for indices, _ in parts] == [[1, 3], [2, 0]]
+    whole = {p: row for indices, rows in parts for p, row in zip(indices, rows)}
+    rest = list(judge.sample_batches(model, TOKENIZER, task(), problems, skip=[1, 2], **settings))
+    assert [indices for indices, _ in rest] == [[3, 0]]
+    for p, row in zip(*rest[0]):
+        assert [a.text for a in row] == [a.text for a in whole[p]]
+
+
+def test_few_shot_answers_end_where_the_model_asks_the_next_question(model, monkeypatch):
+    shots = [[replace(PROBLEMS[1], solution="3+4")]] * 2
+    asked = []
+    monkeypatch.setattr(judge.templates, "encode", lambda t, p, *rest: asked.append(rest) or [[1, 2]] * len(p))
+    monkeypatch.setattr(judge.Tokenizer, "decode", lambda self, row: "7\nQuestion: make 9")
+    settings = {"answers": 1, "max_tokens": 3, "template": "plain", "shots": shots}
+    grid = sample_answers(model, TOKENIZER, task(), PROBLEMS[:2], **settings)
+    assert [a.text for (a,) in grid] == ["7", "7"] and asked[0] == ("plain", "", shots)
 
 
 @pytest.fixture
@@ -152,6 +177,45 @@ def test_any_of_several_stop_tokens_ends_an_answer_and_is_no_part_of_its_text():
     assert (first.text, second.text) == ("7", "7+4") and second.tokens == 4 and not second.truncated
 
 
+def test_a_verifier_that_raises_loses_one_answer():
+    def verify(problem, text):
+        if text == "4":
+            raise KeyError("four")
+        return Verdict("right" if text == "7" else "wrong", {})
+
+    asked = [(PROBLEMS[0], text) for text in "747"]
+    verdicts = judge.judge(replace(task(), verify=verify), asked)
+    assert [v.status for v in verdicts] == ["right", "unjudged", "right"] and verdicts[1].reason == "KeyError('four')"
+    with pytest.raises(RuntimeError, match="the verifier of toy fails on every answer: KeyError"):
+        judge.judge(replace(task(), verify=verify), [asked[1]] * 3)
+    ((answer,),) = judge_rollout(rollout("4", stop=[BUDGET]), TOKENIZER, replace(task(), verify=verify), PROBLEMS[:1])
+    assert answer.unjudged and not answer.right and answer.reason == "KeyError('four')"
+
+
+def test_several_verdicts_are_waited_for_at_once():
+    running, most = set(), []
+
+    def verify(problem, text):
+        running.add(threading.get_ident())
+        most.append(len(running))
+        time.sleep(0.02)
+        running.discard(threading.get_ident())
+        return Verdict("wrong", {})
+
+    judge.judge(replace(task(), verify=verify), [(PROBLEMS[0], "")] * 8)
+    assert max(most) == min(8, judge.os.cpu_count())
+
+
+def test_judging_runs_beside_the_caller():
+    gate = threading.Event()
+    judging = judge.beside(gate.wait, 20)
+    assert not judging.done()
+    gate.set()
+    assert judging.result() is True
+    with pytest.raises(KeyError):
+        judge.beside({}.__getitem__, 1).result()
+
+
 def test_format_is_that_of_the_whole_text_and_empty_thinking_counts_only_if_forced():
     texts = ["<think> yes\n</think><answer>7</answer>", "<think></think><answer>7</answer>"]
     texts.append("</think><answer>7</answer>")
@@ -181,22 +245,25 @@ def test_summary_by_hand():
         [said("4-3", right=True, entropy=0.0) for _ in range(4)],
     ]
     values = summary(PROBLEMS[:3], grid)
-    mean, low, high = bootstrap([0.5, 0.0, 1.0])
+    mean, low, high = bootstrap([2 / 3, 0.0, 1.0])  # of the first problem three answers were judged
+    _, low4, high4 = bootstrap([0.0, 1.0])  # and four only of the others
     want = {
-        "pass@1": mean,  # (1/2 + 0 + 1) / 3
+        "pass@1": mean,
         "pass@1_low": low,
         "pass@1_high": high,
-        "pass@4": 2 / 3,
-        "maj@4": 2 / 3,  # white space is no other answer
+        **{f"{name}@4": 0.5 for name in ("pass", "maj")},
+        **{f"{name}@4_low": low4 for name in ("pass", "maj")},
+        **{f"{name}@4_high": high4 for name in ("pass", "maj")},
         "format": 6 / 12,
-        "pass@1_formed": 5 / 6,
+        "pass@1_formed": 1.0,
         "length": (7 * 5 + 5 * 9) / 12,
         "truncated": 5 / 12,
         "unjudged": 1 / 12,
         "entropy": (3 * 0.5 + 5 * 2.0) / 12,
     }
-    assert values == pytest.approx(want) and mean == pytest.approx(0.5) and low < mean < high
-    assert rights(grid).tolist() == [0.5, 0.0, 1.0]
+    assert values == pytest.approx(want) and mean == pytest.approx(5 / 9) and low < mean < high
+    assert rights(grid).tolist() == pytest.approx([2 / 3, 0.0, 1.0])
+    assert summary(PROBLEMS[:3], grid, ks=(1, 2))["maj@2"] == pytest.approx(2 / 3)  # white space is no other answer
     one = summary(PROBLEMS[:3], [row[:1] for row in grid])
     assert not any(name.startswith(("maj", "pass@")) for name in one if "pass@1" not in name)
     assert one["pass@1"] == pytest.approx(2 / 3)
@@ -207,6 +274,39 @@ def test_majority_may_be_wrong_where_one_answer_is_right():
     grid = [[said("3+4", right=True), said("4*3"), said("4*3")]]
     values = summary(PROBLEMS[:1], grid)
     assert values["pass@1"] == pytest.approx(1 / 3) and values["pass@3"] == 1 and values["maj@3"] == 0
+
+
+def test_answers_that_were_not_judged_are_no_wrong_answers():
+    unjudged = replace(said("7"), unjudged=True, reason="timed out")
+    grid = [[said("7", right=True), unjudged], [unjudged, unjudged]]
+    values = summary(PROBLEMS[:2], grid)
+    assert values["pass@1"] == 1.0 and values["unjudged"] == 0.75 and "pass@2" not in values
+    assert rights(grid)[0] == 1.0 and rights(grid)[1] != rights(grid)[1]  # NaN
+    with pytest.raises(RuntimeError, match="none of 2 answers could be judged: timed out"):
+        summary(PROBLEMS[:1], grid[1:])
+
+
+def test_several_k_and_none_above_the_number_of_answers():
+    grid = [[said("7", right=i < c) for i in range(4)] for c in (0, 1, 4)]
+    values = summary(PROBLEMS[:3], grid, ks=(1, 2, 4))
+    assert values["pass@1"] == pytest.approx(5 / 12) and values["pass@2"] == pytest.approx((0 + 1 / 2 + 1) / 3)
+    assert values["pass@4"] == pytest.approx(2 / 3)
+    assert values["pass@2_low"] <= values["pass@2"] <= values["pass@2_high"]
+    with pytest.raises(ValueError, match="k = 5: needs as many answers per problem, but there are 4"):
+        summary(PROBLEMS[:3], grid, ks=(2, 5))
+
+
+def test_accuracy_does_not_depend_on_the_number_of_samples():
+    """The first two of four answers, or all: the expectation is the same, and so is a constant policy's value."""
+    grid = [[said("7", right=True)] * 4, [said("8")] * 4]
+    assert summary(PROBLEMS[:2], grid)["pass@1"] == summary(PROBLEMS[:2], [row[:2] for row in grid])["pass@1"] == 0.5
+
+
+def test_equivalent_answers_are_one_vote():
+    """1/2, 0.5 and 2/4 outvote two times 7, which as texts would win."""
+    grid = [[said("7"), said("1/2", right=True), said("0.5", right=True), said("7"), said("2/4", right=True)]]
+    equal = replace(task(), same=lambda problem, a, b: Fraction(a) == Fraction(b))
+    assert summary(PROBLEMS[:1], grid)["maj@5"] == 0.0 and summary(PROBLEMS[:1], grid, equal)["maj@5"] == 1.0
 
 
 def test_the_task_says_which_answers_are_the_same():
@@ -270,16 +370,16 @@ def test_a_search_gets_as_many_tries_as_the_answer_shows():
     assert {"search_without_repeats", "over_search", "over_search_without_repeats_high"} <= values.keys()
 
 
-def test_by_difficulty_sums_up_each_group():
+def test_by_group_sums_up_each_group():
     """Two groups; a problem without one is in none."""
     groups = dict(zip(PROBLEMS, ("easy", "hard", "", "easy")))
     right, wrong = (Answer("a", n, False, n == 3, True) for n in (3, 5))
     grid = [[right, wrong], [wrong, wrong], [right, right], [right, right]]
-    values = by_difficulty(task(difficulty=groups.get), PROBLEMS[:4], grid)
+    values = by_group(task(difficulty=groups.get), PROBLEMS[:4], grid)
     assert values["pass@1_easy"] == 0.75 and values["pass@1_hard"] == 0.0 and values["length_hard"] == 5.0
     assert values["pass@1_low_easy"] <= 0.75 <= values["pass@1_high_easy"]
     assert not any(key.endswith("_") for key in values)
-    assert by_difficulty(task(), PROBLEMS[:4], grid) == {}
+    assert by_group(task(), PROBLEMS[:4], grid) == {}
 
 
 def test_an_unjudged_answer_gets_the_mean_of_the_judged_ones_of_its_group():

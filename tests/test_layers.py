@@ -21,7 +21,7 @@ BELOW_SAMPLE = {
     "tokenizer", "templates", "data", "preference_data", "log", "seed", "settings", "checkpoint", "optim",
     "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox",
 }
-BESIDE_JUDGE = {"policy", "monitor", "curriculum"}
+BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference"}
 NO_TORCH = {"tasks", "rewards", "metrics", ""}  # "" is minir1/__init__.py, which runs before any of its modules
 DEPENDENCIES = {

@@ -9,6 +9,7 @@ from minir1.metrics import (
     bootstrap,
     maj_at_k,
     majority,
+    mcnemar,
     over_seeds,
     paired_bootstrap,
     pass_at_k,
@@ -23,6 +24,11 @@ def test_pass_at_k_by_hand():
     assert pass_at_k(5, 2, 3) == pytest.approx(0.9)  # 1 - C(3,3)/C(5,3) = 1 - 1/10
     assert pass_at_k(5, 3, 3) == 1.0  # only two are wrong
     assert pass_at_k(5, 0, 5) == 0.0
+
+
+def test_pass_at_k_takes_counts_alone():
+    with pytest.raises(ValueError, match="must be integers, not int64 and float64"):
+        pass_at_k(4, 1.5, 2)
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])
@@ -136,3 +142,19 @@ def test_intervals_as_text():
     assert over_seeds([0.0, 0.0, 0.3]).startswith("10.0% [0.0, ")
     assert over_seeds([0.0, 0.1, 0.8], ".2f").startswith("0.30 [-0.78, ")  # no share
     assert over_seeds([0.0, 0.1, 0.8], ".2f", least=0).startswith("0.30 [0.00, ")
+
+
+def test_mcnemar_by_hand():
+    """Five problems that one solves alone, one that the other does: p = 2 (C(6,0) + C(6,1)) / 2^6 = 14/64."""
+    a, b = [True] * 5 + [False] + [True, False], [False] * 5 + [True] + [True, False]
+    assert mcnemar(a, b) == (5, 1, pytest.approx(14 / 64)) and mcnemar(b, a) == (1, 5, pytest.approx(14 / 64))
+    assert mcnemar([True, False], [True, False]) == (0, 0, 1.0)
+    assert mcnemar([True] * 2000, [False] * 2000)[2] < 1e-300  # no overflow
+    with pytest.raises(ValueError, match="must hold the same problems, got 1 and 2"):
+        mcnemar([True], [True, False])
+
+
+def test_mcnemar_rejects_equal_policies_at_most_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    ps = [mcnemar(*(rng.random((2, 60)) < 0.5))[2] for _ in range(400)]
+    assert np.mean(np.array(ps) <= 0.05) <= 0.07

@@ -6,7 +6,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from minir1 import rewards
 from minir1.tasks import Problem, countdown, gsm8k
-from minir1.templates import TEMPLATES, encode, opened, prompt
+from minir1.templates import TEMPLATES, encode, finished, opened, prompt
 from minir1.tokenizer import EOS, TAGS, Tokenizer, train_bpe, word_level
 
 BPE = train_bpe(["a question and its answer. "] * 9, 300)
@@ -50,6 +50,31 @@ def test_thinking_that_the_prompt_opened():
     assert rewards.format_reward(opened("<think>\n") + text) == rewards.format_reward(text) == 1.0
     cut = "so the answer is 8"  # truncated thinking, which without a tag would read like an answer
     assert gsm8k.final(Problem("", "8"), opened("<think>\n") + cut) is None
+
+
+SHOTS = [Problem("1+1?", "2", solution="1+1 is 2. #### 2"), Problem("2+2?", "4", solution="#### 4")]
+
+
+def test_examples_are_earlier_turns_or_pairs_of_question_and_answer():
+    assert prompt(BPE, "3+3?", "plain", SHOTS) == (
+        "Question: 1+1?\nAnswer: 1+1 is 2. #### 2\n\nQuestion: 2+2?\nAnswer: #### 4\n\nQuestion: 3+3?\nAnswer:"
+    )
+    turns = Tokenizer(BPE.backend, "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}")
+    assert prompt(turns, "3+3?", "chat", SHOTS) == "u:1+1?;a:1+1 is 2. #### 2;u:2+2?;a:#### 4;u:3+3?;"
+    with pytest.raises(ValueError, match="template 'r1_zero' takes no few-shot examples; allowed with them: chat"):
+        prompt(BPE, "3+3?", "r1_zero", SHOTS)
+
+
+def test_control_tokens_in_examples_are_plain_text():
+    evil = [Problem("a<think>", "", solution=f"b{EOS}")]
+    (tokens,) = encode(BPE, [Problem("c", "")], "plain", shots=[evil])
+    assert BPE.id(EOS) not in tokens and BPE.id("<think>") not in tokens
+
+
+def test_the_next_question_is_no_part_of_an_answer_after_plain_examples():
+    text = "It is 6.\n\nQuestion: 4+4?\nAnswer: 8"
+    assert finished(text, "plain", SHOTS) == "It is 6.\n"
+    assert finished(text, "plain") == finished(text, "chat", SHOTS) == text
 
 
 def base_tokenizer():

@@ -1,0 +1,198 @@
+"""evaluate.py and compare.py at toy size: saved answers, a killed evaluation, new verdicts, few-shot, comparisons."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from runs import command, kill
+
+from experiments import compare, evaluate
+from minir1 import answer_file, tasks
+from minir1.judge import Answer
+from minir1.tasks import Problem
+
+TASK = """
+from minir1.tasks import Problem, Verdict
+SPLITS = ("train", "test")
+NUMBERS = {"train": range(20, 24), "test": range(1, 7)}
+def problems(split, data=None):
+    return [Problem(f"make {n} from {n},1", "x", level=str(n % 2 + 1), subject="ab"[n % 3 > 0], solution=f"{n}*1")
+            for n in NUMBERS[split]]
+def verify(problem, text):
+    return Verdict("SHORT" if len(text) < 30 else "LONG", {}, "no reason")
+"""
+
+
+def write_task(folder, short="right", long="wrong"):
+    path = folder / "toy.py"
+    path.write_text(TASK.replace("SHORT", short).replace("LONG", long))
+    return str(path)
+
+
+@pytest.fixture
+def config(toy_base, tmp_path):
+    return evaluate.Config(
+        checkpoint=toy_base("moe") / "checkpoint", task=write_task(tmp_path), num_generations=4, k=(1, 2, 4),
+        max_completion_length=12, rows_at_once=8, out=tmp_path / "eval",
+    )  # fmt: skip
+
+
+def test_answers_result_and_figure_are_saved(config, capsys):
+    values = evaluate.main(config)
+    assert json.loads((config.out / "result.json").read_text()) == values
+    assert (config.out / "figures" / "levels.png").read_bytes()[:4] == b"\x89PNG"
+    settings, answers, asked = answer_file.read(config.out / "answers.jsonl")
+    assert settings["temperature"] == 1.0 and len(settings["weights"]["model.safetensors"]) == 64
+    assert {kind: len(groups) for kind, groups in answers.items()} == {"sampled": 6, "greedy": 6, "forced": 6}
+    assert {len(group) for group in answers["sampled"].values()} == {4} and asked[0] == ("make 1 from 1,1", "x")
+    shares = [sum(a.right for a in group) / 4 for group in answers["sampled"].values()]
+    assert values["pass@1"] == pytest.approx(sum(shares) / 6)
+    for key in ("pass@1", "pass@2", "maj@4", "pass@4", "pass@1_level 1", "pass@1_level 2", "pass@1_a", "pass@1_b"):
+        assert 0 <= values[key] <= 1
+    shown = capsys.readouterr().out
+    assert "level 1" in shown and "pass@2" in shown and "toy, test: 6 problems" in shown
+
+
+def test_a_killed_evaluation_continues_to_the_same_answers(config, tmp_path):
+    whole = evaluate.main(replace(config, out=tmp_path / "whole"))
+    kill(
+        "evaluate", config, "minir1.answer_file", "append", 3, tmp_path / "config"
+    )  # before the third batch is written
+    begun = answer_file.read(config.out / "answers.jsonl").answers
+    assert 0 < len(begun["sampled"]) < 6 and not (config.out / "result.json").exists()
+    with pytest.raises(ValueError, match="exists: continue it with --resume"):
+        evaluate.main(config)
+    again = evaluate.main(replace(config, resume=True))
+    assert again | {"tokens_per_s": 0} == whole | {"tokens_per_s": 0}
+    files = [answer_file.read(out / "answers.jsonl") for out in (config.out, tmp_path / "whole")]
+    assert files[0] == files[1]
+    with pytest.raises(ValueError, match="sampled with other settings .temperature: 1.0 and 0.5"):
+        evaluate.main(replace(config, resume=True, temperature=0.5))
+
+
+def test_rescoring_judges_the_saved_answers_and_samples_nothing(config, tmp_path, monkeypatch):
+    values = evaluate.main(config)
+    monkeypatch.setattr(evaluate, "sample", None)
+    saved = config.out / "answers.jsonl"
+    same = evaluate.main(evaluate.Config(rescore=saved, k=(1, 2, 4), out=tmp_path / "same"))
+    assert same == {key: value for key, value in values.items() if key != "tokens_per_s"}
+    write_task(tmp_path, short="wrong", long="right")  # the verifier changes
+    other = evaluate.main(evaluate.Config(rescore=saved, num_generations=4))
+    assert other["pass@1"] == pytest.approx(1 - values["pass@1"])
+    write_task(tmp_path, short="unjudged", long="unjudged")
+    with pytest.raises(RuntimeError, match="none of 24 answers could be judged: no reason"):
+        evaluate.main(evaluate.Config(rescore=saved))
+    (tmp_path / "toy.py").write_text(TASK.replace("range(1, 7)", "range(2, 8)"))
+    with pytest.raises(ValueError, match="other problems: number 0 was 'make 1 from 1,1' and is 'make 2 from 2,1'"):
+        evaluate.main(evaluate.Config(rescore=saved))
+
+
+def test_why_answers_were_not_judged_is_shown(config, tmp_path, capsys):
+    write_task(tmp_path, long="unjudged")
+    values = evaluate.main(replace(config, out=None))
+    shown = capsys.readouterr().out
+    assert values["pass@1"] == 1.0 and 0 < values["unjudged"] < 1
+    assert f"not judged {round(24 * values['unjudged'])} times: no reason" in shown and "not judged " in shown
+
+
+def test_an_evaluation_that_is_not_complete_is_not_judged_again(config, tmp_path):
+    evaluate.main(config)
+    path = config.out / "answers.jsonl"
+    lines = [
+        line for line in path.read_bytes().splitlines(True) if b'"greedy"' not in line or b'"index": 3' not in line
+    ]
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match="the greedy answers to 1 of 6 problems are missing: --resume first"):
+        evaluate.main(evaluate.Config(rescore=path))
+    with pytest.raises(ValueError, match="is not complete: continue that evaluation with --resume"):
+        compare.main(compare.Config(config.out, config.out))
+
+
+def test_examples_are_solved_training_problems_of_the_same_subject(config):
+    task = tasks.load(config.task)
+    problems = task.problems("test")
+    shown = evaluate.examples(task, problems, replace(config, few_shot=2))
+    training = task.problems("train")
+    assert all(len(shots) == 2 and set(shots) < set(training) for shots in shown)
+    assert [p.subject for p in training] == ["b", "a", "b", "b"]  # of subject a there is one, too few
+    for problem, shots in zip(problems, shown):
+        assert problem.subject == "a" or {shot.subject for shot in shots} == {"b"}
+    assert evaluate.examples(task, problems, replace(config, few_shot=2)) == shown
+    assert evaluate.examples(task, problems, config) == []
+    with pytest.raises(ValueError, match="few_shot = 4: task toy has 4 solved training problems"):
+        evaluate.examples(task, problems, replace(config, few_shot=4))
+    values = evaluate.main(replace(config, few_shot=1, out=None))
+    assert 0 <= values["pass@1"] <= 1
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"k": (5,), "num_generations": 4, "checkpoint": "x"}, r"k = \(5,\): at most num_generations = 4"),
+        ({"k": (0, 2), "checkpoint": "x"}, r"k = \(0, 2\): at least 1"),
+        ({}, "give --checkpoint, or --rescore with the answers of an evaluation"),
+        ({"checkpoint": "x", "rescore": "y"}, "give --checkpoint, or --rescore with the answers of an evaluation"),
+        ({"checkpoint": "x", "out": Path(__file__)}, "is a file: choose a folder"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(evaluate.Config(**options))
+
+
+def test_from_the_command_line(config):
+    done = command("-m", "experiments.evaluate", "--rescore", "nowhere.jsonl")
+    assert done.returncode == 2 and done.stderr == "error: there is no file nowhere.jsonl\n"
+
+
+# ---- two evaluations ---------------------------------------------------------------------------
+
+
+def test_two_evaluations_are_compared_on_the_same_problems(config, tmp_path, capsys):
+    evaluate.main(config)
+    itself = compare.main(compare.Config(config.out, config.out, out=tmp_path / "compared.json"))
+    assert itself["difference"] == 0 and itself["greedy/p"] == 1.0 and itself["a"] == itself["b"]
+    assert "not significantly different" in capsys.readouterr().out
+    assert json.loads((tmp_path / "compared.json").read_text()) == itself
+    evaluate.main(replace(config, out=tmp_path / "warm", temperature=0.5))
+    with pytest.raises(ValueError, match=r"not sampled alike \(temperature: 1.0 and 0.5\)"):
+        compare.main(compare.Config(config.out, tmp_path / "warm" / "answers.jsonl"))
+    evaluate.main(replace(config, out=tmp_path / "fewer", problems=5))
+    with pytest.raises(ValueError, match=r"not sampled alike \(problems: 400 and 5\)"):
+        compare.main(compare.Config(config.out, tmp_path / "fewer"))
+
+
+def test_a_comparison_by_hand():
+    """Shares 1/2, 1 and 1/2, 0 of two problems that both have judged; greedy: one alone each."""
+    right, wrong = Answer("", 1, False, True, True), Answer("", 1, False, False, True)
+    unjudged = replace(wrong, unjudged=True)
+    a = {
+        "sampled": {0: [right, wrong], 1: [right, right], 2: [right] * 2},
+        "greedy": {0: [right], 1: [wrong], 2: [right]},
+    }
+    b = {
+        "sampled": {1: [wrong, wrong], 0: [wrong, right], 2: [unjudged] * 2},
+        "greedy": {2: [unjudged], 1: [right], 0: [wrong]},
+    }
+    values = compare.compare(a, b)
+    assert values["problems"] == 2 and values["a"] == 0.75 and values["b"] == 0.25 and values["difference"] == -0.5
+    assert values["difference_low"] == -1.0 and values["difference_high"] == 0.0
+    assert (values["greedy/only_a"], values["greedy/only_b"], values["greedy/p"]) == (1, 1, 1.0)
+    with pytest.raises(ValueError, match="no problem has judged answers in both"):
+        compare.compare(a, {"sampled": {p: [unjudged] for p in range(3)}, "greedy": {}})
+
+
+def test_problems_in_another_order_are_not_the_same(config, tmp_path):
+    evaluate.main(config)
+    lines = (config.out / "answers.jsonl").read_text().splitlines(True)
+    (tmp_path / "other.jsonl").write_text("".join(line.replace("make 2 from", "make 9 from") for line in lines))
+    with pytest.raises(ValueError, match="not the same problems in the same order: 6 and 6"):
+        compare.main(compare.Config(config.out, tmp_path / "other.jsonl"))
+
+
+def test_a_problem_may_be_its_own_example_nowhere():
+    train = [Problem(f"q{i}", "", solution="s") for i in range(3)]
+    task = tasks.Task("toy", ("train",), lambda split: train, None, None)
+    shown = evaluate.examples(task, train, evaluate.Config(checkpoint="x", few_shot=2))
+    assert all(problem not in shots for problem, shots in zip(train, shown))
