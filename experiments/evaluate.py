@@ -62,7 +62,7 @@ class Config:
     problems: int = 400  # at most
     few_shot: int = 0  # solved training problems that the prompt shows first
     num_generations: int = 8  # n, sampled answers per problem
-    k: tuple[int, ...] = ()  # for pass@k and maj@k, each at most n; by default n
+    k: tuple[int, ...] | None = None  # for pass@k and maj@k, each at most n; None: n
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     forced: bool = True  # also measure answers that are forced to begin with empty thinking
@@ -77,10 +77,9 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "problems", "num_generations", "max_completion_length", "rows_at_once")
         at_least(self, 0, "temperature", "seed", "few_shot")
-        if self.k:
-            at_least(self, 1, "k")
-            if max(self.k) > self.num_generations:
-                raise ValueError(f"k = {self.k}: at most num_generations = {self.num_generations}")
+        at_least(self, 1, "k")
+        if self.k and max(self.k) > self.num_generations:
+            raise ValueError(f"k = {self.k}: at most num_generations = {self.num_generations}")
         if self.out and self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out = {self.out} is a file: choose a folder")
 
@@ -166,7 +165,7 @@ def figures(
     task: tasks.Task, problems: Sequence[tasks.Problem], grids: dict[str, list[list[Answer]]], config: Config
 ) -> dict[str, float]:
     """The measured values, flat (`minir1.judge.summary`)."""
-    grid, ks = grids["sampled"], config.k or None
+    grid, ks = grids["sampled"], config.k
     values = summary(task, problems, grid, config.seed, ks)
     other = {"greedy": grids["greedy"]} | ({"forced": grids.get("forced", grid)} if config.forced else {})
     for name, answers in other.items():

@@ -66,7 +66,8 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "studies.long_context": "--dim 32 --steps 1 --tune-steps 1 --batch 512 --tune-batch 512 --rows 1 --cost-lengths 32",
     "studies.routes": "--checkpoint {base} --seeds 0 --prompts 2 --num-generations 2 --max-completion-length 8",
     "studies.comparison": "--policy {base} --base {base} --problems 2 --num-generations 2 --max-completion-length 8",
-    **{f"studies.{name}": CELLS for name in ("algorithms", "curriculum", "group_size", "kl", "overoptimization", "reduction")},
+    **{f"studies.{name}": CELLS for name in ("algorithms", "curriculum", "group_size", "kl", "overoptimization")},
+    "studies.reduction": CELLS,
     "studies.preferences": "--checkpoint {base} --seeds 0 --pairs.problems 2 --pairs.num-generations 2 "
     "--pairs.max-completion-length 8 --out {out}",
     "studies.seeds": "--out {out}",
