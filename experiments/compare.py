@@ -1,13 +1,12 @@
 """Are two checkpoints different? A paired comparison of two evaluations of the same problems.
 
-    python -m experiments.evaluate --checkpoint runs/base/checkpoint --out runs/eval-base
-    python -m experiments.evaluate --checkpoint runs/r1-zero/checkpoint --out runs/eval-r1-zero
     python -m experiments.compare runs/eval-base runs/eval-r1-zero
 
-Both must have been sampled with the same settings and problems; otherwise the differences are named and nothing is
-compared. The difference of pass@1 gets a bootstrap interval over problems, paired, which is much narrower than the
-intervals of two separate accuracies suggest. McNemar's exact test counts the problems that one greedy answer solves and
-the other does not. Verdicts are those that the files hold: judge them anew with evaluate.py --rescore.
+The two are folders that evaluate.py wrote with --out. Both must have been sampled with the same settings and problems;
+otherwise the differences are named and nothing is compared. The difference of pass@1 gets a bootstrap interval over
+problems, paired, which is much narrower than the intervals of two separate accuracies suggest. McNemar's exact test
+counts the problems that one greedy answer solves and the other does not. Verdicts are those that the files hold: judge
+them anew with evaluate.py --rescore.
 """
 
 from __future__ import annotations

@@ -256,6 +256,7 @@ def test_the_table_of_a_task_has_rows_for_what_it_offers():
     """By the keys alone: two groups, a baseline, a count and a rate; and a task with none of them."""
     plain = {"pass@1": 0.5, "pass@1_low": 0.4, "pass@1_high": 0.6, "pass@4": 0.7, "maj@4": 0.6, "format": 1.0}
     plain |= {"pass@1_formed": 0.5, "length": 9.0, "truncated": 0.0, "unjudged": 0.0, "entropy": 0.1, "greedy": 0.5}
+    plain |= {"forced": 0.1}
     labels = [label for label, *_ in evaluate.rows(plain, {})]
     assert labels == [
         "pass@1, sampled", "  among well-formed answers", "pass@4", "maj@4", "pass@1, greedy",
