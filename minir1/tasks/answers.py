@@ -6,9 +6,13 @@ One claim counts, so that listing guesses gains nothing: where several are made 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from minir1 import rewards
+from minir1.tasks import Problem
 
+VARIANTS = ("plain", "boxed")  # boxed: the prompt asks for reasoning and an answer in \\boxed{}
 BOXED_INSTRUCTION = "Reason step by step, and write the final answer in \\boxed{} at the end."
 
 MAX_CHARS = 2000  # of a claim: a longer one is no answer
@@ -22,12 +26,19 @@ STATED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 DISPLAYED = re.compile(r"(?:\$\$(.*?)\$\$|\\\[(.*?)\\\])", re.DOTALL)  # a formula on lines of its own
-END = re.compile(r"""[.!?](?=[\s*_)"'”]|$)|\n""")  # of a sentence or line
+END = re.compile(r"""(?:[.?]|(?<![0-9])!)(?=[\s*_)"'”]|$)|\n""")  # of a sentence or line; 5! is a factorial
 HEADING = re.compile(r"[ \t*_]*[A-Za-z]{2}[^\n]*\n\s*\S")  # words with a text below them: `#### Step 2`
 SPACED = re.compile(r"(?![0-9]{1,3}(?: [0-9]{3})+$)(?:[0-9]+ +)+([0-9]+)")  # 3 5, but not 8 000
 
 
-def claim(text: str) -> str | None:
+def asked(problems: Iterable[Problem], variant: str) -> list[Problem]:
+    """The problems with the prompts of a variant."""
+    if variant == "plain":
+        return list(problems)
+    return [replace(problem, prompt=f"{problem.prompt}\n\n{BOXED_INSTRUCTION}") for problem in problems]
+
+
+def claim(text: str, otherwise: Callable[[str], str | None] | None = None) -> str | None:
     r"""The one final answer of a text, as written and stripped; None if there is none.
 
     With an answer tag anywhere, it is what `rewards.answer` reads. Otherwise it is searched after the thinking. The
@@ -37,6 +48,7 @@ def claim(text: str) -> str | None:
         #### …                  to the end of the line; not a heading with text below it
         the answer is …         or `Answer: …`, `Final answer`: to the end of the sentence or line, or the formula that
                                 begins there. Of numbers with only blanks between them the last one counts
+        otherwise(conclusion)   if given: the task's own way to find an answer, asked only if none of these occurs
     """
     if "<answer>" in text or "</answer>" in text:
         return rewards.answer(text)
@@ -50,7 +62,9 @@ def claim(text: str) -> str | None:
     if marked and not HEADING.match(after[:MAX_CHARS]):
         return _short(after.partition("\n")[0])
     stated = _last("answer", STATED, said.replace("Answer", "answer").replace("ANSWER", "answer"))
-    return _short(_sentence(said[stated.end() :][: MAX_CHARS + 1])) if stated else None
+    if stated:
+        return _short(_sentence(said[stated.end() : stated.end() + MAX_CHARS + 1]))
+    return otherwise(said) if otherwise else None
 
 
 def _last(word: str, pattern: re.Pattern, text: str) -> re.Match | None:
