@@ -6,6 +6,7 @@ second number and other notations give None, never the digits alone.
 
 from __future__ import annotations
 
+import itertools
 import re
 from fractions import Fraction
 
@@ -31,11 +32,11 @@ CARDINALS = (
 )
 SCALES = (
     r"dozens?|hundreds?|thousands?|[mbtr]+illions?|grand|lakhs?|crores?|score|gross|half|halves|thirds|quarters?|"
-    r"(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths|(?:third|\w+th) of"
+    r"(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)th(?:s| of)|third of"
 )
 CHANGING = (  # words that change a number, offer another one, or deny it
     r"or|nor|not|no|never|neither|either|but|instead|rather|except|excluding|unless|wrong|incorrect|false|maybe|"
-    r"perhaps|possibly|negative|minus|plus|less|squared|cubed?|root|sqrt|power|factorial|point|double|twice|thrice|"
+    r"perhaps|possibly|vs|versus|negative|minus|plus|less|squared|cubed?|root|sqrt|power|factorial|point|double|twice|thrice|"
     r"triple|mod|modulo|base|reciprocal|inverse|opposite|log|ln|sin|cos|tan|exp|pi|inf|infinity"
 )
 ABOUT = (  # words that change the number that follows them
@@ -51,15 +52,19 @@ DENIED = re.compile(
 COUNTED = re.compile(  # the number of something else: `in three years`
     rf"\b(?:in|for|the|after|over|per|all|those|these|next|last|first|other) (?:{CARDINALS})(?= [a-z])", re.IGNORECASE
 )
-FOREIGN = re.compile(  # other notations: 1:00, 1.2.3, x2, 2^5, 5!, 18th, 1e3, 2x, (2, …, other digits, LaTeX
-    r"""[0-9]\ ?:\ ?[0-9] | [0-9]\.\. | \.[0-9]+\.\ ?[0-9] | [A-Za-z_^][0-9] | [0-9]\ ?[_^!] | [0-9](?:st|nd|rd|th) |
-        [0-9]\ ?(?!(?:[aAIgLls])\b)[A-Za-z](?![A-Za-z]) | [(\[]\ ?[-+]?[0-9.]+\ ?, | ,\ ?[-+]?[0-9.]+\ ?[)\]] |
-        (?![0-9])\d | [\\√π∞∈∪∩∑∏∫±²³¹⁰-⁹₀-₉¼-¾⅐-ↈ]""",
-    re.VERBOSE,
-)
-OPERATORS = frozenset("+-*/×÷·^<>≤≥≈≠~!#&|@_{}")
+FOREIGN = re.compile(  # notations that are no plain number
+    "|".join([
+        r"[0-9] ?: ?[0-9]|[0-9]\.\.|\.[0-9]+\. ?[0-9]",  # 12:00, 66.6…, 1.2.3
+        r"[0-9],[0-9](?![0-9]{2}(?![0-9]))",  # 1,5
+        r"[A-Za-z_^][0-9]|[0-9] ?[_^!]|[0-9](?:st|nd|rd|th)",  # x2, 2^5, 5!, 18th
+        r"[0-9] ?(?![aAIgLls]\b)[A-Za-z](?![A-Za-z])",  # 2x, 1e3, 18 m, but 5 L
+        r"[(\[] ?[-+]?[0-9.]+ ?,|, ?[-+]?[0-9.]+ ?[)\]]",  # (2, …
+        r"(?![0-9])\d|[\\√π∞∈∪∩∑∏∫±²³¹⁰-⁹₀-₉¼-¾⅐-ↈ]",
+    ])
+)  # fmt: skip
+OPERATORS = frozenset("+-–*/×÷·^<>≤≥≈≠~!#&|@_{}")
 ALGEBRA = re.compile(r"(?<![A-Za-z])[A-Za-z] ?[-+*/^]|[-+*/^] ?[A-Za-z](?![A-Za-z])|[0-9] ?(?![aAIgLls]\b)[A-Za-z]\b")
-BETWEEN = re.compile(r"[\s,;/&|()-]*(?:and|to)?[\s(]*")  # two numbers of a list or range
+BETWEEN = re.compile(r"[\s,;/&|()–—=-]*(?:and|to)?[\s(]*")  # two numbers of a list or range
 
 PLAIN = [  # LaTeX, Markdown and typography -> plain text, in this order
     (r"^\s*#+\s", ""),
@@ -81,7 +86,7 @@ PLAIN = [  # LaTeX, Markdown and typography -> plain text, in this order
     (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
     (r"\\div(?![A-Za-z])", "/"),
     (r"\\(?:left|right)(?![A-Za-z])", ""),
-    (r"\\[,;: ()\[\]]|\\q?quad(?![A-Za-z])|[~\s]", " "),
+    (r"\\[,;: ()\[\]]|\\q?quad(?![A-Za-z])|(?<=\S)~|\s", " "),
     (r" +", " "),
 ]
 SENTENCES = [  # besides, in a sentence
@@ -152,9 +157,8 @@ def last(text: str) -> str | None:
     """
     end = max(text.rfind(digit) for digit in "0123456789")
     begin = max(0, end - SENTENCE)
-    begin = max((match.end() for match in answers.END.finditer(text, begin, end)), default=begin)
-    sentence = answers.END.split(text[begin : end + 1] + text[end + 1 : end + SENTENCE], maxsplit=1)[0]
-    match = _stated(sentence, alone=False)
+    begin += max((match.end() for match in answers.END.finditer(text[begin : end + 1])), default=0)
+    match = _stated(answers.sentence(text[begin : end + SENTENCE]), alone=False)
     return match and match[0]
 
 
@@ -164,18 +168,20 @@ def _stated(text: str, alone: bool) -> re.Match | None:
     found = list(INSIDE.finditer(text))
     equals = text.rfind("=")
     at = next((i for i, match in enumerate(found) if match.start() > equals >= 0), len(found) - 1)
-    if not found or _operand(found[at], text) or _fraction(found[at]) is None:
+    if not found or _operand(found[at], text) or (said := _fraction(found[at])) is None:
         return None
-    before, after = found[at - 1].end() if at else 0, found[at + 1].start() if at + 1 < len(found) else len(text)
-    gaps = [text[before : found[at].start()]] * (at > 0) + [text[found[at].end() : after]] * (at + 1 < len(found))
-    others = found[:at] if equals >= 0 else found
-    if any(map(BETWEEN.fullmatch, gaps)) or (
-        alone and any(_fraction(other) != _fraction(found[at]) for other in others if not _operand(other, text))
-    ):
+    differs = [not _operand(match, text) and _fraction(match) != said for match in found]
+    gaps = [text[one.end() : two.start()] for one, two in zip(found, found[1:])]
+    for side in ([(i, i) for i in range(at - 1, -1, -1)], [(i, i - 1) for i in range(at + 1, len(found))]):
+        listed = itertools.takewhile(lambda pair: BETWEEN.fullmatch(gaps[pair[1]]), side)
+        if any(differs[i] for i, _ in listed):
+            return None
+    if alone and any(differs[: at if equals >= 0 else None]):
         return None
-    near = text if alone else text[before:after]
-    foreign = FOREIGN.search(text if alone else text[found[at - 1].start() if at else 0 : after])
-    return None if foreign or DENIED.search(near) or _relation(text, found[at]) else found[at]
+    start, end = found[at - 1].end() if at else 0, found[at + 1].start() if at < len(gaps) else len(text)
+    foreign = FOREIGN.search(text if alone else text[found[at - 1].start() if at else 0 : end])
+    denied = DENIED.search(text if alone else text[start:end])
+    return None if foreign or denied or _relation(text, found[at]) else found[at]
 
 
 def plain(text: str) -> str:
