@@ -23,6 +23,7 @@ RIGHT_CLAIMS = [
     "{n} clips in April and May", "{n} clips for all three weeks", "\\frac{{{n}}}{{1}}", "{n}/1", "\\dfrac{{{n}}}1",
     "**{n} clips**", "{n} dollars, in all", "${n} per day", "{n}/day", "Total: {n}", "Total = {n} clips",
     "{n} square feet",
+    "A grand total of US${n}", "(E) {n}", "\\textbf{{(E) }}{n}", "{n} quarters", "at least {n}", "{n} km/h",
 ]  # fmt: skip
 RIGHT_TEXTS = [
     "The total is {n} clips, altogether.", "answer is 3 5 {n}", "$\\boxed{{{n}}}$", "\\boxed {{{n}}}", "\\fbox{{{n}}}",
@@ -41,6 +42,8 @@ RIGHT_TEXTS = [
     "{m} is too much.\nIt is {n} clips.",
     "First {m}, then 3, so {n} in total.", "Each of the 3 pays.\n\\[ 20 + 52 = {n} \\]", "<think>#### {m}</think>{n}",
     "<think>\\boxed{{{m}}}</think>The answer is \\boxed{{{n}}}", "hm {m}</think>\n#### {n}", "It is `{n}`",
+    "The answer is {n}, since she sold 48 in April.", "The answer is {n} because 20 + 52 = {n}", "#### {n} (20 + 52)",
+    "\\boxed{{{n} dollars for 45 hours of work}}", "<think>x</think><answer>{n} miles in 3 days</answer>",
     "<think>x</think><answer>\\boxed{{{n}}}</answer>", "<think>x</think><answer>#### {n}</answer>",
     "<think>{m}\n{m}</think>\n<answer>\n{n}\n</answer>\nDone", "<think>x</think> #### {m} <answer>{n}</answer>",
 ]  # fmt: skip
@@ -64,7 +67,8 @@ WRONG_CLAIMS = {  # kind -> claims
                           "a third of {n}", "a tenth of {n}", "{n} factorial", "{n} mod 5", "{n} percent of 8",
                           "more than {n}", "less than {n}", "about {n}", "approximately {n}", "nearly {n}", "over {n}",
                           "{n} in base 8", "{n} pi", "log {n}", "the reciprocal of {n}", "the square of {n}", "{n}th",
-                          "{n}\\text{{ million}}", "{n} \\text{{ dozen}}", "{n} lakh", "{n} score"],
+                          "{n}\\text{{ million}}", "{n} \\text{{ dozen}}", "{n} lakh", "{n} score",
+                          "log({n})", "a quarter of {n}", "{n} for a half, {m} or so", "one in {n} or {m}"],
     "operator": ["{n}+1", "1+{n}", "{n} - 1", "1000+{n}", "{n}*2", "2*{n}", "2 \\times {n}", "{n} \\cdot 2",
                  "{n}^2", "2^{n}",
                  "{n}^{{99}}", "{n}!", "\\sqrt{{{n}}}", "\\frac{{{n}}}{{2}}", "\\frac{n}3", "1/{n}", "{n}/2",
@@ -113,7 +117,9 @@ WRONG_TEXTS = {  # kind -> texts
              "<answer>#### {n}", "<think>x</think></answer>{n}<answer>", "<answer>{n}</answer><think>x</think>"],
     "no claim, no statement": ["I tried {n} + 1", "not {n}", "{n} or {m}", "Is it {n}? It is not", "{m}, {n}",
                                "{n}\nor {m}",
-                               "She has {n} dozen.", "We have {n} = 20 + 52", "x > {n}", "They are {m} and {n}"],
+                               "She has {n} dozen.",
+                               "{n} for me or {m} for you", "We have {n} = 20 + 52",
+                               "x > {n}", "They are {m} and {n}"],
     "statements that deny": ["The answer is not {n}.", "the answer isn't\n{n} or so",
                              "The answer is certainly not:\n{n} or {m}",
                              "The answer is unknown. {n}", "#### none\n", "\\boxed{{none}} {n}", "{n}\n#### not sure"],

@@ -82,12 +82,14 @@ SENTENCES = {
     "18 clips in three weeks": 18, "an 18-hour day": 18, "2 x 9 = 18": 18, "2 times 9 = 18": 18,
     "18 x 1 = 18 in 3 days": 18,
     "18 clips" + " more" * 300: 18,
+    "18 miles in 3 days": 18, "18 since 9 + 9 = 18 and 3 = 3": 18,
 }  # fmt: skip
-NO_SENTENCES = ["", "clips", "1000+200", "1000 + 200", "18 19", "18 clips at 19 dollars", "not 18", "about 18",
+NO_SENTENCES = ["", "clips", "1000+200", "1000 + 200", "18 19", "18 clips, 19 dollars", "not 18", "about 18",
 "18 dozen",
                 "It isn't 18", "17 = 18", "3x-y+13=0", "x - y = 0", "x + 13 = 20", "2x = 18", "n=2,3,4",
                 "18 or nineteen",
-                "half of 18", "18 and one half", "[8.124,12.852]", "(2,\\infty)", "(2, x)", "12:00", "66.66...", "±18",
+                "half of 18", "18 and one half", "18 for 3 or 4",
+                "from 17 to 18", "in 17 or 18", "[8.124,12.852]", "(2,\\infty)", "(2, x)", "12:00", "66.66...", "±18",
                 "18 clips" + " more" * 500]  # fmt: skip
 LAST = {
     "It is 18": "18", "The total is 72 clips, altogether.": "72", "First 3. Then 18.\nDone.": "18",

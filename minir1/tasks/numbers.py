@@ -27,30 +27,37 @@ LONE = re.compile(
 INSIDE = re.compile(rf"(?P<sign>[-+]?) {DIGITS} (?:\ ?%)?", re.VERBOSE)  # a sentence, without currency signs
 
 CARDINALS = (
-    r"zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|"
+    r"zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|"
     r"(?:twen|thir|for|fif|six|seven|eigh|nine)ty(?:-\w+)?"
 )
 SCALES = (
-    r"dozens?|hundreds?|thousands?|[mbtr]+illions?|grand|lakhs?|crores?|score|gross|half|halves|thirds|quarters?|"
-    r"(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)th(?:s| of)|third of"
+    r"dozens?|hundreds?|thousands?|[mbtr]+illions?|lakhs?|crores?|half|halves|thirds|(?:third|quarters?) of|"
+    r"(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)th(?:s| of)"
 )
 CHANGING = (  # words that change a number, offer another one, or deny it
     r"or|nor|not|no|never|neither|either|but|instead|rather|except|excluding|unless|wrong|incorrect|false|maybe|"
-    r"perhaps|possibly|vs|versus|negative|minus|plus|less|squared|cubed?|root|sqrt|power|factorial|point|double|twice|thrice|"
-    r"triple|mod|modulo|base|reciprocal|inverse|opposite|log|ln|sin|cos|tan|exp|pi|inf|infinity"
+    r"perhaps|possibly|vs|versus|negative|minus|plus|less|squared|cubed?|root|sqrt|power|factorial|double|twice|"
+    r"thrice|triple|mod|modulo|base|reciprocal|inverse|opposite|pi|inf|infinity"
 )
-ABOUT = (  # words that change the number that follows them
-    r"about|around|approximately|approx\.?|roughly|nearly|almost|over|under|above|below|beyond|than|up to|square of"
+BEFORE = (  # words that change the number after them
+    r"about|around|approximately|approx\.?|roughly|nearly|almost|over|under|above|below|beyond|than|up to|square of|"
+    r"log|ln|sin|cos|tan|exp"
 )
+AFTER = r"one|score|gross|grand"  # words that change the number before them
 NO_UNIT = re.compile(
-    rf"{CARDINALS}|{SCALES}|{CHANGING}|{ABOUT}|[a-z](?<![gls])|bn|mn|mil|and|to|is|one|itself|st|nd|rd|ths?",
+    rf"{CARDINALS}|{SCALES}|{CHANGING}|{BEFORE}|{AFTER}|[a-z](?<![gls])|bn|mn|mil|and|to|is|itself|st|nd|rd|ths?",
     re.IGNORECASE,
 )
 DENIED = re.compile(
-    rf"\b(?:{CARDINALS}|{SCALES}|{CHANGING})\b|n['’]t\b|\b(?:{ABOUT}) [-+]?\.?[0-9]|[0-9] (?:and )?one\b", re.IGNORECASE
+    rf"\b(?:{CARDINALS}|{SCALES}|{CHANGING})\b|n['’]t\b|"
+    rf"\b(?:{BEFORE})[ (]+[-+]?\.?[0-9]|[0-9] (?:and )?(?:{AFTER})\b",
+    re.IGNORECASE,
 )
 COUNTED = re.compile(  # the number of something else: `in three years`
     rf"\b(?:in|for|the|after|over|per|all|those|these|next|last|first|other) (?:{CARDINALS})(?= [a-z])", re.IGNORECASE
+)
+CONTEXT = re.compile(  # what follows says why, or for what, the number before it holds: `$10 for 50 minutes`
+    r",? (?:(?:because|since|as|given)\b|(?:for|in|after|over|during|on|at|out of)\b(?!.*=))", re.IGNORECASE
 )
 FOREIGN = re.compile(  # notations that are no plain number
     "|".join([
@@ -90,7 +97,7 @@ PLAIN = [  # LaTeX, Markdown and typography -> plain text, in this order
     (r" +", " "),
 ]
 SENTENCES = [  # besides, in a sentence
-    (r"[$€£]", ""),
+    (r"(?:\bUS)?[$€£]", ""),
     (r"(?<=[0-9)]) ?(?:x|X|plus|minus|times|divided by|multiplied by) ?(?=[(0-9.])", "*"),
     (r" ?/ ?(?=[A-Za-z]{2})", " per "),  # 72/day
     (r"(?<=[0-9])-(?=[A-Za-z]{2})", " "),  # 8-hour
@@ -166,9 +173,16 @@ def _stated(text: str, alone: bool) -> re.Match | None:
     """The number after the last `=`, or else the last one. alone: of a claim, in which nothing else may be stated."""
     text = COUNTED.sub("", _rewritten(plain(text), SENTENCES))
     found = list(INSIDE.finditer(text))
-    equals = text.rfind("=")
-    at = next((i for i, match in enumerate(found) if match.start() > equals >= 0), len(found) - 1)
-    if not found or _operand(found[at], text) or (said := _fraction(found[at])) is None:
+    end = len(text)
+    if alone and found and (context := CONTEXT.search(text, found[0].end())):
+        end = context.start()
+        found = [match for match in found if match.start() < end]
+    equals = text.rfind("=", 0, end)
+    lone = [i for i, match in enumerate(found) if not _operand(match, text)] if alone else range(len(found))
+    if not lone:
+        return None
+    at = next((i for i, match in enumerate(found) if match.start() > equals >= 0), lone[-1])
+    if _operand(found[at], text) or (said := _fraction(found[at])) is None:
         return None
     differs = [not _operand(match, text) and _fraction(match) != said for match in found]
     gaps = [text[one.end() : two.start()] for one, two in zip(found, found[1:])]
