@@ -6,9 +6,9 @@ second number and other notations give None, never the digits alone.
 
 from __future__ import annotations
 
-import itertools
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
 from minir1.tasks import Problem, Verdict, answers
 
@@ -43,9 +43,9 @@ BEFORE = (  # words that change the number after them
     r"about|around|approximately|approx\.?|roughly|nearly|almost|over|under|above|below|beyond|than|up to|square of|"
     r"log|ln|sin|cos|tan|exp"
 )
-AFTER = r"one|score|gross|grand"  # words that change the number before them
+AFTER = r"ones?|tens|score|gross|grand|bn|mn|mil|remainder"  # words that change the number before them
 NO_UNIT = re.compile(
-    rf"{CARDINALS}|{SCALES}|{CHANGING}|{BEFORE}|{AFTER}|[a-z](?<![gls])|bn|mn|mil|and|to|is|itself|st|nd|rd|ths?",
+    rf"{CARDINALS}|{SCALES}|{CHANGING}|{BEFORE}|{AFTER}|[a-z](?<![gls])|and|to|is|itself|st|nd|rd|ths?",
     re.IGNORECASE,
 )
 DENIED = re.compile(
@@ -64,9 +64,11 @@ FOREIGN = re.compile(  # notations that are no plain number
         r"[0-9] ?: ?[0-9]|[0-9]\.\.|\.[0-9]+\. ?[0-9]",  # 12:00, 66.6…, 1.2.3
         r"[0-9],[0-9](?![0-9]{2}(?![0-9]))",  # 1,5
         r"[A-Za-z_^][0-9]|[0-9] ?[_^!]|[0-9](?:st|nd|rd|th)",  # x2, 2^5, 5!, 18th
-        r"[0-9] ?(?![aAIgLls]\b)[A-Za-z](?![A-Za-z])",  # 2x, 1e3, 18 m, but 5 L
+        r"[0-9](?!(?:[gLls]|[kcm][gm]|m[lL]|lb|oz|ft|in|yd|mi|hr|[ap]m)\b)[A-Za-z]{1,2}(?![A-Za-z])",  # 2x, but 5cm
+        r"[0-9] (?![aAIgLls]\b)[A-Za-z](?![A-Za-z])",  # 18 m, but 18 a day
+        r"[0-9] ?\(?\?",  # 18?
         r"[(\[] ?[-+]?[0-9.]+ ?,|, ?[-+]?[0-9.]+ ?[)\]]",  # (2, …
-        r"(?![0-9])\d|[\\√π∞∈∪∩∑∏∫±²³¹⁰-⁹₀-₉¼-¾⅐-ↈ]",
+        r"(?![0-9])\d|[\\√π∞∈∪∩∑∏∫±‰²³¹⁰-⁹₀-₉¼-¾⅐-ↈ]",
     ])
 )  # fmt: skip
 OPERATORS = frozenset("+-–*/×÷·^<>≤≥≈≠~!#&|@_{}")
@@ -143,7 +145,7 @@ def number(text: str | None) -> Fraction | None:
         if len(text) > 2 and text[0] == left and text[-1] == right:
             text = text[1:-1].strip().removesuffix(".")
     match = LONE.fullmatch(text)
-    if not match or any(map(NO_UNIT.fullmatch, (match["unit"] or "").split())):
+    if not match or FOREIGN.search(text) or any(map(NO_UNIT.fullmatch, (match["unit"] or "").split())):
         return None
     return _fraction(match)
 
@@ -153,8 +155,8 @@ def in_sentence(text: str) -> Fraction | None:
 
     Operands state nothing: `1000 + 200` is no number, and `10 + 20 = 30` is 30. The same number may occur again.
     """
-    match = _stated(text, alone=True) if len(text) <= answers.MAX_CHARS else None
-    return match and _fraction(match)
+    found = _stated(text, alone=True) if len(text) <= answers.MAX_CHARS else None
+    return found and found.value
 
 
 def last(text: str) -> str | None:
@@ -165,37 +167,54 @@ def last(text: str) -> str | None:
     end = max(text.rfind(digit) for digit in "0123456789")
     begin = max(0, end - SENTENCE)
     begin += max((match.end() for match in answers.END.finditer(text[begin : end + 1])), default=0)
-    match = _stated(answers.sentence(text[begin : end + SENTENCE]), alone=False)
-    return match and match[0]
+    found = _stated(answers.sentence(text[begin : end + SENTENCE]), alone=False)
+    return found and found.text
 
 
-def _stated(text: str, alone: bool) -> re.Match | None:
+class Found(NamedTuple):
+    """A number in a sentence."""
+
+    text: str
+    start: int
+    end: int
+    value: Fraction | None
+    operand: bool  # an operator stands beside it
+
+
+def _stated(text: str, alone: bool) -> Found | None:
     """The number after the last `=`, or else the last one. alone: of a claim, in which nothing else may be stated."""
     text = COUNTED.sub("", _rewritten(plain(text), SENTENCES))
-    found = list(INSIDE.finditer(text))
+    found = [Found(match[0], *match.span(), _fraction(match), _operand(match, text)) for match in INSIDE.finditer(text)]
     end = len(text)
-    if alone and found and (context := CONTEXT.search(text, found[0].end())):
+    if alone and found and (context := CONTEXT.search(text, found[0].end)):
         end = context.start()
-        found = [match for match in found if match.start() < end]
+        found = [number for number in found if number.start < end]
     equals = text.rfind("=", 0, end)
-    lone = [i for i, match in enumerate(found) if not _operand(match, text)] if alone else range(len(found))
-    if not lone:
+    results = [i for i, number in enumerate(found) if number.start > equals >= 0]
+    others = [i for i, number in enumerate(found) if not (alone and number.operand)]
+    if not results and not others:
         return None
-    at = next((i for i, match in enumerate(found) if match.start() > equals >= 0), lone[-1])
-    if _operand(found[at], text) or (said := _fraction(found[at])) is None:
+    at = results[0] if results else others[-1]
+    said, rivals = found[at], set(_beside(text, found, at))
+    if alone:
+        rivals.update(range(at if results else len(found)))
+    if said.operand or said.value is None or (equals >= 0 and _relation(text[:equals], said.value)):
         return None
-    differs = [not _operand(match, text) and _fraction(match) != said for match in found]
-    gaps = [text[one.end() : two.start()] for one, two in zip(found, found[1:])]
-    for side in ([(i, i) for i in range(at - 1, -1, -1)], [(i, i - 1) for i in range(at + 1, len(found))]):
-        listed = itertools.takewhile(lambda pair: BETWEEN.fullmatch(gaps[pair[1]]), side)
-        if any(differs[i] for i, _ in listed):
-            return None
-    if alone and any(differs[: at if equals >= 0 else None]):
+    if any(found[i].value != said.value and not found[i].operand for i in rivals):
         return None
-    start, end = found[at - 1].end() if at else 0, found[at + 1].start() if at < len(gaps) else len(text)
-    foreign = FOREIGN.search(text if alone else text[found[at - 1].start() if at else 0 : end])
-    denied = DENIED.search(text if alone else text[start:end])
-    return None if foreign or denied or _relation(text, found[at]) else found[at]
+    if not alone:  # words far from the number do not concern it
+        text = text[found[at - 1].end - 1 if at else 0 : found[at + 1].start + 1 if at + 1 < len(found) else end]
+    return None if FOREIGN.search(text) or DENIED.search(text) else said
+
+
+def _beside(text: str, found: list[Found], at: int) -> range:
+    """The indices of the numbers that are in one list or range with `found[at]`, itself included."""
+    low = high = at
+    while low and BETWEEN.fullmatch(text, found[low - 1].end, found[low].start):
+        low -= 1
+    while high + 1 < len(found) and BETWEEN.fullmatch(text, found[high].end, found[high + 1].start):
+        high += 1
+    return range(low, high + 1)
 
 
 def plain(text: str) -> str:
@@ -224,12 +243,11 @@ def _fraction(match: re.Match) -> Fraction | None:
 def _operand(match: re.Match, text: str) -> bool:
     """Whether an operator stands beside a number; its own sign is one if a number or a parenthesis is before it."""
     before, after = text[: match.start()].rstrip()[-1:], text[match.end() :].lstrip()[:1]
-    return (
-        before in OPERATORS or after in OPERATORS or bool(match["sign"] and (before.isdigit() or before in (")", "%")))
-    )
+    subtracted = match["sign"] and (before.isdigit() or before in (")", "%"))
+    return bool(subtracted) or before in OPERATORS or after in OPERATORS
 
 
-def _relation(text: str, match: re.Match) -> bool:
-    """Whether the last `=` states a relation, as in `3x - y + 13 = 0` or `x + 13 = 20`, and no value: `m + n = 33`."""
-    left = re.split(r"[,;:] |=", text.rpartition("=")[0])[-1]
-    return bool(ALGEBRA.search(left)) and (any(map(str.isdigit, left)) or _fraction(match) == 0)
+def _relation(left: str, value: Fraction) -> bool:
+    """Whether an equation is a relation, as `3x - y + 13 = 0` or `x + 13 = 20`, and gives no value, as `m + n = 33`."""
+    left = re.split(r"[,;:] |=", left)[-1]
+    return bool(ALGEBRA.search(left)) and (any(map(str.isdigit, left)) or value == 0)
