@@ -12,7 +12,7 @@ from dataclasses import replace
 from minir1 import rewards
 from minir1.tasks import Problem
 
-VARIANTS = ("plain", "boxed")  # boxed: the prompt asks for reasoning and an answer in \\boxed{}
+VARIANTS = ("plain", "boxed")  # boxed: the prompt asks for reasoning and an answer in \boxed{}
 BOXED_INSTRUCTION = "Reason step by step, and write the final answer in \\boxed{} at the end."
 
 MAX_CHARS = 2000  # of a claim: a longer one is no answer
