@@ -2,8 +2,7 @@
 
     python -m experiments.evaluate --checkpoint runs/r1-zero/checkpoint
     python -m experiments.evaluate --checkpoint Qwen2.5-0.5B --task gsm8k --data gsm8k --few-shot 4 --template plain
-    python -m experiments.evaluate --checkpoint R1-Distill-Qwen-1.5B --task math:boxed --data test.jsonl --k 4 8 \\
-        --temperature 0.6 --max-completion-length 8192 --out runs/math500
+    python -m experiments.evaluate --checkpoint R1-Distill-Qwen-1.5B --task math:boxed --data math500 --out runs/math500
     python -m experiments.evaluate --rescore runs/math500/answers.jsonl
 
 Each problem gets several sampled answers at the given temperature, one greedy answer, and as many answers that are
