@@ -26,7 +26,7 @@ WRAPPED = re.compile(
 LETTERED = re.compile(
     r"""(?: (?i: the | therefore | thus | clearly | most\ likely | probably | definitely )\ )*
         (?: (?i: option | choice | letter | answer )\ )?
-        (?P<open>[(\[])? (?P<letter>[A-Z]) (?![\w'’]) (?(open)[)\]])
+        (?:\*\*)? (?P<open>[(\[])? (?P<letter>[A-Z]) (?![\w'’]) (?(open)[)\]]) (?:\*\*)?
         (?: [.):,] | \ ?[:–—-](?=\ ) )? \s* (?P<rest>.*)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -109,18 +109,20 @@ def _letter(said: str, choices: Sequence[str]) -> str | None:
 
 
 def _lists(text: str, letter: str, choices: Sequence[str]) -> bool:
-    """Whether what the text states lists other choices after this letter: `A. London B. Paris`, `A. B. C.`"""
-    joined = ENDS.sub(
-        "; ", (conclusion(text) or "")[-5 * MAX_CHARS :]
-    )  # without ends of sentences a claim is the whole paragraph
-    paragraph = _bare((claim(joined) or "").replace("*", ""))
-    others = {name: choice for name, choice in zip(ascii_uppercase, choices) if name != letter}
-    second = NEXT.match(paragraph)
-    if second and second[1] in others:
+    """Whether what the text states goes on with other choices: `A. London B. Paris`, `A. B. C.`, `A. Paris`."""
+    shown = (conclusion(text) or "")[-5 * MAX_CHARS :]
+    paragraph = claim(ENDS.sub("; ", shown), _chosen) or ""  # without ends of sentences a claim is a whole paragraph
+    paragraph = _bare(paragraph.replace("*", ""))
+    if (second := NEXT.match(paragraph)) and second[1] in ascii_uppercase[: len(choices)].replace(letter, ""):
         return True
-    return any(
-        re.search(rf"(?<!\w){name}[.;):]+ ?{re.escape(_bare(choice))}", paragraph) for name, choice in others.items()
-    )
+    own = choices[ascii_uppercase.index(letter)]
+    for name, choice in zip(ascii_uppercase, choices):
+        words = re.escape(_bare(choice))
+        listed = rf"(?<!\w){name}[.;):]+ ?{words}(?!\w)" if name != letter else ""
+        swapped = rf"\(?{letter}[.;):]+ ?{words} ?(?:;|$)" if choice not in (own, "") else ""
+        if any(pattern and re.search(pattern, paragraph) for pattern in (listed, swapped)):
+            return True
+    return False
 
 
 def _text(said: str, choices: Sequence[str]) -> str | None:
