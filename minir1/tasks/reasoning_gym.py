@@ -12,7 +12,7 @@ Python:
     game_of_life_halting                anything. The text must be the reference
     letter_jumble, spell_backward, word_sorting             further words. The text must be the reference
     complex_arithmetic                  `nan`. FORMS says what an answer may look like, as for the following
-    fraction_simplification, gsm_symbolic, time_intervals   `1/2 or 1/3`: the first of several answers counts
+    fraction_simplification, gsm_symbolic, advanced_geometry, time_intervals: the first of several answers counts
     binary_matrix, n_queens, spiral_matrix, string_insertion: evaluated
     intermediate_integration, simple_integration, polynomial_multiplication: evaluated, and `a or b` is right. Problems
                                         whose solution is an unevaluated integral are left out
@@ -48,13 +48,13 @@ SOLUTIONS = {  # where the answer is None: the field of the metadata with a righ
     "propositional_logic": "example_answer",
     "rubiks_cube": "example_correct_answer",
 }
+SAME_COMMAS = ("advanced_geometry", "time_intervals")
 SAME_TEXT = ("game_of_life_halting", "letter_jumble", "spell_backward", "word_sorting")
 LISTS = r"[\w\s\[\],'\"]*"  # evaluated as Python, this calls nothing: no dots and parentheses
 FORMULA = (
     r"(?:[\s\d+*/^()-]|\.(?=\d)|(?<=\d)\.(?!\.)|\b(?:[A-Za-z]|a?sin|a?cos|a?tan|sinh|cosh|tanh|exp|log|ln|sqrt|pi)\b)*"
 )
 FORMS = {
-    "advanced_geometry": r"[^,]*(?:,[^,]*)?",
     "binary_matrix": LISTS,
     "boxnet": r"\[\s*\{.*\}\s*\]",
     "complex_arithmetic": r"[-+\d.\sij()]*",
@@ -168,6 +168,8 @@ def final_text(text: str) -> str | None:
 def _allowed(name: str, answer: str, reference: str) -> bool:
     """Whether the package's verifier may be asked. See the top of this file."""
     if HEDGED.search(answer) and not HEDGED.search(reference):
+        return False
+    if name in SAME_COMMAS and answer.count(",") != reference.count(","):
         return False
     if name in SAME_TEXT and "".join(answer.split()).casefold() != "".join(reference.split()).casefold():
         return False
