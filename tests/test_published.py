@@ -28,10 +28,14 @@ def lines(values):
 
 
 FORMS = {
-    "a.jsonl": lines(TWO), "b.JSONL": "\n" + lines(TWO).replace("\n", "\r\n\r\n"), "bom.jsonl": "\ufeff" + lines(TWO),
-    "c.json": json.dumps(TWO, indent=1), "d.json": json.dumps({"rows": [{"row_idx": i, "row": r, "truncated_cells": []}
-                                                                        for i, r in enumerate(TWO)]}),
-    "e.json": lines(TWO), "utf16.json": json.dumps(TWO).encode("utf-16"), "f.json": json.dumps({"rows": TWO}),
+    "a.jsonl": lines(TWO),
+    "b.JSONL": "\n" + lines(TWO).replace("\n", "\r\n\r\n"),
+    "bom.jsonl": "\ufeff" + lines(TWO),
+    "c.json": json.dumps(TWO, indent=1),
+    "d.json": json.dumps({"rows": [{"row_idx": i, "row": r, "truncated_cells": []} for i, r in enumerate(TWO)]}),
+    "e.json": lines(TWO),
+    "utf16.json": json.dumps(TWO).encode("utf-16"),
+    "f.json": json.dumps({"rows": TWO}),
 }
 
 
@@ -143,10 +147,19 @@ def test_missing_files(tmp_path):
 # ---------------------------------------------------------------- the files of a split
 
 NAMED = {
-    "train.jsonl": "train", "test-00000-of-00001.parquet": "test", "dev/algebra_dev.csv": "validation",
-    "high_school_val.csv": "validation", "ARC-Easy-Test.jsonl": "test", "train/algebra/1.json": "train",
-    "test/train_rows.jsonl": "train", "contest.jsonl": None, "latest.json": None, "Validation.JSON": "validation",
-    "my tests.json": None, "training.jsonl.gz": "train", "": None,
+    "train.jsonl": "train",
+    "test-00000-of-00001.parquet": "test",
+    "dev/algebra_dev.csv": "validation",
+    "high_school_val.csv": "validation",
+    "ARC-Easy-Test.jsonl": "test",
+    "train/algebra/1.json": "train",
+    "test/train_rows.jsonl": "train",
+    "contest.jsonl": None,
+    "latest.json": None,
+    "Validation.JSON": "validation",
+    "my tests.json": None,
+    "training.jsonl.gz": "train",
+    "": None,
 }
 
 
@@ -156,8 +169,18 @@ def test_the_split_that_a_path_names(name):
 
 
 def test_files_of_a_folder(tmp_path):
-    for name in ("test.jsonl", "b/test.jsonl", "a_test.csv", "train.jsonl", ".cache/test.jsonl", "__MACOSX/test.jsonl",
-                 "test.txt", "README.md", "test/x.json.gz", "._test.json"):
+    for name in (
+        "test.jsonl",
+        "b/test.jsonl",
+        "a_test.csv",
+        "train.jsonl",
+        ".cache/test.jsonl",
+        "__MACOSX/test.jsonl",
+        "test.txt",
+        "README.md",
+        "test/x.json.gz",
+        "._test.json",
+    ):
         put(tmp_path / name, "")
     (tmp_path / "test.json").mkdir()
     files = [str(file.relative_to(tmp_path)) for file in split_files(tmp_path, "test")]
