@@ -1,4 +1,4 @@
-"""multiple_choice.py, mmlu.py, gpqa.py, arc.py: which letter a text answers with, and files in the published layouts."""
+"""multiple_choice.py, mmlu.py, gpqa.py, arc.py: which letter a text answers with, and the published layouts."""
 
 import csv
 import json
@@ -29,174 +29,37 @@ def said(answer, thinking="hm"):
 
 # ---------------------------------------------------------------- one letter
 
+# fmt: off
 LETTERS = [  # each stands for B
-    "B",
-    "(B)",
-    "B.",
-    "B)",
-    "[B]",
-    "**B**",
-    "**(B)**",
-    "**B.**",
-    "`B`",
-    '"B"',
-    "$B$",
-    "\\(B\\)",
-    "{B}",
-    "\\text{B}",
-    "\\text{(B)}",
-    "$\\textbf{(B)}$",
-    "\\mathrm{B}.",
-    " B\n",
-    "option B",
-    "Option (B)",
-    "choice B",
-    "letter B",
-    "B. Paris",
-    "B) Paris",
-    "(B) Paris.",
-    "B: Paris",
-    "B - Paris",
-    "B, Paris",
-    "B (Paris)",
-    "**B. Paris**",
-    "B) paris",
-    "**B**: Paris",
-    "option B: Paris",
-    "\\text{B) }Paris",
-    "B is correct",
-    "(B) is the right answer",
-    "therefore B",
-    "(B) because it is the capital",
-    "B, since it is in France",
-    "Paris",
-    "paris",
-    "**Paris**",
-    "Paris.",
-    "\\text{Paris}",
+    "B", "(B)", "B.", "B)", "[B]", "**B**", "**(B)**", "**B.**", "`B`", '"B"', "$B$", "\\(B\\)", "{B}", "\\text{B}",
+    "\\text{(B)}", "$\\textbf{(B)}$", "\\mathrm{B}.", " B\n", "option B", "Option (B)", "choice B", "letter B",
+    "B. Paris", "B) Paris", "(B) Paris.", "B: Paris", "B - Paris", "B, Paris", "B (Paris)", "**B. Paris**", "B) paris",
+    "**B**: Paris", "option B: Paris", "\\text{B) }Paris", "B is correct", "(B) is the right answer", "therefore B",
+    "(B) because it is the capital", "B, since it is in France", "Paris", "paris", "**Paris**", "Paris.", "\\text{Paris}",
 ]
 NO_LETTERS = {
-    "two letters": [
-        "A or B",
-        "B or A",
-        "A and B",
-        "A, B",
-        "B, C",
-        "B C",
-        "BC",
-        "B/C",
-        "(A)(B)",
-        "B & C",
-        "B. C.",
-        "B|C",
-        "A B C D",
-        "ABCD",
-        "either B or C",
-        "both B and C",
-        "B; C",
-        "B and/or C",
-        "A-B",
-        "B or Rome",
-        "**A** or **B**",
-        "\\text{A} or \\text{B}",
-        "Paris or Rome",
-        "London, Paris",
-        "Paris Rome",
-    ],
-    "taken back": [
-        "not B",
-        "not (B)",
-        "B is wrong",
-        "B is incorrect",
-        "B is not correct",
-        "B?? C",
-        "B, not really",
-        "no B",
-        "never B",
-        "B but maybe C",
-        "B unless C",
-        "B because C is wrong and it isn't A",
-        "not Paris",
-    ],
-    "a word": [
-        "Banana",
-        "b",
-        "(b)",
-        "Bob",
-        "B's",
-        "B'",
-        "B’s",
-        "Be",
-        "B2",
-        "Bparis",
-        "Paris B",
-        "C# B",
-        "I think",
-        "A good answer is hard",
-        "A",
-        "I",
-        "B-flat",
-        "be",
-        "Not sure",
-        "A. Paris",
-        "C. Paris",
-        "(A) Paris",
-    ],
+    "two letters": ["A or B", "B or A", "A and B", "A, B", "B, C", "B C", "BC", "B/C", "(A)(B)", "B & C", "B. C.", "B|C",
+                    "A B C D", "ABCD", "either B or C", "both B and C", "B; C", "B and/or C", "A-B", "B or Rome",
+                    "**A** or **B**", "\\text{A} or \\text{B}", "Paris or Rome", "London, Paris", "Paris Rome"],
+    "taken back": ["not B", "not (B)", "B is wrong", "B is incorrect", "B is not correct", "B?? C", "B, not really",
+                   "no B", "never B", "B but maybe C", "B unless C", "B because C is wrong and it isn't A", "not Paris"],
+    "a word": ["Banana", "b", "(b)", "Bob", "B's", "B'", "B’s", "Be", "B2", "Bparis", "Paris B", "C# B", "I think",
+               "A good answer is hard", "A", "I", "B-flat", "be", "Not sure", "A. Paris", "C. Paris", "(A) Paris"],
     "another letter": ["A", "C", "D", "E", "Z", "(E)", "option F", "1", "2", "B1"],
     "another alphabet": ["В", "(В)", "Β", "Ｂ", "𝐁", "ⓑ", "Ⓑ", "ᗷ", "Ᏼ", "в", "β", "Ḅ", "B\u0301x", "\u0412. Paris"],
-    "another text": [
-        "B. London",
-        "(B) Rome",
-        "B: a city",
-        "B Paris Rome",
-        "B. Paris, C. Rome",
-        "Paris is nice",
-        "Pari",
-        "Pariss",
-        "B - Oslo",
-        "B (C)",
-        "B. C",
-        "B) (A)",
-    ],
-    "all": [
-        "A. London B. Paris C. Rome D. Oslo",
-        "A. London\nB. Paris\nC. Rome\nD. Oslo",
-        "(A) (B) (C) (D)",
-        "London, Paris, Rome, Oslo",
-        "Which?",
-        P.prompt,
-        INSTRUCTION,
-    ],
-    "nothing": [
-        "",
-        " ",
-        ".",
-        "**",
-        "()",
-        "$$",
-        "{}",
-        "\\text{}",
-        "none",
-        "?",
-        "-",
-        "\\boxed{}",
-        "[]",
-        "option",
-        "\x00",
-    ],
+    "another text": ["B. London", "(B) Rome", "B: a city", "B Paris Rome", "B. Paris, C. Rome", "Paris is nice", "Pari",
+                     "Pariss", "B - Oslo", "B (C)", "B. C", "B) (A)"],
+    "all": ["A. London B. Paris C. Rome D. Oslo", "A. London\nB. Paris\nC. Rome\nD. Oslo", "(A) (B) (C) (D)",
+            "London, Paris, Rome, Oslo", "Which?", P.prompt, INSTRUCTION],
+    "nothing": ["", " ", ".", "**", "()", "$$", "{}", "\\text{}", "none", "?", "-", "\\boxed{}", "[]", "option", "\x00"],
     "unfinished": ["\\boxed{B", "\\boxed{B}\\boxed{", "(B", "\\text{B", "\\boxed B C"],
 }
 AROUND = {  # ways to state an answer
-    "tags": said("{}"),
-    "tags and box": said("\\boxed{{{}}}"),
-    "box": "So \\boxed{{{}}}.",
-    "#### ": "Well.\n#### {}",
-    "answer is": "It is in France.\nThe answer is {}",
-    "answer:": "**Answer:** {}",
-    "after thinking": "A</think>{}",
-    "alone": "{}",
-    "option is": "The correct option is {}",
+    "tags": said("{}"), "tags and box": said("\\boxed{{{}}}"), "box": "So \\boxed{{{}}}.", "#### ": "Well.\n#### {}",
+    "answer is": "It is in France.\nThe answer is {}", "answer:": "**Answer:** {}", "after thinking": "A</think>{}",
+    "alone": "{}", "option is": "The correct option is {}",
 }
+# fmt: on
 BOXED_IN = ("tags and box", "box")
 
 
@@ -223,48 +86,18 @@ def test_nothing_wrong_is_called_right(name, kind):
             assert verify(first, form % text).status == "wrong", text
 
 
+# fmt: off
 WHOLE = {  # texts as a whole, for the reference B
-    "in the thinking only": [
-        "<think>B</think>",
-        "<think>The answer is B</think>I am done.",
-        "<think>\\boxed{B}</think>",
-    ],
+    "in the thinking only": ["<think>B</think>", "<think>The answer is B</think>I am done.", "<think>\\boxed{B}</think>"],
     "thinking not closed": ["<think>B", "<think>The answer is B.", "<think>a</think><think>\\boxed{B}", "<think>"],
-    "tags": [
-        "<answer>B",
-        "B</answer>",
-        "<think>a</think><answer>B</answer><answer>B</answer>",
-        "<think><answer>B</answer>",
-        "<think><answer>B</answer></think>",
-        "<think>a</think><answer>A</answer>B",
-        said("") + "B",
-    ],
-    "later": [
-        "The answer is B. No, the answer is C.",
-        "\\boxed{B} or \\boxed{C}",
-        "#### B\n#### C",
-        "Answer: B\nAnswer: A",
-    ],
-    "mentioned": [
-        "B is a letter, isn't it",
-        "I like B. And C.",
-        "Paris is the capital of France, so I am sure.",
-        "Options A, B, C and D",
-        "We rule out A, C and D.",
-        "B\nC",
-        "A\nB",
-        "B\n\nQuestion: what?\nC",
-    ],
-    "lists": [
-        "The answer is A. B. C. D.",
-        "Answer:\nB. Paris\nC. Rome",
-        "The answer is B. C.",
-        "Answer: B) C) D)",
-        "The answer is **B**. **C**.",
-        "Answer: B. Paris. C. Rome. D. Oslo.",
-        "The answer is B. London",
-        "The answer is B. Rome.",
-    ],
+    "tags": ["<answer>B", "B</answer>", "<think>a</think><answer>B</answer><answer>B</answer>", "<think><answer>B</answer>",
+             "<think><answer>B</answer></think>", "<think>a</think><answer>A</answer>B", said("") + "B"],
+    "later": ["The answer is B. No, the answer is C.", "\\boxed{B} or \\boxed{C}", "#### B\n#### C", "Answer: B\nAnswer: A"],
+    "mentioned": ["B is a letter, isn't it", "I like B. And C.", "Paris is the capital of France, so I am sure.",
+                  "Options A, B, C and D", "We rule out A, C and D.", "B\nC", "A\nB", "B\n\nQuestion: what?\nC"],
+    "lists": ["The answer is A. B. C. D.", "Answer:\nB. Paris\nC. Rome", "The answer is B. C.", "Answer: B) C) D)",
+              "The answer is **B**. **C**.", "Answer: B. Paris. C. Rome. D. Oslo.",
+              "The answer is B. London", "The answer is B. Rome."],
 }
 
 
@@ -273,9 +106,7 @@ def test_whole_texts(kind):
     assert [text for text in WHOLE[kind] if verify(P, text).status != "wrong"] == []
 
 
-GENERATED = [
-    f"{x} {joint} {y}" for x, y in product("ABCD", repeat=2) if x != y for joint in ("or", "and", "/", "+", "but")
-]
+GENERATED = [f"{x} {joint} {y}" for x, y in product("ABCD", repeat=2) if x != y for joint in ("or", "and", "/", "+", "but")]
 
 
 def test_pairs_of_letters():
@@ -285,22 +116,14 @@ def test_pairs_of_letters():
 
 
 def test_what_follows_a_sentence_does_not_matter():
-    for text in (
-        "The answer is B. This rules out C.",
-        "The answer is B.\n\nA. London is in England.",
-        "Answer: B\nDone",
-    ):
+    for text in ("The answer is B. This rules out C.", "The answer is B.\n\nA. London is in England.", "Answer: B\nDone"):
         assert final(P, text) == "B", text
 
 
 def test_texts_of_choices():
     both = asked(["A only", "B only", "A and B", "neither"], 2)
     assert [final(both, f"The answer is {text}") for text in ("A and B", "C", "B only", "B", "A or B")] == [
-        "C",
-        "C",
-        "B",
-        "B",
-        None,
+        "C", "C", "B", "B", None
     ]
     genes = asked(["AA", "Aa", "aa", "AA "], 1)  # the case matters, and two are equal
     assert [final(genes, text) for text in ("Aa", "AA", "aa", "aA", "A", "D")] == ["B", None, "C", None, "A", "D"]
@@ -310,24 +133,7 @@ def test_texts_of_choices():
     assert [final(many, text) for text in ("J", "9", "K", "I think", "$7$")] == ["J", "J", None, None, "H"]
 
 
-PIECES = [
-    *TAGS,
-    "\\boxed{",
-    "}",
-    "the answer is ",
-    "A",
-    "B",
-    "Paris",
-    ". ",
-    ", ",
-    "(",
-    ")",
-    "**",
-    "\n",
-    "or",
-    "not ",
-    "$",
-]
+PIECES = [*TAGS, "\\boxed{", "}", "the answer is ", "A", "B", "Paris", ". ", ", ", "(", ")", "**", "\n", "or", "not ", "$"]
 pieces = st.lists(st.sampled_from(PIECES)).map("".join)
 
 
@@ -336,9 +142,7 @@ def test_no_text_raises(text):
     assert (verify(P, text).status == "right") == (final(P, text) == "B")
 
 
-@pytest.mark.parametrize(
-    "piece", [*PIECES, "B ", "(B) ", "\n \n", "correct option is ", "\\text{", "\\text{A}", "A. London "]
-)
+@pytest.mark.parametrize("piece", [*PIECES, "B ", "(B) ", "\n \n", "correct option is ", "\\text{", "\\text{A}", "A. London "])
 def test_long_texts_are_fast(piece):
     """What this file adds to `claim`, whose time tests/test_answers.py bounds."""
     long = piece * (1_000_000 // len(piece))
@@ -413,24 +217,14 @@ def test_mmlu_of_the_hub(tmp_path):
     assert {p.subject for p in listed} == {"s 0", "s 1"} and len(load("mmlu", tmp_path).problems("train")) == 8
     lettered = put(tmp_path / "mmlu.jsonl", [row | {"answer": "ABCD"[row["answer"]]} for row in rows])
     assert load("mmlu", lettered).problems("test") == listed
-    with pytest.raises(
-        ValueError, match="mmlu.jsonl names no split, so it is read as 'test': give the folder for 'tra"
-    ):
+    with pytest.raises(ValueError, match="mmlu.jsonl names no split, so it is read as 'test': give the folder for 'tra"):
         load("mmlu", lettered).problems("train")
 
 
-HEADER = [
-    "Pre-Revision Question",
-    "Question",
-    "Correct Answer",
-    "Incorrect Answer 1",
-    "Incorrect Answer 2",
-    "Incorrect Answer 3",
-    "Explanation",
-    "Subdomain",
-    "High-level domain",
-    "Writer's Difficulty Estimate",
-]
+# fmt: off
+HEADER = ["Pre-Revision Question", "Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2",
+          "Incorrect Answer 3", "Explanation", "Subdomain", "High-level domain", "Writer's Difficulty Estimate"]
+# fmt: on
 
 
 def experts(count):
@@ -488,44 +282,22 @@ def test_arc(tmp_path):
     assert load("arc", path.parent.parent).problems("test") == listed[4:]
 
 
+# fmt: off
 GOOD = {
     "mmlu": {"question": "q", "choices": ["a", "b"], "answer": 1},
     "arc": {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"},
     "gpqa": dict(zip(HEADER, experts(1)[0])),
 }
 CHANGED = {
-    "mmlu": [
-        {"question": ""},
-        {"question": 3},
-        {"choices": ["a"]},
-        {"choices": ["a", 2]},
-        {"choices": "ab"},
-        {"answer": 2},
-        {"answer": -1},
-        {"answer": "C"},
-        {"answer": "b"},
-        {"answer": ""},
-        {"answer": None},
-        {"answer": True},
-        {"answer": 1.0},
-        {"answer": "AB"},
-        {"choices": [str(i) for i in range(27)]},
-        {"choices": None},
-    ],
-    "arc": [
-        {"question": None},
-        {"answerKey": "C"},
-        {"answerKey": 1},
-        {"choices": []},
-        {"choices": {"text": ["a", "b"]}},
-        {"choices": {"text": ["a", "b"], "label": ["B", "B"]}},
-        {"choices": {"text": ["a"], "label": ["A", "B"]}},
-        {"question": {"stem": "q"}},
-        {"question": {"stem": "q", "choices": [1]}},
-        {"answerKey": None},
-    ],
+    "mmlu": [{"question": ""}, {"question": 3}, {"choices": ["a"]}, {"choices": ["a", 2]}, {"choices": "ab"}, {"answer": 2},
+             {"answer": -1}, {"answer": "C"}, {"answer": "b"}, {"answer": ""}, {"answer": None}, {"answer": True},
+             {"answer": 1.0}, {"answer": "AB"}, {"choices": [str(i) for i in range(27)]}, {"choices": None}],
+    "arc": [{"question": None}, {"answerKey": "C"}, {"answerKey": 1}, {"choices": []}, {"choices": {"text": ["a", "b"]}},
+            {"choices": {"text": ["a", "b"], "label": ["B", "B"]}}, {"choices": {"text": ["a"], "label": ["A", "B"]}},
+            {"question": {"stem": "q"}}, {"question": {"stem": "q", "choices": [1]}}, {"answerKey": None}],
     "gpqa": [{"Question": ""}, {"Correct Answer": None}, {"Incorrect Answer 3": 4}],
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("name, change", [(name, change) for name in CHANGED for change in CHANGED[name]], ids=str)
