@@ -35,14 +35,17 @@ LETTERS = [  # each stands for B
     "\\text{(B)}", "$\\textbf{(B)}$", "\\mathrm{B}.", " B\n", "option B", "Option (B)", "choice B", "letter B",
     "B. Paris", "B) Paris", "(B) Paris.", "B: Paris", "B - Paris", "B, Paris", "B (Paris)", "**B. Paris**", "B) paris",
     "**B**: Paris", "option B: Paris", "\\text{B) }Paris", "B is correct", "(B) is the right answer", "therefore B",
-    "(B) because it is the capital", "B, since it is in France", "Paris", "paris", "**Paris**", "Paris.", "\\text{Paris}",
+    "(B) because it is the capital", "B, since it is in France", "Paris", "paris", "**Paris**", "Paris.",
+    "\\text{Paris}",
 ]
 NO_LETTERS = {
-    "two letters": ["A or B", "B or A", "A and B", "A, B", "B, C", "B C", "BC", "B/C", "(A)(B)", "B & C", "B. C.", "B|C",
+    "two letters": ["A or B", "B or A", "A and B", "A, B", "B, C", "B C", "BC", "B/C", "(A)(B)", "B & C", "B. C.",
+                    "B|C",
                     "A B C D", "ABCD", "either B or C", "both B and C", "B; C", "B and/or C", "A-B", "B or Rome",
                     "**A** or **B**", "\\text{A} or \\text{B}", "Paris or Rome", "London, Paris", "Paris Rome"],
     "taken back": ["not B", "not (B)", "B is wrong", "B is incorrect", "B is not correct", "B?? C", "B, not really",
-                   "no B", "never B", "B but maybe C", "B unless C", "B because C is wrong and it isn't A", "not Paris"],
+                   "no B", "never B", "B but maybe C", "B unless C", "B because C is wrong and it isn't A",
+                   "not Paris"],
     "a word": ["Banana", "b", "(b)", "Bob", "B's", "B'", "B’s", "Be", "B2", "Bparis", "Paris B", "C# B", "I think",
                "A good answer is hard", "A", "I", "B-flat", "be", "Not sure", "A. Paris", "C. Paris", "(A) Paris"],
     "another letter": ["A", "C", "D", "E", "Z", "(E)", "option F", "1", "2", "B1"],
@@ -51,7 +54,8 @@ NO_LETTERS = {
                      "Pariss", "B - Oslo", "B (C)", "B. C", "B) (A)"],
     "all": ["A. London B. Paris C. Rome D. Oslo", "A. London\nB. Paris\nC. Rome\nD. Oslo", "(A) (B) (C) (D)",
             "London, Paris, Rome, Oslo", "Which?", P.prompt, INSTRUCTION],
-    "nothing": ["", " ", ".", "**", "()", "$$", "{}", "\\text{}", "none", "?", "-", "\\boxed{}", "[]", "option", "\x00"],
+    "nothing": ["", " ", ".", "**", "()", "$$", "{}", "\\text{}", "none", "?", "-", "\\boxed{}", "[]", "option",
+                "\x00"],
     "unfinished": ["\\boxed{B", "\\boxed{B}\\boxed{", "(B", "\\text{B", "\\boxed B C"],
 }
 AROUND = {  # ways to state an answer
@@ -88,17 +92,21 @@ def test_nothing_wrong_is_called_right(name, kind):
 
 # fmt: off
 WHOLE = {  # texts as a whole, for the reference B
-    "in the thinking only": ["<think>B</think>", "<think>The answer is B</think>I am done.", "<think>\\boxed{B}</think>"],
+    "in the thinking only": ["<think>B</think>", "<think>The answer is B</think>I am done.",
+                             "<think>\\boxed{B}</think>"],
     "thinking not closed": ["<think>B", "<think>The answer is B.", "<think>a</think><think>\\boxed{B}", "<think>"],
-    "tags": ["<answer>B", "B</answer>", "<think>a</think><answer>B</answer><answer>B</answer>", "<think><answer>B</answer>",
+    "tags": ["<answer>B", "B</answer>", "<think>a</think><answer>B</answer><answer>B</answer>",
+             "<think><answer>B</answer>",
              "<think><answer>B</answer></think>", "<think>a</think><answer>A</answer>B", said("") + "B"],
-    "later": ["The answer is B. No, the answer is C.", "\\boxed{B} or \\boxed{C}", "#### B\n#### C", "Answer: B\nAnswer: A"],
+    "later": ["The answer is B. No, the answer is C.", "\\boxed{B} or \\boxed{C}", "#### B\n#### C",
+              "Answer: B\nAnswer: A"],
     "mentioned": ["B is a letter, isn't it", "I like B. And C.", "Paris is the capital of France, so I am sure.",
                   "Options A, B, C and D", "We rule out A, C and D.", "B\nC", "A\nB", "B\n\nQuestion: what?\nC"],
     "lists": ["The answer is A. B. C. D.", "Answer:\nB. Paris\nC. Rome", "The answer is B. C.", "Answer: B) C) D)",
               "The answer is **B**. **C**.", "Answer: B. Paris. C. Rome. D. Oslo.",
               "The answer is B. London", "The answer is B. Rome."],
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -106,7 +114,9 @@ def test_whole_texts(kind):
     assert [text for text in WHOLE[kind] if verify(P, text).status != "wrong"] == []
 
 
-GENERATED = [f"{x} {joint} {y}" for x, y in product("ABCD", repeat=2) if x != y for joint in ("or", "and", "/", "+", "but")]
+GENERATED = [
+    f"{x} {joint} {y}" for x, y in product("ABCD", repeat=2) if x != y for joint in ("or", "and", "/", "+", "but")
+]
 
 
 def test_pairs_of_letters():
@@ -116,14 +126,22 @@ def test_pairs_of_letters():
 
 
 def test_what_follows_a_sentence_does_not_matter():
-    for text in ("The answer is B. This rules out C.", "The answer is B.\n\nA. London is in England.", "Answer: B\nDone"):
+    for text in (
+        "The answer is B. This rules out C.",
+        "The answer is B.\n\nA. London is in England.",
+        "Answer: B\nDone",
+    ):
         assert final(P, text) == "B", text
 
 
 def test_texts_of_choices():
     both = asked(["A only", "B only", "A and B", "neither"], 2)
     assert [final(both, f"The answer is {text}") for text in ("A and B", "C", "B only", "B", "A or B")] == [
-        "C", "C", "B", "B", None
+        "C",
+        "C",
+        "B",
+        "B",
+        None,
     ]
     genes = asked(["AA", "Aa", "aa", "AA "], 1)  # the case matters, and two are equal
     assert [final(genes, text) for text in ("Aa", "AA", "aa", "aA", "A", "D")] == ["B", None, "C", None, "A", "D"]
@@ -133,7 +151,24 @@ def test_texts_of_choices():
     assert [final(many, text) for text in ("J", "9", "K", "I think", "$7$")] == ["J", "J", None, None, "H"]
 
 
-PIECES = [*TAGS, "\\boxed{", "}", "the answer is ", "A", "B", "Paris", ". ", ", ", "(", ")", "**", "\n", "or", "not ", "$"]
+PIECES = [
+    *TAGS,
+    "\\boxed{",
+    "}",
+    "the answer is ",
+    "A",
+    "B",
+    "Paris",
+    ". ",
+    ", ",
+    "(",
+    ")",
+    "**",
+    "\n",
+    "or",
+    "not ",
+    "$",
+]
 pieces = st.lists(st.sampled_from(PIECES)).map("".join)
 
 
@@ -142,7 +177,9 @@ def test_no_text_raises(text):
     assert (verify(P, text).status == "right") == (final(P, text) == "B")
 
 
-@pytest.mark.parametrize("piece", [*PIECES, "B ", "(B) ", "\n \n", "correct option is ", "\\text{", "\\text{A}", "A. London "])
+@pytest.mark.parametrize(
+    "piece", [*PIECES, "B ", "(B) ", "\n \n", "correct option is ", "\\text{", "\\text{A}", "A. London "]
+)
 def test_long_texts_are_fast(piece):
     """What this file adds to `claim`, whose time tests/test_answers.py bounds."""
     long = piece * (1_000_000 // len(piece))
@@ -217,7 +254,7 @@ def test_mmlu_of_the_hub(tmp_path):
     assert {p.subject for p in listed} == {"s 0", "s 1"} and len(load("mmlu", tmp_path).problems("train")) == 8
     lettered = put(tmp_path / "mmlu.jsonl", [row | {"answer": "ABCD"[row["answer"]]} for row in rows])
     assert load("mmlu", lettered).problems("test") == listed
-    with pytest.raises(ValueError, match="mmlu.jsonl names no split, so it is read as 'test': give the folder for 'tra"):
+    with pytest.raises(ValueError, match="mmlu.jsonl names no split, so it is read as 'test': give the folder"):
         load("mmlu", lettered).problems("train")
 
 
@@ -289,10 +326,12 @@ GOOD = {
     "gpqa": dict(zip(HEADER, experts(1)[0])),
 }
 CHANGED = {
-    "mmlu": [{"question": ""}, {"question": 3}, {"choices": ["a"]}, {"choices": ["a", 2]}, {"choices": "ab"}, {"answer": 2},
+    "mmlu": [{"question": ""}, {"question": 3}, {"choices": ["a"]}, {"choices": ["a", 2]}, {"choices": "ab"},
+             {"answer": 2},
              {"answer": -1}, {"answer": "C"}, {"answer": "b"}, {"answer": ""}, {"answer": None}, {"answer": True},
              {"answer": 1.0}, {"answer": "AB"}, {"choices": [str(i) for i in range(27)]}, {"choices": None}],
-    "arc": [{"question": None}, {"answerKey": "C"}, {"answerKey": 1}, {"choices": []}, {"choices": {"text": ["a", "b"]}},
+    "arc": [{"question": None}, {"answerKey": "C"}, {"answerKey": 1}, {"choices": []}, {"choices": {"text": ["a",
+            "b"]}},
             {"choices": {"text": ["a", "b"], "label": ["B", "B"]}}, {"choices": {"text": ["a"], "label": ["A", "B"]}},
             {"question": {"stem": "q"}}, {"question": {"stem": "q", "choices": [1]}}, {"answerKey": None}],
     "gpqa": [{"Question": ""}, {"Correct Answer": None}, {"Incorrect Answer 3": 4}],
