@@ -31,7 +31,7 @@ LETTERED = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 EMPHASIS = re.compile(
-    r"is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?|(?:because|since|as) (?P<why>.*)"
+    r"is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?|(?:because|since|as|which) (?P<why>.*)"
 )
 ENDS = re.compile(r"[.?!]?\n(?!\n)|[.?!](?=\s)")  # of sentences and lines, but not of paragraphs
 NEXT = re.compile(r"\(?[A-Z][.):,; ]+\(?([A-Z])(?=[.):,;]|$)")
@@ -102,10 +102,11 @@ def _letter(said: str, choices: Sequence[str]) -> str | None:
         rest = _bare(rest[1:-1])
     if len(rest) == 1 and rest in ascii_uppercase[: len(choices)]:  # B, C
         return None
-    emphasis = EMPHASIS.fullmatch(rest)
     own = _bare(choices[ascii_uppercase.index(match["letter"])])
-    meant = not rest or rest.casefold() == own.casefold() or (emphasis and not OTHER.search(emphasis["why"] or ""))
-    return match["letter"] if meant else None
+    if rest.casefold().startswith(own.casefold()):
+        rest = rest[len(own) :].lstrip(" ,")
+    emphasis = EMPHASIS.fullmatch(rest)
+    return match["letter"] if not rest or (emphasis and not OTHER.search(emphasis["why"] or "")) else None
 
 
 def _lists(text: str, letter: str, choices: Sequence[str]) -> bool:

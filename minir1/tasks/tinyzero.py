@@ -19,7 +19,7 @@ from minir1.tasks.published import records, split_files, split_named
 SPLITS = ("train", "validation", "test")
 DATA = "TinyZero's or verl's Parquet or JSON file of Countdown problems, or a folder with files for train and test"
 TEST, VALIDATION = 0.01, 0.01  # shares of a file without splits; VALIDATION also of a train file beside a test file
-SOLVED = 2000  # a reference is searched in a split of at most so many problems: a millisecond each
+SOLVED = 2000  # a reference is searched in a split of at most so many problems, some milliseconds each
 SIGNS = {
     "×": "*",
     "÷": "/",
