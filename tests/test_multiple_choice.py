@@ -51,7 +51,7 @@ NO_LETTERS = {
                "A good answer is hard", "A", "I", "B-flat", "be", "Not sure", "A. Paris", "C. Paris", "(A) Paris"],
     "another letter": ["A", "C", "D", "E", "Z", "(E)", "option F", "1", "2", "B1"],
     "another alphabet": ["В", "(В)", "Β", "Ｂ", "𝐁", "ⓑ", "Ⓑ", "ᗷ", "Ᏼ", "в", "β", "Ḅ", "B\u0301x", "\u0412. Paris"],
-    "another text": ["B) Paris, Rome", "B. Paris because C is in Italy", "B Paris or so", "B. London", "(B) Rome",
+    "another text": ["B) Paris, Rome", "B) Paris because C is in Italy", "B Paris or so", "B. London", "(B) Rome",
                      "B: a city", "B Paris Rome", "B. Paris, C. Rome", "Paris is nice", "Pari",
                      "Pariss", "B - Oslo", "B (C)", "B. C", "B) (A)"],
     "all": ["A. London B. Paris C. Rome D. Oslo", "A. London\nB. Paris\nC. Rome\nD. Oslo", "(A) (B) (C) (D)",
@@ -63,7 +63,7 @@ NO_LETTERS = {
 AROUND = {  # ways to state an answer
     "tags": said("{}"), "tags and box": said("\\boxed{{{}}}"), "box": "So \\boxed{{{}}}.", "#### ": "Well.\n#### {}",
     "answer is": "It is in France.\nThe answer is {}", "answer:": "**Answer:** {}", "after thinking": "A</think>{}",
-    "alone": "{}", "option is": "The correct option is {}",
+    "alone": "{}", "option is": "The correct option is {}", "must be": "So the answer must be {}",
 }
 # fmt: on
 BOXED_IN = ("tags and box", "box")

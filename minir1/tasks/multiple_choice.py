@@ -14,9 +14,9 @@ from minir1.tasks.published import split_named
 INSTRUCTION = "Exactly one choice is right. State its letter as the final answer."
 MAX_CHARS = 2000  # of an answer that may still be a choice
 
-CHOSEN = re.compile(
-    r".*\b(?:correct|right|best)\s+(?:option|choice)\s*(?:is|:)\s*([^\n]*)", re.I | re.S
-)  # the last one
+CHOSEN = re.compile(  # the last one
+    r".*\b(?:(?:correct|right|best)\s+(?:option|choice)\s*(?:is|:)|answer (?:must|has to) be)\s*([^\n]*)", re.I | re.S
+)
 STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
 WRAPPED = re.compile(
     r"""\*\*(.+)\*\* | \\\((.+)\\\) | \\\[(.+)\\\] | \$\$(.+)\$\$ | \$(.+)\$ | \{(.+)\}
