@@ -32,7 +32,8 @@ class Worker:
 
     def __init__(self):
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        fixed = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}  # equal results in all of them
+        environment = os.environ | fixed
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         command = [sys.executable, "-c", "from minir1 import workers; workers.serve()"]
         self.process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)

@@ -6,6 +6,7 @@ with every intermediate value in 1..`Level.value` (tries and levels: countdown_s
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations_with_replacement
 
@@ -33,7 +34,7 @@ RATES = {"arithmetic_errors": "steps", "illegal": "tries", "repeats": "tries"}
 
 UNSEEN, TEST, VALIDATION = 0.12, 0.28, 0.15  # shares: of all multisets; of the remaining problems
 MAX_CHARS, MAX_DEPTH = 200, 20  # limits on an expression
-PRIORITY = {"+": 1, "-": 1, "*": 2}
+PRIORITY = {"+": 1, "-": 1, "*": 2, "/": 2}
 TOKEN = re.compile(r"[ \t\r\n]*(?:(0|[1-9][0-9]*)|(.))", re.DOTALL)  # a number, or any other character
 
 
@@ -101,12 +102,13 @@ def verify(problem: Problem, text: str) -> Verdict:
     return Verdict("right" if right else "wrong", {"accuracy": float(right)})
 
 
-def evaluate_expression(text: str) -> tuple[int, list[int]]:
-    """(value, numbers used) of an expression of integers, `+ - *` and parentheses.
+def evaluate_expression(text: str, operators: str = "+-*") -> tuple[int | Fraction, list[int]]:
+    """(value, numbers used) of an expression of integers, `operators` and parentheses; `/` divides exactly.
 
-    Only ASCII digits without leading zeros; no sign, no implicit multiplication; white space between tokens. `*` binds
-    closer; all operators group to the left. Intermediate values are not restricted. Two stacks instead of recursion or
-    eval, so that no text can do harm. ValueError for anything else, and beyond 200 characters or 20 open parentheses.
+    Only ASCII digits without leading zeros; no sign, no implicit multiplication; white space between tokens. `*` and
+    `/` bind closer; all operators group to the left. Intermediate values are not restricted. Two stacks instead of
+    recursion or eval, so that no text can do harm. ValueError for anything else, a division by zero, and beyond 200
+    characters or 20 open parentheses.
     """
     if len(text) > MAX_CHARS:
         raise ValueError(f"expression of {len(text)} characters; allowed: {MAX_CHARS}")
@@ -124,7 +126,7 @@ def evaluate_expression(text: str) -> tuple[int, list[int]]:
         elif symbol == ")" and after_value and "(" in pending:
             _reduce(values, pending, 1)
             pending.pop()
-        elif symbol in PRIORITY and after_value:
+        elif symbol and symbol in operators and after_value:
             _reduce(values, pending, PRIORITY[symbol])
             pending.append(symbol)
             after_value = False
@@ -140,7 +142,10 @@ def _reduce(values: list[int], pending: list[str], priority: int) -> None:
     """Apply, in place, the operators after the last open parenthesis that bind at least as closely as `priority`."""
     while pending and pending[-1] != "(" and PRIORITY[pending[-1]] >= priority:
         b, a = values.pop(), values.pop()
-        values.append(apply(a, pending.pop(), b))
+        op = pending.pop()
+        if op == "/" and b == 0:
+            raise ValueError(f"{a} / 0")
+        values.append(Fraction(a) / b if op == "/" else apply(a, op, b))
 
 
 def difficulty(problem: Problem) -> str:
