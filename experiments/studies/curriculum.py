@@ -32,7 +32,7 @@ DEFAULT = Config(
 
 def page(results: tables.Results) -> str:
     """The block of docs/algorithms.md."""
-    return tables.page(results, METHODS, "uniform", DEFAULT, "studies.curriculum", also="mixed_groups")
+    return tables.page(results, METHODS, "uniform", DEFAULT, "studies.curriculum", also="length")
 
 
 def main(config: Config) -> None:

@@ -16,10 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from experiments import reward_model
+from experiments.benchmarks import verifiers
 from experiments.count import human
 from experiments.studies import (
     algorithms,
     balance,
+    curriculum,
     estimators,
     group_size,
     kl,
@@ -258,6 +260,8 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "algorithms_sweep": ("algorithms.json", algorithms.page_sweep),
     "kl": ("kl.json", kl.page),
     "reduction": ("reduction.json", reduction.page),
+    "curriculum": ("curriculum.json", curriculum.page),
+    "verifiers": ("verifiers.json", verifiers.page),
     "group_size": ("group_size.json", group_size.page),
     "overoptimization": ("overoptimization.json", overoptimization.page),
     "routes": ("routes.json", routed),
