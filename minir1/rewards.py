@@ -5,15 +5,22 @@ matched exactly: other cases, inner blanks and lookalikes are plain text. A chat
 leading `<think>`, so it may be absent; `</think>` may not.
 """
 
+import re
+
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+BLANK = re.compile(  # white space, controls, and what Unicode says to display as nothing (Default_Ignorable_Code_Point)
+    r"[\s\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    r"\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]*"
+)
 
 
 def format_reward(text: str, allow_empty_think: bool = False) -> float:
     """1.0 iff the whole text is `<think>…</think> <answer>…</answer>`, else 0.0.
 
     Each tag occurs exactly once and in this order (the leading `<think>` may be absent), the answer is not blank, and
-    only white space is between or outside the two blocks. Blank thinking is malformed, since skipping the thinking
-    would be the cheapest way to this reward; `allow_empty_think=True` is for the control that must not think.
+    only white space is between or outside the two blocks. Blank thinking, invisible characters included, is malformed,
+    since skipping the thinking would be the cheapest way to this reward; `allow_empty_think=True` is for the control
+    that must not think.
     """
     body = text.strip().removeprefix("<think>")
     if [body.count(tag) for tag in TAGS] != [0, 1, 1, 1]:
@@ -23,7 +30,7 @@ def format_reward(text: str, allow_empty_think: bool = False) -> float:
     if not (rest.startswith("<answer>") and rest.endswith("</answer>")):
         return 0.0
     content = rest.removeprefix("<answer>").removesuffix("</answer>")
-    return float(bool(content.strip()) and (allow_empty_think or bool(thought.strip())))
+    return float(not BLANK.fullmatch(content) and (allow_empty_think or not BLANK.fullmatch(thought)))
 
 
 def answer(text: str) -> str | None:
@@ -42,7 +49,7 @@ def answer(text: str) -> str | None:
     still_open = before.count("<think>") > before.count("</think>")
     if still_open or before.rfind("</think>") <= before.rfind("<think>"):
         return None
-    return content.strip() or None
+    return None if BLANK.fullmatch(content) else content.strip()
 
 
 def overlong(length: int, budget: int, buffer: int) -> float:

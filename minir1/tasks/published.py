@@ -32,7 +32,11 @@ def records(path: str | Path, columns: tuple[str, ...] = ()) -> Iterator[tuple[s
     except (OSError, EOFError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     found = {".jsonl": _lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kind]
-    for where, record in found(content, columns):
+    try:
+        listed = list(found(content, columns))
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from error
+    for where, record in listed:
         if not isinstance(record, dict):
             raise ValueError(f"{path}{where}: need an object, got {str(record)[:60]!r}")
         yield f"{path}{where}", record

@@ -1,0 +1,215 @@
+r"""The number that a text answers with, as an exact fraction: for the tasks whose answers are numbers.
+
+What is not understood is no number: words that change a number (`dozen`, `negative`, `not`), operators beside it, a
+second number and other notations give None, never the digits alone.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from minir1.tasks import Problem, Verdict, answers
+
+MAX_CHARS = 60  # of a number and its unit
+SENTENCE = 500  # characters before the last number among which its sentence begins
+
+DIGITS = (
+    r"(?P<whole> [0-9]{1,3}(?:,[0-9]{3})+(?![0-9]) | [0-9]+ | (?=\.[0-9]) )"  # 1,200, 1200, or nothing as in .5
+    r"(?: (?P<decimal>\.[0-9]+) | (?P<top>\ [0-9]+)?/(?P<bottom>[0-9]+) )?"  # 1.5, 3/2, or 1 1/2
+)
+MONEY = r"(?:[$€£]\ ?)?"
+LONE = re.compile(
+    rf"{MONEY} (?P<sign>[-+]?)\ ?{MONEY} {DIGITS} (?: \ ?% | \ ?(?P<unit>[A-Za-z]+(?:\ [A-Za-z]+){{0,2}}) )?",
+    re.VERBOSE,
+)
+INSIDE = re.compile(rf"(?P<sign>[-+]?) {DIGITS} (?:\ ?%)?", re.VERBOSE)  # a sentence, without currency signs
+
+CARDINALS = (
+    r"zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|"
+    r"(?:twen|thir|for|fif|six|seven|eigh|nine)ty(?:-\w+)?"
+)
+SCALES = (
+    r"dozens?|hundreds?|thousands?|[mbtr]+illions?|grand|lakhs?|crores?|score|gross|half|halves|thirds|quarters?|"
+    r"(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths|(?:third|\w+th) of"
+)
+CHANGING = (  # words that change a number, offer another one, or deny it
+    r"or|nor|not|no|never|neither|either|but|instead|rather|except|excluding|unless|wrong|incorrect|false|maybe|"
+    r"perhaps|possibly|negative|minus|plus|less|squared|cubed?|root|sqrt|power|factorial|point|double|twice|thrice|"
+    r"triple|mod|modulo|base|reciprocal|inverse|opposite|log|ln|sin|cos|tan|exp|pi|inf|infinity"
+)
+ABOUT = (  # words that change the number that follows them
+    r"about|around|approximately|approx\.?|roughly|nearly|almost|over|under|above|below|beyond|than|up to|square of"
+)
+NO_UNIT = re.compile(
+    rf"{CARDINALS}|{SCALES}|{CHANGING}|{ABOUT}|[a-z](?<![gls])|bn|mn|mil|and|to|is|one|itself|st|nd|rd|ths?",
+    re.IGNORECASE,
+)
+DENIED = re.compile(
+    rf"\b(?:{CARDINALS}|{SCALES}|{CHANGING})\b|n['’]t\b|\b(?:{ABOUT}) [-+]?\.?[0-9]|[0-9] (?:and )?one\b", re.IGNORECASE
+)
+COUNTED = re.compile(  # the number of something else: `in three years`
+    rf"\b(?:in|for|the|after|over|per|all|those|these|next|last|first|other) (?:{CARDINALS})(?= [a-z])", re.IGNORECASE
+)
+FOREIGN = re.compile(  # other notations: 1:00, 1.2.3, x2, 2^5, 5!, 18th, 1e3, 2x, (2, …, other digits, LaTeX
+    r"""[0-9]\ ?:\ ?[0-9] | [0-9]\.\. | \.[0-9]+\.\ ?[0-9] | [A-Za-z_^][0-9] | [0-9]\ ?[_^!] | [0-9](?:st|nd|rd|th) |
+        [0-9]\ ?(?!(?:[aAIgLls])\b)[A-Za-z](?![A-Za-z]) | [(\[]\ ?[-+]?[0-9.]+\ ?, | ,\ ?[-+]?[0-9.]+\ ?[)\]] |
+        (?![0-9])\d | [\\√π∞∈∪∩∑∏∫±²³¹⁰-⁹₀-₉¼-¾⅐-ↈ]""",
+    re.VERBOSE,
+)
+OPERATORS = frozenset("+-*/×÷·^<>≤≥≈≠~!#&|@_{}")
+ALGEBRA = re.compile(r"(?<![A-Za-z])[A-Za-z] ?[-+*/^]|[-+*/^] ?[A-Za-z](?![A-Za-z])|[0-9] ?(?![aAIgLls]\b)[A-Za-z]\b")
+BETWEEN = re.compile(r"[\s,;/&|()-]*(?:and|to)?[\s(]*")  # two numbers of a list or range
+
+PLAIN = [  # LaTeX, Markdown and typography -> plain text, in this order
+    (r"^\s*#+\s", ""),
+    (r"\u2212", "-"),
+    (r"\\!", ""),
+    (r"\{,\}", ","),
+    (r"(?<=[0-9])(?:\\[,;: ]|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))", ","),  # 8\,000
+    (r"(?<=[0-9])\s*(?=\\[dtc]?frac)", " "),
+    (r"\\[dtc]?frac\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))", r"\1\2/\3\4 "),
+    (r"\\(?:text|mbox|math|operatorname)(?:bf|it|rm|sf|tt|normal)?\s*\{([^{}]*)\}", r" \1 "),
+    (r"\\boxed\s*\{([^{}]*)\}", r"\1"),
+    (r"(?<![\w*])(\*\*?)(?=\S)([^*\n]+)\1(?![\w*])", r"\2"),  # bold, italic
+    (r"(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree\b)\s*(?:[CF]\b)?", " degrees "),
+    (
+        r"(?:(?<![A-Za-z])(?:[ckm]m|ft|in|yd|mi|units?|inch(?:es)?|feet|meters?)|(?<= )m)[ }]*(?:\^\s*\{?[23]\}?|[²³])",
+        " units ",
+    ),  # cm^2
+    (r"\\([%$])", r"\1"),
+    (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
+    (r"\\div(?![A-Za-z])", "/"),
+    (r"\\(?:left|right)(?![A-Za-z])", ""),
+    (r"\\[,;: ()\[\]]|\\q?quad(?![A-Za-z])|[~\s]", " "),
+    (r" +", " "),
+]
+SENTENCES = [  # besides, in a sentence
+    (r"[$€£]", ""),
+    (r"(?<=[0-9)]) ?(?:x|X|plus|minus|times|divided by|multiplied by) ?(?=[(0-9.])", "*"),
+    (r" ?/ ?(?=[A-Za-z]{2})", " per "),  # 72/day
+    (r"(?<=[0-9])-(?=[A-Za-z]{2})", " "),  # 8-hour
+]
+PLAIN, SENTENCES = ([(re.compile(pattern), put) for pattern, put in rules] for rules in (PLAIN, SENTENCES))
+
+
+def verify(problem: Problem, text: str) -> Verdict:
+    """Right iff the text answers with the number of the reference, compared as fractions. Scores: accuracy, 0 or 1."""
+    said = value(text)
+    right = said is not None and said == number(problem.reference)
+    return Verdict("right" if right else "wrong", {"accuracy": float(right)})
+
+
+def final(problem: Problem, text: str) -> str | None:
+    """The number that the text answers with, as a majority vote compares it: `1,200.0` is `1200`."""
+    said = value(text)
+    return None if said is None else str(said)
+
+
+def value(text: str) -> Fraction | None:
+    """The number that a whole text answers with: in its claim, or, if it claims nothing, its last number."""
+    claim = answers.claim(text, otherwise=last)
+    if claim is None:
+        return None
+    said = number(claim)
+    return in_sentence(claim) if said is None else said
+
+
+def number(text: str | None) -> Fraction | None:
+    r"""The value of a text that consists of one number, else None.
+
+    Allowed around the digits: a sign, a currency sign before or `%` after (neither changes the value), commas between
+    groups of three, a decimal part, a denominator or a fraction after a whole number, up to three words of unit, a full
+    stop at the end, `\text{}`, bold, parentheses, and `\boxed{}` or `$ $` around all. The minus of Unicode (U+2212) is
+    a minus; digits other than 0-9 are not allowed. Units are not compared, but words that change the number, such as
+    `dozen` or `and`, give None.
+    """
+    if text is None or len(text) > MAX_CHARS:
+        return None
+    text = plain(text).removesuffix(".").strip()
+    for left, right in ("$$", "()", "{}"):
+        if len(text) > 2 and text[0] == left and text[-1] == right:
+            text = text[1:-1].strip().removesuffix(".")
+    match = LONE.fullmatch(text)
+    if not match or any(map(NO_UNIT.fullmatch, (match["unit"] or "").split())):
+        return None
+    return _fraction(match)
+
+
+def in_sentence(text: str) -> Fraction | None:
+    """The only number that a sentence states, such as `x = 72` or `20 + 52 = 72 clips`, else None.
+
+    Operands state nothing: `1000 + 200` is no number, and `10 + 20 = 30` is 30. The same number may occur again.
+    """
+    match = _stated(text, alone=True) if len(text) <= answers.MAX_CHARS else None
+    return match and _fraction(match)
+
+
+def last(text: str) -> str | None:
+    """The last number of a text, or the result of the equation in its sentence, as written.
+
+    None if that sentence does not state it or offers another number beside it.
+    """
+    end = max(text.rfind(digit) for digit in "0123456789")
+    begin = max(0, end - SENTENCE)
+    begin = max((match.end() for match in answers.END.finditer(text, begin, end)), default=begin)
+    sentence = answers.END.split(text[begin : end + 1] + text[end + 1 : end + SENTENCE], maxsplit=1)[0]
+    match = _stated(sentence, alone=False)
+    return match and match[0]
+
+
+def _stated(text: str, alone: bool) -> re.Match | None:
+    """The number after the last `=`, or else the last one. alone: of a claim, in which nothing else may be stated."""
+    text = COUNTED.sub("", _rewritten(plain(text), SENTENCES))
+    found = list(INSIDE.finditer(text))
+    equals = text.rfind("=")
+    at = next((i for i, match in enumerate(found) if match.start() > equals >= 0), len(found) - 1)
+    if not found or _operand(found[at], text) or _fraction(found[at]) is None:
+        return None
+    before, after = found[at - 1].end() if at else 0, found[at + 1].start() if at + 1 < len(found) else len(text)
+    gaps = [text[before : found[at].start()]] * (at > 0) + [text[found[at].end() : after]] * (at + 1 < len(found))
+    others = found[:at] if equals >= 0 else found
+    if any(map(BETWEEN.fullmatch, gaps)) or (
+        alone and any(_fraction(other) != _fraction(found[at]) for other in others if not _operand(other, text))
+    ):
+        return None
+    near = text if alone else text[before:after]
+    foreign = FOREIGN.search(text if alone else text[found[at - 1].start() if at else 0 : after])
+    return None if foreign or DENIED.search(near) or _relation(text, found[at]) else found[at]
+
+
+def plain(text: str) -> str:
+    """A text without LaTeX, Markdown and typography, as far as numbers need it, and with single blanks."""
+    return _rewritten(text, PLAIN).strip()
+
+
+def _rewritten(text: str, rules: list[tuple[re.Pattern, str]]) -> str:
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _fraction(match: re.Match) -> Fraction | None:
+    """The value of digits; None for a denominator of 0, an improper fraction after a whole number, and long ones."""
+    whole, top, bottom = match["whole"].replace(",", ""), match["top"], match["bottom"]
+    if len(match[0]) > MAX_CHARS or (bottom and not int(bottom)) or (top and int(top) >= int(bottom)):
+        return None
+    if top:
+        size = int(whole) + Fraction(int(top), int(bottom))
+    else:
+        size = Fraction(int(whole), int(bottom)) if bottom else Fraction(whole + (match["decimal"] or ""))
+    return -size if match["sign"] == "-" else size
+
+
+def _operand(match: re.Match, text: str) -> bool:
+    """Whether an operator stands beside a number; its own sign is one if a number or a parenthesis is before it."""
+    before, after = text[: match.start()].rstrip()[-1:], text[match.end() :].lstrip()[:1]
+    return (
+        before in OPERATORS or after in OPERATORS or bool(match["sign"] and (before.isdigit() or before in (")", "%")))
+    )
+
+
+def _relation(text: str, match: re.Match) -> bool:
+    """Whether the last `=` states a relation, as in `3x - y + 13 = 0` or `x + 13 = 20`, and no value: `m + n = 33`."""
+    left = re.split(r"[,;:] |=", text.rpartition("=")[0])[-1]
+    return bool(ALGEBRA.search(left)) and (any(map(str.isdigit, left)) or _fraction(match) == 0)
