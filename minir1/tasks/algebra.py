@@ -126,6 +126,15 @@ def proportional(a: Formula, b: Formula, positive: bool = False) -> bool | None:
     return zero(_sum(_product(left, d), {key: -v for key, v in _product(right, c).items()}))
 
 
+def close(a: Formula, b: Formula) -> bool:
+    """Whether two constants differ by at most 1 %."""
+    try:
+        values = [_quotient(x, 0) for x in (a, b)]
+    except (ArithmeticError, ValueError):
+        return False
+    return constant(a) and constant(b) and abs(values[0] - values[1]) <= 0.01 * abs(values[0])
+
+
 def zero(terms: dict) -> bool | None:
     """Whether a sum is 0; None if it has unsimplified functions and is 0 up to rounding."""
     if not terms:
@@ -196,6 +205,8 @@ def _root(terms: dict, exponent: Fraction) -> Formula:
     """A sum to a power that is not whole."""
     content = Fraction(math.gcd(*(v.numerator for v in terms.values())), math.lcm(*(v.denominator for v in terms.values())))
     rest = {key: value / content for key, value in terms.items()}
+    if exponent == Fraction(1, 2) and (nested := _nested_root(terms)):
+        return nested
     if len(rest) > 1 or any(x == "i" for x, _ in next(iter(rest))):
         return multiply(_root_of_number(content, exponent), atom(("^", frozenset(rest.items())), exponent))
     (key, sign), = rest.items()
@@ -204,6 +215,21 @@ def _root(terms: dict, exponent: Fraction) -> Formula:
         return multiply(_root_of_number(content, exponent), atom(("^", frozenset(rest.items())), exponent))
     monomial, coefficient = _monomial(ONE, frozenset((x, e * exponent) for x, e in key))
     return multiply(_root_of_number(sign * content, exponent), Formula({monomial: coefficient}, {ONE: Fraction(1)}))
+
+
+def _nested_root(terms: dict) -> Formula | None:
+    """√(a + √r) = √((a + d)/2) ± √((a - d)/2) with d² = a² - r, if a and d are rational: √(3 + 2√2) = 1 + √2."""
+    if len(terms) != 2 or ONE not in terms or terms[ONE] <= 0:
+        return None
+    a, (key, b) = terms[ONE], next(item for item in terms.items() if item[0] != ONE)
+    if not all(isinstance(x, int) and e == Fraction(1, 2) for x, e in key):
+        return None
+    square = a * a - b * b * math.prod(x for x, _ in key)
+    d = _root_of_number(square, Fraction(1, 2)) if square >= 0 else None
+    if d is None or (d := rational(d)) is None:
+        return None
+    roots = [_root_of_number((a + sign * d) / 2, Fraction(1, 2)) for sign in (1, -1)]
+    return add(roots[0], roots[1] if b > 0 else negative(roots[1]))
 
 
 def _root_of_number(value: Fraction, exponent: Fraction) -> Formula:

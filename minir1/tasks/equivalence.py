@@ -24,17 +24,32 @@ from minir1.tasks import algebra, latex
 from minir1.tasks.algebra import Formula, Unreadable
 
 MAX_ITEMS = 60  # of a list
+KNOWN = {  # tokens that math-verify reads or rejects; it drops others without a word
+    *"+-*/^_()[]{}|!,=<>≤≥≠'°", r"\frac", r"\sqrt", r"\pi", r"\infty", r"\binom", r"\pm", r"\mp", r"\{", r"\}", r"\cup", r"\cap", r"\in",
+    r"\setminus", r"\matrix", r"\endmatrix", r"\\", "&", r"\abs", r"\lfloor", r"\rfloor", r"\lceil", r"\rceil", r"\emptyset",
+    *(f"\\{name}" for name in (*latex.FUNCTIONS, *latex.SYMBOLS)),
+}
 RELATIONS = ("=", "<", ">", "≤", "≥", "≠", r"\approx", r"\in", r"\equiv", r"\to", r"\Rightarrow", r"\sim", r"\subset", r"\notin")
-CHOICE = re.compile(r"\(?\s*([A-Ja-j])\s*(?:[).:](?=\s|$).*)?", re.DOTALL)
+CHOICE = re.compile(
+    r"(?:\(\s*(?P<bracketed>[A-Ja-j])\s*\)|(?P<bare>[A-J])(?:[).:]|$))(?P<option>[.:]?(?:\s.*)?)", re.DOTALL
+)
+NO_OPTION = re.compile(  # not what may stand beside the letter: relations, sums, other letters
+    r"[=<>&+*/!%:]|\([A-J]\)|\b[A-J]\b|\\(?:ne|to|approx|equiv|Rightarrow|cup|cap|p?mod|bmod|div|times|cdot|ldots|dots)\b|\\\\|-\s*$"
+)
 THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?")
-BASED = re.compile(r"[0-9A-Fa-f]+")
+BASED = re.compile(r"(\()?([0-9][0-9A-Fa-f]*)(?(1)\))_(?:\{([0-9]+)\}|([0-9]+))")
 PLURALS = (
     "centimeter:cm centimeters centimetre centimetres|meter:m meters metre metres|millimeter:mm millimeters|kilometer:km kilometers|"
     "inch:in inches|foot:ft feet|yard:yd yards yds|mile:mi miles|gram:g grams|kilogram:kg kilograms|pound:lb lbs pounds|ounce:oz ounces|"
     "second:s sec secs seconds|minute:min mins minutes|hour:hr hrs h hours|day:days|week:weeks|month:months|year:years yr yrs|liter:l liters litre litres|"
     "milliliter:ml milliliters|gallon:gallons gal|dollar:dollars usd|cent:cents|percent:percents|degree:degrees|radian:radians rad|unit:units|am:|pm:|"
     "celsius:c|fahrenheit:f"
+)
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+OTHERWISE = re.compile(  # words after a number that are no unit but change or deny it
+    r"\b(?:not|no|never|or|and|nor|but|to|wrong|incorrect|false|maybe|perhaps|more|less|fewer|than|plus|minus|times|over|"
+    r"squared|cubed|half|third|tenths?|hundredths?|base|mod|if|when|for|where|except|negative|at|approx\w*|about|is)\b", re.IGNORECASE
 )
 UNITS = {form: unit for group in PLURALS.split("|") for unit, _, forms in [group.partition(":")] for form in [unit, *forms.split()]}
 
@@ -54,6 +69,8 @@ def equal(reference: str, answer: str) -> bool | None:
     """
     if plain(reference) == plain(answer) and plain(reference):
         return True
+    if (letter := choice(reference)) and (chosen := choice(answer)):
+        return letter == chosen
     if max(len(reference), len(answer)) > latex.MAX_CHARS:
         return False
     try:
@@ -66,10 +83,22 @@ def equal(reference: str, answer: str) -> bool | None:
     return True if True in results else None if None in results else False
 
 
+def known(text: str) -> bool:
+    """Whether an answer has only tokens of mathematics that math-verify can be trusted with."""
+    try:
+        items = latex.tokens(text)
+    except Unreadable:
+        return False
+    return all(token in KNOWN or token[0] in "0123456789." or token.isalpha() for token in items)
+
+
 def readings(text: str) -> list[Answer]:
     """Each way to read an answer: `1,200` is a number or a list. Empty if there is none."""
     found = []
-    texts = [text] if re.search(r"[(\[]|\\\{", text) else [THOUSANDS.sub(lambda m: m[0].replace(",", ""), text), text]
+    texts = [text]
+    if not re.search(r"[(\[]|\\\{", text):
+        together = THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+        texts = [together] if re.search(r",0[0-9]", text) else [together, text]
     for version in dict.fromkeys(texts):
         try:
             found.append(read(latex.tokens(version)))
@@ -78,9 +107,17 @@ def readings(text: str) -> list[Answer]:
     return found
 
 
+def choice(text: str) -> str | None:
+    r"""The letter of (C), C, C) or \text{(C) 12}; None if the text is something else. A bare letter may be a symbol, too."""
+    match = CHOICE.fullmatch(re.sub(r"\\(?:text|mbox|mathrm|textbf|mathbf|textit)\s*\{|[{}$*]|\\(?=[ ,;:])", "", text).strip())
+    if not match or text.count("{") != text.count("}") or NO_OPTION.search(OTHERWISE.sub("=", match["option"] or "")):
+        return None
+    return (match["bracketed"] or match["bare"]).upper()
+
+
 def plain(text: str) -> str:
-    """The text without white space and a full stop at the end."""
-    return "".join(text.split()).rstrip(".")
+    """The text without a full stop at the end and without white space, but for one blank between digits or letters."""
+    return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", " ".join(text.split())).rstrip(".")
 
 
 def read(items: list[str]) -> Answer:
@@ -91,6 +128,11 @@ def read(items: list[str]) -> Answer:
         if len(parts) > MAX_ITEMS:
             raise Unreadable("too many items")
         return _list(parts) if len(parts) > 1 else read(*parts or [[]])
+    if len(items) > 2 and items[1] == '"in' and items[2] in latex.OPEN:
+        return read(items[2:])
+    if items and items[0] == "{" and latex.closing(items, 0) == len(items) - 1:
+        inner = items[1:-1]
+        return read([r"\{", *inner, r"\}"] if latex.split(inner, (",", ";"))[1] else inner)
     parts, found = latex.split(items, (r"\cup",))
     if found:
         return Answer("union", tuple(map(read, parts)))
@@ -101,6 +143,8 @@ def read(items: list[str]) -> Answer:
         return _words(" ".join(token[1:] for token in items))
     if (structure := _bracketed(items)) is not None:
         return structure
+    if r"\matrix" in items:
+        return _scaled(items)
     parts, found = latex.split(items, (":",))
     if found:
         values = tuple(map(_value, parts))
@@ -118,6 +162,8 @@ def compare(a: Answer, b: Answer) -> bool | None:
         a, b = _right_side(a), _right_side(b)
         return False if a is None or b is None else compare(a, b)
     a, b = (_one(x) for x in (a, b))
+    if a.kind == "value" and b.kind == "list" and all(compare(a, item) is True for item in b.parts):  # 1/2 or 0.5
+        return True
     if a.kind == "list" and a.kind != b.kind == "union" or a.kind == "union" != b.kind == "list":
         a, b = _as_interval(a), _as_interval(b)
     if "inequality" in (a.kind, b.kind) and a.kind != b.kind:
@@ -206,6 +252,21 @@ def _bracketed(items: list[str]) -> Answer | None:
     return Answer("tuple", tuple(map(read, parts)), opening + end)
 
 
+def _scaled(items: list[str]) -> Answer:
+    """A matrix in brackets, or with a factor before it."""
+    start = items.index(r"\matrix")
+    factor, rest = items[:start], items[start:]
+    if factor in (["("], ["["]) and rest[-1] in (")", "]"):
+        return read(rest[:-1])
+    matrix = _bracketed(rest)
+    factor = [token for i, token in enumerate(factor) if token != "*" or i < len(factor) - 1]
+    scale = latex.formula(factor + ["1"] * (factor == ["-"]))
+    if matrix is None or any(cell.kind != "value" for row in matrix.parts for cell in row.parts):
+        raise Unreadable("not a matrix with a factor")
+    scaled = [[Answer("value", (algebra.multiply(scale, cell.parts[0]),)) for cell in row.parts] for row in matrix.parts]
+    return Answer("matrix", tuple(Answer("row", tuple(row)) for row in scaled))
+
+
 def _flat(a: Answer) -> tuple:
     return a.parts if a.kind == "list" else (a,)
 
@@ -215,9 +276,17 @@ def _relation(parts: list[list[str]], found: list[str]) -> Answer:
         return Answer("equation", (_side(parts[0]), *map(read, parts[1:])))
     if found == [r"\in"]:
         return read(parts[1])
-    if found == [r"\approx"]:
-        raise Unreadable("about")
-    sides = [algebra.Formula(*_value(part).parts[0]) for part in parts]
+    if r"\approx" in found:
+        at = found.index(r"\approx")
+        exact = [token for part, relation in zip(parts, [*found[:at], ""]) for token in (*part, relation) if token]
+        pair = [_right_side(read(part)) for part in (exact, parts[at + 1])]
+        if any(x is None or x.kind != "value" for x in pair) or not algebra.close(*(x.parts[0] for x in pair)):
+            raise Unreadable("an approximation of something else")
+        return read(exact)
+    values = [_value(part) for part in parts]
+    if any(value.kind != "value" for value in values):
+        raise Unreadable("a relation of words")
+    sides = [value.parts[0] for value in values]
     less, more = {"<", "≤"}, {">", "≥"}
     if len(found) == 2 and (set(found) <= less or set(found) <= more) and _symbol(sides[1]):
         low, high, left, right = sides[0], sides[2], found[0], found[1]
@@ -242,7 +311,8 @@ def _side(items: list[str]) -> Answer:
         value = read(items)
     except Unreadable:
         return Answer("label", (), name)
-    return Answer("label", (), name) if value.kind == "words" else value
+    named = value.kind == "words" or value.kind == "tuple" and all(x.kind == "value" and _symbol(*x.parts) for x in value.parts)
+    return Answer("label", (), name) if named else value
 
 
 def _symbol(a: Formula) -> bool:
@@ -283,7 +353,7 @@ def _right_side(a: Answer) -> Answer | None:
         return None
     if last.kind == "value" and len(constants) == 1 and _symbol(last.parts[0]):
         return constants[0]
-    if first.kind == "label" or first in constants:
+    if first.kind == "label" or first in constants and last in constants:
         return last
     if first.kind != "value" or last.kind != "value" or not last.parts[0].top:
         return None
@@ -293,8 +363,10 @@ def _right_side(a: Answer) -> Answer | None:
 
 def _same_equation(a: Answer, b: Answer) -> bool | None:
     first, second = ((x.parts[0], x.parts[-1]) for x in (a, b))
-    if first[0].kind == second[0].kind == "label" and first[0].detail == second[0].detail:
-        return compare(first[1], second[1])
+    if first[0].kind == second[0].kind == "label":
+        names = first[0].detail, second[0].detail
+        if names[0] == names[1] or ("(" in names[0]) != ("(" in names[1]):  # y = 2x and f(x) = 2x
+            return compare(first[1], second[1])
     sums = []
     for left, right in (first, second):
         if left.kind == "label":
@@ -322,18 +394,25 @@ def _value(items: list[str], sign: int = 1) -> Answer:
     while items and items[0] == "$" or items[:2] == ["-", "$"]:
         items.remove("$")
         unit.append("dollar")
+    if "°" in items and not any(token[1:] in latex.FUNCTIONS for token in items):  # not sin 60°
+        items = [token for token in items if token != "°"]
+        unit.append("degree")
     while items:
-        if items[-1] in ("%", "°") or items[-1].startswith('"'):
-            unit.append({"%": "percent", "°": "degree"}.get(items[-1], items[-1].strip('"')))
+        if items[-1] == "%" or items[-1].startswith('"'):
+            unit.append("percent" if items[-1] == "%" else items[-1].strip('"'))
             items.pop()
         elif (power := _power_of_unit(items)) > 0:
             unit.append(f"{items[-power - 1].strip(chr(34))} ^{''.join(items[-power:]).strip('^{}')}")
             del items[-power - 1 :]
         else:
             break
-    if not items:
-        return _words(" ".join(unit))
-    return Answer("value", (latex.formula(items, sign),), _unit(" ".join(reversed(unit))))
+    unit = " ".join(reversed(unit))
+    if not items or OTHERWISE.search(unit):
+        return _words(" ".join(items) + unit)
+    value = latex.formula(items, sign)
+    if scale := SCALES.get(unit.split()[0].lower()) if unit else None:
+        value, unit = algebra.multiply(value, algebra.number(scale)), unit.partition(" ")[2]
+    return Answer("value", (value,), _unit(unit))
 
 
 def _power_of_unit(items: list[str]) -> int:
@@ -349,7 +428,7 @@ def _unit(text: str) -> tuple | None:
     if not text:
         return None
     units, exponent = [], 1
-    for word in re.findall(r"[a-z]+|\^[0-9]", text.lower().replace("mph", "miles per hour")):
+    for word in re.findall(r"[a-z]+|\^[0-9]", text.lower().replace(".", "").replace("mph", "miles per hour")):
         if word[0] == "^" and units:
             units[-1] = (units[-1][0], int(word[1:]))
         elif word in ("square", "sq", "cubic", "cu"):
@@ -364,12 +443,8 @@ def _unit(text: str) -> tuple | None:
 
 def _based(items: list[str]) -> Answer | None:
     """A number with its base as a subscript, such as 4210_{5}."""
-    name = "".join(items)
-    digits, mark, base = name.partition("_")
-    base = base.strip("{}")
-    if mark and BASED.fullmatch(digits) and digits[0].isdigit() and base.isdigit() and name.count("_") == 1:
-        return Answer("based", (), (digits.lstrip("0").upper() or "0", int(base)))
-    return None
+    match = BASED.fullmatch("".join(items))
+    return match and Answer("based", (), (match[2].lstrip("0").upper() or "0", int(match[3] or match[4])))
 
 
 def _same_value(a: Answer, b: Answer) -> bool | None:

@@ -41,7 +41,7 @@ WORDS = re.compile(
     r"\\(?:text|mbox|hbox|textbf|textit|textrm|textsf|texttt|textnormal|emph|mathrm|mathbf|mathit|mathsf|operatorname|"
     r"boldsymbol|bm|underline|unit|textsc)\*?\s*\{([^{}]*)\}"
 )
-WRAPPER = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}|\*\*(.*)\*\*|\\\((.*)\\\)|\\\[(.*)\\\]|\$\$(.*)\$\$|\$([^$]*[^$\\])\$", re.DOTALL)
+WRAPPER = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}|\*\*(.*)\*\*|\\\((.*)\\\)|\\\[(.*)\\\]|\$\$(.*)\$\$|\$((?:[^$\\]|\\.)+)\$", re.DOTALL)
 MIXED = re.compile(r"(?<![0-9.)}\]/^_A-Za-z])([0-9]+)\s+(?:and\s+)?([0-9]+)\s*/\s*([0-9]+)(?![0-9.^])")
 MATRIX = re.compile(r"\\begin\s*\{[pbB]?(?:small)?matrix\*?\}|\\begin\s*\{array\}\s*\{[^{}]*\}")
 END = re.compile(r"\\end\s*\{(?:[pbB]?(?:small)?matrix\*?|array)\}")
@@ -75,7 +75,7 @@ def tokens(text: str) -> list[str]:
     """The tokens of an answer. Unreadable if it is empty or has more than MAX_CHARS characters."""
     if len(text) > MAX_CHARS:
         raise Unreadable("too long")
-    text = text.translate(UNICODE).strip()
+    text = re.sub(r"√\s*([0-9]+(?:\.[0-9]+)?|[A-Za-z])", r"\\sqrt{\1}", text).translate(UNICODE).strip()
     for _ in range(4):
         text = text.strip().rstrip(".,;:").strip() if not text.endswith("\\,") else text[:-2]
         wrapped = WRAPPER.fullmatch(text)
@@ -83,11 +83,14 @@ def tokens(text: str) -> list[str]:
         if not wrapped or not _balanced(inner):
             break
         text = inner
+    text = re.sub(r"\\\\\s*\[[^\]]*\]", r"\\\\ ", text)  # the height of a row
+    text = re.sub(r"\\(?:mathbb|mathbf|Bbb)\s*\{?\s*R\s*\}?", r"(-\\infty,\\infty)", text)
     text = GROUPS.sub("", text)
     text = DROPPED.sub("", SPACING.sub(" ", DEGREE.sub("°", text)))
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     if len(re.findall(r"(?<!\\)\$", text)) % 2 == 0:
         text = re.sub(r"(?<!\\)\$", " ", text)
+    text = re.sub(r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup ", text)
     text = REPEATING.sub(_repeating, ORDINAL.sub("", text))
     text = MATRIX.sub(r"\\matrix ", END.sub(r"\\endmatrix ", text))
     for _ in range(3):
@@ -246,11 +249,14 @@ class _Reader:
         value = self.base(depth)
         if self.items[start].isdigit() and self.next() == r"\frac" and (part := self._proper()) is not None:
             return add(value, part)  # a mixed number
-        while self.next() in ("!", "^"):
-            if self.take() == "!":
+        while self.next() in ("!", "^", "°"):
+            if self.next() == "^":
+                self.take()
+                value = power(value, self.exponent(depth))
+            elif self.take() == "!":
                 value = _factorial(value)
-                continue
-            value = power(value, self.exponent(depth))
+            else:
+                value = divide(multiply(value, atom("π")), number(180))
         return value
 
     def _proper(self):
