@@ -3,8 +3,8 @@
 A formula is a quotient of two sums. A sum is a dict {monomial: coefficient}, coefficients are Fractions, and a monomial
 is a frozenset of (atom, exponent). An atom is
 
-    a prime p    with an exponent in (0, 1): √12 is 2 · 3^(1/2). Distinct products of such roots are linearly independent
-                 over the rationals (Besicovitch 1940), so a sum of them is zero only if every coefficient is
+    a prime p    with an exponent in (0, 1): √12 is 2 · 3^(1/2). Distinct products of such roots are linearly
+                 independent over the rationals (Besicovitch 1940), so a sum of them is zero only if each coefficient is
     "i"          with exponent 1
     another str  a symbol, or the constants "π" and "e"
     a tuple      a function or power that is not simplified, such as ("sin", argument)
@@ -17,7 +17,8 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-MAX_TERMS = 300  # of a sum
+MAX_TERMS = 200  # of a sum
+MAX_PRODUCTS = 4_000  # of two sums
 MAX_BITS = 100_000  # of a coefficient
 MAX_POWER = 60  # of a sum of several terms
 TRIAL = 2_000  # largest divisor that is tried: what is left below its square is prime
@@ -66,7 +67,7 @@ def divide(a: Formula, b: Formula) -> Formula:
     if not b.top:
         raise Unreadable("division by zero")
     if len(b.top) == 1:  # so that the bottom stays 1 where it can
-        (key, value), = b.top.items()
+        ((key, value),) = b.top.items()
         inverse = _product({frozenset((x, -e) for x, e in key): 1 / value}, {ONE: Fraction(1)})
         return multiply(a, Formula(_product(inverse, b.bottom), {ONE: Fraction(1)}))
     return multiply(a, Formula(b.bottom, b.top))
@@ -158,7 +159,7 @@ def _sum(a: dict, b: dict) -> dict:
 
 
 def _product(a: dict, b: dict) -> dict:
-    if len(a) * len(b) > MAX_TERMS**2 // 4:
+    if len(a) * len(b) > MAX_PRODUCTS:
         raise Unreadable("too many terms")
     total = {}
     for key, value in a.items():
@@ -203,15 +204,20 @@ def _whole_power(a: Formula, exponent: int) -> Formula:
 
 def _root(terms: dict, exponent: Fraction) -> Formula:
     """A sum to a power that is not whole."""
-    content = Fraction(math.gcd(*(v.numerator for v in terms.values())), math.lcm(*(v.denominator for v in terms.values())))
+    content = Fraction(
+        math.gcd(*(v.numerator for v in terms.values())), math.lcm(*(v.denominator for v in terms.values()))
+    )
     rest = {key: value / content for key, value in terms.items()}
     if exponent == Fraction(1, 2) and (nested := _nested_root(terms)):
         return nested
     if len(rest) > 1 or any(x == "i" for x, _ in next(iter(rest))):
         return multiply(_root_of_number(content, exponent), atom(("^", frozenset(rest.items())), exponent))
-    (key, sign), = rest.items()
-    if any(isinstance(x, str) and not (e * exponent.numerator) % 2 and not exponent.denominator % 2 for x, e in key
-           if x not in ("π", "e")):  # √(x²) is |x|
+    ((key, sign),) = rest.items()
+    if any(
+        isinstance(x, str) and not (e * exponent.numerator) % 2 and not exponent.denominator % 2
+        for x, e in key
+        if x not in ("π", "e")
+    ):  # √(x²) is |x|
         return multiply(_root_of_number(content, exponent), atom(("^", frozenset(rest.items())), exponent))
     monomial, coefficient = _monomial(ONE, frozenset((x, e * exponent) for x, e in key))
     return multiply(_root_of_number(sign * content, exponent), Formula({monomial: coefficient}, {ONE: Fraction(1)}))
@@ -268,7 +274,11 @@ def _power_of_a_sum(a: Formula, b: Formula) -> Formula:
         return atom(("^^", frozen(a), frozen(b)))
     result = number(1)
     for key, value in b.top.items():
-        factor = power(a, number(value)) if key == ONE else atom(("^^", frozen(a), frozen(Formula({key: Fraction(1)}, b.bottom))), value)
+        factor = (
+            power(a, number(value))
+            if key == ONE
+            else atom(("^^", frozen(a), frozen(Formula({key: Fraction(1)}, b.bottom))), value)
+        )
         result = multiply(result, factor)
     return result
 
@@ -286,8 +296,17 @@ def _opaque(terms: dict) -> bool:
 
 
 FUNCTIONS = {
-    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "log": cmath.log, "abs": abs, "exp": cmath.exp,
-    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "sinh": cmath.sinh, "cosh": cmath.cosh,
+    "sin": cmath.sin,
+    "cos": cmath.cos,
+    "tan": cmath.tan,
+    "log": cmath.log,
+    "abs": abs,
+    "exp": cmath.exp,
+    "arcsin": cmath.asin,
+    "arccos": cmath.acos,
+    "arctan": cmath.atan,
+    "sinh": cmath.sinh,
+    "cosh": cmath.cosh,
     "tanh": cmath.tanh,
 }
 

@@ -1,11 +1,12 @@
 r"""MATH: competition problems with a formula as the answer (Hendrycks et al. 2021, arXiv:2103.03874), and MATH-500.
 
-The files are read as published. MATH has one file a problem, `train/algebra/1.json`, with `problem`, `level` ("Level 5"),
-`type` and `solution`, whose last `\boxed{}` is the reference; MATH-500 has lines with `answer`, `subject` and `level`
-besides.
+The files are read as published. MATH has one file a problem, `train/algebra/1.json`, with `problem`, `type`, `solution`
+and `level` ("Level 5"), and the last `\boxed{}` of the solution is the reference; MATH-500 has lines with `answer`,
+`subject` and `level` besides.
 
-Answers are compared by mathematics, not as strings: exactly (minir1/tasks/equivalence.py) and, where that does not decide,
-by math-verify in a worker process with a time limit. math-verify is the extra `math`; without it such a pair is unjudged.
+Answers are compared by mathematics, not as strings: exactly (minir1/tasks/equivalence.py) and, where that does not
+decide, by math-verify in a worker process with a time limit. That is the extra `math`; without it such a pair is
+unjudged.
 """
 
 import functools
@@ -15,21 +16,24 @@ import warnings
 from pathlib import Path
 
 from minir1 import workers
-from minir1.tasks import Problem, Verdict, answers, equivalence, published, share
+from minir1.tasks import Problem, Verdict, answers, equivalence, numbers, published, readings, share
 
 SPLITS = ("train", "validation", "test")
 VARIANTS = answers.VARIANTS
 DATA = "the folder with train/ and test/ as published, or a file such as MATH-500's test.jsonl"
 VALIDATION = 0.07  # share of the published training problems, by a stable hash of the question
 LIMIT = 10.0  # seconds for math-verify, with its import in a new worker
+FORMULA = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+REASON = re.compile(r",?\s(?:which|because|since)\b")  # after an answer in a sentence
+TAIL = 600  # characters at the end of a text that names no answer, where one is searched
 DIGITS = 60  # to which two numbers must agree
 
 
 def problems(split: str, data: str | Path, variant: str = "plain") -> list[Problem]:
     """The problems of one split, in the order of the files; `validation` is a share left out of the published train.
 
-    A file that is not named for a split is `test` if its name lacks "train". ValueError for a file that is missing, lacks
-    the split, or has another layout.
+    A single file is `test` unless "train" is in its name. ValueError for a file that is missing, lacks the split, or
+    has another layout.
     """
     path, of_test = Path(data), split == "test"
     if path.is_file() and ("train" in path.name) == of_test:
@@ -53,8 +57,14 @@ def _problem(record: dict, where: str) -> Problem:
     level = str(record.get("level", "")).removeprefix("Level ").strip()
     subject = str(record.get("subject") or record.get("type") or "")
     identity = next((record[key] for key in ("unique_id", "id") if record.get(key) is not None), where)
-    return Problem(question, reference.strip(), level=level or "default", subject=subject, solution=solution,
-                   extra={"id": identity})
+    return Problem(
+        question,
+        reference.strip(),
+        level=level or "default",
+        subject=subject,
+        solution=solution,
+        extra={"id": identity},
+    )
 
 
 def difficulty(problem: Problem) -> str:
@@ -65,8 +75,7 @@ def difficulty(problem: Problem) -> str:
 def verify(problem: Problem, text: str) -> Verdict:
     """Right iff the text's final answer is mathematically the reference.
 
-    Unjudged if math-verify, or its absence, leaves the pair undecided. Scores: accuracy, 0 or 1, and undecided, 1 where
-    the pair was not decided.
+    Unjudged if math-verify fails, takes too long or is not installed where it would decide. Scores: accuracy, 0 or 1.
     """
     answer = _answer(text)
     equal = False if answer is None else same_answers(problem.reference, answer)
@@ -107,8 +116,11 @@ def same_answers(reference: str, answer: str) -> bool | None:
 def _math_verify() -> bool:
     if importlib.util.find_spec("math_verify"):
         return True
-    warnings.warn("without math-verify (pip install 'minir1[math]'), answers that need algebra beyond fractions, roots "
-                  "and polynomials are unjudged", stacklevel=4)
+    warnings.warn(
+        "without math-verify (pip install 'minir1[math]'), answers that need algebra beyond fractions, roots "
+        "and polynomials are unjudged",
+        stacklevel=4,
+    )
     return False
 
 
@@ -117,19 +129,23 @@ def _answer(text: str) -> str | None:
     claim = answers.claim(text, otherwise=_last_formula)
     if claim is None:
         return None
+    claim = REASON.split(claim)[0]
+    words = FORMULA.sub("", claim)
     formulas = FORMULA.findall(claim)
-    if len(formulas) == 1 and not any(map(str.isdigit, FORMULA.sub("", claim))):
+    if len(formulas) == 1 and not any(map(str.isdigit, words)) and not readings.OTHERWISE.search(words):
         return next(filter(None, formulas[0]))
     return claim
 
 
-FORMULA = re.compile(r"(?<!\\)\$([^$]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-
-
 def _last_formula(said: str) -> str | None:
-    """The last formula between dollars or the like, near the end of a text that names no answer."""
-    formulas = FORMULA.findall(said[-500:])
-    return next(filter(None, formulas[-1])) if formulas else None
+    """The only formula of the last sentence that has one, near the end of a text that names no answer, or a number."""
+    tail = said[-TAIL:]
+    last = max(FORMULA.finditer(tail), key=lambda match: match.end(), default=None)
+    if last is None:
+        return numbers.last(said)
+    begin = max((match.end() for match in answers.END.finditer(tail, 0, last.start())), default=0)
+    end = answers.END.search(tail, last.end())
+    return tail[begin : end.start() if end else len(tail)].strip()
 
 
 DEGREES = re.compile(r"([0-9.]+)\s*(?:°|\^\s*\{?\s*\\circ\s*\}?)")
@@ -143,7 +159,9 @@ def by_math_verify(reference: str, answer: str) -> bool | None:
     def parse(text):
         if any(function in text for function in (r"\sin", r"\cos", r"\tan")):
             text = DEGREES.sub(r"{(\1\\pi/180)}", text)
-        found = math_verify.parse("$" + text.replace("$", " ") + "$", [math_verify.LatexExtractionConfig()], parsing_timeout=None)
+        found = math_verify.parse(
+            "$" + text.replace("$", " ") + "$", [math_verify.LatexExtractionConfig()], parsing_timeout=None
+        )
         return [x for x in found if not isinstance(x, str)]
 
     expected, given = parse(reference), parse(answer)
