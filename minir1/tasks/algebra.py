@@ -23,6 +23,7 @@ MAX_BITS = 100_000  # of a coefficient
 MAX_POWER = 60  # of a sum of several terms
 TRIAL = 2_000  # largest divisor that is tried: what is left below its square is prime
 ONE = frozenset()
+CONSTANTS = {"i": 1j, "π": cmath.pi, "e": cmath.e}
 POINTS = ((0.7324081, 1.3), (1.9134207, 0.8), (0.2718091, 2.9))  # where formulas with tuples are evaluated
 
 
@@ -85,6 +86,18 @@ def power(a: Formula, b: Formula) -> Formula:
     return multiply(_root(a.top, exponent), _root(a.bottom, -exponent))
 
 
+def logarithm(a: Formula) -> Formula:
+    """ln a, of a positive fraction as the sum over its primes."""
+    value = rational(a)
+    if value is None or value <= 0:
+        return atom(("log", frozen(a)))
+    total = number(0)
+    for part, sign in ((value.numerator, 1), (value.denominator, -1)):
+        for prime, count in _factors(part).items():
+            total = add(total, multiply(number(sign * count), atom(("log", frozen(number(prime))))))
+    return total
+
+
 def rational(a: Formula) -> Fraction | None:
     """The value if it is a rational number."""
     if a.top.keys() <= {ONE} and a.bottom.keys() <= {ONE}:
@@ -94,7 +107,7 @@ def rational(a: Formula) -> Fraction | None:
 
 def constant(a: Formula) -> bool:
     """Whether no symbol occurs."""
-    return not any(isinstance(x, str) and x not in ("i", "π", "e") for x in _atoms(a))
+    return not any(_symbols(key) for terms in a for key in terms)
 
 
 def frozen(a: Formula) -> tuple:
@@ -119,6 +132,8 @@ def proportional(a: Formula, b: Formula, positive: bool = False) -> bool | None:
     try:
         ratios = [_evaluate(c, point)[0] / _evaluate(d, point)[0] for point in range(2)]
     except (ArithmeticError, ValueError):
+        return None
+    if not all(map(cmath.isfinite, ratios)):
         return None
     if abs(ratios[0] - ratios[1]) > 1e-8 * abs(ratios[0]):
         return False
@@ -146,7 +161,8 @@ def zero(terms: dict) -> bool | None:
         values = [_evaluate(terms, point) for point in range(len(POINTS))]
     except (ArithmeticError, ValueError):
         return None
-    return None if all(abs(value) <= 1e-8 * scale for value, scale in values) else False
+    finite = all(map(cmath.isfinite, (x for pair in values for x in pair)))
+    return False if finite and any(abs(value) > 1e-8 * scale for value, scale in values) else None
 
 
 def _sum(a: dict, b: dict) -> dict:
@@ -210,17 +226,16 @@ def _root(terms: dict, exponent: Fraction) -> Formula:
     rest = {key: value / content for key, value in terms.items()}
     if exponent == Fraction(1, 2) and (nested := _nested_root(terms)):
         return nested
-    if len(rest) > 1 or any(x == "i" for x, _ in next(iter(rest))):
-        return multiply(_root_of_number(content, exponent), atom(("^", frozenset(rest.items())), exponent))
-    ((key, sign),) = rest.items()
-    if any(
-        isinstance(x, str) and not (e * exponent.numerator) % 2 and not exponent.denominator % 2
-        for x, e in key
-        if x not in ("π", "e")
-    ):  # √(x²) is |x|
+    ((key, sign), *others) = rest.items()
+    even = not exponent.denominator % 2 and any(not e * exponent.numerator % 2 for x, e in key if not _positive(x))
+    if others or even or any(x == "i" for x, _ in key):  # even: √(x²) is |x|
         return multiply(_root_of_number(content, exponent), atom(("^", frozenset(rest.items())), exponent))
     monomial, coefficient = _monomial(ONE, frozenset((x, e * exponent) for x, e in key))
     return multiply(_root_of_number(sign * content, exponent), Formula({monomial: coefficient}, {ONE: Fraction(1)}))
+
+
+def _positive(x) -> bool:
+    return isinstance(x, int) or x in ("π", "e")
 
 
 def _nested_root(terms: dict) -> Formula | None:
@@ -274,21 +289,14 @@ def _power_of_a_sum(a: Formula, b: Formula) -> Formula:
         return atom(("^^", frozen(a), frozen(b)))
     result = number(1)
     for key, value in b.top.items():
-        factor = (
-            power(a, number(value))
-            if key == ONE
-            else atom(("^^", frozen(a), frozen(Formula({key: Fraction(1)}, b.bottom))), value)
-        )
+        exponent = Formula({key: Fraction(1)}, b.bottom)
+        factor = power(a, number(value)) if key == ONE else atom(("^^", frozen(a), frozen(exponent)), value)
         result = multiply(result, factor)
     return result
 
 
-def _atoms(a: Formula) -> set:
-    return {x for terms in a for key in terms for x, _ in key}
-
-
 def _symbols(key: frozenset) -> frozenset:
-    return frozenset(pair for pair in key if isinstance(pair[0], str) and pair[0] not in ("i", "π", "e"))
+    return frozenset(pair for pair in key if isinstance(pair[0], str) and pair[0] not in CONSTANTS)
 
 
 def _opaque(terms: dict) -> bool:
@@ -328,7 +336,7 @@ def _value(x, exponent: Fraction, point: int) -> complex:
     elif isinstance(x, str):
         seed, stretch = POINTS[point]
         share = seed * sum(ord(letter) * 7**n for n, letter in enumerate(x[:9])) % 1
-        base = complex({"i": 1j, "π": cmath.pi, "e": cmath.e}.get(x, 0.3 + stretch * share))
+        base = complex(CONSTANTS.get(x, 0.3 + stretch * share))
     elif x[0] == "^":
         base = _evaluate(x[1], point)[0]
         if abs(base.imag) <= 1e-12 * abs(base) and base.real < 0 and exponent.denominator % 2:  # the real root

@@ -56,6 +56,9 @@ CHOICE = re.compile(
 NO_OPTION = re.compile(  # not what may stand beside the letter: relations, sums, other letters
     r"[=<>&+*/!%:]|\([A-J]\)|\b[A-J]\b|\\(?:ne|to|approx|equiv|Rightarrow|cup|cap|p?mod|bmod|div|times|cdot|ldots|dots)\b|\\\\|-\s*$"
 )
+COMMANDS = re.compile(r"\\(?:text|mbox|textbf|mathrm|textit)(?![A-Za-z])|[{}$]|\\(?=[ ,;:!])")
+SENTENCE = re.compile(r"[^\\^_=<>+*/-]*[a-z]{4}[^\\^_=<>+*/-]*")  # with a word, as in June 20
+INFINITY = algebra.atom("∞")
 THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 
 
@@ -68,6 +71,8 @@ def equal(reference: str, answer: str) -> bool | None:
         return True
     if (letter := choice(reference)) and (chosen := choice(answer)):
         return letter == chosen
+    if (sentence := SENTENCE.fullmatch(_bare(reference))) and sentence[0] == _bare(answer):
+        return True
     if max(len(reference), len(answer)) > latex.MAX_CHARS:
         return False
     try:
@@ -117,6 +122,11 @@ def choice(text: str) -> str | None:
     return (match["bracketed"] or match["bare"]).upper()
 
 
+def _bare(text: str) -> str:
+    """Words without the commands around them."""
+    return " ".join(COMMANDS.sub(" ", text).lower().split()).rstrip(".")
+
+
 def plain(text: str) -> str:
     """The text without a full stop at the end and without white space, but for one blank between digits or letters."""
     return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", " ".join(text.split())).rstrip(".")
@@ -136,6 +146,8 @@ def compare(a: Answer, b: Answer) -> bool | None:
         a, b = _as_interval(a), _as_interval(b)
     if "inequality" in (a.kind, b.kind) and a.kind != b.kind:
         a, b = _as_interval(a), _as_interval(b)
+        if "inequality" in (a.kind, b.kind):
+            return None
     kinds = {a.kind, b.kind}
     if kinds == {"value"}:
         return _same_value(a, b)
@@ -192,21 +204,21 @@ def _as_interval(a: Answer) -> Answer:
     """x < 2 as (-∞, 2), and a list of such as a union; anything else as it is."""
     if a.kind == "list" and all(item.kind in ("inequality", "tuple") for item in a.parts):
         return Answer("union", tuple(map(_as_interval, a.parts)))
-    if a.kind != "inequality" or a.detail == "≠":
+    if a.kind != "inequality" or not (is_symbol(a.parts[1]) or is_symbol(a.parts[2])):
         return a
     _, left, right = a.parts
-    infinity = algebra.atom("∞")
-    value, upper = (right, True) if is_symbol(left) else (left, False)
-    if not is_symbol(left) and not is_symbol(right):
-        return a
-    if algebra.frozen(algebra.add(left, algebra.negative(right))) != algebra.frozen(a.parts[0]):  # left > right
+    ends = [Answer("value", (end,)) for end in (algebra.negative(INFINITY), right, INFINITY)]
+    upper = True
+    if not is_symbol(left):
+        ends[1], upper = Answer("value", (left,)), False
+    below, above = Answer("tuple", (ends[0], ends[1]), "()"), Answer("tuple", (ends[1], ends[2]), "()")
+    if a.detail == "≠":
+        return Answer("union", (below, above))
+    if algebra.add(left, algebra.negative(right)) != a.parts[0]:  # left > right
         upper = not upper
-    closed = a.detail == "≤"
-    if upper:
-        ends, brackets = (algebra.negative(infinity), value), "(]" if closed else "()"
-    else:
-        ends, brackets = (value, infinity), "[)" if closed else "()"
-    return Answer("tuple", tuple(Answer("value", (end,)) for end in ends), brackets)
+    if a.detail == "≤":
+        return below._replace(detail="(]") if upper else above._replace(detail="[)")
+    return below if upper else above
 
 
 def _same_equation(a: Answer, b: Answer) -> bool | None:

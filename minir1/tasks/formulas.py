@@ -3,7 +3,19 @@
 import math
 from fractions import Fraction
 
-from minir1.tasks.algebra import Unreadable, add, atom, divide, frozen, multiply, negative, number, power, rational
+from minir1.tasks.algebra import (
+    Unreadable,
+    add,
+    atom,
+    divide,
+    frozen,
+    logarithm,
+    multiply,
+    negative,
+    number,
+    power,
+    rational,
+)
 from minir1.tasks.latex import CLOSE, FUNCTIONS, OPEN, SYMBOLS, closing
 
 MAX_DEPTH = 40  # of brackets and fractions in one another
@@ -246,9 +258,9 @@ class _Reader:
 
 def _function(name: str, argument, base=None):
     if name in ("log", "ln", "lg"):
-        value = atom(("log", frozen(argument)))
+        value = logarithm(argument)
         base = base or (number(10) if name == "lg" else None)
-        return value if base is None else divide(value, atom(("log", frozen(base))))
+        return value if base is None else divide(value, logarithm(base))
     if base is not None:
         raise Unreadable("a subscript of a function")
     if name == "exp":

@@ -84,6 +84,7 @@ def _repeating(match: re.Match) -> str:
 RULES = [
     (r"√\s*([0-9]+(?:\.[0-9]+)?|[A-Za-z])", r"\\sqrt{\1}"),
     (r"[\x00-\x08\x0e-\x1f]", ""),
+    (r"^(?:[Aa]n?|[Tt]he) (?=[A-Za-z]{3})", ""),
 ]
 LATER_RULES = [  # in this order
     (r"\\\\\s*\[[^\]]*\]", r"\\\\ "),  # the height of a row
@@ -95,6 +96,7 @@ LATER_RULES = [  # in this order
     (r"\\(?:q?quad|enspace|thinspace|(?:display|text|script)style|(?:no)?limits|bf|rm|it|[lL]arge)(?![A-Za-z])", " "),
     (r"\\[hv]?(?:phantom|space)\*?\{[^{}]*\}|(?<!\\)\\[()\[\]]", " "),
     (r"\\!", ""),
+    (r"\b([AaPp])\. ?[Mm]\b\.?", r"\1m"),
     (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
     (  # 5th
         r"(?<=[0-9])\s*\^?\s*\{?\s*(?:\\(?:text|mathrm|textsuperscript)\s*\{\s*)?(?:st|nd|rd|th)(?![A-Za-z])\s*\}{0,2}",
@@ -193,7 +195,9 @@ def _words(match: re.Match) -> str:
         return f"\\{inner} "
     if re.fullmatch(r"(?i),?\s*(?:and|or)\s*,?", inner):
         return " , "
-    words = re.search(r"[A-Za-z]", inner) and inner not in ("i", "e") and not re.fullmatch(r"\(?[A-Z]\)", inner)
+    unit = match.string[: match.start()].rstrip(" ~\\")[-1:].isdigit()
+    letters = inner in ("i", "e") or (not unit and re.fullmatch(r"\(?[A-Z]\)?(?:,? ?(?:and )?\(?[A-Z]\)?)*", inner))
+    words = re.search(r"[A-Za-z]", inner) and not letters
     if not words or re.search(r"[\\^+=<>]|[0-9].*[A-Za-z]", inner):
         return f" {inner} "
     return f"\x01{inner}\x02"

@@ -167,7 +167,9 @@ def by_math_verify(reference: str, answer: str) -> bool | None:
     expected, given = parse(reference), parse(answer)
     if not expected or not given:
         return False if expected else None
-    if not math_verify.verify(expected, given, numeric_precision=DIGITS, timeout_seconds=None):
+    if not math_verify.verify(
+        expected, given, numeric_precision=DIGITS, allow_set_relation_comp=True, timeout_seconds=None
+    ):
         return False
     a, b = expected[0], given[0]
     if not all(isinstance(value, sympy.Expr) and value.is_number for value in (a, b)):

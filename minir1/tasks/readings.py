@@ -102,6 +102,9 @@ def _bracketed(items: list[str]) -> Answer | None:
         return Answer("matrix", tuple(Answer("row", row) for row in cells))
     parts, found = latex.split(inner, (",", ";"))
     if opening == r"\{":
+        condition, builder = latex.split(inner, ("|", ":"))
+        if len(builder) == 1 and condition[0] and (condition[0][0].isalpha()) and condition[0][1:2] in ([], [r"\in"]):
+            return read(condition[1])  # {x : x > 3}
         return Answer("set", _list(parts).parts if found else (_flat(read(inner)) if inner else ()))
     if not found and opening == "(" and end == ")":
         return read(inner) if inner else None
