@@ -24,6 +24,8 @@ MAX_POWER = 60  # of a sum of several terms
 TRIAL = 2_000  # largest divisor that is tried: what is left below its square is prime
 ONE = frozenset()
 CONSTANTS = {"i": 1j, "π": cmath.pi, "e": cmath.e}
+FUNCTIONS = {"log": cmath.log, "abs": abs, "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan}
+FUNCTIONS |= {name: getattr(cmath, name) for name in ("sin", "cos", "sinh", "cosh", "tanh")} | {"^": None, "^^": None}
 POINTS = ((0.7324081, 1.3), (1.9134207, 0.8), (0.2718091, 2.9))  # where formulas with tuples are evaluated
 
 
@@ -107,7 +109,7 @@ def rational(a: Formula) -> Fraction | None:
 
 def constant(a: Formula) -> bool:
     """Whether no symbol occurs."""
-    return not any(_symbols(key) for terms in a for key in terms)
+    return not _has_symbol(frozen(a))
 
 
 def frozen(a: Formula) -> tuple:
@@ -295,28 +297,18 @@ def _power_of_a_sum(a: Formula, b: Formula) -> Formula:
     return result
 
 
+def _has_symbol(x) -> bool:
+    if isinstance(x, str):
+        return x not in CONSTANTS and x not in FUNCTIONS
+    return isinstance(x, (tuple, frozenset)) and any(map(_has_symbol, x))
+
+
 def _symbols(key: frozenset) -> frozenset:
     return frozenset(pair for pair in key if isinstance(pair[0], str) and pair[0] not in CONSTANTS)
 
 
 def _opaque(terms: dict) -> bool:
     return any(isinstance(x, tuple) for key in terms for x, _ in key)
-
-
-FUNCTIONS = {
-    "sin": cmath.sin,
-    "cos": cmath.cos,
-    "tan": cmath.tan,
-    "log": cmath.log,
-    "abs": abs,
-    "exp": cmath.exp,
-    "arcsin": cmath.asin,
-    "arccos": cmath.acos,
-    "arctan": cmath.atan,
-    "sinh": cmath.sinh,
-    "cosh": cmath.cosh,
-    "tanh": cmath.tanh,
-}
 
 
 def _evaluate(terms, point: int) -> tuple[complex, float]:
