@@ -178,7 +178,7 @@ def other_layout(tmp_path_factory):
 
 
 LINES = {
-    "r1_zero --task nope": "unknown task 'nope'; allowed: countdown, gsm8k, a path",
+    "r1_zero --task nope": "unknown task 'nope'; allowed: aime, ",
     "r1_zero --task nope.py": "task 'nope.py': there is no such file",
     "r1_zero --task gsm8k": "task gsm8k needs data: the folder with train.jsonl and test.jsonl",
     "r1_zero --task gsm8k --data {data}": 'train.jsonl, line 1: need {"question": "…", "answer": "… #### number"}, got',

@@ -53,6 +53,9 @@ TABLE = [
     ("well <think>a</think><answer>8</answer>", 0, "8"),
     ("<think>a</think> so <answer>8</answer>", 0, "8"),
     ("<think>a</think><answer>8</answer> done", 0, "8"),
+    # several lines of thinking, other line ends and tabs
+    ("<think>a\nb\n\n\tc\n</think>\n<answer>\n8\n9\n</answer>", 1, "8\n9"),
+    ("<think>a\r\nb\u2028c</think>\r\n<answer>8</answer>\r\n", 1, "8"),
     # nothing in it
     ("<think>a</think><answer></answer>", 0, None),
     ("<think>a</think><answer> \n\u00a0</answer>", 0, None),
@@ -71,6 +74,30 @@ def test_an_empty_think_is_well_formed_on_request_only():
     for text in ("<think></think><answer>8</answer>", "</think> <answer>8</answer>"):
         assert format_reward(text) == 0.0 and format_reward(text, allow_empty_think=True) == 1.0
     assert format_reward("<answer>8</answer>", allow_empty_think=True) == 0.0
+
+
+INVISIBLE = ["\u200b", "\ufeff", "\u2060", "\u00ad", "\u200d\u200c", "\u3164",
+             "\u115f\u1160", "\u2800", "\u180e", "\x00\x1b", "\ufe0f",
+             "\u202e\u202c", "\U000e0041", "\u034f", "\u00a0\u2003", " \u200b\n\u200b "]  # fmt: skip
+
+
+@pytest.mark.parametrize("blank", INVISIBLE, ids=ascii)
+def test_invisible_characters_are_blank(blank):
+    for text in (f"<think>{blank}</think><answer>8</answer>", f"<think>a</think><answer>{blank}</answer>"):
+        assert format_reward(text) == 0.0
+    assert format_reward(f"<think>{blank}</think><answer>8</answer>", allow_empty_think=True) == 1.0
+    assert answer(f"<think>a</think><answer>{blank}</answer>") is None
+    assert format_reward(f"<think>{blank}a</think><answer>8{blank}</answer>") == 1.0
+    assert answer(f"<think>{blank}</think><answer>8</answer>") == "8"
+    long = blank * (1_000_000 // len(blank))
+    start = time.perf_counter()
+    assert format_reward(f"<think>{long}</think><answer>8</answer>") == 0.0
+    assert time.perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize("visible", [".", "é", "é", "中", "مرحبا", "👍", "∞", "\ufffd", "_", "0"])
+def test_other_characters_are_not(visible):
+    assert format_reward(f"<think>{visible}</think><answer>{visible}</answer>") == 1.0
 
 
 @given(st.lists(st.sampled_from([*TAGS, "a", " ", "\n", "8"]), max_size=9).map("".join))

@@ -87,8 +87,8 @@ WRONG = {  # of each type of a field: kind -> words
     Path: {"empty": [""], "absent": ["absent", "absent/☃", "a\nb", "n" * 300], "file": ["{file}", "{file}/inside"],
            "folder": ["{folder}"], "damaged": ["{damaged}"]},
 }  # fmt: skip
-TASKS = ("gsm8k", "gsm8k --data=absent", "gsm8k --data={file}", "gsm8k --data={folder}", "nosuch.py", "{file}",
-         "countdown+gsm8k", "countdown+countdown")  # fmt: skip
+TASKS = ("gsm8k", "gsm8k --data=absent", "gsm8k --data={file}", "gsm8k --data={folder}", "aime --data={file}",
+         "nosuch.py", "{file}", "countdown+gsm8k", "countdown+countdown")  # fmt: skip
 MEANT = ("steps", "warmup", "seed", "prompts", "problems", "eval_problems", "eval_every", "microbatch", "max_length",
          "max_completion_length", "checkpoint_every", "lora_rank", "reference_reset")  # may be large  # fmt: skip
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from minir1 import rewards
 from minir1.tasks import Problem
 
-VARIANTS = ("plain", "boxed")  # boxed: the prompt asks for reasoning and an answer in \\boxed{}
+VARIANTS = ("plain", "boxed")  # boxed: the prompt asks for reasoning and an answer in \boxed{}
 BOXED_INSTRUCTION = "Reason step by step, and write the final answer in \\boxed{} at the end."
 
 MAX_CHARS = 2000  # of a claim: a longer one is no answer
@@ -63,8 +63,17 @@ def claim(text: str, otherwise: Callable[[str], str | None] | None = None) -> st
         return _short(after.partition("\n")[0])
     stated = _last("answer", STATED, said.replace("Answer", "answer").replace("ANSWER", "answer"))
     if stated:
-        return _short(_sentence(said[stated.end() : stated.end() + MAX_CHARS + 1]))
+        return _short(_stated(said[stated.end() : stated.end() + MAX_CHARS + 1]))
     return otherwise(said) if otherwise else None
+
+
+def _stated(text: str) -> str:
+    """What is stated at the beginning of a text: a displayed formula, a number, or a sentence."""
+    if formula := DISPLAYED.match(text):
+        return formula[1] or formula[2] or ""
+    said = sentence(text)
+    spaced = SPACED.fullmatch(said)
+    return spaced[1] if spaced else said
 
 
 def _last(word: str, pattern: re.Pattern, text: str) -> re.Match | None:
@@ -109,14 +118,13 @@ def boxed(text: str) -> str | None:
     return content or None
 
 
-def _sentence(text: str) -> str:
-    """The first sentence, line or displayed formula of what follows `the answer is`."""
-    if formula := DISPLAYED.match(text):
-        return formula[1] or formula[2] or ""
-    text = re.sub(r"(?<![\w*])\*\*([^*\n]+)\*\*(?![\w*])", r"\1", text)  # bold
-    sentence = END.split(text, maxsplit=1)[0].strip(" \t*_")
-    spaced = SPACED.fullmatch(sentence)
-    return spaced[1] if spaced else sentence
+def sentence(text: str) -> str:
+    """The first sentence or line of a text, without its end and bold type; "" for a question."""
+    text = re.sub(r"(?<![\w*])\*\*([^*\n]+)\*\*(?![\w*])", r"\1", text)
+    end = END.search(text)
+    if end is None:
+        return text.strip(" \t*_")
+    return "" if end[0] == "?" else text[: end.start()].strip(" \t*_")
 
 
 def _short(text: str) -> str | None:

@@ -5,6 +5,7 @@ The files are read as published, one JSON object per line: `{"question": …, "a
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from minir1.tasks import Problem, answers, numbers, published, share
@@ -21,11 +22,11 @@ verify, final = numbers.verify, numbers.final
 def problems(split: str, data: str | Path, variant: str = "plain") -> list[Problem]:
     """The problems of one split, in the order of the file; `validation` is a share left out of the published train.
 
-    One file instead of the folder is `test` if it is called test, else `train` and `validation`. ValueError for a file
+    One file instead of the folder is `test` if its name says so, else `train` and `validation`. ValueError for a file
     that is missing, lacks the split, or has another layout.
     """
     path, published_split = Path(data), "test" if split == "test" else "train"
-    if path.is_file() and (path.name.partition(".")[0] == "test") != (split == "test"):
+    if path.is_file() and ("test" in re.split("[-_.]", path.name)) != (split == "test"):
         raise ValueError(f"{path} does not hold the split {split!r}: give {DATA}")
     try:
         files = published.split_files(path, published_split)

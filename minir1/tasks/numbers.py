@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
 from minir1.tasks import Problem, Verdict, answers
 
@@ -26,40 +27,53 @@ LONE = re.compile(
 INSIDE = re.compile(rf"(?P<sign>[-+]?) {DIGITS} (?:\ ?%)?", re.VERBOSE)  # a sentence, without currency signs
 
 CARDINALS = (
-    r"zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|"
+    r"zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|"
     r"(?:twen|thir|for|fif|six|seven|eigh|nine)ty(?:-\w+)?"
 )
 SCALES = (
-    r"dozens?|hundreds?|thousands?|[mbtr]+illions?|grand|lakhs?|crores?|score|gross|half|halves|thirds|quarters?|"
-    r"(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths|(?:third|\w+th) of"
+    r"dozens?|hundreds?|thousands?|[mbtr]+illions?|lakhs?|crores?|half|halves|thirds|(?:third|quarters?) of|"
+    r"(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)th(?:s| of)"
 )
 CHANGING = (  # words that change a number, offer another one, or deny it
     r"or|nor|not|no|never|neither|either|but|instead|rather|except|excluding|unless|wrong|incorrect|false|maybe|"
-    r"perhaps|possibly|negative|minus|plus|less|squared|cubed?|root|sqrt|power|factorial|point|double|twice|thrice|"
-    r"triple|mod|modulo|base|reciprocal|inverse|opposite|log|ln|sin|cos|tan|exp|pi|inf|infinity"
+    r"perhaps|possibly|vs|versus|negative|minus|plus|less|squared|cubed?|root|sqrt|power|factorial|double|twice|"
+    r"thrice|triple|mod|modulo|base|reciprocal|inverse|opposite|pi|inf|infinity"
 )
-ABOUT = (  # words that change the number that follows them
-    r"about|around|approximately|approx\.?|roughly|nearly|almost|over|under|above|below|beyond|than|up to|square of"
+BEFORE = (  # words that change the number after them
+    r"about|around|approximately|approx\.?|roughly|nearly|almost|over|under|above|below|beyond|than|up to|square of|"
+    r"log|ln|sin|cos|tan|exp"
 )
+AFTER = r"ones?|tens|score|gross|grand|bn|mn|mil|remainder"  # words that change the number before them
 NO_UNIT = re.compile(
-    rf"{CARDINALS}|{SCALES}|{CHANGING}|{ABOUT}|[a-z](?<![gls])|bn|mn|mil|and|to|is|one|itself|st|nd|rd|ths?",
+    rf"{CARDINALS}|{SCALES}|{CHANGING}|{BEFORE}|{AFTER}|[a-z](?<![gls])|and|to|is|itself|st|nd|rd|ths?",
     re.IGNORECASE,
 )
 DENIED = re.compile(
-    rf"\b(?:{CARDINALS}|{SCALES}|{CHANGING})\b|n['’]t\b|\b(?:{ABOUT}) [-+]?\.?[0-9]|[0-9] (?:and )?one\b", re.IGNORECASE
+    rf"\b(?:{CARDINALS}|{SCALES}|{CHANGING})\b|n['’]t\b|"
+    rf"\b(?:{BEFORE})[ (]+[-+]?\.?[0-9]|[0-9] (?:and )?(?:{AFTER})\b",
+    re.IGNORECASE,
 )
 COUNTED = re.compile(  # the number of something else: `in three years`
     rf"\b(?:in|for|the|after|over|per|all|those|these|next|last|first|other) (?:{CARDINALS})(?= [a-z])", re.IGNORECASE
 )
-FOREIGN = re.compile(  # other notations: 1:00, 1.2.3, x2, 2^5, 5!, 18th, 1e3, 2x, (2, …, other digits, LaTeX
-    r"""[0-9]\ ?:\ ?[0-9] | [0-9]\.\. | \.[0-9]+\.\ ?[0-9] | [A-Za-z_^][0-9] | [0-9]\ ?[_^!] | [0-9](?:st|nd|rd|th) |
-        [0-9]\ ?(?!(?:[aAIgLls])\b)[A-Za-z](?![A-Za-z]) | [(\[]\ ?[-+]?[0-9.]+\ ?, | ,\ ?[-+]?[0-9.]+\ ?[)\]] |
-        (?![0-9])\d | [\\√π∞∈∪∩∑∏∫±²³¹⁰-⁹₀-₉¼-¾⅐-ↈ]""",
-    re.VERBOSE,
+CONTEXT = re.compile(  # what follows says why, or for what, the number before it holds: `$10 for 50 minutes`
+    r",? (?:(?:because|since|as|given)\b|(?:for|in|after|over|during|on|at|out of)\b(?!.*=))", re.IGNORECASE
 )
-OPERATORS = frozenset("+-*/×÷·^<>≤≥≈≠~!#&|@_{}")
+FOREIGN = re.compile(  # notations that are no plain number
+    "|".join([
+        r"[0-9] ?: ?[0-9]|[0-9]\.\.|\.[0-9]+\. ?[0-9]",  # 12:00, 66.6…, 1.2.3
+        r"[0-9],[0-9](?![0-9]{2}(?![0-9]))",  # 1,5
+        r"[A-Za-z_^][0-9]|[0-9] ?[_^!]|[0-9](?:st|nd|rd|th)",  # x2, 2^5, 5!, 18th
+        r"[0-9](?!(?:[gLls]|[kcm][gm]|m[lL]|lb|oz|ft|in|yd|mi|hr|[ap]m)\b)[A-Za-z]{1,2}(?![A-Za-z])",  # 2x, but 5cm
+        r"[0-9] (?![aAIgLls]\b)[A-Za-z](?![A-Za-z])",  # 18 m, but 18 a day
+        r"[0-9] ?\(?\?",  # 18?
+        r"[(\[] ?[-+]?[0-9.]+ ?,|, ?[-+]?[0-9.]+ ?[)\]]",  # (2, …
+        r"(?![0-9])\d|[\\√π∞∈∪∩∑∏∫±‰²³¹⁰-⁹₀-₉¼-¾⅐-ↈ]",
+    ])
+)  # fmt: skip
+OPERATORS = frozenset("+-–*/×÷·^<>≤≥≈≠~!#&|@_{}")
 ALGEBRA = re.compile(r"(?<![A-Za-z])[A-Za-z] ?[-+*/^]|[-+*/^] ?[A-Za-z](?![A-Za-z])|[0-9] ?(?![aAIgLls]\b)[A-Za-z]\b")
-BETWEEN = re.compile(r"[\s,;/&|()-]*(?:and|to)?[\s(]*")  # two numbers of a list or range
+BETWEEN = re.compile(r"[\s,;/&|()–—=-]*(?:and|to)?[\s(]*")  # two numbers of a list or range
 
 PLAIN = [  # LaTeX, Markdown and typography -> plain text, in this order
     (r"^\s*#+\s", ""),
@@ -81,11 +95,11 @@ PLAIN = [  # LaTeX, Markdown and typography -> plain text, in this order
     (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
     (r"\\div(?![A-Za-z])", "/"),
     (r"\\(?:left|right)(?![A-Za-z])", ""),
-    (r"\\[,;: ()\[\]]|\\q?quad(?![A-Za-z])|[~\s]", " "),
+    (r"\\[,;: ()\[\]]|\\q?quad(?![A-Za-z])|(?<=\S)~|\s", " "),
     (r" +", " "),
 ]
 SENTENCES = [  # besides, in a sentence
-    (r"[$€£]", ""),
+    (r"(?:\bUS)?[$€£]", ""),
     (r"(?<=[0-9)]) ?(?:x|X|plus|minus|times|divided by|multiplied by) ?(?=[(0-9.])", "*"),
     (r" ?/ ?(?=[A-Za-z]{2})", " per "),  # 72/day
     (r"(?<=[0-9])-(?=[A-Za-z]{2})", " "),  # 8-hour
@@ -131,7 +145,7 @@ def number(text: str | None) -> Fraction | None:
         if len(text) > 2 and text[0] == left and text[-1] == right:
             text = text[1:-1].strip().removesuffix(".")
     match = LONE.fullmatch(text)
-    if not match or any(map(NO_UNIT.fullmatch, (match["unit"] or "").split())):
+    if not match or FOREIGN.search(text) or any(map(NO_UNIT.fullmatch, (match["unit"] or "").split())):
         return None
     return _fraction(match)
 
@@ -141,8 +155,8 @@ def in_sentence(text: str) -> Fraction | None:
 
     Operands state nothing: `1000 + 200` is no number, and `10 + 20 = 30` is 30. The same number may occur again.
     """
-    match = _stated(text, alone=True) if len(text) <= answers.MAX_CHARS else None
-    return match and _fraction(match)
+    found = _stated(text, alone=True) if len(text) <= answers.MAX_CHARS else None
+    return found and found.value
 
 
 def last(text: str) -> str | None:
@@ -152,30 +166,55 @@ def last(text: str) -> str | None:
     """
     end = max(text.rfind(digit) for digit in "0123456789")
     begin = max(0, end - SENTENCE)
-    begin = max((match.end() for match in answers.END.finditer(text, begin, end)), default=begin)
-    sentence = answers.END.split(text[begin : end + 1] + text[end + 1 : end + SENTENCE], maxsplit=1)[0]
-    match = _stated(sentence, alone=False)
-    return match and match[0]
+    begin += max((match.end() for match in answers.END.finditer(text[begin : end + 1])), default=0)
+    found = _stated(answers.sentence(text[begin : end + SENTENCE]), alone=False)
+    return found and found.text
 
 
-def _stated(text: str, alone: bool) -> re.Match | None:
+class Found(NamedTuple):
+    """A number in a sentence."""
+
+    text: str
+    start: int
+    end: int
+    value: Fraction | None
+    operand: bool  # an operator stands beside it
+
+
+def _stated(text: str, alone: bool) -> Found | None:
     """The number after the last `=`, or else the last one. alone: of a claim, in which nothing else may be stated."""
     text = COUNTED.sub("", _rewritten(plain(text), SENTENCES))
-    found = list(INSIDE.finditer(text))
-    equals = text.rfind("=")
-    at = next((i for i, match in enumerate(found) if match.start() > equals >= 0), len(found) - 1)
-    if not found or _operand(found[at], text) or _fraction(found[at]) is None:
+    found = [Found(match[0], *match.span(), _fraction(match), _operand(match, text)) for match in INSIDE.finditer(text)]
+    end = len(text)
+    if alone and found and (context := CONTEXT.search(text, found[0].end)):
+        end = context.start()
+        found = [number for number in found if number.start < end]
+    equals = text.rfind("=", 0, end)
+    results = [i for i, number in enumerate(found) if number.start > equals >= 0]
+    others = [i for i, number in enumerate(found) if not (alone and number.operand)]
+    if not results and not others:
         return None
-    before, after = found[at - 1].end() if at else 0, found[at + 1].start() if at + 1 < len(found) else len(text)
-    gaps = [text[before : found[at].start()]] * (at > 0) + [text[found[at].end() : after]] * (at + 1 < len(found))
-    others = found[:at] if equals >= 0 else found
-    if any(map(BETWEEN.fullmatch, gaps)) or (
-        alone and any(_fraction(other) != _fraction(found[at]) for other in others if not _operand(other, text))
-    ):
+    at = results[0] if results else others[-1]
+    said, rivals = found[at], set(_beside(text, found, at))
+    if alone:
+        rivals.update(range(at if results else len(found)))
+    if said.operand or said.value is None or (equals >= 0 and _relation(text[:equals], said.value)):
         return None
-    near = text if alone else text[before:after]
-    foreign = FOREIGN.search(text if alone else text[found[at - 1].start() if at else 0 : after])
-    return None if foreign or DENIED.search(near) or _relation(text, found[at]) else found[at]
+    if any(found[i].value != said.value and not found[i].operand for i in rivals):
+        return None
+    if not alone:  # words far from the number do not concern it
+        text = text[found[at - 1].end - 1 if at else 0 : found[at + 1].start + 1 if at + 1 < len(found) else end]
+    return None if FOREIGN.search(text) or DENIED.search(text) else said
+
+
+def _beside(text: str, found: list[Found], at: int) -> range:
+    """The indices of the numbers that are in one list or range with `found[at]`, itself included."""
+    low = high = at
+    while low and BETWEEN.fullmatch(text, found[low - 1].end, found[low].start):
+        low -= 1
+    while high + 1 < len(found) and BETWEEN.fullmatch(text, found[high].end, found[high + 1].start):
+        high += 1
+    return range(low, high + 1)
 
 
 def plain(text: str) -> str:
@@ -204,12 +243,11 @@ def _fraction(match: re.Match) -> Fraction | None:
 def _operand(match: re.Match, text: str) -> bool:
     """Whether an operator stands beside a number; its own sign is one if a number or a parenthesis is before it."""
     before, after = text[: match.start()].rstrip()[-1:], text[match.end() :].lstrip()[:1]
-    return (
-        before in OPERATORS or after in OPERATORS or bool(match["sign"] and (before.isdigit() or before in (")", "%")))
-    )
+    subtracted = match["sign"] and (before.isdigit() or before in (")", "%"))
+    return bool(subtracted) or before in OPERATORS or after in OPERATORS
 
 
-def _relation(text: str, match: re.Match) -> bool:
-    """Whether the last `=` states a relation, as in `3x - y + 13 = 0` or `x + 13 = 20`, and no value: `m + n = 33`."""
-    left = re.split(r"[,;:] |=", text.rpartition("=")[0])[-1]
-    return bool(ALGEBRA.search(left)) and (any(map(str.isdigit, left)) or _fraction(match) == 0)
+def _relation(left: str, value: Fraction) -> bool:
+    """Whether an equation is a relation, as `3x - y + 13 = 0` or `x + 13 = 20`, and gives no value, as `m + n = 33`."""
+    left = re.split(r"[,;:] |=", left)[-1]
+    return bool(ALGEBRA.search(left)) and (any(map(str.isdigit, left)) or value == 0)
