@@ -197,7 +197,7 @@ def _monomial(a: frozenset, b: frozenset) -> tuple[frozenset, Fraction]:
         exponents[x] = exponents.get(x, 0) + exponent
     for x, exponent in list(exponents.items()):
         if x == "i":
-            coefficient *= (-1) ** (exponent // 2)
+            coefficient *= -1 if exponent // 2 % 2 else 1
             exponents[x] = exponent % 2
         elif isinstance(x, int):
             coefficient *= Fraction(x) ** math.floor(exponent)

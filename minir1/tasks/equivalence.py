@@ -94,7 +94,7 @@ def known(text: str) -> bool:
     based = any(
         token == "_" and not (before.isalpha() or before[0] == "\\") for before, token in zip(["1", *items], items)
     )
-    return not based and all(token in KNOWN or token[0] in "0123456789." or token.isalpha() for token in items)
+    return not based and all(token in KNOWN or latex.is_number(token) or token.isalpha() for token in items)
 
 
 def readings(text: str) -> list[Answer]:

@@ -16,7 +16,7 @@ from minir1.tasks.algebra import (
     power,
     rational,
 )
-from minir1.tasks.latex import CLOSE, FUNCTIONS, OPEN, SYMBOLS, closing
+from minir1.tasks.latex import CLOSE, FUNCTIONS, OPEN, SYMBOLS, closing, is_number
 
 MAX_DEPTH = 40  # of brackets and fractions in one another
 MAX_FACTORIAL = 5_000
@@ -74,7 +74,7 @@ class _Reader:
                 other = other if factor > 0 else negative(other)
                 value = multiply(value, other) if token == "*" else divide(value, other)
             elif self._starts(token):
-                if token[0].isdigit() or token[0] == ".":
+                if is_number(token):
                     raise Unreadable("two numbers side by side")
                 value = multiply(value, self.factor(depth))
             else:
@@ -83,8 +83,8 @@ class _Reader:
     def _starts(self, token: str) -> bool:
         """Whether a factor may start here, without a sign for the product."""
         return bool(token) and (
-            token[0].isalnum()
-            or token[0] == "."
+            token.isalpha()
+            or is_number(token)
             or token in ("(", "{", "[")
             or (
                 token[0] == "\\"
@@ -130,8 +130,7 @@ class _Reader:
             return negative(self.factor(depth)) if self.take() == "-" else self.factor(depth)
         if self.next() in ("{", "("):
             return self.bracket(depth)
-        token = self.next()
-        return self.base(depth + 1) if token and not token.startswith('"') else self.take()
+        return self.base(depth + 1)
 
     def bracket(self, depth: int):
         end = closing(self.items, self.at)
@@ -156,11 +155,10 @@ class _Reader:
     def base(self, depth: int):
         if depth > MAX_DEPTH:
             raise Unreadable("too deep")
-        token = self.next()
-        if token in ("(", "{", "["):
+        if self.next() in ("(", "{", "["):
             return self.bracket(depth)
-        self.take()
-        if token[0].isdigit() or token[0] == ".":
+        token = self.take()
+        if is_number(token):
             return self.number(token)
         if token == "|":
             return self.absolute(depth)

@@ -160,6 +160,11 @@ def closing(items: list[str], start: int) -> int:
     raise Unreadable("a bracket that is not closed")
 
 
+def is_number(token: str) -> bool:
+    """Whether a token is a number, such as 12, 1.5, .5 or 1e-3."""
+    return token[0] in "0123456789" or token[0] == "." and len(token) > 1
+
+
 def _unwrapped(text: str) -> str:
     r"""The text without \boxed{}, $ $, bold and punctuation around it."""
     for _ in range(WRAPPINGS):

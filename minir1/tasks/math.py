@@ -24,6 +24,8 @@ DATA = "the folder with train/ and test/ as published, or a file such as MATH-50
 VALIDATION = 0.07  # share of the published training problems, by a stable hash of the question
 LIMIT = 10.0  # seconds for math-verify, with its import in a new worker
 FORMULA = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+DENIED = re.compile(rf"{readings.OTHERWISE.pattern}|n['’]t\b", re.IGNORECASE)
+DEGREES = re.compile(r"([0-9.]+)\s*(?:°|\^\s*\{?\s*\\circ\s*\}?)")
 REASON = re.compile(r",?\s(?:which|because|since)\b")  # after an answer in a sentence
 TAIL = 600  # characters at the end of a text that names no answer, where one is searched
 DIGITS = 60  # to which two numbers must agree
@@ -57,14 +59,8 @@ def _problem(record: dict, where: str) -> Problem:
     level = str(record.get("level", "")).removeprefix("Level ").strip()
     subject = str(record.get("subject") or record.get("type") or "")
     identity = next((record[key] for key in ("unique_id", "id") if record.get(key) is not None), where)
-    return Problem(
-        question,
-        reference.strip(),
-        level=level or "default",
-        subject=subject,
-        solution=solution,
-        extra={"id": identity},
-    )
+    known = {"level": level or "default", "subject": subject, "solution": solution, "extra": {"id": identity}}
+    return Problem(question, reference.strip(), **known)
 
 
 def difficulty(problem: Problem) -> str:
@@ -132,7 +128,7 @@ def _answer(text: str) -> str | None:
     claim = REASON.split(claim)[0]
     words = FORMULA.sub("", claim)
     formulas = FORMULA.findall(claim)
-    if len(formulas) == 1 and not any(map(str.isdigit, words)) and not readings.OTHERWISE.search(words):
+    if len(formulas) == 1 and not any(map(str.isdigit, words)) and not DENIED.search(words):
         return next(filter(None, formulas[0]))
     return claim
 
@@ -148,9 +144,6 @@ def _last_formula(said: str) -> str | None:
     return tail[begin : end.start() if end else len(tail)].strip()
 
 
-DEGREES = re.compile(r"([0-9.]+)\s*(?:°|\^\s*\{?\s*\\circ\s*\}?)")
-
-
 def by_math_verify(reference: str, answer: str) -> bool | None:
     """What math-verify says of two answers, with guards; runs in a worker. None if it cannot read the reference."""
     import math_verify
@@ -159,17 +152,15 @@ def by_math_verify(reference: str, answer: str) -> bool | None:
     def parse(text):
         if any(function in text for function in (r"\sin", r"\cos", r"\tan")):
             text = DEGREES.sub(r"{(\1\\pi/180)}", text)
-        found = math_verify.parse(
-            "$" + text.replace("$", " ") + "$", [math_verify.LatexExtractionConfig()], parsing_timeout=None
-        )
+        latex = [math_verify.LatexExtractionConfig()]
+        found = math_verify.parse(f"${text.replace('$', ' ')}$", latex, parsing_timeout=None)
         return [x for x in found if not isinstance(x, str)]
 
     expected, given = parse(reference), parse(answer)
     if not expected or not given:
         return False if expected else None
-    if not math_verify.verify(
-        expected, given, numeric_precision=DIGITS, allow_set_relation_comp=True, timeout_seconds=None
-    ):
+    options = {"float_rounding": DIGITS, "numeric_precision": DIGITS, "allow_set_relation_comp": True}
+    if not math_verify.verify(expected, given, timeout_seconds=None, **options):
         return False
     a, b = expected[0], given[0]
     if not all(isinstance(value, sympy.Expr) and value.is_number for value in (a, b)):

@@ -68,6 +68,10 @@ def read(items: list[str]) -> Answer:
     parts, found = latex.split(items, (":",))
     if found:
         values = tuple(map(_value, parts))
+        if values[0].kind == "words" and len(values) == 2:  # Total: 42
+            return values[1]
+        if any(value.kind != "value" for value in values):
+            raise Unreadable("a ratio of something else")
         return Answer("ratio", values, "".join(items) if TIME.match("".join(items)) else None)
     if r"\pm" in items or r"\mp" in items:
         return Answer("list", tuple(_value(items, sign) for sign in (1, -1)))
