@@ -730,10 +730,11 @@ def test_polynomials(coefficients, shift):
 
 # ---------------------------------------------------------------- any text
 
-PIECES = [r"\frac", r"\sqrt", "{", "}", "(", ")", "[", "]", r"\left", r"\right", r"\{", r"\}", "^", "_", "+", "-", "*",
-          "/", "=", "<", r"\le", r"\in", r"\cup", ",", ";", ":", "|", "!", "1", "2", "0", ".", "x", "i", r"\pi", r"\infty",
-          " ", r"\text{", "cm", r"\%", "$", r"\pm", r"\begin{pmatrix}", r"\end{pmatrix}", r"\\", "&", r"\sin", r"\log", "°",
-          r"\overline{3}", "e", "√", "and", r"\boxed{", "**", r"\binom", r"\matrix", r"\endmatrix", r"\circ", "9"]
+PIECES = [" ", *r"""
+    \frac \sqrt { } ( ) [ ] \left \right \{ \} ^ _ + - * / = < \le \in \cup , ; : | ! 1 2 0 . x i \pi
+    \infty \text{ cm \% $ \pm \begin{pmatrix} \end{pmatrix} \\ & \sin \log ° \overline{3} e √ and
+    \boxed{ ** \binom \matrix \endmatrix \circ 9
+""".split()]
 
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join)),
