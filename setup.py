@@ -39,7 +39,7 @@ setup(
     extras_require={
         "test": [
             "pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "nbclient", "ipykernel", "openai",
-            "playwright",
+            "playwright", "math-verify",
         ],
         "math": ["math-verify"],
         "chat": ["gradio"],

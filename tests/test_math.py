@@ -1,0 +1,234 @@
+"""math.py: layouts, final answers in texts, math-verify in workers from any thread, and MATH-500, if available."""
+
+import importlib.util
+import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import test_equivalence as gallery
+
+from minir1.tasks import Problem, answers, equivalence, load
+from minir1.tasks import math as task
+from minir1.tasks.math import final, same, same_answers, verify
+
+HALF = Problem("How much?", r"\frac{1}{2}")
+POINT = Problem("Where?", r"\left( 3, \frac{\pi}{2} \right)")
+with_math_verify = pytest.mark.skipif(not importlib.util.find_spec("math_verify"), reason="no math-verify")
+
+
+def status(problem, text):
+    verdict = verify(problem, text)
+    assert verdict.scores == {"accuracy": float(verdict.status == "right")}
+    return verdict.status
+
+
+# ---------------------------------------------------------------- texts
+
+RIGHT = [
+    r"So it is $\boxed{\frac{1}{2}}$.", r"\boxed{0.5}", r"\boxed{3}? No, \boxed{\dfrac12}", r"\boxed{x = 1/2}",
+    r"<think>\boxed{3}</think>\boxed{1/2}", "<think>so</think><answer>1/2</answer>",
+    r"<think>so</think><answer>$\frac12$</answer>", r"<think>so</think><answer>\boxed{.5}</answer>",
+    r"The answer is $\frac{1}{2}$.", r"The final answer is $\frac{1}{2}$, because $1 + 1 = 2$.",
+    r"**Answer:** $\frac{1}{2}$", r"The answer is 1/2.", "#### 1/2", r"Therefore, we get $x = \frac{1}{2}$.",
+    r"Hence $P = \frac{2}{4} = \frac{1}{2}$.", r"\boxed{\frac{1}{2} \text{ cm}}", r"\boxed{\frac{1}{2} \approx 0.5}",
+]
+WRONG = {
+    "nothing": "", "no answer": "I do not know.", "another value": r"\boxed{\frac{1}{3}}",
+    "negative": r"\boxed{-\frac12}",
+    "an earlier value": r"\boxed{\frac12} \boxed{3}", "an open box": r"\boxed{\frac12} \boxed{\frac12",
+    "in thinking": r"<think>\boxed{\frac12}</think>", "open thinking": r"<think>\boxed{\frac12}",
+    "two answers": "<think>a</think><answer>1/2</answer><answer>1/2</answer>", "several": r"\boxed{\frac12, \frac13}",
+    "alternatives": r"\boxed{\frac12 \text{ or } \frac13}", "denied": r"The answer is not $\frac{1}{2}$.",
+    "denied formula": r"It isn't $\frac{1}{2}$.", "rounded": r"\boxed{0.50001}", "both signs": r"\boxed{\pm\frac12}",
+    "every number": r"\boxed{" + ", ".join(f"{n}/2" for n in range(40)) + "}", "guesses": "<answer>1/2</answer>" * 9,
+    "nearly": r"\boxed{\frac{500000}{1000001}}", "words": r"\boxed{\text{half of it}}", "a set": r"\boxed{\{1,2\}}",
+    "an inequality": r"\boxed{x > \frac12}", "an interval": r"\boxed{(0, \frac12)}", "an equation": r"\boxed{2x = 1}",
+    "a false equation": r"\boxed{1 = \frac12}", "undefined": r"\boxed{\frac{1}{2} \cdot \frac{0}{0}}",
+    "a longer box": r"\boxed{\frac12" + " " * 5000 + "}", "a column": r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}",
+    "LaTeX left open": r"\boxed{\frac{1}{2} \left(}", "a reversed fraction": r"\boxed{\frac21}",
+}
+
+
+@pytest.mark.parametrize("text", RIGHT)
+def test_right(text):
+    assert status(HALF, text) == "right" and same(HALF, final(HALF, text), r"\frac{1}{2}")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong(name):
+    assert status(HALF, WRONG[name]) == "wrong"
+
+
+def test_every_different_pair_as_texts():
+    """What equivalence.py tells apart or does not decide is not right either when math-verify has its say."""
+    for kind in gallery.DIFFERENT.values():
+        for reference, answer in gallery.pairs(kind):
+            problem = Problem("q", reference)
+            for text in (rf"so $\boxed{{{answer}}}$.", f"<think></think><answer>{answer}</answer>"):
+                assert status(problem, text) != "right", (reference, answer)
+
+
+@pytest.mark.parametrize("reference", gallery.REFERENCES)
+def test_what_stands_around_a_right_answer(reference):
+    for around in gallery.WRONG_WITH:
+        answer = around.replace("%s", reference)
+        assert answer == reference or same_answers(reference, answer) is not True, answer
+
+
+def test_a_vote_counts_equal_answers_as_one():
+    said = [final(POINT, rf"\boxed{{{answer}}}") for answer in ("(3, pi/2)", r"\left(3,\frac{\pi}{2}\right)", "(3,0)")]
+    assert [same(POINT, said[0], other) for other in said] == [True, True, False]
+    assert final(POINT, "nothing") is None
+
+
+# ---------------------------------------------------------------- math-verify
+
+
+@with_math_verify
+def test_what_exact_arithmetic_leaves_open_is_decided():
+    for a, b in gallery.pairs(gallery.UNDECIDED):
+        assert same_answers(a, b) is True, (a, b)
+    different = [(r"\sin^2 x", r"\cos^2 x"), (r"\sqrt{10^{20}+1}", "10^{10}"), ("|x|", "x")]
+    for a, b in different:
+        assert same_answers(a, b) is False, (a, b)
+
+
+@with_math_verify
+def test_any_thread_may_verify():
+    problem, text = Problem("q", r"\sin 2x"), r"\boxed{2 \sin x \cos x}"
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda n: status(problem if n % 2 else HALF, text), range(12)))
+    assert results == ["wrong", "right"] * 6
+    thread = threading.Thread(target=lambda: results.append(status(problem, text)))
+    thread.start()
+    thread.join()
+    assert results[-1] == "right"
+
+
+@with_math_verify
+@pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "9!!!!"])
+def test_what_never_ends_is_unjudged(answer, monkeypatch):
+    assert same_answers(r"\sin 2x", r"2 \sin x \cos x")  # a worker is ready
+    monkeypatch.setattr(task, "LIMIT", 0.5)
+    begin = time.perf_counter()
+    assert status(Problem("q", "5"), rf"\boxed{{{answer}}}") == "unjudged"
+    assert time.perf_counter() - begin < 20
+    monkeypatch.undo()
+    assert same_answers(r"\sin 2x", r"2 \sin x \cos x")  # and the next call has another
+
+
+@with_math_verify
+def test_a_worker_that_fails_loses_one_verdict(monkeypatch):
+    def ended(*args, seconds):
+        raise RuntimeError("the worker process ended")
+
+    monkeypatch.setattr(task.workers, "call", ended)
+    assert status(Problem("q", r"\sin 2x"), r"\boxed{2 \sin x \cos x}") == "unjudged"
+
+
+def test_without_math_verify(monkeypatch):
+    """The same for what exact arithmetic decides; the rest is unjudged, and one warning says so."""
+    monkeypatch.setattr(task.importlib.util, "find_spec", lambda name: None)
+    task._math_verify.cache_clear()
+    try:
+        assert status(HALF, r"\boxed{0.5}") == "right" and status(HALF, r"\boxed{0.6}") == "wrong"
+        with pytest.warns(UserWarning, match="without math-verify .* unjudged"):
+            assert status(Problem("q", r"\sin 2x"), r"\boxed{2 \sin x \cos x}") == "unjudged"
+        assert status(HALF, r"\boxed{\text{not } \frac12}") == "wrong"
+    finally:
+        task._math_verify.cache_clear()
+
+
+MEGABYTE = {
+    "digits": "9" * 10**6, "brackets": "(" * 10**6, "a box": r"\boxed{" + "9" * 10**6 + "}",
+    "boxes": r"\boxed{" * 150_000, "nested": r"\boxed{" + "(" * 10**5 + "5" + ")" * 10**5 + "}",
+    "dollars": "$" * 10**6, "formulas": "$x$ " * 250_000,
+    "phrases": "the answer is " * 70_000, "blanks": "<think></think><answer>" + " " * 10**6 + "5</answer>",
+    "lines": "x\n" * 500_000, "backslashes": "\\" * 10**6, "brace": "{" * 10**6, "open formulas": "\\(" * 500_000,
+    "because": "the answer is 3" + " because" * 120_000,
+}
+
+
+@pytest.mark.parametrize("name", MEGABYTE)
+def test_a_megabyte_is_judged_by_rule(name):
+    begin = time.perf_counter()
+    assert status(Problem("q", "7"), MEGABYTE[name]) == "wrong"
+    assert time.perf_counter() - begin < 1  # about 0.01, with room for a busy machine
+
+
+# ---------------------------------------------------------------- files
+
+MATH = {"problem": "What is $1+1$?", "level": "Level 5", "type": "Algebra", "solution": r"$1+1=\boxed{2}.$"}
+MATH500 = {"problem": "What is $1+1$?", "solution": "s", "answer": "2", "subject": "Algebra", "level": 5}
+MATH500["unique_id"] = "a/1"
+
+
+def test_the_published_layout_of_math(tmp_path):
+    for split in ("train", "test"):
+        for n, subject in enumerate(("algebra", "geometry")):
+            folder = tmp_path / split / subject
+            folder.mkdir(parents=True)
+            (folder / f"{n}.json").write_text(json.dumps(MATH | {"problem": f"{split} {n}"}))
+    loaded = load("math", tmp_path)
+    assert loaded.splits == ("train", "validation", "test")
+    first, second = loaded.problems("test")
+    assert (first.prompt, first.reference, first.level, first.subject) == ("test 0", "2", "5", "Algebra")
+    assert first.solution == MATH["solution"] and loaded.difficulty(second) == "level 5"
+    assert [p.prompt for p in loaded.problems("train") + loaded.problems("validation")] == ["train 0", "train 1"]
+
+
+def test_one_file_and_the_shares_of_train(tmp_path):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(MATH | {"problem": f"q{n}"}) + "\n" for n in range(400)))
+    (tmp_path / "test.jsonl").write_text(json.dumps(MATH500))
+    parts = {split: load("math", tmp_path).problems(split) for split in task.SPLITS}
+    assert [len(parts["test"]), len(parts["train"]) + len(parts["validation"])] == [1, 400]
+    assert 10 < len(parts["validation"]) < 50 and parts["test"][0].extra == {"id": "a/1"}
+    assert task.problems("train", tmp_path / "train.jsonl") == parts["train"]
+    assert load("math:boxed", tmp_path / "test.jsonl").problems("test")[0].prompt.endswith(answers.BOXED_INSTRUCTION)
+    for name, split in (("train.jsonl", "test"), ("test.jsonl", "train"), ("test.jsonl", "validation")):
+        with pytest.raises(ValueError, match=f"{name} does not hold the split '{split}'"):
+            task.problems(split, tmp_path / name)
+
+
+@pytest.mark.parametrize("record", [{}, {"problem": "q"}, MATH | {"solution": "no box"}, MATH500 | {"answer": 2},
+                                    MATH500 | {"problem": None}, MATH500 | {"answer": " "}], ids=str)
+def test_other_layouts_are_named(tmp_path, record):
+    (tmp_path / "test.jsonl").write_text(json.dumps(MATH500) + "\n" + json.dumps(record))
+    with pytest.raises(ValueError, match=r"test.jsonl, line 2: need"):
+        load("math", tmp_path).problems("test")
+
+
+PUBLISHED = Path(os.environ.get("MINIR1_MATH500", "data/math500"))
+
+
+@pytest.mark.skipif(not (PUBLISHED / "test.jsonl").is_file(), reason="no published data: set MINIR1_MATH500")
+def test_math_500(monkeypatch):
+    """500 of 500 solutions as published are right, by exact arithmetic alone, and so are bare references.
+
+    Of each reference against 17 others, those equal are one number, written in another way.
+    """
+    monkeypatch.setattr(task.workers, "call", lambda *args, seconds: pytest.fail(f"not decided: {args}"))
+    problems = load("math", PUBLISHED).problems("test")
+    assert len(problems) == 500 and {p.level for p in problems} == set("12345")
+    for p in problems:
+        assert status(p, p.solution) == "right"
+        for written in (p.reference, f"${p.reference}$", rf"\boxed{{{p.reference}}}"):
+            assert status(p, f"<think></think><answer>{written}</answer>") == "right"
+    equal = set()
+    for i, p in enumerate(problems):
+        for step in range(1, 500, 31):
+            other = problems[(i + step) % 500].reference
+            if other != p.reference and same_answers(p.reference, other):
+                equal.add(frozenset((p.reference, other)))
+    assert equal <= {frozenset(pair) for pair in (
+        (r"\frac{1}{4}", r"\frac14"), ("15", r"15\mbox{ cm}^2"), ("90", r"90^\circ"), ("5", "x=5"), (r"\$36", "36"),
+        ("120", r"120^\circ"), ("(-2,1)", "-2,1"), ("30", r"30^\circ"), ("55", r"55^\circ"), ("75", r"75^\circ"),
+        (r"\$36", r"36^\circ"), ("36", r"36^\circ"), ("10080", r"10,\!080"), ("145", r"145^\circ"))}
+
+
+def test_a_reference_reads_as_itself():
+    assert equivalence.equal(POINT.reference, POINT.reference) is True
