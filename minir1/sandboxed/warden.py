@@ -142,11 +142,18 @@ def watch(pids: list[int], verdicts: int, parent: int, end: float) -> list[str]:
 
 
 def threads(pid: int) -> int:
+    """Of a process and its children, since bubblewrap reports the parent of ours."""
     try:
-        with open(f"/proc/{pid}/status", "rb") as status:
-            return int(re.search(rb"\nThreads:\s+([0-9]+)", status.read())[1])
+        status = read(f"/proc/{pid}/status")
+        children = read(f"/proc/{pid}/task/{pid}/children").split()
     except OSError:
-        return 0  # it has ended, or there is no /proc
+        return 0  # it has ended, or the system has no such files
+    return int(re.search(rb"\nThreads:\s+([0-9]+)", status)[1]) + sum(map(threads, map(int, children)))
+
+
+def read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def end(children: list[int], pids: list[int]) -> None:
@@ -168,7 +175,7 @@ def interpreter(function: str, arguments: list, root: str = ROOT) -> list[str]:
 def bwrap_arguments(info: int) -> list[str]:
     """Options of bubblewrap for what `confine.unshare` and `confine.new_root` do otherwise."""
     os.set_inheritable(info, True)
-    options = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--die-with-parent", "--as-pid-1"]
+    options = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--die-with-parent"]
     options += ["--info-fd", str(info), "--cap-drop", "ALL"]
     if os.geteuid() == 0:  # `confine.drop` needs them once
         options += [word for name in ("SETUID", "SETGID", "SETPCAP") for word in ("--cap-add", f"CAP_{name}")]
