@@ -2,13 +2,14 @@
 
     run_tests("def double(x): return 2 * x", "assert double(4) == 8", names=["double"])   # Result("passed", "")
 
-The tests run in one process, the driver, and the program in another, the candidate. Calls go over a pipe as plain data:
-the program sees the arguments of one call at a time, its results arrive as new objects of builtin types, and the verdict
-takes a way that the program has no access to. So nothing that it patches, prints, raises or ends makes a test pass.
+The tests run in one process, the driver, and the program in another, the candidate. Calls go over a pipe as plain
+data: the program sees the arguments of one call at a time, its results arrive as new objects of builtin types, and the
+verdict takes a way that the program has no access to. So nothing that it patches, prints, raises or ends makes a test
+pass.
 
-Both processes are new for each verification, and confined: by bubblewrap where it is installed, else by Linux namespaces,
-else by what needs no privileges alone. `protection` says in a sentence what holds on this machine; docs/sandbox.md says
-more.
+Both processes are new for each verification, and confined: by bubblewrap where it is installed, else by Linux
+namespaces, else by what needs no privileges alone. `protection` says in a sentence what holds on this machine;
+docs/sandbox.md says more.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ GRACE = 2 * warden.START + 30  # seconds beyond the program's own after which th
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}  # all there is; the same order of a set every time
 
 SAYS = {
-    "namespaces": "in namespaces of their own (no network, no other processes, only Python's files, read-only, and an "
-    "empty folder)",
-    "landlock": "by Landlock (only Python's files)",
-    "seccomp": "by seccomp (no new processes, signals, sockets or system calls that are not needed)",
-    "limits": "by limits of time, memory, file size and open files",
+    "namespaces": "namespaces, where there is no network, no other process and no file but Python's and an empty folder",
+    "landlock": "Landlock, which opens no other file",
+    "seccomp": "seccomp, which refuses new processes, signals, sockets and whatever Python does not need",
+    "limits": "limits of time, memory, files and threads",
 }
+LACKS = {"landlock": "files that this user may read", "seccomp": "the network, files and other processes"}
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,17 @@ def run_tests(
     """Whether the program passes the tests.
 
     program: Python, untrusted. tests: Python that raises if the program is wrong. names: what the tests use of the
-    program; it must define all of them. helpers: trusted Python that defines what else the tests use. seconds: wall time
-    from the start of the program, and about the CPU time of a process. memory: bytes of address space of a process.
-    means: one of MEANS instead of the best. Any thread may call; as many programs run at once as there are cores.
+    program; it must define all of them. helpers: trusted Python that defines what else the tests use. seconds: wall
+    time from the start of the program, and about the CPU time of a process. memory: bytes of address space of a
+    process. means: one of MEANS instead of the best. Any thread may call; as many programs run at once as there are
+    cores.
 
     Arguments arrive at the program as copies; a result that is no plain data equals nothing but can be passed back,
     called and iterated. Programs have the standard library alone. ValueError for seconds, memory or means out of range.
     """
     if not seconds > 0 or memory < 2**26 or means not in (None, *MEANS):
-        raise ValueError(
-            f"seconds = {seconds}, memory = {memory}, means = {means!r}: need seconds > 0, memory >= 2**26 "
-            f"and one of {', '.join(MEANS)}"
-        )
+        given = f"seconds = {seconds}, memory = {memory}, means = {means!r}"
+        raise ValueError(f"{given}: need seconds > 0, memory >= 2**26 and one of {', '.join(MEANS)}")
     means = means or best()[0]
     if not means:
         return Result("unjudged", protection())
@@ -95,18 +95,15 @@ def run_tests(
 
 
 def protection() -> str:
-    """A sentence on what confines programs on this machine."""
+    """A sentence on what confines programs on this machine, and on what does not."""
     means, layers = best()
     if not means:
         return "Programs cannot be run on this machine: the sandbox needs Linux or another POSIX system."
-    lacking = (
-        ""
-        if "namespaces" in layers
-        else "; without namespaces, files that others may read can be read" * ("landlock" not in layers)
-        + "; other processes are not hidden" * ("namespaces" not in layers)
-    )
-    kept = [SAYS[layer] for layer in SAYS if layer in layers]
-    return f"Programs run as processes of their own, confined {', '.join(kept)}{lacking}."
+    by = "" if means == "plain" else f" ({means})"
+    kept = "; ".join(text for layer, text in SAYS.items() if layer in layers)
+    open_to = [text for layer, text in LACKS.items() if layer not in layers]
+    lacking = f"; they are not kept from {' or '.join(open_to)}" if open_to and not {"namespaces"} & {*layers} else ""
+    return f"Programs run in new processes, confined by {kept}{by}{lacking}."
 
 
 @functools.cache

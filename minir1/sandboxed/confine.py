@@ -84,13 +84,14 @@ def readable(paths: list[str], hidden: list[str]) -> list[tuple[str, bool]]:
 def confine(means: str, seconds: float, memory: int) -> list[str]:
     """Give up everything that this process does not need, and return the layers that hold.
 
-    means: "namespaces" (after `unshare`), "bwrap" (inside it) or "plain". OSError if a layer that was asked for, or that
-    the kernel has, fails.
+    means: "namespaces" (after `unshare`), "bwrap" (inside it) or "plain". OSError if a layer that was asked for, or
+    that the kernel has, fails.
     """
     layers = [] if means == "plain" else ["namespaces"]
     if means == "namespaces":
         new_root()
-    limits(seconds, memory, threads=libc is not None and os.uname().machine in MACHINES)
+    filtered = libc is not None and os.uname().machine in MACHINES
+    limits(seconds, memory, alone=not filtered)
     layers.append("limits")
     if libc is None:
         return layers
@@ -101,30 +102,24 @@ def confine(means: str, seconds: float, memory: int) -> list[str]:
     drop(READ_SEARCH if landlocked and not inside else 0)
     prctl(PR_SET_DUMPABLE, 0)  # no other process of this user can read its memory
     prctl(PR_SET_PDEATHSIG, 9)
-    if os.uname().machine in MACHINES:
+    if filtered:
         seccomp(SYSCALLS + WRITING if inside else SYSCALLS, open_to_write=inside)
         layers.append("seccomp")
     open(os.__file__).close()  # else every import of the program would fail
     return layers
 
 
-def limits(seconds: float, memory: int, threads: bool) -> None:
-    """Limits of the process. threads: its number of threads need no limit here, since it can make no processes."""
-    most = {
-        "CPU": int(seconds) + 1,
-        "AS": memory,
-        "FSIZE": SPACE,
-        "NOFILE": FILES,
-        "CORE": 0,
-        "MEMLOCK": 0,
-        "MSGQUEUE": 0,
-    }
-    for name, limit in most.items() if threads else {**most, "NPROC": 1}.items():
-        if hasattr(resource, f"RLIMIT_{name}"):
-            kind = getattr(resource, f"RLIMIT_{name}")
-            hard = resource.getrlimit(kind)[1]
-            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-            resource.setrlimit(kind, (limit, limit))
+def limits(seconds: float, memory: int, alone: bool) -> None:
+    """Limits of this process. alone: nothing else keeps it from making others, so this does, and from threads too."""
+    most = {"CPU": int(seconds) + 1, "AS": memory, "FSIZE": SPACE, "NOFILE": FILES}
+    most |= dict.fromkeys(("CORE", "MEMLOCK", "MSGQUEUE"), 0) | ({"NPROC": 1} if alone else {})
+    for name, limit in most.items():
+        kind = getattr(resource, f"RLIMIT_{name}", None)
+        if kind is None or (name == "AS" and libc is None):  # macOS limits no memory
+            continue
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, limit))
 
 
 # ---- namespaces
@@ -133,6 +128,8 @@ def limits(seconds: float, memory: int, threads: bool) -> None:
 def unshare() -> None:
     """Leave the namespaces of the host. As an ordinary user this needs a user namespace, where the user is nobody."""
     uid, gid = os.geteuid(), os.getegid()
+    if os.uname().machine not in MACHINES:
+        raise OSError(f"no namespaces here on {os.uname().machine}")
     if uid == 0 and libc.unshare(NEW_NAMESPACES) == 0:
         return
     checked(libc.unshare(NEW_NAMESPACES | NEW_USER), "unshare")

@@ -29,8 +29,8 @@ INSIDE = "/minir1"  # where it is in bubblewrap
 def main(means: str, parent: int, seconds: float, memory: int, size: int, bwrap: str) -> None:
     """Print the result of one job, [status, reason, layers], as JSON.
 
-    means: "bwrap", "namespaces" or "plain". parent: the process id of the caller, size: bytes of the job on the standard
-    input, bwrap: the program of this name.
+    means: "bwrap", "namespaces" or "plain". parent: the process id of the caller, size: bytes of the job on the
+    standard input, bwrap: the program of this name.
     """
     if confine.libc is not None:
         confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)  # orphans become children of the warden, which waits for them
@@ -56,7 +56,7 @@ def main(means: str, parent: int, seconds: float, memory: int, size: int, bwrap:
 
 
 def start(role: list, settings: list, bwrap: str) -> tuple[int, int]:
-    """Start a process in the role; its id, and the descriptor on which it reports its own process and that it is ready."""
+    """Start a process in the role: its id, and the descriptor on which it reports who plays the role, and when."""
     report, ours = os.pipe()
     if child := os.fork():
         os.close(ours)
@@ -78,7 +78,7 @@ def start(role: list, settings: list, bwrap: str) -> tuple[int, int]:
             confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)
             if pid := os.fork():  # the first process in its namespace; this one is outside
                 os.write(ours, b"%d\n" % pid)
-                os.close(ours)
+                os.closerange(3, 2**16)  # so that each side notices the end of the other
                 while True:  # until killed: so the process stays a zombie, and nobody else gets its id
                     signal.pause()
         else:
@@ -112,14 +112,14 @@ def enter(role: list, settings: list, report: int) -> None:
 def ready(report: int) -> tuple[int, list[str]]:
     """The process id and the layers that a started process reports. OSError if it is not ready."""
     text, late = b"", time.monotonic() + START
-    while b"\nready " not in text or not text.endswith(b"\n"):
+    while not ((pid := re.search(rb"([0-9]+)[,\n]", text)) and (layers := re.search(rb"\nready (.*)\n", text))):
         readable, _, _ = select.select([report], [], [], max(0, late - time.monotonic()))
         more = os.read(report, 4096) if readable else b""
         if not more:
             raise OSError(text.decode(errors="replace").strip()[-300:] or "a process ended, or took too long")
         text += more
     os.close(report)
-    return int(re.search(rb"[0-9]+", text)[0]), text.decode().split("\nready ")[1].split()
+    return int(pid[1]), layers[1].decode().split()
 
 
 def watch(pids: list[int], verdicts: int, parent: int, end: float) -> list[str]:
@@ -148,7 +148,8 @@ def threads(pid: int) -> int:
         children = read(f"/proc/{pid}/task/{pid}/children").split()
     except OSError:
         return 0  # it has ended, or the system has no such files
-    return int(re.search(rb"\nThreads:\s+([0-9]+)", status)[1]) + sum(map(threads, map(int, children)))
+    found = re.search(rb"\nThreads:\s+([0-9]+)", status)
+    return int(found[1] if found else 0) + sum(map(threads, map(int, children)))
 
 
 def read(path: str) -> bytes:

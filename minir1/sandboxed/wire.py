@@ -1,7 +1,7 @@
 """Plain data between driver and candidate, as lines of JSON. Never pickle, which runs what it reads.
 
-None, bool, float, str and small int are themselves in JSON; everything else is [tag, content]. An object that is none of
-these is kept by its owner, and only its number is passed: ["object", number].
+None, bool, float, str and small int are themselves in JSON; everything else is [tag, content]. An object that is none
+of these is kept by its owner, and only its number is passed: ["object", number].
 """
 
 from __future__ import annotations
