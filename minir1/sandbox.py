@@ -18,22 +18,24 @@ import functools
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from minir1.sandboxed import warden
+from minir1.sandboxed import interpreter
 
 SECONDS, MEMORY = 10.0, 2**30  # of one process, by default
 MEANS = ("bwrap", "namespaces", "plain")  # in this order, the first that works
 SLOTS = threading.BoundedSemaphore(os.cpu_count() or 1)  # programs that run at once
-GRACE = 2 * warden.START + 30  # seconds beyond the program's own after which the warden itself must have failed
+GRACE = 90  # seconds beyond the program's own; after them the warden itself must have failed
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}  # all there is; the same order of a set every time
 
 SAYS = {
-    "namespaces": "namespaces, where there is no network, no other process and no file but Python's and an empty folder",
+    "namespaces": "namespaces, with no network, no other process and no file but Python's and an empty folder",
     "landlock": "Landlock, which opens no other file",
     "seccomp": "seccomp, which refuses new processes, signals, sockets and whatever Python does not need",
     "limits": "limits of time, memory, files and threads",
@@ -83,7 +85,7 @@ def run_tests(
     with SLOTS:
         try:
             done = subprocess.run(
-                warden.interpreter("main", arguments), input=content, capture_output=True, timeout=seconds + GRACE,
+                interpreter("main", arguments), input=content, capture_output=True, timeout=seconds + GRACE,
                 env=ENVIRONMENT, cwd="/", start_new_session=True,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -96,9 +98,9 @@ def run_tests(
 
 def protection() -> str:
     """A sentence on what confines programs on this machine, and on what does not."""
-    means, layers = best()
+    means, layers, reason = best()
     if not means:
-        return "Programs cannot be run on this machine: the sandbox needs Linux or another POSIX system."
+        return f"Programs cannot be run on this machine: {reason}."
     by = "" if means == "plain" else f" ({means})"
     kept = "; ".join(text for layer, text in SAYS.items() if layer in layers)
     open_to = [text for layer, text in LACKS.items() if layer not in layers]
@@ -107,15 +109,28 @@ def protection() -> str:
 
 
 @functools.cache
-def best() -> tuple[str, tuple[str, ...]]:
-    """The first of MEANS with which a program passes a test here, and its layers; "" if there is none."""
+def best() -> tuple[str, tuple[str, ...], str]:
+    """The first of MEANS with which a program passes a test here, and its layers; else "", () and the reason."""
     if os.name != "posix":
-        return "", ()
-    for means in MEANS:
-        if means == "bwrap" and not shutil.which("bwrap"):
-            continue
-        program = "import math, collections, decimal, random\ndef same(x): return x"
+        return "", (), "it needs Linux or another POSIX system"
+    program = "import math, collections, decimal, random\ndef same(x): return x"
+    for means in MEANS if shutil.which("bwrap") else MEANS[1:]:
         result = run_tests(program, "assert same([1]) == [1]", names=["same"], seconds=30, means=means)
         if result.status == "passed":
-            return means, result.layers
-    return "", ()
+            return means, result.layers, ""
+    return "", (), result.reason
+
+
+def main() -> None:
+    """Print what protects here, and the time of a verification."""
+    print(protection())
+    seconds = []
+    for _ in range(21):
+        began = time.perf_counter()
+        run_tests("def double(x): return 2 * x", "assert double(4) == 8", names=["double"])
+        seconds.append(time.perf_counter() - began)
+    print(f"One verification takes {1000 * statistics.median(seconds):.0f} ms (median of {len(seconds)}).")
+
+
+if __name__ == "__main__":
+    main()

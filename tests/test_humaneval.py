@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +39,13 @@ def check(candidate):
     assert candidate([-5]) == scale(-5)
     assert candidate([4, 4]) == 8, "twice"
 """
-RECORD = {"task_id": "HumanEval/0", "prompt": PROMPT, "entry_point": "largest", "canonical_solution": SOLUTION, "test": TEST}
+RECORD = {
+    "task_id": "HumanEval/0",
+    "prompt": PROMPT,
+    "entry_point": "largest",
+    "canonical_solution": SOLUTION,
+    "test": TEST,
+}
 WHOLE = "def largest(numbers):\n" + SOLUTION
 
 
@@ -70,11 +77,15 @@ def test_layouts(tmp_path):
         (found,) = load("humaneval", data, allow_code=True).problems("test")
         assert (found.prompt, found.reference, found.solution) == (PROMPT, SOLUTION, SOLUTION)
         (found,) = load("humaneval:chat", data, allow_code=True).problems("test")
-        assert f"```python\n{PROMPT.strip()}\n```" in found.prompt and found.solution.startswith("```python\nimport math")
+        assert f"```python\n{PROMPT.strip()}\n```" in found.prompt and found.solution.startswith(
+            "```python\nimport math"
+        )
 
 
-@pytest.mark.parametrize("content, message", [("", "holds no problems"), ('{"prompt": "x"}', "task_id.*missing"),
-                                              ("[1]", "need an object"), ("{", "JSON")])
+@pytest.mark.parametrize(
+    "content, message",
+    [("", "holds no problems"), ('{"prompt": "x"}', "task_id.*missing"), ("[1]", "need an object"), ("{", "JSON")],
+)
 def test_other_files(tmp_path, content, message):
     (tmp_path / "HumanEval.jsonl").write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -90,7 +101,7 @@ def test_code_must_be_allowed():
 
 RIGHT = {
     "continuation": SOLUTION,
-    "continuation and more": SOLUTION + "\n\ndef other():\n    return 1\n\nprint(largest([1]))\nif __name__ == '__main__':\n    1 / 0",
+    "continuation and more": SOLUTION + "\n\ndef other():\n    return 1\n\nprint(largest([1]))\nif x:\n    1 / 0",
     "continuation and prose": SOLUTION + "\nThis takes the maximum.\n\n    It is linear.",
     "continuation and a fence": SOLUTION + "```\n\nDone.",
     "continuation and a comment": SOLUTION + "\n# test\nassert False",
@@ -116,48 +127,69 @@ RIGHT = {
     "tags around a continuation": f"<think>x</think><answer>\n{SOLUTION}</answer>",
     "whole function": WHOLE,
     "whole function with prose": f"Here is the function:\n\n{WHOLE}\nThis is linear in the length.",
-    "whole function with helpers": f"import math\nK = 2\n\ndef help(x):\n    return K * x\n\n{WHOLE.replace('scale', 'help')}\n\nprint(largest([2]))",
+    "whole function with helpers": (
+        f"import math\nK = 2\n\ndef help(x):\n    return K * x\n\n{WHOLE.replace('scale', 'help')}\nprint(largest([2]))"
+    ),
     "a lambda": "```python\nlargest = lambda numbers: scale(max(numbers))\n```",
     "future imports": f"```python\nfrom __future__ import annotations\n{WHOLE}```",
     "prints": f"```python\nprint('x' * 1000)\n{WHOLE}```",
 }  # fmt: skip
 BODIES = {
     "nothing": ["", "    pass", "    return None", "    ...", "    return", "\n\n"],
-    "a constant": ["    return 6", "    return 8", "    return True", "    return '6'", "    return [6]", "    return 0"],
-    "another value": ["    return max(numbers)", "    return scale(min(numbers))", "    return 2 * numbers[0]", "    return str(scale(max(numbers)))",
-                      "    return scale(max(numbers)) + 1", "    return -scale(max(numbers))", "    return (scale(max(numbers)),)", "    print(scale(max(numbers)))"],
-    "no Python": ["    return (", "    retrun 6", "    if True:", "  return 6\n      x", "    return 6 6", "\t return 6\n    x"],
-    "errors": ["    raise ValueError", "    return undefined", "    return 1 / 0", "    return largest(numbers)", "    assert False",
-               "    import numpy_that_is_not; return 6", "    return int(input())"],
-    "ends": ["    import sys; sys.exit(0)", "    import os; os._exit(0)", "    raise SystemExit", "    quit()", "    raise KeyboardInterrupt"],
-    "forgeries": ["    class A:\n        def __eq__(self, o): return True\n    return A()", "    class A(int):\n        def __eq__(self, o): return True\n    return A(3)",
-                  "    import builtins; builtins.AssertionError = SystemExit; return 1", "    print('[\"passed\", \"\"]'); return 0",
-                  "    global check; check = lambda f: None; return 0", "    return type('A', (), {'__eq__': lambda *a: True})()",
-                  "    return float('nan')", "    return scale", "    return NotImplemented", "    yield 6", "    global scale; scale = lambda x: 6; return 6"],
+    "a constant": [f"    return {value}" for value in (6, 8, True, "'6'", [6], 0)],
+    "another value": [
+        "    return max(numbers)", "    return scale(min(numbers))", "    return 2 * numbers[0]",
+        "    return str(scale(max(numbers)))", "    return scale(max(numbers)) + 1", "    return -scale(max(numbers))",
+        "    return (scale(max(numbers)),)", "    print(scale(max(numbers)))",
+    ],
+    "no Python": ["    return (", "    retrun 6", "    if True:", "  return 6\n      x", "    return 6 6", "\t return 6"],
+    "errors": [
+        "    raise ValueError", "    return undefined", "    return 1 / 0", "    return largest(numbers)",
+        "    assert False",
+        "    import numpy_that_is_not; return 6", "    return int(input())",
+    ],
+    "ends": [
+        "    import sys; sys.exit(0)", "    import os; os._exit(0)", "    raise SystemExit", "    quit()",
+        "    raise KeyboardInterrupt",
+    ],
+    "forgeries": [
+        "    class A:\n        def __eq__(self, o): return True\n    return A()",
+        "    class A(int):\n        def __eq__(self, o): return True\n    return A(3)",
+        "    import builtins; builtins.AssertionError = SystemExit; return 1",
+        "    print('[\"passed\", \"\"]'); return 0",
+        "    global check; check = lambda f: None; return 0",
+        "    return type('A', (), {'__eq__': lambda *a: True})()", "    return float('nan')", "    return scale",
+        "    return NotImplemented", "    yield 6", "    global scale; scale = lambda x: 6; return 6",
+    ],
 }  # fmt: skip
 TEXTS = {  # of these bodies, texts that hold no right program either
-    "continuation": lambda body: body,
-    "fence": lambda body: f"Sure.\n```python\ndef largest(numbers):\n{body}\n```",
-    "unclosed fence": lambda body: f"```\ndef largest(numbers):\n{body}\n",
-    "tags": lambda body: f"<think>so</think><answer>\n```python\ndef largest(numbers):\n{body}\n```\n</answer>",
+    "continuation": "{}",
+    "fence": "Sure.\n```python\ndef largest(numbers):\n{}\n```",
+    "unclosed fence": "```\ndef largest(numbers):\n{}\n",
+    "tags": "<think>so</think><answer>\n```python\ndef largest(numbers):\n{}\n```\n</answer>",
 }
+FENCE = "```python\n{}\n```".format
 NO_PROGRAM = {
-    "open thinking": [f"<think>{WHOLE}", f"<think>x</think><think>```python\n{WHOLE}```", f"a</think><think>{SOLUTION}"],
-    "only in the thinking": [f"<think>```python\n{WHOLE}```</think>", f"<think>{SOLUTION}</think>Done.", f"{WHOLE}</think>"],
-    "tags that do not match": [f"<answer>{WHOLE}", f"{WHOLE}</answer>", f"<answer>{WHOLE}</answer><answer>{WHOLE}</answer>",
-                               f"</answer>{WHOLE}<answer>", f"<answer><answer>{WHOLE}</answer></answer>"],
-    "outside the tags": [f"```python\n{WHOLE}```<answer>see above</answer>", f"<answer></answer>{WHOLE}"],
-    "prose": ["The answer is 6.", "max", "I cannot do this.", "largest", "def", "**largest**", "6", "\\boxed{6}", "#### 6"],
-    "another function": [f"```python\n{WHOLE.replace('largest', name)}```" for name in ("Largest", "largest_", "max_", "solve")],
-    "a method": ["```python\nclass Solution:\n" + "".join(f"    {line}\n" for line in WHOLE.splitlines()) + "```"],
-    "replaced later": [f"```python\n{WHOLE}\nlargest = {value}\n```" for value in ("None", "6", "lambda x: 6", "print", "[]")],
-    "withdrawn": [f"```python\n{WHOLE}```\nNo:\n```python\ndef largest(x):\n    return {value}\n```" for value in (0, 6, "x", "None")],
+    "open thinking": [f"<think>{WHOLE}", f"<think>x</think><think>{FENCE(WHOLE)}", f"a</think><think>{SOLUTION}"],
+    "only in the thinking": [f"<think>{FENCE(WHOLE)}</think>", f"<think>{SOLUTION}</think>Done.", f"{WHOLE}</think>"],
+    "tags that do not match": [
+        f"<answer>{WHOLE}", f"{WHOLE}</answer>", f"<answer>{WHOLE}</answer><answer>{WHOLE}</answer>",
+        f"</answer>{WHOLE}<answer>", f"<answer><answer>{WHOLE}</answer></answer>",
+    ],
+    "outside the tags": [f"{FENCE(WHOLE)}<answer>see above</answer>", f"<answer></answer>{WHOLE}"],
+    "prose": ["The answer is 6.", "max", "I cannot do this.", "largest", "def", "6", "\\boxed{6}", "#### 6"],
+    "another function": [FENCE(WHOLE.replace("largest", name)) for name in ("Largest", "largest_", "max_", "solve")],
+    "a method": [FENCE("class Solution:\n" + textwrap.indent(WHOLE, "    "))],
+    "replaced later": [FENCE(f"{WHOLE}\nlargest = {value}") for value in ("None", "6", "lambda x: 6", "print", "[]")],
+    "withdrawn": [f"{FENCE(WHOLE)}\n{FENCE(f'def largest(x): return {value}')}" for value in (0, 6, "x", "None")],
     "truncated": [f"```python\n{WHOLE[:n]}" for n in range(12, len(WHOLE) - 20, 9)],
     "truncated continuation": [SOLUTION[:n] for n in range(0, 45, 5)],
     "too long": [WHOLE + "#" * 10**6, "```python\n" * 10**5, "    " * 10**5],
-    "tests redefined": [f"```python\n{PROMPT}    return 0\ndef check(candidate): pass\n```"],
-    "comments": [f"```python\n# {WHOLE.splitlines()[0]}\n#    return 6\n```", f'```python\n"""\n{WHOLE}"""\n```'],
-    "odd characters": ["\0" + WHOLE, WHOLE.replace("best", "b\u200best"), WHOLE.replace(":", "："), "\ufeff\ufeff" + WHOLE, "\ud800"],
+    "tests redefined": [FENCE(f"{PROMPT}    return 0\ndef check(candidate): pass")],
+    "comments": [FENCE(f"# {WHOLE.splitlines()[0]}\n#    return 6"), FENCE(f'"""\n{WHOLE}"""')],
+    "odd characters": [
+        "\0" + WHOLE, WHOLE.replace("best", "b\u200best"), WHOLE.replace(":", "："), "\ufeff\ufeff" + WHOLE, "\ud800",
+    ],
 }  # fmt: skip
 
 
@@ -167,18 +199,22 @@ def test_right_programs(problem, group):
     assert dict(zip(names, statuses(problem, [RIGHT[name] for name in names]))) == dict.fromkeys(names, "right")
 
 
-def gallery() -> list[tuple[str, str]]:
-    shaped = [(f"{kind}, {name}", shape(body)) for kind, bodies in BODIES.items() for body in bodies for name, shape in TEXTS.items()]
-    return shaped + [(kind, text) for kind, texts in NO_PROGRAM.items() for text in texts]
+def gallery() -> list[str]:
+    bodies = [body for kind in BODIES.values() for body in kind]
+    shaped = [shape.replace("{}", body) for body in bodies for shape in TEXTS.values()]
+    return shaped + [text for kind in NO_PROGRAM.values() for text in kind]
 
 
 def test_nothing_wrong_is_called_right(problem):
     texts = gallery()
     assert len(texts) >= 200
-    assert [text for text, status in zip(texts, statuses(problem, [text for _, text in texts])) if status != "wrong"] == []
+    assert [text for text, status in zip(texts, statuses(problem, texts)) if status != "wrong"] == []
 
 
-@pytest.mark.parametrize("piece", ["a", " ", "\n", "```\n", "    x\n", "def largest", "<think>", "</answer>", "\t", "largest : ", "#\n", "(", "é"])
+@pytest.mark.parametrize(
+    "piece",
+    ["a", " ", "\n", "```\n", "    x\n", "def largest", "<think>", "</answer>", "\t", "largest : ", "#\n", "(", "é"],
+)
 def test_long_texts_take_little_time(problem, piece):
     text = piece * (10**6 // len(piece))
     began = time.perf_counter()

@@ -16,7 +16,11 @@ LARGEST = {
     "code": "import math\r\ndef scale(x):\r\n  return 2 * x\r\ndef largest(numbers):\r\n  return scale(max(numbers)) ",
     "task_id": 11,
     "test_setup_code": "",
-    "test_list": ["assert largest([1, 3, 2]) == 6", "assert largest([-5])==-10", "assert math.isclose(largest([4, 4]), 8)"],
+    "test_list": [
+        "assert largest([1, 3, 2]) == 6",
+        "assert largest([-5])==-10",
+        "assert math.isclose(largest([4, 4]), 8)",
+    ],
     "challenge_test_list": ["assert largest([0]) == 1"],
 }
 PAIRS = {
@@ -25,13 +29,18 @@ PAIRS = {
     "def chain(arr, n): \r\n\treturn sum(p.b > p.a for p in arr[:n])",
     "task_id": 601,
     "test_setup_code": "",
-    "test_list": ["assert chain([Pair(5, 24), Pair(15, 25),Pair(60, 50)], 3) == 2", "assert chain([Pair(1, 2)], 1) == 1"],
+    "test_list": [
+        "assert chain([Pair(5, 24), Pair(15, 25),Pair(60, 50)], 3) == 2",
+        "assert chain([Pair(1, 2)], 1) == 1",
+    ],
     "challenge_test_list": [],
 }
 TREE = {
     "text": "Write a function to find the height of a binary tree.",
-    "code": "class Node: \r\n\tdef __init__(self, data): \r\n\t\tself.data = data \r\n\t\tself.left = None\r\n\t\tself.right = None\r\n"
-    "def height(node): \r\n\tif node is None: \r\n\t\treturn 0\r\n\treturn 1 + max(height(node.left), height(node.right))",
+    "code": "class Node: \r\n\tdef __init__(self, data): \r\n\t\tself.data = data \r\n\t\tself.left = None\r\n"
+    "\t\tself.right = None\r\n"
+    "def height(node): \r\n\tif node is None: \r\n\t\treturn 0\r\n"
+    "\treturn 1 + max(height(node.left), height(node.right))",
     "task_id": 3,
     "test_setup_code": "root = Node(1) \r\nroot.left = Node(2) \r\nroot.left.right = Node(4)\r\nroot1 = Node(1)",
     "test_list": ["assert (height(root)) == 3", "assert (height(root1)) == 1", "assert height(root.left) == 2"],
@@ -39,14 +48,16 @@ TREE = {
 }
 SUM = {
     "text": "Write a python function to find the sum of common divisors of two given numbers.",
-    "code": "def sum(a,b):\n    s = 0\n    for i in range (1, min(a, b) + 1):\n        if (a % i == 0 and b % i == 0):\n            s += i\n    return s",
+    "code": "def sum(a,b):\n    s = 0\n    for i in range (1, min(a, b) + 1):\n"
+    "        if (a % i == 0 and b % i == 0):\n            s += i\n    return s",
     "task_id": 511,
     "test_setup_code": "",
     "test_list": ["assert sum(10,15) == 6", "assert sum(100,150) == 93"],
     "challenge_test_list": [],
 }  # fmt: skip
 SANITIZED = {
-    "source_file": "Benchmark Questions Verification V2.ipynb", "task_id": 12, "prompt": "Write a function to get an angle.",
+    "source_file": "Benchmark Questions Verification V2.ipynb", "task_id": 12,
+    "prompt": "Write a function to get an angle.",
     "code": "import cmath\ndef angle(a, b):\n  return cmath.phase(a+b)", "test_imports": ["import math"],
     "test_list": ["assert math.isclose(angle(0,1j), 1.5707963267948966, rel_tol=0.001)"],
 }  # fmt: skip
@@ -81,24 +92,40 @@ def statuses(problem, texts):
 def test_splits_are_those_of_the_paper(data):
     task = load("mbpp", data, allow_code=True)
     names = {split: [p.extra["names"] for p in task.problems(split)] for split in task.splits}
-    assert names == {"train": [["Pair", "chain"]], "validation": [["sum"]], "test": [["largest"]], "prompt": [["Node", "height"]]}
+    assert names == {
+        "train": [["Pair", "chain"]],
+        "validation": [["sum"]],
+        "test": [["largest"]],
+        "prompt": [["Node", "height"]],
+    }
 
 
 def test_published_programs_pass_and_others_do_not(data):
     task = load("mbpp", data, allow_code=True)
     for split in task.splits:
         (p,) = task.problems(split)
-        for text in (p.reference, p.solution, f"[BEGIN]\n{p.solution}", f"```python\n{p.reference}\n```", p.prompt + p.solution):
+        for text in (
+            p.reference,
+            p.solution,
+            f"[BEGIN]\n{p.solution}",
+            f"```python\n{p.reference}\n```",
+            p.prompt + p.solution,
+        ):
             assert task.verify(p, text).status == "right", (split, text)
-        for text in ("", p.prompt, p.reference.replace("return", "pass;"), p.reference.replace("return ", "return 1 + ")):
+        for text in (
+            "",
+            p.prompt,
+            p.reference.replace("return", "pass;"),
+            p.reference.replace("return ", "return 1 + "),
+        ):
             assert task.verify(p, text).status == "wrong", (split, text)
 
 
 def test_prompts(data):
     (p,) = load("mbpp", data, allow_code=True).problems("test")
     assert p.prompt == (
-        "You are an expert Python programmer, and here is your task: Write a function to find the largest number, doubled. "
-        "Your code should pass these tests:\n\nassert largest([1, 3, 2]) == 6\nassert largest([-5])==-10\n"
+        "You are an expert Python programmer, and here is your task: Write a function to find the largest number, "
+        "doubled. Your code should pass these tests:\n\nassert largest([1, 3, 2]) == 6\nassert largest([-5])==-10\n"
         "assert math.isclose(largest([4, 4]), 8)\n[BEGIN]\n"
     )
     assert p.solution == f"{WHOLE.strip()}\n[DONE]"
@@ -126,9 +153,11 @@ def without(record, **changed):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("", "no problems of the split 'test'"), (without(PAIRS), "no problems of the split"), (without(LARGEST, text=None), "need task_id"),
+    ("", "no problems of the split 'test'"), (without(PAIRS), "no problems of the split"),
+    (without(LARGEST, text=None), "need task_id"),
     (without(LARGEST, task_id="11"), "need task_id"), (without(LARGEST, test_list="assert"), "need task_id"),
-    (without(LARGEST, code="def ("), "no Python"), (without(LARGEST, code="def other(): pass"), "nothing that the code defines"),
+    (without(LARGEST, code="def ("), "no Python"),
+    (without(LARGEST, code="def other(): pass"), "nothing that the code defines"),
     (without(LARGEST, test_list=[]), "nothing that the code defines"),
 ])  # fmt: skip
 def test_other_files(tmp_path, content, message):
@@ -155,17 +184,32 @@ RIGHT = {
 NO_PROGRAM = {
     "open thinking": [f"<think>{WHOLE}", f"x</think><think>{WHOLE}"],
     "only in the thinking": [f"<think>{WHOLE}</think>", f"<think>```python\n{WHOLE}\n```</think>Done."],
-    "tags that do not match": [f"<answer>{WHOLE}", f"{WHOLE}</answer>", f"<answer>{WHOLE}</answer><answer>{WHOLE}</answer>"],
+    "tags that do not match": [
+        f"<answer>{WHOLE}",
+        f"{WHOLE}</answer>",
+        f"<answer>{WHOLE}</answer><answer>{WHOLE}</answer>",
+    ],
     "after [DONE]": [f"[DONE]\n{WHOLE}", f"def largest(x): return 0\n[DONE]\n{WHOLE}"],
-    "prose": ["6", "largest", "I cannot.", "def largest", "\\boxed{6}", "max(numbers) * 2", "assert largest([1, 3, 2]) == 6"],
+    "prose": [
+        "6",
+        "largest",
+        "I cannot.",
+        "def largest",
+        "\\boxed{6}",
+        "max(numbers) * 2",
+        "assert largest([1, 3, 2]) == 6",
+    ],
     "another function": [WHOLE.replace("largest", name) for name in ("Largest", "largest_", "solve", "maximum")],
     "replaced later": [f"{WHOLE}\nlargest = {value}\n" for value in ("None", "6", "lambda x: 6", "print", "[]", "abs")],
-    "withdrawn": [f"```python\n{WHOLE}\n```\n```python\ndef largest(x): return {value}\n```" for value in (0, 6, -10, "x")],
+    "withdrawn": [
+        f"```python\n{WHOLE}\n```\n```python\ndef largest(x): return {value}\n```" for value in (0, 6, -10, "x")
+    ],
     "truncated": [WHOLE[:n] for n in range(20, len(WHOLE) - 12, 5)],
     "too long": [WHOLE + "\n" + "#" * 10**6],
     "odd characters": [WHOLE.replace("max", "\0max"), WHOLE.replace(":", "："), WHOLE.replace("max", "\ud800max")],
 }
-SHAPES = ["def largest(numbers):\n{}\n", "```python\ndef largest(numbers):\n{}\n```", "def largest(numbers):\n{}\n[DONE]",
+SHAPES = ["def largest(numbers):\n{}\n", "```python\ndef largest(numbers):\n{}\n```",
+          "def largest(numbers):\n{}\n[DONE]",
           "<think>so</think><answer>\n```\ndef largest(numbers):\n{}\n```\n</answer>"]  # fmt: skip
 
 
@@ -174,8 +218,7 @@ def test_right_programs(problem):
 
 
 def test_nothing_wrong_is_called_right(problem):
-    helpers = ("scale", "check")  # of the other gallery
-    bodies = [body for kind in BODIES.values() for body in kind if not any(f"{name}(max" in body for name in helpers)]
+    bodies = [body for kind in BODIES.values() for body in kind]
     texts = [shape.replace("{}", body) for body in bodies for shape in SHAPES]
     texts += [text for kind in NO_PROGRAM.values() for text in kind]
     assert len(texts) >= 200
@@ -185,11 +228,14 @@ def test_nothing_wrong_is_called_right(problem):
 def test_a_class_of_the_program_that_equals_everything(data):
     """Its objects are passed back by the tests, and still prove nothing."""
     (p,) = load("mbpp", data, allow_code=True).problems("train")
-    forged = "class Pair:\n    def __init__(self, *a): pass\n    def __eq__(self, other): return True\ndef chain(arr, n): return arr[0]"
+    pair = "class Pair:\n    def __init__(self, *a): pass\n    def __eq__(self, other): return True\n"
+    forged = f"{pair}def chain(arr, n): return arr[0]"
     assert verify(p, forged).status == "wrong"
 
 
-@pytest.mark.parametrize("piece", ["a", " ", "\n", "```\n", "def largest", "<think>", "[BEGIN]", "[DONE]", "largest : ", "é"])
+@pytest.mark.parametrize(
+    "piece", ["a", " ", "\n", "```\n", "def largest", "<think>", "[BEGIN]", "[DONE]", "largest : ", "é"]
+)
 def test_long_texts_take_little_time(problem, piece):
     text = piece * (10**6 // len(piece))
     for given in (text, text[:60000]):

@@ -6,6 +6,7 @@ user, seccomp. Each is a layer that holds if another one fails.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import os
@@ -23,7 +24,7 @@ NEW_USER = 0x10000000
 READ_ONLY, NO_SUID, NO_DEV, REMOUNT, BIND, RECURSIVE, PRIVATE, DETACH = 1, 2, 4, 32, 4096, 16384, 1 << 18, 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 1, 4, 8
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER = 22, 24, 38, 36
-READ_SEARCH = 1 << 2  # CAP_DAC_READ_SEARCH
+OVERRIDE, READ_SEARCH = 1 << 1, 1 << 2  # CAP_DAC_…: files of others
 READ, LIST = 4, 8  # rights of Landlock
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # as seccomp names them
@@ -99,7 +100,7 @@ def confine(means: str, seconds: float, memory: int) -> list[str]:
     inside = means != "plain"
     landlocked = landlock([("/", True)], ["/tmp"]) if inside else landlock(readable(sources(), packages()), [])
     layers += ["landlock"] * landlocked
-    drop(READ_SEARCH if landlocked and not inside else 0)
+    drop(reads_all=landlocked and not inside)
     prctl(PR_SET_DUMPABLE, 0)  # no other process of this user can read its memory
     prctl(PR_SET_PDEATHSIG, 9)
     if filtered:
@@ -197,18 +198,20 @@ def landlock(to_read: list[tuple[str, bool]], to_write: list[str]) -> bool:
     return True
 
 
-def drop(kept: int) -> None:
-    """Become nobody, with no capability but those of the mask `kept`."""
+def drop(reads_all: bool) -> None:
+    """Become nobody, without capabilities. reads_all: root keeps the one to read its files, as far as Landlock lets it."""
     for capability in range(64):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # refused to ordinary users, who have none
+    header, held = struct.pack("Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
+    checked(libc.capget(header, held), "capget")
+    permitted = struct.unpack("6I", held)[1]
+    kept = (permitted & READ_SEARCH or permitted & OVERRIDE) if reads_all and os.geteuid() == 0 else 0
     if os.geteuid() == 0:
         prctl(PR_SET_KEEPCAPS, 1)
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    else:
-        kept = 0
-    header = struct.pack("Ii", 0x20080522, 0)
+        with contextlib.suppress(OSError):  # in a container whose only user is a root without rights outside
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
     checked(libc.capset(header, struct.pack("6I", kept, kept, 0, 0, 0, 0)), "capset")
 
 

@@ -15,13 +15,11 @@ import signal
 import sys
 import time
 
-from minir1.sandboxed import candidate, confine, driver
+from minir1.sandboxed import ROOT, candidate, confine, driver, interpreter
 
 START = 30  # seconds for both processes to get ready, which are not in the program's time
 THREADS = 64  # of one process; its memory and its CPU time are limited by the kernel
 INTERVAL = 0.02  # seconds between two looks at it
-BOOT = "import sys; sys.path[0] = {!r}; from minir1.sandboxed import warden; del sys.path[0]; warden.{}(*{!r})"
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OWN = ("__init__.py", "sandboxed")  # what runs in bubblewrap, of minir1
 INSIDE = "/minir1"  # where it is in bubblewrap
 
@@ -166,11 +164,6 @@ def end(children: list[int], pids: list[int]) -> None:
             os.wait()
         except ChildProcessError:
             return
-
-
-def interpreter(function: str, arguments: list, root: str = ROOT) -> list[str]:
-    """The command that runs a function of this module in a bare interpreter."""
-    return [os.path.realpath(sys.executable), "-s", "-S", "-c", BOOT.format(root, function, arguments)]
 
 
 def bwrap_arguments(info: int) -> list[str]:

@@ -3,8 +3,8 @@
 The file is read as published, HumanEval.jsonl.gz: one object per line with task_id, prompt, entry_point,
 canonical_solution and test, which defines `check(candidate)`.
 
-A prompt is the published head of the function, which a base model continues; with the variant `chat` it is a request that
-a chat model answers with the whole function.
+A prompt is the published head of the function, which a base model continues. With the variant `chat` it is a request
+that a chat model answers with the whole function.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """MBPP: short Python programs from a sentence and three tests (Austin et al. 2021, arXiv:2108.07732).
 
 Files are read as published: mbpp.jsonl, one object per line with task_id, text, code, test_list and test_setup_code;
-sanitized-mbpp.json, a list with `prompt` for `text` and `test_imports`; or either one as a folder with a file per split.
-The splits are those of the paper, by task_id.
+sanitized-mbpp.json, a list with `prompt` for `text` and `test_imports`; or either one as a folder with a file per
+split. The splits are those of the paper, by task_id.
 
-A prompt is the paper's, which shows the tests and ends in [BEGIN]; with the variant `chat` it asks for a ```python block.
+A prompt is the paper's, which shows the tests and ends in [BEGIN]. With the variant `chat` it asks for a ```python
+block.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ REQUEST = "\nAnswer with the whole program in a ```python block, without the tes
 
 
 def problems(split: str, data: str | Path, variant: str = "complete") -> list[Problem]:
-    """The problems of a split, in the order of the file. ValueError for a file that is missing or has another layout."""
+    """The problems of a split, in the order of the file. ValueError if it is missing or has another layout."""
     found = [_problem(*record, variant == "chat") for path in _files(data, split) for record in published.records(path)]
     found = [problem for problem in found if problem.extra["task_id"] in IDS[split]]
     if not found:
@@ -88,8 +89,8 @@ def verify(problem: Problem, text: str) -> Verdict:
 def final(problem: Problem, text: str) -> str | None:
     """The program in a text, None if there is none.
 
-    After the thinking, and in the answer tags if there are any: the last ``` block that defines what the tests use, else
-    the last block, else the text itself, from [BEGIN] to [DONE] where these are.
+    After the thinking, and in the answer tags if there are any: the last ``` block that defines what the tests use,
+    else the last block, else the text itself, from [BEGIN] to [DONE] where these are.
     """
     said = programs.answer(text)
     if said is None or len(said) > programs.LONGEST:

@@ -10,13 +10,15 @@ from minir1.tasks import Verdict
 
 LONGEST = 2**16  # characters of a program
 STARTS = re.compile(r"(?:from|import|def|async def|class|@)\b|@|#")  # lines a program can start with
-STATEMENT = re.compile(r"(?:from|import|def|async def|class|if|elif|else|for|while|try|except|finally|with)\b.*[:\w)*]$")
+STATEMENT = re.compile(
+    r"(?:from|import|def|async def|class|if|elif|else|for|while|try|except|finally|with)\b.*[:\w)*]$"
+)
 BINDING = re.compile(r"\w+\s*(?::[^=]*)?=|@|#|[)\]}]|\"\"\"|'''")
 FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 
 
 def answer(text: str) -> str | None:
-    """The text after the thinking, or in its answer tags; None if the thinking or the tags are not closed or repeated."""
+    """The text after the thinking, or in its answer tags; None if thinking or tags are not closed, or repeated."""
     said = text.rpartition("</think>")[2]
     if "<think>" in said:
         return None
@@ -62,7 +64,7 @@ def chosen(text: str, names: list[str]) -> str | None:
 
 
 def continuation(text: str) -> str:
-    """What a text adds to an open function: up to the next line that starts at the margin and closes no bracket or text.
+    """What a text adds to an open function, up to the next line at the margin that closes no bracket or string.
 
     So it ends before another function, class, comment, test or print, as in Chen et al. 2021, and before a fence.
     """
@@ -92,7 +94,8 @@ def whole(text: str, names: list[str]) -> str:
 def completed(prompt: str, text: str, name: str) -> str | None:
     """The program that a text makes of a prompt, which ends in the head of the function `name`; None if there is none.
 
-    A text that defines the function anew follows the whole prompt, with its imports and helpers; any other continues it.
+    A text that defines the function anew follows the whole prompt, with its imports and helpers. Any other continues
+    the prompt.
     """
     said = answer(text)
     if said is None or len(said) > LONGEST:
