@@ -142,7 +142,7 @@ BODIES = {
         "    return str(scale(max(numbers)))", "    return scale(max(numbers)) + 1", "    return -scale(max(numbers))",
         "    return (scale(max(numbers)),)", "    print(scale(max(numbers)))",
     ],
-    "no Python": ["    return (", "    retrun 6", "    if True:", "  return 6\n      x", "    return 6 6", "\t return 6"],
+    "no Python": ["    return (", "    retrun 6", "    if True:", "  return 6\n      x", "    return 6 6"],
     "errors": [
         "    raise ValueError", "    return undefined", "    return 1 / 0", "    return largest(numbers)",
         "    assert False",
@@ -201,7 +201,8 @@ def test_right_programs(problem, group):
 
 def gallery() -> list[str]:
     bodies = [body for kind in BODIES.values() for body in kind]
-    shaped = [shape.replace("{}", body) for body in bodies for shape in TEXTS.values()]
+    shapes = list(TEXTS.values())  # every other body without the first, which makes a program of its own to run
+    shaped = [shape.replace("{}", body) for i, body in enumerate(bodies) for shape in shapes[i % 2 :]]
     return shaped + [text for kind in NO_PROGRAM.values() for text in kind]
 
 

@@ -199,7 +199,7 @@ def landlock(to_read: list[tuple[str, bool]], to_write: list[str]) -> bool:
 
 
 def drop(reads_all: bool) -> None:
-    """Become nobody, without capabilities. reads_all: root keeps the one to read its files, as far as Landlock lets it."""
+    """Become nobody, without capabilities. reads_all: root keeps the one to read its files, as Landlock allows."""
     for capability in range(64):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # refused to ordinary users, who have none
     header, held = struct.pack("Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
