@@ -43,6 +43,16 @@ SAYS = {
 LACKS = {"landlock": "files that this user may read", "seccomp": "the network, files and other processes"}
 
 
+def _forked() -> None:
+    """A fork must not share the slots that other threads of its parent hold."""
+    global SLOTS
+    SLOTS = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 @dataclass(frozen=True)
 class Result:
     """The outcome of a verification. "unjudged": the sandbox could not start, or the tests themselves cannot be run."""

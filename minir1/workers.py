@@ -21,10 +21,19 @@ from collections.abc import Callable
 
 START = 120  # seconds for a worker to start and to import a function's module, which are not in a call's limit
 MEMORY = 4 * 2**30  # bytes of address space of a worker
-SLOTS = threading.BoundedSemaphore(os.cpu_count() or 1)
+SLOTS = threading.BoundedSemaphore(os.cpu_count() or 1)  # calls at once
 idle: list[Worker] = []  # of this process: pop and append are atomic
+
+
+def _forked() -> None:
+    """A fork must share neither its parent's pipes nor the slots that other threads of the parent hold."""
+    global SLOTS
+    SLOTS = threading.BoundedSemaphore(os.cpu_count() or 1)
+    idle.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=idle.clear)  # a fork must not share its parent's pipes
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Worker:

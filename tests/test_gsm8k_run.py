@@ -54,17 +54,13 @@ def byte_level(texts: list[str]) -> Tokenizer:
     return Tokenizer(backend, eos=EOS, pad=EOS)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A Qwen2ForCausalLM of 50,000 parameters, trained on well-formed answers, which answers 1 or 2 at random."""
-    texts = [TEXT.format(n, n) for n in (1, 2)]
-    tokenizer = byte_level([R1_ZERO, QUESTION, *texts] * 9)
-    assert all(tokenizer.backend.token_to_id(tag) is None for tag in TAGS)  # tags are text
+def taught(tokenizer: Tokenizer, prompts: list[str], texts: list[str], path: Path) -> Path:
+    """A Qwen2ForCausalLM of 50,000 parameters that answers each prompt with one of the texts at random."""
     torch.manual_seed(0)
     shape = {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 1, "ffn": 64, "tied": True, "qkv_bias": True}
     model = Transformer(dense(vocab=512, eos=tokenizer.eos, pad=tokenizer.pad, **shape))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    asked = [tokenizer.encode(R1_ZERO.replace("{question}", QUESTION.format(n, n % 2 + 1))) for n in (5, 28, 36, 61)]
+    asked = [tokenizer.encode(prompt) for prompt in prompts]
     rows = [(prompt, prompt + tokenizer.encode(text) + [tokenizer.eos]) for prompt in asked for text in texts]
     tokens, lengths = pad_rows([row for _, row in rows])
     mask = torch.arange(tokens.shape[1]) >= torch.tensor([[len(prompt)] for prompt, _ in rows])
@@ -72,8 +68,18 @@ def base(tmp_path_factory):
         (-model.logprob(tokens, lengths=lengths, mask=mask).sum() / len(rows)).backward()
         optimizer.step()
         optimizer.zero_grad()
-    path = tmp_path_factory.mktemp("qwen")
     hf.save(model, tokenizer, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A model trained on well-formed answers, which answers 1 or 2 at random."""
+    texts = [TEXT.format(n, n) for n in (1, 2)]
+    tokenizer = byte_level([R1_ZERO, QUESTION, *texts] * 9)
+    assert all(tokenizer.backend.token_to_id(tag) is None for tag in TAGS)  # tags are text
+    prompts = [R1_ZERO.replace("{question}", QUESTION.format(n, n % 2 + 1)) for n in (5, 28, 36, 61)]
+    path = taught(tokenizer, prompts, texts, tmp_path_factory.mktemp("qwen"))
     config = json.loads((path / "config.json").read_text())
     assert config["architectures"] == ["Qwen2ForCausalLM"] and config["tie_word_embeddings"]
     return path

@@ -27,7 +27,7 @@ COLUMNS = {  # key -> what it counts
     "bare": "bare reference right",
     "empty": "empty text right",
     "shuffled": "other problem's solution right",
-    "equal": "of these, equal references",
+    "equal": "of these, references that are equal",
     "unjudged": "not judged",
 }
 
@@ -76,7 +76,8 @@ def measure(config: Config) -> dict[str, float]:
             values["unjudged"] += statuses.count("unjudged")
             if kind == "shuffled":
                 right = [pair for pair, status in zip(shuffled, statuses) if status == "right"]
-                values["equal"] = sum(task.final(a, shown(a)) == task.final(b, shown(b)) for a, b in right)
+                finals = [(a, task.final(a, shown(a)), task.final(b, shown(b))) for a, b in right]
+                values["equal"] = sum(task.same(a, one, other) for a, one, other in finals)
     seconds = []
     for problem, text in texts["solution"][: config.timed]:
         began = time.perf_counter()

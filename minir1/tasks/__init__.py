@@ -48,7 +48,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from minir1 import rewards
+from minir1 import rewards, sandbox
 
 SOURCE = re.compile(r"(.*?\.py|[^:]*)(?::(.*))?", re.DOTALL)  # a name or path, and the variant
 
@@ -106,9 +106,9 @@ def load(
 
     spec: a name (`gsm8k`), with a variant (`countdown:wide`), the path of a .py file, or several of these joined by
     `+`. data: what the task reads; for several tasks a mapping from their names, without variants, or the same as a
-    string, `gsm8k=PATH,other=PATH`. allow_code: the task may run programs that a model wrote. ValueError for an unknown
-    task or variant, a file without the two functions, data that is missing, not needed, or for a task not named here,
-    and a task that runs programs without `allow_code`.
+    string, `gsm8k=PATH,other=PATH`. allow_code: the task may run programs that a model wrote; what confines them is
+    printed. ValueError for an unknown task or variant, a file without the two functions, data that is missing, not
+    needed, or for a task not named here, and a task that runs programs without `allow_code`.
     """
     named = [SOURCE.fullmatch(part).groups() for part in _parts(str(spec))]
     modules = [_module(source) for source, _ in named]
@@ -120,6 +120,8 @@ def load(
     running = [name for name, module in zip(names, modules) if getattr(module, "RUNS_CODE", False)]
     if running and not allow_code:
         raise ValueError(f"task {running[0]} runs programs that the model wrote, in a sandbox: allow it, --allow-code")
+    if running:
+        print(sandbox.protection())
     tasks = [_bind(name, *rest, sources.get(name)) for name, *rest in zip(names, modules, variants)]
     return tasks[0] if len(tasks) == 1 else _mixture(tasks)
 
