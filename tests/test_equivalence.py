@@ -12,6 +12,17 @@ from minir1.tasks.equivalence import equal, known, readings
 from minir1.tasks.formulas import formula
 
 EQUAL = {  # kind -> pairs, each in both directions
+    "what models add": r"""
+        5 | \text{The answer is } 5
+        \frac{1}{2} | \text{The probability is } \frac{1}{2}
+        \$18.90 | \$18.90 \text{ dollars}
+        5.4 \text{ cents} | 5.4¢
+        -\frac{\pi}{6} | -\frac{\pi}{6} \text{ radians}
+        42 | \text{Total: } 42
+        8 | {8}
+        8 | \displaystyle 8
+        x^2 | \left(x^2\right)
+    """,
     "bases and subscripts": r"""
         52_8 | 52_{8}
         52_8 | 52
