@@ -24,8 +24,8 @@ from minir1.tasks.algebra import Unreadable
 from minir1.tasks.readings import OTHERWISE, Answer, is_symbol, read, right_side
 
 KNOWN = {  # tokens that math-verify reads or rejects; it drops others without a word
-    *r"+ - * / ^ _ ( ) [ ] { } | ! , = < > ≤ ≥ ≠ ' ° & \\ \{ \} \frac \sqrt \pi \infty \binom \pm \mp \cup \cap".split(),
-    *r"\in \setminus \matrix \endmatrix \abs \lfloor \rfloor \lceil \rceil \emptyset".split(),
+    *r"+ - * / ^ _ ( ) [ ] { } | ! , = < > ≤ ≥ ≠ ' ° & \\ \{ \} \frac \sqrt \pi \infty \binom \pm \mp \cup".split(),
+    *r"\cap \in \setminus \matrix \endmatrix \abs \lfloor \rfloor \lceil \rceil \emptyset".split(),
     *(f"\\{name}" for name in (*latex.FUNCTIONS, *latex.SYMBOLS)),
 }
 CHOICE = re.compile(
