@@ -12,6 +12,17 @@ from minir1.tasks.equivalence import equal, known, readings
 from minir1.tasks.formulas import formula
 
 EQUAL = {  # kind -> pairs, each in both directions
+    "what models add": r"""
+        5 | \text{The answer is } 5
+        \frac{1}{2} | \text{The probability is } \frac{1}{2}
+        \$18.90 | \$18.90 \text{ dollars}
+        5.4 \text{ cents} | 5.4¢
+        -\frac{\pi}{6} | -\frac{\pi}{6} \text{ radians}
+        42 | \text{Total: } 42
+        8 | {8}
+        8 | \displaystyle 8
+        x^2 | \left(x^2\right)
+    """,
     "bases and subscripts": r"""
         52_8 | 52_{8}
         52_8 | 52
@@ -655,15 +666,66 @@ def test_different_formulas_with_functions_are_told_apart():
 
 
 WRONG_WITH = [  # what stands around a right answer and makes it another one, or none
-    r"\text{not } %s", r"%s \text{ is wrong}", r"%s, \ldots", r"%s \text{ or maybe } 61", r"61 \Rightarrow %s",
-    r"%s \Rightarrow 61", r"%s \ne %s", r"?%s", r"%s \approx 61", r"\text{the answer is not } %s",
-    r"\text{either } %s \text{ or } 61", r"%s \cup 61", r"61 = %s", r"%s = 61", r"\lfloor %s \rfloor + 1",
-    r"\int %s dx", r"\sum_{k=1}^3 %s", r"%s^{%s}", r"%s \bmod 3", r"f'(%s)", r"\{x : x > %s\}", r"\overline{%s}",
-    r"\max(%s, 61)", r"\Re(%s)", r"-(%s)", r"\neg %s", r"%s + C", r"%s6", r"6%s", r"\frac{%s}", r"%s}", r"{%s", r"(%s",
-    r"\frac{%s}{0}", r"%s:61", r"%s -", r"%s + 61", r"\geq %s", r"%s > 61", r"\hat{%s}61", r"%s \to 61",
-    r"%s\dots61", r"%s;61", r"%s / 61", r"%s \text{ less than } 61", r"\text{more than } %s", r"%s\text{ or more}",
-    r"\sqrt{%s}", r"%s^2", r"%s\pi", r"\ln %s", r"|%s|+6", r"%s \equiv 61", r"%s \text{ feet } 6 \text{ inches}",
-    r"\text{%s or 61}", r"\text{%s is not right}", r"%s \text{ million}", r"%s, 61", r"%s \text{ or } -%s", r"\pm %s",
+    r"\text{not } %s",
+    r"%s \text{ is wrong}",
+    r"%s, \ldots",
+    r"%s \text{ or maybe } 61",
+    r"61 \Rightarrow %s",
+    r"%s \Rightarrow 61",
+    r"%s \ne %s",
+    r"?%s",
+    r"%s \approx 61",
+    r"\text{the answer is not } %s",
+    r"\text{either } %s \text{ or } 61",
+    r"%s \cup 61",
+    r"61 = %s",
+    r"%s = 61",
+    r"\lfloor %s \rfloor + 1",
+    r"\int %s dx",
+    r"\sum_{k=1}^3 %s",
+    r"%s^{%s}",
+    r"%s \bmod 3",
+    r"f'(%s)",
+    r"\{x : x > %s\}",
+    r"\overline{%s}",
+    r"\max(%s, 61)",
+    r"\Re(%s)",
+    r"-(%s)",
+    r"\neg %s",
+    r"%s + C",
+    r"%s6",
+    r"6%s",
+    r"\frac{%s}",
+    r"%s}",
+    r"{%s",
+    r"(%s",
+    r"\frac{%s}{0}",
+    r"%s:61",
+    r"%s -",
+    r"%s + 61",
+    r"\geq %s",
+    r"%s > 61",
+    r"\hat{%s}61",
+    r"%s \to 61",
+    r"%s\dots61",
+    r"%s;61",
+    r"%s / 61",
+    r"%s \text{ less than } 61",
+    r"\text{more than } %s",
+    r"%s\text{ or more}",
+    r"\sqrt{%s}",
+    r"%s^2",
+    r"%s\pi",
+    r"\ln %s",
+    r"|%s|+6",
+    r"%s \equiv 61",
+    r"%s \text{ feet } 6 \text{ inches}",
+    r"\text{%s or 61}",
+    r"\text{%s is not right}",
+    r"%s \text{ million}",
+    r"%s, 61",
+    r"%s \text{ or } -%s",
+    r"\pm %s",
 ]
 REFERENCES = ["5", r"\frac{14}{3}", r"\sqrt{51}", "p - q", r"90^\circ", r"\$18.90", r"(2,\infty)", "1,-2"]
 
@@ -682,9 +744,10 @@ def test_words_are_nothing_that_math_verify_may_ignore():
 
 # ---------------------------------------------------------------- arithmetic
 
-leaves = st.one_of(st.integers(0, 30).map(lambda n: (str(n), Fraction(n))),
-                   st.tuples(st.integers(0, 9), st.integers(1, 9)).map(
-                       lambda p: (rf"\frac{{{p[0]}}}{{{p[1]}}}", Fraction(*p))))
+leaves = st.one_of(
+    st.integers(0, 30).map(lambda n: (str(n), Fraction(n))),
+    st.tuples(st.integers(0, 9), st.integers(1, 9)).map(lambda p: (rf"\frac{{{p[0]}}}{{{p[1]}}}", Fraction(*p))),
+)
 
 
 def combined(children):
@@ -712,16 +775,20 @@ def test_square_roots(a, b):
     assert equal(rf"\sqrt{{{a}}} \sqrt{{{b}}}", rf"\sqrt{{{a * b}}}") is True
     assert equal(rf"(\sqrt{{{a}}} + \sqrt{{{b}}})(\sqrt{{{a}}} - \sqrt{{{b}}})", str(a - b)) is True
     assert equal(rf"\sqrt{{{a}}}", rf"\sqrt{{{b}}}") is (a == b)
-    assert equal(rf"\frac{{1}}{{\sqrt{{{a}}} + \sqrt{{{b + 400}}}}}",
-                 rf"\frac{{\sqrt{{{b + 400}}} - \sqrt{{{a}}}}}{{{b + 400 - a}}}") is (True if b + 400 != a else None)
+    assert equal(
+        rf"\frac{{1}}{{\sqrt{{{a}}} + \sqrt{{{b + 400}}}}}",
+        rf"\frac{{\sqrt{{{b + 400}}} - \sqrt{{{a}}}}}{{{b + 400 - a}}}",
+    ) is (True if b + 400 != a else None)
 
 
 @given(st.lists(st.integers(-9, 9), min_size=2, max_size=5), st.integers(-9, 9))
 def test_polynomials(coefficients, shift):
     """Terms in any order; p(x)·(x - s) has the coefficients of the product; another constant is another polynomial."""
     terms = [f"{c}x^{{{n}}}" for n, c in enumerate(coefficients)]
-    product = [(coefficients[n - 1] if n else 0) - shift * (coefficients[n] if n < len(coefficients) else 0)
-               for n in range(len(coefficients) + 1)]
+    product = [
+        (coefficients[n - 1] if n else 0) - shift * (coefficients[n] if n < len(coefficients) else 0)
+        for n in range(len(coefficients) + 1)
+    ]
     written = " + ".join(f"({c})x^{n}" for n, c in enumerate(product))
     assert equal(" + ".join(terms), " + ".join(reversed(terms))) is True
     assert equal(written, f"({' + '.join(terms)})(x - ({shift}))") is True
@@ -730,15 +797,20 @@ def test_polynomials(coefficients, shift):
 
 # ---------------------------------------------------------------- any text
 
-PIECES = [" ", *r"""
+PIECES = [
+    " ",
+    *r"""
     \frac \sqrt { } ( ) [ ] \left \right \{ \} ^ _ + - * / = < \le \in \cup , ; : | ! 1 2 0 . x i \pi
     \infty \text{ cm \% $ \pm \begin{pmatrix} \end{pmatrix} \\ & \sin \log ° \overline{3} e √ and
     \boxed{ ** \binom \matrix \endmatrix \circ 9
-""".split()]
+""".split(),
+]
 
 
-@given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join)),
-       st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
+@given(
+    st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join)),
+    st.lists(st.sampled_from(PIECES), max_size=9).map("".join),
+)
 def test_no_text_raises(a, b):
     assert equal(a, b) in (True, False, None) and known(a) in (True, False)
     if readings(a):
@@ -746,13 +818,28 @@ def test_no_text_raises(a, b):
 
 
 LARGE = {
-    "tower": "9^{9^{9^{9}}}", "factorials": "9!!!!", "exponent": "1e999999999", "power": "(1/3)^{99999}",
-    "brackets": "(" * 490 + "5" + ")" * 490, "open brackets": "(" * 999, "fractions": r"\frac{" * 160,
-    "roots": r"\sqrt{" * 120 + "2" + "}" * 120, "words": r"\text{" * 140 + "}" * 140, "items": "1," * 499,
-    "signs": "-" * 999 + "5", "terms": "(x+y+z+1)" * 60, "variables": "(x+y+z+w+1)^{60}", "digits": "9" * 999,
-    "root of digits": r"\sqrt{" + "7" * 900 + "}", "factors": "".join(rf"(1+\sqrt{{{n}}})" for n in range(2, 60)),
-    "exponents": "2^{" * 200 + "x" + "}" * 200, "period": r"0.\overline{" + "7" * 900 + "}", "spaces": " " * 999 + "5",
-    "both signs": r"1\pm 2+" * 90 + "1", "a megabyte": "9" * 10**6, "open megabyte": "(" * 10**6,
+    "tower": "9^{9^{9^{9}}}",
+    "factorials": "9!!!!",
+    "exponent": "1e999999999",
+    "power": "(1/3)^{99999}",
+    "brackets": "(" * 490 + "5" + ")" * 490,
+    "open brackets": "(" * 999,
+    "fractions": r"\frac{" * 160,
+    "roots": r"\sqrt{" * 120 + "2" + "}" * 120,
+    "words": r"\text{" * 140 + "}" * 140,
+    "items": "1," * 499,
+    "signs": "-" * 999 + "5",
+    "terms": "(x+y+z+1)" * 60,
+    "variables": "(x+y+z+w+1)^{60}",
+    "digits": "9" * 999,
+    "root of digits": r"\sqrt{" + "7" * 900 + "}",
+    "factors": "".join(rf"(1+\sqrt{{{n}}})" for n in range(2, 60)),
+    "exponents": "2^{" * 200 + "x" + "}" * 200,
+    "period": r"0.\overline{" + "7" * 900 + "}",
+    "spaces": " " * 999 + "5",
+    "both signs": r"1\pm 2+" * 90 + "1",
+    "a megabyte": "9" * 10**6,
+    "open megabyte": "(" * 10**6,
 }
 
 

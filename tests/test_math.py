@@ -29,27 +29,54 @@ def status(problem, text):
 # ---------------------------------------------------------------- texts
 
 RIGHT = [
-    r"So it is $\boxed{\frac{1}{2}}$.", r"\boxed{0.5}", r"\boxed{3}? No, \boxed{\dfrac12}", r"\boxed{x = 1/2}",
-    r"<think>\boxed{3}</think>\boxed{1/2}", "<think>so</think><answer>1/2</answer>",
-    r"<think>so</think><answer>$\frac12$</answer>", r"<think>so</think><answer>\boxed{.5}</answer>",
-    r"The answer is $\frac{1}{2}$.", r"The final answer is $\frac{1}{2}$, because $1 + 1 = 2$.",
-    r"**Answer:** $\frac{1}{2}$", r"The answer is 1/2.", "#### 1/2", r"Therefore, we get $x = \frac{1}{2}$.",
-    r"Hence $P = \frac{2}{4} = \frac{1}{2}$.", r"\boxed{\frac{1}{2} \text{ cm}}", r"\boxed{\frac{1}{2} \approx 0.5}",
+    r"So it is $\boxed{\frac{1}{2}}$.",
+    r"\boxed{0.5}",
+    r"\boxed{3}? No, \boxed{\dfrac12}",
+    r"\boxed{x = 1/2}",
+    r"<think>\boxed{3}</think>\boxed{1/2}",
+    "<think>so</think><answer>1/2</answer>",
+    r"<think>so</think><answer>$\frac12$</answer>",
+    r"<think>so</think><answer>\boxed{.5}</answer>",
+    r"The answer is $\frac{1}{2}$.",
+    r"The final answer is $\frac{1}{2}$, because $1 + 1 = 2$.",
+    r"**Answer:** $\frac{1}{2}$",
+    r"The answer is 1/2.",
+    "#### 1/2",
+    r"Therefore, we get $x = \frac{1}{2}$.",
+    r"Hence $P = \frac{2}{4} = \frac{1}{2}$.",
+    r"\boxed{\frac{1}{2} \text{ cm}}",
+    r"\boxed{\frac{1}{2} \approx 0.5}",
 ]
 WRONG = {
-    "nothing": "", "no answer": "I do not know.", "another value": r"\boxed{\frac{1}{3}}",
+    "nothing": "",
+    "no answer": "I do not know.",
+    "another value": r"\boxed{\frac{1}{3}}",
     "negative": r"\boxed{-\frac12}",
-    "an earlier value": r"\boxed{\frac12} \boxed{3}", "an open box": r"\boxed{\frac12} \boxed{\frac12",
-    "in thinking": r"<think>\boxed{\frac12}</think>", "open thinking": r"<think>\boxed{\frac12}",
-    "two answers": "<think>a</think><answer>1/2</answer><answer>1/2</answer>", "several": r"\boxed{\frac12, \frac13}",
-    "alternatives": r"\boxed{\frac12 \text{ or } \frac13}", "denied": r"The answer is not $\frac{1}{2}$.",
-    "denied formula": r"It isn't $\frac{1}{2}$.", "rounded": r"\boxed{0.50001}", "both signs": r"\boxed{\pm\frac12}",
-    "every number": r"\boxed{" + ", ".join(f"{n}/2" for n in range(40)) + "}", "guesses": "<answer>1/2</answer>" * 9,
-    "nearly": r"\boxed{\frac{500000}{1000001}}", "words": r"\boxed{\text{half of it}}", "a set": r"\boxed{\{1,2\}}",
-    "an inequality": r"\boxed{x > \frac12}", "an interval": r"\boxed{(0, \frac12)}", "an equation": r"\boxed{2x = 1}",
-    "a false equation": r"\boxed{1 = \frac12}", "undefined": r"\boxed{\frac{1}{2} \cdot \frac{0}{0}}",
-    "a longer box": r"\boxed{\frac12" + " " * 5000 + "}", "a column": r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}",
-    "LaTeX left open": r"\boxed{\frac{1}{2} \left(}", "a reversed fraction": r"\boxed{\frac21}",
+    "an earlier value": r"\boxed{\frac12} \boxed{3}",
+    "an open box": r"\boxed{\frac12} \boxed{\frac12",
+    "in thinking": r"<think>\boxed{\frac12}</think>",
+    "open thinking": r"<think>\boxed{\frac12}",
+    "two answers": "<think>a</think><answer>1/2</answer><answer>1/2</answer>",
+    "several": r"\boxed{\frac12, \frac13}",
+    "alternatives": r"\boxed{\frac12 \text{ or } \frac13}",
+    "denied": r"The answer is not $\frac{1}{2}$.",
+    "denied formula": r"It isn't $\frac{1}{2}$.",
+    "rounded": r"\boxed{0.50001}",
+    "both signs": r"\boxed{\pm\frac12}",
+    "every number": r"\boxed{" + ", ".join(f"{n}/2" for n in range(40)) + "}",
+    "guesses": "<answer>1/2</answer>" * 9,
+    "nearly": r"\boxed{\frac{500000}{1000001}}",
+    "words": r"\boxed{\text{half of it}}",
+    "a set": r"\boxed{\{1,2\}}",
+    "an inequality": r"\boxed{x > \frac12}",
+    "an interval": r"\boxed{(0, \frac12)}",
+    "an equation": r"\boxed{2x = 1}",
+    "a false equation": r"\boxed{1 = \frac12}",
+    "undefined": r"\boxed{\frac{1}{2} \cdot \frac{0}{0}}",
+    "a longer box": r"\boxed{\frac12" + " " * 5000 + "}",
+    "a column": r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}",
+    "LaTeX left open": r"\boxed{\frac{1}{2} \left(}",
+    "a reversed fraction": r"\boxed{\frac21}",
 }
 
 
@@ -144,11 +171,19 @@ def test_without_math_verify(monkeypatch):
 
 
 MEGABYTE = {
-    "digits": "9" * 10**6, "brackets": "(" * 10**6, "a box": r"\boxed{" + "9" * 10**6 + "}",
-    "boxes": r"\boxed{" * 150_000, "nested": r"\boxed{" + "(" * 10**5 + "5" + ")" * 10**5 + "}",
-    "dollars": "$" * 10**6, "formulas": "$x$ " * 250_000,
-    "phrases": "the answer is " * 70_000, "blanks": "<think></think><answer>" + " " * 10**6 + "5</answer>",
-    "lines": "x\n" * 500_000, "backslashes": "\\" * 10**6, "brace": "{" * 10**6, "open formulas": "\\(" * 500_000,
+    "digits": "9" * 10**6,
+    "brackets": "(" * 10**6,
+    "a box": r"\boxed{" + "9" * 10**6 + "}",
+    "boxes": r"\boxed{" * 150_000,
+    "nested": r"\boxed{" + "(" * 10**5 + "5" + ")" * 10**5 + "}",
+    "dollars": "$" * 10**6,
+    "formulas": "$x$ " * 250_000,
+    "phrases": "the answer is " * 70_000,
+    "blanks": "<think></think><answer>" + " " * 10**6 + "5</answer>",
+    "lines": "x\n" * 500_000,
+    "backslashes": "\\" * 10**6,
+    "brace": "{" * 10**6,
+    "open formulas": "\\(" * 500_000,
     "because": "the answer is 3" + " because" * 120_000,
 }
 
@@ -194,8 +229,18 @@ def test_one_file_and_the_shares_of_train(tmp_path):
             task.problems(split, tmp_path / name)
 
 
-@pytest.mark.parametrize("record", [{}, {"problem": "q"}, MATH | {"solution": "no box"}, MATH500 | {"answer": 2},
-                                    MATH500 | {"problem": None}, MATH500 | {"answer": " "}], ids=str)
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"problem": "q"},
+        MATH | {"solution": "no box"},
+        MATH500 | {"answer": 2},
+        MATH500 | {"problem": None},
+        MATH500 | {"answer": " "},
+    ],
+    ids=str,
+)
 def test_other_layouts_are_named(tmp_path, record):
     (tmp_path / "test.jsonl").write_text(json.dumps(MATH500) + "\n" + json.dumps(record))
     with pytest.raises(ValueError, match=r"test.jsonl, line 2: need"):
@@ -224,10 +269,25 @@ def test_math_500(monkeypatch):
             other = problems[(i + step) % 500].reference
             if other != p.reference and same_answers(p.reference, other):
                 equal.add(frozenset((p.reference, other)))
-    assert equal <= {frozenset(pair) for pair in (
-        (r"\frac{1}{4}", r"\frac14"), ("15", r"15\mbox{ cm}^2"), ("90", r"90^\circ"), ("5", "x=5"), (r"\$36", "36"),
-        ("120", r"120^\circ"), ("(-2,1)", "-2,1"), ("30", r"30^\circ"), ("55", r"55^\circ"), ("75", r"75^\circ"),
-        (r"\$36", r"36^\circ"), ("36", r"36^\circ"), ("10080", r"10,\!080"), ("145", r"145^\circ"))}
+    assert equal <= {
+        frozenset(pair)
+        for pair in (
+            (r"\frac{1}{4}", r"\frac14"),
+            ("15", r"15\mbox{ cm}^2"),
+            ("90", r"90^\circ"),
+            ("5", "x=5"),
+            (r"\$36", "36"),
+            ("120", r"120^\circ"),
+            ("(-2,1)", "-2,1"),
+            ("30", r"30^\circ"),
+            ("55", r"55^\circ"),
+            ("75", r"75^\circ"),
+            (r"\$36", r"36^\circ"),
+            ("36", r"36^\circ"),
+            ("10080", r"10,\!080"),
+            ("145", r"145^\circ"),
+        )
+    }
 
 
 def test_a_reference_reads_as_itself():

@@ -30,6 +30,7 @@ UNICODE = str.maketrans(
         ).items()
     }
     | _pairs(r"− - – - — - ‐ - ‑ - ⁻ ^- ÷ / ∕ / ⁄ / € \$ £ \$ ′ ' ’ ' ‘ ' （ ( ） ) ， , ： : ＝ = 。 .")
+    | {"¢": r"\text{ cents}"}
     | dict.fromkeys("“”\u200b\ufeff", "")
     | {letter: f"^{n}" for n, letter in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
     | {letter: f"_{n}" for n, letter in enumerate("₀₁₂₃₄₅₆₇₈₉")}

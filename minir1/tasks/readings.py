@@ -24,6 +24,7 @@ OTHERWISE = re.compile(  # words after a number that are no unit but change or d
     r"squared|cubed|half|third|tenths?|hundredths?|base|mod|if|when|for|where|except|negative|at|approx\w*|about|is)\b",
     re.IGNORECASE,
 )
+STATED = re.compile(r'"(.*)(?:\b(?:is|are|equals)|:)', re.IGNORECASE)  # words before a value
 UNITS = {
     form: unit
     for group in PLURALS.split("|")
@@ -223,6 +224,8 @@ def _value(items: list[str], sign: int = 1) -> Answer:
     items, unit = list(items), []
     if based := _based(items):
         return based
+    if len(items) > 1 and (stated := STATED.fullmatch(items[0])) and not OTHERWISE.search(stated[1]):
+        del items[0]
     while items and items[0] == "$" or items[:2] == ["-", "$"]:
         items.remove("$")
         unit.append("dollar")
@@ -275,7 +278,7 @@ def _unit(text: str) -> tuple | None:
             exponent = 1
         elif word != "per":
             return ()
-    return () if any(unit == "unit" for unit, _ in units) else tuple(sorted(units))
+    return () if any(unit == "unit" for unit, _ in units) else tuple(sorted(set(units)))
 
 
 def _based(items: list[str]) -> Answer | None:
