@@ -26,7 +26,7 @@ STATED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 DISPLAYED = re.compile(r"(?:\$\$(.*?)\$\$|\\\[(.*?)\\\])", re.DOTALL)  # a formula on lines of its own
-END = re.compile(r"""(?:[.?]|(?<![0-9])!)(?=[\s*_)"'”]|$)|\n""")  # of a sentence or line; 5! is a factorial
+END = re.compile(r"""(?:[.?]|(?<![0-9\\])!)(?=[\s*_)"'”]|$)|\n""")  # of a sentence or line; 5! is a factorial
 HEADING = re.compile(r"[ \t*_]*[A-Za-z]{2}[^\n]*\n\s*\S")  # words with a text below them: `#### Step 2`
 SPACED = re.compile(r"(?![0-9]{1,3}(?: [0-9]{3})+$)(?:[0-9]+ +)+([0-9]+)")  # 3 5, but not 8 000
 
