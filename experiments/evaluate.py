@@ -58,7 +58,7 @@ class Config:
     allow_code: bool = False  # the task may run programs that the model wrote, in a sandbox
     template: Literal[TEMPLATES] = "chat"
     split: str = "test"
-    problems: int = 400  # at most
+    problems: int | None = None  # at most, evenly spread; None: all
     few_shot: int = 0  # solved training problems that the prompt shows first
     num_generations: int = 8  # n, sampled answers per problem
     k: tuple[int, ...] | None = None  # for pass@k and maj@k, each at most n; None: n
@@ -254,7 +254,8 @@ def main(config: Config) -> dict[str, float]:
         old = {name: saved.settings[name] for name in SAMPLING if name in saved.settings}
         config = replace(config, **old | ({"data": config.data} if config.data else {}))
     task = tasks.load(config.task, config.data, allow_code=config.allow_code)
-    problems = tasks.spread(task.problems(config.split), config.problems)
+    listed = task.problems(config.split)
+    problems = tasks.spread(listed, config.problems or len(listed))
     if config.rescore:
         answer_file.same_problems(saved, problems)
         source, speed, grids = saved.settings["checkpoint"], {}, judged_again(task, problems, saved.answers)

@@ -8,6 +8,7 @@ does. Workers are reused from call to call, any thread may call, and as many cal
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import importlib.util
@@ -34,6 +35,7 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
+atexit.register(lambda: [worker.end() for worker in idle])
 
 
 class Worker:
