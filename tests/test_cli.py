@@ -41,7 +41,7 @@ def test_refused_input_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, lambda config: tasks.load(config.name), "--name", "nope")
     out, err = capsys.readouterr()
-    assert end.value.code == 2 and not out and err.startswith("error: unknown task 'nope'; allowed: countdown, ")
+    assert end.value.code == 2 and not out and err.startswith("error: unknown task 'nope'; allowed: aime, ")
     assert err.count("\n") == 1
 
 
