@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
 
 import numpy as np
 import torch
@@ -136,10 +137,19 @@ def judge_rollout(
 
 
 def beside(function: Callable, *args) -> Future:
-    """Run a function in a thread, beside what the caller does next; `.result()` waits for what it returns or raises."""
-    thread = ThreadPoolExecutor(1)
-    future = thread.submit(function, *args)
-    thread.shutdown(wait=False)
+    """Run a function in a thread, beside what the caller does next; `.result()` waits for what it returns or raises.
+
+    A daemon thread, unlike those of an executor: after Ctrl-C or an error the process ends without waiting for it.
+    """
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:  # raised again by `.result()`
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
     return future
 
 
@@ -149,15 +159,18 @@ def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
     A verifier that raises loses this one answer, which is then unjudged with the error as its reason. If it raises for
     every one of at least two texts, it is broken: RuntimeError.
     """
+    todo = iter(enumerate(asked))  # shared by the threads
+    verdicts: list[Verdict | Exception | None] = [None] * len(asked)
 
-    def verdict(pair: tuple[Problem, str]) -> Verdict | Exception:
-        try:
-            return task.verify(*pair)
-        except Exception as error:  # whatever a user's verifier may raise
-            return error
+    def work() -> None:
+        for i, pair in todo:
+            try:
+                verdicts[i] = task.verify(*pair)
+            except Exception as error:  # whatever a user's verifier may raise
+                verdicts[i] = error
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        verdicts = list(threads.map(verdict, asked))
+    for thread in [beside(work) for _ in range(min(len(asked), os.cpu_count() or 1))]:
+        thread.result()
     errors = [v for v in verdicts if isinstance(v, Exception)]
     if errors and len(errors) == len(verdicts) > 1:
         raise RuntimeError(f"the verifier of {task.name} fails on every answer: {errors[0]!r}") from errors[0]

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from runs import command
 
 from minir1 import judge, templates
 from minir1.judge import NO_THINK, Answer, baselines, behaviour, by_group, judge_rollout, rights, sample_answers
@@ -214,6 +215,33 @@ def test_judging_runs_beside_the_caller():
     assert judging.result() is True
     with pytest.raises(KeyError):
         judge.beside({}.__getitem__, 1).result()
+
+
+def test_an_interrupted_script_does_not_wait_for_the_verdicts(tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    began = time.monotonic()
+    done = command(script)
+    assert done.returncode == 130 and done.stderr == "interrupted\n" and time.monotonic() - began < 30
+
+
+INTERRUPTED = """
+import dataclasses, os, signal, threading, time
+from minir1 import cli, judge
+from minir1.tasks import Problem, Task
+
+@dataclasses.dataclass
+class Config:
+    pass
+
+def main(config):
+    task = Task("slow", (), None, lambda problem, text: time.sleep(60), None)
+    judging = judge.beside(judge.judge, task, [(Problem("", ""), "")] * 9)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    judging.result()
+
+cli.run(main, Config)
+"""
 
 
 def test_format_is_that_of_the_whole_text_and_empty_thinking_counts_only_if_forced():
