@@ -113,6 +113,6 @@ def completed(prompt: str, text: str, name: str) -> str | None:
 
 def judged(program: str | None, tests: str, **rest) -> Verdict:
     """The verdict of `sandbox.run_tests`, which also takes `rest`; None, no program, is wrong."""
-    status = "failed" if program is None else sandbox.run_tests(program, tests, **rest).status
-    verdict = {"passed": "right", "failed": "wrong", "unjudged": "unjudged"}[status]
-    return Verdict(verdict, {"accuracy": float(status == "passed")})
+    result = sandbox.run_tests(program, tests, **rest) if program is not None else sandbox.Result("failed", "no program")
+    status = {"passed": "right", "failed": "wrong", "unjudged": "unjudged"}[result.status]
+    return Verdict(status, {"accuracy": float(status == "right")}, result.reason)
