@@ -21,6 +21,7 @@ from minir1.tasks import Problem, Task, Verdict
 from minir1.tokenizer import Tokenizer
 
 EASE = ("easy", "middle", "medium", "hard")  # groups of these names in this order, before all others
+RESERVED = ("low", "high", "formed")  # pass@1_low is the end of an interval
 NO_THINK = "<think></think><answer>"  # empty thinking: the model must answer at once
 
 
@@ -30,7 +31,7 @@ class Answer:
 
     text: str  # with what the template opened and the forced beginning, if any; without the end token
     tokens: int  # sampled, the end token included
-    truncated: bool  # ended by the token budget
+    truncated: bool  # by the token budget
     right: bool
     format: bool  # earns the format reward
     entropy: float = 0.0  # mean over its tokens, nats
@@ -81,8 +82,8 @@ def sample_batches(
 
     Temperature 0 is greedy. Every answer begins with `forced` and continues from there (NO_THINK measures what the
     weights know without thinking). shots: per problem, solved ones that its prompt shows first. skip: indices to leave
-    out. At most `rows_at_once` answers are drawn together; the answers depend neither on that nor on `skip`, since each
-    row has its own noise. A batch is judged while the next one is sampled.
+    out. At most `rows_at_once` answers, but all of at least one problem, are drawn together; the answers depend neither
+    on that nor on `skip`, since each row has its own noise. A batch is judged while the next one is sampled.
     """
     prompts = templates.encode(tokenizer, problems, template, forced, shots)
     todo = sorted(set(range(len(problems))) - set(skip), key=lambda p: -len(prompts[p]))
@@ -123,16 +124,17 @@ def judge_rollout(
     asked = [templates.prompt(tokenizer, p.prompt, template, s) for p, s in zip(problems, shown)]
     begun = [templates.begun(text, forced) for text in asked]
     rows, groups, stops = answers_of(rollout), rollout.group.tolist(), rollout.stop.tolist()
-    texts = []
+    texts, cut = [], []
     for row, p, stop in zip(rows, groups, stops):
         text = begun[p] + tokenizer.decode(row if stop == BUDGET else row[:-1])  # a PAD inside the answer stays visible
         texts.append(templates.finished(text, template, shown[p]))
+        cut.append(stop == BUDGET and texts[-1] == text)  # an answer with another question after it was finished
     verdicts = judge(task, [(problems[p], text) for p, text in zip(groups, texts)])
     grid: list[list[Answer]] = [[] for _ in problems]
-    for row, p, stop, nats, text, verdict in zip(rows, groups, stops, entropy, texts, verdicts):
+    for row, p, truncated, nats, text, verdict in zip(rows, groups, cut, entropy, texts, verdicts):
         formed = rewards.format_reward(text, allow_empty_think=bool(forced) or "</think>" in begun[p]) > 0
         right, unjudged = verdict.status == "right", verdict.status == "unjudged"
-        grid[p].append(Answer(text, len(row), stop == BUDGET, right, formed, nats, unjudged, verdict.reason))
+        grid[p].append(Answer(text, len(row), truncated, right, formed, nats, unjudged, verdict.reason))
     return grid
 
 
@@ -278,14 +280,17 @@ def baselines(task: Task, problems: Sequence[Problem], grid: list[list[Answer]])
 
 
 def groups_of(task: Task, problems: Sequence[Problem]) -> dict[str, list[int]]:
-    """The groups in which problems are reported, name -> indices: by the task's difficulty if it has one, else by
-    level; and by subject. A single subject or level is no group."""
-    names = [task.difficulty(p) for p in problems] if task.difficulty else [f"level {p.level}" for p in problems]
+    """The groups in which problems are reported, name -> indices: by difficulty (the task's, else the level), by
+    subject, and in a mixture by task. Where all are in one group, there is none. ValueError for names in RESERVED."""
+    levels = ["" if p.level == "default" else f"level {p.level}" for p in problems]
+    names = [task.difficulty and task.difficulty(p) or level for p, level in zip(problems, levels)]
     groups: dict[str, list[int]] = {}
-    for labels in (names, [p.subject for p in problems]):
+    for labels in (names, [p.subject for p in problems], [p.task for p in problems]):
         if len(set(labels)) > 1:
             for name in [name for name in EASE if name in labels] + sorted(set(labels) - {"", *EASE}):
                 groups[name] = [i for i, label in enumerate(labels) if label == name]
+    if taken := [name for name in RESERVED if name in groups]:
+        raise ValueError(f"task {task.name}: a group {taken[0]!r} of problems; its figures would have others' names")
     return groups
 
 

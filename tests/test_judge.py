@@ -92,6 +92,7 @@ def test_few_shot_answers_end_where_the_model_asks_the_next_question(model, monk
     settings = {"answers": 1, "max_tokens": 3, "template": "plain", "shots": shots}
     grid = sample_answers(model, TOKENIZER, task(), PROBLEMS[:2], **settings)
     assert [a.text for (a,) in grid] == ["7", "7"] and asked[0] == ("plain", "", shots)
+    assert {(a.tokens, a.truncated) for (a,) in grid} == {(3, False)}  # the answer itself had ended
 
 
 @pytest.fixture
@@ -408,6 +409,21 @@ def test_by_group_sums_up_each_group():
     assert values["pass@1_low_easy"] <= 0.75 <= values["pass@1_high_easy"]
     assert not any(key.endswith("_") for key in values)
     assert by_group(task(), PROBLEMS[:4], grid) == {}
+
+
+def test_groups_by_difficulty_or_level_by_subject_and_in_a_mixture_by_task():
+    problems = [
+        Problem("1", "", level="2", subject="Algebra", task="a"),
+        Problem("2", "", level="5", task="a"),
+        Problem("3", "", subject="Algebra", task="b"),
+    ]
+    want = {"level 2": [0], "level 5": [1], "Algebra": [0, 2], "a": [0, 1], "b": [2]}
+    assert judge.groups_of(task(), problems) == want
+    some = task(difficulty=lambda problem: "hard" if problem.task == "b" else "")  # as in a mixture
+    assert judge.groups_of(some, problems) == {"hard": [2]} | want
+    assert judge.groups_of(task(), problems[:1]) == {}
+    with pytest.raises(ValueError, match="task toy: a group 'low' of problems; its figures would have others' names"):
+        judge.groups_of(task(difficulty=lambda problem: "low" if problem.task == "b" else "high"), problems)
 
 
 def test_an_unjudged_answer_gets_the_mean_of_the_judged_ones_of_its_group():
