@@ -8,7 +8,8 @@ import pytest
 from runs import command, kill
 
 from experiments import compare, evaluate
-from minir1 import answer_file, tasks
+from experiments.benchmarks import bench_evaluate, verifiers
+from minir1 import answer_file, judge, tasks
 from minir1.judge import Answer
 from minir1.tasks import Problem
 
@@ -183,6 +184,35 @@ def test_the_folder_of_a_training_is_refused(tmp_path):
 def test_from_the_command_line(config):
     done = command("-m", "experiments.evaluate", "--rescore", "nowhere.jsonl")
     assert done.returncode == 2 and done.stderr == "error: there is no file nowhere.jsonl\n"
+
+
+# ---- what it costs, and the verifiers ----------------------------------------------------------
+
+
+def test_the_benchmark_generates_the_answers_of_the_evaluation(config, monkeypatch):
+    drawn = {"generation": [], "evaluation": []}
+    for module, name in ((bench_evaluate, "generation"), (judge, "evaluation")):
+        spy = lambda *a, real=module.collect, n=name, **more: drawn[n].append(real(*a, **more)) or drawn[n][-1]
+        monkeypatch.setattr(module, "collect", spy)
+    shared = {name: getattr(config, name) for name in ("checkpoint", "task", "num_generations", "rows_at_once")}
+    values = bench_evaluate.main(bench_evaluate.Config(**shared, max_completion_length=12, repeats=1))
+    assert values["ratio"] == values["seconds/evaluation"] / values["seconds/generation"] > 0
+    assert len(drawn["generation"]) == len(drawn["evaluation"]) == 4
+    for one, other in zip(*drawn.values()):
+        assert one.tokens.tolist() == other.tokens.tolist()
+
+
+def test_verifiers_on_their_references(tmp_path):
+    (tmp_path / "test.jsonl").write_text(
+        "".join(json.dumps({"question": f"q{i}", "answer": f"so #### {i // 2}"}) + "\n" for i in range(4))
+    )
+    config = verifiers.Config(task="gsm8k", data=str(tmp_path / "test.jsonl"), out=tmp_path / "out.json")
+    values = verifiers.main(config)
+    assert [values[key] for key in ("problems", "solution", "bare", "empty", "unjudged")] == [4, 4, 4, 0, 0]
+    assert values["shuffled"] == values["equal"] <= values["pairs"] <= 8
+    assert json.loads(config.out.read_text())["gsm8k"] == values
+    with pytest.raises(ValueError, match="nowhere holds no problems of task gsm8k"):
+        verifiers.measure(replace(config, data="nowhere"))
 
 
 # ---- two evaluations ---------------------------------------------------------------------------
