@@ -113,6 +113,8 @@ def completed(prompt: str, text: str, name: str) -> str | None:
 
 def judged(program: str | None, tests: str, **rest) -> Verdict:
     """The verdict of `sandbox.run_tests`, which also takes `rest`; None, no program, is wrong."""
-    result = sandbox.run_tests(program, tests, **rest) if program is not None else sandbox.Result("failed", "no program")
+    if program is None:
+        return Verdict("wrong", {"accuracy": 0.0}, "no program")
+    result = sandbox.run_tests(program, tests, **rest)
     status = {"passed": "right", "failed": "wrong", "unjudged": "unjudged"}[result.status]
     return Verdict(status, {"accuracy": float(status == "right")}, result.reason)
