@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minir1.tasks import Problem, Verdict, programs, published
 
-SPLITS = ("train", "validation", "test", "prompt")  # the last one for few-shot prompts
+SPLITS = ("train", "validation", "test", "prompt")  # the last one: the examples in the prompts of the paper
 VARIANTS = ("complete", "chat")
 DATA = "mbpp.jsonl or sanitized-mbpp.json as published, or a folder with a file per split"
 RUNS_CODE = True
