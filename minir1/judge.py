@@ -124,14 +124,14 @@ def judge_rollout(
     asked = [templates.prompt(tokenizer, p.prompt, template, s) for p, s in zip(problems, shown)]
     begun = [templates.begun(text, forced) for text in asked]
     rows, groups, stops = answers_of(rollout), rollout.group.tolist(), rollout.stop.tolist()
-    texts, cut = [], []
+    texts, unfinished = [], []
     for row, p, stop in zip(rows, groups, stops):
         text = begun[p] + tokenizer.decode(row if stop == BUDGET else row[:-1])  # a PAD inside the answer stays visible
         texts.append(templates.finished(text, template, shown[p]))
-        cut.append(stop == BUDGET and texts[-1] == text)  # an answer with another question after it was finished
+        unfinished.append(stop == BUDGET and texts[-1] == text)  # an answer with another question after it was finished
     verdicts = judge(task, [(problems[p], text) for p, text in zip(groups, texts)])
     grid: list[list[Answer]] = [[] for _ in problems]
-    for row, p, truncated, nats, text, verdict in zip(rows, groups, cut, entropy, texts, verdicts):
+    for row, p, truncated, nats, text, verdict in zip(rows, groups, unfinished, entropy, texts, verdicts):
         formed = rewards.format_reward(text, allow_empty_think=bool(forced) or "</think>" in begun[p]) > 0
         right, unjudged = verdict.status == "right", verdict.status == "unjudged"
         grid[p].append(Answer(text, len(row), truncated, right, formed, nats, unjudged, verdict.reason))
@@ -159,7 +159,7 @@ def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
     """The verdict of each (problem, text), in order; as many at once as there are cores.
 
     A verifier that raises loses this one answer, which is then unjudged with the error as its reason. If it raises for
-    every one of at least two texts, it is broken: RuntimeError.
+    every answer to at least two problems, it is broken: RuntimeError.
     """
     todo = iter(enumerate(asked))  # shared by the threads
     verdicts: list[Verdict | Exception | None] = [None] * len(asked)
@@ -174,7 +174,7 @@ def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
     for thread in [beside(work) for _ in range(min(len(asked), os.cpu_count() or 1))]:
         thread.result()
     errors = [v for v in verdicts if isinstance(v, Exception)]
-    if errors and len(errors) == len(verdicts) > 1:
+    if errors and len(errors) == len(verdicts) and len({problem.prompt for problem, _ in asked}) > 1:
         raise RuntimeError(f"the verifier of {task.name} fails on every answer: {errors[0]!r}") from errors[0]
     return [Verdict("unjudged", {}, repr(v)) if isinstance(v, Exception) else v for v in verdicts]
 

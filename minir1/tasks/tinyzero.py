@@ -109,9 +109,9 @@ def solve(numbers: tuple[int, ...], target: int) -> str:
                 if c is None or (op in "+*" and i > j):
                     continue
                 text = f"{texts[i]}{op}{texts[j]}"
-                found = search([c, *(values[k] for k in rest)], [f"({text})", *(texts[k] for k in rest)])
-                if found:
-                    return found
+                solution = search([c, *(values[k] for k in rest)], [f"({text})", *(texts[k] for k in rest)])
+                if solution:
+                    return solution
         return ""
 
     return search([Fraction(n) for n in numbers], [str(n) for n in numbers]).removeprefix("(").removesuffix(")")
