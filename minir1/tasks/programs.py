@@ -84,7 +84,7 @@ def whole(text: str, names: list[str]) -> str:
     program, defined = [], False
     for line in lines[start:]:
         margin = line[:1].strip() != ""
-        defined = defined or any(defines(line, name) for name in names)
+        defined = defined or any(name in line and defines(line, name) for name in names)
         if margin and defined and not STATEMENT.match(line.rstrip()) and not BINDING.match(line):
             break
         program.append(line)
