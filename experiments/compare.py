@@ -5,8 +5,8 @@
 The two are folders that evaluate.py wrote with --out. Both must have been sampled with the same settings and problems;
 otherwise the differences are named and nothing is compared. The difference of pass@1 gets a bootstrap interval over
 problems, paired, which is much narrower than the intervals of two separate accuracies suggest. McNemar's exact test
-counts the problems that one greedy answer solves and the other does not. Verdicts are those that the files hold: judge
-them anew with evaluate.py --rescore.
+counts the problems that one greedy answer solves and the other does not. Verdicts are those that the files hold: where
+they are of different versions of a verifier, judge both anew, evaluate.py --rescore FILE --out FOLDER.
 """
 
 from __future__ import annotations

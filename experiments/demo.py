@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -107,7 +108,8 @@ def final_test(
             columns[f"{name}, {split}"] = values
             prefix = name if split == first else f"{name}_{split}"
             result |= {f"{prefix}/{key}": value for key, value in values.items()}
-    both = [rights(grids[first, name]) for name in ("after", "before")]
+    both = np.array([rights(grids[first, name]) for name in ("after", "before")])
+    both = both[:, np.isfinite(both).all(0)]  # problems with judged answers in both
     result |= dict(zip(("gain/pass@1", "gain/pass@1_low", "gain/pass@1_high"), paired_bootstrap(*both)))
     for name in controls(result):
         for end in ("", "_low", "_high"):

@@ -13,7 +13,8 @@ not judge are reported apart; those not judged count in no accuracy.
 
 With --out, a folder gets answers.jsonl (every answer with its prompt, the settings and the digests of the weights),
 result.json and figures/levels.png; a killed evaluation continues with --resume. --rescore judges the answers of such a
-file again, with the settings that it was sampled with, and samples nothing. compare.py compares two such folders.
+file again, with the settings that it was sampled with, and samples nothing; its --out gets the answers with the new
+verdicts. compare.py compares two such folders.
 """
 
 from __future__ import annotations
@@ -77,25 +78,28 @@ class Config:
         at_least(self, 1, "problems", "num_generations", "max_completion_length", "rows_at_once")
         at_least(self, 0, "temperature", "seed", "few_shot")
         at_least(self, 1, "k")
-        if self.k and max(self.k) > self.num_generations:
+        if self.k and not self.rescore and max(self.k) > self.num_generations:
             raise ValueError(f"k = {self.k}: at most num_generations = {self.num_generations}")
         if self.out and self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out = {self.out} is a file: choose a folder")
+        if self.out and (self.out / "config.json").exists():
+            raise ValueError(f"out = {self.out} holds a training, whose result.json would be lost: choose another")
 
 
 def examples(task: tasks.Task, problems: Sequence[tasks.Problem], config: Config) -> list[list[tasks.Problem]]:
     """For each problem the solved training problems that its prompt shows, of its own subject if that has enough.
 
-    Empty without --few-shot. ValueError if the task has too few solved training problems.
+    Empty without --few-shot. In a mixture they are of the problem's task. ValueError if there are too few.
     """
     if not config.few_shot:
         return []
     solved = [p for p in task.problems("train") if p.solution] if "train" in task.splits else []
-    if len(solved) <= config.few_shot:
-        raise ValueError(f"few_shot = {config.few_shot}: task {task.name} has {len(solved)} solved training problems")
     chosen = []
     for i, problem in enumerate(problems):
-        others = [p for p in solved if p.prompt != problem.prompt]
+        others = [p for p in solved if p.task == problem.task and p.prompt != problem.prompt]
+        if len(others) < config.few_shot:
+            name = problem.task or task.name
+            raise ValueError(f"few_shot = {config.few_shot}: task {name} has {len(others)} solved training problems")
         near = [p for p in others if p.subject == problem.subject]
         pool = near if len(near) >= config.few_shot else others
         chosen.append(python_random(config.seed, i).sample(pool, config.few_shot))
@@ -143,21 +147,29 @@ def sample(
 
 
 def judged_again(
-    task: tasks.Task, problems: Sequence[tasks.Problem], saved: answer_file.Answers
+    task: tasks.Task, problems: Sequence[tasks.Problem], saved: answer_file.Answers, config: Config
 ) -> dict[str, list[list[Answer]]]:
     """Saved answers with the verdicts that the task's verifier gives now. ValueError if some are missing."""
-    grids = {}
-    for kind, groups in saved.items():
-        if missing := len(problems) - len(groups):
+    for kind in samplings(config):
+        if missing := len(problems) - len(saved.get(kind, {})):
             raise ValueError(f"the {kind} answers to {missing} of {len(problems)} problems are missing: --resume first")
-        grid = grids[kind] = []
+    grids = {}
+    for kind in samplings(config):
+        groups, grid = saved[kind], []
         with progress(len(problems), f"judging {kind} answers") as advance:
-            for p, problem in enumerate(problems):
-                verdicts = judge(task, [(problem, a.text) for a in groups[p]])
-                status = [{"right": v.status == "right", "unjudged": v.status == "unjudged"} for v in verdicts]
-                grid.append([replace(a, reason=v.reason, **s) for a, v, s in zip(groups[p], verdicts, status)])
-                advance()
+            for start in range(0, len(problems), 100):
+                part = range(start, min(start + 100, len(problems)))
+                verdicts = iter(judge(task, [(problems[p], a.text) for p in part for a in groups[p]]))
+                grid += [[renewed(a, next(verdicts)) for a in groups[p]] for p in part]
+                advance(len(part))
+        grids[kind] = grid
     return grids
+
+
+def renewed(answer: Answer, verdict: tasks.Verdict) -> Answer:
+    """The answer with another verdict."""
+    right, unjudged = verdict.status == "right", verdict.status == "unjudged"
+    return replace(answer, right=right, unjudged=unjudged, reason=verdict.reason)
 
 
 def figures(
@@ -253,21 +265,30 @@ def main(config: Config) -> dict[str, float]:
         saved = answer_file.read(config.rescore)
         old = {name: saved.settings[name] for name in SAMPLING if name in saved.settings}
         config = replace(config, **old | ({"data": config.data} if config.data else {}))
+        if config.out and (config.out / "answers.jsonl").exists():
+            raise ValueError(f"{config.out} holds answers: choose another --out for the new verdicts")
     task = tasks.load(config.task, config.data, allow_code=config.allow_code)
     listed = task.problems(config.split)
     problems = tasks.spread(listed, config.problems or len(listed))
+    counts = {name: len(indices) for name, indices in groups_of(task, problems).items()}
     if config.rescore:
         answer_file.same_problems(saved, problems)
-        source, speed, grids = saved.settings["checkpoint"], {}, judged_again(task, problems, saved.answers)
+        source, speed, grids = saved.settings["checkpoint"], {}, judged_again(task, problems, saved.answers, config)
+        if config.out:
+            answer_file.begin(config.out / "answers.jsonl", saved.settings, problems, resume=False)
+            for kind, grid in grids.items():
+                answer_file.append(config.out / "answers.jsonl", kind, range(len(problems)), problems, grid)
     else:
         device = pick(config.device)
+        dtype = pick_dtype(config.dtype, device)
+        config = replace(config, dtype=str(dtype).removeprefix("torch."))
         source, path, answers = checkpoint.resolve(config.checkpoint, prefer="best"), None, {}
         if config.out:
             path, asked = config.out / "answers.jsonl", asdict(config)
             settings = {name: asked[name] for name in SAMPLING}
             settings |= {"checkpoint": str(source), "weights": checkpoint.digests(source)}
             answers = answer_file.begin(path, settings, problems, config.resume)
-        model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
+        model, tokenizer = hf.load(source, device, dtype)
         grids, tokens_per_s = sample(model, tokenizer, task, problems, config, path, answers)
         speed = {"tokens_per_s": tokens_per_s}
     values = figures(task, problems, grids, config) | speed
@@ -277,7 +298,6 @@ def main(config: Config) -> dict[str, float]:
         print(f"not judged {count} times: {reason}")
     if config.out:
         write_json(config.out / "result.json", values)
-        counts = {name: len(indices) for name, indices in groups_of(task, problems).items()}
         draw_groups(values, counts, f"{task.name}, {config.split}", str(source), config.out / "figures" / "levels.png")
     return values
 

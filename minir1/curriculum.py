@@ -22,8 +22,6 @@ class Curriculum:
     """
 
     def __init__(self, problems: Sequence[Problem], window: tuple[float, float] | None = None):
-        if window and window[0] > window[1]:
-            raise ValueError(f"difficulty_window = {window}: the lower share comes first")
         self.problems, self.window = problems, window
         self.index = {problem: i for i, problem in enumerate(problems)}
         self.shares: dict[int, float] = {}  # by the index of a problem that was measured

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from minir1.tasks import Problem, Task, Verdict
 from minir1.tokenizer import Tokenizer
 
 EASE = ("easy", "middle", "medium", "hard")  # groups of these names in this order, before all others
+RESERVED = ("low", "high", "formed")  # pass@1_low is the end of an interval
 NO_THINK = "<think></think><answer>"  # empty thinking: the model must answer at once
 
 
@@ -29,7 +31,7 @@ class Answer:
 
     text: str  # with what the template opened and the forced beginning, if any; without the end token
     tokens: int  # sampled, the end token included
-    truncated: bool  # ended by the token budget
+    truncated: bool  # by the token budget
     right: bool
     format: bool  # earns the format reward
     entropy: float = 0.0  # mean over its tokens, nats
@@ -80,8 +82,8 @@ def sample_batches(
 
     Temperature 0 is greedy. Every answer begins with `forced` and continues from there (NO_THINK measures what the
     weights know without thinking). shots: per problem, solved ones that its prompt shows first. skip: indices to leave
-    out. At most `rows_at_once` answers are drawn together; the answers depend neither on that nor on `skip`, since each
-    row has its own noise. A batch is judged while the next one is sampled.
+    out. At most `rows_at_once` answers, but all of at least one problem, are drawn together; the answers depend neither
+    on that nor on `skip`, since each row has its own noise. A batch is judged while the next one is sampled.
     """
     prompts = templates.encode(tokenizer, problems, template, forced, shots)
     todo = sorted(set(range(len(problems))) - set(skip), key=lambda p: -len(prompts[p]))
@@ -122,24 +124,34 @@ def judge_rollout(
     asked = [templates.prompt(tokenizer, p.prompt, template, s) for p, s in zip(problems, shown)]
     begun = [templates.begun(text, forced) for text in asked]
     rows, groups, stops = answers_of(rollout), rollout.group.tolist(), rollout.stop.tolist()
-    texts = []
+    texts, unfinished = [], []
     for row, p, stop in zip(rows, groups, stops):
         text = begun[p] + tokenizer.decode(row if stop == BUDGET else row[:-1])  # a PAD inside the answer stays visible
         texts.append(templates.finished(text, template, shown[p]))
+        unfinished.append(stop == BUDGET and texts[-1] == text)  # an answer with another question after it was finished
     verdicts = judge(task, [(problems[p], text) for p, text in zip(groups, texts)])
     grid: list[list[Answer]] = [[] for _ in problems]
-    for row, p, stop, nats, text, verdict in zip(rows, groups, stops, entropy, texts, verdicts):
+    for row, p, truncated, nats, text, verdict in zip(rows, groups, unfinished, entropy, texts, verdicts):
         formed = rewards.format_reward(text, allow_empty_think=bool(forced) or "</think>" in begun[p]) > 0
         right, unjudged = verdict.status == "right", verdict.status == "unjudged"
-        grid[p].append(Answer(text, len(row), stop == BUDGET, right, formed, nats, unjudged, verdict.reason))
+        grid[p].append(Answer(text, len(row), truncated, right, formed, nats, unjudged, verdict.reason))
     return grid
 
 
 def beside(function: Callable, *args) -> Future:
-    """Run a function in a thread, beside what the caller does next; `.result()` waits for what it returns or raises."""
-    thread = ThreadPoolExecutor(1)
-    future = thread.submit(function, *args)
-    thread.shutdown(wait=False)
+    """Run a function in a thread, beside what the caller does next; `.result()` waits for what it returns or raises.
+
+    A daemon thread, unlike those of an executor: after Ctrl-C or an error the process ends without waiting for it.
+    """
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:  # raised again by `.result()`
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
     return future
 
 
@@ -147,19 +159,22 @@ def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
     """The verdict of each (problem, text), in order; as many at once as there are cores.
 
     A verifier that raises loses this one answer, which is then unjudged with the error as its reason. If it raises for
-    every one of at least two texts, it is broken: RuntimeError.
+    every answer to at least two problems, it is broken: RuntimeError.
     """
+    todo = iter(enumerate(asked))  # shared by the threads
+    verdicts: list[Verdict | Exception | None] = [None] * len(asked)
 
-    def verdict(pair: tuple[Problem, str]) -> Verdict | Exception:
-        try:
-            return task.verify(*pair)
-        except Exception as error:  # whatever a user's verifier may raise
-            return error
+    def work() -> None:
+        for i, pair in todo:
+            try:
+                verdicts[i] = task.verify(*pair)
+            except Exception as error:  # whatever a user's verifier may raise
+                verdicts[i] = error
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        verdicts = list(threads.map(verdict, asked))
+    for thread in [beside(work) for _ in range(min(len(asked), os.cpu_count() or 1))]:
+        thread.result()
     errors = [v for v in verdicts if isinstance(v, Exception)]
-    if errors and len(errors) == len(verdicts) > 1:
+    if errors and len(errors) == len(verdicts) and len({problem.prompt for problem, _ in asked}) > 1:
         raise RuntimeError(f"the verifier of {task.name} fails on every answer: {errors[0]!r}") from errors[0]
     return [Verdict("unjudged", {}, repr(v)) if isinstance(v, Exception) else v for v in verdicts]
 
@@ -265,14 +280,17 @@ def baselines(task: Task, problems: Sequence[Problem], grid: list[list[Answer]])
 
 
 def groups_of(task: Task, problems: Sequence[Problem]) -> dict[str, list[int]]:
-    """The groups in which problems are reported, name -> indices: by the task's difficulty if it has one, else by
-    level; and by subject. A single subject or level is no group."""
-    names = [task.difficulty(p) for p in problems] if task.difficulty else [f"level {p.level}" for p in problems]
+    """The groups in which problems are reported, name -> indices: by difficulty (the task's, else the level), by
+    subject, and in a mixture by task. Where all are in one group, there is none. ValueError for names in RESERVED."""
+    levels = ["" if p.level == "default" else f"level {p.level}" for p in problems]
+    names = [task.difficulty and task.difficulty(p) or level for p, level in zip(problems, levels)]
     groups: dict[str, list[int]] = {}
-    for labels in (names, [p.subject for p in problems]):
+    for labels in (names, [p.subject for p in problems], [p.task for p in problems]):
         if len(set(labels)) > 1:
             for name in [name for name in EASE if name in labels] + sorted(set(labels) - {"", *EASE}):
                 groups[name] = [i for i, label in enumerate(labels) if label == name]
+    if taken := [name for name in RESERVED if name in groups]:
+        raise ValueError(f"task {task.name}: a group {taken[0]!r} of problems; its figures would have others' names")
     return groups
 
 

@@ -44,7 +44,7 @@ class Run:
         self.tracker = self.lock = None
 
     def start(self, step: int = -1) -> Run:
-        """Make the folder, save config.json, and cut the logs back to `step`: that of a resumed checkpoint, or -1.
+        """Make the folder, save config.json, and truncate the logs to `step`: that of a resumed checkpoint, or -1.
 
         ValueError, with nothing written, if a line is damaged, `step` has none, or another process uses the folder.
         """

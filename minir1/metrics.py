@@ -111,7 +111,8 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
     """
     if len(a) != len(b):
         raise ValueError(f"the two must hold the same problems, got {len(a)} and {len(b)}")
-    only_a, only_b = sum(x and not y for x, y in zip(a, b)), sum(y and not x for x, y in zip(a, b))
+    pairs = [(bool(x), bool(y)) for x, y in zip(a, b)]  # numpy's would overflow in 2^m
+    only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
     m = only_a + only_b
     tail = sum(math.comb(m, i) for i in range(min(only_a, only_b) + 1))
     return only_a, only_b, min(1.0, 2 * tail / 2**m)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minir1.device import synchronize
-from minir1.judge import Answer, behaviour
+from minir1.judge import Answer, behaviour, rights
 from minir1.log import progress_line
 from minir1.reduction import weighted_sum
 from minir1.rollout import Rollout
@@ -66,9 +67,10 @@ def report(
 ) -> dict[str, float]:
     """What the sampled answers were like. rewards: fp32 [P, G]."""
     flat = [a for group in answers for a in group]
+    judged = [a for a in flat if not a.unjudged]
     metrics = {
         "reward": rewards.mean().item(),
-        "accuracy": sum(a.right for a in flat) / len(flat),
+        "accuracy": sum(a.right for a in judged) / max(1, len(judged)),
         "format": sum(a.format for a in flat) / len(flat),
         "length": sum(a.tokens for a in flat) / len(flat),
         "truncated": sum(a.truncated for a in flat) / len(flat),
@@ -82,21 +84,23 @@ def report(
 
 
 def preflight(answers: list[list[Answer]], min_mixed: float) -> dict[str, float]:
-    """Is there anything to learn from? answers: [P][G], of the policy before training.
+    """Is there anything to learn from? answers: [P][G], of the policy before training; those not judged do not count.
 
     ValueError, with advice, if fewer than `min_mixed` of the groups hold both right and wrong answers. With G = 1 all
-    answers are one group.
+    answers are one group. RuntimeError if no answer was judged.
     """
-    right = torch.tensor([[a.right for a in group] for group in answers]).float()
-    G = right.shape[1]
-    share = right.mean(1) if G > 1 else right.mean(0)
-    mixed = ((share > 0) & (share < 1)).float().mean().item()
-    metrics = {"pass@1": right.mean().item(), f"pass@{G}": right.amax(1).mean().item(), "mixed_groups": mixed}
+    share, G = rights(answers), len(answers[0])
+    share = share[~np.isnan(share)]
+    if not len(share):
+        raise RuntimeError(f"no answer could be judged: {answers[0][0].reason or 'no reason given'}")
+    groups = share if G > 1 else share.mean(keepdims=True)
+    mixed = ((groups > 0) & (groups < 1)).mean().item()
+    metrics = {"pass@1": share.mean().item(), f"pass@{G}": (share > 0).mean().item(), "mixed_groups": mixed}
     print("preflight: " + "  ".join(f"{name} {value:.1%}" for name, value in metrics.items()))
     if mixed < min_mixed:
         raise ValueError(
             f"only {mixed:.1%} of the groups hold both right and wrong answers, so there is no signal: start from a "
-            f"better base or an easier --task (pass@1 is {right.mean():.1%}), or raise --num-generations or "
+            f"better base or an easier --task (pass@1 is {share.mean():.1%}), or raise --num-generations or "
             "--temperature"
         )
     return {f"preflight/{name}": value for name, value in metrics.items()}

@@ -84,8 +84,8 @@ def run_tests(
     called and iterated. Programs have the standard library alone. ValueError for seconds, memory or means out of range.
     """
     if not seconds > 0 or memory < 2**26 or means not in (None, *MEANS):
-        given = f"seconds = {seconds}, memory = {memory}, means = {means!r}"
-        raise ValueError(f"{given}: need seconds > 0, memory >= 2**26 and one of {', '.join(MEANS)}")
+        settings = f"seconds = {seconds}, memory = {memory}, means = {means!r}"
+        raise ValueError(f"{settings}: need seconds > 0, memory >= 2**26 and one of {', '.join(MEANS)}")
     means = means or best()[0]
     if not means:
         return Result("unjudged", protection())
@@ -112,10 +112,10 @@ def protection() -> str:
     if not means:
         return f"Programs cannot be run on this machine: {reason}."
     by = "" if means == "plain" else f" ({means})"
-    kept = "; ".join(text for layer, text in SAYS.items() if layer in layers)
+    layers_in_words = "; ".join(text for layer, text in SAYS.items() if layer in layers)
     open_to = [text for layer, text in LACKS.items() if layer not in layers]
     lacking = f"; they are not kept from {' or '.join(open_to)}" if open_to and not {"namespaces"} & {*layers} else ""
-    return f"Programs run in new processes, confined by {kept}{by}{lacking}."
+    return f"Programs run in new processes, confined by {layers_in_words}{by}{lacking}."
 
 
 @functools.cache

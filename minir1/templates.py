@@ -66,7 +66,7 @@ def begun(text: str, forced: str = "") -> str:
 
 
 def finished(text: str, template: str, shots: Sequence[Problem] = ()) -> str:
-    """The answer without the next question, which a base model goes on to invent after plain examples."""
+    """The answer without the next question, which a base model invents after plain examples."""
     return text.partition("\nQuestion:")[0] if shots and template == "plain" else text
 
 

@@ -81,7 +81,10 @@ def call(function: Callable, *args, seconds: float):
     """
     source = [function.__module__, function.__code__.co_filename, function.__qualname__]
     with SLOTS:
-        worker = idle.pop() if idle else Worker()
+        try:
+            worker = idle.pop()
+        except IndexError:  # asking first whether there is one would not be atomic
+            worker = Worker()
         healthy = False
         try:
             reply = {}

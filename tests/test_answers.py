@@ -142,7 +142,7 @@ def test_any_text(text):
     assert said is None or (
         said == said.strip()
         and 0 < len(said) <= MAX_CHARS
-        and said in text.replace("\\fbox", "\\boxed").replace("**", "")
+        and said.replace("**", "") in text.replace("\\fbox", "\\boxed").replace("**", "")
     )
     if "<answer>" in text:
         assert said == answer(text)
@@ -179,6 +179,8 @@ def test_a_text_of_1_mb_takes_less_than_50_ms(piece):
         "the answer is " + long,
         long + "#### 5",
         "answer: $$" + long,
+        "answer to " * 12 + long,
+        "answer" + " " * 1_000_000 + long[:9],
     ):
 
         def seconds():

@@ -72,8 +72,3 @@ def test_a_restored_curriculum_draws_the_same():
     assert one.draw(random.Random(1), 20) == other.draw(random.Random(1), 20)
     one.measured(PROBLEMS[6:7], [group(True)])
     assert 6 not in other.shares
-
-
-def test_a_window_upside_down():
-    with pytest.raises(ValueError, match="difficulty_window = .*: the lower share comes first"):
-        Curriculum(PROBLEMS, (0.9, 0.1))

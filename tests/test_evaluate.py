@@ -8,7 +8,8 @@ import pytest
 from runs import command, kill
 
 from experiments import compare, evaluate
-from minir1 import answer_file, tasks
+from experiments.benchmarks import bench_evaluate, verifiers
+from minir1 import answer_file, judge, tasks
 from minir1.judge import Answer
 from minir1.tasks import Problem
 
@@ -43,6 +44,7 @@ def test_answers_result_and_figure_are_saved(config, capsys):
     assert json.loads((config.out / "result.json").read_text()) == values
     assert (config.out / "figures" / "levels.png").read_bytes()[:4] == b"\x89PNG"
     settings, answers, asked = answer_file.read(config.out / "answers.jsonl")
+    assert settings["dtype"] == "float32"  # the default of this device, not None
     assert settings["temperature"] == 1.0 and len(settings["weights"]["model.safetensors"]) == 64
     assert {kind: len(groups) for kind, groups in answers.items()} == {"sampled": 6, "greedy": 6, "forced": 6}
     assert {len(group) for group in answers["sampled"].values()} == {4} and asked[0] == ("make 1 from 1,1", "x")
@@ -88,6 +90,31 @@ def test_rescoring_judges_the_saved_answers_and_samples_nothing(config, tmp_path
         evaluate.main(evaluate.Config(rescore=saved))
 
 
+def test_new_verdicts_are_saved_and_can_be_compared(config, tmp_path):
+    old = evaluate.main(config)
+    write_task(tmp_path, short="wrong", long="right")
+    again = evaluate.Config(rescore=config.out / "answers.jsonl", out=tmp_path / "again")
+    new = evaluate.main(again)
+    first, second = (answer_file.read(out / "answers.jsonl") for out in (config.out, again.out))
+    assert first.settings == second.settings and first.asked == second.asked
+    for kind, p in ((kind, p) for kind, groups in first.answers.items() for p in groups):
+        for one, other in zip(first.answers[kind][p], second.answers[kind][p]):
+            assert one.text == other.text and one.right != other.right
+    values = compare.main(compare.Config(config.out, again.out))
+    assert values["difference"] == pytest.approx(new["pass@1"] - old["pass@1"])
+    with pytest.raises(ValueError, match="again holds answers: choose another --out for the new verdicts"):
+        evaluate.main(again)
+
+
+def test_answers_of_one_problem_that_all_raise_do_not_end_a_rescoring(config, tmp_path):
+    evaluate.main(config)
+    head = "def verify(problem, text):\n"
+    raising = TASK.replace(head, f"{head}    1 / (problem.prompt[5] != '3')\n")
+    (tmp_path / "toy.py").write_text(raising.replace("SHORT", "right").replace("LONG", "wrong"))
+    values = evaluate.main(evaluate.Config(rescore=config.out / "answers.jsonl"))
+    assert values["unjudged"] == pytest.approx(1 / 6)
+
+
 def test_why_answers_were_not_judged_is_shown(config, tmp_path, capsys):
     write_task(tmp_path, long="unjudged")
     values = evaluate.main(replace(config, out=None))
@@ -105,6 +132,9 @@ def test_an_evaluation_that_is_not_complete_is_not_judged_again(config, tmp_path
     path.write_bytes(b"".join(lines))
     with pytest.raises(ValueError, match="the greedy answers to 1 of 6 problems are missing: --resume first"):
         evaluate.main(evaluate.Config(rescore=path))
+    path.write_bytes(b"".join(line for line in lines if b'"greedy"' not in line))
+    with pytest.raises(ValueError, match="the greedy answers to 6 of 6 problems are missing: --resume first"):
+        evaluate.main(evaluate.Config(rescore=path))
     with pytest.raises(ValueError, match="is not complete: continue that evaluation with --resume"):
         compare.main(compare.Config(config.out, config.out))
 
@@ -120,8 +150,8 @@ def test_examples_are_solved_training_problems_of_the_same_subject(config):
         assert problem.subject == "a" or {shot.subject for shot in shots} == {"b"}
     assert evaluate.examples(task, problems, replace(config, few_shot=2)) == shown
     assert evaluate.examples(task, problems, config) == []
-    with pytest.raises(ValueError, match="few_shot = 4: task toy has 4 solved training problems"):
-        evaluate.examples(task, problems, replace(config, few_shot=4))
+    with pytest.raises(ValueError, match="few_shot = 5: task toy has 4 solved training problems"):
+        evaluate.examples(task, problems, replace(config, few_shot=5))
     values = evaluate.main(replace(config, few_shot=1, out=None))
     assert 0 <= values["pass@1"] <= 1
 
@@ -141,9 +171,48 @@ def test_what_is_refused(options, message):
         evaluate.main(evaluate.Config(**options))
 
 
+def test_a_rescoring_knows_the_number_of_answers_only_from_the_file():
+    assert evaluate.Config(rescore=Path("answers.jsonl"), k=(64,)).k == (64,)
+
+
+def test_the_folder_of_a_training_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a training, whose result.json would be lost: choose another"):
+        evaluate.Config(checkpoint=Path("x"), out=tmp_path)
+
+
 def test_from_the_command_line(config):
     done = command("-m", "experiments.evaluate", "--rescore", "nowhere.jsonl")
     assert done.returncode == 2 and done.stderr == "error: there is no file nowhere.jsonl\n"
+
+
+# ---- what it costs, and the verifiers ----------------------------------------------------------
+
+
+def test_the_benchmark_generates_the_answers_of_the_evaluation(config, monkeypatch):
+    drawn = {"generation": [], "evaluation": []}
+    for module, name in ((bench_evaluate, "generation"), (judge, "evaluation")):
+        spy = lambda *a, real=module.collect, n=name, **more: drawn[n].append(real(*a, **more)) or drawn[n][-1]
+        monkeypatch.setattr(module, "collect", spy)
+    shared = {name: getattr(config, name) for name in ("checkpoint", "task", "num_generations", "rows_at_once")}
+    values = bench_evaluate.main(bench_evaluate.Config(**shared, max_completion_length=12, repeats=1))
+    assert values["ratio"] == values["seconds/evaluation"] / values["seconds/generation"] > 0
+    assert len(drawn["generation"]) == len(drawn["evaluation"]) == 4
+    for one, other in zip(*drawn.values()):
+        assert one.tokens.tolist() == other.tokens.tolist()
+
+
+def test_verifiers_on_their_references(tmp_path):
+    (tmp_path / "test.jsonl").write_text(
+        "".join(json.dumps({"question": f"q{i}", "answer": f"so #### {i // 2}"}) + "\n" for i in range(4))
+    )
+    config = verifiers.Config(task="gsm8k", data=str(tmp_path / "test.jsonl"), out=tmp_path / "out.json")
+    values = verifiers.main(config)
+    assert [values[key] for key in ("problems", "solution", "bare", "empty", "unjudged")] == [4, 4, 4, 0, 0]
+    assert values["shuffled"] == values["equal"] <= values["pairs"] <= 8
+    assert json.loads(config.out.read_text())["gsm8k"] == values
+    with pytest.raises(ValueError, match="nowhere holds no problems of task gsm8k"):
+        verifiers.measure(replace(config, data="nowhere"))
 
 
 # ---- two evaluations ---------------------------------------------------------------------------
@@ -189,6 +258,17 @@ def test_problems_in_another_order_are_not_the_same(config, tmp_path):
     (tmp_path / "other.jsonl").write_text("".join(line.replace("make 2 from", "make 9 from") for line in lines))
     with pytest.raises(ValueError, match="not the same problems in the same order: 6 and 6"):
         compare.main(compare.Config(config.out, tmp_path / "other.jsonl"))
+
+
+def test_in_a_mixture_the_examples_are_of_the_same_task(config, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(TASK.replace("make {n}", "find {n}").replace("(20, 24)", "(20, 22)"))
+    mixed = tasks.load(f"{config.task}+{other}")
+    problems = mixed.problems("test")
+    shown = evaluate.examples(mixed, problems, replace(config, few_shot=2))
+    assert {(p.task, s.task) for p, shots in zip(problems, shown) for s in shots} == {("toy",) * 2, ("other",) * 2}
+    with pytest.raises(ValueError, match="few_shot = 3: task other has 2 solved training problems"):
+        evaluate.examples(mixed, problems, replace(config, few_shot=3))
 
 
 def test_a_problem_may_be_its_own_example_nowhere():

@@ -18,6 +18,7 @@ from toys import BASE, DENSE, MOE
 from experiments import demo, evaluate, pretrain, r1_zero
 from experiments.tools.variants import COPIES
 from minir1 import checkpoint, tasks
+from minir1.judge import Answer
 from minir1.log import read_metrics
 from minir1.model import hf
 from minir1.model.rope import RopeScaling
@@ -329,6 +330,21 @@ def test_the_demonstration_leaves_a_result_a_figure_and_samples(demonstration):
     for part in ("base", "rl"):  # each a run of its own, with the seed of the whole
         assert json.loads((out / part / "config.json").read_text())["seed"] == 3
         assert hf.load(checkpoint.latest(out / part / "checkpoint"))
+
+
+def test_problems_without_judged_answers_are_not_in_the_gain(tmp_path, monkeypatch):
+    right, wrong = Answer("", 1, False, True, True), Answer("", 1, False, False, True)
+    measured = iter([[wrong, replace(wrong, unjudged=True), right], [right, right, right]] * 2)
+
+    def measure(model, tokenizer, task, problems, config):
+        return {"pass@1": 0.5, "forced": 0.0, "forced_low": 0.0, "forced_high": 0.0}, [[a] for a in next(measured)]
+
+    monkeypatch.setattr(evaluate, "measure", measure)
+    monkeypatch.setattr(evaluate, "show", lambda *_: None)
+    monkeypatch.setattr(demo.hf, "load", lambda *_: (None, None))
+    monkeypatch.setattr(demo.checkpoint, "resolve", lambda *_: tmp_path)
+    values, _ = demo.final_test(demo.Config(problems=3), r1_zero.Config())
+    assert values["gain/pass@1"] == 0.5  # of two problems, one
 
 
 def test_a_killed_demonstration_resumes_without_training_the_base_again(demonstration, tmp_path, monkeypatch):

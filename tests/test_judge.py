@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from runs import command
 
 from minir1 import judge, templates
 from minir1.judge import NO_THINK, Answer, baselines, behaviour, by_group, judge_rollout, rights, sample_answers
@@ -91,6 +92,7 @@ def test_few_shot_answers_end_where_the_model_asks_the_next_question(model, monk
     settings = {"answers": 1, "max_tokens": 3, "template": "plain", "shots": shots}
     grid = sample_answers(model, TOKENIZER, task(), PROBLEMS[:2], **settings)
     assert [a.text for (a,) in grid] == ["7", "7"] and asked[0] == ("plain", "", shots)
+    assert {(a.tokens, a.truncated) for (a,) in grid} == {(3, False)}  # the answer itself had ended
 
 
 @pytest.fixture
@@ -187,7 +189,9 @@ def test_a_verifier_that_raises_loses_one_answer():
     verdicts = judge.judge(replace(task(), verify=verify), asked)
     assert [v.status for v in verdicts] == ["right", "unjudged", "right"] and verdicts[1].reason == "KeyError('four')"
     with pytest.raises(RuntimeError, match="the verifier of toy fails on every answer: KeyError"):
-        judge.judge(replace(task(), verify=verify), [asked[1]] * 3)
+        judge.judge(replace(task(), verify=verify), [asked[1], (PROBLEMS[1], "4")])
+    one = judge.judge(replace(task(), verify=verify), [asked[1]] * 3)  # one problem may be at fault, not the verifier
+    assert {v.status for v in one} == {"unjudged"}
     ((answer,),) = judge_rollout(rollout("4", stop=[BUDGET]), TOKENIZER, replace(task(), verify=verify), PROBLEMS[:1])
     assert answer.unjudged and not answer.right and answer.reason == "KeyError('four')"
 
@@ -214,6 +218,33 @@ def test_judging_runs_beside_the_caller():
     assert judging.result() is True
     with pytest.raises(KeyError):
         judge.beside({}.__getitem__, 1).result()
+
+
+def test_an_interrupted_script_does_not_wait_for_the_verdicts(tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    began = time.monotonic()
+    done = command(script)
+    assert done.returncode == 130 and done.stderr == "interrupted\n" and time.monotonic() - began < 30
+
+
+INTERRUPTED = """
+import dataclasses, os, signal, threading, time
+from minir1 import cli, judge
+from minir1.tasks import Problem, Task
+
+@dataclasses.dataclass
+class Config:
+    pass
+
+def main(config):
+    task = Task("slow", (), None, lambda problem, text: time.sleep(60), None)
+    judging = judge.beside(judge.judge, task, [(Problem("", ""), "")] * 9)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    judging.result()
+
+cli.run(main, Config)
+"""
 
 
 def test_format_is_that_of_the_whole_text_and_empty_thinking_counts_only_if_forced():
@@ -380,6 +411,21 @@ def test_by_group_sums_up_each_group():
     assert values["pass@1_low_easy"] <= 0.75 <= values["pass@1_high_easy"]
     assert not any(key.endswith("_") for key in values)
     assert by_group(task(), PROBLEMS[:4], grid) == {}
+
+
+def test_groups_by_difficulty_or_level_by_subject_and_in_a_mixture_by_task():
+    problems = [
+        Problem("1", "", level="2", subject="Algebra", task="a"),
+        Problem("2", "", level="5", task="a"),
+        Problem("3", "", subject="Algebra", task="b"),
+    ]
+    want = {"level 2": [0], "level 5": [1], "Algebra": [0, 2], "a": [0, 1], "b": [2]}
+    assert judge.groups_of(task(), problems) == want
+    some = task(difficulty=lambda problem: "hard" if problem.task == "b" else "")  # as in a mixture
+    assert judge.groups_of(some, problems) == {"hard": [2]} | want
+    assert judge.groups_of(task(), problems[:1]) == {}
+    with pytest.raises(ValueError, match="task toy: a group 'low' of problems; its figures would have others' names"):
+        judge.groups_of(task(difficulty=lambda problem: "low" if problem.task == "b" else "high"), problems)
 
 
 def test_an_unjudged_answer_gets_the_mean_of_the_judged_ones_of_its_group():

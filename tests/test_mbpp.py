@@ -239,9 +239,13 @@ def test_a_class_of_the_program_that_equals_everything(data):
 def test_long_texts_take_little_time(problem, piece):
     text = piece * (10**6 // len(piece))
     for given in (text, text[:60000]):
-        began = time.perf_counter()
-        final(problem, given)
-        assert time.perf_counter() - began < 0.25  # 0.05 on an idle machine
+
+        def seconds():
+            began = time.perf_counter()
+            final(problem, given)
+            return time.perf_counter() - began
+
+        assert any(seconds() < 0.1 for _ in range(5))  # other programs may take the processor
 
 
 @pytest.mark.skipif("MINIR1_MBPP" not in os.environ, reason="set MINIR1_MBPP to mbpp.jsonl as published")

@@ -150,6 +150,7 @@ def test_mcnemar_by_hand():
     assert mcnemar(a, b) == (5, 1, pytest.approx(14 / 64)) and mcnemar(b, a) == (1, 5, pytest.approx(14 / 64))
     assert mcnemar([True, False], [True, False]) == (0, 0, 1.0)
     assert mcnemar([True] * 2000, [False] * 2000)[2] < 1e-300  # no overflow
+    assert mcnemar(np.ones(100) > 0, np.zeros(100) > 0) == mcnemar([True] * 100, [False] * 100)
     with pytest.raises(ValueError, match="must hold the same problems, got 1 and 2"):
         mcnemar([True], [True, False])
 

@@ -73,7 +73,7 @@ def test_report_by_hand():
     metrics = report(task(), PROBLEMS, rollout(), grid, rewards)
     assert metrics == pytest.approx({
         "train/reward": 1.3 / 4,
-        "train/accuracy": 1 / 4,
+        "train/accuracy": 1 / 3,  # of those that were judged
         "train/format": 2 / 4,
         "train/length": (3 * 4 + 8) / 4,
         "train/truncated": 1 / 4,
@@ -97,6 +97,16 @@ def test_preflight_by_hand(capsys):
     advice = "only 50.0% of the groups hold both right and wrong.*easier --task .pass@1 is 41.7%.*--num-generations"
     with pytest.raises(ValueError, match=advice):
         preflight(grid, 0.51)
+
+
+def test_answers_that_were_not_judged_are_no_signal(capsys):
+    """Right and not judged is no mixed group; of three groups one has a right and a wrong answer."""
+    late = answer(unjudged=True)
+    grid = [[answer(True), late], [answer(True), answer()], [late, late], [late, answer()]]
+    want = {"preflight/pass@1": 0.5, "preflight/pass@2": 2 / 3, "preflight/mixed_groups": 1 / 3}
+    assert preflight(grid, 0.3) == pytest.approx(want)
+    with pytest.raises(RuntimeError, match="no answer could be judged: no reason given"):
+        preflight([[late, late]], 0.0)
 
 
 def test_preflight_of_single_answers_takes_all_as_one_group():

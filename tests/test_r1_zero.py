@@ -71,6 +71,7 @@ def config_of(kind: str, toy_base, out: Path, **changes) -> r1_zero.Config:
         ("--rewards 1", "--rewards"),
         ("--lora-rank -1", "lora_rank = -1: at least 0"),
         ("--lora-rank 4 --reference-reset 3", "reference_reset: with beta = 0 or lora_rank there is no copy"),
+        ("--difficulty-window 0.9 0.1", "difficulty_window = (0.9, 0.1): the lower share comes first"),
         ("--template none", "chat"),
     ],
 )
@@ -478,6 +479,25 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(
     stop(monkeypatch, "r1_zero", config, owner, name, count)
     r1_zero.main(replace(config, resume=True))
     assert_same_run(tmp_path / "run", whole(kind))
+
+
+def test_a_run_that_draws_by_difficulty_resumes_to_the_same_bits(toy_base, tmp_path, monkeypatch):
+    """What was measured before the first step and since then is in the checkpoint."""
+    more = {"steps": 4, "eval_every": 2, "num_generations": 2, "difficulty_window": (0.4, 0.6)}
+    configs = [config_of("dense", toy_base, tmp_path / name, **more) for name in ("run", "whole")]
+    load = r1_zero.tasks.load
+
+    def few(*words, **named):
+        task = load(*words, **named)
+        return replace(task, problems=lambda split: task.problems(split)[:12])
+
+    monkeypatch.setattr(r1_zero.tasks, "load", few)
+    stop(monkeypatch, "r1_zero", configs[0], "experiments.r1_zero", "learn", 4)
+    r1_zero.main(replace(configs[0], resume=True))
+    r1_zero.main(configs[1])
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    state = checkpoint.load_state(checkpoint.latest(tmp_path / "run" / "checkpoint"))
+    assert state["curriculum"]["shares"].keys() == set(range(12))
 
 
 def test_a_run_stopped_twice_resumes_and_a_longer_one_too(whole, toy_base, tmp_path, monkeypatch):

@@ -13,12 +13,20 @@ from minir1.rewards import TAGS
 from minir1.tasks import load, tinyzero
 from minir1.tasks.tinyzero import solve, solves, verify
 
+TINYZERO = load("tinyzero", "unread")
 NUMBERS = (3, 5, 8)
 TARGETS = {19: "3*8-5", 1: "8/(3+5)", 16: "3+5+8", 64: "(3+5)*8"}
 
 
 def asked(target, numbers=NUMBERS):
     return tinyzero._problem(numbers, target, "")
+
+
+def test_final_answers_are_expressions_in_plain_writing():
+    """Where verify reads an answer, a majority vote must too."""
+    for text in ("\\boxed{3 \\times 8 - 5}", "The answer is 3*8 - 5 = 19.", said("$3×8-5$")):
+        assert verify(asked(19), text).status == "right" and TINYZERO.final(asked(19), text) == "3*8-5"
+    assert TINYZERO.final(asked(19), "I give up") is None and TINYZERO.final(asked(19), "\\boxed{}") is None
 
 
 def said(answer, thinking="hm"):

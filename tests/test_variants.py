@@ -435,7 +435,7 @@ def dapo_draws(monkeypatch, accuracies: list[list[int]]):
 
     def judged(rollout, *_):
         right = accuracies[len(calls) - 1]
-        return [[Answer("", 2, False, i < n, True) for i in range(2)] for n in right]
+        return [[Answer("", 2, False, i < abs(n), True, unjudged=n < 0 < i) for i in range(2)] for n in right]
 
     monkeypatch.setattr(dapo, "act", act)
     monkeypatch.setattr(dapo, "judge_rollout", judged)
@@ -459,6 +459,12 @@ def test_dapo_refills_and_counts_what_it_throws_away(monkeypatch):
     assert spent["train/accuracy"] == pytest.approx(6 / 12)  # of all that was drawn
     assert rollout.tokens[:, 0].tolist() == [1, 1, 2, 2, 2, 2] and rollout.group.tolist() == [0, 0, 1, 1, 2, 2]
     assert all(len({a.right for a in group}) == 2 for group in answers)
+
+
+def test_dapo_takes_right_and_not_judged_for_no_mixed_group(monkeypatch):
+    calls, problems, rollout, answers, spent = dapo_draws(monkeypatch, [[-1, 1], [1, 1]])  # -1: right, not judged
+    assert len(calls) == 2 and not any(a.unjudged for group in answers for a in group)
+    assert spent["train/accuracy"] == pytest.approx(4 / 7)
 
 
 def test_dapo_gives_up_after_its_rounds(monkeypatch):

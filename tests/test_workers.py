@@ -54,6 +54,16 @@ def fill():
     return len("x" * 10**11)
 
 
+def test_a_worker_that_another_thread_takes_first_is_no_error(monkeypatch):
+    class Raced(list):
+        def __len__(self):  # there was one a moment ago
+            return 1
+
+    monkeypatch.setattr(workers, "idle", Raced())
+    assert workers.call(add, 2, 3, seconds=20) == 5
+    workers.idle.pop().end()
+
+
 def test_results_are_those_of_the_function():
     assert workers.call(add, 2, 3, seconds=20) == 5
     assert workers.call(add, "a\n", "é\u2028", seconds=20) == "a\né\u2028"

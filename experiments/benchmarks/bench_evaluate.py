@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from experiments import evaluate
 from minir1 import checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype, synchronize
@@ -57,15 +59,17 @@ def main(config: Config) -> dict[str, float]:
     model, tokenizer = hf.load(source, device, pick_dtype(None, device))
     shared = {name: getattr(config, name) for name in ("template", "num_generations", "max_completion_length")}
     settings = evaluate.Config(checkpoint=source, forced=False, rows_at_once=config.rows_at_once, **shared)
-    prompts = sorted(encode(tokenizer, problems, config.template), key=len, reverse=True)
+    prompts = encode(tokenizer, problems, config.template)
+    order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))
 
     def generate() -> None:
         for sampling in evaluate.samplings(settings).values():
             n = sampling["answers"]
             step, more = max(1, config.rows_at_once // n), {"answers": n, "temperature": sampling["temperature"]}
-            for start in range(0, len(prompts), step):
-                more |= {"max_tokens": config.max_completion_length, "stop": tokenizer.stops, "seed": 0}
-                collect(model, prompts[start : start + step], **more)
+            for part in (order[start : start + step] for start in range(0, len(order), step)):
+                more |= {"max_tokens": config.max_completion_length, "stop": tokenizer.stops, "seed": settings.seed}
+                more |= {"rows": torch.tensor([p * n + i for p in part for i in range(n)])}  # the noise of each answer
+                collect(model, [prompts[p] for p in part], **more)
 
     def whole() -> None:
         with tempfile.TemporaryDirectory() as folder:

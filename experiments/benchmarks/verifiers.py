@@ -54,6 +54,8 @@ def measure(config: Config) -> dict[str, float]:
     """Counts over all problems, and seconds per call (median, max)."""
     task = tasks.load(config.task, config.data, allow_code=config.allow_code)
     problems = [problem for split in task.splits for problem in available(task, split)]
+    if not problems:
+        raise ValueError(f"{config.data} holds no problems of task {task.name}")
     texts = {
         "solution": [(p, shown(p)) for p in problems],
         "bare": [(p, f"<think>It follows.</think><answer>{p.reference}</answer>") for p in problems],

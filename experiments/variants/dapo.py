@@ -131,13 +131,14 @@ def refill(model, tokenizer, task: tasks.Task, train: list[tasks.Problem], confi
         clock.lap("rollout")
         groups += zip(problems, judge_rollout(rollouts[-1], tokenizer, task, problems, config.template, config.forced))
         clock.lap("judge")
-        unmixed = [len({a.right for a in group}) == 1 for _, group in groups]
+        unmixed = [len({a.right for a in group if not a.unjudged}) < 2 for _, group in groups]
     whole = concatenate(rollouts)
     chosen = sorted(range(len(groups)), key=unmixed.__getitem__)[: config.prompts]  # stable: the mixed ones first
     rollout = concatenate([whole.select((whole.group == p).nonzero().squeeze(1)) for p in chosen])
-    tokens, right = int(whole.mask.sum()), [a.right for _, group in groups for a in group]
+    tokens, right = int(whole.mask.sum()), [a.right for _, group in groups for a in group if not a.unjudged]
     metrics = {"train/rounds": len(rollouts), "train/kept": len(chosen) / len(groups), "train/sampled_tokens": tokens}
-    metrics |= {"train/accuracy": sum(right) / len(right), "perf/rollout_tok_s": tokens / clock.seconds["rollout"]}
+    metrics["train/accuracy"] = sum(right) / max(1, len(right))
+    metrics["perf/rollout_tok_s"] = tokens / clock.seconds["rollout"]
     return [groups[p][0] for p in chosen], rollout, [groups[p][1] for p in chosen], metrics
 
 

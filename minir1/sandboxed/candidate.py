@@ -28,12 +28,12 @@ def run(requests: int, replies: int) -> None:
 
     while True:
         try:
-            action, *given = wire.receive(requests)
+            action, *arguments = wire.receive(requests)
         except EOFError:
             return
         try:
-            given = [wire.decode(item, objects.__getitem__) for item in given]
-            result = perform(action, given, vars(namespace))
+            arguments = [wire.decode(item, objects.__getitem__) for item in arguments]
+            result = perform(action, arguments, vars(namespace))
             reply = ["value", wire.encode(result, number)]
         except BaseException as error:  # also SystemExit: a program that ends itself returns nothing
             stop = action == "next" and isinstance(error, StopIteration)
@@ -41,21 +41,21 @@ def run(requests: int, replies: int) -> None:
         wire.send(replies, reply)
 
 
-def perform(action: str, given: list, namespace: dict):
+def perform(action: str, arguments: list, namespace: dict):
     """What the driver asks for, on the program's objects."""
     if action == "run":
-        return exec(compile(given[0], "<program>", "exec"), namespace)
+        return exec(compile(arguments[0], "<program>", "exec"), namespace)
     if action == "name":
-        if given[0] not in namespace:
-            raise NameError(f"the program does not define {given[0]}")
-        return namespace[given[0]]
+        if arguments[0] not in namespace:
+            raise NameError(f"the program does not define {arguments[0]}")
+        return namespace[arguments[0]]
     if action == "call":
-        function, args, named = given
+        function, args, named = arguments
         return function(*args, **named)
     if action == "iter":
-        return Iterator(iter(given[0]))
+        return Iterator(iter(arguments[0]))
     actions = {"next": next, "len": len, "bool": bool, "get": getattr, "set": setattr}
-    return actions[action](*given) if action != "item" else given[0][given[1]]
+    return actions[action](*arguments) if action != "item" else arguments[0][arguments[1]]
 
 
 class Iterator:

@@ -73,13 +73,13 @@ def packages() -> list[str]:
 
 def readable(paths: list[str], hidden: list[str]) -> list[tuple[str, bool]]:
     """Paths for Landlock, which can open folders but not close what is in them. True: to read, False: to list only."""
-    found = []
+    rules = []
     for path in paths:
         if not any(other.startswith(f"{path}/") for other in hidden):
-            found.append((path, path not in hidden))
+            rules.append((path, path not in hidden))
         else:
-            found += [(path, False), *readable([f"{path}/{name}" for name in os.listdir(path)], hidden)]
-    return found
+            rules += [(path, False), *readable([f"{path}/{name}" for name in os.listdir(path)], hidden)]
+    return rules
 
 
 def confine(means: str, seconds: float, memory: int) -> list[str]:
@@ -202,17 +202,17 @@ def drop(reads_all: bool) -> None:
     """Become nobody, without capabilities. reads_all: root keeps the one to read its files, as Landlock allows."""
     for capability in range(64):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # refused to ordinary users, who have none
-    header, held = struct.pack("Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
-    checked(libc.capget(header, held), "capget")
-    permitted = struct.unpack("6I", held)[1]
-    kept = (permitted & READ_SEARCH or permitted & OVERRIDE) if reads_all and os.geteuid() == 0 else 0
+    header, current = struct.pack("Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
+    checked(libc.capget(header, current), "capget")
+    permitted = struct.unpack("6I", current)[1]
+    retained = (permitted & READ_SEARCH or permitted & OVERRIDE) if reads_all and os.geteuid() == 0 else 0
     if os.geteuid() == 0:
         prctl(PR_SET_KEEPCAPS, 1)
         with contextlib.suppress(OSError):  # in a container whose only user is a root without rights outside
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
-    checked(libc.capset(header, struct.pack("6I", kept, kept, 0, 0, 0, 0)), "capset")
+    checked(libc.capset(header, struct.pack("6I", retained, retained, 0, 0, 0, 0)), "capset")
 
 
 def seccomp(allowed: str, open_to_write: bool) -> None:

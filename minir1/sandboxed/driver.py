@@ -26,12 +26,12 @@ class Program:
         self.lost = ""  # why there can be no more results
         self.unsent = ""  # why an argument could not be passed on
 
-    def ask(self, action: str, *given):
+    def ask(self, action: str, *arguments):
         """The result of an action. The exceptions of the program arrive as the builtin class of their name."""
         if self.lost:
             raise Lost(self.lost)
         try:
-            message = [action, *(wire.encode(value, self.number) for value in given)]
+            message = [action, *(wire.encode(value, self.number) for value in arguments)]
         except TypeError as error:
             self.unsent = str(error)
             raise

@@ -90,11 +90,11 @@ def start(role: list, settings: list, bwrap: str) -> tuple[int, int]:
 
 def enter(role: list, settings: list, report: int) -> None:
     """Confine this process, report that it is ready, and play the role."""
-    name, *given = role
-    descriptors = given[:3]
+    name, *arguments = role
+    descriptors = arguments[:3]
     os.dup2(1, 2)
-    kept = sorted({0, 1, 2, report, *descriptors})
-    for before, after in zip(kept, [*kept[1:], 2**16]):
+    used = sorted({0, 1, 2, report, *descriptors})
+    for before, after in zip(used, [*used[1:], 2**16]):
         os.closerange(before + 1, after)
     try:
         layers = confine.confine(*settings)
@@ -103,7 +103,7 @@ def enter(role: list, settings: list, report: int) -> None:
         os._exit(1)
     os.write(report, b"\nready %s\n" % " ".join(layers).encode())
     os.close(report)
-    (candidate if name == "candidate" else driver).run(*given)
+    (candidate if name == "candidate" else driver).run(*arguments)
     os._exit(0)
 
 
@@ -146,8 +146,8 @@ def threads(pid: int) -> int:
         children = read(f"/proc/{pid}/task/{pid}/children").split()
     except OSError:
         return 0  # it has ended, or the system has no such files
-    found = re.search(rb"\nThreads:\s+([0-9]+)", status)
-    return int(found[1] if found else 0) + sum(map(threads, map(int, children)))
+    count = re.search(rb"\nThreads:\s+([0-9]+)", status)
+    return int(count[1] if count else 0) + sum(map(threads, map(int, children)))
 
 
 def read(path: str) -> bytes:

@@ -16,7 +16,8 @@ VARIANTS = ("plain", "boxed")  # boxed: the prompt asks for reasoning and an ans
 BOXED_INSTRUCTION = "Reason step by step, and write the final answer in \\boxed{} at the end."
 
 MAX_CHARS = 2000  # of a claim: a longer one is no answer
-TRIES = 500  # occurrences of a word, from the end, among which a claim is searched: bounds the time
+TRIES = 500  # occurrences of a word, from the end, among which a claim is searched: bounds the time, with REACH
+REACH = 400  # characters from such a word on that may belong to it
 BOX = re.compile(r"\\boxed\s*\{")
 BRACE = re.compile(r"(?P<box>\\boxed\s*\{)|\\(?:[{}]|\\(?!boxed))|(?P<open>\{)|(?P<close>\})")
 STATED = re.compile(
@@ -83,7 +84,7 @@ def _last(word: str, pattern: re.Pattern, text: str) -> re.Match | None:
         start = text.rfind(word, 0, end)
         if start < 0:
             return None
-        if match := pattern.match(text, start):
+        if match := pattern.match(text, start, start + REACH):
             return match
         end = start
     return None

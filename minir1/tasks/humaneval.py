@@ -23,10 +23,10 @@ REQUEST = "Write the Python function that this code begins. Answer with the whol
 
 def problems(split: str, data: str | Path, variant: str = "complete") -> list[Problem]:
     """The problems in the order of the file. ValueError for a file that is missing or has another layout."""
-    found = [record for path in _files(data) for record in published.records(path)]
-    if not found:
+    listed = [record for path in _files(data) for record in published.records(path)]
+    if not listed:
         raise ValueError(f"{data} holds no problems: give {DATA}")
-    return [_problem(*record, variant == "chat") for record in found]
+    return [_problem(*record, variant == "chat") for record in listed]
 
 
 def _files(data: str | Path) -> list[Path]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minir1.tasks import Problem, Verdict, programs, published
 
-SPLITS = ("train", "validation", "test", "prompt")  # the last one for few-shot prompts
+SPLITS = ("train", "validation", "test", "prompt")  # the last one: the examples in the prompts of the paper
 VARIANTS = ("complete", "chat")
 DATA = "mbpp.jsonl or sanitized-mbpp.json as published, or a folder with a file per split"
 RUNS_CODE = True
@@ -26,11 +26,12 @@ REQUEST = "\nAnswer with the whole program in a ```python block, without the tes
 
 def problems(split: str, data: str | Path, variant: str = "complete") -> list[Problem]:
     """The problems of a split, in the order of the file. ValueError if it is missing or has another layout."""
-    found = [_problem(*record, variant == "chat") for path in _files(data, split) for record in published.records(path)]
-    found = [problem for problem in found if problem.extra["task_id"] in IDS[split]]
-    if not found:
+    records = [record for path in _files(data, split) for record in published.records(path)]
+    listed = [_problem(*record, variant == "chat") for record in records]
+    listed = [problem for problem in listed if problem.extra["task_id"] in IDS[split]]
+    if not listed:
         raise ValueError(f"{data} holds no problems of the split {split!r}: give {DATA}")
-    return found
+    return listed
 
 
 def _files(data: str | Path, split: str) -> list[Path]:

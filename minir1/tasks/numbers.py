@@ -155,8 +155,8 @@ def in_sentence(text: str) -> Fraction | None:
 
     Operands state nothing: `1000 + 200` is no number, and `10 + 20 = 30` is 30. The same number may occur again.
     """
-    found = _stated(text, alone=True) if len(text) <= answers.MAX_CHARS else None
-    return found and found.value
+    stated = _stated(text, alone=True) if len(text) <= answers.MAX_CHARS else None
+    return stated and stated.value
 
 
 def last(text: str) -> str | None:
@@ -167,11 +167,11 @@ def last(text: str) -> str | None:
     end = max(text.rfind(digit) for digit in "0123456789")
     begin = max(0, end - SENTENCE)
     begin += max((match.end() for match in answers.END.finditer(text[begin : end + 1])), default=0)
-    found = _stated(answers.sentence(text[begin : end + SENTENCE]), alone=False)
-    return found and found.text
+    stated = _stated(answers.sentence(text[begin : end + SENTENCE]), alone=False)
+    return stated and stated.text
 
 
-class Found(NamedTuple):
+class Number(NamedTuple):
     """A number in a sentence."""
 
     text: str
@@ -181,38 +181,39 @@ class Found(NamedTuple):
     operand: bool  # an operator stands beside it
 
 
-def _stated(text: str, alone: bool) -> Found | None:
+def _stated(text: str, alone: bool) -> Number | None:
     """The number after the last `=`, or else the last one. alone: of a claim, in which nothing else may be stated."""
     text = COUNTED.sub("", _rewritten(plain(text), SENTENCES))
-    found = [Found(match[0], *match.span(), _fraction(match), _operand(match, text)) for match in INSIDE.finditer(text)]
+    matches = INSIDE.finditer(text)
+    numbers = [Number(match[0], *match.span(), _fraction(match), _operand(match, text)) for match in matches]
     end = len(text)
-    if alone and found and (context := CONTEXT.search(text, found[0].end)):
+    if alone and numbers and (context := CONTEXT.search(text, numbers[0].end)):
         end = context.start()
-        found = [number for number in found if number.start < end]
+        numbers = [number for number in numbers if number.start < end]
     equals = text.rfind("=", 0, end)
-    results = [i for i, number in enumerate(found) if number.start > equals >= 0]
-    others = [i for i, number in enumerate(found) if not (alone and number.operand)]
+    results = [i for i, number in enumerate(numbers) if number.start > equals >= 0]
+    others = [i for i, number in enumerate(numbers) if not (alone and number.operand)]
     if not results and not others:
         return None
     at = results[0] if results else others[-1]
-    said, rivals = found[at], set(_beside(text, found, at))
+    said, rivals = numbers[at], set(_beside(text, numbers, at))
     if alone:
-        rivals.update(range(at if results else len(found)))
+        rivals.update(range(at if results else len(numbers)))
     if said.operand or said.value is None or (equals >= 0 and _relation(text[:equals], said.value)):
         return None
-    if any(found[i].value != said.value and not found[i].operand for i in rivals):
+    if any(numbers[i].value != said.value and not numbers[i].operand for i in rivals):
         return None
     if not alone:  # words far from the number do not concern it
-        text = text[found[at - 1].end - 1 if at else 0 : found[at + 1].start + 1 if at + 1 < len(found) else end]
+        text = text[numbers[at - 1].end - 1 if at else 0 : numbers[at + 1].start + 1 if at + 1 < len(numbers) else end]
     return None if FOREIGN.search(text) or DENIED.search(text) else said
 
 
-def _beside(text: str, found: list[Found], at: int) -> range:
-    """The indices of the numbers that are in one list or range with `found[at]`, itself included."""
+def _beside(text: str, numbers: list[Number], at: int) -> range:
+    """The indices of the numbers that are in one list or range with `numbers[at]`, itself included."""
     low = high = at
-    while low and BETWEEN.fullmatch(text, found[low - 1].end, found[low].start):
+    while low and BETWEEN.fullmatch(text, numbers[low - 1].end, numbers[low].start):
         low -= 1
-    while high + 1 < len(found) and BETWEEN.fullmatch(text, found[high].end, found[high + 1].start):
+    while high + 1 < len(numbers) and BETWEEN.fullmatch(text, numbers[high].end, numbers[high + 1].start):
         high += 1
     return range(low, high + 1)
 

@@ -31,18 +31,18 @@ def answer(text: str) -> str | None:
 
 def blocks(text: str) -> list[str]:
     """The contents of the fenced code blocks of a Markdown text; the last one may be unclosed."""
-    found, fence = [], ""
+    contents, fence = [], ""
     for line in text.split("\n"):
         mark = re.match(r"\s*(`{3,}|~{3,})", line)
         if fence:
             if mark and mark[1].startswith(fence) and line.strip() == mark[1]:
                 fence = ""
             else:
-                found[-1].append(line)
+                contents[-1].append(line)
         elif mark:
             fence = mark[1]
-            found.append([])
-    return ["\n".join(lines) + "\n" for lines in found]
+            contents.append([])
+    return ["\n".join(lines) + "\n" for lines in contents]
 
 
 def defines(program: str, name: str) -> bool:
@@ -54,10 +54,10 @@ def defines(program: str, name: str) -> bool:
 
 def chosen(text: str, names: list[str]) -> str | None:
     """The last fenced block that defines one of the names, else the last one; None without a block."""
-    found = blocks(text)
-    if not found:
+    listed = blocks(text)
+    if not listed:
         return None
-    program = ([block for block in found if any(defines(block, name) for name in names)] or found)[-1]
+    program = ([block for block in listed if any(defines(block, name) for name in names)] or listed)[-1]
     first = next((line for line in program.split("\n") if line.strip()), "")
     indented = first[:1].isspace() and any(defines(program, name) for name in names)
     return textwrap.dedent(program) if indented else program  # a block in a list
@@ -69,26 +69,26 @@ def continuation(text: str) -> str:
     So it ends before another function, class, comment, test or print, as in Chen et al. 2021, and before a fence.
     """
     first, *lines = text.split("\n")
-    kept = [first]
+    body = [first]
     for line in lines:
         if line.strip() and not line[0].isspace() and line[:1] not in tuple(")]}") and line[:3] not in ('"""', "'''"):
             break
-        kept.append(line)
-    return "\n".join(kept) + "\n"
+        body.append(line)
+    return "\n".join(body) + "\n"
 
 
 def whole(text: str, names: list[str]) -> str:
     """The program in a text without fences: sentences before it and after the definitions of the names are left out."""
     lines = text.split("\n")
     start = next((i for i, line in enumerate(lines) if STARTS.match(line)), 0)
-    kept, defined = [], False
+    program, defined = [], False
     for line in lines[start:]:
         margin = line[:1].strip() != ""
-        defined = defined or any(defines(line, name) for name in names)
+        defined = defined or any(name in line and defines(line, name) for name in names)
         if margin and defined and not STATEMENT.match(line.rstrip()) and not BINDING.match(line):
             break
-        kept.append(line)
-    return "\n".join(kept) + "\n"
+        program.append(line)
+    return "\n".join(program) + "\n"
 
 
 def completed(prompt: str, text: str, name: str) -> str | None:
@@ -113,6 +113,8 @@ def completed(prompt: str, text: str, name: str) -> str | None:
 
 def judged(program: str | None, tests: str, **rest) -> Verdict:
     """The verdict of `sandbox.run_tests`, which also takes `rest`; None, no program, is wrong."""
-    status = "failed" if program is None else sandbox.run_tests(program, tests, **rest).status
-    verdict = {"passed": "right", "failed": "wrong", "unjudged": "unjudged"}[status]
-    return Verdict(verdict, {"accuracy": float(status == "passed")})
+    if program is None:
+        return Verdict("wrong", {"accuracy": 0.0}, "no program")
+    result = sandbox.run_tests(program, tests, **rest)
+    status = {"passed": "right", "failed": "wrong", "unjudged": "unjudged"}[result.status]
+    return Verdict(status, {"accuracy": float(status == "right")}, result.reason)

@@ -145,8 +145,8 @@ def verify(problem: Problem, text: str) -> Verdict:
         return Verdict("wrong", {"accuracy": 0.0, "score": 0.0})
     try:
         score = workers.call(score_answer, name, answer, problem.extra["entry"], seconds=SECONDS)
-    except (TimeoutError, RuntimeError):
-        return Verdict("unjudged", {"accuracy": 0.0, "score": 0.0})
+    except (TimeoutError, RuntimeError) as error:
+        return Verdict("unjudged", {"accuracy": 0.0, "score": 0.0}, str(error))
     right = score >= 1
     return Verdict("right" if right else "wrong", {"accuracy": float(right), "score": score})
 

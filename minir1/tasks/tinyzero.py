@@ -109,9 +109,9 @@ def solve(numbers: tuple[int, ...], target: int) -> str:
                 if c is None or (op in "+*" and i > j):
                     continue
                 text = f"{texts[i]}{op}{texts[j]}"
-                found = search([c, *(values[k] for k in rest)], [f"({text})", *(texts[k] for k in rest)])
-                if found:
-                    return found
+                solution = search([c, *(values[k] for k in rest)], [f"({text})", *(texts[k] for k in rest)])
+                if solution:
+                    return solution
         return ""
 
     return search([Fraction(n) for n in numbers], [str(n) for n in numbers]).removeprefix("(").removesuffix(")")
@@ -123,12 +123,28 @@ def verify(problem: Problem, text: str) -> Verdict:
     return Verdict("right" if right else "wrong", {"accuracy": float(right)})
 
 
+def final(problem: Problem, text: str) -> str | None:
+    """The expression that the text answers with, without blanks and value."""
+    return "".join(_equation(claim(text) or "")[0].split()) or None
+
+
 def solves(answer: str, numbers: tuple[int, ...], target: int) -> bool:
     r"""Whether the answer is an expression of the target from these numbers.
 
     Allowed are × ÷ − \times \div as operators, \boxed{} or $ $ around all, and at the end `=` with the value. Values
     are exact fractions; a sign is no operation.
     """
+    expression, equals, result = _equation(answer)
+    try:
+        value, used = evaluate_expression(expression, "+-*/")
+    except ValueError:
+        return False
+    consistent = not equals or (result.strip() == str(target))
+    return value == target and sorted(used) == sorted(numbers) and consistent
+
+
+def _equation(answer: str) -> tuple[str, str, str]:
+    """(expression, "=" or "", value) with plain operators."""
     if "\\boxed" in answer:
         answer = boxed(answer) or ""
     for written, sign in SIGNS.items():
@@ -136,10 +152,4 @@ def solves(answer: str, numbers: tuple[int, ...], target: int) -> bool:
     for mark in MARKS:
         if answer.startswith(mark) and answer.endswith(mark) and len(answer) > 2 * len(mark):
             answer = answer[len(mark) : -len(mark)].strip()
-    expression, equals, result = answer.strip().removesuffix(".").partition("=")
-    try:
-        value, used = evaluate_expression(expression, "+-*/")
-    except ValueError:
-        return False
-    consistent = not equals or (result.strip() == str(target))
-    return value == target and sorted(used) == sorted(numbers) and consistent
+    return answer.strip().removesuffix(".").partition("=")
