@@ -26,6 +26,8 @@ from minir1.log import table
 from minir1.metrics import mcnemar, paired_bootstrap, with_interval
 from minir1.settings import new_file
 
+FEWEST = 20  # with fewer problems the bootstrap calls equal policies different more often than in 5 % of cases
+
 
 @dataclass(frozen=True)
 class Config:
@@ -86,7 +88,10 @@ def main(config: Config) -> dict[str, float]:
         lines += [["greedy: McNemar's exact test, p", f"{values['greedy/p']:.3g}"]]
     table(f"{a.settings['task']}, {a.settings['split']}: {values['problems']} problems, paired", ["", ""], lines)
     significant = values["difference_low"] > 0 or values["difference_high"] < 0
-    print("significantly different at 5 %" if significant else "not significantly different at 5 %")
+    if values["problems"] < FEWEST:
+        print(f"fewer than {FEWEST} problems: too few for these intervals to be trusted")
+    else:
+        print("significantly different at 5 %" if significant else "not significantly different at 5 %")
     if config.out:
         write_json(config.out, values)
     return values

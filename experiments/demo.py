@@ -92,7 +92,7 @@ def final_test(
     config: Config, rl: r1_zero.Config
 ) -> tuple[dict[str, float], list[tuple[tasks.Problem, Answer, Answer]]]:
     """Both checkpoints on each held-out split, with one budget: values, and samples (problem, before, after)."""
-    device, task = pick(config.device), tasks.load(config.task, config.data)
+    device, task = pick(config.device), tasks.load(config.task, config.data, allow_code=rl.allow_code)
     policies = {"before": checkpoint.resolve(rl.checkpoint), "after": checkpoint.resolve(rl.out / "checkpoint", "best")}
     shared = {name: getattr(rl, name) for name in ("max_completion_length", "no_think", "template", "seed")}
     shared |= {"num_generations": config.num_generations}
@@ -141,7 +141,7 @@ def main(config: Config) -> dict[str, float]:
     """Train, test, print, write result.json and the figure. With --resume a finished training is not run again."""
     base, rl = stages(config)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    task = tasks.load(config.task, config.data) if config.base_from else pretrain.task_of(base)
+    task = tasks.load(config.task, config.data, allow_code=rl.allow_code) if config.base_from else pretrain.task_of(base)
     for split in (rl.eval_split, *held_out_splits(task, rl)):  # fail before anything is trained
         task.problems(split)
     if rl.prompts > len(train := task.problems("train")):

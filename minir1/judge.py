@@ -180,11 +180,11 @@ def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
 
 
 def unjudged_to_mean(rewards: Tensor, answers: list[list[Answer]]) -> Tensor:
-    """An answer whose verifier failed gets the mean reward of the judged ones of its group, so that it is neither
-    praised nor blamed; rewards: fp32 [P, G]. If none of a group was judged, all keep the reward of a wrong answer."""
+    """An answer whose verifier failed gets the mean reward of the judged ones of its group, or, if there are none, of
+    the batch, so that it is neither praised nor blamed. rewards: fp32 [P, G]."""
     judged = torch.tensor([[not a.unjudged for a in group] for group in answers])
-    mean = (rewards * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp(min=1)
-    return torch.where(judged | ~judged.any(1, keepdim=True), rewards, mean)
+    mean = lambda dims: (rewards * judged).sum(dims, keepdim=True) / judged.sum(dims, keepdim=True).clamp(min=1)
+    return torch.where(judged, rewards, torch.where(judged.any(1, keepdim=True), mean(1), mean((0, 1))))
 
 
 def rights(grid: list[list[Answer]]) -> np.ndarray:

@@ -370,3 +370,8 @@ def test_worked_solutions_without_their_answer_line():
     texts = [re.sub("<<.*?>>", "", problem.solution.rpartition("####")[0]) for problem in listed]
     right = sum(verify(problem, text).status == "right" for problem, text in zip(listed, texts))
     assert right > 0.95 * len(listed)
+
+
+@pytest.mark.parametrize("more", [" and so they went home" * 20, "x" * 400, ". They sold 3." * 30, "\n" + "17 " * 133])
+def test_a_marked_number_stands_whatever_follows_it(more):
+    assert verify(Problem("", "42"), "work\n#### 42" + more).status == "right"

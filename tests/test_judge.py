@@ -433,4 +433,4 @@ def test_an_unjudged_answer_gets_the_mean_of_the_judged_ones_of_its_group():
     wrong = Answer("", 1, False, False, True)
     groups = [[right, wrong, unjudged], [unjudged] * 3]
     rewards = judge.unjudged_to_mean(torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]), groups)
-    assert rewards.tolist() == [[1.0, 0.5, 0.75], [0.0, 0.0, 0.0]]
+    assert rewards.tolist() == [[1.0, 0.5, 0.75], [0.75, 0.75, 0.75]]  # none was judged: the mean of the batch

@@ -46,7 +46,7 @@ def claim(text: str, otherwise: Callable[[str], str | None] | None = None) -> st
     first of these that occurs decides, and in it the last occurrence:
 
         \boxed{…}               or \fbox; None if its brace is never closed. Without a brace it is ignored
-        #### …                  to the end of the line; not a heading with text below it
+        #### …                  to the end of the sentence or line; not a heading with text below it
         the answer is …         or `Answer: …`, `Final answer`: to the end of the sentence or line, or the formula that
                                 begins there. Of numbers with only blanks between them the last one counts
         otherwise(conclusion)   if given: the task's own way to find an answer, asked only if none of these occurs
@@ -61,7 +61,7 @@ def claim(text: str, otherwise: Callable[[str], str | None] | None = None) -> st
         return boxed(said)
     before, marked, after = said.rpartition("####")
     if marked and not HEADING.match(after[:MAX_CHARS]):
-        return _short(after.partition("\n")[0])
+        return _short(sentence(after.partition("\n")[0].strip()[: MAX_CHARS + 1]))
     stated = _last("answer", STATED, said.replace("Answer", "answer").replace("ANSWER", "answer"))
     if stated:
         return _short(_stated(said[stated.end() : stated.end() + MAX_CHARS + 1]))

@@ -57,7 +57,7 @@ COUNTED = re.compile(  # the number of something else: `in three years`
     rf"\b(?:in|for|the|after|over|per|all|those|these|next|last|first|other) (?:{CARDINALS})(?= [a-z])", re.IGNORECASE
 )
 CONTEXT = re.compile(  # what follows says why, or for what, the number before it holds: `$10 for 50 minutes`
-    r",? (?:(?:because|since|as|given)\b|(?:for|in|after|over|during|on|at|out of)\b(?!.*=))", re.IGNORECASE
+    r",? (?:(?:because|since|as|given|which)\b|(?:for|in|after|over|during|on|at|out of)\b(?!.*=))", re.IGNORECASE
 )
 FOREIGN = re.compile(  # notations that are no plain number
     "|".join([
