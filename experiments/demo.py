@@ -141,7 +141,8 @@ def main(config: Config) -> dict[str, float]:
     """Train, test, print, write result.json and the figure. With --resume a finished training is not run again."""
     base, rl = stages(config)
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    task = tasks.load(config.task, config.data, allow_code=rl.allow_code) if config.base_from else pretrain.task_of(base)
+    allowed = {"allow_code": rl.allow_code}
+    task = tasks.load(config.task, config.data, **allowed) if config.base_from else pretrain.task_of(base)
     for split in (rl.eval_split, *held_out_splits(task, rl)):  # fail before anything is trained
         task.problems(split)
     if rl.prompts > len(train := task.problems("train")):
