@@ -50,7 +50,7 @@ NO_NUMBERS = {
     "several numbers": ["18 19", "18, 19", "18 or 19", "18/19/20", "18-19", "18 = 18", "3 + 15", "18 (9 each)"],
     "words that change or offer": ["18 or so", "18 or nineteen", "two", "3 dozen", "3 million", "18 and half", "18 k",
                                    "18x", "18 point five", "18 squared", "18 not nineteen", "5 hundred", "18 grand",
-                                   "18 m", "18 lakh", "18 tenths", "18 is wrong", "18 negative", "18 double"],
+                                   "18 lakh", "18 tenths", "18 is wrong", "18 negative", "18 double"],
     "groups": ["1,20", "12,00", ",200", "1,,200", "1,2000", "1 200", "1.200,50", "1_200"],
     "signs": ["--18", "negative 5", "+-18", "18-", "-$-18", "\u201318", "~18", "about 18"],
     "other digits": ["١٨", "１８", "¹⁸", "18\u0660", "Ⅷ"],
