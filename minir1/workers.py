@@ -81,7 +81,7 @@ def call(function: Callable, *args, seconds: float):
     """
     source = [function.__module__, function.__code__.co_filename, function.__qualname__]
     with SLOTS:
-        worker = idle.pop() if idle else Worker()
+        worker = _ready()
         healthy = False
         try:
             reply = {}
@@ -98,6 +98,16 @@ def call(function: Callable, *args, seconds: float):
     if "error" in reply:
         raise RuntimeError(f"{function.__qualname__}: {reply['error']}")
     return reply["result"]
+
+
+def _ready() -> Worker:
+    """An idle worker whose process still runs, or a new one."""
+    while idle:
+        worker = idle.pop()
+        if worker.process.poll() is None:
+            return worker
+        worker.end()
+    return Worker()
 
 
 def serve() -> None:

@@ -370,3 +370,15 @@ def test_worked_solutions_without_their_answer_line():
     texts = [re.sub("<<.*?>>", "", problem.solution.rpartition("####")[0]) for problem in listed]
     right = sum(verify(problem, text).status == "right" for problem, text in zip(listed, texts))
     assert right > 0.95 * len(listed)
+
+
+def test_last_sentences_of_models():
+    for text in (
+        "Natalia sold 72 clips in all (48 in April and 24 in May).", "Answer: 72 (48 in April and 24 in May)",
+        "40 + 32 = 72\n\nKylar needs to pay $72 for 16 glasses.", "So it is 48 + 24 = <<48+24=72>>72 clips",
+        "\\boxed{72\\text{ m}}", "The answer is 72 m/s.", "The answer is 72</s>", "72<|eot_id|>",
+        "The answer is 72.\n\nQuestion: And 2 + 3?\nThe answer is 5.",
+    ):  # fmt: skip
+        assert value(text) == 72, text
+    for text in ("40 + 32 = 72. It is 71 or 72", "40 + 32 = 72. It is not 72, but 71", "The answer is 71 (maybe 72)"):
+        assert value(text) != 72, text

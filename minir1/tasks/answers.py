@@ -64,7 +64,7 @@ def claim(text: str, otherwise: Callable[[str], str | None] | None = None) -> st
     if said is None:
         return None
     said = said.replace("\\fbox", "\\boxed")
-    said = said[: -MAX_CHARS] + ENDED.sub("", said[-MAX_CHARS:])
+    said = said[:-MAX_CHARS] + ENDED.sub("", said[-MAX_CHARS:])
     if len(parts := NEXT_QUESTION.split(said, 1)) > 1 and (first := _explicit(parts[0])):
         return first
     return _explicit(said, otherwise)

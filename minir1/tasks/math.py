@@ -101,7 +101,9 @@ def _repeats(problem: Problem, answer: str) -> bool:
     said = _signs(answer)
     if not said or len(said) < 3 or not WORK.search("".join(said)) or said == _signs(problem.reference):
         return False
-    return any(said == _signs(part) for formula in ASKED.findall(problem.prompt) for part in "".join(formula).split("="))
+    return any(
+        said == _signs(part) for formula in ASKED.findall(problem.prompt) for part in "".join(formula).split("=")
+    )
 
 
 def _signs(text: str) -> list[str] | None:

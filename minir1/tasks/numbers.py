@@ -173,7 +173,7 @@ def last(text: str) -> str | None:
     begin = max(0, end - SENTENCE)
     begin += max((match.end() for match in answers.END.finditer(text[begin : end + 1])), default=0)
     before = text[max(0, begin - SENTENCE) : begin]
-    computed = INSIDE.search(plain(before[before.rfind("=") : ][1 : MAX_CHARS])) if "=" in before else None
+    computed = INSIDE.search(plain(before[before.rfind("=") :][1:MAX_CHARS])) if "=" in before else None
     computed = computed and _fraction(computed)
     found = _stated(answers.sentence(text[begin : end + SENTENCE]), alone=False, computed=computed)
     return found and found.text
