@@ -303,18 +303,22 @@ def test_a_reference_reads_as_itself():
 
 STATED = {  # reference -> texts
     "1,-2": [
-        r"The integers are $\boxed{1}$ and $\boxed{-2}$.", r"\boxed{-2}, \boxed{1}", "They are $n = 1$ and $n = -2$.",
+        r"The integers are $\boxed{1}$ and $\boxed{-2}$.",
+        r"\boxed{-2}, \boxed{1}", "They are $n = 1$ and $n = -2$.",
         r"so $n=\boxed{1}$ or $n=\boxed{-2}$", r"\boxed{1} \quad \text{and} \quad \boxed{-2}", "The roots are 1 and -2.",
     ],
     "42": [
-        "The value of $x$ is $42$.", "The minimum is $42$, attained at $x = 3$.", "So $42$ is our final answer.",
+        "The value of $x$ is $42$.", "The minimum is $42$, attained at $x = 3$.",
+        "So $42$ is our final answer.",
         "The minimum value is 42, which occurs when x = 3.", "The number of ways is $6 \\cdot 7 = 42$.",
-        r"\boxed{f(2) = 42}", r"\boxed{|S| = 42}", r"\boxed{f(-2)+f(1) = 40 + 2 = 42}", "If $x$ is $3$, then $y$ is $42$.",
+        r"\boxed{f(2) = 42}", r"\boxed{|S| = 42}", r"\boxed{f(-2)+f(1) = 40 + 2 = 42}",
+        "If $x$ is $3$, then $y$ is $42$.",
         "Final Answer: The final answer is $42$. I hope it is correct.\n\nProblem: What is 1 + 1?\n\\boxed{2}",
         "The answer is $\\boxed{42}$.<|im_end|>", r"\boxed{\color{red}{42}}", r"\boxed{84 \over 2}", "It is 42.</s>",
     ],
     r"\frac{14}{3}": [
-        r"\boxed{\boldsymbol{\frac{14}{3}}}", r"\boxed{\begin{aligned} x &= 2 + \frac83 \\ &= \frac{14}{3} \end{aligned}}",
+        r"\boxed{\boldsymbol{\frac{14}{3}}}",
+        r"\boxed{\begin{aligned} x &= 2 + \frac83 \\ &= \frac{14}{3} \end{aligned}}",
     ],
     "52_8": [
         r"\boxed{52 \text{ (base 8)}}", r"\boxed{52_{\text{eight}}}", "It is 52 in base 8.", r"\boxed{42_{10} = 52_8}",

@@ -357,7 +357,7 @@ def test_protection_is_one_sentence():
 
 
 COMMON = [  # what right programs use
-    "from dataclasses import dataclass, field\n@dataclass(order=True)\nclass P:\n a: int\n b: list = field(default=None)"
+    "from dataclasses import dataclass, field\n@dataclass(order=True)\nclass P:\n a: int\n b: int = field(default=0)"
     "\ndef f(x): return P(x * x).a",
     "import itertools, functools, operator\ndef f(x): return functools.reduce(operator.add, itertools.repeat(x, x))",
     "import re, string, textwrap\ndef f(x): return int(re.sub(r'\\D', '', f'a{x * x}b'))",
@@ -368,7 +368,8 @@ COMMON = [  # what right programs use
     "def f(x): return N(Counter('a' * x * x)['a']).a",
     "from decimal import Decimal\ndef f(x): return Decimal(x) ** 2",
     "from fractions import Fraction\ndef f(x): return Fraction(x * x, 1)",
-    "import random, statistics, json, copy\ndef f(x): return copy.copy(json.loads(json.dumps(statistics.mean([x * x]))))",
+    "import random, statistics, json, copy\n"
+    "def f(x): return copy.copy(json.loads(json.dumps(statistics.mean([x * x]))))",
     "from datetime import datetime, timedelta\n"
     "def f(x): return (datetime(2020, 1, 1) + timedelta(days=x * x) - datetime(2020, 1, 1)).days",
     "from functools import lru_cache\n@lru_cache(None)\ndef g(n): return n and g(n - 1) + 1\ndef f(x): return g(x * x)",

@@ -166,7 +166,7 @@ def _answer(text: str) -> str | None:
 
 
 def _in_sentence(sentence: str) -> str | None:
-    """The formula that a sentence states, or several joined by commas: 42 of `the value of $x$ is $42$ when $y = 3$`."""
+    """The formulas that a sentence states, joined by commas: 42 of `the value of $x$ is $42$ when $y = 3$`."""
     formulas = [next(filter(None, groups)) for groups in FORMULA.findall(sentence)]
     words = FORMULA.sub(MARK, sentence.replace(MARK, " "))
     for said in STATEMENT.finditer(words):
@@ -185,7 +185,7 @@ def _in_sentence(sentence: str) -> str | None:
 
 
 def _conclusion(said: str) -> str | None:
-    """What a text that names no answer states last: a sentence with formulas, a number, or the plain text after `is`."""
+    """What a text that names no answer states last: a sentence with formulas, what follows `is`, or a number."""
     tail = said[-TAIL:].rstrip()
     last = max(FORMULA.finditer(tail), key=lambda match: match.end(), default=None)
     stop = last.start() if last else len(tail.rstrip("*_$ "))
