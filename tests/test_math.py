@@ -305,7 +305,8 @@ STATED = {  # reference -> texts
     "1,-2": [
         r"The integers are $\boxed{1}$ and $\boxed{-2}$.",
         r"\boxed{-2}, \boxed{1}", "They are $n = 1$ and $n = -2$.",
-        r"so $n=\boxed{1}$ or $n=\boxed{-2}$", r"\boxed{1} \quad \text{and} \quad \boxed{-2}", "The roots are 1 and -2.",
+        r"so $n=\boxed{1}$ or $n=\boxed{-2}$", r"\boxed{1} \quad \text{and} \quad \boxed{-2}",
+        "The roots are 1 and -2.",
     ],
     "42": [
         "The value of $x$ is $42$.", "The minimum is $42$, attained at $x = 3$.",
