@@ -81,10 +81,7 @@ def call(function: Callable, *args, seconds: float):
     """
     source = [function.__module__, function.__code__.co_filename, function.__qualname__]
     with SLOTS:
-        try:
-            worker = idle.pop()
-        except IndexError:  # asking first whether there is one would not be atomic
-            worker = Worker()
+        worker = _ready()
         healthy = False
         try:
             reply = {}
@@ -101,6 +98,17 @@ def call(function: Callable, *args, seconds: float):
     if "error" in reply:
         raise RuntimeError(f"{function.__qualname__}: {reply['error']}")
     return reply["result"]
+
+
+def _ready() -> Worker:
+    """An idle worker whose process still runs, or a new one."""
+    with contextlib.suppress(IndexError):  # asking first whether there is one would not be atomic
+        while True:
+            worker = idle.pop()
+            if worker.process.poll() is None:
+                return worker
+            worker.end()
+    return Worker()
 
 
 def serve() -> None:

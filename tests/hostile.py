@@ -252,6 +252,34 @@ ctypes.string_at(0)
 ### abort
 import os
 os.abort()
+### a verdict on every descriptor
+import os
+for descriptor in range(3, 64):
+    try: os.write(descriptor, b'["passed", ""]\n')
+    except OSError: pass
+def f(x): return 0
+### a patched encoder
+import sys
+sys.modules['minir1.sandboxed.wire'].encode = lambda value, number: True
+def f(x): return 0
+### a result that evaluates
+class Result:
+    def __reduce__(self): return eval, ('41',)
+    def __eq__(self, other): return True
+def f(x): return Result()
+### tests among the objects
+import gc
+found = [o for o in gc.get_objects() if isinstance(o, str) and 'assert f(' in o]
+def f(x): return 41 if found else 0
+### a result nested too deep
+def f(x):
+    result = []
+    for _ in range(10**5): result = [result]
+    return result
+### an io_uring
+import ctypes
+if ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(120)) >= 0: raise MemoryError
+def f(x): return 0
 """)
 
 # What would hurt without the kernel's help. {me} is the process that runs the tests.

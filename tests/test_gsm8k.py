@@ -50,7 +50,7 @@ NO_NUMBERS = {
     "several numbers": ["18 19", "18, 19", "18 or 19", "18/19/20", "18-19", "18 = 18", "3 + 15", "18 (9 each)"],
     "words that change or offer": ["18 or so", "18 or nineteen", "two", "3 dozen", "3 million", "18 and half", "18 k",
                                    "18x", "18 point five", "18 squared", "18 not nineteen", "5 hundred", "18 grand",
-                                   "18 m", "18 lakh", "18 tenths", "18 is wrong", "18 negative", "18 double"],
+                                   "18 lakh", "18 tenths", "18 is wrong", "18 negative", "18 double"],
     "groups": ["1,20", "12,00", ",200", "1,,200", "1,2000", "1 200", "1.200,50", "1_200"],
     "signs": ["--18", "negative 5", "+-18", "18-", "-$-18", "\u201318", "~18", "about 18"],
     "other digits": ["١٨", "１８", "¹⁸", "18\u0660", "Ⅷ"],
@@ -375,3 +375,15 @@ def test_worked_solutions_without_their_answer_line():
 @pytest.mark.parametrize("more", [" and so they went home" * 20, "x" * 400, ". They sold 3." * 30, "\n" + "17 " * 133])
 def test_a_marked_number_stands_whatever_follows_it(more):
     assert verify(Problem("", "42"), "work\n#### 42" + more).status == "right"
+
+
+def test_last_sentences_of_models():
+    for text in (
+        "Natalia sold 72 clips in all (48 in April and 24 in May).", "Answer: 72 (48 in April and 24 in May)",
+        "40 + 32 = 72\n\nKylar needs to pay $72 for 16 glasses.", "So it is 48 + 24 = <<48+24=72>>72 clips",
+        "\\boxed{72\\text{ m}}", "The answer is 72 m/s.", "The answer is 72</s>", "72<|eot_id|>",
+        "The answer is 72.\n\nQuestion: And 2 + 3?\nThe answer is 5.",
+    ):  # fmt: skip
+        assert value(text) == 72, text
+    for text in ("40 + 32 = 72. It is 71 or 72", "40 + 32 = 72. It is not 72, but 71", "The answer is 71 (maybe 72)"):
+        assert value(text) != 72, text

@@ -137,15 +137,20 @@ def test_any_thread_may_verify():
 
 
 @with_math_verify
-@pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "9!!!!"])
-def test_what_never_ends_is_unjudged(answer, monkeypatch):
+def test_what_takes_too_long_is_unjudged(monkeypatch):
     assert same_answers(r"\sin 2x", r"2 \sin x \cos x")  # a worker is ready
-    monkeypatch.setattr(task, "LIMIT", 0.5)
-    begin = time.perf_counter()
-    assert status(Problem("q", "5"), rf"\boxed{{{answer}}}") == "unjudged"
-    assert time.perf_counter() - begin < 20
+    monkeypatch.setattr(task, "LIMIT", 1e-6)
+    assert status(Problem("q", r"\sin 2x"), r"\boxed{2 \sin x \cos x}") == "unjudged"
     monkeypatch.undo()
     assert same_answers(r"\sin 2x", r"2 \sin x \cos x")  # and the next call has another
+
+
+@pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "9!!!!", "10^{10^{10}}"])
+def test_what_is_too_large_is_wrong_at_once(answer):
+    """Unjudged, it would get the mean reward of its group, and cost the time limit each time."""
+    begin = time.perf_counter()
+    assert status(Problem("q", "5"), rf"\boxed{{{answer}}}") == "wrong"
+    assert time.perf_counter() - begin < 1
 
 
 @with_math_verify
@@ -292,3 +297,68 @@ def test_math_500(monkeypatch):
 
 def test_a_reference_reads_as_itself():
     assert equivalence.equal(POINT.reference, POINT.reference) is True
+
+
+# ---------------------------------------------------------------- how models state answers, and what they would exploit
+
+STATED = {  # reference -> texts
+    "1,-2": [
+        r"The integers are $\boxed{1}$ and $\boxed{-2}$.",
+        r"\boxed{-2}, \boxed{1}", "They are $n = 1$ and $n = -2$.",
+        r"so $n=\boxed{1}$ or $n=\boxed{-2}$", r"\boxed{1} \quad \text{and} \quad \boxed{-2}",
+        "The roots are 1 and -2.",
+    ],
+    "42": [
+        "The value of $x$ is $42$.", "The minimum is $42$, attained at $x = 3$.",
+        "So $42$ is our final answer.",
+        "The minimum value is 42, which occurs when x = 3.", "The number of ways is $6 \\cdot 7 = 42$.",
+        r"\boxed{f(2) = 42}", r"\boxed{|S| = 42}", r"\boxed{f(-2)+f(1) = 40 + 2 = 42}",
+        "If $x$ is $3$, then $y$ is $42$.",
+        "Final Answer: The final answer is $42$. I hope it is correct.\n\nProblem: What is 1 + 1?\n\\boxed{2}",
+        "The answer is $\\boxed{42}$.<|im_end|>", r"\boxed{\color{red}{42}}", r"\boxed{84 \over 2}", "It is 42.</s>",
+    ],
+    r"\frac{14}{3}": [
+        r"\boxed{\boldsymbol{\frac{14}{3}}}",
+        r"\boxed{\begin{aligned} x &= 2 + \frac83 \\ &= \frac{14}{3} \end{aligned}}",
+    ],
+    "52_8": [
+        r"\boxed{52 \text{ (base 8)}}", r"\boxed{52_{\text{eight}}}", "It is 52 in base 8.", r"\boxed{42_{10} = 52_8}",
+    ],
+    "(2,\\infty)": ["The range is $(2, \\infty)$.", "The range is (2, ∞).", r"\boxed{\{\lambda : \lambda > 2\}}"],
+    "-\\frac{\\pi}{6}": [r"\boxed{\arcsin\left(-\frac12\right) = -\frac{\pi}{6}}"],
+}  # fmt: skip
+NOT_42 = [
+    r"$\boxed{41}$ and $\boxed{42}$", r"\boxed{42}, \boxed{43}", "It is $41$ or $42$.", "The value is not $42$.",
+    "It is false that $x$ is $42$.", "Perhaps it is $42$.", "It is at least $42$.", "It is $42$ or more.",
+    "It is $42$ for $a$ or $43$ for $b$.", "It is $43$ when $x$ is $42$.", "The values are 41 and 42.", "It isn't 42.",
+    "Is it 42?", r"\boxed{2x = 42}", r"\boxed{|x| = 42}", r"\boxed{42'}", r"\boxed{42 \text{ base } 8}",
+    r"\boxed{42 \over 43}", r"\boxed{\begin{aligned} x &= 43 \\ y &= 42 \end{aligned}}", r"\boxed{42_9 = 42}",
+    r"\boxed{41}" + "\n\nProblem: x\n" + r"\boxed{42}", r"\boxed{9^{9^{9^9}}}", r"\boxed{(x+y+z)^{5000}}",
+]  # fmt: skip
+COPIES = [  # question, reference, what repeats the question
+    (r"Simplify $\sqrt{242}$.", r"11\sqrt2", [r"\sqrt{242}", r"\sqrt {242}"]),
+    ("Factor the expression $ab+5b+2a+10$.", "(a+5)(b+2)", ["ab+5b+2a+10", "5b+ab+2a+10"]),
+    (r"Write $\frac{3}{20}$ as a decimal.", "0.15", [r"\frac{3}{20}", r"\dfrac3{20}", "3/20"][:2]),
+    (r"Evaluate $x = (1+2i)6-3i.$", "6+9i", ["(1+2i)6-3i", "6(1+2i)-3i"]),
+]
+
+
+@pytest.mark.parametrize("reference", STATED)
+def test_answers_as_models_state_them(reference):
+    assert [text for text in STATED[reference] if status(Problem("q", reference), text) != "right"] == []
+
+
+def test_what_states_no_42():
+    start = time.perf_counter()
+    assert [text for text in NOT_42 if status(Problem("q", "42"), text) != "wrong"] == []
+    assert time.perf_counter() - start < 10  # nothing is left to math-verify's time limit
+
+
+def test_repeating_the_question_is_no_answer():
+    for question, reference, copies in COPIES:
+        for copy in copies:
+            assert (
+                same_answers(reference, copy) and status(Problem(question, reference), rf"\boxed{{{copy}}}") == "wrong"
+            )
+        assert status(Problem(question, reference), rf"\boxed{{{reference}}}") == "right"
+    assert status(Problem(r"What is $\sqrt{53}$ in simplest form?", r"\sqrt{53}"), r"\boxed{\sqrt{53}}") == "right"

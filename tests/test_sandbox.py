@@ -354,3 +354,31 @@ def test_what_does_not_protect_is_said(monkeypatch, layers):
 def test_protection_is_one_sentence():
     sentence = sandbox.protection()
     assert sentence.startswith("Programs run") and sentence.endswith(".") and sentence.count(". ") == 0
+
+
+COMMON = [  # what right programs use
+    "from dataclasses import dataclass, field\n@dataclass(order=True)\nclass P:\n a: int\n b: int = field(default=0)"
+    "\ndef f(x): return P(x * x).a",
+    "import itertools, functools, operator\ndef f(x): return functools.reduce(operator.add, itertools.repeat(x, x))",
+    "import re, string, textwrap\ndef f(x): return int(re.sub(r'\\D', '', f'a{x * x}b'))",
+    "import heapq, bisect, math\ndef f(x):\n h = [math.isqrt(x**4), 99]\n heapq.heapify(h)\n return heapq.heappop(h)",
+    "from typing import Generic, TypeVar\nT = TypeVar('T')\nclass B(Generic[T]):\n def g(self, x: T) -> T: return x\n"
+    "def f(x: int) -> int: return B().g(x * x)",
+    "from collections import Counter, defaultdict, deque, namedtuple\nN = namedtuple('N', 'a')\n"
+    "def f(x): return N(Counter('a' * x * x)['a']).a",
+    "from decimal import Decimal\ndef f(x): return Decimal(x) ** 2",
+    "from fractions import Fraction\ndef f(x): return Fraction(x * x, 1)",
+    "import random, statistics, json, copy\n"
+    "def f(x): return copy.copy(json.loads(json.dumps(statistics.mean([x * x]))))",
+    "from datetime import datetime, timedelta\n"
+    "def f(x): return (datetime(2020, 1, 1) + timedelta(days=x * x) - datetime(2020, 1, 1)).days",
+    "from functools import lru_cache\n@lru_cache(None)\ndef g(n): return n and g(n - 1) + 1\ndef f(x): return g(x * x)",
+    "from concurrent.futures import ThreadPoolExecutor\n"
+    "def f(x):\n with ThreadPoolExecutor(2) as pool: return list(pool.map(lambda y: y * y, [x]))[0]",
+    "def f(x):\n n = 0\n def more():\n  nonlocal n\n  n += 1\n  return n\n return [more() for _ in range(x * x)][-1]",
+]  # fmt: skip
+
+
+def test_what_right_programs_use(means):
+    for program in COMMON:
+        assert status(program, "assert f(2) == 4 and f(3) == 9", means=means) == "passed", program

@@ -74,8 +74,15 @@ def test_a_worker_is_another_process_and_is_reused():
     assert first != os.getpid() and workers.call(process, seconds=20) == first
 
 
-@pytest.mark.parametrize("function, error", [(fail, "fail: KeyError: 'which'"), (crash, "crash: the worker process"),
-                                             (no_json, "no_json: TypeError"), (fill, "fill: MemoryError")])
+@pytest.mark.parametrize(
+    "function, error",
+    [
+        (fail, "fail: KeyError: 'which'"),
+        (crash, "crash: the worker process"),
+        (no_json, "no_json: TypeError"),
+        (fill, "fill: MemoryError"),
+    ],
+)
 def test_an_error_loses_one_call(function, error):
     with pytest.raises(RuntimeError, match=error):
         workers.call(function, seconds=20)
@@ -128,3 +135,10 @@ def test_a_fork_does_not_share_workers():
         os._exit(0)
     os.waitpid(child, 0)
     assert int(os.read(read, 20)) != mine and workers.call(process, seconds=20) == mine
+
+
+def test_a_worker_that_was_killed_while_it_was_idle_loses_no_call():
+    assert workers.call(os.path.join, "a", "b", seconds=5) == "a/b"
+    workers.idle[-1].process.kill()
+    workers.idle[-1].process.wait()
+    assert workers.call(os.path.join, "a", "b", seconds=5) == "a/b"

@@ -30,7 +30,11 @@ POINTS = ((0.7324081, 1.3), (1.9134207, 0.8), (0.2718091, 2.9))  # where formula
 
 
 class Unreadable(ValueError):
-    """The text is no formula that is understood here, or computing it exactly would take too long."""
+    """The text is no formula that is understood here."""
+
+
+class TooLarge(Unreadable):
+    """Computing it exactly would take too long."""
 
 
 class Formula(NamedTuple):
@@ -178,16 +182,16 @@ def _sum(a: dict, b: dict) -> dict:
 
 def _product(a: dict, b: dict) -> dict:
     if len(a) * len(b) > MAX_PRODUCTS:
-        raise Unreadable("too many terms")
+        raise TooLarge("too many terms")
     total = {}
     for key, value in a.items():
         for other, factor in b.items():
             merged, coefficient = _monomial(key, other)
             total[merged] = total.get(merged, 0) + value * factor * coefficient
     if len(total) > MAX_TERMS:
-        raise Unreadable("too many terms")
+        raise TooLarge("too many terms")
     if any(max(abs(v.numerator), v.denominator).bit_length() > MAX_BITS for v in total.values()):
-        raise Unreadable("too large a number")
+        raise TooLarge("too large a number")
     return {key: value for key, value in total.items() if value}
 
 
@@ -212,7 +216,7 @@ def _whole_power(a: Formula, exponent: int) -> Formula:
         return _whole_power(divide(number(1), a), -exponent)
     largest = max((max(abs(v.numerator), v.denominator).bit_length() for v in a.top.values()), default=0)
     if exponent * largest > MAX_BITS or (exponent > MAX_POWER and max(len(a.top), len(a.bottom)) > 1):
-        raise Unreadable("too large a power")
+        raise TooLarge("too large a power")
     result = number(1)
     for bit in bin(exponent)[2:]:
         result = multiply(result, result)

@@ -29,6 +29,14 @@ STATED = re.compile(
 DISPLAYED = re.compile(r"(?:\$\$(.*?)\$\$|\\\[(.*?)\\\])", re.DOTALL)  # a formula on lines of its own
 END = re.compile(r"""(?:[.?]|(?<![0-9\\])!)(?=[\s*_)"'”]|$)|\n""")  # of a sentence or line; 5! is a factorial
 HEADING = re.compile(r"[ \t*_]*[A-Za-z]{2}[^\n]*\n\s*\S")  # words with a text below them: `#### Step 2`
+ENDED = re.compile(r"(?:(?:</s>|<eos>|<end_of_turn>|<[|｜][^<>\s]{1,40}[|｜]>)\s*)+$")  # special tokens at the end
+NEXT_QUESTION = re.compile(r"\n[ \t]*\n(?:Question|Problem|Human|User|Q)(?: [0-9]{1,3})?:")  # a base model goes on
+MATH_ENDS = r"(?:\s|\$|\*\*|\\[()\[\],;: ]|\\q?quad(?![A-Za-z]))*"
+CONJUNCTION = r"(?:and|or|&|\\(?:text|mbox|mathrm)\s*\{[\s,]*(?:and|or)[\s,]*\})"
+BETWEEN_BOXES = re.compile(  # `, and n =`: boxes of one list
+    rf"{MATH_ENDS}(?:[,;]{MATH_ENDS}{CONJUNCTION}?|{CONJUNCTION}){MATH_ENDS}(?:[A-Za-z](?:_\w)?\s*=)?\s*"
+)
+GAP = 60  # characters between two boxes of one list
 SPACED = re.compile(r"(?![0-9]{1,3}(?: [0-9]{3})+$)(?:[0-9]+ +)+([0-9]+)")  # 3 5, but not 8 000
 
 
@@ -57,6 +65,14 @@ def claim(text: str, otherwise: Callable[[str], str | None] | None = None) -> st
     if said is None:
         return None
     said = said.replace("\\fbox", "\\boxed")
+    said = said[:-MAX_CHARS] + ENDED.sub("", said[-MAX_CHARS:])
+    if len(parts := NEXT_QUESTION.split(said, 1)) > 1 and (first := _explicit(parts[0])):
+        return first
+    return _explicit(said, otherwise)
+
+
+def _explicit(said: str, otherwise: Callable[[str], str | None] | None = None) -> str | None:
+    """The claim of a text without thinking, as `claim` says."""
     if _last("\\boxed", BOX, said):
         return boxed(said)
     before, marked, after = said.rpartition("####")
@@ -99,24 +115,36 @@ def conclusion(text: str) -> str | None:
 def boxed(text: str) -> str | None:
     r"""The content of the last `\boxed{…}` or `\fbox{…}`, stripped; of the outer one where two are nested.
 
-    Braces are balanced, escaped ones not counted. None if there is none, or the last one is never closed or longer than
-    MAX_CHARS.
+    Boxes of one list, such as `\boxed{1}$ and $\boxed{-2}`, are one answer: `1, -2`. Braces are balanced, escaped ones
+    not counted. None if there is none, or the last one is never closed or longer than MAX_CHARS.
     """
     text = text.replace("\\fbox", "\\boxed")
     last = _last("\\boxed", BOX, text)
     if not last:
         return None
     window = text[max(0, last.start() - MAX_CHARS) : last.end() + MAX_CHARS]
-    content, starts = None, []  # starts: of the open braces, 0 for those that open no box
+    boxes, starts, closed = [], [], True  # starts: of the open braces, None for those that open no box
     for brace in BRACE.finditer(window):
         if brace["box"]:
-            content = None
-            starts.append(brace.end())
+            closed = False
+            starts.append(brace.span())
         elif brace["open"]:
-            starts.append(0)
+            starts.append(None)
         elif brace["close"] and starts and (start := starts.pop()):
-            content = window[start : brace.start()].strip()
-    return content or None
+            while boxes and boxes[-1][0] > start[0]:  # inside this one
+                boxes.pop()
+            boxes.append((start[0], brace.end(), window[start[1] : brace.start()].strip()))
+            closed = True
+    if not closed:
+        return None
+    begin, _, content = boxes[-1]
+    contents = [content]
+    for before, end, content in reversed(boxes[:-1]):
+        if begin - end > GAP or not BETWEEN_BOXES.fullmatch(window, end, begin):
+            break
+        contents.insert(0, content)
+        begin = before
+    return ", ".join(dict.fromkeys(contents)) if all(contents) else None
 
 
 def sentence(text: str) -> str:

@@ -36,6 +36,7 @@ NO_OPTION = re.compile(  # not what may stand beside the letter: relations, sums
 )
 COMMANDS = re.compile(r"\\(?:text|mbox|textbf|mathrm|textit)(?![A-Za-z])|[{}$]|\\(?=[ ,;:!])")
 SENTENCE = re.compile(r"[^\\^_=<>+*/-]*[a-z]{4}[^\\^_=<>+*/-]*")  # with a word, as in June 20
+MAX_BRACKETS = 100  # that math-verify reads in reasonable time
 INFINITY = algebra.atom("∞")
 THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 
@@ -56,11 +57,22 @@ def equal(reference: str, answer: str) -> bool | None:
     try:
         expected, given = readings(reference), readings(answer)
         if not expected or not given:
-            return None
+            return False if expected and _too_large(answer) else None
         results = [compare(a, b) for a in expected for b in given]
     except (Unreadable, RecursionError, ArithmeticError):
         return None
     return True if True in results else None if None in results else False
+
+
+def _too_large(text: str) -> bool:
+    """Whether an answer is a formula that is no final answer, such as 9^{9^{9^9}}, which math-verify would compute."""
+    try:
+        read(latex.tokens(text))
+    except (algebra.TooLarge, RecursionError):
+        return True
+    except (Unreadable, ArithmeticError):
+        return False
+    return False
 
 
 def known(text: str) -> bool:
@@ -68,6 +80,10 @@ def known(text: str) -> bool:
     try:
         items = latex.tokens(text)
     except Unreadable:
+        return False
+    if sum(token in latex.OPEN for token in items) > MAX_BRACKETS:
+        return False
+    if any(latex.is_number(before) and token == "'" for before, token in zip(items, items[1:])):  # 7' is not 7
         return False
     based = any(
         token == "_" and not (before.isalpha() or before[0] == "\\") for before, token in zip(["1", *items], items)
@@ -130,7 +146,7 @@ def compare(a: Answer, b: Answer) -> bool | None:
     if kinds == {"value"}:
         return _same_value(a, b)
     if kinds == {"words"}:
-        return _key(a.detail) == _key(b.detail)
+        return _key(a.detail) == _key(b.detail) and ("?" in a.detail) == ("?" in b.detail)
     if kinds <= {"list", "set"}:
         if _labels(a) and _labels(b) is None or _labels(b) and _labels(a) is None:
             return _all(a.parts, b.parts) if len(a.parts) == len(b.parts) else False

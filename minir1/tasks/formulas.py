@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 
 from minir1.tasks.algebra import (
+    TooLarge,
     Unreadable,
     add,
     atom,
@@ -49,7 +50,7 @@ class _Reader:
 
     def sum(self, depth: int):
         if depth > MAX_DEPTH:
-            raise Unreadable("too deep")
+            raise TooLarge("too deep")
         total = number(0)
         first = True
         while first or self.next() in ("+", "-", r"\pm", r"\mp"):
@@ -154,7 +155,7 @@ class _Reader:
 
     def base(self, depth: int):
         if depth > MAX_DEPTH:
-            raise Unreadable("too deep")
+            raise TooLarge("too deep")
         if self.next() in ("(", "{", "["):
             return self.bracket(depth)
         token = self.take()
@@ -276,6 +277,8 @@ def _function(name: str, argument, base=None):
 
 def _whole(value, most: int) -> int:
     whole = rational(value)
+    if whole is not None and whole > most:
+        raise TooLarge("a large factorial or binomial")
     if whole is None or whole.denominator != 1 or not 0 <= whole <= most:
         raise Unreadable("a factorial or binomial of no small whole number")
     return int(whole)

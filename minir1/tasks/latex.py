@@ -39,7 +39,7 @@ SYNONYMS = _pairs(
     r"""\dfrac \frac \tfrac \frac \cfrac \frac \dbinom \binom \tbinom \binom \leq ≤ \leqslant ≤ \le ≤ \geq ≥ \geqslant ≥
     \ge ≥ \neq ≠ \ne ≠ \lt < \gt > \ast * \times * \cdot * \div / \lbrace \{ \rbrace \} \lbrack [ \rbrack ] \lparen (
     \rparen ) \vert | \lvert | \rvert | \mid | \| | \colon : \% % \$ $ \# # \& & \_ _ \varnothing \emptyset
-    \dots \ldots \cdots \ldots \prime ' \implies \Rightarrow"""
+    \bigcup \cup \bigcap \cap \dots \ldots \cdots \ldots \prime ' \implies \Rightarrow"""
 )
 FUNCTIONS = tuple("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp".split())
 SYMBOLS = frozenset(
@@ -87,7 +87,21 @@ RULES = [
     (r"[\x00-\x08\x0e-\x1f]", ""),
     (r"^(?:[Aa]n?|[Tt]he) (?=[A-Za-z]{3})", ""),
 ]
+BASES = dict(zip("two three four five six seven eight nine ten eleven twelve sixteen".split(), (*range(2, 13), 16)))
 LATER_RULES = [  # in this order
+    (r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:mathbf|boldsymbol|bm)\s*(?=\{[^{}]*\\)", ""),
+    (r"\\(?:begin|end)\s*\{(?:aligned|align\*?|split|gathered)\}", " "),
+    (r"(?:\\\\\s*)?&\s*=", "="),
+    (r"(?:\{|^)([^{}]*)\\over(?![A-Za-z])([^{}]*)(?:\}|$)", r"\\frac{\1}{\2}"),
+    (  # 52 in base 8
+        r"(?<![0-9A-Za-z.,_])([0-9]+)(?:\s|~|\\[ ,]|\\text\s*\{|\()*\s(?:in )?\(?base[ -]?\}?\s*"
+        rf"([0-9]+|{'|'.join(BASES)})\s*\)?\}}?\)?$",
+        lambda match: f"{match[1]}_{{{BASES.get(match[2], match[2])}}}",
+    ),
+    (  # 52_{\text{eight}}
+        rf"_\s*\{{\s*\\(?:text|mathrm)\s*\{{\s*({'|'.join(BASES)})\s*\}}\s*\}}",
+        lambda match: f"_{{{BASES[match[1]]}}}",
+    ),
     (r"\\\\\s*\[[^\]]*\]", r"\\\\ "),  # the height of a row
     (r"\\(?:mathbb|mathbf|Bbb)\s*\{?\s*R\s*\}?(?![A-Za-z])", r"(-\\infty,\\infty)"),
     (r"(?<=[0-9])(?:\{,\}\s*|,\s*\\!\s*|\\!\s*,\s*|\\,)(?=[0-9]{3}(?![0-9]))", ""),  # 10,\!080 and 1{,}000 and 1\,000

@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 
 from minir1 import workers
-from minir1.tasks import Problem, Verdict, answers, equivalence, numbers, published, readings, share
+from minir1.tasks import Problem, Verdict, algebra, answers, equivalence, latex, numbers, published, readings, share
 
 SPLITS = ("train", "validation", "test")
 VARIANTS = answers.VARIANTS
@@ -24,9 +24,23 @@ DATA = "the folder with train/ and test/ as published, or a file such as MATH-50
 VALIDATION = 0.07  # share of the published training problems, by a stable hash of the question
 LIMIT = 10.0  # seconds for math-verify, with its import in a new worker
 FORMULA = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+ASKED = re.compile(r"\$\$(.+?)\$\$|(?<![$\\])\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+WORK = re.compile(r"[-+/^_|!]|\\(?:frac|sqrt|binom|sin|cos|tan|cot|sec|csc|arc|log|ln|abs|sum)")  # something to compute
 DENIED = re.compile(rf"{readings.OTHERWISE.pattern}|n['’]t\b", re.IGNORECASE)
 DEGREES = re.compile(r"([0-9.]+)\s*(?:°|\^\s*\{?\s*\\circ\s*\}?)")
 REASON = re.compile(r",?\s(?:which|because|since)\b")  # after an answer in a sentence
+MARK = "\0"  # a formula, in its sentence
+STATEMENT = re.compile(rf"(?:^|\b(?:is|are|be|equals?)\b)([^{MARK}]*)({MARK}(?:(?:,|,? and|,? or) {MARK})*)")
+CONTEXT = re.compile(  # when or where the statement before it holds
+    r"[*\s]*,?\s(?:when|where|for|at|if|attained|achieved|occurring|with|by|in|on|from|after)\b", re.IGNORECASE
+)
+CHANGED = re.compile(
+    r"\b(?:not|no|never|or|nor|but|else|otherwise|wrong|incorrect|false|maybe|perhaps|whether|unclear|more|less|fewer|"
+    r"than|about|approx\w*|except|either|neither|negative|minus|twice|half|double|least|most)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+OUR_ANSWER = re.compile(r"\s+is (?:the|our|my)\b[\w\s]*answer\b")
+PLAINLY = re.compile(r".*\b(?:is|are|equals)[:\s]\s*(.+)", re.DOTALL)
 TAIL = 600  # characters at the end of a text that names no answer, where one is searched
 DIGITS = 60  # to which two numbers must agree
 
@@ -74,9 +88,32 @@ def verify(problem: Problem, text: str) -> Verdict:
     Unjudged if math-verify fails, takes too long or is not installed where it would decide. Scores: accuracy, 0 or 1.
     """
     answer = _answer(text)
-    equal = False if answer is None else same_answers(problem.reference, answer)
+    if answer is None or _repeats(problem, answer):
+        equal = False
+    else:
+        equal = same_answers(problem.reference, answer)
     status = {True: "right", False: "wrong", None: "unjudged"}[equal]
     return Verdict(status, {"accuracy": float(equal is True)})
+
+
+def _repeats(problem: Problem, answer: str) -> bool:
+    """Whether an answer is a formula of the question, perhaps in another order: `\\sqrt{242}` is not simplified."""
+    said = _signs(answer)
+    if not said or len(said) < 3 or not WORK.search("".join(said)) or said == _signs(problem.reference):
+        return False
+    return any(
+        said == _signs(part) for formula in ASKED.findall(problem.prompt) for part in "".join(formula).split("=")
+    )
+
+
+def _signs(text: str) -> list[str] | None:
+    """The tokens of a formula without brackets, sorted; None if it is none."""
+    try:
+        items = latex.tokens(text)
+    except algebra.Unreadable:
+        return None
+    digits = [sign for token in items for sign in (token if token.isdigit() else [token])]
+    return sorted(sign for sign in digits if sign not in "{}()[]*.")
 
 
 def final(problem: Problem, text: str) -> str | None:
@@ -122,26 +159,51 @@ def _math_verify() -> bool:
 
 def _answer(text: str) -> str | None:
     """The final answer of a text: its claim, or the formula in it if the claim is a sentence with one."""
-    claim = answers.claim(text, otherwise=_last_formula)
+    claim = answers.claim(text, otherwise=_conclusion)
     if claim is None:
         return None
-    claim = REASON.split(claim)[0]
-    words = FORMULA.sub("", claim)
-    formulas = FORMULA.findall(claim)
-    if len(formulas) == 1 and not any(map(str.isdigit, words)) and not DENIED.search(words):
-        return next(filter(None, formulas[0]))
-    return claim
+    return _in_sentence(claim) or REASON.split(claim)[0]
 
 
-def _last_formula(said: str) -> str | None:
-    """The only formula of the last sentence that has one, near the end of a text that names no answer, or a number."""
-    tail = said[-TAIL:]
+def _in_sentence(sentence: str) -> str | None:
+    """The formulas that a sentence states, joined by commas: 42 of `the value of $x$ is $42$ when $y = 3$`."""
+    formulas = [next(filter(None, groups)) for groups in FORMULA.findall(sentence)]
+    words = FORMULA.sub(MARK, sentence.replace(MARK, " "))
+    for said in STATEMENT.finditer(words):
+        between, rest = said[1], words[said.end() :]
+        if any(map(str.isdigit, between)) or CHANGED.search(between) or CHANGED.search(words[: said.start()]):
+            continue
+        if reason := CONTEXT.match(rest) or REASON.match(rest):
+            changed = CHANGED.search(rest, reason.end())
+        else:
+            rest = OUR_ANSWER.sub("", rest)
+            changed = MARK in rest or any(map(str.isdigit, rest)) or DENIED.search(rest)
+        if not changed:
+            first = words[: said.start(2)].count(MARK)
+            return ", ".join(formulas[first : first + said[2].count(MARK)])
+    return None
+
+
+def _conclusion(said: str) -> str | None:
+    """What a text that names no answer states last: a sentence with formulas, what follows `is`, or a number."""
+    tail = said[-TAIL:].rstrip()
     last = max(FORMULA.finditer(tail), key=lambda match: match.end(), default=None)
+    stop = last.start() if last else len(tail.rstrip("*_$ "))
+    begin = max((match.end() for match in answers.END.finditer(tail) if match.end() < stop), default=0)
     if last is None:
-        return numbers.last(said)
-    begin = max((match.end() for match in answers.END.finditer(tail, 0, last.start())), default=0)
+        return _plainly(answers.sentence(tail[begin:])) or numbers.last(said)
     end = answers.END.search(tail, last.end())
     return tail[begin : end.start() if end else len(tail)].strip()
+
+
+def _plainly(sentence: str) -> str | None:
+    """What follows `is` in a sentence without formulas, or the sentence itself if it is mathematics."""
+    said = PLAINLY.fullmatch(sentence)
+    if len(sentence) >= TAIL or "answer" in sentence or CHANGED.search(sentence):
+        return None
+    value = CONTEXT.split(REASON.split(said[1])[0])[0] if said else sentence
+    found = equivalence.readings(value)
+    return value if found and (said or found[0].kind != "words") else None
 
 
 def by_math_verify(reference: str, answer: str) -> bool | None:

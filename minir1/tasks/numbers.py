@@ -36,7 +36,7 @@ SCALES = (
 )
 CHANGING = (  # words that change a number, offer another one, or deny it
     r"or|nor|not|no|never|neither|either|but|instead|rather|except|excluding|unless|wrong|incorrect|false|maybe|"
-    r"perhaps|possibly|vs|versus|negative|minus|plus|less|squared|cubed?|root|sqrt|power|factorial|double|twice|"
+    r"perhaps|possibly|vs|versus|negative|minus|plus|less|squared|cubed|cube of|root|sqrt|power|factorial|double|twice|"
     r"thrice|triple|mod|modulo|base|reciprocal|inverse|opposite|pi|inf|infinity"
 )
 BEFORE = (  # words that change the number after them
@@ -45,7 +45,7 @@ BEFORE = (  # words that change the number after them
 )
 AFTER = r"ones?|tens|score|gross|grand|bn|mn|mil|remainder"  # words that change the number before them
 NO_UNIT = re.compile(
-    rf"{CARDINALS}|{SCALES}|{CHANGING}|{BEFORE}|{AFTER}|[a-z](?<![gls])|and|to|is|itself|st|nd|rd|ths?",
+    rf"{CARDINALS}|{SCALES}|{CHANGING}|{BEFORE}|{AFTER}|[a-z](?<![ghlms])|and|to|is|itself|st|nd|rd|ths?",
     re.IGNORECASE,
 )
 DENIED = re.compile(
@@ -65,7 +65,7 @@ FOREIGN = re.compile(  # notations that are no plain number
         r"[0-9],[0-9](?![0-9]{2}(?![0-9]))",  # 1,5
         r"[A-Za-z_^][0-9]|[0-9] ?[_^!]|[0-9](?:st|nd|rd|th)",  # x2, 2^5, 5!, 18th
         r"[0-9](?!(?:[gLls]|[kcm][gm]|m[lL]|lb|oz|ft|in|yd|mi|hr|[ap]m)\b)[A-Za-z]{1,2}(?![A-Za-z])",  # 2x, but 5cm
-        r"[0-9] (?![aAIgLls]\b)[A-Za-z](?![A-Za-z])",  # 18 m, but 18 a day
+        r"[0-9] (?![aAIghLlms]\b)[A-Za-z](?![A-Za-z])",  # 18 x, but 18 m and 18 a day
         r"[0-9] ?\(?\?",  # 18?
         r"[(\[] ?[-+]?[0-9.]+ ?,|, ?[-+]?[0-9.]+ ?[)\]]",  # (2, …
         r"(?![0-9])\d|[\\√π∞∈∪∩∑∏∫±‰²³¹⁰-⁹₀-₉¼-¾⅐-ↈ]",
@@ -77,6 +77,7 @@ BETWEEN = re.compile(r"[\s,;/&|()–—=-]*(?:and|to)?[\s(]*")  # two numbers of
 
 PLAIN = [  # LaTeX, Markdown and typography -> plain text, in this order
     (r"^\s*#+\s", ""),
+    (r"<<[^<>]{0,200}>>", ""),  # of GSM8K's calculator: 48/2 = <<48/2=24>>24
     (r"\u2212", "-"),
     (r"\\!", ""),
     (r"\{,\}", ","),
@@ -101,9 +102,10 @@ PLAIN = [  # LaTeX, Markdown and typography -> plain text, in this order
 SENTENCES = [  # besides, in a sentence
     (r"(?:\bUS)?[$€£]", ""),
     (r"(?<=[0-9)]) ?(?:x|X|plus|minus|times|divided by|multiplied by) ?(?=[(0-9.])", "*"),
-    (r" ?/ ?(?=[A-Za-z]{2})", " per "),  # 72/day
+    (r" ?/ ?(?=[A-Za-z]{2})|(?<=m)/(?=[hs]\b)", " per "),  # 72/day, m/s
     (r"(?<=[0-9])-(?=[A-Za-z]{2})", " "),  # 8-hour
 ]
+REMARK = re.compile(r"\s\((?=[^()]{0,80}[A-Za-z]{2})[^()=]{1,80}\)(?=[\s.*]*$)")  # 72 clips (48 in April and 24 in May)
 PLAIN, SENTENCES = ([(re.compile(pattern), put) for pattern, put in rules] for rules in (PLAIN, SENTENCES))
 
 
@@ -162,12 +164,18 @@ def in_sentence(text: str) -> Fraction | None:
 def last(text: str) -> str | None:
     """The last number of a text, or the result of the equation in its sentence, as written.
 
+    Of several numbers in that sentence, the one that was computed last before it: 64 of `40 + 24 = 64. She pays $64 for
+    16 glasses.`
+
     None if that sentence does not state it or offers another number beside it.
     """
     end = max(text.rfind(digit) for digit in "0123456789")
     begin = max(0, end - SENTENCE)
     begin += max((match.end() for match in answers.END.finditer(text[begin : end + 1])), default=0)
-    stated = _stated(answers.sentence(text[begin : end + SENTENCE]), alone=False)
+    before = text[max(0, begin - SENTENCE) : begin]
+    computed = INSIDE.search(plain(before[before.rfind("=") :][1:MAX_CHARS])) if "=" in before else None
+    computed = computed and _fraction(computed)
+    stated = _stated(answers.sentence(text[begin : end + SENTENCE]), alone=False, computed=computed)
     return stated and stated.text
 
 
@@ -181,9 +189,16 @@ class Number(NamedTuple):
     operand: bool  # an operator stands beside it
 
 
-def _stated(text: str, alone: bool) -> Number | None:
-    """The number after the last `=`, or else the last one. alone: of a claim, in which nothing else may be stated."""
-    text = COUNTED.sub("", _rewritten(plain(text), SENTENCES))
+def _stated(text: str, alone: bool, computed: Fraction | None = None) -> Number | None:
+    """The number after the last `=`, or else the one that was computed, or else the last one.
+
+    alone: of a claim, in which nothing else may be stated.
+    """
+    text = plain(text)
+    remark = REMARK.search(text)
+    if remark and any(map(str.isdigit, text[: remark.start()])) and not DENIED.search(text, remark.start()):
+        text = text[: remark.start()]
+    text = COUNTED.sub("", _rewritten(text, SENTENCES))
     matches = INSIDE.finditer(text)
     numbers = [Number(match[0], *match.span(), _fraction(match), _operand(match, text)) for match in matches]
     end = len(text)
@@ -195,7 +210,8 @@ def _stated(text: str, alone: bool) -> Number | None:
     others = [i for i, number in enumerate(numbers) if not (alone and number.operand)]
     if not results and not others:
         return None
-    at = results[0] if results else others[-1]
+    again = [i for i in others if numbers[i].value == computed]
+    at = results[0] if results else (again or others)[-1]
     said, rivals = numbers[at], set(_beside(text, numbers, at))
     if alone:
         rivals.update(range(at if results else len(numbers)))

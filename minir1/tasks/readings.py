@@ -24,6 +24,10 @@ OTHERWISE = re.compile(  # words after a number that are no unit but change or d
     r"squared|cubed|half|third|tenths?|hundredths?|base|mod|if|when|for|where|except|negative|at|approx\w*|about|is)\b",
     re.IGNORECASE,
 )
+LABEL = re.compile(  # x, AB, f(x), |S|, f(-2)+f(0)
+    r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?|\|[A-Z]\||"
+    r"[A-Za-z]\(-?[0-9.]+(?:,-?[0-9.]+)*\)(?:[-+*][A-Za-z]\(-?[0-9.]+\))*"
+)
 STATED = re.compile(r'"(.*)(?:\b(?:is|are|equals)|:)', re.IGNORECASE)  # words before a value
 UNITS = {
     form: unit
@@ -108,7 +112,9 @@ def _bracketed(items: list[str]) -> Answer | None:
     parts, found = latex.split(inner, (",", ";"))
     if opening == r"\{":
         condition, builder = latex.split(inner, ("|", ":"))
-        if len(builder) == 1 and condition[0] and (condition[0][0].isalpha()) and condition[0][1:2] in ([], [r"\in"]):
+        symbol = (condition[0] or [""])[0]
+        named = symbol.isalpha() or symbol[1:] in latex.SYMBOLS
+        if len(builder) == 1 and named and condition[0][1:2] in ([], [r"\in"]):
             return read(condition[1])  # {x : x > 3}
         return Answer("set", _list(parts).parts if found else (_flat(read(inner)) if inner else ()))
     if not found and opening == "(" and end == ")":
@@ -176,12 +182,14 @@ def right_side(a: Answer) -> Answer | None:
         return a
     first, last = a.parts[0], a.parts[-1]
     constants = [part for part in a.parts if part.kind == "value" and algebra.constant(part.parts[0])]
-    if any(algebra.equal(constants[0].parts[0], other.parts[0]) is not True for other in constants[1:]):
+    if any(algebra.equal(constants[0].parts[0], other.parts[0]) is False for other in constants[1:]):
         return None
     if last.kind == "value" and len(constants) == 1 and is_symbol(last.parts[0]):
         return constants[0]
     if first.kind == "label" or first in constants and last in constants:
         return last
+    if first.kind == last.kind == "based" and all(1 < base < 37 for _, base in (first.detail, last.detail)):
+        return last if int(*first.detail) == int(*last.detail) else None  # 555_{10} = 4210_5
     if first.kind != "value" or last.kind != "value" or not last.parts[0].top:
         return None
     coefficients, symbols = first.parts[0].top.values(), frozenset().union(*first.parts[0].top)
@@ -191,7 +199,7 @@ def right_side(a: Answer) -> Answer | None:
 def _side(items: list[str]) -> Answer:
     """The left side of an equation: a label such as x, f(x), AB or `Area`, or a formula."""
     name = "".join(items)
-    if re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?", name) and name != "i":
+    if LABEL.fullmatch(name) and name != "i":
         return Answer("label", (), name)
     try:
         value = read(items)
