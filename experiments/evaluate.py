@@ -290,7 +290,7 @@ def main(config: Config) -> dict[str, float]:
             answers = answer_file.begin(path, settings, problems, config.resume)
         model, tokenizer = hf.load(source, device, dtype)
         grids, tokens_per_s = sample(model, tokenizer, task, problems, config, path, answers)
-        speed = {"tokens_per_s": tokens_per_s}
+        speed = {"tokens_per_s": tokens_per_s} if tokens_per_s else {}  # nothing was left to sample
     values = figures(task, problems, grids, config) | speed
     print(source)
     show(f"{task.name}, {config.split}: {len(problems)} problems", {config.split: values}, task.rates)

@@ -107,7 +107,7 @@ def page(results: dict[str, dict]) -> str:
     lines = []
     for name, values in results.items():
         counts = [f"{values[key]:,}" + (f" of {values['pairs']:,}" if key == "shuffled" else "") for key in COLUMNS]
-        times = [f"{1000 * values[f'seconds/{key}']:.1f}" for key in ("median", "max")]
+        times = [f"{1000 * values[f'seconds/{key}']:.3g}" for key in ("median", "max")]
         lines.append([name, f"{values['problems']:,}", *counts, *times])
     return markdown_table(head, lines)
 

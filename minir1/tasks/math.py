@@ -93,7 +93,8 @@ def verify(problem: Problem, text: str) -> Verdict:
     else:
         equal = same_answers(problem.reference, answer)
     status = {True: "right", False: "wrong", None: "unjudged"}[equal]
-    return Verdict(status, {"accuracy": float(equal is True)})
+    reason = f"could not compare {str(answer)[:60]!r} with {problem.reference[:60]!r}" if equal is None else ""
+    return Verdict(status, {"accuracy": float(equal is True)}, reason)
 
 
 def _repeats(problem: Problem, answer: str) -> bool:
