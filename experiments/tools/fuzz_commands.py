@@ -91,7 +91,8 @@ WRONG = {  # of each type of a field: kind -> words
 TASKS = ("gsm8k", "gsm8k --data=absent", "gsm8k --data={file}", "gsm8k --data={folder}", "aime --data={file}",
          "nosuch.py", "{file}", "countdown+gsm8k", "countdown+countdown", "math --data={file}", "mmlu --data={folder}",
          "arc --data=absent", "gpqa --data={file}", "tinyzero --data={damaged}", "humaneval", "mbpp --data={file}",
-         "humaneval --allow-code --data={damaged}", "mbpp --allow-code --data={file}", "reasoning_gym:nosuch")  # fmt: skip
+         "humaneval --allow-code --data={damaged}", "mbpp --allow-code --data={file}",
+         "reasoning_gym:nosuch")  # fmt: skip
 MEANT = ("steps", "warmup", "seed", "prompts", "problems", "eval_problems", "eval_every", "microbatch", "max_length",
          "max_completion_length", "checkpoint_every", "lora_rank", "reference_reset")  # may be large  # fmt: skip
 
