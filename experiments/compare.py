@@ -43,7 +43,7 @@ class Config:
 
 def load(path: Path) -> answer_file.Saved:
     """The answers of an evaluation. ValueError unless it is complete."""
-    saved = answer_file.read(path / "answers.jsonl" if path.is_dir() else path)
+    saved = answer_file.read(path)
     if any(len(saved.answers.get(kind, {})) < len(saved.asked) for kind in ("sampled", "greedy")):
         raise ValueError(f"{path} is not complete: continue that evaluation with --resume")
     return saved

@@ -260,10 +260,15 @@ def show(title: str, columns: Mapping[str, Mapping[str, float]], rates: Mapping[
 def main(config: Config) -> dict[str, float]:
     """Load, measure, print, save."""
     if (config.checkpoint is None) == (config.rescore is None):
-        raise ValueError("give --checkpoint, or --rescore with the answers of an evaluation")
+        raise ValueError("give either --checkpoint, or --rescore with the answers of an evaluation")
+    if config.resume and not config.out:
+        raise ValueError("resume: name the folder to continue with --out")
     if config.rescore:
         saved = answer_file.read(config.rescore)
         old = {name: saved.settings[name] for name in SAMPLING if name in saved.settings}
+        fixed = [name for name in SAMPLING if name != "data" and getattr(config, name) != getattr(Config, name)]
+        if other := [name for name in fixed if getattr(config, name) != old.get(name)]:
+            raise ValueError(f"rescore: {config.rescore} has its own {', '.join(other)}: leave the option out")
         config = replace(config, **old | ({"data": config.data} if config.data else {}))
         if config.out and (config.out / "answers.jsonl").exists():
             raise ValueError(f"{config.out} holds answers: choose another --out for the new verdicts")
@@ -299,6 +304,7 @@ def main(config: Config) -> dict[str, float]:
     if config.out:
         write_json(config.out / "result.json", values)
         draw_groups(values, counts, f"{task.name}, {config.split}", str(source), config.out / "figures" / "levels.png")
+        print(f"answers, result and figure are in {config.out}")
     return values
 
 

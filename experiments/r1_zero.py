@@ -58,7 +58,7 @@ class Config:
     steps: int = 40
     prompts: int = 32  # P, problems per step
     num_generations: int = 8  # G, answers per problem
-    difficulty_window: tuple[float, float] | None = None  # draw problems outside these shares of right answers less
+    difficulty_window: tuple[float, float] | None = None  # problems outside these shares of right answers: drawn less
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
     learning_rate: float = 3e-4  # AdamW
@@ -217,6 +217,7 @@ def main(config: Config) -> dict[str, float]:
     began = time.perf_counter() - state["seconds"]
     if not resumed:
         if config.difficulty_window:
+            print(f"difficulty_window: {config.num_generations} answers to each of {len(train)} problems are sampled")
             curriculum.measured(train, sample(model, tokenizer, task, train, config, config.num_generations, "measure"))
         metrics |= evaluate(model, tokenizer, task, held_out, config)
         state["best"] = max(state["best"], metrics["eval/pass@1"])  # the best checkpoint beats the base
@@ -245,6 +246,7 @@ def main(config: Config) -> dict[str, float]:
         clock.lap("update")
 
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout, config.epochs)
+        metrics |= curriculum.metrics()
         if config.reference_reset and step % config.reference_reset == 0:
             reference.load_state_dict(model.state_dict())
         due = step % config.eval_every == 0 or step == config.steps

@@ -62,19 +62,22 @@ def append(
 
 
 def read(path: Path) -> Saved:
-    """The whole lines of a file. ValueError if it is no such file."""
+    """The whole lines of a file, or of answers.jsonl in a folder. ValueError, naming the line, if it is another."""
+    path = path / "answers.jsonl" if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise ValueError(f"there is no file {path}: expected the answers.jsonl of an evaluation, or its folder")
     *lines, torn = path.read_bytes().split(b"\n")
+    number, saved = 1, Saved({}, {}, {})
     try:
-        header, *records = map(parse_json, lines)
-        saved = Saved(dict(header["settings"]), {}, {})
-        for record in records:
+        saved.settings.update(parse_json(lines[0])["settings"])
+        for number, line in enumerate(lines[1:], start=2):
+            record = parse_json(line)
             group = [Answer(**answer) for answer in record["answers"]]
             saved.answers.setdefault(record["kind"], {})[record["index"]] = group
             saved.asked[record["index"]] = record["prompt"], record["reference"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no file of answers: {error!r}") from error
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        shown = lines[number - 1][:60] if lines else b""
+        raise ValueError(f"{path}, line {number}: no answers of an evaluation, but {shown!r}") from error
     return saved
 
 
@@ -87,5 +90,6 @@ def same_problems(saved: Saved, problems: Sequence[Problem]) -> None:
 
 
 def differing(a: Mapping, b: Mapping) -> list[str]:
-    """What differs between two settings, in words: `temperature: 1.0 and 0.6`."""
-    return [f"{key}: {a.get(key)!r} and {b.get(key)!r}" for key in {**a, **b} if a.get(key) != b.get(key)]
+    """What differs between two settings, in words: `temperature: 1.0 and 0.6`; of dicts only their names."""
+    changed = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    return [key if isinstance(b.get(key), dict) else f"{key}: {a.get(key)!r} and {b.get(key)!r}" for key in changed]

@@ -28,7 +28,7 @@ def run(main: Callable, config: type, **settings) -> None:
     try:
         main(_options(config, [word for word in sys.argv[1:] if word != "--debug"], settings))
     except KeyboardInterrupt:
-        advice = ": the same command with --resume continues from the last checkpoint"
+        advice = ": the same command with --resume continues from what was saved"
         _end("interrupted" + (advice if hasattr(config, "resume") else ""), 130)
     except (*REFUSED, *FAILED) as error:
         if debug:

@@ -40,6 +40,13 @@ class Curriculum:
             if right:
                 self.shares[self.index[problem]] = sum(right) / len(right)
 
+    def metrics(self) -> dict[str, float]:
+        """The share of the problems that is inside the window by the newest measurements; {} without a window."""
+        if self.window is None:
+            return {}
+        low, high = self.window
+        return {"train/inside_window": sum(low <= p <= high for p in self.shares.values()) / max(1, len(self.shares))}
+
     def state_dict(self) -> dict:
         return {"shares": dict(self.shares)}
 

@@ -158,8 +158,7 @@ def beside(function: Callable, *args) -> Future:
 def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
     """The verdict of each (problem, text), in order; as many at once as there are cores.
 
-    A verifier that raises loses this one answer, which is then unjudged with the error as its reason. If it raises for
-    every answer to at least two problems, it is broken: RuntimeError.
+    A verifier that raises loses this one answer, which is then unjudged, with the error as its reason.
     """
     todo = iter(enumerate(asked))  # shared by the threads
     verdicts: list[Verdict | Exception | None] = [None] * len(asked)
@@ -173,9 +172,6 @@ def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
 
     for thread in [beside(work) for _ in range(min(len(asked), os.cpu_count() or 1))]:
         thread.result()
-    errors = [v for v in verdicts if isinstance(v, Exception)]
-    if errors and len(errors) == len(verdicts) and len({problem.prompt for problem, _ in asked}) > 1:
-        raise RuntimeError(f"the verifier of {task.name} fails on every answer: {errors[0]!r}") from errors[0]
     return [Verdict("unjudged", {}, repr(v)) if isinstance(v, Exception) else v for v in verdicts]
 
 
@@ -234,7 +230,11 @@ def summary(
 
 
 def _with_interval(name: str, per_problem: Sequence[float], seed: int) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), bootstrap(per_problem, seed=seed)))
+    """The mean over problems and its bootstrap interval; where all problems are 0, or all 1, the exact one."""
+    P, (mean, low, high) = len(per_problem), bootstrap(per_problem, seed=seed)
+    if mean in (0, 1):  # Clopper and Pearson 1934: the share at which P equal results have a probability of 2.5 %
+        low, high = (0.025 ** (1 / P), 1.0) if mean else (0.0, 1 - 0.025 ** (1 / P))
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def _majority(task: Task, problem: Problem, row: list[Answer], k: int) -> float:

@@ -57,7 +57,7 @@ def test_other_settings_and_problems_are_refused(path):
 )
 def test_a_file_of_something_else(tmp_path, text):
     (tmp_path / "a.jsonl").write_text(text)
-    with pytest.raises(ValueError, match="a.jsonl is no file of answers"):
+    with pytest.raises(ValueError, match="a.jsonl, line [12]: no answers of an evaluation, but b"):
         answer_file.read(tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="there is no file"):
         answer_file.read(tmp_path / "b.jsonl")
@@ -65,3 +65,4 @@ def test_a_file_of_something_else(tmp_path, text):
 
 def test_what_differs_is_named():
     assert answer_file.differing({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": None}) == ["b: 2 and 3"]
+    assert answer_file.differing({"weights": {"x": "1"}}, {"weights": {"x": "2"}}) == ["weights"]

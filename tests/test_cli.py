@@ -107,7 +107,7 @@ def interrupted(config):
 
 
 def test_an_interrupt_says_how_to_resume(monkeypatch, capsys):
-    advice = ": the same command with --resume continues from the last checkpoint"
+    advice = ": the same command with --resume continues from what was saved"
     for config, more in ((Config, ""), (r1_zero.Config, advice)):
         monkeypatch.setattr(sys, "argv", ["script"])
         with pytest.raises(SystemExit) as end:

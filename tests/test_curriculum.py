@@ -61,6 +61,12 @@ def test_unjudged_answers_measure_nothing():
     assert curriculum.shares == {4: pytest.approx(2 / 3)}
 
 
+def test_the_share_inside_the_window_is_reported():
+    curriculum = Curriculum(PROBLEMS, (0.1, 0.9))
+    curriculum.measured(PROBLEMS[:4], [group(False), group(True, False), group(True), group(True, True, False)])
+    assert curriculum.metrics() == {"train/inside_window": 0.5} and Curriculum(PROBLEMS).metrics() == {}
+
+
 def test_without_a_window_problems_are_drawn_as_random_sample_does():
     assert Curriculum(PROBLEMS).draw(random.Random(3), 8) == random.Random(3).sample(PROBLEMS, 8)
 

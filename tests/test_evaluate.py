@@ -115,6 +115,21 @@ def test_answers_of_one_problem_that_all_raise_do_not_end_a_rescoring(config, tm
     assert values["unjudged"] == pytest.approx(1 / 6)
 
 
+def test_rescoring_refuses_settings_that_the_file_contradicts(config):
+    evaluate.main(config)
+    for name, value in (("temperature", 0.5), ("problems", 3), ("split", "train")):
+        with pytest.raises(ValueError, match=f"rescore: .* has its own {name}: leave the option out"):
+            evaluate.main(evaluate.Config(rescore=config.out, **{name: value}))
+
+
+def test_answers_are_saved_where_the_verifier_always_fails(config, tmp_path):
+    (tmp_path / "toy.py").write_text(TASK.replace('return Verdict("SHORT"', 'return 1 / 0, Verdict("SHORT"'))
+    with pytest.raises(RuntimeError, match="none of 24 answers could be judged: ZeroDivisionError"):
+        evaluate.main(config)
+    write_task(tmp_path)
+    assert 0 <= evaluate.main(evaluate.Config(rescore=config.out))["pass@1"] <= 1
+
+
 def test_why_answers_were_not_judged_is_shown(config, tmp_path, capsys):
     write_task(tmp_path, long="unjudged")
     values = evaluate.main(replace(config, out=None))
@@ -161,9 +176,10 @@ def test_examples_are_solved_training_problems_of_the_same_subject(config):
     [
         ({"k": (5,), "num_generations": 4, "checkpoint": "x"}, r"k = \(5,\): at most num_generations = 4"),
         ({"k": (0, 2), "checkpoint": "x"}, r"k = \(0, 2\): at least 1"),
-        ({}, "give --checkpoint, or --rescore with the answers of an evaluation"),
-        ({"checkpoint": "x", "rescore": "y"}, "give --checkpoint, or --rescore with the answers of an evaluation"),
-        ({"checkpoint": "x", "out": Path(__file__)}, "is a file: choose a folder"),
+        ({}, "give either --checkpoint, or --rescore with the answers"),
+        ({"checkpoint": "x", "rescore": "y"}, "give either --checkpoint, or --rescore with the answers"),
+        ({"checkpoint": "x", "resume": True}, "resume: name the folder to continue with --out"),
+    ({"checkpoint": "x", "out": Path(__file__)}, "is a file: choose a folder"),
     ],
 )
 def test_what_is_refused(options, message):
@@ -183,7 +199,7 @@ def test_the_folder_of_a_training_is_refused(tmp_path):
 
 def test_from_the_command_line(config):
     done = command("-m", "experiments.evaluate", "--rescore", "nowhere.jsonl")
-    assert done.returncode == 2 and done.stderr == "error: there is no file nowhere.jsonl\n"
+    assert done.returncode == 2 and "error: there is no file nowhere.jsonl: expected" in done.stderr
 
 
 # ---- what it costs, and the verifiers ----------------------------------------------------------

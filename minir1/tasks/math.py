@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 
 from minir1 import workers
-from minir1.tasks import Problem, Verdict, algebra, answers, equivalence, latex, numbers, published, readings, share
+from minir1.tasks import Problem, Verdict, algebra, answers, equivalence, latex, published, readings, share
 
 SPLITS = ("train", "validation", "test")
 VARIANTS = answers.VARIANTS
@@ -40,7 +40,7 @@ CHANGED = re.compile(
     re.IGNORECASE,
 )
 OUR_ANSWER = re.compile(r"\s+is (?:the|our|my)\b[\w\s]*answer\b")
-PLAINLY = re.compile(r".*\b(?:is|are|equals)[:\s]\s*(.+)", re.DOTALL)
+PLAINLY = re.compile(r".*\b(?:is|are|equals|get|gives|obtain)[:\s]\s*(.+)", re.DOTALL)
 TAIL = 600  # characters at the end of a text that names no answer, where one is searched
 DIGITS = 60  # to which two numbers must agree
 
@@ -186,13 +186,15 @@ def _in_sentence(sentence: str) -> str | None:
 
 
 def _conclusion(said: str) -> str | None:
-    """What a text that names no answer states last: a sentence with formulas, what follows `is`, or a number."""
+    """What a text that names no answer states last: a sentence with formulas, or what follows `is`."""
     tail = said[-TAIL:].rstrip()
+    if tail.endswith((":", "=")):  # what comes next was left out
+        return None
     last = max(FORMULA.finditer(tail), key=lambda match: match.end(), default=None)
     stop = last.start() if last else len(tail.rstrip("*_$ "))
     begin = max((match.end() for match in answers.END.finditer(tail) if match.end() < stop), default=0)
     if last is None:
-        return _plainly(answers.sentence(tail[begin:])) or numbers.last(said)
+        return _plainly(answers.sentence(tail[begin:]))
     end = answers.END.search(tail, last.end())
     return tail[begin : end.start() if end else len(tail)].strip()
 
