@@ -34,7 +34,7 @@ from minir1.device import pick, pick_dtype
 from minir1.files import write_json
 from minir1.judge import NO_THINK, Answer, baselines, by_group, groups_of, judge, rights, sample_batches, summary
 from minir1.log import progress, table
-from minir1.metrics import bootstrap, with_interval
+from minir1.metrics import share_interval, with_interval
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.seed import python_random
@@ -182,7 +182,7 @@ def figures(
     for name, answers in other.items():
         share = rights(answers)
         if not np.isnan(share).all():
-            interval = bootstrap(share[~np.isnan(share)], seed=config.seed)
+            interval = share_interval(share[~np.isnan(share)], seed=config.seed)
             values |= dict(zip((name, f"{name}_low", f"{name}_high"), interval))
     return values | baselines(task, problems, grid) | by_group(task, problems, grid, config.seed, ks)
 

@@ -48,9 +48,11 @@ class Curriculum:
         return {"train/inside_window": sum(low <= p <= high for p in self.shares.values()) / max(1, len(self.shares))}
 
     def state_dict(self) -> dict:
+        """What was measured, for a checkpoint."""
         return {"shares": dict(self.shares)}
 
     def load_state_dict(self, state: dict) -> None:
+        """Put back what `state_dict` returned."""
         self.shares = dict(state["shares"])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minir1 import rewards, templates
 from minir1.log import progress
-from minir1.metrics import bootstrap, maj_at_k, paired_bootstrap, pass_at_k
+from minir1.metrics import bootstrap, maj_at_k, paired_bootstrap, pass_at_k, share_interval
 from minir1.model.transformer import Transformer
 from minir1.rollout import BUDGET, Rollout, answers_of, collect
 from minir1.tasks import Problem, Task, Verdict
@@ -230,11 +230,7 @@ def summary(
 
 
 def _with_interval(name: str, per_problem: Sequence[float], seed: int) -> dict[str, float]:
-    """The mean over problems and its bootstrap interval; where all problems are 0, or all 1, the exact one."""
-    P, (mean, low, high) = len(per_problem), bootstrap(per_problem, seed=seed)
-    if mean in (0, 1):  # Clopper and Pearson 1934: the share at which P equal results have a probability of 2.5 %
-        low, high = (0.025 ** (1 / P), 1.0) if mean else (0.0, 1 - 0.025 ** (1 / P))
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+    return dict(zip((name, f"{name}_low", f"{name}_high"), share_interval(per_problem, seed=seed)))
 
 
 def _majority(task: Task, problem: Problem, row: list[Answer], k: int) -> float:

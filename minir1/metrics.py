@@ -89,6 +89,19 @@ def bootstrap(
     return float(values.mean()), float(low), float(high)
 
 
+def share_interval(shares, *, seed: int = 0) -> tuple[float, float, float]:
+    """(mean, low, high) of shares in 0 … 1, one per problem, float [P]: as `bootstrap`, but never a certainty.
+
+    Where all P are 0, or all 1, the bootstrap redraws the same again and gives a point. The exact interval (Clopper and
+    Pearson 1934) then ends at the share at which P equal results have a probability of 2.5 %: 0.025^(1/P) below ones,
+    1 - 0.025^(1/P) above zeros.
+    """
+    P, (mean, low, high) = len(shares), bootstrap(shares, seed=seed)
+    if mean in (0, 1):
+        low, high = (0.025 ** (1 / P), 1.0) if mean else (0.0, 1 - 0.025 ** (1 / P))
+    return mean, low, high
+
+
 def paired_bootstrap(a, b, *, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) of a - b on the same problems: floats [P] each, entry p of both the same problem.
 

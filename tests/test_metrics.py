@@ -14,6 +14,7 @@ from minir1.metrics import (
     paired_bootstrap,
     pass_at_k,
     seed_interval,
+    share_interval,
     with_interval,
 )
 
@@ -159,3 +160,11 @@ def test_mcnemar_rejects_equal_policies_at_most_as_often_as_it_says():
     rng = np.random.default_rng(0)
     ps = [mcnemar(*(rng.random((2, 60)) < 0.5))[2] for _ in range(400)]
     assert np.mean(np.array(ps) <= 0.05) <= 0.07
+
+
+def test_a_share_of_all_or_none_is_no_certainty():
+    """0.025^(1/3) = 0.2924, and between the ends the bootstrap."""
+    assert share_interval([1.0] * 3) == (1.0, pytest.approx(0.2924, abs=1e-4), 1.0)
+    assert share_interval([0.0] * 3) == (0.0, 0.0, pytest.approx(0.7076, abs=1e-4))
+    assert share_interval([0.0] * 3000)[2] == pytest.approx(3.689 / 3000, rel=1e-3)  # -ln 0.025 = 3.689
+    assert share_interval([0.0, 1.0, 1.0], seed=4) == bootstrap([0.0, 1.0, 1.0], seed=4)

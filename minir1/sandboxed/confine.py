@@ -167,6 +167,7 @@ def new_root() -> None:
 
 
 def mount(source: str, target: str, kind: str = "none", flags: int = 0, options: str = "") -> None:
+    """mount(2). OSError if it fails."""
     arguments = source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode() or None
     checked(libc.mount(*arguments), f"mount {target}")
 
@@ -253,17 +254,20 @@ def seccomp(allowed: str, open_to_write: bool) -> None:
 
 
 def rows(table: str):
+    """(name, number on x86_64, number on aarch64) of each system call in a table."""
     words = table.split()
     return zip(words[::3], words[1::3], words[2::3])
 
 
 def prctl(option: int, *arguments) -> None:
+    """prctl(2). OSError if it fails."""
     padded = [*arguments, *(0,) * (4 - len(arguments))]
     longs = [value if isinstance(value, bytes) else ctypes.c_ulong(value) for value in padded]
     checked(libc.prctl(option, *longs), f"prctl {option}")
 
 
 def checked(result: int, what: str) -> int:
+    """The result of a system call. OSError, with what was tried, if it failed."""
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{what}: {os.strerror(error)}")

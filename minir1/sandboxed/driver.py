@@ -56,11 +56,13 @@ class Program:
         return value
 
     def number(self, value) -> int:
+        """The number of a `Remote`, for `wire.encode`. TypeError for an object of the tests."""
         if type(value) is not Remote:
             raise TypeError(f"the tests pass a {type(value).__name__}, and only plain data can be passed to a program")
         return object.__getattribute__(value, "_number")
 
     def remote(self, number: int) -> Remote:
+        """What stands here for the program's object with this number, for `wire.decode`."""
         if type(number) is not int:
             raise ValueError("an object without number")
         return Remote(self, number)
@@ -109,6 +111,7 @@ class Remote:
 
 
 def exception(name: str, text: str) -> Exception:
+    """The builtin exception of this name, else a RuntimeError."""
     kind = getattr(builtins, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, StopIteration | UnicodeError):
         return kind(text)

@@ -151,6 +151,7 @@ def threads(pid: int) -> int:
 
 
 def read(path: str) -> bytes:
+    """The content of a file."""
     with open(path, "rb") as file:
         return file.read()
 

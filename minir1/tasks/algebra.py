@@ -38,6 +38,8 @@ class TooLarge(Unreadable):
 
 
 class Formula(NamedTuple):
+    """A quotient of two sums, each monomial -> rational coefficient; a monomial is a frozenset of (factor, exponent)."""
+
     top: dict
     bottom: dict
 

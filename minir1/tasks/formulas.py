@@ -39,9 +39,11 @@ class _Reader:
         self.items, self.sign, self.at = items, sign, 0
 
     def next(self) -> str:
+        """The next token, "" at the end."""
         return self.items[self.at] if self.at < len(self.items) else ""
 
     def take(self) -> str:
+        """The next token, which is then behind the reader. Unreadable at the end."""
         token = self.next()
         self.at += 1
         if not token:
@@ -49,6 +51,7 @@ class _Reader:
         return token
 
     def sum(self, depth: int):
+        r"""± product ± product …; `\pm` and `\mp` as `sign` says."""
         if depth > MAX_DEPTH:
             raise TooLarge("too deep")
         total = number(0)
@@ -63,6 +66,7 @@ class _Reader:
         return total
 
     def product(self, depth: int):
+        """factor · factor / factor …, the dot written or not."""
         value = self.factor(depth)
         while True:
             token = self.next()
