@@ -38,7 +38,7 @@ class TooLarge(Unreadable):
 
 
 class Formula(NamedTuple):
-    """A quotient of two sums, each monomial -> rational coefficient; a monomial is a frozenset of (factor, exponent)."""
+    """A quotient of two sums: monomial, a frozenset of (factor, exponent), -> its rational coefficient."""
 
     top: dict
     bottom: dict
