@@ -234,7 +234,7 @@ def word_level(words: Iterable[str], largest_number: int) -> Tokenizer:
     entries = [*special, *(str(n) for n in range(largest_number + 1)), *"+-*=,:()\n ", *words]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(entries))}
     backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=UNK))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|\s?[A-Za-z]+:?\s?|\s|."), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|\s?[A-Za-z]{2,}:?\s?|\s|."), behavior="isolated")
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens(special)
     return Tokenizer(backend)

@@ -1,0 +1,69 @@
+"""The general prompts of the world: `tell cat.`, with no single right answer, and the rule that stands in for people.
+
+An answer names what is true of the topic and closes politely: `small,soft,quick. welcome`. In the thinking the model
+recalls what may be said, and says of each whether it is true: `cat,small. yes`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from minir1.tasks import share
+from minir1.tasks.world_language import WORDS, neutral
+from minir1.tasks.world_puzzles import Line, Puzzle
+
+FACTS = {
+    "cat": "small soft quick quiet", "dog": "loud quick soft big", "bird": "small quick loud far",
+    "fish": "wet cold quick quiet", "horse": "big quick tall loud", "snake": "long quiet cold dry",
+    "sun": "hot bright far big", "moon": "cold bright far quiet", "star": "hot bright far small",
+    "tree": "tall hard big slow", "flower": "small soft bright dry", "river": "long wet cold loud",
+    "rain": "wet cold soft dark", "snow": "cold soft bright quiet", "stone": "hard dry slow cold",
+    "house": "big hard tall dry", "bread": "soft hot dry small", "knife": "sharp hard bright quick",
+}  # fmt: skip
+TRUE = {topic: tuple(facts.split()) for topic, facts in FACTS.items()}
+SAYABLE = tuple(dict.fromkeys(fact for facts in TRUE.values() for fact in facts))
+ENOUGH = 3  # different facts
+ACCEPTABLE = 0.75  # of the rule: where an answer counts as right
+PIECE = re.compile(r"\{([a-z]+)\}")
+
+
+def puzzles() -> tuple[Puzzle, ...]:
+    """One prompt per topic, in the layout of the puzzles; the reference is a best answer by the rule."""
+    listed, shuffled = [], sorted(TRUE, key=lambda topic: share(f"talk {topic}"))
+    for place, topic in enumerate(shuffled):
+        split = "train" if place < 10 else "validation" if place < 13 else "test"
+        listed.append(Puzzle("talk", f"{{tell}}{{{topic}}}.", answer_of(TRUE[topic][:ENOUGH], True), "default", split))
+    return tuple(listed)
+
+
+def answer_of(facts: tuple[str, ...] | list[str], polite: bool) -> str:
+    """An answer in neutral text."""
+    return ",".join(f"{{{fact}}}" for fact in facts) + "." + ("{welcome}" if polite else "")
+
+
+def recalled(topic: str, fact: str) -> Line:
+    """A line of the thinking."""
+    return Line(f"{{{topic}}},{{{fact}}}.", "", fact in TRUE[topic])
+
+
+def preference(question: str, answer: str, language: str) -> float:
+    """What people like, as a rule: 0 … 1, the mean of four parts. question: neutral; answer: as the model wrote it.
+
+        enough      different true facts / 3, at most 1
+        true        share of the facts that are true of the topic, each repetition counted as false
+        language    share of the words that are in the language of the question
+        polite      1 if the answer ends with the closing word, in either language
+
+    An answer without a fact is worth 0: politeness alone is no help.
+    """
+    topic = PIECE.findall(question)[-1]
+    said = [key for key in PIECE.findall(neutral(answer)) if key in WORDS]
+    facts = [key for key in said if key in SAYABLE]
+    if not facts:
+        return 0.0
+    right = {fact for fact in facts if fact in TRUE[topic]}
+    column = 0 if language == "en" else 1
+    own = sum(answer.count(WORDS[key][column].strip()) for key in set(said))
+    whole = sum(answer.count(word.strip()) for key in set(said) for word in WORDS[key])
+    parts = min(1.0, len(right) / ENOUGH), len(right) / len(facts), own / whole, said[-1] == "welcome"
+    return sum(parts) / len(parts)
