@@ -1,0 +1,246 @@
+"""The whole of R1 in miniature: from a base through R1-Zero and four more stages to R1 (DeepSeek-R1, sections 2.2, 2.3).
+
+    python -m experiments.r1 --out runs/r1
+
+    base          pretrain.py        next tokens of the world's corpus
+    r1-zero       r1_zero.py         RL from the base with rules alone: accuracy and format
+    cold-start    reject_sample.py   right answers of R1-Zero, rewritten in form by rules: one language, tidy
+    sft-1         sft.py             the base learns from these
+    rl-1          r1_zero.py         RL with accuracy, format and language consistency, clip 10
+    general       reject_sample.py   acceptable answers of the base to general prompts: V3's part in the paper
+    rejection     reject_sample.py   answers of rl-1, kept by filters and mixed with the general ones
+    sft-2         sft.py             the base learns from these
+    pairs         preference_pairs.py  two answers of sft-2 to a general prompt, ranked by a rule that stands in for people
+    reward-model  reward_model.py    learns the ranking
+    rl-2          all_scenarios.py   RL by rules; in the last steps also general prompts, by the reward model
+    test          evaluate.py        each checkpoint on problems that no stage has seen
+    report        report.py          what each stage gave: report.html, report.md, figures/
+
+Every stage is a script of its own that reads files and writes files; this one only says which follows which, and with
+which settings. A killed run continues with --resume; stages that are done are not repeated. The test problems are used
+at the end only.
+
+Departures from R1, beside the size: cold-start answers are rewritten by rules where R1 had people and V3; people's
+preferences are a rule too (minir1/tasks/world_talk.py), so that the learned reward can be compared with what it should
+have learned; there is no reward for harmlessness.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from experiments import (
+    all_scenarios, evaluate, preference_pairs, pretrain, r1_zero, reject_sample, report, reward_model, sft,
+)  # fmt: skip
+from minir1 import cli, tasks
+from minir1.device import peak_memory_gib, pick
+from minir1.files import read_json
+from minir1.log import open_run, table
+from minir1.metrics import with_interval
+from minir1.settings import at_least
+
+BUDGET = 320  # tokens of an answer, in all stages and in the test
+TESTED = ("base", "r1-zero", "sft-1", "rl-1", "sft-2", "rl-2")  # stages that make a policy
+STAGE_FIELDS = (
+    *("base", "zero", "cold_start", "sft_1", "rl_1", "general", "rejection", "sft_2", "pairs", "reward_model", "rl_2"),
+)
+OWN = (  # settings that `stages` makes
+    *("task", "general_task", "checkpoint", "out", "seed", "resume", "device", "dtype", "wandb", "reward_model"),
+    *("general",),
+)
+USUAL = {  # seconds on two cores, for the estimate of the time that is left
+    "base": 420, "r1-zero": 250, "cold-start": 30, "sft-1": 30, "rl-1": 200, "general": 20, "rejection": 60, "sft-2": 50,
+    "pairs": 20, "reward-model": 20, "rl-2": 180, "test": 25, "general-test": 5,
+}  # fmt: skip
+
+
+def settings(make: Callable, **values) -> Any:
+    """A field with the settings of one stage."""
+    return field(default_factory=lambda: make(**values))
+
+
+@dataclass(frozen=True)
+class Config:
+    """The pipeline. --zero.steps and so on are settings of one stage; task, paths and seed are set here for all."""
+
+    task: str = "world"  # one with a corpus to pre-train on
+    general_task: str = "world:talk"  # whose verdicts have scores["preference"]
+    base: pretrain.Config = settings(pretrain.Config, steps=3000)
+    zero: r1_zero.Config = settings(r1_zero.Config, steps=40, max_completion_length=BUDGET)
+    cold_start: reject_sample.Config = settings(
+        reject_sample.Config, problems=800, num_generations=4, max_completion_length=BUDGET, rewrite=True, tidy=True,
+        min_language=0.99, max_repetition=0.1, per_problem=2,
+    )  # fmt: skip
+    sft_1: sft.Config = settings(sft.Config, epochs=3)
+    rl_1: r1_zero.Config = settings(
+        r1_zero.Config, steps=30, max_completion_length=BUDGET, language_weight=0.2, epsilon_low=10.0, epsilon_high=10.0,
+    )  # fmt: skip
+    general: reject_sample.Config = settings(
+        reject_sample.Config, num_generations=64, max_completion_length=BUDGET, min_language=0.99, max_repetition=0.1
+    )
+    rejection: reject_sample.Config = settings(
+        reject_sample.Config, problems=2400, num_generations=4, max_completion_length=BUDGET, min_language=0.99,
+        max_repetition=0.1, tidy=True, per_problem=1, general_share=0.25,
+    )  # fmt: skip
+    sft_2: sft.Config = settings(sft.Config, epochs=2)
+    pairs: preference_pairs.Config = settings(
+        preference_pairs.Config, num_generations=32, pairs=40, max_completion_length=BUDGET
+    )
+    reward_model: reward_model.Config = settings(reward_model.Config, steps=60)
+    rl_2: all_scenarios.Config = settings(
+        all_scenarios.Config, steps=30, preference_steps=10, max_completion_length=BUDGET, language_weight=0.2
+    )
+    problems: int = 400  # of the test, at most
+    num_generations: int = 4  # sampled answers per test problem
+    seed: int = 0  # of all stages
+    out: Path = Path("runs/r1")
+    resume: bool = False
+    device: str = "auto"  # auto | cpu | cuda | mps
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
+    wandb: str = "off"
+
+    def __post_init__(self):
+        at_least(self, 1, "problems", "num_generations")
+        at_least(self, 0, "seed")
+
+
+class Stage(NamedTuple):
+    """A script with its settings."""
+
+    main: Callable
+    settings: Any
+
+
+def stages(config: Config) -> dict[str, Stage]:
+    """What runs, in this order, by the name of its folder."""
+    refuse_overridden(config)
+    at = lambda name: config.out / name
+    made_by = lambda name: config.out / name / "checkpoint"
+    kept_by = lambda name: config.out / name / "kept.jsonl"
+    reasoning, general = {"task": config.task}, {"task": config.general_task}
+    every = {
+        "base": Stage(pretrain.main, replace(config.base, **reasoning)),
+        "r1-zero": Stage(r1_zero.main, replace(config.zero, **reasoning, checkpoint=made_by("base"))),
+        "cold-start": Stage(
+            reject_sample.main, replace(config.cold_start, **reasoning, checkpoint=made_by("r1-zero"))
+        ),
+        "sft-1": Stage(sft.main, replace(config.sft_1, checkpoint=made_by("base"), data=(kept_by("cold-start"),))),
+        "rl-1": Stage(r1_zero.main, replace(config.rl_1, **reasoning, checkpoint=made_by("sft-1"))),
+        "general": Stage(reject_sample.main, replace(config.general, **general, checkpoint=made_by("base"))),
+        "rejection": Stage(
+            reject_sample.main,
+            replace(config.rejection, **reasoning, checkpoint=made_by("rl-1"), general=(kept_by("general"),)),
+        ),
+        "sft-2": Stage(sft.main, replace(config.sft_2, checkpoint=made_by("base"), data=(kept_by("rejection"),))),
+        "pairs": Stage(preference_pairs.main, replace(config.pairs, **general, checkpoint=made_by("sft-2"))),
+        "reward-model": Stage(
+            reward_model.main,
+            replace(config.reward_model, checkpoint=made_by("sft-2"), pairs=at("pairs") / "train.jsonl",
+                    held_out=at("pairs") / "held_out.jsonl"),
+        ),
+        "rl-2": Stage(
+            all_scenarios.main,
+            replace(config.rl_2, **reasoning, general_task=config.general_task, checkpoint=made_by("sft-2"),
+                    reward_model=made_by("reward-model")),
+        ),
+    }  # fmt: skip
+    for name, stage in every.items():
+        shared = {"out": at(name), "seed": config.seed, "device": config.device, "dtype": config.dtype}
+        if hasattr(stage.settings, "wandb"):
+            shared["wandb"] = config.wandb
+        every[name] = stage._replace(settings=replace(stage.settings, **shared))
+    test = {"num_generations": config.num_generations, "max_completion_length": BUDGET, "seed": config.seed}
+    test |= {"device": config.device, "dtype": config.dtype}
+    for name in TESTED:
+        opened = {"checkpoint": made_by(name), "problems": config.problems, **test}
+        every[f"test/{name}"] = Stage(evaluate.main, evaluate.Config(**opened, **reasoning, out=at("test") / name))
+    for name in TESTED:
+        opened = {"checkpoint": made_by(name), "forced": False, **test, "num_generations": 32}
+        every[f"general-test/{name}"] = Stage(
+            evaluate.main, evaluate.Config(**opened, **general, out=at("general-test") / name)
+        )
+    return every
+
+
+def refuse_overridden(config: Config) -> None:
+    """ValueError for a setting of one stage that the pipeline sets for it."""
+    fresh = Config()
+    for stage in STAGE_FIELDS:
+        for name in OWN:
+            given, default = getattr(config, stage), getattr(fresh, stage)
+            if hasattr(given, name) and getattr(given, name) != getattr(default, name):
+                flag = f"--{stage}.{name}".replace("_", "-")
+                raise ValueError(f"{flag}: r1.py sets it for every stage (or run the script by itself)")
+
+
+def run_stages(every: dict[str, Stage]) -> dict[str, float]:
+    """Run what is not done, in order; the seconds of each stage. A stage is done when its result.json is there."""
+    seconds: dict[str, float] = {}
+    for number, (name, stage) in enumerate(every.items(), start=1):
+        out = stage.settings.out
+        if (out / "result.json").exists():
+            print(f"stage {number} of {len(every)}, {name}: done before")
+            continue
+        left = time_left(list(every), name, seconds)
+        print(f"\nstage {number} of {len(every)}, {name}" + (f"; about {left / 60:.0f} min left" if left else ""))
+        began = time.perf_counter()
+        stage.main(replace(stage.settings, resume=True) if hasattr(stage.settings, "resume") else stage.settings)
+        seconds[name] = time.perf_counter() - began
+    return seconds
+
+
+def time_left(names: list[str], now: str, seconds: dict[str, float]) -> float:
+    """Seconds from the stage `now` to the end, from those of the stages that ran before it; 0 where none did."""
+    usual = sum(USUAL[name.partition("/")[0]] for name in seconds)
+    left = sum(USUAL[name.partition("/")[0]] for name in names[names.index(now) :])
+    return left * sum(seconds.values()) / usual if usual else 0.0
+
+
+def main(config: Config) -> dict[str, float]:
+    """Run all stages, write result.json and the report, print the table of stages."""
+    every = stages(config)
+    run = open_run(config.out, config, resume=config.resume, wandb="off")
+    for spec in (config.task, config.general_task):  # fail before anything is trained
+        task = tasks.load(spec)
+        for split in ("train", "validation", "test"):
+            task.problems(split)
+    run.start()
+    seconds = run_stages(every)
+    stored = read_json(config.out / "result.json") if (config.out / "result.json").exists() else {}
+    result = {f"seconds/{name}": value for name, value in seconds.items()}
+    for name in TESTED:
+        for kind, folder in (("", "test"), ("general/", "general-test")):
+            tested = read_json(config.out / folder / name / "result.json")
+            result |= {f"{name}/{kind}{key}": value for key, value in tested.items()}
+    result = stored | result
+    result["seconds/total"] = sum(v for k, v in result.items() if k.startswith("seconds/") and k != "seconds/total")
+    result |= {"seed": config.seed, "memory/peak_gib": peak_memory_gib(pick(config.device))}
+    run.result(result)
+    show(result)
+    page = report.write(config.out)
+    print(f"{result['seconds/total']:.0f} s, {result['memory/peak_gib']:.1f} GiB; see {page}")
+    run.close()
+    return result
+
+
+COLUMNS = (("pass@1", "right"), ("format", "well-formed"), ("language_consistency", "in one language"),
+           ("repetition", "repeated"), ("tidiness", "tidy"))  # fmt: skip
+
+
+def show(result: dict[str, float]) -> None:
+    """Print what each stage gave, on problems that no stage has seen."""
+    rows = []
+    for name in TESTED:
+        interval = with_interval(*(result[f"{name}/pass@1{end}"] for end in ("", "_low", "_high")), ".1%")
+        others = [f"{result[f'{name}/{key}']:.1%}" for key, _ in COLUMNS[1:]]
+        rows.append([name, interval, *others, f"{result[f'{name}/length']:.0f}",
+                     f"{result[f'{name}/general/preference']:.2f}"])  # fmt: skip
+    table("test problems", ["", *(title for _, title in COLUMNS), "tokens", "general prompts"], rows)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
