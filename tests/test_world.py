@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minir1 import rewards, tasks
@@ -44,6 +44,7 @@ def test_words_are_known_by_themselves_only():
     assert max(Counter(spoken).values()) == 1
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_judged_counted_and_rewritten_without_an_error(text):
     for kind in ("countdown", "sort", "program", "talk"):
@@ -83,8 +84,8 @@ def test_one_puzzle_of_each_kind_by_hand():
     assert steps("sort", "{compare}14+3{and}9*2") == ["14+3=17", "9*2=18"]
     assert KINDS["sort"].working("{compare}14+3{and}9*2")[-1].answer == "9*2"
     first, *_, last = KINDS["order"].working("{order}A<B,C<A")
-    assert (first.text, first.good) == ("A,B,C:C<A", False) and last.text == "C,B,A:A<B"
-    assert [t.text for t in informed("{order}A<B,C<A")] == ["A,B,C:C<A", "B,C,A:A<B", "C,A,B"]
+    assert (first.text, first.good) == ("A,B,C:A<B,C<A", False) and last.text == "C,B,A:A<B"
+    assert [t.text for t in informed("{order}A<B,C<A")] == ["A,B,C:A<B,C<A", "B,C,A:A<B", "C,A,B:A<B,C<A"]
     assert "*2:2*2=4,7-4=3,3*2=6,6+3=9:9" in steps("program", "{program}2:7,3:9")
     assert [t.answer for t in KINDS["program"].working("{program}2:7,3:9") if t.good] == ["*2+3"]
 

@@ -4,7 +4,7 @@
     chain       {compute}5,+3,*2,-4              step by step: 5+3=8{then}8*2=16{then} …     12
     sort        {sort}14,3,9                     14,3,9:3{then}14,9:9{then}14:14{done}       3,9,14
                 {compare}14+3{and}9*2            14+3=17{then}9*2=18{done}                   9*2, the larger
-    order       {order}A<B,C<A                   A,B,C:C<A{no}C,A,B{yes}                     C,A,B
+    order       {order}A<B,C<A                   A,B,C:A<B,C<A{no}C,A,B:A<B,C<A{yes}         C,A,B
     program     {program}2:7,3:9                 *2:2*2=4,7-4=3,3*2=6,6+3=9:9{yes}           *2+3
 
 Countdown, order and program are searches: a try is proposed, checked and judged. The others are worked off in steps.
@@ -209,25 +209,25 @@ def _two_sums(question: str) -> list[tuple[str, re.Match]]:
 
 
 def _order_tries(question: str) -> list[Line]:
-    """Orders by name, each refuted by the first clue that it violates."""
+    """Orders by name; each is checked clue by clue, up to the first one that it violates."""
     clues = _body(question).split(",")
     lines = []
     for order in permutations(sorted(set("".join(clues)) & set(NAMES))):
-        broken = [clue for clue in clues if order.index(clue[0]) > order.index(clue[2])]
-        answer = ",".join(order)
-        lines.append(Line(f"{answer}:{broken[0]}" if broken else answer, answer, not broken))
+        holds = [order.index(clue[0]) < order.index(clue[2]) for clue in clues]
+        checked = clues if all(holds) else clues[: holds.index(False) + 1]
+        lines.append(Line(f"{','.join(order)}:{','.join(checked)}", ",".join(order), all(holds)))
     return lines
 
 
 def informed(question: str) -> list[Line]:
-    """The tries of who learns from each refutation: the next order satisfies all clues that were cited before."""
+    """The tries of who learns from each refutation: the next order satisfies all clues that refuted one before."""
     chosen, cited = [], []
     for t in _order_tries(question):
         if all(t.answer.index(clue[0]) < t.answer.index(clue[2]) for clue in cited):
             chosen.append(t)
             if t.good:
                 break
-            cited.append(t.text.partition(":")[2])
+            cited.append(t.text[-3:])
     return chosen
 
 
