@@ -243,14 +243,31 @@ def mixed(kept: list[dict], general: list[dict], share: float | None, seed: int)
     return lines
 
 
-def counts(problems: Sequence[Problem], kept: Sequence[tuple[int, Answer]]) -> dict[str, int]:
-    """Kept answers by level, subject, language and task: kept/level/2, kept/language/en, …; 0 where there are none."""
-    values = {}
+def figures(
+    problems: Sequence[Problem],
+    grid: Sequence[Sequence[Answer]],
+    kept: Sequence[tuple[int, Answer]],
+    removed: dict[str, int],
+    config: Config,
+) -> dict[str, float]:
+    """The measured values, flat; grid, kept and removed as for `select` and by it.
+
+    Kept answers also by level, subject, language and task: kept/level/2, kept/language/en, …, 0 where there are none.
+    """
+    answers = [answer for row in grid for answer in row]
+    values = {"problems": len(problems), "sampled": len(answers)}
+    values |= {f"removed/{name}": count for name, count in removed.items()}
+    values |= {"kept": len(kept), "covered": len({p for p, _ in kept}) / len(problems)}
     for name in ("level", "subject", "language", "task"):
         of_problem = [getattr(problem, name) for problem in problems]
-        found = Counter(of_problem[p] for p, _ in kept)
-        values |= {f"kept/{name}/{value}": found[value] for value in sorted(set(of_problem)) if value}
-    return values
+        number = Counter(of_problem[p] for p, _ in kept)
+        values |= {f"kept/{name}/{value}": number[value] for value in sorted(set(of_problem)) if value}
+    share = rights(grid)
+    if not np.isnan(share).all():
+        interval = share_interval(share[~np.isnan(share)], seed=config.seed)
+        values |= dict(zip(("pass@1", "pass@1_low", "pass@1_high"), interval))
+    values |= {"tokens": sum(a.tokens for a in answers), "length": sum(a.tokens for a in answers) / len(answers)}
+    return values | ({"length_kept": sum(a.tokens for _, a in kept) / len(kept)} if kept else {})
 
 
 # ---- the script --------------------------------------------------------------------------------
@@ -295,11 +312,8 @@ def main(config: Config) -> dict[str, float]:
     device = pick(config.device)
     dtype = pick_dtype(config.dtype, device)
     config = replace(config, dtype=str(dtype).removeprefix("torch."))
-    source, path, asked = (
-        checkpoint.resolve(config.checkpoint, prefer="best"),
-        config.out / "answers.jsonl",
-        asdict(config),
-    )
+    source, path = checkpoint.resolve(config.checkpoint, prefer="best"), config.out / "answers.jsonl"
+    asked = asdict(config)
     settings = {name: asked[name] for name in SAMPLING}
     settings |= {"checkpoint": str(source), "weights": checkpoint.digests(source)}
     saved = answer_file.begin(path, settings, problems, config.resume)
@@ -312,27 +326,18 @@ def main(config: Config) -> dict[str, float]:
 
     kept, removed = select(task, problems, grid, config, length)
     lines = mixed([line(task, p, problems[p], a) for p, a in kept], general, config.general_share, config.seed)
-    share, answers = rights(grid), [answer for row in grid for answer in row]
-    interval = share_interval(share[~np.isnan(share)], seed=config.seed) if not np.isnan(share).all() else ()
-    values = {"problems": len(problems), "sampled": len(answers)}
-    values |= {f"removed/{name}": count for name, count in removed.items()}
-    values |= {"kept": len(kept), "covered": len({p for p, _ in kept}) / len(problems)}
-    values |= counts(problems, kept) | {"general": len(lines) - len(kept), "lines": len(lines)}
-    values |= dict(zip(("pass@1", "pass@1_low", "pass@1_high"), interval))
-    values |= {"tokens": sum(a.tokens for a in answers), "length": sum(a.tokens for a in answers) / len(answers)}
-    values |= {"length_kept": sum(a.tokens for _, a in kept) / len(kept)} if kept else {}
+    values = figures(problems, grid, kept, removed, config) | {"general": len(lines) - len(kept), "lines": len(lines)}
     values |= {"tokens_per_s": tokens_per_s} if tokens_per_s else {}  # else nothing was left to sample
     values |= {name: getattr(config, name) for name in FILTERS} | {"seconds": time.perf_counter() - began}
+    title = f"{task.name}, {config.split}"
     replace_text(config.out / "kept.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))
     write_json(config.out / "result.json", values)
-    draw_funnel(
-        len(answers), removed, f"{task.name}, {config.split}", str(source), config.out / "figures" / "funnel.png"
-    )
-    show(f"{task.name}, {config.split}: {len(problems)} problems", values)
+    draw_funnel(values["sampled"], removed, title, str(source), config.out / "figures" / "funnel.png")
+    show(f"{title}: {len(problems)} problems", values)
     if not kept:
         raise RuntimeError(
-            f"none of {len(answers)} answers was kept: {path.parent}/result.json says which filter removed "
-            "them; try other filters with --resume, or sample from another checkpoint"
+            f"none of {values['sampled']} answers was kept: {config.out}/result.json says which filter removed them; "
+            "try other filters with --resume, or sample from another checkpoint"
         )
     print(f"{len(lines):,} lines are in {config.out / 'kept.jsonl'}, {values['general']:,} of them general data")
     return values
