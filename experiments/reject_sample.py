@@ -309,6 +309,9 @@ def main(config: Config) -> dict[str, float]:
     general = read_general(config.general)
     listed = task.problems(config.split)
     problems = tasks.spread(listed, config.problems or len(listed))
+    if config.min_language:
+        for language in {problem.language for problem in problems}:
+            rewards.language_consistency("", language)  # one that is not known is refused here, before the sampling
     device = pick(config.device)
     dtype = pick_dtype(config.dtype, device)
     config = replace(config, dtype=str(dtype).removeprefix("torch."))

@@ -22,7 +22,7 @@ from minir1.templates import R1_ZERO
 TASK = """
 from minir1.tasks import Problem, Verdict
 def problems(split, data=None):
-    return [Problem(f"make {n} from {n},1", "x", language="de" if n == 3 else "en", level=str(n % 2), subject="sums")
+    return [Problem(f"make {n} from {n},1", "x", language="de" if n > 3 else "en", level=str(n % 2), subject="sums")
             for n in range(1, 7)]
 def verify(problem, text):
     return Verdict("wrong" if "33" in text else "right", {})
@@ -116,6 +116,16 @@ def test_the_language_is_that_of_the_problem(task, readable):
     grid = [[answer("e"), answer("z")]] * 2
     left, _ = reject_sample.select(task, problems, grid, config, len)
     assert [(p, a.text) for p, a in left] == [(0, "e"), (1, "z")]
+
+
+def test_the_functions_of_the_text_are_those_of_the_rewards(task):
+    texts = {
+        "tidy": "we add 3 and 4\nso 7", "mixed": "we 加 3 和 4\nso 7", "repetitive": "we add " * 20 + "\nso 7",
+        "untidy": "we add 3 and 4\nso 8",
+    }  # fmt: skip
+    row = [answer(f"<think>{text}</think><answer>7</answer>") for text in texts.values()]
+    left, removed = select(task, [row], min_language=0.9, max_repetition=0.3, tidy=True)
+    assert left == [(0, row[0].text)] and [removed[name] for name in ("mixed", "repetitive", "untidy")] == [1, 1, 1]
 
 
 def test_duplicates_are_of_one_problem_and_differ_in_white_space_alone(task):
@@ -245,9 +255,12 @@ def test_lines_result_and_figure(config, tmp_path, capsys):
         assert said["content"].startswith(templates.opened(templates.prompt(tokenizer, problem.prompt, "chat")))
         assert (row["task"], row["subject"], row["level"]) == ("toy", "sums", problem.level)
         assert row["language"] == problem.language
+    answers = [row["messages"][1]["content"] for row in rows]
+    tokens = sum(len(tokenizer.encode(text.removeprefix("<think>"))) + 1 for text in answers)
+    assert result["length_kept"] == pytest.approx(tokens / len(rows))
     per_problem = [sum(row["index"] == p for row in rows) for p in range(6)]
     assert max(per_problem) == 2 and result["covered"] == sum(map(bool, per_problem)) / 6
-    assert result["kept/language/de"] == per_problem[2] == result["kept"] - result["kept/language/en"]
+    assert result["kept/language/de"] == sum(per_problem[3:]) == result["kept"] - result["kept/language/en"]
     assert result["kept/level/0"] + result["kept/level/1"] == result["kept/subject/sums"] == result["kept"]
     answers = answer_file.read(config.out / "answers.jsonl").answers["sampled"]
     flat = [a for p in range(6) for a in answers[p]]
@@ -348,6 +361,14 @@ def test_the_files_of_gsm8k(source, tmp_path):
 def test_what_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         reject_sample.Config(**options)
+
+
+def test_a_language_without_a_script_is_refused_before_the_sampling(config):
+    path = Path(config.task)
+    path.write_text(path.read_text().replace('"de"', '"xx"'))
+    with pytest.raises(ValueError, match="language 'xx': no script is known for it; allowed: en, de"):
+        reject_sample.main(replace(config, min_language=0.5))
+    assert not config.out.exists() and reject_sample.main(config)["kept/language/xx"] > 0
 
 
 def test_a_task_that_cannot_rewrite_is_refused_before_anything_is_loaded(tmp_path):
