@@ -1,10 +1,13 @@
-"""Comparisons from a task: two answers that a checkpoint sampled, the right one preferred to the wrong one.
+"""Comparisons from a task: two answers that a checkpoint sampled, the right or the preferred one over the other.
 
     python -m experiments.preference_pairs --checkpoint runs/base/checkpoint --out runs/pairs
 
 It replaces annotators: pairs -> reward model -> PPO runs without other data, and the true reward is known,
 R = accuracy + 0.1·format as in r1_zero.py. Training problems give train.jsonl, those of --eval-split held_out.jsonl,
 both in the plain layout of minir1/preference_data.py with R as the scores.
+
+A task may rank answers by a rule of its own, in place of people: its verdicts then have scores["preference"]. Two
+answers that have it are compared by it instead, if they differ by at least --min-gap, and it is their gold reward.
 
 Truncated answers are left out: the rows of a pair end with the end token. Equal answers to a problem count once.
 """
@@ -44,7 +47,8 @@ class Config:
     pairs: int = 4  # per problem, at most
     max_completion_length: int = 384  # token budget of an answer
     temperature: float = 1.0
-    format_weight: float = 0.1  # of the gold reward
+    format_weight: float = 0.1  # of the gold reward R
+    min_gap: float = 0.05  # between the preferences of a pair, for a task that has them
     seed: int = 0
     out: Path = Path("runs/pairs")
     device: str = "auto"  # auto | cpu | cuda | mps
@@ -55,19 +59,33 @@ class Config:
         at_least(self, 2, "num_generations")
         at_least(self, 0, "format_weight", "seed")
         above(self, 0, "temperature")  # or the answers to a problem are all the same
+        above(self, 0, "min_gap")
 
 
-def couples(answers: list[Answer], most: int, rng: random.Random) -> list[tuple[Answer, Answer]]:
-    """(right, wrong) of the finished answers to one problem: all, or `most` of them drawn by `rng`."""
+def ranked(*answers: Answer) -> bool:
+    """Whether the task has a preference for each of these answers."""
+    return all("preference" in answer.scores for answer in answers)
+
+
+def better(a: Answer, b: Answer, min_gap: float) -> bool:
+    """Whether a has the higher preference, by at least `min_gap`, or, unless both have one, is right and b wrong."""
+    if ranked(a, b):
+        return round(a.scores["preference"] - b.scores["preference"], 9) >= min_gap  # 0.8 - 0.75 counts as 0.05
+    return a.right and not b.right
+
+
+def couples(answers: list[Answer], most: int, rng: random.Random, min_gap: float) -> list[tuple[Answer, Answer]]:
+    """(better, worse) of the finished answers to one problem: all, or `most` of them drawn by `rng`."""
     finished = {a.text: a for a in answers if not (a.truncated or a.unjudged)}.values()
-    pairs = [(a, b) for a in finished if a.right for b in finished if not b.right]
+    pairs = [(a, b) for a in finished for b in finished if better(a, b, min_gap)]
     return pairs if len(pairs) <= most else rng.sample(pairs, most)
 
 
 def line(problem: tasks.Problem, chosen: Answer, rejected: Answer, format_weight: float) -> str:
     """One comparison as JSON, the gold rewards beside it."""
     both = {"chosen": chosen, "rejected": rejected}
-    gold = {f"score_{name}": a.right + format_weight * a.format for name, a in both.items()}
+    reward = lambda a: a.scores["preference"] if ranked(chosen, rejected) else a.right + format_weight * a.format
+    gold = {f"score_{name}": reward(a) for name, a in both.items()}
     return json.dumps({"prompt": problem.prompt, **{name: a.text for name, a in both.items()}, **gold})
 
 
@@ -78,12 +96,12 @@ def pair_up(model, tokenizer, task: tasks.Task, split: str, config: Config) -> t
     sampling |= {"temperature": config.temperature, "template": config.template, "label": f"answers, {split}"}
     grid = sample_answers(model, tokenizer, task, problems, **sampling)
     rng = random.Random(f"pairs {split} {config.seed}")
-    pairs = [(p, *two) for p, row in zip(problems, grid) for two in couples(row, config.pairs, rng)]
+    pairs = [(p, *two) for p, row in zip(problems, grid) for two in couples(row, config.pairs, rng, config.min_gap)]
     right, total = sum(a.right for row in grid for a in row), len(problems) * config.num_generations
     if not pairs:
         raise ValueError(
-            f"{right} of {total} answers to {split} problems are right, and no problem has both kinds: start from "
-            "another base, or raise --num-generations"
+            f"{right} of {total} answers to {split} problems are right, and no problem has both kinds, or preferences "
+            f"that differ by {config.min_gap}: start from another base, or raise --num-generations"
         )
     values = {
         "problems": len(problems),

@@ -17,7 +17,7 @@ from minir1.model.config import ModelConfig
 from minir1.model.transformer import Transformer
 from minir1.preference_data import read_pairs
 from minir1.rewards import format_reward
-from minir1.tasks import countdown, spread
+from minir1.tasks import Problem, countdown, spread
 from minir1.tokenizer import word_level
 
 SCRIPTS = Path(__file__).parent.parent / "experiments"
@@ -67,13 +67,34 @@ def test_couples_are_right_over_wrong_each_text_once():
     answers = [answer("a", True), answer("a", True), answer("b", False), answer("c", False), answer("b", False)]
     answers += [answer(t, right, truncated=True) for t, right in (("d", False), ("e", True))]
     answers += [answer("f", False, unjudged=True)]
-    pairs = preference_pairs.couples(answers, 9, random.Random(0))
+    pairs = preference_pairs.couples(answers, 9, random.Random(0), 0.05)
     assert [(c.text, r.text) for c, r in pairs] == [("a", "b"), ("a", "c")]
-    assert preference_pairs.couples(answers[2:], 9, random.Random(0)) == []  # nothing right is left
+    assert preference_pairs.couples(answers[2:], 9, random.Random(0), 0.05) == []  # nothing right is left
     many = [answer(str(i), i % 2 == 0) for i in range(12)]
-    drawn = [preference_pairs.couples(many, 5, random.Random(seed)) for seed in (0, 0, 1)]
+    drawn = [preference_pairs.couples(many, 5, random.Random(seed), 0.05) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and len(set(drawn[0])) == 5
     assert all(c.right and not r.right for c, r in drawn[0])
+
+
+def test_couples_of_ranked_answers_differ_by_the_gap_whether_they_are_right_or_not():
+    """0.8 - 0.75 and 0.35 - 0.3 are a hair below and above 0.05 in floating point."""
+    ranked = {"a": (0.8, False), "b": (0.75, True), "c": (0.76, True), "d": (0.3, False), "e": (0.35, False)}
+    answers = [answer(text, right, scores={"preference": score}) for text, (score, right) in ranked.items()]
+    pairs = preference_pairs.couples(answers, 99, random.Random(0), 0.05)
+    assert {c.text + r.text for c, r in pairs} == {"ab", "ad", "ae", "bd", "be", "cd", "ce", "ed"}
+    assert preference_pairs.couples(answers, 99, random.Random(0), 0.51) == []
+    for chosen, rejected in pairs:
+        row = json.loads(preference_pairs.line(Problem("q", "x"), chosen, rejected, 0.1))
+        gold = {"score_chosen": ranked[chosen.text][0], "score_rejected": ranked[rejected.text][0]}
+        assert row == {"prompt": "q", "chosen": chosen.text, "rejected": rejected.text} | gold
+
+
+def test_an_answer_without_a_preference_is_compared_by_the_rules():
+    plain, preferred = answer("a", True), [answer(text, False, scores={"preference": 0.9}) for text in "bc"]
+    pairs = preference_pairs.couples([*preferred, plain], 9, random.Random(0), 0.05)
+    assert [(c.text, r.text) for c, r in pairs] == [("a", "b"), ("a", "c")]
+    row = json.loads(preference_pairs.line(Problem("q", "x"), *pairs[0], 0.1))
+    assert (row["score_chosen"], row["score_rejected"]) == (1.1, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +171,32 @@ def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
         ("--pairs 0", "pairs = 0: at least 1"),
         ("--template r1", "chat"),
         ("--temperature 0", "temperature = 0.0: above 0"),
+        ("--min-gap 0", "min_gap = 0.0: above 0"),
     ],
 )
 def test_bad_options_are_named(line, message, capsys):
     assert_bad_option(preference_pairs, line, message, capsys)
+
+
+def test_pairs_of_a_task_that_ranks_answers(base, tmp_path):
+    """No answer is right; the rule prefers short ones, and what it prefers is the gold reward of the file."""
+    path = tmp_path / "short.py"
+    path.write_text(
+        "from minir1.tasks import Problem, Verdict\n"
+        "SPLITS = ('train', 'test')\n"
+        "def problems(split, data):\n"
+        "    return [Problem(f'make {n} from 1,1', '') for n in range(3)]\n"
+        "def verify(problem, text):\n"
+        "    return Verdict('wrong', {'preference': -len(text) / 100})\n"
+    )
+    config = preference_pairs.Config(
+        checkpoint=base, task=str(path), eval_split="test", num_generations=6, max_completion_length=100, pairs=99,
+        min_gap=0.2, out=tmp_path / "pairs",
+    )  # fmt: skip
+    result = preference_pairs.main(config)
+    pairs = read_pairs(config.out / "train.jsonl")
+    assert result["train/pairs"] == len(pairs) > 3 and result["train/pass@1"] == 0
+    for pair in pairs:
+        assert pair.score_gap == pytest.approx((len(pair.rejected) - len(pair.chosen)) / 100) and pair.score_gap > 0.199
+    with pytest.raises(ValueError, match="no problem has both kinds, or preferences that differ by 99.0"):
+        preference_pairs.main(replace(config, min_gap=99.0, out=tmp_path / "none"))

@@ -252,6 +252,11 @@ def test_a_mixture_offers_what_one_of_its_tasks_has(tmp_path):
     task = load(f"{EXAMPLE}+{own(tmp_path)}")
     assert task.difficulty is task.baselines is None
     assert [task.behaviour(p, "=") for p in task.problems("test")[-2:]] == [{"equations": 1}, {}]
+    assert task.rewrite is None
+    upper = own(tmp_path, "upper.py", "def rewrite(problem, text):\n    return text.upper() if text else None\n")
+    task = load(f"{EXAMPLE}+{upper}")
+    assert [task.rewrite(p, "a") for p in task.problems("test")[-2:]] == ["a", "A"]  # without one, as it is
+    assert task.rewrite(task.problems("test")[-1], "") is None
 
 
 def test_data_of_a_mixture(tmp_path):

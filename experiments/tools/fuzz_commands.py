@@ -58,6 +58,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "reward_model": PAIRS,
     "preference_pairs": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "evaluate": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
+    "reject_sample": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "count": "deepseek-v3",
     **dict.fromkeys(("r1_zero", "ppo", "reinforce"), RL),
     **{f"variants.{path.stem}": RL for path in sorted((ROOT / "experiments/variants").glob("[a-z]*.py"))},

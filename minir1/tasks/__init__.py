@@ -23,6 +23,8 @@ Scripts also use and report the following, if the module defines it:
     final(problem, text) -> str | None             the answer as a majority vote compares it, None if there is none;
                                                    by default the text between the answer tags, without white space
     same(problem, a, b) -> bool                    whether two answers of `final` are equivalent; by default equal text
+    rewrite(problem, text) -> str | None           the text in the form that a reader wants, with the same content; None
+                                                   if it cannot be rewritten
     documents(seed, **mix) -> Iterator[str]        an endless synthetic corpus to pre-train a tiny base on
     vocabulary() -> tuple[Sequence[str], int]      words and largest number of that corpus; each is one token
     probes() -> list[list[tuple[str, str]]]        texts that measure what the model learned from the corpus, in
@@ -94,6 +96,7 @@ class Task:
     behaviour: Callable[[Problem, str], dict[str, float]] | None = None
     difficulty: Callable[[Problem], str] | None = None
     baselines: Callable[[Problem, str], dict[str, float]] | None = None
+    rewrite: Callable[[Problem, str], str | None] | None = None
     documents: Callable[..., Iterator[str]] | None = None  # (seed, **mix)
     vocabulary: Callable[[], tuple[Sequence[str], int]] | None = None
     probes: Callable[[], list[list[tuple[str, str]]]] | None = None
@@ -216,7 +219,7 @@ def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
             raise ValueError(f"task {full_name}: verify returns {str(verdict)[:60]!r}, which is no Verdict")
         return verdict
 
-    of_text = {key: getattr(module, key, None) for key in ("behaviour", "difficulty", "baselines")}
+    of_text = {key: getattr(module, key, None) for key in ("behaviour", "difficulty", "baselines", "rewrite")}
     generated = {key: getattr(module, key, None) for key in ("documents", "vocabulary", "probes")}
     generated = {key: function and partial(function, **bound) for key, function in generated.items()}
     own = {key: getattr(module, key) for key in ("same",) if hasattr(module, key)}
@@ -233,8 +236,8 @@ def _mixture(tasks: list[Task]) -> Task:
     """The problems of all tasks, each judged by its own task; a split holds the problems of the tasks that have it.
 
     So a benchmark that is only a test set takes no part in training. An optional function is defined if one of the
-    tasks has it. For problems of a task without it, `behaviour` and `baselines` return {} and `difficulty` returns "".
-    A mixture has no corpus.
+    tasks has it. For problems of a task without it, `behaviour` and `baselines` return {}, `difficulty` returns "", and
+    `rewrite` returns the text as it is. A mixture has no corpus.
     """
     by_name = {task.name: task for task in tasks}
     name = "+".join(task.name for task in tasks)
@@ -248,19 +251,19 @@ def _mixture(tasks: list[Task]) -> Task:
         having = [task for task in tasks if split in task.splits]
         return [replace(problem, task=task.name) for task in having for problem in task.problems(split)]
 
-    def dispatch(key: str, otherwise=None):
+    def dispatch(key: str, otherwise: Callable | None = None):
         if all(getattr(task, key) is None for task in tasks):
             return None
 
         def call(problem: Problem, *text: str):
             if problem.task not in by_name:
                 raise ValueError(f"a problem of task {problem.task!r}; the tasks are {', '.join(by_name)}")
-            function = getattr(by_name[problem.task], key)
-            return otherwise if function is None else function(problem, *text)
+            return (getattr(by_name[problem.task], key) or otherwise)(problem, *text)
 
         return call
 
     rates = {count: per for task in tasks for count, per in task.rates.items()}
-    optional = {"behaviour": dispatch("behaviour", {}), "baselines": dispatch("baselines", {})}
-    optional["difficulty"] = dispatch("difficulty", "")
+    optional = {key: dispatch(key, lambda *_: {}) for key in ("behaviour", "baselines")}
+    optional["difficulty"] = dispatch("difficulty", lambda _: "")
+    optional["rewrite"] = dispatch("rewrite", lambda _, text: text)
     return Task(name, splits, problems, dispatch("verify"), dispatch("final"), rates, dispatch("same"), **optional)
