@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Thread
 
 import numpy as np
@@ -21,7 +21,7 @@ from minir1.tasks import Problem, Task, Verdict
 from minir1.tokenizer import Tokenizer
 
 EASE = ("easy", "middle", "medium", "hard")  # groups of these names in this order, before all others
-RESERVED = ("low", "high", "formed")  # pass@1_low is the end of an interval
+RESERVED = ("low", "high", "formed", "consistency")  # others' keys end so: pass@1_low, language_consistency
 NO_THINK = "<think></think><answer>"  # empty thinking: the model must answer at once
 
 
@@ -37,6 +37,7 @@ class Answer:
     entropy: float = 0.0  # mean over its tokens, nats
     unjudged: bool = False  # the verifier itself failed: not right, but not known to be wrong either
     reason: str = ""  # the verifier's, in words
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)  # the verifier's rewards by name
 
 
 def sample_answers(
@@ -134,7 +135,8 @@ def judge_rollout(
     for row, p, truncated, nats, text, verdict in zip(rows, groups, unfinished, entropy, texts, verdicts):
         formed = rewards.format_reward(text, allow_empty_think=bool(forced) or "</think>" in begun[p]) > 0
         right, unjudged = verdict.status == "right", verdict.status == "unjudged"
-        grid[p].append(Answer(text, len(row), truncated, right, formed, nats, unjudged, verdict.reason))
+        judged = (unjudged, verdict.reason, verdict.scores)
+        grid[p].append(Answer(text, len(row), truncated, right, formed, nats, *judged))
     return grid
 
 
@@ -255,6 +257,21 @@ def behaviour(task: Task, problems: Sequence[Problem], grid: list[list[Answer]])
             for name in names}
 
 
+def readability(problems: Sequence[Problem], grid: list[list[Answer]]) -> dict[str, float]:
+    """How readable the thinking is, by the functions of `minir1.rewards`, as means over the answers.
+
+    language_consistency (with the language of the problem; left out where no script is known for any), repetition,
+    tidiness, reflections, and words, the length in words, numbers and signs.
+    """
+    texts = [a.text for row in grid for a in row]
+    asked = [(problem.language, a.text) for problem, row in zip(problems, grid) for a in row]
+    consistent = [rewards.language_consistency(text, code) for code, text in asked if code in rewards.LANGUAGES]
+    counts = {name: getattr(rewards, name) for name in ("repetition", "tidiness", "reflections")}
+    counts["words"] = rewards.length
+    values = {"language_consistency": float(np.mean(consistent))} if consistent else {}
+    return values | {name: float(np.mean([count(text) for text in texts])) for name, count in counts.items() if texts}
+
+
 def baselines(task: Task, problems: Sequence[Problem], grid: list[list[Answer]]) -> dict[str, float]:
     """The chance that each of the task's baselines solves a problem with as much work as the answer shows.
 
@@ -293,11 +310,12 @@ def groups_of(task: Task, problems: Sequence[Problem]) -> dict[str, list[int]]:
 def by_group(
     task: Task, problems: Sequence[Problem], grid: list[list[Answer]], seed: int = 0, ks: Sequence[int] | None = None
 ) -> dict[str, float]:
-    """`summary` of each group of problems (`groups_of`) that has a judged answer: KEY_GROUP."""
+    """`summary` and `readability` of each group of problems (`groups_of`) that has a judged answer: KEY_GROUP."""
     values = {}
     for name, indices in groups_of(task, problems).items():
         part = [grid[p] for p in indices]
         if any(not a.unjudged for row in part for a in row):
-            figures = summary(task, [problems[p] for p in indices], part, seed, ks)
+            asked = [problems[p] for p in indices]
+            figures = summary(task, asked, part, seed, ks) | readability(asked, part)
             values |= {f"{key}_{name}": value for key, value in figures.items()}
     return values
