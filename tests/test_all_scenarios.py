@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import standin
 import torch
 from runs import assert_same_run, stop
 from test_preference_pairs import assert_bad_option
@@ -18,6 +19,7 @@ from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel, ValueHead
 from minir1.tasks import Problem
 
+standin.register()  # before the first backward pass of the process
 TALK = """
 from minir1.tasks import Problem, Verdict
 SPLITS = ("train", "validation")
@@ -174,6 +176,13 @@ def test_a_killed_run_resumes_to_the_same_bits(toy, whole, tmp_path, monkeypatch
     stop(monkeypatch, "all_scenarios", config, "experiments.all_scenarios", "learn", count)
     all_scenarios.main(replace(config, resume=True))
     assert_same_run(tmp_path / "run", whole[0])
+
+
+def test_a_run_on_another_device_is_that_of_the_cpu(toy, tmp_path):
+    for device in ("cpu", "standin"):
+        config = replace(toy, device=device, steps=2, preference_steps=1, out=tmp_path / device)
+        all_scenarios.main(config)
+    assert_same_run(tmp_path / "cpu", tmp_path / "standin")
 
 
 def test_a_run_resumes_with_its_own_number_of_steps(toy, tmp_path, monkeypatch):
