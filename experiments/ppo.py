@@ -41,12 +41,11 @@ from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3, value_loss
-from minir1.model import heads
 from minir1.model.heads import ScalarModel, ValueHead
 from minir1.model.transformer import Transformer
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
-from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check
+from minir1.policy import frozen_copy, learned_rewards, load_policy, load_reward_model, logprobs, on_policy_check
 from minir1.reduction import token_mean, weighted_sum
 from minir1.rollout import Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
@@ -148,24 +147,16 @@ def load_reward(config: Config, tokenizer: Tokenizer, device: torch.device) -> S
     if config.reward == "rules":
         return None
     path = Path(config.reward.partition(":")[2])
-    model, own_tokenizer = heads.load(checkpoint.resolve(path), device, pick_dtype(config.dtype, device))
-    if own_tokenizer.backend.to_str() != tokenizer.backend.to_str():
-        raise ValueError(f"reward = {config.reward}: its tokenizer is not that of {config.checkpoint}")
-    return model.requires_grad_(False)
+    return load_reward_model(path, tokenizer, device, pick_dtype(config.dtype, device))
 
 
-@torch.no_grad()
 def reward(answers: list[list[Answer]], rollout: Rollout, learned: ScalarModel | None, config: Config) -> Tensor:
     """Rewards fp32 [P, G], by the rules or by the learned reward."""
     if learned is None:
         weights = config.accuracy_weight, config.format_weight
         rules = [[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers]
         return unjudged_to_mean(torch.tensor(rules), answers)
-    scores = torch.zeros(len(rollout.length))
-    for rows in by_tokens(rollout.length.tolist(), config.microbatch):
-        batch = rollout.select(torch.tensor(rows, device=rollout.length.device))
-        scores[rows] = learned.score(batch.tokens, lengths=batch.length).cpu()
-    return scores.view(len(answers), -1)
+    return learned_rewards(learned, rollout, config.microbatch).view(len(answers), -1)
 
 
 @torch.no_grad()

@@ -2,15 +2,20 @@
 
     python -m experiments.r1_zero --checkpoint runs/base/checkpoint --out runs/r1-zero
     python -m experiments.r1_zero --checkpoint Qwen2.5-0.5B --task gsm8k --data gsm8k --template r1_zero --lora-rank 16
+    python -m experiments.r1_zero --out runs/rl1 --language-weight 0.1 --epsilon-low 10 --epsilon-high 10
 
     J(θ) = E_q,{o_i}~π_old  1/G Σ_i 1/|o_i| Σ_t [ min(r_it A_i, clip(r_it, 1-ε, 1+ε) A_i) - β k3_it ]
-    A_i  = (R_i - mean R) / (std R + 1e-6)         R_i = accuracy + 0.1·format
+    A_i  = (R_i - mean R) / (std R + 1e-6)         R_i = accuracy + 0.1·format + w·language
     r_it = π_θ(o_it | q, o_i<t) / π_old(…)         k3 = π_ref/π_θ - log(π_ref/π_θ) - 1
 
 This is DeepSeekMath's objective, with one ratio per token (arXiv:2402.03300, equation 3). R1's paper writes one ratio
 per answer, r_i = π_θ(o_i | q) / π_old(o_i | q), clips that, and has no 1/|o_i| (variants/sequence_grpo.py).
 `--reduction` chooses the weights of the tokens: per_answer (1/G·1/|o_i|, as above), token (as in DAPO), fixed (as in
 Dr. GRPO).
+
+The third command, on a cold-started --checkpoint, is R1's first RL stage (section 2.3.2): language is the share of the
+thinking's words that are in the problem's language, w is --language-weight, 0 in R1-Zero. The clip of 10 is that of the
+version in Nature (2025): it bounds ratios above 11 where A > 0, and no ratio from below.
 
 Departures from R1: the paper weights accuracy and format equally. Here the format is worth a tenth: at equal weights a
 well-formed wrong answer earns half of all that can be earned, and the format is learned in a few steps anyway.
@@ -40,6 +45,7 @@ from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients
 from minir1.policy import load_policy, on_policy_check, reference_logprobs, reference_of
 from minir1.reduction import fixed_length, per_answer_mean, token_mean, weighted_sum
+from minir1.rewards import language_consistency
 from minir1.rollout import BUDGET, Rollout, collect
 from minir1.seed import generator, python_random, seed_everything, stream
 from minir1.settings import above, at_least, fraction
@@ -74,6 +80,7 @@ class Config:
     epochs: int = 1  # passes over a rollout
     accuracy_weight: float = 1.0
     format_weight: float = 0.1
+    language_weight: float = 0.0  # w, of the share of the thinking's words that are in the problem's language
     mask_truncated: bool = False  # truncated answers take no part in the loss
     no_think: bool = False  # the control: every answer begins with empty thinking
     grad_clip: float = 1.0
@@ -108,6 +115,7 @@ class Config:
         if self.difficulty_window and self.difficulty_window[0] > self.difficulty_window[1]:
             raise ValueError(f"difficulty_window = {self.difficulty_window}: the lower share comes first")
         above(self, 0, "temperature", "grad_clip")
+        at_least(self, 0, "language_weight")
         at_least(self, 0, "reference_reset", "lora_rank", "lora_alpha")
         if self.reference_reset and (self.lora_rank or not self.beta):
             raise ValueError("reference_reset: with beta = 0 or lora_rank there is no copy of the model to reset")
@@ -126,6 +134,12 @@ def reward(answers: list[list[Answer]], config: Config) -> Tensor:
     weights = config.accuracy_weight, config.format_weight
     rules = [[weights[0] * a.right + weights[1] * a.format for a in group] for group in answers]
     return unjudged_to_mean(torch.tensor(rules), answers)
+
+
+def language(problems: list[tasks.Problem], answers: list[list[Answer]]) -> Tensor:
+    """The share of the thinking's words that are in the problem's language: fp32 [P, G]."""
+    of_language = [[language_consistency(a.text, p.language) for a in group] for p, group in zip(problems, answers)]
+    return torch.tensor(of_language)
 
 
 def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor:
@@ -193,6 +207,8 @@ def main(config: Config) -> dict[str, float]:
     train, held_out = task.problems("train"), tasks.spread(task.problems(config.eval_split), config.eval_problems)
     if config.prompts > len(train):
         raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
+    for problem in train if config.language_weight else ():
+        language_consistency("", problem.language)  # a language without a known script is refused before the first step
     opening = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "recompute": config.recompute}
     start = policy.origin(config.checkpoint, resumed)
     model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
@@ -238,6 +254,10 @@ def main(config: Config) -> dict[str, float]:
         answers = judging.result()
         curriculum.measured(problems, answers)
         rewards = reward(answers, config)
+        if config.language_weight:
+            consistency = language(problems, answers)
+            rewards += config.language_weight * unjudged_to_mean(consistency, answers)
+            metrics["train/language_consistency"] = consistency.mean().item()
         advantage = group_advantages(rewards).flatten().to(device)
         clock.lap("judge")
 

@@ -31,6 +31,30 @@ def by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
+def end_to_end(rows: Sequence[Sequence[int]], device=None) -> tuple[Tensor, Tensor]:
+    """Rows one after the other: int64 [N], and int32 [B + 1], where each starts, and N (the model's cu_seqlens)."""
+    ends = list(itertools.accumulate(map(len, rows), initial=0))
+    flat = torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.int64, device=device)
+    return flat, torch.tensor(ends, dtype=torch.int32, device=device)
+
+
+def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Split rows, sorted by length, into batches of at most `budget` tokens for `end_to_end`: lists of row indices.
+
+    Attention without a kernel pads rows, so with padding a batch has at most twice the budget. A row longer than the
+    budget is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    tokens = 0
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        tokens += lengths[row]
+        if not batches or tokens > budget or (len(batches[-1]) + 1) * lengths[row] > 2 * budget:
+            batches.append([])
+            tokens = lengths[row]
+        batches[-1].append(row)
+    return batches
+
+
 def batches(stream: Iterable[list[int]], budget: int, pool: int, rng: random.Random) -> Iterator[list[list[int]]]:
     """Batch documents by about `budget` tokens with little padding: read `pool` batches, sort them by length, split
     and yield them in random order. The last pool is yielded too."""

@@ -203,3 +203,10 @@ def warmup_stable_decay(step: int, steps: int, warmup: int, decay_from: float = 
     """Factor on the learning rate: linear up over `warmup` steps, 1, then linear to 0 from `decay_from` of the run."""
     up = min(1.0, (step + 1) / max(warmup, 1))
     return min(up, max(0.0, (steps - step) / max(1.0, steps * (1 - decay_from))))
+
+
+def warmup_cosine(step: int, steps: int, warmup: int, last: float = 0.1) -> float:
+    """Factor on the learning rate: linear up over `warmup` steps, then half a cosine, from 1 to `last` at the end."""
+    warmup = max(warmup, 1)
+    done = min(1.0, max(0, step + 1 - warmup) / max(1, steps - warmup))
+    return min(1.0, (step + 1) / warmup) * (last + (1 - last) * (1 + math.cos(math.pi * done)) / 2)

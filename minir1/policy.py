@@ -12,7 +12,8 @@ from torch import Tensor
 from minir1 import checkpoint
 from minir1.data import by_tokens
 from minir1.files import read_json, write_json
-from minir1.model import hf
+from minir1.model import heads, hf
+from minir1.model.heads import ScalarModel
 from minir1.model.hf_tensors import uncompiled
 from minir1.model.lora import adapters, adapters_off, add_adapters, merge, save_adapters
 from minir1.model.transformer import Transformer
@@ -93,6 +94,27 @@ def reference_logprobs(reference: Transformer, rollout: Rollout, microbatch: int
     """`logprobs` under the reference policy; a model with adapters is its own reference, without them."""
     with adapters_off(reference):
         return logprobs(reference, rollout, microbatch)
+
+
+def load_reward_model(path: Path, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype) -> ScalarModel:
+    """A learned reward (experiments/reward_model.py), without gradient. path: its folder, or that of its checkpoints.
+
+    ValueError if its tokenizer is not the policy's, `tokenizer`.
+    """
+    model, own_tokenizer = heads.load(checkpoint.resolve(path), device, dtype)
+    if own_tokenizer.backend.to_str() != tokenizer.backend.to_str():
+        raise ValueError(f"{path}: the reward model's tokenizer is not that of the policy")
+    return model.requires_grad_(False)
+
+
+@torch.no_grad()
+def learned_rewards(reward_model: ScalarModel, rollout: Rollout, microbatch: int) -> Tensor:
+    """The learned reward of each row, prompt and answer: fp32 [B], on the CPU."""
+    result = torch.zeros(len(rollout.length))
+    for rows in by_tokens(rollout.length.tolist(), microbatch):
+        batch = rollout.select(torch.tensor(rows, device=rollout.length.device))
+        result[rows] = reward_model.score(batch.tokens, lengths=batch.length).cpu()
+    return result
 
 
 def on_policy_check(

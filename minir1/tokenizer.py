@@ -50,6 +50,8 @@ class Tokenizer:
         control = [t.content for t in added if t.special or (t.content[0], t.content[-1]) == ("<", ">")]
         control.sort(key=len, reverse=True)  # the longest is matched first
         self.control = re.compile("|".join(map(re.escape, control)) or "(?!)")  # nothing
+        special = sorted({t.content for t in added if t.special} - {*TAGS}, key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, special)) or "(?!)")
 
     def id(self, token: str) -> int:
         """The number of one token; ValueError if there is none."""
@@ -79,17 +81,20 @@ class Tokenizer:
         """Tokens of each text."""
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
-    def quote(self, text: str) -> str:
+    def quote(self, text: str, assistant: bool = False) -> str:
         """The text for `encode`, with its control tokens as plain text, for what a user writes.
 
         Control tokens are the added tokens that are special or in angle brackets. Each is divided by QUOTE, where
-        `encode` divides the text (sentencepiece adds a space there); any other text is returned as it is.
+        `encode` divides the text (sentencepiece adds a space there); any other text is returned as it is. With
+        `assistant`, for what a model is to write, only special tokens are divided, such as the end token: think and
+        answer tags, and marks that are not special (<tool_call>), stay tokens.
         """
+        control = self.special if assistant else self.control
         normalizer = self.backend.normalizer  # as NFKC, which makes such tokens of other text
-        if normalizer and self.control.search(normal := normalizer.normalize_str(text)):
+        if normalizer and control.search(normal := normalizer.normalize_str(text)):
             text = normal
-        while self.control.search(text):  # again, if a part is another one
-            text = self.control.sub(lambda match: match[0][0] + QUOTE + match[0][1:], text)
+        while control.search(text):  # again, if a part is another one
+            text = control.sub(lambda match: match[0][0] + QUOTE + match[0][1:], text)
         return text
 
     def decode(self, tokens: Sequence[int], keep_special: bool = True) -> str:

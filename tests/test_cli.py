@@ -198,6 +198,7 @@ LINES = {
     "dpo --checkpoint {base} --pairs {data}/none": "none is no file: expected JSON lines with prompt, chosen, rejected",
     "dpo --task nope": "unknown task 'nope'; allowed: ",
     "reward_model --checkpoint {base} --pairs {data}/train.jsonl": "train.jsonl, line 1: needs an object with chosen",
+    "sft --checkpoint {base} --data {data}/train.jsonl": "train.jsonl, line 1: needs messages, conversations, or",
     "preference_pairs --checkpoint {base} --eval-split nope --problems 1 --num-generations 2 --max-completion-length 2":
         "0 of 2 answers to train problems are right, and no problem has both kinds",
 }  # fmt: skip

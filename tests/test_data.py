@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minir1.data import batches, by_tokens, pad_rows, passes
+from minir1.data import batches, by_tokens, end_to_end, packed, pad_rows, passes
 
 
 def test_pad_rows():
@@ -37,6 +37,32 @@ def test_by_tokens_keeps_the_budget_and_every_row(lengths, budget):
     assert longest == sorted(longest)
     for a, b in zip(groups, groups[1:]):  # greedy: the next row would not have fitted
         assert (len(a) + 1) * lengths[b[0]] > budget
+
+
+def test_rows_end_to_end():
+    tokens, cu_seqlens = end_to_end([[1, 2], [], (3, 4, 5)])
+    assert tokens.tolist() == [1, 2, 3, 4, 5] and cu_seqlens.tolist() == [0, 2, 2, 5]
+    assert (tokens.dtype, cu_seqlens.dtype) == (torch.int64, torch.int32)
+    assert [x.tolist() for x in end_to_end([])] == [[], [0]]
+
+
+def test_packed_by_hand():
+    assert packed([5, 1, 3, 2, 9], 6) == [[1, 3, 2], [0], [4]]  # 1 + 2 + 3 fit, 5 more do not; 9 stands alone
+    assert packed([1, 1, 1, 1, 5], 9) == [[0, 1, 2, 3], [4]]  # together they fit, but padded they are 25
+    assert packed([], 4) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=60), st.integers(1, 100))
+def test_packed_keeps_both_budgets_and_every_row(lengths, budget):
+    groups = packed(lengths, budget)
+    assert sorted(itertools.chain(*groups)) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or sum(lengths[row] for row in group) <= budget
+        assert len(group) == 1 or len(group) * max(lengths[row] for row in group) <= 2 * budget
+    for a, b in zip(groups, groups[1:]):  # greedy: the next row would not have fitted
+        more = lengths[b[0]]
+        assert sum(lengths[row] for row in a) + more > budget or (len(a) + 1) * more > 2 * budget
 
 
 def documents(count, seed=0):

@@ -404,7 +404,8 @@ def test_a_task_without_a_split_to_test_on_is_refused(demonstration, tmp_path):
 
 # ---- starts that are refused -------------------------------------------------------------------
 
-TRAININGS = ("pretrain", "r1_zero", "reinforce", "ppo", "dpo", "reward_model", *(f"variants.{name}" for name in COPIES))
+TRAININGS = ("pretrain", "sft", "r1_zero", "reinforce", "ppo", "dpo", "reward_model")
+TRAININGS += tuple(f"variants.{name}" for name in COPIES)
 
 
 @pytest.mark.parametrize("name", (*TRAININGS, "demo", "studies.long_context"))
@@ -433,7 +434,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_loaded(tmp_path, monkeypa
 def test_a_refused_start_leaves_nothing_behind(base, tmp_path, name):
     script, out = importlib.import_module(f"experiments.{name}"), tmp_path / "run"
     refused = [({"device": "gpu"}, "device = 'gpu'"), ({"wandb": "on"}, "wandb is 'on'")]
-    if name != "reward_model":
+    if name not in ("reward_model", "sft"):
         refused.append(({"task": "chess"}, "unknown task 'chess'"))
     if name == "pretrain":
         refused += [({"mix": {"none": 1.0}}, "the mix has no none"), ({"task": "gsm8k"}, "data|corpus")]
@@ -442,6 +443,8 @@ def test_a_refused_start_leaves_nothing_behind(base, tmp_path, name):
         refused.append(({"checkpoint": tmp_path / "none"}, "none"))
     if name in ("dpo", "reward_model"):
         refused.append(({"pairs": tmp_path / "none.jsonl"}, "none.jsonl"))
+    elif name == "sft":
+        refused.append(({"data": (tmp_path / "none.jsonl",)}, "there is no file .*none.jsonl"))
     elif name != "pretrain":
         refused += [({"eval_split": "dev"}, "no split 'dev'"), ({"template": "r1_zero"}, "has no tokens for its words")]
         refused += [({"prompts": 10**6}, "prompts = 1000000"), ({"min_mixed": 1.0}, "so there is no signal")]

@@ -141,6 +141,23 @@ def test_is_clipped_exactly_where_there_is_no_gradient(dual):
     assert clipped.dtype == torch.bool and not clipped.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_clip_of_ten_bounds_ratios_above_eleven_alone(dtype):
+    """ε = 10, as in R1's first RL stage: 1 - ε is below every ratio, so the loss is exactly -r A for r in (0, 11)."""
+    ratio = torch.tensor([[1e-6, 0.01, 0.5, 1.0, 3.0, 10.9, 11.1, 40.0]], dtype=dtype)
+    for sign in (1.0, -1.0):
+        logp, old, A = ratio.log().requires_grad_(), torch.zeros_like(ratio), torch.full_like(ratio, 0.7 * sign)
+        loss, r = clipped_surrogate(logp, old, A, 10.0, 10.0), logp.detach().exp()
+        (slope,) = torch.autograd.grad(loss.sum(), logp)
+        inside, clipped = (slice(0, 6), is_clipped(logp, old, A, 10.0, 10.0)) if sign > 0 else (slice(0, 8), None)
+        assert torch.equal(loss[:, inside], -(r * A)[:, inside]) and torch.equal(slope[:, inside], -(r * A)[:, inside])
+        if sign > 0:
+            assert clipped.tolist() == [[False] * 6 + [True] * 2] and slope[0, 6:].tolist() == [0, 0]
+            torch.testing.assert_close(loss[0, 6:], torch.tensor([-7.7, -7.7], dtype=dtype))
+        else:
+            assert not is_clipped(logp, old, A, 10.0, 10.0).any()
+
+
 def sample(rows=6, columns=9):
     """logp that needs a gradient, advantage, and a mask of ragged answers."""
     generator = torch.Generator().manual_seed(1)

@@ -20,6 +20,7 @@ from minir1.optim import (
     muon,
     orthogonalize,
     split_parameters,
+    warmup_cosine,
     warmup_stable_decay,
 )
 
@@ -146,6 +147,15 @@ def test_schedule_by_hand():
     assert [warmup_stable_decay(step, 4, 4) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 0.5])
     assert all(0 <= warmup_stable_decay(step, steps, 3) <= 1 for steps in (1, 2, 7) for step in range(12))
     assert math.isclose(warmup_stable_decay(0, 1, 1), 1.0)
+
+
+def test_the_cosine_ends_at_a_tenth():
+    factors = [warmup_cosine(step, 12, 2) for step in range(12)]
+    assert factors[:2] == [0.5, 1.0] and factors[-1] == pytest.approx(0.1)
+    assert factors[6] == pytest.approx(0.55)  # half of the way, 5 of 10 steps after the warm-up
+    assert factors[1:] == sorted(factors[1:], reverse=True)
+    assert warmup_cosine(0, 1, 0) == 1.0 and warmup_cosine(2, 3, 0, last=0.0) == pytest.approx(0.0)
+    assert [warmup_cosine(step, 3, 9) for step in range(3)] == pytest.approx([1 / 9, 2 / 9, 3 / 9])
 
 
 def test_clip_gradients_by_hand():

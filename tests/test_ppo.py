@@ -236,7 +236,7 @@ def test_the_learned_reward_scores_whole_rows(base, reward_folder, sampled):
     scores = ppo.reward([[]] * 4, rollout, learned, replace(config, microbatch=60))
     torch.testing.assert_close(scores.flatten(), learned.score(rollout.tokens, lengths=rollout.length))
     assert scores.std() > 0.1 and ppo.load_reward(PPO, tokenizer, CPU) is None
-    with pytest.raises(ValueError, match="its tokenizer is not that of"):
+    with pytest.raises(ValueError, match="reward model's tokenizer is not that of the policy"):
         ppo.load_reward(config, word_level(("other",), 24), CPU)
     with pytest.raises(ValueError, match="DeepseekV3ForCausalLM, .*no scalar model"):
         ppo.load_reward(replace(config, reward=f"model:{base}"), tokenizer, CPU)

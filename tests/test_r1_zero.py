@@ -27,6 +27,7 @@ from minir1.model import hf
 from minir1.model.lora import adapters, adapters_off
 from minir1.policy import on_policy_check, reference_logprobs
 from minir1.rollout import BUDGET
+from minir1.tasks import Problem, countdown
 
 standin.register()  # before the first backward pass of the process
 RL = r1_zero.Config(
@@ -67,6 +68,7 @@ def config_of(kind: str, toy_base, out: Path, **changes) -> r1_zero.Config:
         ("--temperature 0", "temperature = 0.0: above 0"),
         ("--max-completion-length 0", "max_completion_length = 0: at least 1"),
         ("--epsilon-high -0.1", "epsilon_high = -0.1: at least 0"),
+        ("--language-weight -1", "language_weight = -1.0: at least 0"),
         ("--reduction mean", "per_answer"),
         ("--rewards 1", "--rewards"),
         ("--lora-rank -1", "lora_rank = -1: at least 0"),
@@ -306,6 +308,50 @@ def test_the_reward_is_accuracy_and_a_tenth_of_the_format():
     torch.testing.assert_close(r1_zero.reward(answers, replace(RL, format_weight=1.0))[1], torch.tensor([1.0, 0.0]))
     half = torch.full((2,), 0.05 / (0.1 / 2**0.5 + 1e-6))  # (r - mean) / (sample deviation + 1e-6)
     torch.testing.assert_close(group_advantages(rewards)[:, 0], half, rtol=1e-4, atol=0)
+
+
+def test_the_language_is_that_of_the_problem(monkeypatch):
+    shares = {("a", "en"): 1.0, ("b", "en"): 0.5, ("a", "zh"): 0.0, ("b", "zh"): 0.25}
+    monkeypatch.setattr(r1_zero, "language_consistency", lambda text, language: shares[text, language])
+    problems = [Problem("p", "", language=language) for language in ("zh", "en")]
+    answers = [[Answer(text, 1, False, False, False) for text in "ab"]] * 2
+    assert r1_zero.language(problems, answers).tolist() == [[0.0, 0.25], [1.0, 0.5]]
+
+
+def test_the_language_is_a_part_of_the_reward(toy_base, tmp_path, monkeypatch):
+    """R = accuracy + 0.1·format + w·language, and for an answer that was not judged the mean of its group."""
+    learned, language, spoiled = [], [], r1_zero.judge_rollout
+
+    def judge(*args):
+        first, *others = spoiled(*args)
+        return [[replace(first[0], unjudged=True, right=False), *first[1:]], *others]
+
+    def record(problems, answers):
+        of_language = torch.arange(16.0).view(4, 4) / 16
+        language.append((answers, of_language))
+        return of_language
+
+    advantages = lambda rewards: learned.append(rewards.clone()) or group_advantages(rewards)
+    for name, function in (("judge_rollout", judge), ("language", record), ("group_advantages", advantages)):
+        monkeypatch.setattr(r1_zero, name, function)
+    config = config_of("moe", toy_base, tmp_path / "run", steps=1, eval_every=1, reference_reset=0)
+    r1_zero.main(replace(config, language_weight=0.5))
+    (row,), ((answers, of_language),) = read_metrics(tmp_path / "run")[1:], language
+    want = torch.tensor([[a.right + 0.1 * a.format for a in group] for group in answers]) + 0.5 * of_language
+    want[0, 0] = want[0, 1:].mean()
+    torch.testing.assert_close(learned[0], want)
+    assert row["train/language_consistency"] == pytest.approx(7.5 / 16)
+    assert row["train/reward"] == pytest.approx(want.mean().item())
+    r1_zero.main(replace(config, out=tmp_path / "without"))
+    assert len(language) == 1 and "train/language_consistency" not in read_metrics(tmp_path / "without")[1]
+
+
+def test_a_language_without_a_known_script_is_refused_before_anything_is_written(toy_base, tmp_path, monkeypatch):
+    problems = lambda *args, real=countdown.problems, **more: [replace(p, language="xx") for p in real(*args, **more)]
+    monkeypatch.setattr(countdown, "problems", problems)
+    with pytest.raises(ValueError, match="language 'xx': no script is known for it; allowed: "):
+        r1_zero.main(config_of("moe", toy_base, tmp_path / "run", language_weight=0.1))
+    assert not (tmp_path / "run").exists()
 
 
 # ---- runs --------------------------------------------------------------------------------------
@@ -591,7 +637,8 @@ def test_a_resumed_run_knows_the_best_so_far(toy_base, tmp_path, monkeypatch):
 def test_a_checkpoint_is_the_best_if_it_beats_the_base(toy_base, tmp_path, monkeypatch, name, scores, best):
     script, left = importlib.import_module(f"experiments.{name}"), iter(scores)
     fields = {field: getattr(RL, field) for field in ("prompts", "num_generations", "max_completion_length")}
-    more = {"overlong_buffer": 4} if name.endswith("dapo") else {"value_warmup": 0} if name == "ppo" else {}
+    more = {"variants.dapo": {"overlong_buffer": 4}, "ppo": {"value_warmup": 0}, "variants.hybrid": {"alpha": 1.0}}
+    more = more.get(name, {})
     config = script.Config(checkpoint=toy_base() / "checkpoint", out=tmp_path, steps=2, eval_every=1, **fields, **more)
     monkeypatch.setattr(script, "evaluate", lambda *_: {"eval/pass@1": next(left)})
     for function in ("preflight", "learn", "show", "on_policy_check"):  # only the bookkeeping is tested

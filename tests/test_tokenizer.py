@@ -610,6 +610,18 @@ def test_usual_text_has_the_usual_tokens():
     assert tokenizer.id("zebra") in tokenizer.encode(f"zebra{EOS}", special=False)
 
 
+def test_of_what_the_assistant_is_to_say_only_special_tokens_are_quoted():
+    backend = base_bpe()
+    backend.add_special_tokens([EOS, PAD, *TAGS, "<|im_end|>"])
+    backend.add_tokens(["<tool_call>", "zebra"])
+    tokenizer = Tokenizer(backend)
+    text = f"<think>a</think><tool_call>zebra{EOS}<|im_end|>"
+    tokens = tokenizer.encode(tokenizer.quote(text, assistant=True))
+    marks = [tokenizer.id(token) for token in ("<think>", "</think>", "<tool_call>", "zebra")]
+    assert [t for t in tokens if t >= tokenizer.id(EOS)] == marks and tokenizer.decode(tokens) == text
+    assert tokenizer.quote("no <marks>", assistant=True) == "no <marks>"
+
+
 def test_what_the_assistant_said_and_the_template_writes_are_tokens():
     tokenizer = with_marks()
     said = [{"role": "assistant", "content": "<think>\nhm</think>yes"}]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from minir1.model import block as blocks
 from minir1.model.config import ModelConfig, dense
+from minir1.model.heads import ValueHead
 from minir1.model.lora import add_adapters
 from minir1.model.moe import MoE, balance_step, expert_load, rerouted, routes_of, sequence_balance_loss
 from minir1.model.transformer import Transformer, on_meta
@@ -323,6 +324,22 @@ def test_packed_equals_padded(model):
 
 
 @torch.no_grad()
+def test_packed_log_probs_are_those_of_padded_rows(model):
+    lengths = torch.tensor([5, 1, 9])
+    x, inside = tokens(3, 9), real(lengths, 9)
+    cu = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
+    mask = torch.rand(3, 9) < 0.5
+    value = ValueHead(model.config.dim).to(model.embedding.weight.dtype)
+    more = {"temperature": 0.7, "entropy": True, "value": value}
+    want = model.logprob(x, lengths=lengths, mask=mask, **more)
+    have = model.logprob(x[inside], cu_seqlens=cu, mask=mask[inside], **more)
+    for a, b in zip(have, want, strict=True):
+        torch.testing.assert_close(a, b[inside])
+    logp = model.logprob(x[inside], cu_seqlens=cu)
+    torch.testing.assert_close(logp, model.logprob(x, lengths=lengths)[inside])
+    assert logp[0] == logp[5] == logp[6] == 0
+
+
 def test_full_lengths_are_no_lengths(model):
     x = tokens(2, 6)
     torch.testing.assert_close(model.hidden(x, lengths=torch.tensor([6, 6])), model.hidden(x), **CLOSE)
@@ -571,6 +588,8 @@ BAD = {
     "lengths has shape (3,), expected (2,)": lambda m: m.hidden(tokens(2, 4), lengths=torch.ones(3)),
     "lengths must lie in 0 to 4, got [1, 5]": lambda m: m.hidden(tokens(2, 4), lengths=torch.tensor([1, 5])),
     "cu_seqlens must rise from 0 to 4, got [0, 5]": lambda m: m.hidden(tokens(4), cu_seqlens=CU),
+    "tokens (1, 5), mask None: expected [N] both with cu_seqlens": lambda m: m.logprob(tokens(1, 5), cu_seqlens=CU),
+    "without lengths or routes": lambda m: m.logprob(tokens(5), cu_seqlens=CU, lengths=torch.tensor([5])),
     "cu_seqlens goes with packed": lambda m: m.hidden(tokens(1, 5), cu_seqlens=CU),
     "without lengths or cache": lambda m: m.hidden(tokens(5), cu_seqlens=CU, cache=m.cache(1, 9)),
     "5 tokens do not fit into a cache of 4 slots": lambda m: m.hidden(tokens(1, 5), cache=m.cache(1, 4)),

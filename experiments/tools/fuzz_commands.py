@@ -56,6 +56,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "demo": "--base-from {run} --problems 2 --num-generations 2 " + ROLLOUT.format("rl."),
     "dpo": PAIRS + " " + EVALUATED.format(""),
     "reward_model": PAIRS,
+    "sft": "--checkpoint {base} --data {dialogues} --held-out 0 --steps 1 --batch 2",
     "preference_pairs": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "evaluate": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "reject_sample": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
@@ -172,12 +173,15 @@ def material(folder: Path, base: Path, rng: random.Random) -> dict[str, Path]:
     """What the words in braces stand for, below `folder`, where the line may overwrite it."""
     pairs = [{"prompt": "make 24 from 11,3,3", "chosen": f"11+3={n}", "rejected": "11-3=8"} for n in (14, 15)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    dialogues = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
+    (folder / "dialogues.jsonl").write_text("".join(json.dumps(dialogue) + "\n" for dialogue in dialogues))
     (folder / "file").write_text("text\n")
     (folder / "empty").mkdir()
     shutil.copytree(checkpoint.resolve(base), folder / "damaged")
     damage(folder / "damaged", rng)
     return {"run": base, "base": checkpoint.resolve(base), "pairs": folder / "pairs.jsonl", "file": folder / "file",
-            "folder": folder / "empty", "damaged": folder / "damaged", "out": folder / "run"}  # fmt: skip
+            "dialogues": folder / "dialogues.jsonl", "folder": folder / "empty", "damaged": folder / "damaged",
+            "out": folder / "run"}  # fmt: skip
 
 
 # ---- their outcomes ----------------------------------------------------------------------------

@@ -32,7 +32,7 @@ import rich
 import torch
 import torch._dynamo  # noqa: F401 - else every fork imports it for its optimizers, in seconds
 
-from experiments import dpo, ppo, pretrain, r1_zero, reinforce, reward_model
+from experiments import dpo, ppo, pretrain, r1_zero, reinforce, reward_model, sft
 from minir1 import checkpoint, cli
 from minir1.log import open_run, progress, read_metrics, table
 from minir1.model import hf, lora
@@ -89,7 +89,7 @@ def bare(config: Bare) -> None:
 class Config:
     """Which training is killed, and how often."""
 
-    script: Literal["bare", "pretrain", "r1_zero", "lora", "reinforce", "ppo", "dpo", "reward_model"] = "r1_zero"
+    script: Literal["bare", "pretrain", "r1_zero", "lora", "reinforce", "ppo", "dpo", "reward_model", "sft"] = "r1_zero"
     every: int = 1  # kill at each n-th event
     double: int = 0  # also this many runs that are killed at random, and again when they are resumed
     seed: int = 0  # of these
@@ -124,6 +124,11 @@ def training(script: str, folder: Path) -> tuple[Callable, object]:
     if script in ("reinforce", "ppo"):
         module = {"reinforce": reinforce, "ppo": ppo}[script]
         return module.main, module.Config(**start, **RL)
+    if script == "sft":
+        lines = [json.dumps({"prompt": f"make {n} from 3,4,{n}", "completion": "<answer>3+4</answer>"}) for n in "1234"]
+        (folder / "dialogues.jsonl").write_text("\n".join(lines))
+        short = {"steps": 7, "batch": 4, "warmup": 2, "eval_every": 2, "held_out": 0.2, "device": "cpu"}
+        return sft.main, sft.Config(**start, data=(folder / "dialogues.jsonl",), **short)
     answers = {"chosen": "<think> 3+4=7 </think> <answer>3+4</answer>", "rejected": "<answer>3</answer>"}
     for name in ("train", "held_out"):
         lines = [json.dumps({"prompt": f"make {n} from 3,4,{n}", **answers}) + "\n" for n in range(2, 8)]

@@ -237,6 +237,7 @@ class Transformer(nn.Module):
         tokens: Tensor,
         *,
         lengths: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         mask: Tensor | None = None,
         temperature: float = 1.0,
         entropy: bool = False,
@@ -251,17 +252,23 @@ class Transformer(nn.Module):
         padding; with entropy=True also the entropy in nats of the distribution of x_t, [B, T]; with value, a
         `heads.ValueHead`, last of all V of the state before x_t, [B, T], from the same pass.
 
+        cu_seqlens: int32 [B+1], for packed rows: tokens, mask and all results are then [N], without lengths and routes.
+
         routes: int [B, T, L_moe, K_r], the experts that each MoE layer must use for each token, -1 where it chooses:
         the replay of `Rollout.routes` (R3, arXiv:2510.11370). Gates come from the current router. ValueError for a
         model without MoE layers, another shape, or an expert that does not exist.
         """
-        layout, flat, wanted = _wanted(tokens, lengths, mask)
+        if cu_seqlens is not None and (lengths is not None or routes is not None):
+            raise ValueError("cu_seqlens goes with packed tokens [N], without lengths or routes")
+        layout, flat, wanted = _wanted(tokens, lengths, mask, cu_seqlens)
         experts = None if routes is None else self._each_layer(routes, layout)
         hidden = self._prefill(flat, layout.positions(), layout, None, record, experts)
         states = hidden.index_select(0, wanted - 1)
         scores = self._score(states, flat, wanted, layout, temperature, entropy)
         if value is not None:
             scores.append(_grid(value(states), wanted, layout))
+        if cu_seqlens is not None:
+            scores = [layout.pack(x) for x in scores]
         return tuple(scores) if len(scores) > 1 else scores[0]
 
     def _each_layer(self, routes: Tensor, layout: Packing) -> list[Tensor | None]:
@@ -312,16 +319,21 @@ class Transformer(nn.Module):
         return look_ahead(self.mtp, self.embed(flat), hidden, self.freqs_cis(layout.positions()), layout, cache, record)
 
 
-def _wanted(tokens: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Packing, Tensor, Tensor]:
+def _wanted(
+    tokens: Tensor, lengths: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None = None
+) -> tuple[Packing, Tensor, Tensor]:
     """The packing, the packed tokens [N], and the indices of those whose log-prob is wanted, int64 [M]."""
-    if tokens.ndim != 2 or (mask is not None and mask.shape != tokens.shape):
+    packed = cu_seqlens is not None
+    if tokens.ndim != 2 - packed or (mask is not None and mask.shape != tokens.shape):
         shape = None if mask is None else tuple(mask.shape)
-        raise ValueError(f"tokens {tuple(tokens.shape)}, mask {shape}: expected [B, T] both")
-    layout = packing(*tokens.shape, lengths, tokens.device)
+        expected = "[N] both with cu_seqlens" if packed else "[B, T] both"
+        raise ValueError(f"tokens {tuple(tokens.shape)}, mask {shape}: expected {expected}")
+    layout = from_cu_seqlens(cu_seqlens, len(tokens)) if packed else packing(*tokens.shape, lengths, tokens.device)
+    flat, inside = (tokens, mask) if packed else (layout.pack(tokens), None if mask is None else layout.pack(mask))
     wanted = layout.positions() > 0
     if mask is not None:
-        wanted = wanted & layout.pack(mask).bool()
-    return layout, layout.pack(tokens), wanted.nonzero().squeeze(1)
+        wanted = wanted & inside.bool()
+    return layout, flat, wanted.nonzero().squeeze(1)
 
 
 def _grid(x: Tensor, wanted: Tensor, layout: Packing) -> Tensor:
