@@ -188,7 +188,10 @@ def figures(
 ) -> dict[str, float]:
     """The measured values, flat (`summary` and `readability` of minir1.judge)."""
     grid, ks = grids["sampled"], config.k
-    values, readable = summary(task, problems, grid, config.seed, ks), readability(problems, grid)
+    values = summary(task, problems, grid, config.seed, ks)
+    grouped = by_group(task, problems, grid, config.seed, ks)
+    groups = {name: ps for name, ps in groups_of(task, problems).items() if f"pass@1_{name}" in grouped}
+    readable = readability(problems, grid, groups)
     if taken := sorted(values.keys() & readable.keys()):
         raise ValueError(f"task {task.name}: its behaviour reports {', '.join(taken)}, which names another figure here")
     values |= readable
@@ -198,7 +201,7 @@ def figures(
         if not np.isnan(share).all():
             interval = share_interval(share[~np.isnan(share)], seed=config.seed)
             values |= dict(zip((name, f"{name}_low", f"{name}_high"), interval))
-    return values | baselines(task, problems, grid) | by_group(task, problems, grid, config.seed, ks)
+    return values | baselines(task, problems, grid) | grouped
 
 
 def measure(

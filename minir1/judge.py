@@ -257,19 +257,34 @@ def behaviour(task: Task, problems: Sequence[Problem], grid: list[list[Answer]])
             for name in names}
 
 
-def readability(problems: Sequence[Problem], grid: list[list[Answer]]) -> dict[str, float]:
+def readability(
+    problems: Sequence[Problem], grid: list[list[Answer]], groups: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, float]:
     """How readable the thinking is, by the functions of `minir1.rewards`, as means over the answers.
 
-    language_consistency (with the language of the problem; left out where no script is known for any), repetition,
-    tidiness, reflections, and words, the length in words, numbers and signs.
+    language_consistency (with the language of the problem; over the problems for whose language a script is known, left
+    out if there are none), repetition, tidiness, reflections, and words, the length in words, numbers and signs. For
+    each of the groups, name -> indices of problems, also KEY_GROUP.
     """
-    texts = [a.text for row in grid for a in row]
-    asked = [(problem.language, a.text) for problem, row in zip(problems, grid) for a in row]
-    consistent = [rewards.language_consistency(text, code) for code, text in asked if code in rewards.LANGUAGES]
-    counts = {name: getattr(rewards, name) for name in ("repetition", "tidiness", "reflections")}
-    counts["words"] = rewards.length
-    values = {"language_consistency": float(np.mean(consistent))} if consistent else {}
-    return values | {name: float(np.mean([count(text) for text in texts])) for name, count in counts.items() if texts}
+    each = [[_readable(problem.language, a.text) for a in row] for problem, row in zip(problems, grid)]
+    values = _means(each)
+    for name, indices in (groups or {}).items():
+        values |= {f"{key}_{name}": value for key, value in _means([each[p] for p in indices]).items()}
+    return values
+
+
+def _readable(language: str, text: str) -> dict[str, float]:
+    known = language in rewards.LANGUAGES
+    values = {"language_consistency": rewards.language_consistency(text, language)} if known else {}
+    values |= {name: getattr(rewards, name)(text) for name in ("repetition", "tidiness", "reflections")}
+    return values | {"words": rewards.length(text)}
+
+
+def _means(each: list[list[dict[str, float]]]) -> dict[str, float]:
+    """The mean of each key over the answers that have it."""
+    flat = [one for row in each for one in row]
+    names = dict.fromkeys(name for one in flat for name in one)
+    return {name: float(np.mean([one[name] for one in flat if name in one])) for name in names}
 
 
 def baselines(task: Task, problems: Sequence[Problem], grid: list[list[Answer]]) -> dict[str, float]:
@@ -310,12 +325,11 @@ def groups_of(task: Task, problems: Sequence[Problem]) -> dict[str, list[int]]:
 def by_group(
     task: Task, problems: Sequence[Problem], grid: list[list[Answer]], seed: int = 0, ks: Sequence[int] | None = None
 ) -> dict[str, float]:
-    """`summary` and `readability` of each group of problems (`groups_of`) that has a judged answer: KEY_GROUP."""
+    """`summary` of each group of problems (`groups_of`) that has a judged answer: KEY_GROUP."""
     values = {}
     for name, indices in groups_of(task, problems).items():
         part = [grid[p] for p in indices]
         if any(not a.unjudged for row in part for a in row):
-            asked = [problems[p] for p in indices]
-            figures = summary(task, asked, part, seed, ks) | readability(asked, part)
+            figures = summary(task, [problems[p] for p in indices], part, seed, ks)
             values |= {f"{key}_{name}": value for key, value in figures.items()}
     return values

@@ -2,7 +2,8 @@
 
 The text includes its tags (DeepSeek-R1, arXiv:2501.12948, section 2.2: accuracy and format rewards, by rule). Tags are
 matched exactly: other cases, inner blanks and lookalikes are plain text. A chat template may already have written the
-leading `<think>`, so it may be absent; `</think>` may not.
+leading `<think>`, so it may be absent; `</think>` may not. How readable the thinking is (language consistency,
+repetition, tidiness, length, reflective words) is measured in what stands before `</think>`.
 """
 
 import re
@@ -78,7 +79,7 @@ def overlong(length: int, budget: int, buffer: int) -> float:
 
 HAN = "\u2e80-\u2fdf\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 KANA = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\U0001aff0-\U0001b16f"
-LATIN = "a-z\xaa-\u02ff\u1d00-\u1dbf\u1e00-\u1eff\u2c60-\u2c7f\ua722-\ua7ff\uab30-\uab68\U0001f150-\U0001f189"
+LATIN = "a-z\xaa-\u02ff\u1d00-\u1dbf\u1e00-\u1eff\u2c60-\u2c7f\ua722-\ua7ff\uab30-\uab68"
 GREEK = "\u0370-\u03ff\u1f00-\u1fff"
 SCRIPTS = {  # script -> a word of it, folded; a Greek letter beside Latin ones is a symbol, as in Δx and sinθ
     "Latin": re.compile(f"[{GREEK}]?[{LATIN}]+[{GREEK}]?"),
