@@ -8,7 +8,8 @@
 Only what the assistant says is trained, in every turn, and the token that ends the turn. --data takes files of any
 layout that minir1/chat_data.py reads; the checkpoint's own chat template turns them into tokens. Dialogues are packed:
 several in one forward pass, without padding, and none attends to another. The learning rate falls along a cosine to a
-tenth. With experts, the selection bias moves once a step against the load of the batch, as in pre-training.
+tenth. With experts, the selection bias moves once a step against the load of the batch, as in pre-training. Modules for
+multi-token prediction stay as they are.
 
 R1's cold start: 2 to 3 epochs, learning rate 5e-5 to 5e-6, batches of 128 (here --epochs 3 --learning-rate 5e-5 --batch
 128). The default learning rate is twenty times as large: the model of the demonstration has two million parameters.

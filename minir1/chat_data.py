@@ -1,11 +1,11 @@
-"""Dialogues to learn from: read from JSON lines in the published layouts, and turned into tokens of which some train.
+"""Dialogues to learn from: read from JSON lines in the published layouts, and tokenised, with a mask of the answers.
 
     messages     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}
     ShareGPT     {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}, …]}
     pairs        {"prompt": "…", "completion": "…"} or {"prompt": "…", "response": "…"}
 
-The first layout of which a line has the keys is read; other keys are ignored, also those of a message. Only what the
-assistant says is trained: its turns from the first token after the prompt to the token that ends the turn.
+A line is read by the first of these layouts whose keys it has. Other keys are ignored, also those of a message. Only
+what the assistant says is trained: each of its turns, from the first token after the prompt to the end token.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Document(NamedTuple):
 
 
 def load(paths: Sequence[Path], tokenizer: Tokenizer, most: int, template: str = "chat") -> list[Document]:
-    """The documents of some files, without those that train nothing or have over `most` tokens; prints how many.
+    """The documents of all files. Prints how many there are, and how many were left out and why.
 
-    Left out, and counted, are dialogues without an answer or with an empty one, documents that are too long (none is
-    truncated), and answers with text that the tokenizer has no token for. ValueError, naming file and line, as `read`
-    and `tokenise`; also where no document is left.
+    Left out are dialogues without an answer or with an empty one, documents of over `most` tokens (none is truncated),
+    and those with an answer that the tokenizer has no tokens for. ValueError as `read` and `tokenise`, naming file and
+    line; also if no document remains.
     """
     unknown = getattr(tokenizer.backend.model, "unk_token", None)
     unknown = tokenizer.backend.token_to_id(unknown) if unknown else None
@@ -108,9 +108,9 @@ def _messages(key: str, record: dict) -> list:
 def tokenise(messages: Sequence[tuple[str, str]], tokenizer: Tokenizer, template: str = "chat") -> list[Document]:
     """The documents of a dialogue: one, if the prompt of each answer begins with the prompts and answers before it.
 
-    Some templates write an earlier turn otherwise than the model wrote it: DeepSeek-R1's drops the thinking. An answer
-    whose prompt was changed so begins a document of its own, with the prompt that the model will see. So nothing is
-    trained in a context that does not occur, and no answer is left out.
+    Some templates change earlier turns: DeepSeek-R1's drops their thinking. An answer after such a prompt starts a
+    document of its own, with the prompt that the model will see when it answers. So every answer is trained, and only
+    in a context that occurs.
 
     Control tokens in what others say are quoted; in answers only the special ones are, and not the tags
     (`Tokenizer.quote`). What follows the last answer is not read. ValueError for a template that does not write the

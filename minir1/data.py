@@ -41,14 +41,14 @@ def end_to_end(rows: Sequence[Sequence[int]], device=None) -> tuple[Tensor, Tens
 def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Split rows, sorted by length, into batches of at most `budget` tokens for `end_to_end`: lists of row indices.
 
-    Attention without a kernel pads rows, so with padding a batch has at most twice the budget. A row longer than the
-    budget is a batch of its own.
+    Attention without a kernel pads the rows of a batch to one length; this at most doubles a batch. A row longer than
+    the budget is a batch of its own.
     """
     batches: list[list[int]] = []
     tokens = 0
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
         tokens += lengths[row]
-        if not batches or tokens > budget or (len(batches[-1]) + 1) * lengths[row] > 2 * budget:
+        if not batches or tokens > budget or (len(batches[-1]) + 1) * lengths[row] > 2 * tokens:
             batches.append([])
             tokens = lengths[row]
         batches[-1].append(row)

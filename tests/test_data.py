@@ -48,7 +48,7 @@ def test_rows_end_to_end():
 
 def test_packed_by_hand():
     assert packed([5, 1, 3, 2, 9], 6) == [[1, 3, 2], [0], [4]]  # 1 + 2 + 3 fit, 5 more do not; 9 stands alone
-    assert packed([1, 1, 1, 1, 5], 9) == [[0, 1, 2, 3], [4]]  # together they fit, but padded they are 25
+    assert packed([1, 1, 1, 1, 5], 9) == [[0, 1, 2, 3], [4]]  # together they are 9, but padded 25
     assert packed([], 4) == []
 
 
@@ -59,10 +59,10 @@ def test_packed_keeps_both_budgets_and_every_row(lengths, budget):
     assert sorted(itertools.chain(*groups)) == list(range(len(lengths)))
     for group in groups:
         assert len(group) == 1 or sum(lengths[row] for row in group) <= budget
-        assert len(group) == 1 or len(group) * max(lengths[row] for row in group) <= 2 * budget
+        assert len(group) * max(lengths[row] for row in group) <= 2 * sum(lengths[row] for row in group)
     for a, b in zip(groups, groups[1:]):  # greedy: the next row would not have fitted
-        more = lengths[b[0]]
-        assert sum(lengths[row] for row in a) + more > budget or (len(a) + 1) * more > 2 * budget
+        more, tokens = lengths[b[0]], sum(lengths[row] for row in a) + lengths[b[0]]
+        assert tokens > budget or (len(a) + 1) * more > 2 * tokens
 
 
 def documents(count, seed=0):
