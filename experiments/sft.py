@@ -49,7 +49,7 @@ class Config:
     """Supervised fine-tuning. The defaults suit the model of the ten-minute demonstration."""
 
     checkpoint: Path = Path("runs/base/checkpoint")  # where to start: a Hugging Face folder, or a folder of checkpoints
-    data: tuple[Path, ...] = (Path("runs/cold-start/train.jsonl"),)  # files of dialogues
+    data: tuple[Path, ...] = (Path("runs/cold-start/kept.jsonl"),)  # files of dialogues
     max_length: int = 1024  # tokens; longer documents are left out
     template: Literal[TEMPLATES] = "chat"  # of the dialogues
     epochs: int = 2  # passes over the documents
