@@ -16,11 +16,13 @@ import torch
 import tyro
 
 from experiments import pretrain
-from experiments.studies import algorithms, comparison, group_size, kl, overoptimization, processes, reduction
+from experiments.studies import algorithms, comparison, group_size, hybrid, kl, overoptimization, processes, reduction
 from experiments.studies import comparison_figures as figures
 from experiments.studies import comparison_tables as tables
 from experiments.studies.comparison import START, Config, Measure, Method, cells_of, command, complete, end, load
+from experiments.variants import hybrid as variants_hybrid
 from minir1 import tasks
+from minir1.log import read_metrics
 from minir1.model import hf
 from minir1.model.config import ModelConfig
 from minir1.tokenizer import word_level
@@ -234,6 +236,32 @@ def test_the_scripts_understand_their_commands(name):
         assert read.steps == config.steps and read.seed == cell.seed and read.prompts * read.num_generations == 128
         for key, value in cell.options.items():
             assert getattr(read, key.replace("-", "_")) == value
+
+
+def test_the_weight_of_rl_is_varied_alone():
+    cells = cells_of(hybrid.methods(hybrid.DEFAULT), replace(hybrid.DEFAULT, seeds=(3,)))[1:]
+    data = Path("runs/hybrid-study/sft.jsonl")
+    assert [cell.options for cell in cells] == [{"alpha": a, "sft-data": data} for a in (0, 0.25, 0.5, 0.75, 1)]
+    read = [tyro.cli(variants_hybrid.Config, args=command(cell, hybrid.DEFAULT)[1:]) for cell in cells]
+    assert len({replace(config, alpha=1.0) for config in read}) == 1
+    assert [config.alpha for config in read] == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_a_hybrid_study_at_toy_size(toy_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(hybrid, "ALPHAS", (0.0, 1.0))
+    size = {"steps": 2, "prompts": 2, "num_generations": 2, "max_completion_length": 12, "eval_every": 2, "problems": 4}
+    paths = {"out": tmp_path / "runs", "results": tmp_path / "hybrid.json", "figure": tmp_path / "hybrid.png"}
+    config = Config(toy_base("dense") / "checkpoint", **size, **paths, test_answers=2, seeds=(0,))
+    with pytest.raises(ValueError, match=r"sft.jsonl is no file: put the dialogues to imitate there"):
+        hybrid.main(config)
+    config.out.mkdir()
+    line = json.dumps({"prompt": "make 7 from 3,4", "completion": "<think>3+4=7</think><answer>3+4</answer>"})
+    (config.out / "sft.jsonl").write_text(line + "\n")
+    monkeypatch.setattr(comparison, "command", lambda *args: [*command(*args), "--min-mixed", "0"])
+    hybrid.main(config)
+    assert load(config.results).keys() == {START, "0/0", "1/0"} and config.figure.stat().st_size > 0
+    rows = [read_metrics(config.out / name / "0") for name in ("0", "1")]
+    assert ["train/sft_loss" in run[1] for run in rows] == [True, False]
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -449,7 +449,7 @@ def test_a_refused_start_leaves_nothing_behind(base, tmp_path, name):
         refused += [({"eval_split": "dev"}, "no split 'dev'"), ({"template": "r1_zero"}, "has no tokens for its words")]
         refused += [({"prompts": 10**6}, "prompts = 1000000"), ({"min_mixed": 1.0}, "so there is no signal")]
     small = {"checkpoint": base / "checkpoint", "prompts": 2, "num_generations": 2, "max_completion_length": 4}
-    small |= {"overlong_buffer": 2}
+    small |= {"overlong_buffer": 2, "alpha": 1.0}
     small = {key: value for key, value in small.items() if key in script.Config.__dataclass_fields__}
     for changes, message in refused:
         with pytest.raises(ValueError, match=message):

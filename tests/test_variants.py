@@ -10,15 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import standin
 import torch
 import tyro
-from runs import assert_same_run, stop
+from runs import assert_equal_bits, assert_same_run, plain_metrics, stop
 from toys import MOE
 
-from experiments import reinforce
+from experiments import r1_zero, reinforce
 from experiments.tools import variants
-from experiments.variants import dapo, ema_reference, replayed_routes, tis
-from minir1 import checkpoint, tasks
+from experiments.variants import dapo, ema_reference, hybrid, replayed_routes, tis
+from minir1 import chat_data, checkpoint, tasks
 from minir1.advantages import group_advantages
 from minir1.device import pick
 from minir1.judge import Answer
@@ -29,10 +30,11 @@ from minir1.monitor import Clock
 from minir1.policy import on_policy_check
 from minir1.rollout import BUDGET, Rollout
 
+standin.register()  # before the first backward pass of the process
 SCRIPTS = Path(__file__).parent.parent / "experiments"
 TOY = {"prompts": 4, "num_generations": 4, "max_completion_length": 32, "min_mixed": 0.0, "warmup": 0}
 TOY |= {"eval_every": 2, "eval_answers": 1, "eval_problems": 6}
-OWN = {"dapo": {"overlong_buffer": 8, "rounds": 2}}  # settings that the toy size needs
+OWN = {"dapo": {"overlong_buffer": 8, "rounds": 2}, "hybrid": {"alpha": 1.0}}  # settings that the toy size needs
 ALL = ["reinforce", *variants.COPIES]
 NAMES = {"reinforce": "experiments.reinforce"} | {name: f"experiments.variants.{name}" for name in variants.COPIES}
 
@@ -107,9 +109,9 @@ def learned(name: str, model, rollout, advantage, old=None, **changes):
     """`learn` with plain gradient descent, less the norm clip: (its metrics, how the weights moved)."""
     policy, script = copy.deepcopy(model), importlib.import_module(NAMES[name])
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
-    config = config_of(name, num_minibatches=1, grad_clip=1e9, beta=0.0, **changes)
     reference = () if variants.COPIES.get(name, "reinforce") == "reinforce" else (None,)
-    more = (rollout.logp if old is None else old,) if name == "tis" else ()
+    more = {"tis": (rollout.logp if old is None else old,), "hybrid": (changes.pop("documents", []),)}.get(name, ())
+    config = config_of(name, **{"num_minibatches": 1, "grad_clip": 1e9, "beta": 0.0, **changes})
     metrics = script.learn(policy, optimizer, rollout, advantage, *reference, config, 1, *more)
     return metrics, [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
 
@@ -354,6 +356,122 @@ def test_a_dense_model_has_no_routes_to_replay(toy_base, tmp_path):
     with pytest.raises(ValueError, match="a dense model has no routes"):
         replayed_routes.main(config)
     assert not config.out.exists()
+
+
+# ---- hybrid: α·L_RL + (1-α)·L_SFT -----------------------------------------------------------------------------------
+
+DIALOGUES = [("make 7 from 3,4", "<think>3+4=7</think><answer>3+4</answer>"),
+             ("make 2 from 1,1", "<answer>1+1</answer>"),
+             ("make 9 from 5,4", "<think>5+4=9 yes</think><answer>5+4</answer>")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory):
+    """A file of dialogues."""
+    path = tmp_path_factory.mktemp("dialogues") / "sft.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in DIALOGUES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def documents(base, dialogues):
+    """The same, as tokens."""
+    return chat_data.load([dialogues], hf.load(checkpoint.latest(base))[1], 999)
+
+
+@pytest.fixture
+def off_policy(sampled):
+    """Policy, rollout and advantage of an update that clips some tokens."""
+    model, rollout, rewards = sampled
+    return model, drifted(rollout), group_advantages(rewards).flatten()
+
+
+def imitated(model, documents) -> list[torch.Tensor]:
+    """The gradient of the mean log-prob of what the assistant says and of the end of its turn, one document a row."""
+    policy, tokens = copy.deepcopy(model), 0
+    for document in documents:
+        row = torch.tensor([document.tokens])
+        logp = policy.logprob(row)
+        begin = document.trained.index(True)
+        assert all(document.trained[begin:]) and not any(document.trained[:begin])
+        logp[0, begin:].sum().backward()
+        tokens += len(document.tokens) - begin
+    return [p.grad / tokens for p in policy.parameters()]
+
+
+@pytest.mark.parametrize("microbatch", [10**6, 30])
+def test_without_rl_the_gradient_is_that_of_imitation(off_policy, documents, microbatch):
+    metrics, moves = learned("hybrid", *off_policy, alpha=0.0, documents=documents, microbatch=microbatch)
+    gradient = imitated(off_policy[0], documents)
+    assert_same(moves, gradient)
+    policy, trained = off_policy[0], sum(sum(d.trained) for d in documents)
+    with torch.no_grad():
+        nats = [-policy.logprob(torch.tensor([d.tokens]))[0, d.trained.index(True) :].sum() for d in documents]
+    assert metrics["train/sft_loss"] == pytest.approx((sum(nats) / trained).item(), rel=1e-5)
+    opposite = moved("hybrid", off_policy[0], off_policy[1], -off_policy[2], alpha=0.0, documents=documents,
+                     microbatch=microbatch)  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(moves, opposite))
+
+
+def test_the_gradient_of_the_hybrid_is_linear_in_alpha(off_policy, documents):
+    ends = [moved("hybrid", *off_policy, alpha=alpha, documents=documents) for alpha in (0.0, 1.0)]
+    assert_same(ends[1], moved("replayed_routes", *off_policy))  # r1_zero's, by a copy that was tested above
+    assert max((a - b).abs().max() for a, b in zip(*ends)) > 0.01
+    for alpha in (0.25, 0.7):
+        between = [(1 - alpha) * sft + alpha * rl for sft, rl in zip(*ends)]
+        assert_same(moved("hybrid", *off_policy, alpha=alpha, documents=documents), between)
+
+
+def test_every_optimizer_step_draws_its_own_documents(off_policy, documents, monkeypatch):
+    drawn, real = [], hybrid.imitate
+    monkeypatch.setattr(hybrid, "imitate", lambda model, d, config: drawn.append(d) or real(model, d, config))
+    changes = {"alpha": 0.5, "documents": documents, "num_minibatches": 4, "epochs": 3}
+    learned("hybrid", *off_policy, sft_batch=1, **changes)
+    learned("hybrid", *off_policy, sft_batch=1, **changes)
+    assert len(drawn) == 24 and drawn[:12] == drawn[12:]  # functions of seed, step and epoch
+    assert {d.prompt for (d,) in drawn} == {d.prompt for d in documents}
+    del drawn[:]
+    learned("hybrid", *off_policy, sft_batch=99, **changes)  # at most all
+    assert all(sorted(d.prompt for d in batch) == sorted(d.prompt for d in documents) for batch in drawn)
+
+
+def test_with_rl_alone_the_run_is_that_of_r1_zero_to_the_bit(base, tmp_path):
+    common = {**TOY, "checkpoint": base, "steps": 3, "beta": 0.01, "learning_rate": 1e-2, "epochs": 2}
+    r1_zero.main(r1_zero.Config(**common, out=tmp_path / "r1_zero"))
+    hybrid.main(hybrid.Config(**common, out=tmp_path / "hybrid", alpha=1.0, sft_data=Path("none")))
+    rows = plain_metrics(tmp_path / "r1_zero")
+    assert plain_metrics(tmp_path / "hybrid") == rows and any(row["train/grad_norm"] > 0 for row in rows[1:])
+    assert "train/sft_loss" not in rows[1]
+    paths = [checkpoint.latest(tmp_path / name / "checkpoint") for name in ("r1_zero", "hybrid")]
+    assert (paths[0] / "model.safetensors").read_bytes() == (paths[1] / "model.safetensors").read_bytes()
+    states = [checkpoint.load_state(path) for path in paths]
+    states[0].pop("curriculum")
+    assert_equal_bits(*states)
+
+
+def test_a_killed_hybrid_resumes_to_the_same_bits(base, dialogues, tmp_path, monkeypatch):
+    config = config_of("hybrid", checkpoint=base, steps=4, alpha=0.5, sft_data=dialogues, sft_batch=2)
+    hybrid.main(replace(config, out=tmp_path / "whole"))
+    stop(monkeypatch, "variants.hybrid", replace(config, out=tmp_path / "run"), NAMES["hybrid"], "learn", 4)
+    hybrid.main(replace(config, out=tmp_path / "run", resume=True))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert all(row["train/sft_loss"] > 0 for row in read_metrics(tmp_path / "run")[1:])
+
+
+def test_a_hybrid_on_another_device_is_that_of_the_cpu(base, dialogues, tmp_path):
+    for device in ("cpu", "standin"):
+        more = {"alpha": 0.5, "sft_data": dialogues, "device": device, "out": tmp_path / device}
+        hybrid.main(config_of("hybrid", checkpoint=base, steps=2, **more))
+    assert_same_run(tmp_path / "cpu", tmp_path / "standin")
+
+
+def test_a_hybrid_needs_its_share_and_its_dialogues(base, tmp_path):
+    for alpha in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=f"alpha = {alpha}: 0 to 1"):
+            config_of("hybrid", alpha=alpha)
+    with pytest.raises(ValueError, match="none.jsonl"):
+        hybrid.main(config_of("hybrid", checkpoint=base, alpha=0.5, sft_data=Path("none.jsonl"), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 # ---- what only one of them has ------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from unittest.mock import patch
 from experiments import pretrain
 from minir1 import checkpoint, cli
 from minir1.log import Run, table
+from minir1.model import heads, hf
 from minir1.model.config import ModelConfig
 from minir1.settings import at_least
 
@@ -64,12 +65,14 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     **dict.fromkeys(("r1_zero", "ppo", "reinforce"), RL),
     **{f"variants.{path.stem}": RL for path in sorted((ROOT / "experiments/variants").glob("[a-z]*.py"))},
     "variants.dapo": RL + " --overlong-buffer 4",
+    "variants.hybrid": RL + " --sft-data {dialogues}",
+    "all_scenarios": RL + " --preference-steps 1 --general-prompts 1 --general-task countdown --reward-model {scalar}",
     "studies.balance": "--seeds 0 --steps 1 --batch 256 --eval-batches 1 " + SHAPE.format("model."),
     "studies.long_context": "--dim 32 --steps 1 --tune-steps 1 --batch 512 --tune-batch 512 --rows 1 --cost-lengths 32",
     "studies.routes": "--checkpoint {base} --seeds 0 --prompts 2 --num-generations 2 --max-completion-length 8",
     "studies.comparison": "--policy {base} --base {base} --problems 2 --num-generations 2 --max-completion-length 8",
     **{f"studies.{name}": CELLS for name in ("algorithms", "curriculum", "group_size", "kl", "overoptimization")},
-    "studies.reduction": CELLS,
+    **dict.fromkeys(("studies.hybrid", "studies.reduction"), CELLS),
     "studies.preferences": "--checkpoint {base} --seeds 0 --pairs.problems 2 --pairs.num-generations 2 "
     "--pairs.max-completion-length 8 --out {out}",
     "studies.seeds": "--out {out}",
@@ -181,7 +184,7 @@ def material(folder: Path, base: Path, rng: random.Random) -> dict[str, Path]:
     damage(folder / "damaged", rng)
     return {"run": base, "base": checkpoint.resolve(base), "pairs": folder / "pairs.jsonl", "file": folder / "file",
             "dialogues": folder / "dialogues.jsonl", "folder": folder / "empty", "damaged": folder / "damaged",
-            "out": folder / "run"}  # fmt: skip
+            "out": folder / "run", "scalar": base / "scalar"}  # fmt: skip
 
 
 # ---- their outcomes ----------------------------------------------------------------------------
@@ -246,6 +249,8 @@ def main(config: Config) -> dict[str, Counter]:
         base = Path(scratch) / "base"
         with contextlib.redirect_stdout(io.StringIO()):
             pretrain.main(replace(pretrain.Config(), model=SMALL, steps=1, batch=256, out=base))
+        trunk, tokenizer = hf.load(checkpoint.resolve(base))
+        heads.save(heads.ScalarModel(trunk, heads.ValueHead(SMALL.dim)), tokenizer, base / "scalar")
         try:
             for number, (name, kind, words) in enumerate(cases(config)):
                 here = Path(scratch) / f"{number}"

@@ -30,8 +30,17 @@ COPIES = {  # in experiments/variants -> what it is a copy of, in experiments
     "tis": "r1_zero",
     "ema_reference": "r1_zero",
     "replayed_routes": "r1_zero",
+    "hybrid": "r1_zero",
 }
-OPTIONS = ("lora", "reference_reset", "reference.load_state_dict", "difficulty_window", "curriculum", "Curriculum")
+OPTIONS = (
+    "lora",
+    "reference_reset",
+    "reference.load_state_dict",
+    "difficulty_window",
+    "curriculum",
+    "Curriculum",
+    "language",
+)
 
 
 def code(path: Path) -> list[str]:
@@ -46,15 +55,20 @@ def code(path: Path) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
+def carried(line: str) -> bool:
+    """Whether a line of the original concerns no option that the variants lack."""
+    return not any(option in line for option in OPTIONS)
+
+
 def difference(name: str) -> list[str]:
     """Lines `-` of the original and `+` of the variant; before each change `@@` and the function that it is in."""
     original, copy = code(SCRIPTS / f"{COPIES[name]}.py"), code(SCRIPTS / "variants" / f"{name}.py")
     lines = []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, original, copy, autojunk=False).get_opcodes():
         if kind != "equal":
-            dropped = [line for line in original[a:b] if not any(option in line for option in OPTIONS)]
+            dropped = [line for line in original[a:b] if carried(line)]
             if dropped or copy[c:d]:
-                headers = [line for line in original[:b] if line.startswith(("class ", "def "))]
+                headers = [line for line in original[:b] if line.startswith(("class ", "def ")) and carried(line)]
                 lines.append("@@ " + (headers[-1].split("(")[0].rstrip(":") if headers else "imports"))
             lines += [f"-{line}" for line in dropped] + [f"+{line}" for line in copy[c:d]]
     return lines
