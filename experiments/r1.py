@@ -7,7 +7,7 @@
     cold-start    reject_sample.py   right answers of R1-Zero, rewritten in form by rules: one language, tidy
     sft-1         sft.py             the base learns from these
     rl-1          r1_zero.py         RL with accuracy, format and language consistency, clip 10
-    general       reject_sample.py   acceptable answers of the base to general prompts: V3's part in the paper
+    general-data  reject_sample.py   acceptable answers of the base to general prompts: V3's part in the paper
     rejection     reject_sample.py   answers of rl-1, kept by filters and mixed with the general ones
     sft-2         sft.py             the base learns from these
     pairs         preference_pairs.py  two answers of sft-2 to a general prompt, ranked by a rule that stands in for people
@@ -46,15 +46,15 @@ from minir1.settings import at_least
 BUDGET = 320  # tokens of an answer, in all stages and in the test
 TESTED = ("base", "r1-zero", "sft-1", "rl-1", "sft-2", "rl-2")  # stages that make a policy
 STAGE_FIELDS = (
-    *("base", "zero", "cold_start", "sft_1", "rl_1", "general", "rejection", "sft_2", "pairs", "reward_model", "rl_2"),
+    *("base", "zero", "cold_start", "sft_1", "rl_1", "general_data", "rejection", "sft_2", "pairs", "reward_model", "rl_2"),
 )
 OWN = (  # settings that `stages` makes
     *("task", "general_task", "checkpoint", "out", "seed", "resume", "device", "dtype", "wandb", "reward_model"),
     *("general",),
 )
 USUAL = {  # seconds on two cores, for the estimate of the time that is left
-    "base": 420, "r1-zero": 250, "cold-start": 30, "sft-1": 30, "rl-1": 200, "general": 20, "rejection": 60, "sft-2": 50,
-    "pairs": 20, "reward-model": 20, "rl-2": 180, "test": 25, "general-test": 5,
+    "base": 420, "r1-zero": 250, "cold-start": 30, "sft-1": 30, "rl-1": 200, "general-data": 20, "rejection": 60, "sft-2": 50,
+    "pairs": 20, "reward-model": 20, "rl-2": 180, "test": 25, "general": 5,
 }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ class Config:
     rl_1: r1_zero.Config = settings(
         r1_zero.Config, steps=30, max_completion_length=BUDGET, language_weight=0.2, epsilon_low=10.0, epsilon_high=10.0,
     )  # fmt: skip
-    general: reject_sample.Config = settings(
+    general_data: reject_sample.Config = settings(
         reject_sample.Config, num_generations=64, max_completion_length=BUDGET, min_language=0.99, max_repetition=0.1
     )
     rejection: reject_sample.Config = settings(
@@ -130,10 +130,10 @@ def stages(config: Config) -> dict[str, Stage]:
         ),
         "sft-1": Stage(sft.main, replace(config.sft_1, checkpoint=made_by("base"), data=(kept_by("cold-start"),))),
         "rl-1": Stage(r1_zero.main, replace(config.rl_1, **reasoning, checkpoint=made_by("sft-1"))),
-        "general": Stage(reject_sample.main, replace(config.general, **general, checkpoint=made_by("base"))),
+        "general-data": Stage(reject_sample.main, replace(config.general_data, **general, checkpoint=made_by("base"))),
         "rejection": Stage(
             reject_sample.main,
-            replace(config.rejection, **reasoning, checkpoint=made_by("rl-1"), general=(kept_by("general"),)),
+            replace(config.rejection, **reasoning, checkpoint=made_by("rl-1"), general=(kept_by("general-data"),)),
         ),
         "sft-2": Stage(sft.main, replace(config.sft_2, checkpoint=made_by("base"), data=(kept_by("rejection"),))),
         "pairs": Stage(preference_pairs.main, replace(config.pairs, **general, checkpoint=made_by("sft-2"))),
@@ -160,8 +160,8 @@ def stages(config: Config) -> dict[str, Stage]:
         every[f"test/{name}"] = Stage(evaluate.main, evaluate.Config(**opened, **reasoning, out=at("test") / name))
     for name in TESTED:
         opened = {"checkpoint": made_by(name), "forced": False, **test, "num_generations": 32}
-        every[f"general-test/{name}"] = Stage(
-            evaluate.main, evaluate.Config(**opened, **general, out=at("general-test") / name)
+        every[f"general/{name}"] = Stage(
+            evaluate.main, evaluate.Config(**opened, **general, out=at("general") / name)
         )
     return every
 
@@ -213,7 +213,7 @@ def main(config: Config) -> dict[str, float]:
     stored = read_json(config.out / "result.json") if (config.out / "result.json").exists() else {}
     result = {f"seconds/{name}": value for name, value in seconds.items()}
     for name in TESTED:
-        for kind, folder in (("", "test"), ("general/", "general-test")):
+        for kind, folder in (("", "test"), ("general/", "general")):
             tested = read_json(config.out / folder / name / "result.json")
             result |= {f"{name}/{kind}{key}": value for key, value in tested.items()}
     result = stored | result
@@ -221,8 +221,9 @@ def main(config: Config) -> dict[str, float]:
     result |= {"seed": config.seed, "memory/peak_gib": peak_memory_gib(pick(config.device))}
     run.result(result)
     show(result)
-    page = report.write(config.out)
-    print(f"{result['seconds/total']:.0f} s, {result['memory/peak_gib']:.1f} GiB; see {page}")
+    result |= report.write(config.out)
+    run.result(result)
+    print(f"{result['seconds/total']:.0f} s, {result['memory/peak_gib']:.1f} GiB; see {config.out / 'report.html'}")
     run.close()
     return result
 

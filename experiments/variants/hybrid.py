@@ -56,7 +56,7 @@ class Config:
     learning_rate: float = 3e-4  # AdamW
     warmup: int = 5  # steps
     alpha: float = 0.5  # α, weight of the RL loss
-    sft_data: Path = Path("runs/cold-start/train.jsonl")  # dialogues to imitate, JSON lines
+    sft_data: Path = Path("runs/cold-start/kept.jsonl")  # dialogues to imitate, JSON lines
     sft_batch: int = 32  # documents per optimizer step, at most
     sft_max_length: int = 1024  # tokens; longer documents are left out
     epsilon_low: float = 0.2  # ε
