@@ -59,6 +59,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "preference_pairs": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "evaluate": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "count": "deepseek-v3",
+    "report": "{run} --no-measure",
     **dict.fromkeys(("r1_zero", "ppo", "reinforce"), RL),
     **{f"variants.{path.stem}": RL for path in sorted((ROOT / "experiments/variants").glob("[a-z]*.py"))},
     "variants.dapo": RL + " --overlong-buffer 4",
