@@ -7,9 +7,9 @@
 
 Each problem gets several sampled answers at the given temperature, one greedy answer, and as many answers that are
 forced to begin with empty thinking: what the weights know without thinking. The table shows accuracies with 95 %
-intervals over problems, groups of problems by difficulty and subject, and, where the task has them, counts of what the
-thinking does and baselines that do as much work as each answer. Answers that were truncated or that the verifier could
-not judge are reported apart; those not judged count in no accuracy.
+intervals over problems, groups of problems by difficulty and subject, how readable the thinking is, and, where the task
+has them, counts of what the thinking does and baselines that do as much work as each answer. Answers that were
+truncated or that the verifier could not judge are reported apart; those not judged count in no accuracy.
 
 With --out, a folder gets answers.jsonl (every answer with its prompt, the settings and the digests of the weights),
 result.json and figures/levels.png; a killed evaluation continues with --resume. --rescore judges the answers of such a
@@ -32,7 +32,18 @@ from experiments.evaluate_figure import draw_groups
 from minir1 import answer_file, checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype
 from minir1.files import write_json
-from minir1.judge import NO_THINK, Answer, baselines, by_group, groups_of, judge, rights, sample_batches, summary
+from minir1.judge import (
+    NO_THINK,
+    Answer,
+    baselines,
+    by_group,
+    groups_of,
+    judge,
+    readability,
+    rights,
+    sample_batches,
+    summary,
+)
 from minir1.log import progress, table
 from minir1.metrics import share_interval, with_interval
 from minir1.model import hf
@@ -169,22 +180,28 @@ def judged_again(
 def renewed(answer: Answer, verdict: tasks.Verdict) -> Answer:
     """The answer with another verdict."""
     right, unjudged = verdict.status == "right", verdict.status == "unjudged"
-    return replace(answer, right=right, unjudged=unjudged, reason=verdict.reason)
+    return replace(answer, right=right, unjudged=unjudged, reason=verdict.reason, scores=verdict.scores)
 
 
 def figures(
     task: tasks.Task, problems: Sequence[tasks.Problem], grids: dict[str, list[list[Answer]]], config: Config
 ) -> dict[str, float]:
-    """The measured values, flat (`minir1.judge.summary`)."""
+    """The measured values, flat (`summary` and `readability` of minir1.judge)."""
     grid, ks = grids["sampled"], config.k
     values = summary(task, problems, grid, config.seed, ks)
+    grouped = by_group(task, problems, grid, config.seed, ks)
+    groups = {name: ps for name, ps in groups_of(task, problems).items() if f"pass@1_{name}" in grouped}
+    readable = readability(problems, grid, groups)
+    if taken := sorted(values.keys() & readable.keys()):
+        raise ValueError(f"task {task.name}: its behaviour reports {', '.join(taken)}, which names another figure here")
+    values |= readable
     other = {"greedy": grids["greedy"]} | ({"forced": grids.get("forced", grid)} if config.forced else {})
     for name, answers in other.items():
         share = rights(answers)
         if not np.isnan(share).all():
             interval = share_interval(share[~np.isnan(share)], seed=config.seed)
             values |= dict(zip((name, f"{name}_low", f"{name}_high"), interval))
-    return values | baselines(task, problems, grid) | by_group(task, problems, grid, config.seed, ks)
+    return values | baselines(task, problems, grid) | grouped
 
 
 def measure(
@@ -200,6 +217,13 @@ def measure(
 
 
 COMMON = ("greedy", "forced", "format", "length", "truncated", "unjudged", "entropy", "tokens_per_s")
+READABLE = {  # a key of `readability` -> its label and format in the table
+    "words": ("words, numbers and signs of the thinking", ".1f"),
+    "language_consistency": ("words of the thinking in the problem's language", ".1%"),
+    "repetition": ("8-grams of the thinking that occurred before", ".1%"),
+    "tidiness": ("thinking that closes with the answer", ".1%"),
+    "reflections": ("reflective words per answer", ".2f"),
+}
 
 
 def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
@@ -211,7 +235,7 @@ def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[st
     whole = [key for key in values if not key.endswith(("_low", "_high", *groups))]
     methods = [key for key in whole if f"over_{key}" in values]
     at_k = [key for key in whole if key.startswith(("pass@", "maj@")) and key not in ("pass@1", "pass@1_formed")]
-    others = {*COMMON, *methods, *at_k, "pass@1", "pass@1_formed"}
+    others = {*COMMON, *READABLE, *methods, *at_k, "pass@1", "pass@1_formed"}
     counts = [key for key in whole if key not in others and not key.startswith("over_")]
 
     lines = [("pass@1, sampled", "pass@1", "", ".1%"), ("  among well-formed answers", "pass@1_formed", "", ".1%")]
@@ -225,6 +249,7 @@ def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[st
     lines += [("not judged", "unjudged", "", ".1%")] if values.get("unjudged") else []
     lines += [("tokens", "length", "", ".1f")]
     lines += [(f"  {group_name(group)}", "length", group, ".1f") for group in groups]
+    lines += [(label, key, "", form) for key, (label, form) in READABLE.items() if key in values]
     for name in counts:
         rate = (f"{words(name)}, share of {words(rates[name])}", name, "", ".1%") if name in rates else None
         lines.append(rate or (f"{words(name)} per answer", name, "", ".2f"))

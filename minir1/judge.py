@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Thread
 
 import numpy as np
@@ -21,7 +21,7 @@ from minir1.tasks import Problem, Task, Verdict
 from minir1.tokenizer import Tokenizer
 
 EASE = ("easy", "middle", "medium", "hard")  # groups of these names in this order, before all others
-RESERVED = ("low", "high", "formed")  # pass@1_low is the end of an interval
+RESERVED = ("low", "high", "formed", "consistency")  # others' keys end so: pass@1_low, language_consistency
 NO_THINK = "<think></think><answer>"  # empty thinking: the model must answer at once
 
 
@@ -37,6 +37,7 @@ class Answer:
     entropy: float = 0.0  # mean over its tokens, nats
     unjudged: bool = False  # the verifier itself failed: not right, but not known to be wrong either
     reason: str = ""  # the verifier's, in words
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)  # the verifier's rewards by name
 
 
 def sample_answers(
@@ -134,7 +135,8 @@ def judge_rollout(
     for row, p, truncated, nats, text, verdict in zip(rows, groups, unfinished, entropy, texts, verdicts):
         formed = rewards.format_reward(text, allow_empty_think=bool(forced) or "</think>" in begun[p]) > 0
         right, unjudged = verdict.status == "right", verdict.status == "unjudged"
-        grid[p].append(Answer(text, len(row), truncated, right, formed, nats, unjudged, verdict.reason))
+        judged = (unjudged, verdict.reason, verdict.scores)
+        grid[p].append(Answer(text, len(row), truncated, right, formed, nats, *judged))
     return grid
 
 
@@ -253,6 +255,36 @@ def behaviour(task: Task, problems: Sequence[Problem], grid: list[list[Answer]])
     answers = {name: sum(name in count for count in counts) for name in names}
     return {name: total[name] / max(1, total[task.rates[name]] if name in task.rates else answers[name])
             for name in names}
+
+
+def readability(
+    problems: Sequence[Problem], grid: list[list[Answer]], groups: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, float]:
+    """How readable the thinking is, by the functions of `minir1.rewards`, as means over the answers.
+
+    language_consistency (with the language of the problem; over the problems for whose language a script is known, left
+    out if there are none), repetition, tidiness, reflections, and words, the length in words, numbers and signs. For
+    each of the groups, name -> indices of problems, also KEY_GROUP.
+    """
+    each = [[_readable(problem.language, a.text) for a in row] for problem, row in zip(problems, grid)]
+    values = _means(each)
+    for name, indices in (groups or {}).items():
+        values |= {f"{key}_{name}": value for key, value in _means([each[p] for p in indices]).items()}
+    return values
+
+
+def _readable(language: str, text: str) -> dict[str, float]:
+    known = language in rewards.LANGUAGES
+    values = {"language_consistency": rewards.language_consistency(text, language)} if known else {}
+    values |= {name: getattr(rewards, name)(text) for name in ("repetition", "tidiness", "reflections")}
+    return values | {"words": rewards.length(text)}
+
+
+def _means(each: list[list[dict[str, float]]]) -> dict[str, float]:
+    """The mean of each key over the answers that have it."""
+    flat = [one for row in each for one in row]
+    names = dict.fromkeys(name for one in flat for name in one)
+    return {name: float(np.mean([one[name] for one in flat if name in one])) for name in names}
 
 
 def baselines(task: Task, problems: Sequence[Problem], grid: list[list[Answer]]) -> dict[str, float]:

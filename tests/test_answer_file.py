@@ -1,6 +1,7 @@
 """answer_file.py: what is written is read, torn lines are dropped, other settings and problems refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,8 @@ from minir1.tasks import Problem
 
 PROBLEMS = [Problem(f"q{i}\u2028\n", str(i), level="2", subject="Algebra") for i in range(3)]
 SETTINGS = {"task": "toy", "temperature": 0.5, "weights": {"model.safetensors": "9f"}}
-GRID = [[Answer(f"a{i}\n\u2028é", 3, False, i == 1, True, 0.25, i == 2, "late" * (i == 2))] for i in range(3)]
+GRID = [[Answer(f"a{i}\n\u2028é", 3, False, i == 1, True, 0.25, i == 2, "late" * (i == 2), {"accuracy": i / 2})]
+        for i in range(3)]  # fmt: skip
 
 
 @pytest.fixture
@@ -28,6 +30,15 @@ def test_answers_are_read_as_written(path):
     assert asked == {i: (PROBLEMS[i].prompt, str(i)) for i in (2, 0, 1)}
     line = json.loads(path.read_bytes().split(b"\n")[1])
     assert (line["kind"], line["level"], line["subject"]) == ("sampled", "2", "Algebra")
+
+
+def test_an_older_file_without_scores_is_read(path):
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    for answer in (answer for line in lines[1:] for answer in line["answers"]):
+        del answer["scores"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answers = answer_file.read(path).answers["sampled"]
+    assert answers == {p: [replace(answer, scores={}) for answer in GRID[p]] for p in (2, 0)}
 
 
 @pytest.mark.parametrize("cut", [1, 10, 60])

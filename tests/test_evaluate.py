@@ -9,7 +9,7 @@ from runs import command, kill
 
 from experiments import compare, evaluate
 from experiments.benchmarks import bench_evaluate, verifiers
-from minir1 import answer_file, judge, tasks
+from minir1 import answer_file, judge, rewards, tasks
 from minir1.judge import Answer
 from minir1.tasks import Problem
 
@@ -21,7 +21,8 @@ def problems(split, data=None):
     return [Problem(f"make {n} from {n},1", "x", level=str(n % 2 + 1), subject="ab"[n % 3 > 0], solution=f"{n}*1")
             for n in NUMBERS[split]]
 def verify(problem, text):
-    return Verdict("SHORT" if len(text) < 30 else "LONG", {}, "no reason")
+    status = "SHORT" if len(text) < 30 else "LONG"
+    return Verdict(status, {"accuracy": float(status == "right")}, "no reason")
 """
 
 
@@ -54,6 +55,43 @@ def test_answers_result_and_figure_are_saved(config, capsys):
         assert 0 <= values[key] <= 1
     shown = capsys.readouterr().out
     assert "level 1" in shown and "pass@2" in shown and "toy, test: 6 problems" in shown
+
+
+def test_how_readable_the_answers_are_is_measured_by_group_and_shown(config, capsys):
+    values = evaluate.main(config)
+    saved = answer_file.read(config.out / "answers.jsonl")
+    texts = [a.text for p in range(6) for a in saved.answers["sampled"][p]]
+    assert values["words"] == pytest.approx(sum(map(rewards.length, texts)) / 24)
+    for name in ("language_consistency", "repetition", "tidiness", "reflections", "words"):
+        odd, even = (values[f"{name}_level {level}"] for level in "21")  # three problems each
+        assert values[name] == pytest.approx((odd + even) / 2)
+    shown = capsys.readouterr().out
+    for label, form in evaluate.READABLE.values():
+        assert shown.count(label) == 1, label
+    words = next(line for line in shown.splitlines() if evaluate.READABLE["words"][0] in line)
+    assert words.split()[-1] == f"{values['words']:.1f}"
+
+
+def test_rows_of_readability():
+    keys = {"language_consistency": 0.5, "repetition": 0.1, "tidiness": 0.2, "reflections": 1.0, "words": 9.0}
+    values = {"pass@1": 0.5, "length": 9.0, "length_hard": 9.0, "tries": 1.0, **keys}
+    values |= {f"{key}_hard": value for key, value in keys.items()}
+    rows = evaluate.rows(values, {})
+    assert rows[-6:] == [
+        ("words, numbers and signs of the thinking", "words", "", ".1f"),
+        ("words of the thinking in the problem's language", "language_consistency", "", ".1%"),
+        ("8-grams of the thinking that occurred before", "repetition", "", ".1%"),
+        ("thinking that closes with the answer", "tidiness", "", ".1%"),
+        ("reflective words per answer", "reflections", "", ".2f"),
+        ("tries per answer", "tries", "", ".2f"),
+    ]
+
+
+def test_a_count_of_the_task_with_the_name_of_a_measure_is_refused(config, tmp_path):
+    text = (tmp_path / "toy.py").read_text()
+    (tmp_path / "toy.py").write_text(text + 'def behaviour(problem, text):\n    return {"tidiness": 1, "tries": 2}\n')
+    with pytest.raises(ValueError, match="task toy: its behaviour reports tidiness, which names another figure here"):
+        evaluate.main(config)
 
 
 def test_a_killed_evaluation_continues_to_the_same_answers(config, tmp_path):
@@ -100,6 +138,7 @@ def test_new_verdicts_are_saved_and_can_be_compared(config, tmp_path):
     for kind, p in ((kind, p) for kind, groups in first.answers.items() for p in groups):
         for one, other in zip(first.answers[kind][p], second.answers[kind][p]):
             assert one.text == other.text and one.right != other.right
+            assert other.scores == {"accuracy": float(other.right)}
     values = compare.main(compare.Config(config.out, again.out))
     assert values["difference"] == pytest.approx(new["pass@1"] - old["pass@1"])
     with pytest.raises(ValueError, match="again holds answers: choose another --out for the new verdicts"):
@@ -123,7 +162,7 @@ def test_rescoring_refuses_settings_that_the_file_contradicts(config):
 
 
 def test_answers_are_saved_where_the_verifier_always_fails(config, tmp_path):
-    (tmp_path / "toy.py").write_text(TASK.replace('return Verdict("SHORT"', 'return 1 / 0, Verdict("SHORT"'))
+    (tmp_path / "toy.py").write_text(TASK.replace("return Verdict(", "return 1 / 0, Verdict("))
     with pytest.raises(RuntimeError, match="none of 24 answers could be judged: ZeroDivisionError"):
         evaluate.main(config)
     write_task(tmp_path)

@@ -10,7 +10,17 @@ import torch
 from runs import command
 
 from minir1 import judge, templates
-from minir1.judge import NO_THINK, Answer, baselines, behaviour, by_group, judge_rollout, rights, sample_answers
+from minir1.judge import (
+    NO_THINK,
+    Answer,
+    baselines,
+    behaviour,
+    by_group,
+    judge_rollout,
+    readability,
+    rights,
+    sample_answers,
+)
 from minir1.judge import summary as summed
 from minir1.metrics import bootstrap, paired_bootstrap
 from minir1.model.config import dense
@@ -170,6 +180,15 @@ def test_judge_rollout_by_hand():
     assert first == Answer("7", tokens=2, truncated=False, right=True, format=False, entropy=0.75)
     assert (second.text, second.tokens, second.truncated, second.right) == ("4+3", 3, True, False)
     assert second.entropy == pytest.approx(0.5)
+
+
+def test_an_answer_keeps_the_scores_of_its_verdict():
+    scores = {"accuracy": 1.0, "language": 0.25}
+    of = replace(task(), verify=lambda problem, text: Verdict("right", scores))
+    ((answer,),) = judge_rollout(rollout("7<|endoftext|>", stop=[EOS]), TOKENIZER, of, PROBLEMS[:1])
+    assert answer.scores == scores and answer != replace(answer, scores={"accuracy": 1.0})
+    assert hash(answer) == hash(replace(answer, scores={}))
+    assert Answer("7", 1, False, True, True).scores == {}
 
 
 def test_any_of_several_stop_tokens_ends_an_answer_and_is_no_part_of_its_text():
@@ -381,6 +400,30 @@ def test_behaviour_averages_over_the_answers_that_have_a_count_and_divides_rates
     assert values == {"words": 3.0, "checks": 3.0, "doubts": 2 / 12}
 
 
+def test_readability_by_hand():
+    """An English question with a tidy answer and one in two languages, a Chinese one, and one in no known language."""
+    languages = ("en", "zh", "tlh")
+    problems = [Problem(f"q{i}", "8", language=language) for i, language in enumerate(languages)]
+    loop = "wait no 等等\n" * 5  # 4 tokens each: 13 8-grams, 4 of them distinct
+    grid = [[said("8", "it works\nso 8"), said("8", loop)], [said("8", "故8")] * 2, [said("8", "ghItlh 对")] * 2]
+    values = readability(problems, grid)
+    assert values == pytest.approx({
+        "language_consistency": (1 + 2 / 4 + 1 + 1) / 4,
+        "repetition": 9 / 13 / 6,
+        "tidiness": 3 / 6,
+        "reflections": 10 / 6,
+        "words": (4 + 20 + 2 * 2 + 2 * 2) / 6,
+    })  # fmt: skip
+    grouped = readability(problems, grid, {"first": [0], "rest": [1, 2], "last": [2]})
+    assert {key: grouped[key] for key in values} == values
+    for name, part in (("first", [0]), ("rest", [1, 2]), ("last", [2])):
+        alone = readability([problems[p] for p in part], [grid[p] for p in part])
+        assert {key: grouped[f"{key}_{name}"] for key in alone} == alone
+    assert "language_consistency" not in alone and alone["words"] == 2.0
+    assert len(grouped) == 5 + 5 + 5 + 4
+    assert readability([], []) == {}
+
+
 def test_baselines_by_hand():
     """`guess` depends on the length of a text; `luck` exists for the first problem alone."""
 
@@ -430,6 +473,8 @@ def test_groups_by_difficulty_or_level_by_subject_and_in_a_mixture_by_task():
     assert judge.groups_of(task(), problems[:1]) == {}
     with pytest.raises(ValueError, match="task toy: a group 'low' of problems; its figures would have others' names"):
         judge.groups_of(task(difficulty=lambda problem: "low" if problem.task == "b" else "high"), problems)
+    with pytest.raises(ValueError, match="task toy: a group 'consistency' of problems"):
+        judge.groups_of(task(difficulty=lambda problem: "consistency" if problem.task == "b" else ""), problems)
 
 
 def test_an_unjudged_answer_gets_the_mean_of_the_judged_ones_of_its_group():
