@@ -3,14 +3,13 @@
     python -m experiments.report runs/r1
 
 Reads the run's folders alone (experiments/r1.py makes them) and writes report.html, one file with its figures inside,
-and report.md with figures/*.png. A stage counts once its result.json is there; one that is absent is left out of every
-table, figure and claim. Differences between two stages are paired over the same test problems. --no-measure leaves out
-the time of a decoding step, which is measured here with the last checkpoint.
+report.md with figures/*.png, and report.json with the differences. A stage counts once its result.json is there; one
+that is absent is left out of every table, figure and claim. Differences between two stages are paired over the same
+test problems. --no-measure leaves out the time of a decoding step, which is measured here with the last checkpoint.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from experiments import report_figures, report_page
 from experiments.report_claims import claims, paired
 from experiments.report_run import STAGES, Pipeline, Shown, groups, read
 from minir1 import checkpoint, cli
-from minir1.files import parse_json, read_json, replace_text
+from minir1.files import parse_json, read_json, replace_text, write_json
 from minir1.model import hf
 from minir1.model.config import ModelConfig
 from minir1.model.hf_config import from_hf_config
@@ -118,16 +117,16 @@ def _listed(files: Sequence[Path], run: Path) -> str:
 
 @torch.no_grad()
 def decode_seconds(model: Transformer, lengths: Sequence[int], repeats: int = 15) -> dict[int, float]:
-    """Median time of decoding one token after each number of tokens in the cache, one row."""
+    """The shortest time of decoding one token, of several, after each number of tokens in the cache; one row."""
     seconds, token = {}, torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     for length in lengths:
-        cache, laps = model.cache(1, length + repeats + 2), []
+        cache, laps = model.cache(1, length + repeats), []
         cache.advance(length, length)  # empty slots cost as much as those of a text
-        for _ in range(repeats + 2):
+        for _ in range(repeats):
             began = time.perf_counter()
             model.logits(model.hidden(token, cache=cache)[:, 0])
             laps.append(time.perf_counter() - began)
-        seconds[length] = statistics.median(laps[2:])  # the first ones prepare
+        seconds[length] = min(laps)
     return seconds
 
 
@@ -139,11 +138,12 @@ def context_lengths(config: ModelConfig) -> list[int]:
 # ---- writing -----------------------------------------------------------------------------------
 
 
-def write(path: Path, *, out: Path | None = None, measure: bool = True) -> dict[str, float]:
-    """Write report.html, report.md and figures/ about the run in `path`; returns the differences as flat figures.
+def write(path: Path, *, out: Path | None = None, measure: bool = True) -> Path:
+    """Write report.html, whose path is returned, report.md, report.json and figures/ about the run in `path`.
 
-    Keys: R1-Zero against the base and the final stage against R1-Zero as gain/r1-zero, gain/final, each with _low and
-    _high, and claims/N, 1 or 0, in the order of the table. ValueError for a folder that holds no pipeline.
+    report.json has the paired differences, flat: R1-Zero against the base and the final stage against R1-Zero as
+    gain/r1-zero and gain/final, each with _low and _high; and claims/N, 1 or 0, in the order of the table. ValueError
+    for a folder that holds no pipeline.
     """
     run, out = read(path), out or path
     at, counted, seconds = last_checkpoint(run), None, {}
@@ -155,21 +155,23 @@ def write(path: Path, *, out: Path | None = None, measure: bool = True) -> dict[
     drawn = report_figures.draw(run, names, counted, seconds, out / "figures")
     pairs = {"gain/r1-zero": ("r1-zero", "base")}
     pairs |= {"gain/final": (run.final, "r1-zero")} if run.final not in ("", "base", "r1-zero") else {}
-    gains = {key: paired(run, *pair) for key, pair in pairs.items()}
+    gains = {key: paired(run.answers, *pair) for key, pair in pairs.items()}
     gains = {key: gain for key, gain in gains.items() if gain}
     page = report_page.page(run, names, held, gains, openness(run), shown(run), drawn)
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "report.md", report_page.markdown(page, out))
     replace_text(out / "report.html", report_page.html(page))
     values = {f"{key}{end}": x for key, gain in gains.items() for end, x in zip(("", "_low", "_high"), gain)}
-    return values | {f"claims/{n}": float(claim.holds) for n, claim in enumerate(held, start=1)}
+    values |= {f"claims/{n}": float(claim.holds) for n, claim in enumerate(held, start=1)}
+    write_json(out / "report.json", values)
+    return out / "report.html"
 
 
-def main(config: Config) -> dict[str, float]:
+def main(config: Config) -> Path:
     """Read, compute, write."""
-    values = write(config.run, out=config.out, measure=config.measure)
-    print(f"report.html and report.md are in {config.out or config.run}")
-    return values
+    page = write(config.run, out=config.out, measure=config.measure)
+    print(f"{page} and report.md beside it")
+    return page
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.report_run import Pipeline
+from experiments.report_run import Pipeline, preference
+from minir1.answer_file import Saved
 from minir1.judge import EASE, Answer, rights
 from minir1.metrics import paired_bootstrap, with_interval
 
@@ -34,12 +35,12 @@ def tokens(row: list[Answer]) -> float:
 
 
 def paired(
-    run: Pipeline, later: str, earlier: str, value: Callable[[list[Answer]], float] = right
+    answers: dict[str, Saved], later: str, earlier: str, value: Callable[[list[Answer]], float] = right
 ) -> tuple[float, float, float] | None:
     """(mean, low, high) of later - earlier, of one value per problem; None where a stage has no answers."""
-    if not {later, earlier} <= run.answers.keys():
+    if not {later, earlier} <= answers.keys():
         return None
-    grids = [run.answers[name].answers.get("sampled", {}) for name in (later, earlier)]
+    grids = [answers[name].answers.get("sampled", {}) for name in (later, earlier)]
     both = sorted(grids[0].keys() & grids[1].keys())
     a, b = (np.array([value(grid[p]) for p in both]) for grid in grids)
     known = np.isfinite(a) & np.isfinite(b)
@@ -67,12 +68,12 @@ def claims(run: Pipeline) -> list[Claim]:
         text, limit = "RL alone leaves languages mixed", f"R1-Zero's language consistency is below {CONSISTENT}"
         found.append(Claim(text, f"language consistency of R1-Zero {own:.3f}", limit, own < CONSISTENT))
         if (new := tests.get("rl-1", {}).get("language_consistency")) is not None:
-            cost = paired(run, "rl-1", "r1-zero")
+            cost = paired(run.answers, "rl-1", "r1-zero")
             shown = f"{own:.3f} → {new:.3f}" + (f"; accuracy {points(cost)}" if cost else "")
             text = "A cold start and a language reward fix the mixing, at a small cost in accuracy"
             limit = f"RL 1's language consistency is at least {CONSISTENT}, its accuracy level (low end at least -2)"
             found.append(Claim(text, shown, limit, new >= CONSISTENT and bool(cost) and cost[1] >= LEVEL))
-    if staged and (level := paired(run, final, "r1-zero")):
+    if staged and (level := paired(run.answers, final, "r1-zero")):
         text = f"The final model ({label}) is at least level with R1-Zero in accuracy"
         limit = "low end of the paired difference at least -2 points"
         found.append(Claim(text, points(level), limit, level[1] >= LEVEL))
@@ -87,7 +88,7 @@ def claims(run: Pipeline) -> list[Claim]:
 
 
 def _gain(run: Pipeline) -> Claim | None:
-    if (gain := paired(run, "r1-zero", "base")) is None:
+    if (gain := paired(run.answers, "r1-zero", "base")) is None:
         return None
     shown = f"{run.tests['base']['pass@1']:.1%} → {run.tests['r1-zero']['pass@1']:.1%}: {points(gain)}"
     return Claim("RL with rule rewards alone raises held-out accuracy", shown, "the interval is above 0", gain[1] > 0)
@@ -103,7 +104,7 @@ def _thinking(run: Pipeline) -> Claim | None:
 
 
 def _longer(run: Pipeline) -> Claim | None:
-    if (more := paired(run, "r1-zero", "base", tokens)) is None:
+    if (more := paired(run.answers, "r1-zero", "base", tokens)) is None:
         return None
     shown = "{:+.1f} tokens [{:.1f}, {:.1f}]".format(*more) + _by_level(run, "length", ".0f")
     return Claim("Answers grow longer under RL", shown, "the interval is above 0", more[1] > 0)
@@ -125,16 +126,15 @@ def _by_level(run: Pipeline, key: str, form: str) -> str:
 
 
 def _preferred(run: Pipeline) -> Claim | None:
-    model, new = run.stages.get("reward-model"), run.general.get("rl-2", {}).get("preference")
-    before = [values for name, values in run.general.items() if name != "rl-2"]
-    earlier = [values["preference"] for values in before if "preference" in values]
-    if new is None or not earlier:
+    if (change := paired(run.replies, "rl-2", "sft-2", preference)) is None:
         return None
-    shown = f"preference of people's rule on general prompts {earlier[-1]:.2f} → {new:.2f}"
+    old, new = (run.general[name]["preference"] for name in ("sft-2", "rl-2"))
+    shown = f"preference {old:.2f} → {new:.2f}: " + "{:+.2f} [{:.2f}, {:.2f}]".format(*change)
+    model = run.stages.get("reward-model")
     if model and "eval/accuracy" in model.result:
         shown += f"; the reward model agrees with {share(model.result, 'eval/accuracy')} of held-out pairs"
     text = "RL on a learned reward raises what people prefer on general prompts"
-    return Claim(text, shown, "RL 2 is above the stage before it by 0.02", new >= earlier[-1] + 0.02)
+    return Claim(text, shown, "the interval of RL 2 minus SFT 2 is above 0", change[1] > 0)
 
 
 def _majority(run: Pipeline) -> Claim | None:

@@ -46,7 +46,7 @@ FLAWS = {  # label -> colour, key, whether the flaw is one minus the value
 }  # fmt: skip
 BEHAVIOUR = {  # key -> label
     "tries": "Tries per answer", "checks": "Explicit checks per answer",
-    "corrections": "Failed checks that are corrected", "false_yes": "Checks that wrongly say yes",
+    "corrections": "Failed checks, corrected", "false_yes": "Checks that wrongly say yes",
     "reflections": "Reflective words per answer",
 }  # fmt: skip
 SHARES = ("corrections", "false_yes")

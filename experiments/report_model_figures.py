@@ -117,6 +117,6 @@ def context(model: ModelConfig | None, seconds: dict[int, float], path: Path) ->
     if seconds:
         first, last = min(seconds), max(seconds)
         note += f"; a token takes {1000 * seconds[first]:.1f} ms after {first:,} tokens, "
-        note += f"{1000 * seconds[last]:.1f} ms after {last:,}; median of 15"
+        note += f"{1000 * seconds[last]:.1f} ms after {last:,}; the fastest of 15"
     headline(figure, title, note)
     return write(figure, path)

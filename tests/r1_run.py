@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from experiments import evaluate
@@ -22,8 +23,8 @@ TESTED = {  # stage -> accuracy, length, language consistency, repetition, tidin
     "sft-1": (0.62, 45, 0.97, 0.03, 0.95, 0.98, 0.02), "rl-1": (0.7, 50, 0.99, 0.02, 0.97, 1.0, 0.0),
     "sft-2": (0.68, 48, 0.985, 0.02, 0.97, 0.99, 0.01), "rl-2": (0.74, 50, 0.992, 0.015, 0.99, 1.0, 0.0),
 }  # fmt: skip
-SECONDS = {"base": 600, "r1-zero": 420, "cold-start": 35, "sft-1": 40, "rl-1": 200, "rejection": 60, "sft-2": 90,
-           "pairs": 25, "reward-model": 45, "rl-2": 180}  # fmt: skip
+SECONDS = {"base": 600, "r1-zero": 420, "cold-start": 35, "sft-1": 40, "rl-1": 200, "general": 20, "rejection": 60,
+           "sft-2": 90, "pairs": 25, "reward-model": 45, "rl-2": 180}  # fmt: skip
 HOSTILE = '<think>```` <script>alert("x")</script> & \u202e \x00 |pipe| <img src=http://x.y/z>'  # never closed
 WORLD = tasks.load("world")
 PROBLEMS = tasks.spread(WORLD.problems("test"), 60)
@@ -39,7 +40,8 @@ def build(path: Path, stages=tuple(SECONDS), tested=tuple(TESTED), checkpoint: b
         tokenizer = word_level(*WORLD.vocabulary())
         hf.save(Transformer(sized(tokenizer.size)), tokenizer, step)
         (path / "base" / "checkpoint" / "latest").write_text("step-000010\n")
-    for name in set(tested) & set(TESTED):
+    write_json(path / "result.json", {f"seconds/{name}": SECONDS[name] + 0.5 * (name != "pairs") for name in stages})
+    for name in tested:
         write_test(path, name)
     return path
 
@@ -75,18 +77,18 @@ def write_stage(folder: Path, name: str) -> None:
             if row["step"] % 20 == 0:
                 row["eval/loss"] = 0.32 + 0.55 * math.exp(-row["step"] / 12)
         del rows[0]["train/loss"]
-    elif name in ("cold-start", "rejection"):
+    elif name in ("cold-start", "general", "rejection"):
         removed = {"removed/truncated": 100, "removed/wrong": 2000, "removed/mixed": 700, "removed/duplicate": 300}
         result = {"sampled": 4000, **removed, "kept": 900, "tokens": 200_000, "seconds": SECONDS[name]}
         folder.mkdir(parents=True)
         (folder / "kept.jsonl").write_text('{"messages": []}\n')
     elif name == "pairs":
-        result = {"train/pairs": 400, "seconds": SECONDS[name]}
+        result = {"train/pairs": 400}  # its seconds are in the result of the whole
     else:
         result = {"eval/accuracy": 0.86, "eval/accuracy_low": 0.8, "eval/accuracy_high": 0.91}
         result["seconds/train"] = SECONDS[name]
     write_json(folder / "result.json", result)
-    if name not in ("cold-start", "rejection", "pairs"):
+    if name not in ("cold-start", "general", "rejection", "pairs"):
         write_json(folder / "config.json", config)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -125,7 +127,17 @@ def write_test(path: Path, name: str) -> None:
         readable |= {f"{key}_{level}": readable[key] for key in ("corrections", "false_yes")}
         readable[f"length_{level}"] = factor * length
     write_json(path / "test" / name / "result.json", values | readable)
-    general = {"pass@1": accuracy, "pass@1_low": accuracy - 0.1, "pass@1_high": accuracy + 0.1}
-    write_json(path / "general" / name / "result.json", general | {"preference": 0.4 + accuracy / 2})
+    write_general(path / "general-test" / name, accuracy)
     spent = {f"budget/{at}/pass@1": accuracy * (1 - 8 / at) for at in (16, 32, 64, 128)}
     write_json(path / "budget" / name / "result.json", spent)
+
+
+def write_general(folder: Path, accuracy: float) -> None:
+    """answers.jsonl and result.json of the general prompts: the preference is 0.4 + accuracy / 2."""
+    talk = PROBLEMS[:4]
+    scores = {"preference": 0.4 + accuracy / 2}
+    grid = [[replace(answer_to(problem, True, 9, False), scores=scores)] * 2 for problem in talk]
+    answer_file.begin(folder / "answers.jsonl", {"task": "world:talk"}, talk, resume=False)
+    answer_file.append(folder / "answers.jsonl", "sampled", range(len(talk)), talk, grid)
+    general = {"pass@1": accuracy, "pass@1_low": accuracy - 0.1, "pass@1_high": accuracy + 0.1}
+    write_json(folder / "result.json", general)

@@ -1,6 +1,7 @@
 """report.py on a made-up run: its numbers by hand, its page safe against what a model may write."""
 
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -31,9 +32,10 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(built, tmp_path_factory) -> tuple[Path, dict]:
-    """The folder of the report on the whole run, and what `write` returned."""
+    """The folder of the report on the whole run, and its numbers."""
     out = tmp_path_factory.mktemp("report")
-    return out, report.write(built, out=out)
+    assert report.main(report.Config(built, out=out)) == out / "report.html"
+    return out, numbers(out)
 
 
 @pytest.fixture
@@ -72,6 +74,10 @@ class Seen(HTMLParser):
 
 def html_of(path: Path) -> str:
     return (path / "report.html").read_text(encoding="utf-8")
+
+
+def numbers(path: Path) -> dict:
+    return json.loads((path / "report.json").read_text())
 
 
 def put(file: Path, **values) -> None:
@@ -124,7 +130,7 @@ def test_the_finding_says_what_the_numbers_say(built, whole):
     low, high = 100 * values["gain/final_low"], 100 * values["gain/final_high"]
     assert f"{100 * values['gain/final']:+.1f} points [{low:.1f}, {high:.1f}], paired" in text
     assert "language consistency 0.720 → 0.992, repetition 0.180 → 0.015" in text
-    assert "The stages took 1,695 s together." in text
+    assert "The stages took 1,715 s together." in text
     said = report_page.finding(report_run.read(built), {"gain/r1-zero": (0.1, -0.01, 0.2)})
     assert "did not raise accuracy" in said
     for low, words in ((0.01, "better than"), (-0.02, "level with"), (-0.021, "not shown to be level with")):
@@ -151,7 +157,8 @@ def test_the_table_of_costs_adds_up(built):
     rows = {row[0]: row[1:] for row in report_page.cost(report_run.read(built)).rows}
     assert rows["Base"] == ["pre-training", "60", "-", "245,760", "600"]  # 60 steps of 4,096
     assert rows["R1-Zero"] == ["RL", "60", "540,000", "540,000", "420"]  # 60 steps of 9,000
-    assert rows["all"] == ["", "", "2,020,000", "2,365,760", "1,695"]
+    assert rows["Preference pairs"] == ["sampling", "-", "-", "-", "25"]  # as r1.py measured it
+    assert rows["all"] == ["", "", "2,220,000", "2,365,760", "1,715"]
 
 
 def test_the_questions_are_of_different_kinds_in_both_languages(built):
@@ -182,24 +189,30 @@ def pipeline(path: Path, tests: dict, answers: dict | None = None, **more) -> re
         name: answer_file.Saved({}, {"sampled": {p: make(row) for p, row in enumerate(grid)}}, {})
         for name, grid in (answers or {}).items()
     }
-    parts = {"stages": {}, "general": {}, "budget": {}} | more
+    parts = {"stages": {}, "general": {}, "replies": {}, "budget": {}} | more
     return report_run.Pipeline(path, tests=tests, answers=saved, **parts)
+
+
+def liked(preference: float) -> answer_file.Saved:
+    """One answer to each of two general prompts, of this preference."""
+    answer = Answer("", 1, False, True, True, scores={"preference": preference})
+    return answer_file.Saved({}, {"sampled": {0: [answer], 1: [answer]}}, {})
 
 
 def test_differences_are_paired_over_problems(tmp_path):
     run = pipeline(tmp_path, {}, {"base": [[1, 0], [0, 0], [1, 1]], "r1-zero": [[1, 1], [1, 0], [1, 1]]})
-    mean, low, high = report_claims.paired(run, "r1-zero", "base")
+    mean, low, high = report_claims.paired(run.answers, "r1-zero", "base")
     assert mean == pytest.approx(1 / 3) and 0 <= low < mean < high <= 0.5  # ½, ½ and 0
-    assert report_claims.paired(run, "base", "r1-zero")[0] == pytest.approx(-1 / 3)
-    assert report_claims.paired(run, "r1-zero", "base", report_claims.tokens)[0] == pytest.approx(5 / 3)
-    assert report_claims.paired(run, "rl-1", "base") is None
+    assert report_claims.paired(run.answers, "base", "r1-zero")[0] == pytest.approx(-1 / 3)
+    assert report_claims.paired(run.answers, "r1-zero", "base", report_claims.tokens)[0] == pytest.approx(5 / 3)
+    assert report_claims.paired(run.answers, "rl-1", "base") is None
 
 
 def test_an_answer_that_was_not_judged_counts_in_no_difference(tmp_path):
     run = pipeline(tmp_path, {}, {"base": [[0], [0]], "r1-zero": [[1], [0]]})
     lost = Answer("", 1, False, False, False, unjudged=True)
     run.answers["base"].answers["sampled"][1] = [lost]
-    assert report_claims.paired(run, "r1-zero", "base") == (1.0, 1.0, 1.0)
+    assert report_claims.paired(run.answers, "r1-zero", "base") == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("key, zero, final, holds", [
@@ -228,10 +241,20 @@ def test_claims_that_do_not_hold_say_no(tmp_path):
     zero = {"pass@1": 0.5, "pass@1_low": 0.4, "forced": 0.3, "forced_low": 0.2, "forced_high": 0.41, "checks": 2.1}
     zero |= {"language_consistency": 0.99, "maj@4": 0.5, "maj@8": 0.45}
     answers = {"base": [[1, 0]] * 9, "r1-zero": [[1, 0]] * 9}
-    general = {"base": {"preference": 0.5}, "rl-2": {"preference": 0.51}}
-    found = report_claims.claims(pipeline(tmp_path, {"base": base, "r1-zero": zero}, answers, general=general))
+    general = {"sft-2": {"preference": 0.5}, "rl-2": {"preference": 0.49}}
+    replies = {name: liked(values["preference"]) for name, values in general.items()}
+    more = {"general": general, "replies": replies}
+    found = report_claims.claims(pipeline(tmp_path, {"base": base, "r1-zero": zero}, answers, **more))
     assert len(found) == 7 and not any(claim.holds for claim in found)
     assert "R1-Zero: 50.0% by one answer, 45.0% by maj@8" == found[-1].shown
+
+
+def test_preferences_are_those_of_the_verifier(built, tmp_path):
+    run = report_run.read(built)
+    assert run.general["sft-2"]["preference"] == pytest.approx(0.74)
+    claim = next(c for c in report_claims.claims(run) if "prefer" in c.text)
+    assert claim.holds and claim.shown.startswith("preference 0.74 → 0.77: +0.03 [0.03, 0.03]; the reward model agrees")
+    assert math.isnan(report_run.preference([Answer("", 1, False, True, True)]))
 
 
 def test_the_cost_of_the_language_reward_stands_beside_it(tmp_path):
@@ -246,9 +269,9 @@ def test_the_cost_of_the_language_reward_stands_beside_it(tmp_path):
 
 def test_a_run_with_base_and_r1_zero_alone_has_a_page(tmp_path):
     path = build(tmp_path / "short", ("base", "r1-zero"), ("base", "r1-zero"))
-    values = report.write(path, measure=False)
+    report.write(path, measure=False)
     text = html_of(path)
-    assert set(values) >= {"gain/r1-zero"} and "gain/final" not in values
+    assert "gain/r1-zero" in numbers(path) and "gain/final" not in numbers(path)
     for absent in ("SFT", "RL 1", "RL 2", "Cold start", "Rejection", "final model", "Reward model"):
         assert absent not in Seen(text).text
     drawn = {file.stem for file in (path / "figures").glob("*.png")}
@@ -257,7 +280,7 @@ def test_a_run_with_base_and_r1_zero_alone_has_a_page(tmp_path):
 
 def test_a_stage_without_a_result_is_not_there_and_neither_is_distillation(copy, undrawn):
     (copy / "rl-2" / "result.json").unlink()
-    for part in ("test", "general", "budget"):
+    for part in ("test", "general-test", "budget"):
         shutil.rmtree(copy / part / "rl-2")
     (copy / "distill").mkdir()
     (copy / "distill" / "result.json").write_text('{"seconds": 3}')
@@ -268,7 +291,8 @@ def test_a_stage_without_a_result_is_not_there_and_neither_is_distillation(copy,
 
 def test_a_run_that_was_not_tested_has_a_page(tmp_path):
     path = build(tmp_path / "early", ("base", "r1-zero", "cold-start"), (), checkpoint=False)
-    assert report.write(path) == {}
+    report.write(path)
+    assert numbers(path) == {}
     text = Seen(html_of(path)).text
     assert "No stage of this run has been tested yet." in text and "Claims" not in text and "Quality" not in text
     assert {file.stem for file in (path / "figures").glob("*.png")} == {"rl_reward", "timeline"}
