@@ -13,11 +13,11 @@ from matplotlib.ticker import FuncFormatter
 from minir1.figures import BLUE, DPI, GREY, HALO, INK, ORANGE, STYLE, WIDTH, headline, write
 
 
-def sizes(counts: dict[str, dict], path: Path) -> Figure:
+def sizes(counts: dict[str, dict], path: Path, finding: tuple[str, str] | None = None) -> Figure:
     """Active against total parameters, both on logarithmic axes; dense models lie on the diagonal.
 
     counts: name -> "total" and "active_with_embedding", as minir1.model.count makes them. Models whose points would
-    overlap share a label.
+    overlap share a label. finding: title and the line under it; None: those of the largest model with experts.
     """
     points = _grouped([(one["total"], one["active_with_embedding"], name) for name, one in counts.items()])
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "both"}):
@@ -32,10 +32,10 @@ def sizes(counts: dict[str, dict], path: Path) -> Figure:
         for point in points:
             _size(panel, point, sparse)
         for axis, label in ((panel.xaxis, "parameters in all"), (panel.yaxis, "parameters that a token uses")):
-            axis.set_major_formatter(FuncFormatter(lambda n, _: _short(n)))
+            axis.set_major_formatter(FuncFormatter(lambda n, _: short(n)))
             axis.set_minor_locator(matplotlib.ticker.NullLocator())
             axis.set_label_text(label)
-        headline(figure, *_sizes_finding(points))
+        headline(figure, *(finding or _sizes_finding(points)))
         return write(figure, path)
 
 
@@ -53,7 +53,7 @@ def _size(panel: Axes, point: tuple[float, float, str], sparse: list[tuple[float
         panel.annotate(name, (total, active), xytext=(-9, 1), ha="right", va="center", **style)
         return
     panel.plot([total, total], [active, total], color=ORANGE, lw=1.6, alpha=0.45, zorder=2)
-    text = f"{name}\n{_short(active)} of {_short(total)}: {active / total:.1%}"
+    text = f"{name}\n{short(active)} of {short(total)}: {active / total:.1%}"
     nearest = min((math.log10(other[0] / total) for other in sparse if other != point), key=abs, default=9)
     side = "left" if -1 < nearest < 0 else "center"
     lower = -35 if 0 < nearest < 1 else -9  # below the label of a neighbour at the right
@@ -84,10 +84,10 @@ def _sizes_finding(points: list[tuple[float, float, str]]) -> tuple[str, str]:
     if not sparse:
         return "Dense models use every parameter for every token", note
     total, active, name = max(sparse)
-    return f"{name}: a token uses {_short(active)} of {_short(total)} parameters", note
+    return f"{name}: a token uses {short(active)} of {short(total)} parameters", note
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """671B, 37.6B, 1.4M, 10"""
     for size, prefix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= 0.9995 * size:

@@ -75,7 +75,7 @@ ALLOWED = {  # what is senseless elsewhere and has a meaning here, which the com
     "lora_rank": {0}, "few_shot": {0}, "past": {0}, "whole": {0}, "double": {0},
 }  # fmt: skip
 REQUIRED = {"checkpoint": Path("x"), "policy": Path("x"), "base": Path("x"), "model": "deepseek-v3", "name": "rloo",
-            "a": Path("x"), "b": Path("y")}  # fmt: skip
+            "a": Path("x"), "b": Path("y"), "run": Path("x")}  # fmt: skip
 
 
 def configs() -> dict[str, type]:

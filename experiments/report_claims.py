@@ -1,0 +1,147 @@
+"""The claims of the paper what one run shows of each, and whether it holds by a stated rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.report_run import Pipeline, preference
+from minir1.answer_file import Saved
+from minir1.judge import EASE, Answer, rights
+from minir1.metrics import paired_bootstrap, with_interval
+
+LEVEL, CONSISTENT = -0.02, 0.98  # level: low end of the difference in accuracy; consistent: share of the words
+
+
+class Claim(NamedTuple):
+    """A claim of the paper, and what this run says about it."""
+
+    text: str
+    shown: str
+    threshold: str
+    holds: bool
+
+
+def right(row: list[Answer]) -> float:
+    """The share of right answers among those judged; NaN if there are none."""
+    return float(rights([row])[0])
+
+
+def tokens(row: list[Answer]) -> float:
+    """Mean length."""
+    return float(np.mean([answer.tokens for answer in row]))
+
+
+def paired(
+    answers: dict[str, Saved], later: str, earlier: str, value: Callable[[list[Answer]], float] = right
+) -> tuple[float, float, float] | None:
+    """(mean, low, high) of later - earlier, of one value per problem; None where a stage has no answers."""
+    if not {later, earlier} <= answers.keys():
+        return None
+    grids = [answers[name].answers.get("sampled", {}) for name in (later, earlier)]
+    both = sorted(grids[0].keys() & grids[1].keys())
+    a, b = (np.array([value(grid[p]) for p in both]) for grid in grids)
+    known = np.isfinite(a) & np.isfinite(b)
+    return paired_bootstrap(a[known], b[known]) if known.any() else None
+
+
+def points(difference: tuple[float, float, float]) -> str:
+    """+1.3 points [-0.4, 3.1]"""
+    return "{:+.1f} points [{:.1f}, {:.1f}]".format(*(100 * x for x in difference))
+
+
+def share(values: dict[str, float], key: str) -> str:
+    """A share in percent, with its interval if there is one."""
+    ends = [values.get(f"{key}{end}") for end in ("", "_low", "_high")]
+    return f"{ends[0]:.1%}" if None in ends else with_interval(*ends)
+
+
+def claims(run: Pipeline) -> list[Claim]:
+    """What can be said of each claim of the paper; those that this run cannot answer are left out."""
+    found: list[Claim | None] = [_gain(run), _thinking(run), _longer(run), _checks(run)]
+    tests, zero, final = run.tests, run.tests.get("r1-zero", {}), run.final
+    label = run.label(final) if final else ""
+    staged = final not in ("", "base", "r1-zero")
+    if (own := zero.get("language_consistency")) is not None:
+        text, limit = "RL alone leaves languages mixed", f"R1-Zero's language consistency is below {CONSISTENT}"
+        found.append(Claim(text, f"language consistency of R1-Zero {own:.3f}", limit, own < CONSISTENT))
+        if (new := tests.get("rl-1", {}).get("language_consistency")) is not None:
+            cost = paired(run.answers, "rl-1", "r1-zero")
+            shown = f"{own:.3f} → {new:.3f}" + (f"; accuracy {points(cost)}" if cost else "")
+            text = "A cold start and a language reward fix the mixing, at a small cost in accuracy"
+            limit = f"RL 1's language consistency is at least {CONSISTENT}, its accuracy level (low end at least -2)"
+            found.append(Claim(text, shown, limit, new >= CONSISTENT and bool(cost) and cost[1] >= LEVEL))
+    if staged and (level := paired(run.answers, final, "r1-zero")):
+        text = f"The final model ({label}) is at least level with R1-Zero in accuracy"
+        limit = "low end of the paired difference at least -2 points"
+        found.append(Claim(text, points(level), limit, level[1] >= LEVEL))
+    for key, words in (("language_consistency", "language consistency"), ("repetition", "repetition")):
+        old, new = zero.get(key), tests[final].get(key) if staged else None
+        if old is not None and new is not None:
+            limit = f"at least {CONSISTENT}" if key != "repetition" else "at most half of R1-Zero's"
+            holds = new >= CONSISTENT if key != "repetition" else new <= old / 2
+            text = f"The final model ({label}) is more readable: {words}"
+            found.append(Claim(text, f"{old:.3f} → {new:.3f}", limit, holds))
+    return [claim for claim in [*found, _preferred(run), _majority(run)] if claim]
+
+
+def _gain(run: Pipeline) -> Claim | None:
+    if (gain := paired(run.answers, "r1-zero", "base")) is None:
+        return None
+    shown = f"{run.tests['base']['pass@1']:.1%} → {run.tests['r1-zero']['pass@1']:.1%}: {points(gain)}"
+    return Claim("RL with rule rewards alone raises held-out accuracy", shown, "the interval is above 0", gain[1] > 0)
+
+
+def _thinking(run: Pipeline) -> Claim | None:
+    values = run.tests.get("r1-zero", {})
+    if not {"forced_high", "pass@1_low"} <= values.keys():
+        return None
+    shown = f"R1-Zero {share(values, 'pass@1')}; forced to answer at once {share(values, 'forced')}"
+    limit = "the two intervals do not overlap"
+    return Claim("The thinking matters", shown, limit, values["pass@1_low"] > values["forced_high"])
+
+
+def _longer(run: Pipeline) -> Claim | None:
+    if (more := paired(run.answers, "r1-zero", "base", tokens)) is None:
+        return None
+    shown = "{:+.1f} tokens [{:.1f}, {:.1f}]".format(*more) + _by_level(run, "length", ".0f")
+    return Claim("Answers grow longer under RL", shown, "the interval is above 0", more[1] > 0)
+
+
+def _checks(run: Pipeline) -> Claim | None:
+    old, new = (run.tests.get(name, {}).get("checks") for name in ("base", "r1-zero"))
+    if old is None or new is None:
+        return None
+    shown = f"{old:.2f} → {new:.2f} explicit checks per answer" + _by_level(run, "checks", ".2f")
+    return Claim("Checking grows under RL", shown, "at least a tenth more checks", new >= 1.1 * old and new > old)
+
+
+def _by_level(run: Pipeline, key: str, form: str) -> str:
+    """; easy 11 → 14, hard 30 → 41"""
+    values = [(level, [run.tests[name].get(f"{key}_{level}") for name in ("base", "r1-zero")]) for level in EASE]
+    changes = [f"{level} {pair[0]:{form}} → {pair[1]:{form}}" for level, pair in values if None not in pair]
+    return f"; {', '.join(changes)}" if changes else ""
+
+
+def _preferred(run: Pipeline) -> Claim | None:
+    if (change := paired(run.replies, "rl-2", "sft-2", preference)) is None:
+        return None
+    old, new = (run.general[name]["preference"] for name in ("sft-2", "rl-2"))
+    shown = f"preference {old:.2f} → {new:.2f}: " + "{:+.2f} [{:.2f}, {:.2f}]".format(*change)
+    model = run.stages.get("reward-model")
+    if model and "eval/accuracy" in model.result:
+        shown += f"; the reward model agrees with {share(model.result, 'eval/accuracy')} of held-out pairs"
+    text = "RL on a learned reward raises what people prefer on general prompts"
+    return Claim(text, shown, "the interval of RL 2 minus SFT 2 is above 0", change[1] > 0)
+
+
+def _majority(run: Pipeline) -> Claim | None:
+    values = run.tests.get(run.final, {})
+    keys = [key for key in values if key.startswith("maj@") and key[4:].isdigit()]
+    if not keys or "pass@1" not in values:
+        return None
+    best = max(keys, key=lambda key: int(key[4:]))
+    shown = f"{run.label(run.final)}: {share(values, 'pass@1')} by one answer, {share(values, best)} by {best}"
+    return Claim("The majority of several answers beats one answer", shown, "higher", values[best] > values["pass@1"])

@@ -1,0 +1,370 @@
+"""The figures of experiments/report.py: one PNG each, with a title that says what is measured, then the finding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+
+from experiments.report_model_figures import context, parameters, thousands, window
+from experiments.report_run import Pipeline, Stage
+from minir1.figures import (
+    BLUE,
+    DPI,
+    GREEN,
+    GREY,
+    HALO,
+    INK,
+    MUTED,
+    ORANGE,
+    RED,
+    STYLE,
+    VIOLET,
+    WIDTH,
+    caption,
+    from_zero,
+    headline,
+    line,
+    percent,
+    percent_axis,
+    right_axis,
+    series,
+    write,
+)
+from minir1.model.config import ModelConfig
+
+KIND_COLOURS = {"pre-training": GREY, "RL": BLUE, "SFT": ORANGE, "sampling": GREEN, "reward model": VIOLET}
+FLAWS = {  # label -> colour, key, whether the flaw is one minus the value
+    "words of another language": (RED, "language_consistency", True), "repeated": (ORANGE, "repetition", False),
+    "untidy": (VIOLET, "tidiness", True), "malformed": (BLUE, "format", True), "truncated": (GREY, "truncated", False),
+}  # fmt: skip
+BEHAVIOUR = {  # key -> label
+    "tries": "Tries per answer", "checks": "Explicit checks per answer",
+    "corrections": "Failed checks, corrected", "false_yes": "Checks that wrongly say yes",
+    "reflections": "Reflective words per answer",
+}  # fmt: skip
+SHARES = ("corrections", "false_yes")
+LEVELS = {"easy": GREEN, "middle": BLUE, "medium": BLUE, "hard": RED}
+
+
+def draw(
+    run: Pipeline,
+    groups: tuple[list[str], list[str]],
+    model: ModelConfig | None,
+    seconds: dict[int, float],
+    folder: Path,
+) -> dict[str, Path]:
+    """All figures that the run has values for, name -> PNG. groups: difficulties, kinds.
+
+    model: the shape of the last checkpoint; seconds: of decoding a token, by context length.
+    """
+    makers = {
+        "scores": lambda path: scores(run, groups, path),
+        "flaws": lambda path: flaws(run, path),
+        "behaviour": lambda path: behaviour(run, groups[0], path),
+        "sft_loss": lambda path: sft_loss(run, path),
+        "rl_reward": lambda path: rl_reward(run, path),
+        "loss_and_reward": lambda path: loss_and_reward(run, path),
+        "timeline": lambda path: timeline(run, path),
+        "budget": lambda path: budget(run, path),
+        "parameters": lambda path: parameters(model, path),
+        "window": lambda path: window(run, model, path),
+        "context": lambda path: context(model, seconds, path),
+    }
+    drawn = {}
+    with matplotlib.rc_context(STYLE):
+        for name, make in makers.items():
+            path = folder / f"{name}.png"
+            path.unlink(missing_ok=True)  # of an earlier report, with other stages
+            if make(path):
+                drawn[name] = path
+    return drawn
+
+
+def _figure(height: float = 5.4, top: float = 0.76, columns: int = 1, **layout) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+    panels = list(np.ravel(figure.subplots(1, columns)))
+    figure.subplots_adjust(**{"left": 0.075, "right": 0.965, "top": top, "bottom": 0.13, "wspace": 0.3, **layout})
+    return figure, panels
+
+
+# ---- what the stages give ----------------------------------------------------------------------
+
+
+def scores(run: Pipeline, groups: tuple[list[str], list[str]], path: Path) -> Figure | None:
+    """Accuracy of the base, R1-Zero and the final stage: bars by difficulty and kind, with 95 % intervals."""
+    names = list(dict.fromkeys(name for name in ("base", "r1-zero", run.final) if name in run.tests))
+    if not names:
+        return None
+    labels = ["", *groups[0], *groups[1]]
+    figure, (panel,) = _figure()
+    width = 0.8 / len(names)
+    for n, (name, colour) in enumerate(zip(names, (GREY, BLUE, ORANGE))):
+        for x, label in enumerate(labels):
+            suffix = f"_{label}" if label else ""
+            value, low, high = (run.tests[name].get(f"pass@1{end}{suffix}") for end in ("", "_low", "_high"))
+            if value is None:
+                continue
+            at = x + (n - (len(names) - 1) / 2) * width
+            panel.bar(at, value, 0.92 * width, color=colour, zorder=2)
+            if None not in (low, high):
+                panel.plot([at, at], [low, high], color=INK, lw=1.3, alpha=0.7, zorder=3)
+            inside = value > 0.08
+            style = {"size": 9, "color": "white" if inside else INK, "zorder": 4, "ha": "center"}
+            style["path_effects"] = [withStroke(linewidth=2, foreground=colour)] if inside else HALO
+            panel.annotate(f"{100 * value:.0f}", (at, 0), xytext=(0, 3), textcoords="offset points", **style)
+    for edge in [0.5] + ([0.5 + len(groups[0])] if all(groups) else []):
+        panel.axvline(edge, color=GREY, lw=0.8, ls=(0, (3, 4)))
+    panel.set_xticks(range(len(labels)), ["all problems", *labels[1:]], color=INK)
+    panel.set_ylabel("right answers")
+    percent_axis(panel)
+    caption(panel, "pass@1 on test problems, 95 % intervals", _legend(run, names, (GREY, BLUE, ORANGE)))
+    known = [run.tests[name]["pass@1"] for name in names if "pass@1" in run.tests[name]]
+    title = " → ".join(map(percent, known))
+    headline(figure, f"Accuracy by difficulty and kind: {title}", "problems that no stage was trained on")
+    return write(figure, path)
+
+
+def _legend(run: Pipeline, names: Sequence[str], colours: Sequence[str]) -> list[tuple[str, str]]:
+    return [(run.label(name), colour) for name, colour in zip(names, colours)]
+
+
+def _stage_axis(panel: Axes, run: Pipeline, size: float = 12) -> None:
+    panel.set_xticks(range(len(run.tests)), [run.label(name) for name in run.tests], color=INK, size=size)
+    panel.set_xlim(-0.3, len(run.tests) - 0.7)
+
+
+def _over_stages(run: Pipeline, key: str, inverted: bool = False) -> tuple[list[int], list[float]]:
+    found = [(x, values[key]) for x, values in enumerate(run.tests.values()) if key in values]
+    return [x for x, _ in found], [1 - value if inverted else value for _, value in found]
+
+
+def flaws(run: Pipeline, path: Path) -> Figure | None:
+    """Shares of what is wrong with the answers of each stage."""
+    found = {label: _over_stages(run, key, inverted) for label, (_, key, inverted) in FLAWS.items()}
+    found = {label: pair for label, pair in found.items() if pair[0]}
+    if not found:
+        return None
+    figure, (panel,) = _figure()
+    for label, (x, values) in found.items():
+        colour = FLAWS[label][0]
+        panel.plot(x, values, "o-", color=colour, lw=2.2, ms=7, mec="white", mew=1.2, zorder=3, clip_on=False)
+    _stage_axis(panel, run)
+    panel.set_ylabel("share")
+    from_zero(panel, np.concatenate([values for _, values in found.values()]))
+    panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    caption(panel, "Means over the answers to test problems", [(label, FLAWS[label][0]) for label in found])
+    change = found.get("words of another language", ([], []))[1]
+    title = f": words of another language {percent(change[0])} → {percent(change[-1])}" if len(change) > 1 else ""
+    headline(figure, f"Flaws by stage{title}", "the first stage is the base; lower is better")
+    return write(figure, path)
+
+
+def behaviour(run: Pipeline, levels: list[str], path: Path) -> Figure | None:
+    """Counts of what the thinking does, by stage and difficulty."""
+    keys = [key for key in BEHAVIOUR if _over_stages(run, key)[0]]
+    if not keys:
+        return None
+    columns = min(3, len(keys))
+    rows = -(-len(keys) // columns)
+    figure = Figure(figsize=(WIDTH, 1.6 + 3.7 * rows), dpi=DPI)
+    panels = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    top = 1 - 1.75 / (1.6 + 3.7 * rows)
+    figure.subplots_adjust(left=0.06, right=0.98, top=top, bottom=0.13 / rows + 0.02, wspace=0.25, hspace=0.62)
+    lines = {level: LEVELS[level] for level in levels} or {"": BLUE}
+    for panel, key in zip(panels, keys):
+        seen = []
+        for level, colour in lines.items():
+            x, values = _over_stages(run, f"{key}_{level}" if level else key)
+            panel.plot(x, values, "o-", color=colour, lw=2, ms=6, mec="white", mew=1, zorder=3, clip_on=False)
+            seen += values
+        _stage_axis(panel, run, 9)
+        panel.tick_params(axis="x", rotation=25)
+        if key in SHARES:
+            percent_axis(panel)
+        else:
+            from_zero(panel, np.array(seen))
+        caption(panel, BEHAVIOUR[key], list(lines.items()) if levels else [])
+        panel.title.set_size(12)
+    for panel in panels[len(keys) :]:
+        panel.set_visible(False)
+    checks = _over_stages(run, "checks")[1]
+    title = f": {checks[0]:.1f} → {checks[-1]:.1f} checks per answer" if len(checks) > 1 else ""
+    scale = 1.6 + 3.7 * rows
+    for text, offset, style in (
+        (f"Behaviour by stage and difficulty{title}", 0.32, {"size": 19, "weight": "bold"}),
+        ("means over the answers to test problems", 0.68, {"size": 13, "color": MUTED}),
+    ):
+        figure.text(0.06, 1 - offset / scale, text, va="center", **style)  # fmt: skip
+    return write(figure, path)
+
+
+def budget(run: Pipeline, path: Path) -> Figure | None:
+    """Accuracy against the token budget of an answer, of each stage for which it was measured."""
+    found = {}
+    for name, values in run.budget.items():
+        keys = {int(key.split("/")[1]): value for key, value in values.items() if _is_budget(key)}
+        found |= {name: dict(sorted(keys.items()))} if keys else {}
+    if not found:
+        return None
+    figure, (panel,) = _figure()
+    colours = (GREY, BLUE, GREEN, VIOLET, RED, ORANGE)[-len(found) :] if len(found) > 1 else (BLUE,)
+    for (name, points), colour in zip(found.items(), colours):
+        ends = [[run.budget[name].get(f"budget/{at}/pass@1_{end}") for at in points] for end in ("low", "high")]
+        if None not in ends[0] + ends[1]:
+            panel.fill_between(list(points), *ends, color=colour, alpha=0.15, lw=0)
+        panel.plot(*zip(*points.items()), "o-", color=colour, lw=2.2, ms=7, mec="white", mew=1.2, clip_on=False)
+    every = sorted({at for points in found.values() for at in points})
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(every, [f"{at:,}" for at in every])
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set(xlabel="token budget of an answer", ylabel="right answers")
+    percent_axis(panel)
+    caption(panel, "pass@1 on test problems", _legend(run, list(found), colours))
+    points = found[list(found)[-1]]
+    few, many = min(points), max(points)
+    title = f"{percent(points[few])} → {percent(points[many])} from {few} to {many:,} tokens"
+    note = f"{run.label(list(found)[-1])}; a truncated answer is wrong"
+    headline(figure, f"Accuracy against the budget: {title}", note)
+    return write(figure, path)
+
+
+def _is_budget(key: str) -> bool:
+    parts = key.split("/")
+    return len(parts) == 3 and parts[1].isdigit() and parts[2] == "pass@1"
+
+
+# ---- training ----------------------------------------------------------------------------------
+
+
+def _of_kind(run: Pipeline, kind: str, key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """name -> steps and values of the finished stages of this kind that logged `key`."""
+    found = {name: series(stage.metrics, key) for name, stage in run.stages.items() if stage.kind == kind}
+    return {name: pair for name, pair in found.items() if len(pair[0])}
+
+
+def sft_loss(run: Pipeline, path: Path) -> Figure | None:
+    """Training and held-out loss of both fine-tunings over their steps."""
+    found = _of_kind(run, "SFT", "train/loss")
+    if not found:
+        return None
+    figure, panels = _figure(columns=len(found), top=0.7)
+    changes = []
+    for panel, (name, (steps, values)) in zip(panels, found.items()):
+        line(panel, steps, values, BLUE)
+        due, held_out = series(run.stages[name].metrics, "eval/loss")
+        panel.plot(due, held_out, "o-", color=ORANGE, lw=1.4, ms=6, mec="white", mew=1.2, zorder=4, clip_on=False)
+        panel.set(xlabel="step", ylabel="nats per answer token", xlim=(0, max(*steps, *due, 1)))
+        from_zero(panel, [*values, *held_out])
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        caption(panel, run.label(name), [("batches", BLUE)] + [("held-out documents", ORANGE)] * bool(len(due)))
+        changes += [f"{run.label(name)} {held_out[0]:.2f} → {held_out[-1]:.2f}"] if len(due) > 1 else []
+    title = f": {', '.join(changes)} nats held out" if changes else ""
+    headline(figure, f"SFT loss{title}", "mean -log π of the answer tokens; each fine-tuning has its own data")
+    return write(figure, path)
+
+
+def rl_reward(run: Pipeline, path: Path) -> Figure | None:
+    """Mean reward of each RL over its steps."""
+    found = _of_kind(run, "RL", "train/reward")
+    if not found:
+        return None
+    figure, panels = _figure(columns=len(found), top=0.7)
+    changes = []
+    for panel, (name, (steps, values)) in zip(panels, found.items()):
+        line(panel, steps, values, BLUE)
+        due, accuracy = series(run.stages[name].metrics, "eval/pass@1")
+        panel.plot(due, accuracy, "o-", color=ORANGE, lw=1.2, ms=6, mec="white", mew=1.2, zorder=4, clip_on=False)
+        panel.set(xlabel="step", xlim=(0, max(*steps, *due, 1)))
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        caption(panel, run.label(name), [("reward", BLUE)] + [("validation pass@1", ORANGE)] * bool(len(due)))
+        fifth = max(1, len(values) // 5)
+        changes.append(f"{run.label(name)} {values[:fifth].mean():.2f} → {values[-fifth:].mean():.2f}")
+    drawn = np.concatenate([line.get_ydata() for panel in panels for line in panel.get_lines()])
+    for panel in panels:
+        from_zero(panel, drawn)
+    note = "means of the first and the last fifth of the steps; the rewards of the three are sums of different parts"
+    headline(figure, f"RL reward: {', '.join(changes)}", note)
+    return write(figure, path)
+
+
+def loss_and_reward(run: Pipeline, path: Path) -> Figure | None:
+    """SFT loss on the left axis and RL reward on the right, over the seconds of the pipeline."""
+    found = {name: (ORANGE, pair) for name, pair in _of_kind(run, "SFT", "train/loss").items()}
+    found |= {name: (BLUE, pair) for name, pair in _of_kind(run, "RL", "train/reward").items()}
+    found = {name: found[name] for name, stage in run.stages.items() if name in found and stage.seconds}
+    if len({colour for colour, _ in found.values()}) < 2:
+        return None
+    figure, (left,) = _figure(right=0.925)
+    right = right_axis(left, "reward", BLUE)
+    seen = {ORANGE: [0.0], BLUE: [0.0]}
+    for name, (colour, (steps, values)) in found.items():
+        stage = run.stages[name]
+        line(right if colour == BLUE else left, stage.start + stage.seconds * steps / max(1, steps[-1]), values, colour)
+        seen[colour] += [*values]
+    from_zero(left, seen[ORANGE])
+    from_zero(right, seen[BLUE])
+    left.set_ylabel("SFT loss, nats per answer token", color=ORANGE)
+    first, last = (run.stages[list(found)[i]] for i in (0, -1))
+    left.set(xlim=(first.start, last.start + last.seconds), xlabel="seconds of the pipeline")
+    left.xaxis.set_major_formatter(FuncFormatter(thousands))
+    for name in found:
+        stage = run.stages[name]
+        left.axvspan(stage.start, stage.start + stage.seconds, color=found[name][0], alpha=0.06, lw=0)
+        _name_of_span(left, run.label(name), stage)
+    caption(left, "Means over a batch", [("loss of SFT", ORANGE), ("reward of RL", BLUE)])
+    hidden = "what lies between is sampling and the reward model; steps are spread evenly over the seconds of a stage"
+    headline(figure, f"SFT loss and RL reward over {_duration(last.start + last.seconds)} of the pipeline", hidden)
+    return write(figure, path)
+
+
+def _name_of_span(panel: Axes, label: str, stage: Stage) -> None:
+    low, high = panel.get_xlim()
+    narrow = stage.seconds < 0.08 * (high - low)
+    where = {"ha": "center", "va": "top", "size": 10, "color": INK, "path_effects": HALO, "zorder": 6}
+    height = 0.98 if not narrow else 0.9
+    panel.text(stage.start + stage.seconds / 2, height, label, transform=panel.get_xaxis_transform(), **where)
+
+
+def _duration(seconds: float) -> str:
+    """48 s, 12 min, 3.4 h"""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def timeline(run: Pipeline, path: Path) -> Figure | None:
+    """When each stage ran, one after the other."""
+    timed = {name: stage for name, stage in run.stages.items() if stage.seconds}
+    if not timed:
+        return None
+    height = 2.2 + 0.42 * len(timed)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+    panel = figure.add_axes((0.165, 0.75 / height, 0.8, 1 - 2.25 / height))
+    panel.grid(axis="x")
+    panel.grid(False, axis="y")
+    total = sum(stage.seconds for stage in timed.values())
+    for row, stage in enumerate(timed.values()):
+        panel.barh(row, stage.seconds, left=stage.start, height=0.62, color=KIND_COLOURS[stage.kind], zorder=3)
+        late = stage.start > total / 2
+        at = stage.start if late else stage.start + stage.seconds
+        style = {"textcoords": "offset points", "va": "center", "size": 10.5, "color": INK, "path_effects": HALO}
+        text = f"{stage.seconds:,.0f} s · {stage.seconds / total:.0%}"
+        panel.annotate(text, (at, row), xytext=(-6 if late else 6, 0), ha="right" if late else "left", **style)
+    panel.set_yticks(range(len(timed)), [stage.label for stage in timed.values()], color=INK)
+    panel.set(ylim=(len(timed) - 0.5, -0.5), xlim=(0, total), xlabel="seconds")
+    panel.xaxis.set_major_formatter(FuncFormatter(thousands))
+    kinds = dict.fromkeys(stage.kind for stage in timed.values())
+    caption(panel, "", [(kind, KIND_COLOURS[kind]) for kind in kinds])
+    longest = max(timed.values(), key=lambda stage: stage.seconds)
+    title = f"Time of the stages: {_duration(total)}, of which {longest.label} took {longest.seconds / total:.0%}"
+    figure.text(0.03, 1 - 0.4 / height, title, size=19, weight="bold", va="center")
+    note = "one stage after the other, as their results report it; tests are not included"
+    figure.text(0.03, 1 - 0.78 / height, note, size=13, color=MUTED, va="center")
+    return write(figure, path)

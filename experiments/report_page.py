@@ -1,0 +1,389 @@
+"""The text of experiments/report.py: the same page as HTML in one file and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment
+
+from experiments.report_claims import LEVEL, Claim, points, share
+from experiments.report_run import Pipeline, Shown
+from minir1.judge import Answer
+from minir1.log import markdown_table
+
+CONTROLS = re.compile(  # control characters and line separators, and those that turn the direction of what follows
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
+PLAIN = (  # of the table of stages: key, label, format
+    ("language_consistency", "language consistency", ".3f"), ("repetition", "repetition", ".3f"),
+    ("tidiness", "tidiness", ".3f"), ("format", "well-formed", ".1%"), ("truncated", "truncated", ".1%"),
+    ("length", "tokens per answer", ".1f"), ("words", "words per thinking", ".1f"),
+)  # fmt: skip
+
+
+class Table(NamedTuple):
+    """Rows of text; the first `words` columns are aligned to the left."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+
+
+class Picture(NamedTuple):
+    """A PNG, and what it shows in words."""
+
+    file: Path
+    words: str
+
+
+class Sample(NamedTuple):
+    """A question and the answers of the stages to it: (label, verdict, tokens, thinking, what follows it)."""
+
+    question: str
+    answers: list[tuple[str, str, int, str, str]]
+
+
+class Section(NamedTuple):
+    """A heading, and paragraphs (str), tables, pictures and samples below it."""
+
+    title: str
+    parts: list[str | Table | Picture | Sample]
+
+
+class Page(NamedTuple):
+    """The whole report."""
+
+    title: str
+    finding: str
+    sections: list[Section]
+
+
+# ---- what the page says ------------------------------------------------------------------------
+
+
+def page(
+    run: Pipeline,
+    groups: tuple[list[str], list[str]],
+    claims: list[Claim],
+    gains: dict[str, tuple[float, float, float]],
+    openness: list[tuple[str, str, bool]],
+    shown: list[Shown],
+    drawn: dict[str, Path],
+) -> Page:
+    """The report. groups: difficulties and kinds; gains: the paired differences; shown: questions."""
+    picture = {name: [Picture(path, WORDS[name])] for name, path in drawn.items()}
+    pictures = lambda *names: [part for name in names for part in picture.get(name, [])]
+    held = sum(claim.holds for claim in claims)
+    sections = [
+        Section(f"Claims of the paper: {held} of {len(claims)} reproduced", [claim_table(claims)] if claims else []),
+        Section(f"Quality of each stage{_arrow(run)}", [*quality(run, groups), *pictures("scores")]),
+        Section("Flaws and behaviour by stage", pictures("flaws", "behaviour")),
+        Section("Accuracy against the token budget", pictures("budget")),
+        Section("Training: loss, reward and time", pictures("sft_loss", "rl_reward", "loss_and_reward", "timeline")),
+        Section("Cost of each stage", [cost(run)]),
+        Section("Rejection sampling: what each filter removed", filters(run)),
+        Section("The model: size, window and cost of a context", pictures("parameters", "window", "context")),
+        Section(f"Openness: {sum(found for *_, found in openness)} of {len(openness)} found", [checklist(openness)]),
+        Section("Answers of each stage to the same questions", samples(shown)),
+    ]
+    title = f"The R1 pipeline, one run: {run.path.resolve().name}"
+    return Page(title, finding(run, gains), [section for section in sections if section.parts])
+
+
+WORDS = {  # what a figure shows, for those who do not see it
+    "scores": "Bars: accuracy of the base, R1-Zero and the final stage by difficulty and kind.",
+    "flaws": "Lines over the stages: mixed language, repetition, untidy, malformed and truncated answers.",
+    "behaviour": "Lines over the stages by difficulty: tries, checks, corrections, wrong yes, reflective words.",
+    "budget": "Lines: accuracy against the token budget of an answer.",
+    "sft_loss": "Lines: loss of each fine-tuning over its steps, on batches and on held-out documents.",
+    "rl_reward": "Lines: reward of each RL over its steps, and accuracy on validation problems.",
+    "loss_and_reward": "Lines on two axes: SFT loss and RL reward over the seconds of the pipeline.",
+    "timeline": "Bars: when each stage ran and how long.",
+    "parameters": "Dots: active against total parameters of this model and of published ones.",
+    "window": "Bars: context window of this model and of published ones.",
+    "context": "Lines: bytes of the cache and time of a decoding step against the context length.",
+}
+
+
+def finding(run: Pipeline, gains: dict[str, tuple[float, float, float]]) -> str:
+    """One paragraph, from the numbers."""
+    known = {name: values["pass@1"] for name, values in run.tests.items() if "pass@1" in values}
+    if not known:
+        return "No stage of this run has been tested yet."
+    said = []
+    if {"base", "r1-zero"} <= known.keys():
+        words = "changed" if not (gain := gains.get("gain/r1-zero")) else "raised" if gain[1] > 0 else "did not raise"
+        change = f" ({points(gain)}, paired)" if gain else ""
+        tail = f"from {known['base']:.1%} to {known['r1-zero']:.1%}{change}"
+        said.append(f"RL with rule rewards alone {words} accuracy on problems never trained on {tail}.")
+    else:
+        said += [f"{run.label(name)} solves {value:.1%} of the test problems." for name, value in known.items()]
+    zero, final = run.tests.get("r1-zero", {}), run.tests[run.final]
+    if "language_consistency" in zero:
+        own = f"{zero['language_consistency']:.1%}"
+        said.append(f"{own} of the words of R1-Zero's thinking are in the language of the question.")
+    if run.final in known and run.final not in ("base", "r1-zero"):
+        said.append(f"The final model, {run.label(run.final)}, solves {known[run.final]:.1%}")
+        if gain := gains.get("gain/final"):
+            level = "level with" if gain[1] >= LEVEL else "not shown to be level with"
+            better = "better than" if gain[1] > 0 else level
+            said[-1] += f" and is {better} R1-Zero: {points(gain)}, paired, with 95 % intervals over problems"
+        said[-1] += "."
+        changes = [
+            f"{words} {zero[key]:.3f} → {final[key]:.3f}"
+            for key, words in (("language_consistency", "language consistency"), ("repetition", "repetition"))
+            if key in zero and key in final
+        ]
+        said += [f"From R1-Zero to the final model: {', '.join(changes)}."] if changes else []
+    seconds = sum(stage.seconds or 0 for stage in run.stages.values())
+    return " ".join(said) + (f" The stages took {seconds:,.0f} s together." if seconds else "")
+
+
+def _arrow(run: Pipeline) -> str:
+    values = [one["pass@1"] for one in run.tests.values() if "pass@1" in one]
+    return f": accuracy {' → '.join(f'{value:.1%}' for value in values)}" if values else ""
+
+
+def claim_table(claims: list[Claim]) -> Table:
+    """One row per claim."""
+    rows = [[c.text, c.shown, c.threshold, "yes" if c.holds else "no"] for c in claims]
+    return Table(["claim", "this run", "reproduced if", "reproduced"], rows, words=4)
+
+
+def quality(run: Pipeline, groups: tuple[list[str], list[str]]) -> list[str | Table]:
+    """One column per tested stage, with 95 % intervals over problems."""
+    if not run.tests:
+        return []
+    wanted = [("pass@1", "right answers")]
+    wanted += [(f"pass@1_{name}", f"– {name}") for name in [*groups[0], *groups[1]]]
+    ks = [key for key in dict.fromkeys(k for values in run.tests.values() for k in values) if _at_k(key)]
+    rows = [_row(run.tests, label, key, None) for key, label in wanted]
+    rows += [_row(run.tests, key, key, None) for key in ks]
+    rows += [_row(run.tests, "forced to answer at once", "forced", None)]
+    rows += [_row(run.tests, label, key, form) for key, label, form in PLAIN]
+    general = {name: run.general.get(name, {}) for name in run.tests}
+    rows += [_row(general, "general prompts: acceptable", "pass@1", None)]
+    rows += [_row(general, "general prompts: preference", "preference", ".2f")]
+    rows = [row for row in rows if set(row[1:]) != {"-"}]
+    text = "In brackets: 95 % intervals over problems, each stage by itself; differences are paired (see the claims)."
+    return [Table(["", *(run.label(name) for name in run.tests)], rows), text]
+
+
+def _at_k(key: str) -> bool:
+    name, _, k = key.partition("@")
+    return name in ("maj", "pass") and k.isdigit() and k != "1"
+
+
+def _row(columns: dict[str, dict[str, float]], label: str, key: str, form: str | None) -> list[str]:
+    """One value of each stage: with its interval, or in the given format."""
+    cells = []
+    for values in columns.values():
+        if key not in values:
+            cells.append("-")
+        else:
+            cells.append(f"{values[key]:{form}}" if form else _share(values, key))
+    return [label, *cells]
+
+
+def _share(values: dict[str, float], key: str) -> str:
+    """`share`, where the ends of a group's interval are pass@1_low_GROUP."""
+    whole, _, group = key.partition("_")
+    suffix = f"_{group}" if group else ""
+    return share({f"{whole}{end}": values.get(f"{whole}{end}{suffix}") for end in ("", "_low", "_high")}, whole)
+
+
+def cost(run: Pipeline) -> Table:
+    """One row per stage."""
+    number = lambda value: "-" if value is None else f"{value:,.0f}"
+    rows = []
+    for stage in run.stages.values():
+        steps = stage.metrics[-1].get("step") if stage.metrics else None
+        cells = [number(value) for value in (steps, stage.sampled, stage.trained, stage.seconds)]
+        rows.append([stage.label, stage.kind, *cells])
+    total = [sum(getattr(s, name) or 0 for s in run.stages.values()) for name in ("sampled", "trained", "seconds")]
+    rows.append(["all", "", "", *map(number, total)])
+    return Table(["stage", "kind", "steps", "tokens sampled", "tokens trained on", "seconds"], rows, words=2)
+
+
+def filters(run: Pipeline) -> list[Table]:
+    """What was removed from the sampled answers, one column per stage that sampled."""
+    stages = {n: s for n, s in run.stages.items() if any(k.startswith("removed/") for k in s.result)}
+    names = dict.fromkeys(k for stage in stages.values() for k in stage.result if k.startswith("removed/"))
+    wanted = [("sampled", "sampled answers"), *((name, f"– {_words(name)}") for name in names), ("kept", "kept")]
+    wanted += [("general", "general data added")]
+    cell = lambda stage, key: f"{stage.result[key]:,.0f}" if key in stage.result else "-"
+    rows = [[label, *(cell(stage, key) for stage in stages.values())] for key, label in wanted]
+    return [Table(["", *(stage.label for stage in stages.values())], rows)] if stages else []
+
+
+def _words(key: str) -> str:
+    return key.partition("/")[2].replace("_", " ")
+
+
+def checklist(openness: list[tuple[str, str, bool]]) -> Table:
+    """One row per item; each was looked up when the report was made."""
+    rows = [["yes" if found else "no", item, files] for item, files, found in openness]
+    return Table(["there", "item", "file"], rows, words=3)
+
+
+def samples(shown: list[Shown]) -> list[str | Sample]:
+    """The answers, split after the thinking."""
+    if not shown:
+        return []
+    parts: list[str | Sample] = [
+        "Chosen by position alone: the first problem, in English and Chinese in turn, of the first, the middle and the "
+        "last kind of puzzle in the test, and each stage's first sampled answer to it."
+    ]
+    for one in shown:
+        answers = [(label, _verdict(a), a.tokens, *_split(a.text)) for label, a in one.answers.items()]
+        parts.append(Sample(f"{one.subject}: {one.prompt} (a right answer: {one.reference})", answers))
+    return parts
+
+
+def _verdict(answer: Answer) -> str:
+    return "not judged" if answer.unjudged else "right" if answer.right else "wrong"
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The thinking without its tags, all of the text if it never ends, and what follows it."""
+    thinking, _, rest = CONTROLS.sub("\ufffd", text).partition("</think>")
+    return thinking.strip().removeprefix("<think>").strip("\n"), rest.strip()
+
+
+# ---- Markdown ----------------------------------------------------------------------------------
+
+
+def markdown(page: Page, folder: Path) -> str:
+    """The page, its figures as links relative to `folder`."""
+    lines = [f"# {_quoted(page.title)}", page.finding]
+    for section in page.sections:
+        lines.append(f"## {section.title}")
+        for part in section.parts:
+            if isinstance(part, Table):
+                rows = [[_quoted(cell) for cell in row] for row in part.rows]
+                lines.append(markdown_table([_quoted(cell) for cell in part.head], rows, part.words))
+            elif isinstance(part, Picture):
+                lines.append(f"![{part.words}]({part.file.relative_to(folder).as_posix()})")
+            elif isinstance(part, Sample):
+                lines += ["### Question", _fenced(part.question)]
+                for label, verdict, tokens, thinking, answer in part.answers:
+                    lines += [f"**{label}**: {verdict}, {tokens} tokens", _fenced(f"{thinking}\n----\n{answer}")]
+            else:
+                lines.append(part)
+    return "\n\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A text of one line in which nothing is markup."""
+    return re.sub(r"([\\`*_<>\[\]])", r"\\\1", " ".join(CONTROLS.sub("\ufffd", text).split()))
+
+
+def _fenced(text: str) -> str:
+    """A code block; its fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{CONTROLS.sub(chr(0xFFFD), text)}\n{fence}"
+
+
+# ---- HTML --------------------------------------------------------------------------------------
+
+
+def html(page: Page) -> str:
+    """The page as one file that reaches for nothing: figures as data, no script, every text escaped."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["inline"] = lambda path: base64.b64encode(path.read_bytes()).decode()
+    environment.filters["kind"] = lambda part: type(part).__name__
+    return environment.from_string(TEMPLATE).render(page=page)
+
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{{ page.title }}</title>
+<style>
+:root { color-scheme: light dark; --ink: #1f2933; --muted: #566370; --paper: #fff; --card: #f4f6f8; --rule: #d5dae0;
+  --yes: #1d7a55; --no: #b3303f; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --muted: #a3aeb9; --paper: #15191e; --card: #1f252c;
+  --rule: #39424c; --yes: #5cc79a; --no: #f08a94; } }
+body { max-width: 70rem; margin: 0 auto; padding: 1.5rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; }
+h2 { font-size: 1.25rem; margin-top: 2.6rem; padding-top: .8rem; border-top: 1px solid var(--rule); }
+.finding { font-size: 1.1rem; max-width: 52rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; min-width: 40rem; }
+th, td { padding: .3rem .7rem .3rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }
+th { color: var(--muted); font-weight: 600; white-space: nowrap; }
+td.text, th.text { text-align: left; }
+td.number { white-space: nowrap; }
+img { width: 100%; height: auto; background: #fff; border-radius: 6px; margin: .6rem 0; }
+.yes, .right { color: var(--yes); font-weight: 600; }
+.no, .wrong { color: var(--no); font-weight: 600; }
+h3 { font: 600 1rem/1.5 ui-monospace, monospace; unicode-bidi: isolate; overflow-wrap: anywhere; }
+.answers { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .8rem; }
+.card { background: var(--card); border-radius: 6px; padding: .7rem .9rem; min-width: 0; break-inside: avoid; }
+.card p { margin: 0 0 .4rem; font-size: .9rem; }
+pre { margin: 0; font: .8rem/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
+  unicode-bidi: isolate; max-height: 18rem; overflow-y: auto; }
+pre.answer { margin-top: .5rem; padding-top: .5rem; border-top: 1px dashed var(--rule); font-weight: 600; }
+.muted { color: var(--muted); }
+@media print {
+  :root { color-scheme: light; --ink: #000; --muted: #444; --paper: #fff; --card: #f4f6f8; --rule: #bbb; --yes: #060;
+    --no: #900; }
+  body { max-width: none; padding: 0; font-size: 9.5pt; }
+  table { font-size: 7.5pt; min-width: 0; }
+  td.number { white-space: normal; }
+  img, tr, figure { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  pre { max-height: none; overflow: visible; }
+  .scroll { overflow: visible; }
+}
+</style>
+</head>
+<body>
+<h1>{{ page.title }}</h1>
+<p class="finding">{{ page.finding }}</p>
+{% for section in page.sections %}
+<h2>{{ section.title }}</h2>
+{% for part in section.parts %}
+{% if part|kind == "Table" %}
+<div class="scroll"><table>
+<thead><tr>{% for cell in part.head %}<th{% if loop.index0 < part.words %} class="text"{% endif %}>{{ cell }}</th>
+{% endfor %}</tr></thead>
+<tbody>
+{% for row in part.rows %}
+<tr>{% for cell in row %}<td class="{{ 'text' if loop.index0 < part.words else 'number' }}
+{{- ' ' ~ cell if cell in ('yes', 'no') }}">{{ {"yes": "✓ yes", "no": "✗ no"}.get(cell, cell) }}</td>
+{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% elif part|kind == "Picture" %}
+<img alt="{{ part.words }}" src="data:image/png;base64,{{ part.file|inline }}">
+{% elif part|kind == "Sample" %}
+<h3>{{ part.question }}</h3>
+<div class="answers">
+{% for label, verdict, tokens, thinking, answer in part.answers %}
+<div class="card">
+<p><b>{{ label }}</b> · <span class="{{ verdict }}">{{ {"right": "✓ right", "wrong": "✗ wrong"}.get(verdict, verdict) }}
+</span> <span class="muted">· {{ tokens }} tokens</span></p>
+<pre>
+{{ thinking }}</pre>
+<pre class="answer">
+{{ answer or "no answer: the thinking never ends" }}</pre>
+</div>
+{% endfor %}
+</div>
+{% else %}
+<p class="muted">{{ part }}</p>
+{% endif %}
+{% endfor %}
+{% endfor %}
+</body>
+</html>
+"""

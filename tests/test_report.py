@@ -1,0 +1,386 @@
+"""report.py on a made-up run: its numbers by hand, its page safe against what a model may write."""
+
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import r1_run
+import torch
+from r1_run import HOSTILE, PROBLEMS, SMALL, TESTED, build
+
+from experiments import report, report_claims, report_figures, report_model_figures, report_page, report_run
+from minir1 import answer_file
+from minir1.figures import DPI
+from minir1.judge import Answer
+from minir1.log import read_metrics
+from minir1.model.config import dense
+from minir1.model.transformer import Transformer
+
+FIGURES = {"scores", "flaws", "behaviour", "budget", "sft_loss", "rl_reward", "loss_and_reward", "timeline"}
+OF_THE_MODEL = {"parameters", "window", "context"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A whole run; tests that change files copy it."""
+    return build(tmp_path_factory.mktemp("run") / "r1")
+
+
+@pytest.fixture(scope="module")
+def whole(built, tmp_path_factory) -> tuple[Path, dict]:
+    """The folder of the report on the whole run, and its numbers."""
+    out = tmp_path_factory.mktemp("report")
+    assert report.main(report.Config(built, out=out)) == out / "report.html"
+    return out, numbers(out)
+
+
+@pytest.fixture
+def copy(built, tmp_path) -> Path:
+    """The whole run, to be changed."""
+    return Path(shutil.copytree(built, tmp_path / "r1"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without figures, which take most of the time."""
+    monkeypatch.setattr(report_figures, "draw", lambda *_: {})
+
+
+class Seen(HTMLParser):
+    """Tags, their attributes, and the text of a page; tags that are not closed stay in `open`."""
+
+    EMPTY = {"meta", "img", "br"}
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], "", []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.open += [tag] if tag not in self.EMPTY else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def html_of(path: Path) -> str:
+    return (path / "report.html").read_text(encoding="utf-8")
+
+
+def numbers(path: Path) -> dict:
+    return json.loads((path / "report.json").read_text())
+
+
+def put(file: Path, **values) -> None:
+    """Change entries of a JSON file; Ellipsis removes one."""
+    new = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({key: value for key, value in new.items() if value is not ...}))
+
+
+# ---- the page ----------------------------------------------------------------------------------
+
+
+def test_the_page_is_one_file_that_reaches_for_nothing_and_runs_nothing(whole):
+    page = html_of(whole[0])
+    seen = Seen(page)
+    assert seen.open == [] and "script" not in seen.tags
+    reaching = [value for name, value in seen.attributes if name in ("src", "href", "srcset", "action", "data")]
+    assert len(reaching) == len(FIGURES | OF_THE_MODEL)
+    assert all(value.startswith("data:image/png;base64,") for value in reaching)
+    assert not re.search(r"url\(|@import", page) and not [name for name, _ in seen.attributes if name.startswith("on")]
+    assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page and "@media print" in page
+
+
+def test_every_figure_is_drawn_and_linked_in_markdown(whole):
+    text = (whole[0] / "report.md").read_text(encoding="utf-8")
+    linked = re.findall(r"!\[[^]]+\]\(figures/(\w+)\.png\)", text)
+    assert set(linked) == FIGURES | OF_THE_MODEL and len(linked) == len(set(linked))
+    for name in linked:
+        data = (whole[0] / "figures" / f"{name}.png").read_bytes()
+        assert data.startswith(b"\x89PNG") and int.from_bytes(data[16:20], "big") == 12 * DPI
+
+
+def test_what_a_model_writes_is_shown_and_is_no_markup(whole):
+    seen = Seen(html_of(whole[0]))
+    assert '<script>alert("x")</script>' in seen.text and "<img src=http://x.y/z>" in seen.text
+    assert "\u202e" not in seen.text and "\x00" not in seen.text and "no answer: the thinking never ends" in seen.text
+    assert "24对" in seen.text and "✓ right" in seen.text and "✗ wrong" in seen.text
+    text = (whole[0] / "report.md").read_text(encoding="utf-8")
+    assert "\x00" not in text and "`````text\n```` <script>" in text  # a longer fence than that of the answer
+
+
+def test_markdown_quotes_what_would_be_markup():
+    page = report_page.Page("a *b* <c>", "", [report_page.Section("t", [report_page.Table(["x|y"], [["`[z]`\n"]])])])
+    assert report_page.markdown(page, Path(".")).splitlines() == [
+        r"# a \*b\* \<c\>", "", "", "", "## t", "", r"| x\|y |", "| --- |", r"| \`\[z\]\` |",
+    ]  # fmt: skip
+
+
+def test_the_finding_says_what_the_numbers_say(built, whole):
+    text, values = html_of(whole[0]), whole[1]
+    low, high = 100 * values["gain/final_low"], 100 * values["gain/final_high"]
+    assert f"{100 * values['gain/final']:+.1f} points [{low:.1f}, {high:.1f}], paired" in text
+    assert "language consistency 0.720 → 0.992, repetition 0.180 → 0.015" in text
+    assert "The stages took 1,715 s together." in text
+    said = report_page.finding(report_run.read(built), {"gain/r1-zero": (0.1, -0.01, 0.2)})
+    assert "did not raise accuracy" in said
+    for low, words in ((0.01, "better than"), (-0.02, "level with"), (-0.021, "not shown to be level with")):
+        assert f"and is {words} R1-Zero" in report_page.finding(report_run.read(built), {"gain/final": (0, low, 1)})
+
+
+def test_the_table_of_stages_has_every_test_with_its_intervals(built):
+    run = report_run.read(built)
+    assert report_run.groups(run.tests) == (
+        ["easy", "middle", "hard"],
+        ["chain", "countdown", "order", "program", "sort"],
+    )
+    table, _ = report_page.quality(run, report_run.groups(run.tests))
+    assert table.head == ["", "Base", "R1-Zero", "SFT 1", "RL 1", "SFT 2", "RL 2"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    values = run.tests["rl-1"]
+    ends = [100 * values[f"pass@1{end}_hard"] for end in ("", "_low", "_high")]
+    assert rows["– hard"][3] == "{:.1f}% [{:.1f}, {:.1f}]".format(*ends)
+    assert rows["tidiness"] == ["0.200", "0.300", "0.950", "0.970", "0.970", "0.990"]
+    assert {"– sort", "maj@4", "pass@4", "forced to answer at once", "general prompts: preference"} <= rows.keys()
+
+
+def test_the_table_of_costs_adds_up(built):
+    rows = {row[0]: row[1:] for row in report_page.cost(report_run.read(built)).rows}
+    assert rows["Base"] == ["pre-training", "60", "-", "245,760", "600"]  # 60 steps of 4,096
+    assert rows["R1-Zero"] == ["RL", "60", "540,000", "540,000", "420"]  # 60 steps of 9,000
+    assert rows["Preference pairs"] == ["sampling", "-", "-", "-", "25"]  # as r1.py measured it
+    assert rows["all"] == ["", "", "2,220,000", "2,365,760", "1,715"]
+
+
+def test_the_questions_are_of_different_kinds_in_both_languages(built):
+    first, second, third = report.shown(report_run.read(built))
+    kinds = list(dict.fromkeys(p.subject for p in PROBLEMS))
+    assert [one.subject for one in (first, second, third)] == [kinds[0], kinds[2], kinds[4]]
+    assert [report.language(one.prompt) for one in (first, second, third)] == ["en", "zh", "en"]
+    for one in (first, second, third):
+        of_kind = [p for p in PROBLEMS if p.subject == one.subject and p.language == report.language(one.prompt)]
+        assert one.prompt == of_kind[0].prompt
+        assert list(one.answers) == ["Base", "R1-Zero", "SFT 1", "RL 1", "SFT 2", "RL 2"]
+    assert first.answers["Base"].text == HOSTILE
+
+
+def test_an_answer_is_split_after_its_thinking():
+    assert report_page._split("<think>a\nb</think> <answer>c</answer>") == ("a\nb", "<answer>c</answer>")
+    assert report_page._split("a</think>b</think>") == ("a", "b</think>")
+    assert report_page._split("<think>a <answer>b") == ("a <answer>b", "")
+
+
+# ---- what the claims rest on -------------------------------------------------------------------
+
+
+def pipeline(path: Path, tests: dict, answers: dict | None = None, **more) -> report_run.Pipeline:
+    """A pipeline of these results alone; answers: stage -> whether each answer is right, by problem."""
+    make = lambda row: [Answer("", 10 + 5 * right, False, bool(right), True) for right in row]
+    saved = {
+        name: answer_file.Saved({}, {"sampled": {p: make(row) for p, row in enumerate(grid)}}, {})
+        for name, grid in (answers or {}).items()
+    }
+    parts = {"stages": {}, "general": {}, "replies": {}, "budget": {}} | more
+    return report_run.Pipeline(path, tests=tests, answers=saved, **parts)
+
+
+def liked(preference: float) -> answer_file.Saved:
+    """One answer to each of two general prompts, of this preference."""
+    answer = Answer("", 1, False, True, True, scores={"preference": preference})
+    return answer_file.Saved({}, {"sampled": {0: [answer], 1: [answer]}}, {})
+
+
+def test_differences_are_paired_over_problems(tmp_path):
+    run = pipeline(tmp_path, {}, {"base": [[1, 0], [0, 0], [1, 1]], "r1-zero": [[1, 1], [1, 0], [1, 1]]})
+    mean, low, high = report_claims.paired(run.answers, "r1-zero", "base")
+    assert mean == pytest.approx(1 / 3) and 0 <= low < mean < high <= 0.5  # ½, ½ and 0
+    assert report_claims.paired(run.answers, "base", "r1-zero")[0] == pytest.approx(-1 / 3)
+    assert report_claims.paired(run.answers, "r1-zero", "base", report_claims.tokens)[0] == pytest.approx(5 / 3)
+    assert report_claims.paired(run.answers, "rl-1", "base") is None
+
+
+def test_an_answer_that_was_not_judged_counts_in_no_difference(tmp_path):
+    run = pipeline(tmp_path, {}, {"base": [[0], [0]], "r1-zero": [[1], [0]]})
+    lost = Answer("", 1, False, False, False, unjudged=True)
+    run.answers["base"].answers["sampled"][1] = [lost]
+    assert report_claims.paired(run.answers, "r1-zero", "base") == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("key, zero, final, holds", [
+    ("language_consistency", 0.7, 0.98, True), ("language_consistency", 0.7, 0.979, False),
+    ("repetition", 0.2, 0.1, True), ("repetition", 0.2, 0.101, False),
+])  # fmt: skip
+def test_readability_holds_from_the_stated_threshold(tmp_path, key, zero, final, holds):
+    run = pipeline(tmp_path, {"r1-zero": {key: zero}, "rl-2": {key: final}})
+    *_, claim = report_claims.claims(run)
+    assert claim.holds is holds and claim.text.startswith("The final model (RL 2) is more readable")
+    assert claim.shown == f"{zero:.3f} → {final:.3f}"
+
+
+def test_the_final_model_is_level_if_the_interval_ends_above_minus_two_points(tmp_path):
+    same = [[1, 0]] * 40
+    worse = [[0, 0]] * 10 + same[10:]  # 12.5 points less
+    for grid, holds in ((same, True), (worse, False)):
+        run = pipeline(tmp_path, {"r1-zero": {}, "rl-2": {}}, {"r1-zero": same, "rl-2": grid})
+        claim = next(c for c in report_claims.claims(run) if "at least level" in c.text)
+        assert claim.holds is holds
+        assert claim.shown.startswith("+0.0 points [0.0, 0.0]" if holds else "-12.5 points")
+
+
+def test_claims_that_do_not_hold_say_no(tmp_path):
+    base = {"pass@1": 0.5, "checks": 2.0}
+    zero = {"pass@1": 0.5, "pass@1_low": 0.4, "forced": 0.3, "forced_low": 0.2, "forced_high": 0.41, "checks": 2.1}
+    zero |= {"language_consistency": 0.99, "maj@4": 0.5, "maj@8": 0.45}
+    answers = {"base": [[1, 0]] * 9, "r1-zero": [[1, 0]] * 9}
+    general = {"sft-2": {"preference": 0.5}, "rl-2": {"preference": 0.49}}
+    replies = {name: liked(values["preference"]) for name, values in general.items()}
+    more = {"general": general, "replies": replies}
+    found = report_claims.claims(pipeline(tmp_path, {"base": base, "r1-zero": zero}, answers, **more))
+    assert len(found) == 7 and not any(claim.holds for claim in found)
+    assert "R1-Zero: 50.0% by one answer, 45.0% by maj@8" == found[-1].shown
+
+
+def test_preferences_are_those_of_the_verifier(built, tmp_path):
+    run = report_run.read(built)
+    assert run.general["sft-2"]["preference"] == pytest.approx(0.74)
+    claim = next(c for c in report_claims.claims(run) if "prefer" in c.text)
+    assert claim.holds and claim.shown.startswith("preference 0.74 → 0.77: +0.03 [0.03, 0.03]; the reward model agrees")
+    assert math.isnan(report_run.preference([Answer("", 1, False, True, True)]))
+
+
+def test_the_cost_of_the_language_reward_stands_beside_it(tmp_path):
+    run = pipeline(tmp_path, {"r1-zero": {"language_consistency": 0.7}, "rl-1": {"language_consistency": 0.99}},
+                   {"r1-zero": [[1, 1]] * 30, "rl-1": [[1, 0]] * 30})  # fmt: skip
+    claim = next(c for c in report_claims.claims(run) if "cold start" in c.text)
+    assert claim.shown == "0.700 → 0.990; accuracy -50.0 points [-50.0, -50.0]" and not claim.holds
+
+
+# ---- what is absent, empty or damaged ----------------------------------------------------------
+
+
+def test_a_run_with_base_and_r1_zero_alone_has_a_page(tmp_path):
+    path = build(tmp_path / "short", ("base", "r1-zero"), ("base", "r1-zero"))
+    report.write(path, measure=False)
+    text = html_of(path)
+    assert "gain/r1-zero" in numbers(path) and "gain/final" not in numbers(path)
+    for absent in ("SFT", "RL 1", "RL 2", "Cold start", "Rejection", "final model", "Reward model"):
+        assert absent not in Seen(text).text
+    drawn = {file.stem for file in (path / "figures").glob("*.png")}
+    assert drawn == (FIGURES - {"sft_loss", "loss_and_reward"}) | OF_THE_MODEL and "SFT loss" not in text
+
+
+def test_a_stage_without_a_result_is_not_there_and_neither_is_distillation(copy, undrawn):
+    (copy / "rl-2" / "result.json").unlink()
+    for part in ("test", "general-test", "budget"):
+        shutil.rmtree(copy / part / "rl-2")
+    (copy / "distill").mkdir()
+    (copy / "distill" / "result.json").write_text('{"seconds": 3}')
+    report.write(copy, measure=False)
+    text = Seen(html_of(copy)).text
+    assert "The final model, SFT 2," in text and "RL 2" not in text and "istill" not in text
+
+
+def test_a_run_that_was_not_tested_has_a_page(tmp_path):
+    path = build(tmp_path / "early", ("base", "r1-zero", "cold-start"), (), checkpoint=False)
+    report.write(path)
+    assert numbers(path) == {}
+    text = Seen(html_of(path)).text
+    assert "No stage of this run has been tested yet." in text and "Claims" not in text and "Quality" not in text
+    assert {file.stem for file in (path / "figures").glob("*.png")} == {"rl_reward", "timeline"}
+
+
+def test_empty_metrics_and_nan_are_left_out(copy):
+    for name in ("r1-zero", "sft-1"):
+        (copy / name / "metrics.jsonl").write_text("")
+    rows = read_metrics(copy / "rl-1")
+    for row in rows[::2]:
+        row["train/reward"] = None
+    (copy / "rl-1" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]) + '{"step": 60')
+    put(copy / "test" / "base" / "result.json", tidiness=float("nan"), checks=None, repetition=float("inf"))
+    put(copy / "sft-2" / "result.json", **{"seconds/sft": None})
+    report.write(copy, measure=False)
+    text = Seen(html_of(copy)).text
+    assert not re.search(r"\b(nan|inf|None)\b", text) and "Checking grows" not in text
+    row = next(line for line in (copy / "report.md").read_text().splitlines() if line.startswith("| tidiness"))
+    assert row == "| tidiness | - | 0.300 | 0.950 | 0.970 | 0.970 | 0.990 |"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    for folder in (tmp_path / "absent", tmp_path):
+        with pytest.raises(ValueError, match="is no run of experiments/r1.py: expected stages in it such as"):
+            report.write(folder)
+    assert not (tmp_path / "report.html").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="^out = .*file is a file: choose a folder$"):
+        report.Config(tmp_path, out=tmp_path / "file")
+
+
+def test_a_damaged_file_is_named(copy, undrawn):
+    file = copy / "test" / "rl-1" / "answers.jsonl"
+    file.write_text(file.read_text().replace('"kind"', '"kin"', 1))
+    with pytest.raises(ValueError, match="rl-1/answers.jsonl, line 2"):
+        report.write(copy)
+    (copy / "sft-1" / "result.json").write_text("{")
+    with pytest.raises(ValueError, match="sft-1/result.json is damaged"):
+        report.write(copy)
+
+
+def test_answers_to_other_problems_are_not_compared(copy, undrawn):
+    file = copy / "test" / "rl-1" / "answers.jsonl"
+    file.write_text(file.read_text().replace(json.dumps(PROBLEMS[3].prompt, ensure_ascii=False), '"other"'))
+    with pytest.raises(
+        ValueError, match="rl-1/answers.jsonl and .*base/answers.jsonl hold answers to different problems"
+    ):
+        report.write(copy)
+
+
+def test_an_old_figure_does_not_stay(copy, monkeypatch):
+    monkeypatch.setattr(report_model_figures, "_published", dict)
+    (copy / "figures").mkdir()
+    (copy / "figures" / "budget.png").write_bytes(b"old")
+    shutil.rmtree(copy / "budget")
+    report.write(copy, measure=False)
+    assert not (copy / "figures" / "budget.png").exists()
+
+
+# ---- openness and the model --------------------------------------------------------------------
+
+
+def test_openness_is_looked_up(copy, monkeypatch):
+    found = {item: (file, there) for item, file, there in report.openness(report_run.read(copy))}
+    assert found["weights"] == ("base/checkpoint/step-000010/model.safetensors", True)
+    assert found["licence"] == ("LICENSE", True)
+    assert found["problems and corpus, generated"] == ("minir1/tasks/world.py", True)
+    assert found["fine-tuning data"] == ("cold-start/kept.jsonl and 1 more", True)
+    (copy / "base" / "checkpoint" / "step-000010" / "model.safetensors").unlink()
+    (copy / "rejection" / "kept.jsonl").unlink()
+    (copy / "rl-1" / "config.json").unlink()
+    (copy / "test" / "rl-2" / "answers.jsonl").unlink()
+    monkeypatch.setattr(report, "ROOT", copy)
+    assert not any(there for *_, there in report.openness(report_run.read(copy)))
+
+
+def test_the_cache_of_all_heads_is_counted_from_the_shape():
+    assert report_model_figures.full_cache_values(SMALL) == 2 * 2 * (8 + 8 + 16)
+    assert report_model_figures.full_cache_values(dense(dim=32, layers=3, heads=4, kv_heads=2)) == 3 * 4 * 2 * 8
+
+
+def test_a_decoding_step_is_timed_at_each_length():
+    lengths = report.context_lengths(SMALL)
+    assert lengths == [16, 64, 256]
+    seconds = report.decode_seconds(Transformer(r1_run.sized(64)), lengths, repeats=2)
+    assert list(seconds) == lengths and all(0 < second < 5 for second in seconds.values())
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_every_stage_that_is_tested_has_a_label():
+    assert set(TESTED) <= report_run.STAGES.keys()
