@@ -45,7 +45,7 @@ from minir1.judge import (
     summary,
 )
 from minir1.log import progress, table
-from minir1.metrics import share_interval, with_interval
+from minir1.metrics import bootstrap, share_interval, with_interval
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.seed import python_random
@@ -195,6 +195,10 @@ def figures(
     if taken := sorted(values.keys() & readable.keys()):
         raise ValueError(f"task {task.name}: its behaviour reports {', '.join(taken)}, which names another figure here")
     values |= readable
+    liked = [[a.scores["preference"] for a in row if "preference" in a.scores] for row in grid]
+    if any(liked):  # a task that ranks answers, beside right and wrong
+        interval = bootstrap([np.mean(row) for row in liked if row], seed=config.seed)
+        values |= dict(zip(("preference", "preference_low", "preference_high"), interval))
     other = {"greedy": grids["greedy"]} | ({"forced": grids.get("forced", grid)} if config.forced else {})
     for name, answers in other.items():
         share = rights(answers)
@@ -235,7 +239,7 @@ def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[st
     whole = [key for key in values if not key.endswith(("_low", "_high", *groups))]
     methods = [key for key in whole if f"over_{key}" in values]
     at_k = [key for key in whole if key.startswith(("pass@", "maj@")) and key not in ("pass@1", "pass@1_formed")]
-    others = {*COMMON, *READABLE, *methods, *at_k, "pass@1", "pass@1_formed"}
+    others = {*COMMON, "preference", *READABLE, *methods, *at_k, "pass@1", "pass@1_formed"}
     counts = [key for key in whole if key not in others and not key.startswith("over_")]
 
     lines = [("pass@1, sampled", "pass@1", "", ".1%"), ("  among well-formed answers", "pass@1_formed", "", ".1%")]
@@ -245,6 +249,7 @@ def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[st
     lines += [("pass@1, forced to answer at once", "forced", "", ".1%")] if "forced" in values else []
     for name in methods:
         lines += [(f"baseline: {words(name)}", name, "", ".1%"), ("  policy above it", f"over_{name}", "", ".1%")]
+    lines += [("preference, 0 to 1", "preference", "", ".2f")] if "preference" in values else []
     lines += [("well-formed", "format", "", ".1%"), ("truncated by the budget", "truncated", "", ".1%")]
     lines += [("not judged", "unjudged", "", ".1%")] if values.get("unjudged") else []
     lines += [("tokens", "length", "", ".1f")]

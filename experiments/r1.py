@@ -1,4 +1,4 @@
-"""The whole of R1 in miniature: from a base through R1-Zero and four more stages to R1 (DeepSeek-R1, sections 2.2, 2.3).
+"""The whole of R1 in miniature: a base, R1-Zero, and four more stages to R1 (DeepSeek-R1, sections 2.2 and 2.3).
 
     python -m experiments.r1 --out runs/r1
 
@@ -10,7 +10,7 @@
     general-data  reject_sample.py   acceptable answers of the base to general prompts: V3's part in the paper
     rejection     reject_sample.py   answers of rl-1, kept by filters and mixed with the general ones
     sft-2         sft.py             the base learns from these
-    pairs         preference_pairs.py  two answers of sft-2 to a general prompt, ranked by a rule that stands in for people
+    pairs         preference_pairs.py  answers of sft-2 to general prompts, ranked by a rule that stands in for people
     reward-model  reward_model.py    learns the ranking
     rl-2          all_scenarios.py   RL by rules; in the last steps also general prompts, by the reward model
     test          evaluate.py        each checkpoint on problems that no stage has seen
@@ -29,12 +29,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from experiments import (
-    all_scenarios, evaluate, preference_pairs, pretrain, r1_zero, reject_sample, report, reward_model, sft,
+    all_scenarios,
+    evaluate,
+    preference_pairs,
+    pretrain,
+    r1_zero,
+    reject_sample,
+    report,
+    reward_model,
+    sft,
 )  # fmt: skip
 from minir1 import cli, tasks
 from minir1.device import peak_memory_gib, pick
@@ -45,16 +53,13 @@ from minir1.settings import at_least
 
 BUDGET = 320  # tokens of an answer, in all stages and in the test
 TESTED = ("base", "r1-zero", "sft-1", "rl-1", "sft-2", "rl-2")  # stages that make a policy
-STAGE_FIELDS = (
-    *("base", "zero", "cold_start", "sft_1", "rl_1", "general_data", "rejection", "sft_2", "pairs", "reward_model", "rl_2"),
-)
 OWN = (  # settings that `stages` makes
     *("task", "general_task", "checkpoint", "out", "seed", "resume", "device", "dtype", "wandb", "reward_model"),
     *("general",),
 )
 USUAL = {  # seconds on two cores, for the estimate of the time that is left
-    "base": 420, "r1-zero": 250, "cold-start": 30, "sft-1": 30, "rl-1": 200, "general-data": 20, "rejection": 60, "sft-2": 50,
-    "pairs": 20, "reward-model": 20, "rl-2": 180, "test": 25, "general": 5,
+    "base": 420, "r1-zero": 250, "cold-start": 30, "sft-1": 30, "rl-1": 200, "general-data": 20, "rejection": 60,
+    "sft-2": 50, "pairs": 20, "reward-model": 20, "rl-2": 180, "test": 25, "general": 5,
 }  # fmt: skip
 
 
@@ -70,21 +75,23 @@ class Config:
     task: str = "world"  # one with a corpus to pre-train on
     general_task: str = "world:talk"  # whose verdicts have scores["preference"]
     base: pretrain.Config = settings(pretrain.Config, steps=3000)
-    zero: r1_zero.Config = settings(r1_zero.Config, steps=40, max_completion_length=BUDGET)
+    zero: r1_zero.Config = settings(r1_zero.Config, steps=60, learning_rate=2e-4, max_completion_length=BUDGET)
     cold_start: reject_sample.Config = settings(
         reject_sample.Config, problems=800, num_generations=4, max_completion_length=BUDGET, rewrite=True, tidy=True,
         min_language=0.99, max_repetition=0.1, per_problem=2,
     )  # fmt: skip
     sft_1: sft.Config = settings(sft.Config, epochs=3)
     rl_1: r1_zero.Config = settings(
-        r1_zero.Config, steps=30, max_completion_length=BUDGET, language_weight=0.2, epsilon_low=10.0, epsilon_high=10.0,
+        r1_zero.Config, steps=40, max_completion_length=BUDGET, language_weight=0.2, epsilon_low=10.0,
+        epsilon_high=10.0,
     )  # fmt: skip
     general_data: reject_sample.Config = settings(
-        reject_sample.Config, num_generations=64, max_completion_length=BUDGET, min_language=0.99, max_repetition=0.1
-    )
+        reject_sample.Config, num_generations=64, max_completion_length=BUDGET, rewrite=True, min_language=0.99,
+        max_repetition=0.1, per_problem=30,
+    )  # fmt: skip
     rejection: reject_sample.Config = settings(
         reject_sample.Config, problems=2400, num_generations=4, max_completion_length=BUDGET, min_language=0.99,
-        max_repetition=0.1, tidy=True, per_problem=1, general_share=0.25,
+        max_repetition=0.1, tidy=True, per_problem=1,
     )  # fmt: skip
     sft_2: sft.Config = settings(sft.Config, epochs=2)
     pairs: preference_pairs.Config = settings(
@@ -92,7 +99,12 @@ class Config:
     )
     reward_model: reward_model.Config = settings(reward_model.Config, steps=60)
     rl_2: all_scenarios.Config = settings(
-        all_scenarios.Config, steps=30, preference_steps=10, max_completion_length=BUDGET, language_weight=0.2
+        all_scenarios.Config,
+        steps=40,
+        preference_steps=10,
+        learning_rate=2e-4,
+        max_completion_length=BUDGET,
+        language_weight=0.2,
     )
     problems: int = 400  # of the test, at most
     num_generations: int = 4  # sampled answers per test problem
@@ -160,19 +172,16 @@ def stages(config: Config) -> dict[str, Stage]:
         every[f"test/{name}"] = Stage(evaluate.main, evaluate.Config(**opened, **reasoning, out=at("test") / name))
     for name in TESTED:
         opened = {"checkpoint": made_by(name), "forced": False, **test, "num_generations": 32}
-        every[f"general/{name}"] = Stage(
-            evaluate.main, evaluate.Config(**opened, **general, out=at("general") / name)
-        )
+        every[f"general/{name}"] = Stage(evaluate.main, evaluate.Config(**opened, **general, out=at("general") / name))
     return every
 
 
 def refuse_overridden(config: Config) -> None:
     """ValueError for a setting of one stage that the pipeline sets for it."""
     fresh = Config()
-    for stage in STAGE_FIELDS:
-        for name in OWN:
-            given, default = getattr(config, stage), getattr(fresh, stage)
-            if hasattr(given, name) and getattr(given, name) != getattr(default, name):
+    for stage, default in vars(fresh).items():
+        for name in OWN if is_dataclass(default) else ():
+            if getattr(getattr(config, stage), name, None) != getattr(default, name, None):
                 flag = f"--{stage}.{name}".replace("_", "-")
                 raise ValueError(f"{flag}: r1.py sets it for every stage (or run the script by itself)")
 
@@ -221,9 +230,10 @@ def main(config: Config) -> dict[str, float]:
     result |= {"seed": config.seed, "memory/peak_gib": peak_memory_gib(pick(config.device))}
     run.result(result)
     show(result)
-    result |= report.write(config.out)
+    page = report.write(config.out)
+    result |= read_json(config.out / "report.json")
     run.result(result)
-    print(f"{result['seconds/total']:.0f} s, {result['memory/peak_gib']:.1f} GiB; see {config.out / 'report.html'}")
+    print(f"{result['seconds/total']:.0f} s, {result['memory/peak_gib']:.1f} GiB; see {page}")
     run.close()
     return result
 

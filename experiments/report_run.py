@@ -10,11 +10,12 @@ from minir1 import answer_file
 from minir1.files import read_json
 from minir1.judge import EASE, Answer
 from minir1.log import read_metrics
+from minir1.metrics import share_interval
 
 STAGES = {  # folder -> label, kind; in the order of the pipeline
     "base": ("Base", "pre-training"), "r1-zero": ("R1-Zero", "RL"), "cold-start": ("Cold start", "sampling"),
     "sft-1": ("SFT 1", "SFT"), "rl-1": ("RL 1", "RL"),
-    "general": ("General data", "sampling"), "rejection": ("Rejection sampling", "sampling"),
+    "general-data": ("General data", "sampling"), "rejection": ("Rejection sampling", "sampling"),
     "sft-2": ("SFT 2", "SFT"), "pairs": ("Preference pairs", "sampling"),
     "reward-model": ("Reward model", "reward model"), "rl-2": ("RL 2", "RL"),
 }  # fmt: skip
@@ -80,13 +81,32 @@ def read(path: Path) -> Pipeline:
             start += stages[name].seconds or 0.0
     if not stages:
         raise ValueError(f"{path} is no run of experiments/r1.py: expected stages in it such as {path}/base")
-    tests, general, budget = (_results(path / part) for part in ("test", "general-test", "budget"))
-    answers, replies = _answers(path / "test", tests), _answers(path / "general-test", general)
+    tests, general = (_results(path / part) for part in ("test", "general"))
+    answers, replies = _answers(path / "test", tests), _answers(path / "general", general)
     for name, saved in replies.items():
         grid = saved.answers.get("sampled", {})
         liked = [score for row in grid.values() if math.isfinite(score := preference(row))]
         general[name] |= {"preference": sum(liked) / len(liked)} if liked else {}
-    return Pipeline(path, stages, tests, answers, general, replies, budget)
+    return Pipeline(
+        path, stages, tests, answers, general, replies, {name: spent(saved) for name, saved in answers.items()}
+    )
+
+
+def spent(saved: answer_file.Saved) -> dict[str, float]:
+    """Accuracy at smaller token budgets, as budget/N/pass@1 with its interval.
+
+    It is exact without sampling again: an answer's tokens are the same under any budget, up to where that ends, and an
+    answer that is not finished by then is wrong.
+    """
+    grid = [row for row in saved.answers.get("sampled", {}).values() if row]
+    if not grid:
+        return {}
+    longest, values = max(answer.tokens for row in grid for answer in row), {}
+    for budget in [2**n for n in range(4, 16) if 2**n < longest] + [longest]:
+        per_problem = [sum(a.right and a.tokens <= budget for a in row) / len(row) for row in grid]
+        interval = share_interval(per_problem)
+        values |= dict(zip((f"budget/{budget}/pass@1{end}" for end in ("", "_low", "_high")), interval))
+    return values
 
 
 def preference(row: list[Answer]) -> float:

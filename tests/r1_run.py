@@ -23,7 +23,7 @@ TESTED = {  # stage -> accuracy, length, language consistency, repetition, tidin
     "sft-1": (0.62, 45, 0.97, 0.03, 0.95, 0.98, 0.02), "rl-1": (0.7, 50, 0.99, 0.02, 0.97, 1.0, 0.0),
     "sft-2": (0.68, 48, 0.985, 0.02, 0.97, 0.99, 0.01), "rl-2": (0.74, 50, 0.992, 0.015, 0.99, 1.0, 0.0),
 }  # fmt: skip
-SECONDS = {"base": 600, "r1-zero": 420, "cold-start": 35, "sft-1": 40, "rl-1": 200, "general": 20, "rejection": 60,
+SECONDS = {"base": 600, "r1-zero": 420, "cold-start": 35, "sft-1": 40, "rl-1": 200, "general-data": 20, "rejection": 60,
            "sft-2": 90, "pairs": 25, "reward-model": 45, "rl-2": 180}  # fmt: skip
 HOSTILE = '<think>```` <script>alert("x")</script> & \u202e \x00 |pipe| <img src=http://x.y/z>'  # never closed
 WORLD = tasks.load("world")
@@ -77,7 +77,7 @@ def write_stage(folder: Path, name: str) -> None:
             if row["step"] % 20 == 0:
                 row["eval/loss"] = 0.32 + 0.55 * math.exp(-row["step"] / 12)
         del rows[0]["train/loss"]
-    elif name in ("cold-start", "general", "rejection"):
+    elif name in ("cold-start", "general-data", "rejection"):
         removed = {"removed/truncated": 100, "removed/wrong": 2000, "removed/mixed": 700, "removed/duplicate": 300}
         result = {"sampled": 4000, **removed, "kept": 900, "tokens": 200_000, "seconds": SECONDS[name]}
         folder.mkdir(parents=True)
@@ -88,7 +88,7 @@ def write_stage(folder: Path, name: str) -> None:
         result = {"eval/accuracy": 0.86, "eval/accuracy_low": 0.8, "eval/accuracy_high": 0.91}
         result["seconds/train"] = SECONDS[name]
     write_json(folder / "result.json", result)
-    if name not in ("cold-start", "general", "rejection", "pairs"):
+    if name not in ("cold-start", "general-data", "rejection", "pairs"):
         write_json(folder / "config.json", config)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -101,7 +101,7 @@ def answer_to(problem: tasks.Problem, right: bool, tokens: int, hostile: bool) -
 
 
 def write_test(path: Path, name: str) -> None:
-    """answers.jsonl and result.json of the reasoning test, and result.json of the general prompts and budgets."""
+    """answers.jsonl and result.json of the reasoning test, and those of the general prompts."""
     accuracy, length, consistency, repetition, tidiness, form, truncated = TESTED[name]
     rng = random.Random(f"test {name}")
     ease = {"easy": 0.2, "middle": 0.0, "hard": -0.25}
@@ -127,9 +127,7 @@ def write_test(path: Path, name: str) -> None:
         readable |= {f"{key}_{level}": readable[key] for key in ("corrections", "false_yes")}
         readable[f"length_{level}"] = factor * length
     write_json(path / "test" / name / "result.json", values | readable)
-    write_general(path / "general-test" / name, accuracy)
-    spent = {f"budget/{at}/pass@1": accuracy * (1 - 8 / at) for at in (16, 32, 64, 128)}
-    write_json(path / "budget" / name / "result.json", spent)
+    write_general(path / "general" / name, accuracy)
 
 
 def write_general(folder: Path, accuracy: float) -> None:

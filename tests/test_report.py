@@ -280,7 +280,7 @@ def test_a_run_with_base_and_r1_zero_alone_has_a_page(tmp_path):
 
 def test_a_stage_without_a_result_is_not_there_and_neither_is_distillation(copy, undrawn):
     (copy / "rl-2" / "result.json").unlink()
-    for part in ("test", "general-test", "budget"):
+    for part in ("test", "general"):
         shutil.rmtree(copy / part / "rl-2")
     (copy / "distill").mkdir()
     (copy / "distill" / "result.json").write_text('{"seconds": 3}')
@@ -346,10 +346,19 @@ def test_answers_to_other_problems_are_not_compared(copy, undrawn):
 def test_an_old_figure_does_not_stay(copy, monkeypatch):
     monkeypatch.setattr(report_model_figures, "_published", dict)
     (copy / "figures").mkdir()
-    (copy / "figures" / "budget.png").write_bytes(b"old")
-    shutil.rmtree(copy / "budget")
+    (copy / "figures" / "sft_loss.png").write_bytes(b"old")
+    for name in ("sft-1", "sft-2"):
+        shutil.rmtree(copy / name)
     report.write(copy, measure=False)
-    assert not (copy / "figures" / "budget.png").exists()
+    assert not (copy / "figures" / "sft_loss.png").exists()
+
+
+def test_accuracy_at_a_smaller_budget_counts_the_answers_that_end_by_then():
+    answer = lambda tokens, right: Answer("", tokens, False, right, True)
+    rows = {0: [answer(10, True), answer(40, True)], 1: [answer(16, True), answer(20, False)]}
+    values = report_run.spent(answer_file.Saved({}, {"sampled": rows}, {}))
+    assert [values[f"budget/{at}/pass@1"] for at in (16, 32, 40)] == [0.5, 0.5, 0.75]
+    assert report_run.spent(answer_file.Saved({}, {}, {})) == {}
 
 
 # ---- openness and the model --------------------------------------------------------------------

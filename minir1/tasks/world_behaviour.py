@@ -59,12 +59,21 @@ def _wrong(a: str, op: str, b: str, c: str) -> bool:
 
 
 def rewrite(problem: Problem, text: str) -> str | None:
-    """The text in good form, by rules: its lines in the language of the question, each once, a line that was corrected
-    at once left in, and a summary that states the answer. None if there is no answer or no line of thinking."""
-    answer, lines = rewards.answer(text), list(dict.fromkeys(lines_of(text)))
-    if not answer or not lines:
+    """The text in good form, by rules, as people would edit it.
+
+    Its lines in the language of the question, each once; without lines that have a wrong sum, unless the writer noticed
+    (`wait`); then a summary that states the answer. None if there is no answer, no line is left, or a line says yes to
+    what is no solution.
+    """
+    question, answer = neutral(problem.prompt), rewards.answer(text)
+    lines = [
+        (line, ending)
+        for line, ending in dict.fromkeys(lines_of(text))
+        if ending == "wait" or not any(_wrong(*match.groups()) for match in RESULTS.finditer(line))
+    ]
+    talk = kind_of(question) == "talk"
+    false = not talk and any(ending == "yes" and line not in _solutions(question) for line, ending in lines)
+    if not answer or not lines or false:
         return None
-    thinking = "".join(f"{line}{{{ending}}}" for line, ending in lines)
-    if kind_of(neutral(problem.prompt)) != "talk":
-        thinking += f"{{so}}{answer}"
+    thinking = "".join(f"{line}{{{ending}}}" for line, ending in lines) + ("" if talk else f"{{so}}{answer}")
     return say(f"<think>{thinking}</think><answer>{neutral(answer)}</answer>", problem.language)
