@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench
+.PHONY: demo r1 test lint bench
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.demo $(ARGS)
+
+r1: $(VENV)/.demo
+	$(BIN)/python -m experiments.r1 --resume $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2 tests

@@ -28,7 +28,7 @@ have learned; there is no reward for harmlessness.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -53,13 +53,14 @@ from minir1.settings import at_least
 
 BUDGET = 320  # tokens of an answer, in all stages and in the test
 TESTED = ("base", "r1-zero", "sft-1", "rl-1", "sft-2", "rl-2")  # stages that make a policy
+PLAIN = "rl-1-plain"  # RL 1 without its language reward
 OWN = (  # settings that `stages` makes
     *("task", "general_task", "checkpoint", "out", "seed", "resume", "device", "dtype", "wandb", "reward_model"),
     *("general",),
 )
 USUAL = {  # seconds on two cores, for the estimate of the time that is left
     "base": 420, "r1-zero": 250, "cold-start": 30, "sft-1": 30, "rl-1": 200, "general-data": 20, "rejection": 60,
-    "sft-2": 50, "pairs": 20, "reward-model": 20, "rl-2": 180, "test": 25, "general": 5,
+    "sft-2": 50, PLAIN: 200, "pairs": 20, "reward-model": 20, "rl-2": 180, "test": 25, "general": 5,
 }  # fmt: skip
 
 
@@ -106,6 +107,7 @@ class Config:
         max_completion_length=BUDGET,
         language_weight=0.2,
     )
+    ablation: bool = False  # also RL 1 without its language reward, for comparison; no stage continues from it
     problems: int = 400  # of the test, at most
     num_generations: int = 4  # sampled answers per test problem
     seed: int = 0  # of all stages
@@ -160,6 +162,8 @@ def stages(config: Config) -> dict[str, Stage]:
                     reward_model=made_by("reward-model")),
         ),
     }  # fmt: skip
+    if config.ablation:
+        every[PLAIN] = every["rl-1"]._replace(settings=replace(every["rl-1"].settings, language_weight=0.0))
     for name, stage in every.items():
         shared = {"out": at(name), "seed": config.seed, "device": config.device, "dtype": config.dtype}
         if hasattr(stage.settings, "wandb"):
@@ -167,13 +171,18 @@ def stages(config: Config) -> dict[str, Stage]:
         every[name] = stage._replace(settings=replace(stage.settings, **shared))
     test = {"num_generations": config.num_generations, "max_completion_length": BUDGET, "seed": config.seed}
     test |= {"device": config.device, "dtype": config.dtype}
-    for name in TESTED:
+    for name in tested(config):
         opened = {"checkpoint": made_by(name), "problems": config.problems, **test}
         every[f"test/{name}"] = Stage(evaluate.main, evaluate.Config(**opened, **reasoning, out=at("test") / name))
     for name in TESTED:
         opened = {"checkpoint": made_by(name), "forced": False, **test, "num_generations": 32}
         every[f"general/{name}"] = Stage(evaluate.main, evaluate.Config(**opened, **general, out=at("general") / name))
     return every
+
+
+def tested(config: Config) -> list[str]:
+    """The stages whose policies are tested."""
+    return [*TESTED, PLAIN] if config.ablation else [*TESTED]
 
 
 def refuse_overridden(config: Config) -> None:
@@ -221,15 +230,16 @@ def main(config: Config) -> dict[str, float]:
     seconds = run_stages(every)
     stored = read_json(config.out / "result.json") if (config.out / "result.json").exists() else {}
     result = {f"seconds/{name}": value for name, value in seconds.items()}
-    for name in TESTED:
+    for name in tested(config):
         for kind, folder in (("", "test"), ("general/", "general")):
-            tested = read_json(config.out / folder / name / "result.json")
-            result |= {f"{name}/{kind}{key}": value for key, value in tested.items()}
+            file = config.out / folder / name / "result.json"
+            result |= {f"{name}/{kind}{key}": x for key, x in read_json(file).items()} if file.exists() else {}
     result = stored | result
     result["seconds/total"] = sum(v for k, v in result.items() if k.startswith("seconds/") and k != "seconds/total")
-    result |= {"seed": config.seed, "memory/peak_gib": peak_memory_gib(pick(config.device))}
+    peak = max(peak_memory_gib(pick(config.device)), stored.get("memory/peak_gib", 0.0))
+    result |= {"seed": config.seed, "memory/peak_gib": peak}
     run.result(result)
-    show(result)
+    show(result, tested(config))
     page = report.write(config.out)
     result |= read_json(config.out / "report.json")
     run.result(result)
@@ -242,14 +252,15 @@ COLUMNS = (("pass@1", "right"), ("format", "well-formed"), ("language_consistenc
            ("repetition", "repeated"), ("tidiness", "tidy"))  # fmt: skip
 
 
-def show(result: dict[str, float]) -> None:
-    """Print what each stage gave, on problems that no stage has seen."""
+def show(result: dict[str, float], names: Sequence[str]) -> None:
+    """Print what each of these stages gave, on problems that no stage has seen."""
     rows = []
-    for name in TESTED:
+    for name in names:
         interval = with_interval(*(result[f"{name}/pass@1{end}"] for end in ("", "_low", "_high")), ".1%")
         others = [f"{result[f'{name}/{key}']:.1%}" for key, _ in COLUMNS[1:]]
-        rows.append([name, interval, *others, f"{result[f'{name}/length']:.0f}",
-                     f"{result[f'{name}/general/preference']:.2f}"])  # fmt: skip
+        general = result.get(f"{name}/general/preference")
+        cells = [f"{result[f'{name}/length']:.0f}", "-" if general is None else f"{general:.2f}"]
+        rows.append([name, interval, *others, *cells])
     table("test problems", ["", *(title for _, title in COLUMNS), "tokens", "general prompts"], rows)
 
 

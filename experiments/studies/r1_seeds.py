@@ -1,0 +1,138 @@
+"""The pipeline of R1 over several seeds, and its first RL again without the language reward.
+
+    python -m experiments.studies.r1_seeds --seeds 0 1 2 --jobs 2
+
+A seed determines every stage from the base to the last RL. Each run has its own folder and continues where it was
+killed. --ablation runs RL 1 also without its reward for language consistency, from the same SFT 1: what does the reward
+give, and what does it cost in accuracy? Prints the table and writes it, with the figure, under docs/.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments import r1
+from experiments.report_claims import paired
+from experiments.report_run import STAGES
+from experiments.studies import r1_figures
+from experiments.studies.processes import run_or_resume, same_command
+from minir1 import answer_file, cli
+from minir1.files import read_json, write_json
+from minir1.log import table
+from minir1.metrics import over_seeds
+from minir1.settings import at_least, new_file
+
+TESTED = {name: STAGES[name][0] for name in r1.TESTED} | {r1.PLAIN: "RL 1 without language reward"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the pipelines."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: int = 1  # runs at a time; they share the cores equally
+    options: str = ""  # further options of r1.py in one string: --options="--zero.steps 100"
+    out: Path = Path("runs/r1-seeds")
+    results: Path = Path("docs/results/r1.json")
+    figure: Path = Path("docs/results/r1_seeds.png")
+
+    def __post_init__(self):
+        at_least(self, 1, "jobs")
+        at_least(self, 0, "seeds")
+        new_file(self, "results", "figure")
+
+
+def run(config: Config, seed: int, threads: int) -> dict[str, float]:
+    """One pipeline, unless it is done; returns flat figures. Errors as in `run_or_resume`."""
+    folder = config.out / f"seed-{seed}"
+    words = [sys.executable, "-m", "experiments.r1", "--ablation", "--seed", str(seed), "--out", str(folder)]
+    words += config.options.split()
+    same_command(folder, asked := " ".join(words[3:]))
+    if not (folder / "report.html").exists():
+        print(f"running {folder}, see {folder}.log", flush=True)
+        run_or_resume(words, folder, asked, threads)
+    return figures(folder)
+
+
+def figures(folder: Path) -> dict[str, float]:
+    """What one run of r1.py gave, with its comparison: STAGE/KEY, gain/STAGE over R1-Zero, seconds/STAGE."""
+    result = {k: v for k, v in read_json(folder / "result.json").items() if k.startswith(("seconds/", "memory/"))}
+    answers = {name: answer_file.read(folder / "test" / name) for name in TESTED}
+    for name in TESTED:
+        values = read_json(folder / "test" / name / "result.json")
+        result |= {f"{name}/{key}": value for key, value in values.items()}
+        if (general := folder / "general" / name / "result.json").exists():
+            result[f"{name}/preference"] = read_json(general)["preference"]
+        for other in ("r1-zero", "rl-1"):
+            for end, value in zip(("", "_low", "_high"), paired(answers, name, other)):
+                result[f"{name}/over_{other}{end}"] = value
+    return result
+
+
+KEYS = (  # label, key of a stage, format
+    ("right", "pass@1", ".1%"), ("easy", "pass@1_easy", ".1%"), ("hard", "pass@1_hard", ".1%"),
+    ("minus R1-Zero, paired", "over_r1-zero", ".1%"), ("forced to answer at once", "forced", ".1%"),
+    ("well-formed", "format", ".1%"), ("in the question's language", "language_consistency", ".1%"),
+    ("repeated", "repetition", ".1%"), ("tidy", "tidiness", ".1%"), ("tokens", "length", ".1f"),
+    ("explicit checks", "checks", ".2f"), ("false yes, of checks", "false_yes", ".1%"),
+    ("general prompts, preference", "preference", ".2f"),
+)  # fmt: skip
+
+
+def head() -> list[str]:
+    """The first line of the table."""
+    return ["", *TESTED.values()]
+
+
+def rows(results: Sequence[dict[str, float]]) -> list[list[str]]:
+    """A row per key; a cell per stage, the mean over seeds and its interval."""
+    lines = []
+    for label, key, form in KEYS:
+        values = {name: [r[f"{name}/{key}"] for r in results if f"{name}/{key}" in r] for name in TESTED}
+        lines.append([label, *(_cell(values[name], key, form) if values[name] else "-" for name in TESTED)])
+    return lines
+
+
+def _cell(values: list[float], key: str, form: str) -> str:
+    if key.startswith("over_"):  # a difference of shares, which may be negative
+        return over_seeds([100 * value for value in values], "+.1f")
+    return over_seeds(values, form, least=0.0)
+
+
+def finding(results: Sequence[dict[str, float]]) -> str:
+    """The claims of the pipeline in one sentence, from the numbers."""
+    mean = lambda key: float(np.mean([result[key] for result in results]))
+    final, zero = "rl-2", "r1-zero"
+    gain = over_seeds([100 * result[f"{final}/over_{zero}"] for result in results], "+.1f")
+    text = (
+        f"Of problems never seen the base solves {mean('base/pass@1'):.1%}, R1-Zero {mean(f'{zero}/pass@1'):.1%} and "
+    )
+    text += f"the final model {mean(f'{final}/pass@1'):.1%} ({gain} points over R1-Zero, paired); "
+    text += f"of its thinking {mean(f'{final}/language_consistency'):.1%} is in the language of the question "
+    text += f"(R1-Zero {mean(f'{zero}/language_consistency'):.1%}), and {mean(f'{final}/repetition'):.1%} is repeated "
+    return text + f"(R1-Zero {mean(f'{zero}/repetition'):.1%}). Mean of {len(results)} seeds."
+
+
+def main(config: Config) -> list[dict[str, float]]:
+    """Run what is missing, print and write the table; returns the figures of each seed."""
+    if len(config.seeds) < 3:
+        print("fewer than three seeds: no interval can be given")
+    threads = max(1, (os.cpu_count() or 1) // config.jobs)
+    with ThreadPoolExecutor(config.jobs) as pool:
+        results = list(pool.map(lambda seed: run(config, seed, threads), config.seeds))
+    table("the stages on the test problems", head(), rows(results))
+    print(finding(results))
+    write_json(config.results, dict(zip(config.seeds, results)))
+    r1_figures.seeds(results, TESTED, config.figure)
+    return results
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,152 @@
+"""The pipeline: what follows which, what is repeated, and a toy run from the base to the report."""
+
+import json
+from dataclasses import is_dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from experiments import all_scenarios, preference_pairs, pretrain, r1, r1_zero, reject_sample, reward_model, sft
+from experiments.tools.fuzz_commands import SMALL
+from minir1.log import read_metrics
+
+TOY = f"{Path(__file__).parent / 'r1_toy_task.py'}"
+
+
+def test_every_file_that_a_stage_reads_was_made_by_an_earlier_one():
+    config = r1.Config(out=Path("r"), ablation=True)
+    made: set[str] = set()
+    for name, stage in r1.stages(config).items():
+        assert stage.settings.out == Path("r") / name
+        for field, value in vars(stage.settings).items():
+            for path in value if isinstance(value, tuple) else (value,):
+                if isinstance(path, Path) and field != "out":
+                    assert path.relative_to("r").parts[0] in made, (name, field)
+        made.add(name)
+
+
+def test_the_order_is_that_of_the_paper_and_both_fine_tunings_start_from_the_base():
+    every = r1.stages(r1.Config(out=Path("r")))
+    trained = [name for name in every if not name.startswith(("test/", "general/"))]
+    assert trained == [
+        "base", "r1-zero", "cold-start", "sft-1", "rl-1", "general-data", "rejection", "sft-2", "pairs", "reward-model",
+        "rl-2",
+    ]  # fmt: skip
+    starts = {name: stage.settings.checkpoint.parent.name for name, stage in every.items() if name != "base"}
+    assert [starts[name] for name in trained[1:]] == [
+        "base", "r1-zero", "base", "sft-1", "base", "rl-1", "base", "sft-2", "sft-2", "sft-2",
+    ]  # fmt: skip
+    rl_1, plain = (r1.stages(r1.Config(ablation=True))[name].settings for name in ("rl-1", r1.PLAIN))
+    assert replace(plain, language_weight=rl_1.language_weight, out=rl_1.out) == rl_1 and plain.language_weight == 0
+
+
+def test_all_stages_share_seed_device_and_budget():
+    config = r1.Config(seed=5, device="cpu", dtype="float32", task="countdown", general_task="world:talk")
+    for name, stage in r1.stages(config).items():
+        own = stage.settings
+        assert (own.seed, own.device, own.dtype) == (5, "cpu", "float32")
+        assert getattr(own, "max_completion_length", r1.BUDGET) == r1.BUDGET
+        general = name in ("general-data", "pairs") or name.startswith("general/")
+        assert getattr(own, "task", "countdown") == ("world:talk" if general else "countdown")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zero": r1_zero.Config(seed=1)}, "--zero.seed: r1.py sets it"),
+        ({"rl_2": all_scenarios.Config(general_task="x.py")}, "--rl-2.general-task: r1.py sets it"),
+        ({"sft_1": sft.Config(checkpoint=Path("a"))}, "--sft-1.checkpoint: r1.py sets it"),
+        ({"task": "no"}, "unknown task 'no'"),
+        ({"general_task": "world:quiet"}, "has no variant 'quiet'"),
+    ],
+)
+def test_what_the_pipeline_sets_and_unknown_tasks_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        r1.main(replace(r1.Config(out=tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_finished_stages_are_not_repeated_and_others_resume(tmp_path, capsys):
+    called = []
+
+    def stage(name, done):
+        if done:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "result.json").write_text("{}")
+        return r1.Stage(
+            lambda settings: called.append((name, settings.resume)), reject_sample.Config(out=tmp_path / name)
+        )
+
+    seconds = r1.run_stages({"base": stage("base", True), "r1-zero": stage("r1-zero", False)})
+    assert called == [("r1-zero", True)] and list(seconds) == ["r1-zero"]
+    assert "stage 1 of 2, base: done before" in capsys.readouterr().out
+
+
+def test_the_time_that_is_left_is_scaled_by_the_stages_that_ran():
+    usual = r1.USUAL
+    assert r1.time_left(["base", "sft-1", "test/base"], "base", {}) == 0
+    twice = r1.time_left(["base", "sft-1", "test/base"], "sft-1", {"base": 2 * usual["base"]})
+    assert twice == pytest.approx(2 * (usual["sft-1"] + usual["test"]))
+    assert {name.partition("/")[0] for name in r1.stages(r1.Config(ablation=True))} == usual.keys()
+
+
+ROLLOUTS = {"steps": 2, "prompts": 4, "num_generations": 4, "max_completion_length": 12, "eval_problems": 4,
+            "eval_answers": 1, "min_mixed": 0.0}  # fmt: skip
+SAMPLED = {"problems": 8, "num_generations": 8, "max_completion_length": 12}
+CONFIG = r1.Config(
+    task=TOY,
+    general_task=f"{TOY}:talk",
+    base=pretrain.Config(model=SMALL, steps=120, batch=1024),
+    zero=r1_zero.Config(**ROLLOUTS),
+    cold_start=reject_sample.Config(**SAMPLED, rewrite=True, tidy=True),
+    sft_1=sft.Config(epochs=1, batch=4, held_out=0.2),
+    rl_1=r1_zero.Config(**ROLLOUTS, language_weight=0.2, epsilon_low=10.0, epsilon_high=10.0),
+    general_data=reject_sample.Config(**SAMPLED),
+    rejection=reject_sample.Config(**SAMPLED, per_problem=1),
+    sft_2=sft.Config(epochs=1, batch=4, held_out=0.2),
+    pairs=preference_pairs.Config(**SAMPLED),
+    reward_model=reward_model.Config(steps=2, batch=4),
+    rl_2=all_scenarios.Config(**ROLLOUTS, preference_steps=1, general_prompts=2),
+    problems=4,
+    num_generations=2,
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    out = tmp_path_factory.mktemp("r1") / "run"
+    return out, r1.main(replace(CONFIG, out=out, ablation=True))
+
+
+def test_a_toy_run_leaves_a_result_and_a_report(pipeline):
+    out, result = pipeline
+    for name in [*r1.TESTED, r1.PLAIN]:
+        assert 0 <= result[f"{name}/pass@1_low"] <= result[f"{name}/pass@1"] <= result[f"{name}/pass@1_high"] <= 1
+        assert name == r1.PLAIN or 0 <= result[f"{name}/general/preference"] <= 1
+    stages = sum(result[f"seconds/{name}"] for name in r1.stages(replace(CONFIG, ablation=True)))
+    assert result["seconds/total"] == pytest.approx(stages)
+    assert json.loads((out / "result.json").read_text()) == result
+    page = (out / "report.html").read_text()
+    assert "R1-Zero" in page and (out / "report.md").exists() and list((out / "figures").glob("*.png"))
+    assert "train/language_consistency" in read_metrics(out / "rl-1")[-1]
+    assert "train/language_consistency" not in read_metrics(out / r1.PLAIN)[-1]
+    assert "train/reward_model" in read_metrics(out / "rl-2")[-1]
+
+
+def test_a_second_call_repeats_no_stage_and_a_run_without_resume_is_refused(pipeline, monkeypatch):
+    out, result = pipeline
+    for module in (pretrain, r1_zero, reject_sample, sft, preference_pairs, reward_model, all_scenarios):
+        monkeypatch.setattr(module, "main", lambda settings: pytest.fail("a finished stage was repeated"))
+    again = r1.main(replace(CONFIG, out=out, ablation=True, resume=True))
+    assert again.pop("memory/peak_gib") >= result["memory/peak_gib"]
+    assert again == {key: value for key, value in result.items() if key != "memory/peak_gib"}
+    with pytest.raises(ValueError, match="already holds a run"):
+        r1.main(replace(CONFIG, out=out, ablation=True))
+
+
+def test_every_stage_has_its_settings_on_the_command_line():
+    named = {name for name, value in vars(r1.Config()).items() if is_dataclass(value)}
+    assert named == {
+        "base", "zero", "cold_start", "sft_1", "rl_1", "general_data", "rejection", "sft_2", "pairs", "reward_model",
+        "rl_2",
+    }  # fmt: skip
