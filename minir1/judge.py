@@ -308,12 +308,12 @@ def baselines(task: Task, problems: Sequence[Problem], grid: list[list[Answer]])
 
 
 def groups_of(task: Task, problems: Sequence[Problem]) -> dict[str, list[int]]:
-    """The groups in which problems are reported, name -> indices: by difficulty (the task's, else the level), by
-    subject, and in a mixture by task. Where all are in one group, there is none. ValueError for names in RESERVED."""
+    """The groups in which problems are reported, name -> indices: by difficulty (the task's, else the level), subject,
+    language, and in a mixture by task. Where all are in one group, there is none. ValueError for names in RESERVED."""
     levels = ["" if p.level == "default" else f"level {p.level}" for p in problems]
     names = [task.difficulty and task.difficulty(p) or level for p, level in zip(problems, levels)]
     groups: dict[str, list[int]] = {}
-    for labels in (names, [p.subject for p in problems], [p.task for p in problems]):
+    for labels in (names, *([getattr(p, key) for p in problems] for key in ("subject", "language", "task"))):
         if len(set(labels)) > 1:
             for name in [name for name in EASE if name in labels] + sorted(set(labels) - {"", *EASE}):
                 groups[name] = [i for i, label in enumerate(labels) if label == name]

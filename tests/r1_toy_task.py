@@ -32,7 +32,8 @@ def documents(seed, variant="reasoning"):
         n, word = rng.randint(1, 8), rng.choice(("say", "tell"))
         said = n if rng.random() < 0.7 else rng.randint(1, 8)
         summary = f"so {said}" if rng.random() < 0.7 else ""
-        yield f"User:{word} {n}\nAssistant:<think>{said} {rng.choice(('yes', 'no'))}\n{summary}</think><answer>{said}</answer>"
+        thinking = f"{said} {rng.choice(('yes', 'no'))}\n{summary}"
+        yield f"User:{word} {n}\nAssistant:<think>{thinking}</think><answer>{said}</answer>"
 
 
 def vocabulary(variant="reasoning"):

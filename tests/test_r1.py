@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import all_scenarios, preference_pairs, pretrain, r1, r1_zero, reject_sample, reward_model, sft
+from experiments.studies import r1_figures, r1_seeds
 from experiments.tools.fuzz_commands import SMALL
 from minir1.log import read_metrics
 
@@ -150,3 +151,38 @@ def test_every_stage_has_its_settings_on_the_command_line():
         "base", "zero", "cold_start", "sft_1", "rl_1", "general_data", "rejection", "sft_2", "pairs", "reward_model",
         "rl_2",
     }  # fmt: skip
+
+
+# ---- over seeds ------------------------------------------------------------------------------
+
+
+def test_the_figures_of_a_run_over_seeds(pipeline, tmp_path):
+    out, result = pipeline
+    values = r1_seeds.figures(out)
+    for name in r1_seeds.TESTED:
+        assert values[f"{name}/pass@1"] == result[f"{name}/pass@1"]
+    assert values["r1-zero/over_r1-zero"] == values["rl-1/over_rl-1"] == 0.0
+    assert values["rl-2/preference"] == result["rl-2/general/preference"] and f"{r1.PLAIN}/preference" not in values
+    table = {row[0]: row[1:] for row in r1_seeds.rows([values, values, values])}
+    column = list(r1_seeds.TESTED).index("rl-2")
+    assert table["tokens"][column].startswith(f"{values['rl-2/length']:.1f} [")
+    assert table["general prompts, preference"][-1] == "-"
+    r1_figures.seeds([values, values], r1_seeds.TESTED, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_the_finding_is_made_of_the_means():
+    one = {"base/pass@1": 0.2, "r1-zero/pass@1": 0.6, "rl-2/pass@1": 0.7, "rl-2/over_r1-zero": 0.1}
+    one |= {"r1-zero/language_consistency": 0.6, "rl-2/language_consistency": 0.99}
+    one |= {"r1-zero/repetition": 0.1, "rl-2/repetition": 0.04}
+    other = {key: value + 0.02 for key, value in one.items()}
+    text = r1_seeds.finding([one, other])
+    assert "the base solves 21.0%, R1-Zero 61.0% and the final model 71.0% (+11.0 points" in text
+    assert "100.0% is in the language of the question (R1-Zero 61.0%), and 5.0% is repeated (R1-Zero 11.0%)" in text
+
+
+def test_the_cost_sums_tests_and_shows_shares():
+    text = r1_seeds.cost(
+        {"seconds/base": 30.0, "seconds/test/base": 5.0, "seconds/general/base": 5.0, "seconds/total": 40.0}
+    )
+    assert text.splitlines()[2:] == ["| base | 30 | 75% |", "| tests | 10 | 25% |", "| **all** | **40** |  |"]

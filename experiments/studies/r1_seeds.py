@@ -25,7 +25,7 @@ from experiments.studies import r1_figures
 from experiments.studies.processes import run_or_resume, same_command
 from minir1 import answer_file, cli
 from minir1.files import read_json, write_json
-from minir1.log import table
+from minir1.log import markdown_table, table
 from minir1.metrics import over_seeds
 from minir1.settings import at_least, new_file
 
@@ -118,6 +118,16 @@ def finding(results: Sequence[dict[str, float]]) -> str:
     text += f"of its thinking {mean(f'{final}/language_consistency'):.1%} is in the language of the question "
     text += f"(R1-Zero {mean(f'{zero}/language_consistency'):.1%}), and {mean(f'{final}/repetition'):.1%} is repeated "
     return text + f"(R1-Zero {mean(f'{zero}/repetition'):.1%}). Mean of {len(results)} seeds."
+
+
+def cost(result: dict[str, float]) -> str:
+    """The seconds of each stage of one run, as a table for a document; result: its result.json."""
+    seconds = {key.removeprefix("seconds/"): value for key, value in result.items() if key.startswith("seconds/")}
+    total = seconds.pop("total")
+    lines = {name: value for name, value in seconds.items() if "/" not in name}
+    lines["tests"] = sum(value for name, value in seconds.items() if "/" in name)
+    rows = [[name, f"{value:.0f}", f"{value / total:.0%}"] for name, value in lines.items()]
+    return markdown_table(["", "seconds", "share"], [*rows, ["**all**", f"**{total:.0f}**", ""]])
 
 
 def main(config: Config) -> list[dict[str, float]]:

@@ -27,7 +27,8 @@ SHARES = {"countdown": 0.34, "chain": 0.13, "sort": 0.13, "order": 0.17, "progra
 class Mix:
     """Shares of the documents, unless stated otherwise."""
 
-    facts: float = 0.15  # sums only, half of them checked; the rest are questions with answers
+    facts: float = 0.15  # sums only, half of them checked
+    knowledge: float = 0.03  # what is true of all topics, also of those that no training question asks about
     chinese: float = 0.4  # of the questions
     changing: float = 0.4  # thinking whose language changes: each line is in either
     foreign: float = 0.1  # thinking in the other language throughout
@@ -54,7 +55,7 @@ class Mix:
                 raise ValueError(f"Mix.{f.name} = {getattr(self, f.name)}: a share in 0 … 1")
         if self.longest < 1 or self.chinese_slips < 0:
             raise ValueError(f"Mix.longest = {self.longest}, Mix.chinese_slips = {self.chinese_slips}: at least 1, 0")
-        for a, b in (("orderly", "forgetful"), ("changing", "foreign")):
+        for a, b in (("orderly", "forgetful"), ("changing", "foreign"), ("facts", "knowledge")):
             if getattr(self, a) + getattr(self, b) > 1 + 1e-9:
                 raise ValueError(f"Mix.{a} + Mix.{b} = {getattr(self, a) + getattr(self, b)}: shares of one whole")
 
@@ -74,6 +75,8 @@ def documents(train: Mapping[str, list[Puzzle]], seed: int, mix: Mix = Mix()) ->
     while True:
         if rng.random() < mix.facts:
             yield countdown_corpus.facts(rng, level, checked=rng.random() < 0.5)
+        elif rng.random() < mix.knowledge / (1 - mix.facts):
+            yield knowledge(rng)
         else:
             yield worked(rng, rng.choice(train[rng.choices(kinds, weights)[0]]), mix)
 
@@ -179,6 +182,16 @@ def told(rng: random.Random, question: str, at_once: bool, language: str, speaks
     named = named[: rng.randint(1, 5)]
     answer = answer_of(named, rng.random() < 0.4)
     return ([] if at_once else lines), "".join(say(part, speaks()) for part in re.split(r"(?<=,)", answer))
+
+
+def knowledge(rng: random.Random, count: int = 8) -> str:
+    """`cat,small. yes`, one per line, in either language: true and false equally often."""
+    lines = []
+    for _ in range(count):
+        topic = rng.choice(list(TRUE))
+        line = recalled(topic, rng.choice(TRUE[topic] if rng.random() < 0.4 else SAYABLE))
+        lines.append(say(f"{line.text}{{yes}}" if line.good else f"{line.text}{{no}}", rng.choice(LANGUAGES)))
+    return "".join(lines)
 
 
 def slip(rng: random.Random, text: str) -> str:
