@@ -289,7 +289,6 @@ def main(config: Config) -> dict[str, float]:
             general_rewards = reward(general, replies, config, scores)
             advantage = torch.cat([advantage, group_advantages(general_rewards)])
             metrics |= general_figures(replies, "train") | {"train/reward_model": scores.mean().item()}
-            metrics["train/reward"] = torch.cat([rewards, general_rewards]).mean().item()
         advantage = advantage.flatten().to(device)
         clock.lap("judge")
 

@@ -224,7 +224,7 @@ COMMON = ("greedy", "forced", "format", "length", "truncated", "unjudged", "entr
 READABLE = {  # a key of `readability` -> its label and format in the table
     "words": ("words, numbers and signs of the thinking", ".1f"),
     "language_consistency": ("words of the thinking in the problem's language", ".1%"),
-    "repetition": ("8-grams of the thinking that occurred before", ".1%"),
+    "repetition": ("16-grams of the thinking that occurred before", ".1%"),
     "tidiness": ("thinking that closes with the answer", ".1%"),
     "reflections": ("reflective words per answer", ".2f"),
 }

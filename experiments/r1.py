@@ -79,7 +79,7 @@ class Config:
     zero: r1_zero.Config = settings(r1_zero.Config, steps=60, learning_rate=2e-4, max_completion_length=BUDGET)
     cold_start: reject_sample.Config = settings(
         reject_sample.Config, problems=800, num_generations=4, max_completion_length=BUDGET, rewrite=True, tidy=True,
-        min_language=0.99, max_repetition=0.1, per_problem=2,
+        min_language=0.99, max_repetition=0.02, per_problem=2,
     )  # fmt: skip
     sft_1: sft.Config = settings(sft.Config, epochs=3)
     rl_1: r1_zero.Config = settings(
@@ -92,7 +92,7 @@ class Config:
     )  # fmt: skip
     rejection: reject_sample.Config = settings(
         reject_sample.Config, problems=2400, num_generations=4, max_completion_length=BUDGET, min_language=0.99,
-        max_repetition=0.1, tidy=True, per_problem=1,
+        max_repetition=0.02, tidy=True, per_problem=1,
     )  # fmt: skip
     sft_2: sft.Config = settings(sft.Config, epochs=2)
     pairs: preference_pairs.Config = settings(

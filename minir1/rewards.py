@@ -121,7 +121,7 @@ class _Folds(dict):
 
     def __missing__(self, code: int) -> str:
         parts = (c for c in unicodedata.normalize("NFKD", chr(code)) if unicodedata.category(c)[0] != "M")
-        self[code] = unicodedata.normalize("NFC", INVISIBLE.sub("", "".join(parts)).casefold())
+        self[code] = INVISIBLE.sub("", "".join(parts)).casefold()
         return self[code]
 
 
@@ -178,13 +178,14 @@ def _words(folded: str) -> list[str]:
     return [word for word in WORDS.findall(folded) if word and not VARIABLE.fullmatch(word)]
 
 
-def repetition(text: str, n: int = 8) -> float:
+def repetition(text: str, n: int = 16) -> float:
     """The share of the thinking's n-grams of `tokens` that occurred before in it, 0 … 1; near 1 in a long loop.
 
         1 - distinct n-grams / n-grams
 
     As seq-rep-n of Welleck et al. (arXiv:1908.04319); DeepSeek-R1, section 2.2.4, names poor readability as R1-Zero's
-    drawback. 0 for fewer than n tokens. ValueError for n < 1.
+    drawback. Sixteen tokens are about a line of sums: shorter n-grams recur in every search that goes on from one
+    beginning. 0 for fewer than n tokens. ValueError for n < 1.
     """
     if n < 1:
         raise ValueError(f"n = {n}: at least 1")

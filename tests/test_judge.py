@@ -404,12 +404,12 @@ def test_readability_by_hand():
     """An English question with a tidy answer and one in two languages, a Chinese one, and one in no known language."""
     languages = ("en", "zh", "tlh")
     problems = [Problem(f"q{i}", "8", language=language) for i, language in enumerate(languages)]
-    loop = "wait no 等等\n" * 5  # 4 tokens each: 13 8-grams, 4 of them distinct
+    loop = "wait no 等等\n" * 5  # 4 tokens each: 5 16-grams, 4 of them distinct
     grid = [[said("8", "it works\nso 8"), said("8", loop)], [said("8", "故8")] * 2, [said("8", "ghItlh 对")] * 2]
     values = readability(problems, grid)
     assert values == pytest.approx({
         "language_consistency": (1 + 2 / 4 + 1 + 1) / 4,
-        "repetition": 9 / 13 / 6,
+        "repetition": 1 / 5 / 6,
         "tidiness": 3 / 6,
         "reflections": 10 / 6,
         "words": (4 + 20 + 2 * 2 + 2 * 2) / 6,

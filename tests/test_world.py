@@ -286,8 +286,8 @@ def test_behaviour_by_hand_in_mixed_languages():
     assert (given_up["failed_checks"], given_up["corrections"]) == (1, 0)
 
 
-def test_a_text_is_rewritten_in_one_language_without_repetition_with_a_summary():
-    text = "<think>5+3=9等\n5+3=8 then\n5+3=8 then\n8*2=16完\n</think>\n<answer> 16 </answer>"
+def test_a_text_is_rewritten_in_one_language_without_stammer_with_a_summary():
+    text = "<think>5+3=9等\n5+3=8 then\n5+3=8再\n8*2=16完\n</think>\n<answer> 16 </answer>"
     english = Problem("compute 5,+3,*2", "16")
     assert world.rewrite(english, text) == written("5+3=9 wait\n5+3=8 then\n8*2=16 done\nso 16", "16")
     chinese = Problem("算5,+3,*2", "16", "zh")
@@ -309,6 +309,7 @@ def test_rewriting_twice_changes_nothing_and_what_was_right_stays_right():
         once = world.rewrite(problem, text)
         if once:
             assert world.rewrite(problem, once) == once
-            assert set(lines_of(once)) <= set(lines_of(text)) and len(set(lines_of(once))) == len(lines_of(once))
+            left = lines_of(once)
+            assert set(left) <= set(lines_of(text)) and all(a != b for a, b in zip(left, left[1:]))
             before, after = (TASK.verify(problem, t).status for t in (text, once))
             assert after == before or problem.subject == "talk"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import groupby
 
 from minir1 import rewards
 from minir1.tasks import Problem
@@ -61,14 +62,14 @@ def _wrong(a: str, op: str, b: str, c: str) -> bool:
 def rewrite(problem: Problem, text: str) -> str | None:
     """The text in good form, by rules, as people would edit it.
 
-    Its lines in the language of the question, each once; without lines that have a wrong sum, unless the writer noticed
-    (`wait`); then a summary that states the answer. None if there is no answer, no line is left, or a line says yes to
-    what is no solution.
+    Its lines in the language of the question; without a line that only repeats the one before, and without lines that
+    have a wrong sum, unless the writer noticed (`wait`); then a summary that states the answer. None if there is no
+    answer, no line is left, or a line says yes to what is no solution.
     """
     question, answer = neutral(problem.prompt), rewards.answer(text)
     lines = [
         (line, ending)
-        for line, ending in dict.fromkeys(lines_of(text))
+        for (line, ending), _ in groupby(lines_of(text))
         if ending == "wait" or not any(_wrong(*match.groups()) for match in RESULTS.finditer(line))
     ]
     talk = kind_of(question) == "talk"
