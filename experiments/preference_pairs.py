@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,6 +52,7 @@ class Config:
     min_gap: float = 0.05  # between the preferences of a pair, for a task that has them
     seed: int = 0
     out: Path = Path("runs/pairs")
+    resume: bool = False  # sample anew where a killed run left files without a result
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
 
@@ -133,8 +135,10 @@ def rows(result: dict[str, float]) -> list[list[str]]:
 
 def main(config: Config) -> dict[str, float]:
     """Sample, judge, pair; write both files and their statistics, which are returned."""
-    if any((config.out / name).exists() for name in FILES):
+    left = [name for name in (*FILES, "result.json") if (config.out / name).exists()]
+    if left and not (config.resume and "result.json" not in left):
         raise ValueError(f"{config.out} already holds pairs: choose another --out")
+    began = time.perf_counter()
     device, task = pick(config.device), tasks.load(config.task, config.data, allow_code=config.allow_code)
     source = checkpoint.resolve(config.checkpoint, prefer="best")
     model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
@@ -145,6 +149,7 @@ def main(config: Config) -> dict[str, float]:
     config.out.mkdir(parents=True, exist_ok=True)
     for name, lines in texts.items():
         replace_text(config.out / name, "".join(line + "\n" for line in lines))
+    result["seconds"] = time.perf_counter() - began
     write_json(config.out / "result.json", result)
     table(f"pairs in {config.out}", ["", *(title for _, title, _ in COLUMNS)], rows(result))
     return result

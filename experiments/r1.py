@@ -47,7 +47,7 @@ from experiments import (
 from minir1 import cli, tasks
 from minir1.device import peak_memory_gib, pick
 from minir1.files import read_json
-from minir1.log import open_run, table
+from minir1.log import Run, open_run, table
 from minir1.metrics import with_interval
 from minir1.settings import at_least
 
@@ -195,20 +195,30 @@ def refuse_overridden(config: Config) -> None:
                 raise ValueError(f"{flag}: r1.py sets it for every stage (or run the script by itself)")
 
 
-def run_stages(every: dict[str, Stage]) -> dict[str, float]:
-    """Run what is not done, in order; the seconds of each stage. A stage is done when its result.json is there."""
-    seconds: dict[str, float] = {}
+def run_stages(every: dict[str, Stage], run: Run) -> None:
+    """Run what is not done, in order; the seconds of each stage go into the run's result.json.
+
+    A stage is done when its own result.json is there. One that was killed continues.
+    """
     for number, (name, stage) in enumerate(every.items(), start=1):
-        out = stage.settings.out
-        if (out / "result.json").exists():
+        settings = stage.settings
+        if (settings.out / "result.json").exists():
             print(f"stage {number} of {len(every)}, {name}: done before")
             continue
-        left = time_left(list(every), name, seconds)
+        left = time_left(list(every), name, seconds_of(run.out))
         print(f"\nstage {number} of {len(every)}, {name}" + (f"; about {left / 60:.0f} min left" if left else ""))
         began = time.perf_counter()
-        stage.main(replace(stage.settings, resume=True) if hasattr(stage.settings, "resume") else stage.settings)
-        seconds[name] = time.perf_counter() - began
-    return seconds
+        stage.main(replace(settings, resume=True))
+        own = read_json(settings.out / "result.json")
+        own = [value for key, value in own.items() if key.partition("/")[0] == "seconds"]  # with those before a kill
+        run.result({f"seconds/{name}": max([time.perf_counter() - began, *own])})
+
+
+def seconds_of(out: Path) -> dict[str, float]:
+    """The seconds of each stage that ran so far."""
+    stored = read_json(out / "result.json") if (out / "result.json").exists() else {}
+    seconds = {key.removeprefix("seconds/"): x for key, x in stored.items() if key.startswith("seconds/")}
+    return {name: x for name, x in seconds.items() if name != "total"}
 
 
 def time_left(names: list[str], now: str, seconds: dict[str, float]) -> float:
@@ -227,17 +237,14 @@ def main(config: Config) -> dict[str, float]:
         for split in ("train", "validation", "test"):
             task.problems(split)
     run.start()
-    seconds = run_stages(every)
-    stored = read_json(config.out / "result.json") if (config.out / "result.json").exists() else {}
-    result = {f"seconds/{name}": value for name, value in seconds.items()}
+    run_stages(every, run)
+    result = read_json(config.out / "result.json")
     for name in tested(config):
         for kind, folder in (("", "test"), ("general/", "general")):
             file = config.out / folder / name / "result.json"
             result |= {f"{name}/{kind}{key}": x for key, x in read_json(file).items()} if file.exists() else {}
-    result = stored | result
-    result["seconds/total"] = sum(v for k, v in result.items() if k.startswith("seconds/") and k != "seconds/total")
-    peak = max(peak_memory_gib(pick(config.device)), stored.get("memory/peak_gib", 0.0))
-    result |= {"seed": config.seed, "memory/peak_gib": peak}
+    peak = max(peak_memory_gib(pick(config.device)), result.get("memory/peak_gib", 0.0))
+    result |= {"seconds/total": sum(seconds_of(config.out).values()), "seed": config.seed, "memory/peak_gib": peak}
     run.result(result)
     show(result, tested(config))
     page = report.write(config.out)

@@ -131,8 +131,15 @@ def test_files_hold_pairs_of_their_split_that_the_rules_agree_with(base, tmp_pat
             assert countdown.verify(problem, pair.rejected).status == "wrong"
         assert result[f"{name}/format_chosen"] == 1.0 and 0 < result[f"{name}/tokens_chosen"] < 13
     assert "held out" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="pairs already holds pairs: choose another --out"):
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="pairs already holds pairs: choose another --out"):
+            preference_pairs.main(replace(config, resume=resume))
+    before = (config.out / "train.jsonl").read_text()
+    (config.out / "result.json").unlink()  # as a run leaves it that was killed between the files
+    with pytest.raises(ValueError, match="already holds pairs"):
         preference_pairs.main(config)
+    preference_pairs.main(replace(config, resume=True))
+    assert (config.out / "train.jsonl").read_text() == before and (config.out / "result.json").exists()
 
 
 def test_pairs_of_a_task_of_ones_own(base, tmp_path, monkeypatch):

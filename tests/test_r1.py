@@ -9,7 +9,7 @@ import pytest
 from experiments import all_scenarios, preference_pairs, pretrain, r1, r1_zero, reject_sample, reward_model, sft
 from experiments.studies import r1_figures, r1_seeds
 from experiments.tools.fuzz_commands import SMALL
-from minir1.log import read_metrics
+from minir1.log import open_run, read_metrics
 
 TOY = f"{Path(__file__).parent / 'r1_toy_task.py'}"
 
@@ -67,20 +67,21 @@ def test_what_the_pipeline_sets_and_unknown_tasks_are_refused_before_anything_is
     assert not (tmp_path / "run").exists()
 
 
-def test_finished_stages_are_not_repeated_and_others_resume(tmp_path, capsys):
+def test_finished_stages_are_not_repeated_others_resume_and_their_seconds_are_kept(tmp_path, capsys):
     called = []
 
-    def stage(name, done):
+    def stage(name, done, seconds=0.0):
+        out = tmp_path / name
+        finish = lambda: (out.mkdir(), (out / "result.json").write_text(json.dumps({"seconds/sft": seconds})))
         if done:
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "result.json").write_text("{}")
-        return r1.Stage(
-            lambda settings: called.append((name, settings.resume)), reject_sample.Config(out=tmp_path / name)
-        )
+            finish()
+        return r1.Stage(lambda own: (called.append((name, own.resume)), finish()), sft.Config(out=out))
 
-    seconds = r1.run_stages({"base": stage("base", True), "r1-zero": stage("r1-zero", False)})
-    assert called == [("r1-zero", True)] and list(seconds) == ["r1-zero"]
-    assert "stage 1 of 2, base: done before" in capsys.readouterr().out
+    run = open_run(tmp_path, r1.Config()).start()
+    r1.run_stages({"base": stage("base", True), "sft-1": stage("sft-1", False, seconds=900.0)}, run)
+    run.close()
+    assert called == [("sft-1", True)] and "stage 1 of 2, base: done before" in capsys.readouterr().out
+    assert r1.seconds_of(tmp_path) == {"sft-1": 900.0}  # most of them before a kill
 
 
 def test_the_time_that_is_left_is_scaled_by_the_stages_that_ran():
