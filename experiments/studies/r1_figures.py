@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from minir1 import figures as fig
 from minir1.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, VIOLET, percent
@@ -24,31 +25,35 @@ def seeds(results: Sequence[dict[str, float]], stages: Mapping[str, str], path: 
     with matplotlib.rc_context(fig.STYLE):
         figure = Figure(figsize=(fig.WIDTH, 7.6), dpi=fig.DPI)
         panels = figure.subplots(2, 2)
-        figure.subplots_adjust(left=0.06, right=0.985, top=0.83, bottom=0.1, hspace=0.5, wspace=0.14)
+        figure.subplots_adjust(left=0.06, right=0.985, top=0.83, bottom=0.11, hspace=0.62, wspace=0.14)
         for panel, (key, title, whole) in zip(panels.flat, PANELS):
             for x, (name, colour) in enumerate(zip(stages, COLOURS)):
-                values = [result[f"{name}/{key}"] for result in results]
+                values = [result[f"{name}/{key}"] for result in results if f"{name}/{key}" in result]
+                if not values:
+                    continue
                 panel.bar(x, np.mean(values), color=colour, alpha=0.35, width=0.72)
                 spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0]
                 panel.plot(x + np.array(spread), values, "o", color=colour, ms=6, mec="white", mew=1)
-                panel.annotate(percent(np.mean(values)), (x, max(values)), (0, 5), textcoords="offset points",
-                               ha="center", color=colour, weight="bold")  # fmt: skip
-            labels = [label.replace(" without ", "\nwithout ") for label in stages.values()]
+                shown = percent(np.mean(values)) if whole else f"{np.mean(values):.1%}"
+                panel.annotate(shown, (x, max(values)), (0, 5), textcoords="offset points", ha="center", color=colour,
+                               weight="bold")  # fmt: skip
+            labels = [label.replace(" without language reward", ",\nno language\nreward") for label in stages.values()]
             panel.set_xticks(range(len(stages)), labels, color=INK, fontsize=9)
             panel.tick_params(axis="x", length=0)
-            fig.percent_axis(panel)
-            panel.set_ylim(0, 1.12 if whole else None)
+            panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            panel.set_ylim(0, 1.12 if whole else 1.2 * panel.dataLim.ymax)
+            if whole:
+                panel.set_yticks(np.arange(6) / 5)
             panel.set_title(title, loc="left", pad=12)
         fig.headline(figure, *_finding(results))
         return fig.write(figure, path)
 
 
 def _finding(results: Sequence[dict[str, float]]) -> tuple[str, str]:
-    mean = lambda key: float(np.mean([result[key] for result in results]))
-    text = (
-        f"R1-Zero is right and mixed ({percent(mean('r1-zero/language_consistency'))} in one language); the pipeline "
+    ends = lambda key: " → ".join(
+        percent(np.mean([result[f"{name}/{key}"] for result in results])) for name in ("r1-zero", "rl-2")
     )
-    text += f"ends at {percent(mean('rl-2/pass@1'))} right and {percent(mean('rl-2/language_consistency'))}"
+    text = f"From R1-Zero to R1: right {ends('pass@1')}, in one language {ends('language_consistency')}"
     return (
         text,
         f"{len(results)} seeds; a dot is a seed, a bar and its number their mean; problems that no stage has seen",
