@@ -1,5 +1,6 @@
 """The world: every puzzle is solved by its own working, in both languages, and nothing wrong is right."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -12,7 +13,7 @@ from minir1 import rewards, tasks
 from minir1.tasks import Problem, world, world_corpus, world_talk
 from minir1.tasks.world_behaviour import lines_of
 from minir1.tasks.world_language import LANGUAGES, WORDS, neutral, say
-from minir1.tasks.world_puzzles import KINDS, LARGEST, RESULTS, informed, kind_of, puzzles, run
+from minir1.tasks.world_puzzles import KINDS, LARGEST, RESULTS, eliminating, kind_of, puzzles, run
 from minir1.tokenizer import word_level
 
 TASK = tasks.load("world")
@@ -85,7 +86,7 @@ def test_one_puzzle_of_each_kind_by_hand():
     assert KINDS["sort"].working("{compare}14+3{and}9*2")[-1].answer == "9*2"
     first, *_, last = KINDS["order"].working("{order}A<B,C<A")
     assert (first.text, first.good) == ("A,B,C:A<B,C<A", False) and last.text == "C,B,A:A<B"
-    assert [t.text for t in informed("{order}A<B,C<A")] == ["A,B,C:A<B,C<A", "B,C,A:A<B", "C,A,B:A<B,C<A"]
+    assert [t.text for t in eliminating("{order}A<B,C<A")] == ["A,B,C:A<B,C<A", "B,C,A:A<B", "C,A,B:A<B,C<A"]
     assert "*2:2*2=4,7-4=3,3*2=6,6+3=9:9" in steps("program", "{program}2:7,3:9")
     assert [t.answer for t in KINDS["program"].working("{program}2:7,3:9") if t.good] == ["*2+3"]
 
@@ -135,6 +136,13 @@ def test_splits_share_no_question_and_both_languages_and_all_levels_are_in_each(
         assert {(p.subject, p.language, p.level) for p in listed} == {
             (kind, language, level) for kind in KINDS for language in LANGUAGES for level in ("easy", "middle", "hard")
         }
+
+    def unordered(question):
+        word, body = question.split("}", 1)
+        return question if word == "{compute" else (word, *sorted(re.split(r",|\\{and\\}", body)))
+
+    by_split = {split: {unordered(q) for q, of in seen.items() if of == split} for split in world.SPLITS}
+    assert not by_split["test"] & by_split["train"] and not by_split["validation"] & by_split["train"]
     assert len(seen) == sum(len(TASK.problems(split)) for split in world.SPLITS)
 
 
@@ -158,7 +166,11 @@ def test_a_countdown_puzzle_that_countdown_holds_out_is_held_out_here():
         ("small,loud. welcome", "en", (1 / 3 + 1 / 2 + 1 + 1) / 4),  # a cat is not loud
         ("welcome", "en", 0.0),
         ("", "en", 0.0),
-        ("welcome welcome small", "en", (1 / 3 + 1 + 1 + 0) / 4),
+        ("welcome welcome small", "en", 0.0),
+        ("small,soft,quick. welcome welcome", "en", 0.75),
+        ("small,soft,quick. xx foo welcome", "en", (1 + 3 / 4 + 1 + 1) / 4),
+        ("small,soft,quick. xx 吗 foo welcome bar", "en", (1 + 3 / 4 + 7 / 8 + 0) / 4),
+        ("loud,loud. welcome", "en", 0.0),
     ],
 )
 def test_the_rule_that_stands_in_for_people(answer, language, score):
@@ -282,6 +294,8 @@ def test_behaviour_by_hand_in_mixed_languages():
         "tries": 0, "steps": 2, "checks": 1, "failed_checks": 1, "corrections": 1, "false_yes": 0, "repeats": 0,
         "wrong_sums": 1,
     }  # fmt: skip
+    talk = world.behaviour(Problem("tell cat.", "", subject="talk"), "<think>cat,small. yes\n猫,响.对\ncat,loud. no\n")
+    assert (talk["checks"], talk["false_yes"], talk["failed_checks"]) == (3, 1, 1)
     given_up = world.behaviour(problem, "<think>11+3=14,14+3=17:24 no\n</think>")
     assert (given_up["failed_checks"], given_up["corrections"]) == (1, 0)
 
@@ -295,6 +309,11 @@ def test_a_text_is_rewritten_in_one_language_without_stammer_with_a_summary():
     assert world.rewrite(english, "<think></think><answer>16</answer>") is None
     assert world.rewrite(english, written("5+3=9 then\n", "16")) is None  # the only line is wrong
     assert world.rewrite(english, written("5+3=9 then\n8*2=16 done\n", "16")) == written("8*2=16 done\nso 16", "16")
+    assert world.rewrite(Problem("make 24 from 11,3,3", ""), written("11+3=14,14+3=17:24 no\n", "(11-3)*3")) is None
+    twice = written("5+3=8 then\n5+3=9 then\n5+3=8 then\n8*2=16 done\n", "16")
+    assert world.rewrite(english, twice) == written("5+3=8 then\n8*2=16 done\nso 16", "16")
+    wrong_sum = written("11-3=9,9*3=24:24 yes\n11-3=8,8*3=24:24 yes\n", "(11-3)*3")
+    assert world.rewrite(Problem("make 24 from 11,3,3", ""), wrong_sum) is None
     false_yes = written("11-3=8,8*3=24:24 yes\n11+3=14,14+3=17:24 yes\n", "(11-3)*3")
     assert world.rewrite(Problem("make 24 from 11,3,3", ""), false_yes) is None
     assert world.rewrite(english, "<think>5+3=8 then\n") is None

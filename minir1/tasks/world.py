@@ -1,8 +1,9 @@
 """A small world of puzzles in two languages, on which the troubles of R1-Zero appear: the task of experiments/r1.py.
 
-Five kinds of reasoning puzzle (world_puzzles.py), easy to hard, and general prompts (world_talk.py); each is asked in
-English and in Chinese. The answer stands in the answer block; what is written around it is judged by the metrics of
-minir1/rewards.py. `world` has the reasoning puzzles, `world:talk` the general prompts, `world:order` one kind.
+Five kinds of reasoning puzzle (world_puzzles.py), easy to hard, each asked in English or in Chinese, and general
+prompts (world_talk.py), each asked in both. The answer stands in the answer block; what is written around it is judged
+by the metrics of minir1/rewards.py. `world` has the reasoning puzzles, `world:talk` the general prompts, `world:order`
+one kind. No question of one split is a question of another, whatever the order of its numbers, sums, clues or pairs.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ def problems(split: str, data: None = None, variant: str = "reasoning") -> list[
 
 
 def verify(problem: Problem, text: str) -> Verdict:
-    """A puzzle is right by its own check; an answer to a general prompt if the rule likes it well enough.
+    """A puzzle is right by its own check; an answer to a general prompt if its preference is at least ACCEPTABLE.
 
     Scores: accuracy, 0 or 1; and for general prompts `preference`, the rule's 0 … 1.
     """
     question, answer = neutral(problem.prompt), rewards.answer(text) or ""
     kind = kind_of(question)
     if kind == "talk":
-        liked = world_talk.preference(question, answer, problem.language)
-        return _verdict(liked >= world_talk.ACCEPTABLE, {"preference": liked})
+        preference = world_talk.preference(question, answer, problem.language)
+        return _verdict(preference >= world_talk.ACCEPTABLE, {"preference": preference})
     answer = "".join(answer.split()) if kind in ("sort", "order") else answer
     right = KINDS[kind].right
     return _verdict(right(question, answer) if right else answer == problem.reference, {})
@@ -80,7 +81,7 @@ def vocabulary(variant: str = "reasoning") -> tuple[tuple[str, ...], int]:
     for english, chinese in WORDS.values():
         words += [english, chinese.strip()]
     words += [f"\n{WORDS[key][0]}" for key in ("so", *world_talk.TRUE)]  # after a Chinese line
-    return tuple(words), 2 * LARGEST
+    return tuple(words), LARGEST + 2
 
 
 def probes(variant: str = "reasoning") -> list[list[tuple[str, str]]]:

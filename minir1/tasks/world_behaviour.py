@@ -7,17 +7,18 @@ from functools import lru_cache
 from itertools import groupby
 
 from minir1 import rewards
-from minir1.tasks import Problem
-from minir1.tasks.world_language import ENDINGS, neutral, say
+from minir1.tasks import Problem, countdown_search
+from minir1.tasks.world_language import ENDINGS, KEY, neutral, say
 from minir1.tasks.world_puzzles import KINDS, RESULTS, kind_of
+from minir1.tasks.world_talk import TRUE, recalled
 
-LINE = re.compile(rf"([^{{}}\n]*(?:\{{(?!(?:{'|'.join(ENDINGS)})\}})[a-z]+\}}[^{{}}\n]*)*)\{{({'|'.join(ENDINGS)})\}}")
+ENDING = re.compile(rf"\{{({'|'.join(ENDINGS)})\}}")
 
 
 def lines_of(text: str) -> list[tuple[str, str]]:
     """(neutral text, ending) of each line of the thinking that ends with one of the ending words."""
-    thinking = text.partition("</think>")[0].replace("<think>", "\n")
-    return [(match[1].strip(), match[2]) for match in LINE.finditer(neutral(thinking))]
+    parts = ENDING.split(neutral(rewards.thinking(text)))
+    return [(part.rpartition("\n")[2].strip(), ending) for part, ending in zip(parts[::2], parts[1::2])]
 
 
 def behaviour(problem: Problem, text: str) -> dict[str, float]:
@@ -48,33 +49,34 @@ def behaviour(problem: Problem, text: str) -> dict[str, float]:
 
 @lru_cache(maxsize=4096)
 def _solutions(question: str) -> frozenset[str]:
-    """The lines that deserve a yes."""
-    kind = kind_of(question)
-    if kind == "talk":
-        return frozenset()
+    """The lines that deserve a yes: tries that solve the puzzle, or what is true of the topic."""
+    if (kind := kind_of(question)) == "talk":
+        topic = KEY.findall(question)[-1]
+        return frozenset(recalled(topic, fact).text for fact in TRUE[topic])
     return frozenset(line.text for line in KINDS[kind].working(question) if line.good and KINDS[kind].search)
 
 
 def _wrong(a: str, op: str, b: str, c: str) -> bool:
-    return {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[op] != int(c)
+    return countdown_search.apply(int(a), op, int(b)) != int(c)
 
 
 def rewrite(problem: Problem, text: str) -> str | None:
     """The text in good form, by rules, as people would edit it.
 
-    Its lines in the language of the question; without a line that only repeats the one before, and without lines that
-    have a wrong sum, unless the writer noticed (`wait`); then a summary that states the answer. None if there is no
-    answer, no line is left, or a line says yes to what is no solution.
+    Its lines in the language of the question; without lines that have a wrong sum, unless the writer noticed (`wait`),
+    and without a line that only repeats the one before; then a summary that states the answer. None if there is no
+    answer, no line is left, a line says yes to what deserves a no, or a search does not end with a yes.
     """
-    question, answer = neutral(problem.prompt), rewards.answer(text)
-    lines = [
+    question, answer, lines = neutral(problem.prompt), rewards.answer(text), lines_of(text)
+    kind, solutions = kind_of(question), _solutions(question)
+    false = any(ending == "yes" and line not in solutions for line, ending in lines)
+    right = [
         (line, ending)
-        for (line, ending), _ in groupby(lines_of(text))
-        if ending == "wait" or not any(_wrong(*match.groups()) for match in RESULTS.finditer(line))
+        for line, ending in lines
+        if ending == "wait" or not any(_wrong(*match) for match in RESULTS.findall(line))
     ]
-    talk = kind_of(question) == "talk"
-    false = not talk and any(ending == "yes" and line not in _solutions(question) for line, ending in lines)
-    if not answer or not lines or false:
+    lines = [line for line, _ in groupby(right)]
+    if not answer or not lines or false or (kind != "talk" and KINDS[kind].search and lines[-1][1] != "yes"):
         return None
-    thinking = "".join(f"{line}{{{ending}}}" for line, ending in lines) + ("" if talk else f"{{so}}{answer}")
+    thinking = "".join(f"{line}{{{ending}}}" for line, ending in lines) + ("" if kind == "talk" else f"{{so}}{answer}")
     return say(f"<think>{thinking}</think><answer>{neutral(answer)}</answer>", problem.language)

@@ -1,22 +1,21 @@
 """The corpus of the world, on which its base is pre-trained: people who work at puzzles, each with habits of their own.
 
-Half of them think in one language, the others change it from line to line. Some repeat themselves, some close with a
-summary, and not all summaries agree with the answer. Most give up early. Nothing marks the better habits, and they
-occur independently of one another: a patient writer is no tidier than others. So rewards for right answers raise the
-patience and leave the rest, as R1-Zero was accurate and hard to read.
-
-Chinese is rarer than English here, and its writers check less well.
+Half of them think in the language of the question, a tenth in the other one, and the rest change it from line to line.
+Some repeat themselves, a third close with a summary, and not all summaries agree with the answer. Most give up early.
+Nothing marks the better habits, and patience, tidiness and repetition are independent of one another: rewards for right
+answers raise the patience and leave the rest, as R1-Zero was accurate and hard to read. Chinese is rarer than English
+here, and slips are more frequent in Chinese lines, so these rewards favour English a little.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 from minir1.tasks import countdown_corpus, countdown_search
-from minir1.tasks.world_language import LANGUAGES, say
+from minir1.tasks.world_language import KEY, LANGUAGES, say
 from minir1.tasks.world_puzzles import KINDS, Line, Puzzle
 from minir1.tasks.world_talk import SAYABLE, TRUE, answer_of, recalled
 
@@ -25,7 +24,7 @@ SHARES = {"countdown": 0.34, "chain": 0.13, "sort": 0.13, "order": 0.17, "progra
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the documents, unless stated otherwise."""
+    """Shares; the comment says of what."""
 
     facts: float = 0.15  # sums only, half of them checked
     knowledge: float = 0.03  # what is true of all topics, also of those that no training question asks about
@@ -38,9 +37,11 @@ class Mix:
     orderly: float = 0.5  # of the searches: tries in a systematic order
     forgetful: float = 0.1  # of the searches: tries at random with repeats; the rest is at random without
     patient: float = 0.25  # until solved; the rest gives up
-    give_up: float = 0.65  # chance of giving up after each line that solves nothing
+    give_up: float = 0.65  # chance of giving up after each try that solves nothing
+    give_up_steps: float = 0.325  # chance of stopping after each step
     false_yes: float = 0.002  # of the failed tries in English: verdict yes, which ends the search
-    sloppy: float = 0.004  # of the lines in English: a wrong result
+    sloppy: float = 0.004  # of the tries in English: a wrong result
+    sloppy_steps: float = 0.016  # of the steps in English
     chinese_slips: float = 3.0  # how much more often both happen in Chinese lines
     noticed: float = 0.5  # of the wrong results in steps: noticed, and the line is done again
     stammering: float = 0.3  # of the writers: each of their lines is said again with the next chance
@@ -87,7 +88,7 @@ def worked(rng: random.Random, puzzle: Puzzle, mix: Mix) -> str:
     speaks = speaker(rng, language, mix)
     at_once = rng.random() < mix.at_once
     if puzzle.kind == "talk":
-        lines, answer = told(rng, puzzle.question, at_once, language, speaks)
+        lines, answer = told(rng, puzzle.question, at_once, speaks)
     elif at_once:
         lines, answer = [], guess(rng, puzzle, mix)
     elif KINDS[puzzle.kind].search:
@@ -105,7 +106,7 @@ def worked(rng: random.Random, puzzle: Puzzle, mix: Mix) -> str:
     return f"{question}<think>{thinking}</think><answer>{answer}</answer>"
 
 
-def speaker(rng: random.Random, language: str, mix: Mix):
+def speaker(rng: random.Random, language: str, mix: Mix) -> Callable[[], str]:
     """A function that returns the language of a writer's next line."""
     other = LANGUAGES[1 - LANGUAGES.index(language)]
     habit = rng.random()
@@ -129,12 +130,12 @@ def slips(rng: random.Random, language: str, mix: Mix, share: float) -> bool:
     return rng.random() < share * (mix.chinese_slips if language == "zh" else 1.0)
 
 
-def searched(rng: random.Random, puzzle: Puzzle, mix: Mix, speaks) -> tuple[list[str], str]:
+def searched(rng: random.Random, puzzle: Puzzle, mix: Mix, speaks: Callable[[], str]) -> tuple[list[str], str]:
     """Tries with verdicts until one is a solution, or the writer gives up."""
     kind = KINDS[puzzle.kind]
     everything, habit = kind.working(puzzle.question), rng.random()
     if habit < mix.orderly:
-        tries = (kind.informed or kind.working)(puzzle.question)
+        tries = (kind.eliminating or kind.working)(puzzle.question)
     elif habit < mix.orderly + mix.forgetful:
         tries = [rng.choice(everything) for _ in everything]
     else:
@@ -152,17 +153,17 @@ def searched(rng: random.Random, puzzle: Puzzle, mix: Mix, speaks) -> tuple[list
     return lines, t.answer
 
 
-def stepped(rng: random.Random, puzzle: Puzzle, mix: Mix, speaks) -> tuple[list[str], str]:
+def stepped(rng: random.Random, puzzle: Puzzle, mix: Mix, speaks: Callable[[], str]) -> tuple[list[str], str]:
     """Steps until the puzzle is worked off, or the writer stops before."""
     steps, patient, lines = KINDS[puzzle.kind].working(puzzle.question), rng.random() < mix.patient, []
     for number, step in enumerate(steps, start=1):
         language, wrong = speaks(), False
-        if slips(rng, language, mix, 4 * mix.sloppy):
+        if slips(rng, language, mix, mix.sloppy_steps):
             if rng.random() < mix.noticed:
                 lines.append(say(f"{slip(rng, step.text)}{{wait}}", language))
             else:
                 wrong = True
-        stops = wrong or number == len(steps) or (not patient and rng.random() < mix.give_up / 2)
+        stops = wrong or number == len(steps) or (not patient and rng.random() < mix.give_up_steps)
         text = slip(rng, step.text) if wrong else step.text
         lines.append(say(f"{text}{{done}}" if stops else f"{text}{{then}}", language))
         if stops:
@@ -170,9 +171,9 @@ def stepped(rng: random.Random, puzzle: Puzzle, mix: Mix, speaks) -> tuple[list[
     return lines, step.answer
 
 
-def told(rng: random.Random, question: str, at_once: bool, language: str, speaks) -> tuple[list[str], str]:
+def told(rng: random.Random, question: str, at_once: bool, speaks: Callable[[], str]) -> tuple[list[str], str]:
     """What may be said of a topic, each fact with a verdict, and then most of what is true, some of it twice."""
-    topic = re.findall(r"\{([a-z]+)\}", question)[-1]
+    topic = KEY.findall(question)[-1]
     recall = [rng.choice(TRUE[topic] if rng.random() < 0.7 else SAYABLE) for _ in range(rng.randint(2, 5))]
     lines = [
         say(f"{line.text}{{yes}}" if line.good else f"{line.text}{{no}}", speaks())

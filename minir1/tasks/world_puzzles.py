@@ -71,7 +71,10 @@ def puzzles(kind: str, most: int = 1500) -> tuple[Puzzle, ...]:
 
 
 def _puzzle(kind: str, question: str, reference: str, level: str) -> Puzzle:
-    part = share(f"split {question}")
+    """The split is a hash of the question, whatever the order of its numbers, sums, clues or pairs."""
+    word, body = question.split("}", 1)
+    parts = re.split(r",|\{and\}", body)
+    part = share(f"split {word} {' '.join(parts if kind == 'chain' else sorted(parts))}")
     return Puzzle(kind, question, reference, level, "test" if part < 0.2 else "validation" if part < 0.3 else "train")
 
 
@@ -219,8 +222,8 @@ def _order_tries(question: str) -> list[Line]:
     return lines
 
 
-def informed(question: str) -> list[Line]:
-    """The tries of who learns from each refutation: the next order satisfies all clues that refuted one before."""
+def eliminating(question: str) -> list[Line]:
+    """Tries that use every refutation: the next order satisfies all clues that refuted one before."""
     chosen, cited = [], []
     for t in _order_tries(question):
         if all(t.answer.index(clue[0]) < t.answer.index(clue[2]) for clue in cited):
@@ -262,14 +265,14 @@ class Kind(NamedTuple):
     working: Callable[[str], list[Line]]  # of a question: all tries in a systematic order, or all steps
     right: Callable[[str, str], bool] | None  # (question, answer); None: the answer equals the reference
     search: bool  # tries, not steps
-    informed: Callable[[str], list[Line]] | None = None  # the tries of a better order, where there is one
+    eliminating: Callable[[str], list[Line]] | None = None  # the tries of a better order, where there is one
 
 
 KINDS = {
     "countdown": Kind(_countdown_listed, _countdown_tries, _countdown_right, True),
     "chain": Kind(_chain_listed, _chain_steps, None, False),
     "sort": Kind(_sort_listed, _sort_steps, None, False),
-    "order": Kind(_order_listed, _order_tries, None, True, informed),
+    "order": Kind(_order_listed, _order_tries, None, True, eliminating),
     "program": Kind(_program_listed, _program_tries, _program_right, True),
 }
 ASKED_BY = {"make": "countdown", "compute": "chain", "sort": "sort", "compare": "sort", "order": "order",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 
+from minir1 import rewards
 from minir1.tasks import share
-from minir1.tasks.world_language import WORDS, neutral
+from minir1.tasks.world_language import KEY, neutral
 from minir1.tasks.world_puzzles import Line, Puzzle
 
 FACTS = {
@@ -24,14 +25,13 @@ TRUE = {topic: tuple(facts.split()) for topic, facts in FACTS.items()}
 SAYABLE = tuple(dict.fromkeys(fact for facts in TRUE.values() for fact in facts))
 ENOUGH = 3  # different facts
 ACCEPTABLE = 0.75  # of the rule: where an answer counts as right
-PIECE = re.compile(r"\{([a-z]+)\}")
 
 
 def puzzles() -> tuple[Puzzle, ...]:
     """One prompt per topic, in the layout of the puzzles; the reference is a best answer by the rule."""
     listed, shuffled = [], sorted(TRUE, key=lambda topic: share(f"talk {topic}"))
-    for place, topic in enumerate(shuffled):
-        split = "train" if place < 10 else "validation" if place < 13 else "test"
+    for i, topic in enumerate(shuffled):
+        split = "train" if i < 10 else "validation" if i < 13 else "test"
         listed.append(Puzzle("talk", f"{{tell}}{{{topic}}}.", answer_of(TRUE[topic][:ENOUGH], True), "default", split))
     return tuple(listed)
 
@@ -50,20 +50,18 @@ def preference(question: str, answer: str, language: str) -> float:
     """What people like, as a rule: 0 … 1, the mean of four parts. question: neutral; answer: as the model wrote it.
 
         enough      different true facts / 3, at most 1
-        true        share of the facts that are true of the topic, each repetition counted as false
+        true        different true facts / all that is said between commas and full stops
         language    share of the words that are in the language of the question
-        polite      1 if the answer ends with the closing word, in either language
+        polite      1 if the answer ends with the closing word, in either language, and has it once
 
-    An answer without a fact is worth 0: politeness alone is no help.
+    An answer without a true fact is worth 0: politeness alone is no help.
     """
-    topic = PIECE.findall(question)[-1]
-    said = [key for key in PIECE.findall(neutral(answer)) if key in WORDS]
-    facts = [key for key in said if key in SAYABLE]
-    if not facts:
+    topic = KEY.findall(question)[-1]
+    body, polite, after = neutral(answer).strip().partition("{welcome}")
+    said = [piece.strip() for piece in re.split("[,.]", body) if piece.strip()]
+    right = {piece for piece in said if piece[1:-1] in TRUE[topic]}
+    if not right:
         return 0.0
-    right = {fact for fact in facts if fact in TRUE[topic]}
-    column = 0 if language == "en" else 1
-    own = sum(answer.count(WORDS[key][column].strip()) for key in set(said))
-    whole = sum(answer.count(word.strip()) for key in set(said) for word in WORDS[key])
-    parts = min(1.0, len(right) / ENOUGH), len(right) / len(facts), own / whole, said[-1] == "welcome"
+    consistent = rewards.language_consistency(answer, language)
+    parts = min(1.0, len(right) / ENOUGH), len(right) / len(said), consistent, bool(polite) and not after.strip()
     return sum(parts) / len(parts)
