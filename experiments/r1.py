@@ -7,7 +7,7 @@
     cold-start    reject_sample.py   right answers of R1-Zero, rewritten in form by rules: one language, tidy
     sft-1         sft.py             the base learns from these
     rl-1          r1_zero.py         RL with accuracy, format and language consistency, clip 10
-    general-data  reject_sample.py   acceptable answers of the base to general prompts: V3's part in the paper
+    general-data  reject_sample.py   acceptable answers of the base to general prompts, rewritten by rules too
     rejection     reject_sample.py   answers of rl-1, kept by filters and mixed with the general ones
     sft-2         sft.py             the base learns from these
     pairs         preference_pairs.py  answers of sft-2 to general prompts, ranked by a rule that stands in for people
@@ -20,16 +20,17 @@ Every stage is a script of its own that reads files and writes files; this one o
 which settings. A killed run continues with --resume; stages that are done are not repeated. The test problems are used
 at the end only.
 
-Departures from R1, beside the size: cold-start answers are rewritten by rules where R1 had people and V3; people's
-preferences are a rule too (minir1/tasks/world_talk.py), so that the learned reward can be compared with what it should
-have learned; there is no reward for harmlessness.
+Departures from R1, beside the size: cold-start answers are rewritten by rules where R1 had people and V3, and general
+data come from the base, not from V3; people's preferences are a rule too (minir1/tasks/world_talk.py), so that the
+learned reward can be compared with what it should have learned; there is no reward for harmlessness; the weights of
+the format and of language consistency are 0.1 and 0.2, where R1 adds each to accuracy with weight 1.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -51,13 +52,8 @@ from minir1.log import Run, open_run, table
 from minir1.metrics import with_interval
 from minir1.settings import at_least
 
-BUDGET = 320  # tokens of an answer, in all stages and in the test
 TESTED = ("base", "r1-zero", "sft-1", "rl-1", "sft-2", "rl-2")  # stages that make a policy
 PLAIN = "rl-1-plain"  # RL 1 without its language reward
-OWN = (  # settings that `stages` makes
-    *("task", "general_task", "checkpoint", "out", "seed", "resume", "device", "dtype", "wandb", "reward_model"),
-    *("general",),
-)
 USUAL = {  # seconds on two cores, for the estimate of the time that is left
     "base": 420, "r1-zero": 250, "cold-start": 30, "sft-1": 30, "rl-1": 200, "general-data": 20, "rejection": 60,
     "sft-2": 50, PLAIN: 200, "pairs": 20, "reward-model": 20, "rl-2": 180, "test": 25, "general": 5,
@@ -76,38 +72,36 @@ class Config:
     task: str = "world"  # one with a corpus to pre-train on
     general_task: str = "world:talk"  # whose verdicts have scores["preference"]
     base: pretrain.Config = settings(pretrain.Config, steps=3000)
-    zero: r1_zero.Config = settings(r1_zero.Config, steps=60, learning_rate=2e-4, max_completion_length=BUDGET)
+    zero: r1_zero.Config = settings(r1_zero.Config, steps=60, learning_rate=2e-4)
     cold_start: reject_sample.Config = settings(
-        reject_sample.Config, problems=800, num_generations=4, max_completion_length=BUDGET, rewrite=True, tidy=True,
+        reject_sample.Config, problems=800, num_generations=4, rewrite=True, tidy=True,
         min_language=0.99, max_repetition=0.02, per_problem=2,
     )  # fmt: skip
     sft_1: sft.Config = settings(sft.Config, epochs=3)
     rl_1: r1_zero.Config = settings(
-        r1_zero.Config, steps=40, max_completion_length=BUDGET, language_weight=0.2, epsilon_low=10.0,
+        r1_zero.Config, steps=40, language_weight=0.2, epsilon_low=10.0,
         epsilon_high=10.0,
     )  # fmt: skip
     general_data: reject_sample.Config = settings(
-        reject_sample.Config, num_generations=64, max_completion_length=BUDGET, rewrite=True, min_language=0.99,
+        reject_sample.Config, num_generations=64, rewrite=True, min_language=0.99,
         max_repetition=0.1, per_problem=30,
     )  # fmt: skip
     rejection: reject_sample.Config = settings(
-        reject_sample.Config, problems=2400, num_generations=4, max_completion_length=BUDGET, min_language=0.99,
+        reject_sample.Config, problems=2400, num_generations=4, min_language=0.99,
         max_repetition=0.02, tidy=True, per_problem=1,
     )  # fmt: skip
     sft_2: sft.Config = settings(sft.Config, epochs=2)
-    pairs: preference_pairs.Config = settings(
-        preference_pairs.Config, num_generations=32, pairs=40, max_completion_length=BUDGET
-    )
+    pairs: preference_pairs.Config = settings(preference_pairs.Config, num_generations=32, pairs=40)
     reward_model: reward_model.Config = settings(reward_model.Config, steps=60)
     rl_2: all_scenarios.Config = settings(
         all_scenarios.Config,
         steps=40,
         preference_steps=10,
         learning_rate=2e-4,
-        max_completion_length=BUDGET,
         language_weight=0.2,
     )
     ablation: bool = False  # also RL 1 without its language reward, for comparison; no stage continues from it
+    max_completion_length: int = 320  # token budget of an answer, in all stages and in the test
     problems: int = 400  # of the test, at most
     num_generations: int = 4  # sampled answers per test problem
     seed: int = 0  # of all stages
@@ -118,7 +112,7 @@ class Config:
     wandb: str = "off"
 
     def __post_init__(self):
-        at_least(self, 1, "problems", "num_generations")
+        at_least(self, 1, "problems", "num_generations", "max_completion_length")
         at_least(self, 0, "seed")
 
 
@@ -130,69 +124,67 @@ class Stage(NamedTuple):
 
 
 def stages(config: Config) -> dict[str, Stage]:
-    """What runs, in this order, by the name of its folder."""
-    refuse_overridden(config)
-    at = lambda name: config.out / name
+    """What runs, in this order, by the name of its folder. ValueError for a setting that only the pipeline may make."""
     made_by = lambda name: config.out / name / "checkpoint"
     kept_by = lambda name: config.out / name / "kept.jsonl"
     reasoning, general = {"task": config.task}, {"task": config.general_task}
-    every = {
-        "base": Stage(pretrain.main, replace(config.base, **reasoning)),
-        "r1-zero": Stage(r1_zero.main, replace(config.zero, **reasoning, checkpoint=made_by("base"))),
-        "cold-start": Stage(
-            reject_sample.main, replace(config.cold_start, **reasoning, checkpoint=made_by("r1-zero"))
-        ),
-        "sft-1": Stage(sft.main, replace(config.sft_1, checkpoint=made_by("base"), data=(kept_by("cold-start"),))),
-        "rl-1": Stage(r1_zero.main, replace(config.rl_1, **reasoning, checkpoint=made_by("sft-1"))),
-        "general-data": Stage(reject_sample.main, replace(config.general_data, **general, checkpoint=made_by("base"))),
-        "rejection": Stage(
-            reject_sample.main,
-            replace(config.rejection, **reasoning, checkpoint=made_by("rl-1"), general=(kept_by("general-data"),)),
-        ),
-        "sft-2": Stage(sft.main, replace(config.sft_2, checkpoint=made_by("base"), data=(kept_by("rejection"),))),
-        "pairs": Stage(preference_pairs.main, replace(config.pairs, **general, checkpoint=made_by("sft-2"))),
-        "reward-model": Stage(
-            reward_model.main,
-            replace(config.reward_model, checkpoint=made_by("sft-2"), pairs=at("pairs") / "train.jsonl",
-                    held_out=at("pairs") / "held_out.jsonl"),
-        ),
-        "rl-2": Stage(
-            all_scenarios.main,
-            replace(config.rl_2, **reasoning, general_task=config.general_task, checkpoint=made_by("sft-2"),
-                    reward_model=made_by("reward-model")),
-        ),
-    }  # fmt: skip
+    pairs = {
+        key: config.out / "pairs" / f"{file}.jsonl" for key, file in (("pairs", "train"), ("held_out", "held_out"))
+    }
+    make = lambda main, name, settings, **values: {name: Stage(main, made(config, name, settings, **values))}
+
+    every = make(pretrain.main, "base", "base", **reasoning)
+    every |= make(r1_zero.main, "r1-zero", "zero", **reasoning, checkpoint=made_by("base"))
+    every |= make(reject_sample.main, "cold-start", "cold_start", **reasoning, checkpoint=made_by("r1-zero"))
+    every |= make(sft.main, "sft-1", "sft_1", checkpoint=made_by("base"), data=(kept_by("cold-start"),))
+    every |= make(r1_zero.main, "rl-1", "rl_1", **reasoning, checkpoint=made_by("sft-1"))
+    every |= make(reject_sample.main, "general-data", "general_data", **general, checkpoint=made_by("base"))
+    mixed_in = {"general": (kept_by("general-data"),)}
+    every |= make(reject_sample.main, "rejection", "rejection", **reasoning, checkpoint=made_by("rl-1"), **mixed_in)
+    every |= make(sft.main, "sft-2", "sft_2", checkpoint=made_by("base"), data=(kept_by("rejection"),))
+    every |= make(preference_pairs.main, "pairs", "pairs", **general, checkpoint=made_by("sft-2"))
+    every |= make(reward_model.main, "reward-model", "reward_model", checkpoint=made_by("sft-2"), **pairs)
+    learned = {"general_task": config.general_task, "reward_model": made_by("reward-model")}
+    every |= make(all_scenarios.main, "rl-2", "rl_2", **reasoning, checkpoint=made_by("sft-2"), **learned)
     if config.ablation:
-        every[PLAIN] = every["rl-1"]._replace(settings=replace(every["rl-1"].settings, language_weight=0.0))
-    for name, stage in every.items():
-        shared = {"out": at(name), "seed": config.seed, "device": config.device, "dtype": config.dtype}
-        if hasattr(stage.settings, "wandb"):
-            shared["wandb"] = config.wandb
-        every[name] = stage._replace(settings=replace(stage.settings, **shared))
-    test = {"num_generations": config.num_generations, "max_completion_length": BUDGET, "seed": config.seed}
-    test |= {"device": config.device, "dtype": config.dtype}
+        plain = replace(every["rl-1"].settings, language_weight=0.0, out=config.out / PLAIN)
+        every[PLAIN] = Stage(r1_zero.main, plain)
+
+    test = {name: getattr(config, name) for name in ("max_completion_length", "seed", "device", "dtype")}
     for name in tested(config):
-        opened = {"checkpoint": made_by(name), "problems": config.problems, **test}
-        every[f"test/{name}"] = Stage(evaluate.main, evaluate.Config(**opened, **reasoning, out=at("test") / name))
+        own = {
+            "problems": config.problems,
+            "num_generations": config.num_generations,
+            "out": config.out / "test" / name,
+        }
+        settings = evaluate.Config(**test, **own, **reasoning, checkpoint=made_by(name), resume=True)
+        every[f"test/{name}"] = Stage(evaluate.main, settings)
     for name in TESTED:
-        opened = {"checkpoint": made_by(name), "forced": False, **test, "num_generations": 32}
-        every[f"general/{name}"] = Stage(evaluate.main, evaluate.Config(**opened, **general, out=at("general") / name))
+        own = {"forced": False, "num_generations": 32, "out": config.out / "general" / name}
+        settings = evaluate.Config(**test, **own, **general, checkpoint=made_by(name), resume=True)
+        every[f"general/{name}"] = Stage(evaluate.main, settings)
     return every
+
+
+def made(config: Config, name: str, stage: str, **values) -> Any:
+    """The settings of one stage, with those that the pipeline makes: what it reads, where it writes, what all share.
+
+    name: of its folder; stage: of its field in `config`. ValueError if the command line changed one of these.
+    """
+    own, default = getattr(config, stage), getattr(Config(), stage)
+    shared = {"out": config.out / name, "resume": True}
+    shared |= {key: getattr(config, key) for key in ("seed", "device", "dtype", "wandb", "max_completion_length")}
+    values |= {key: value for key, value in shared.items() if hasattr(own, key)}
+    for key in values:
+        if getattr(own, key) != getattr(default, key):
+            flag = f"--{stage}.{key}".replace("_", "-")
+            raise ValueError(f"{flag}: r1.py sets it for every stage (or run the script by itself)")
+    return replace(own, **values)
 
 
 def tested(config: Config) -> list[str]:
     """The stages whose policies are tested."""
     return [*TESTED, PLAIN] if config.ablation else [*TESTED]
-
-
-def refuse_overridden(config: Config) -> None:
-    """ValueError for a setting of one stage that the pipeline sets for it."""
-    fresh = Config()
-    for stage, default in vars(fresh).items():
-        for name in OWN if is_dataclass(default) else ():
-            if getattr(getattr(config, stage), name, None) != getattr(default, name, None):
-                flag = f"--{stage}.{name}".replace("_", "-")
-                raise ValueError(f"{flag}: r1.py sets it for every stage (or run the script by itself)")
 
 
 def run_stages(every: dict[str, Stage], run: Run) -> None:
@@ -208,9 +200,9 @@ def run_stages(every: dict[str, Stage], run: Run) -> None:
         left = time_left(list(every), name, seconds_of(run.out))
         print(f"\nstage {number} of {len(every)}, {name}" + (f"; about {left / 60:.0f} min left" if left else ""))
         began = time.perf_counter()
-        stage.main(replace(settings, resume=True))
+        stage.main(settings)
         own = read_json(settings.out / "result.json")
-        own = [value for key, value in own.items() if key.partition("/")[0] == "seconds"]  # with those before a kill
+        own = [value for key, value in own.items() if key.partition("/")[0] == "seconds"]  # of a training that resumed
         run.result({f"seconds/{name}": max([time.perf_counter() - began, *own])})
 
 

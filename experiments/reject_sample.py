@@ -333,15 +333,15 @@ def main(config: Config) -> dict[str, float]:
     values |= {"tokens_per_s": tokens_per_s} if tokens_per_s else {}  # else nothing was left to sample
     values |= {name: getattr(config, name) for name in FILTERS} | {"seconds": time.perf_counter() - began}
     title = f"{task.name}, {config.split}"
-    replace_text(config.out / "kept.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))
-    write_json(config.out / "result.json", values)
     draw_funnel(values["sampled"], removed, title, str(source), config.out / "figures" / "funnel.png")
     show(f"{title}: {len(problems)} problems", values)
-    if not kept:
+    if not kept:  # no result: nobody may take the general data alone for the whole
         raise RuntimeError(
-            f"none of {values['sampled']} answers was kept: {config.out}/result.json says which filter removed them; "
-            "try other filters with --resume, or sample from another checkpoint"
+            f"none of {values['sampled']} answers was kept: the table says which filter removed them; try other "
+            "filters with --resume, or sample from another checkpoint"
         )
+    replace_text(config.out / "kept.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))
+    write_json(config.out / "result.json", values)
     print(f"{len(lines):,} lines are in {config.out / 'kept.jsonl'}, {values['general']:,} of them general data")
     return values
 

@@ -46,7 +46,7 @@ def test_all_stages_share_seed_device_and_budget():
     for name, stage in r1.stages(config).items():
         own = stage.settings
         assert (own.seed, own.device, own.dtype) == (5, "cpu", "float32")
-        assert getattr(own, "max_completion_length", r1.BUDGET) == r1.BUDGET
+        assert getattr(own, "max_completion_length", 320) == 320
         general = name in ("general-data", "pairs") or name.startswith("general/")
         assert getattr(own, "task", "countdown") == ("world:talk" if general else "countdown")
 
@@ -57,6 +57,10 @@ def test_all_stages_share_seed_device_and_budget():
         ({"zero": r1_zero.Config(seed=1)}, "--zero.seed: r1.py sets it"),
         ({"rl_2": all_scenarios.Config(general_task="x.py")}, "--rl-2.general-task: r1.py sets it"),
         ({"sft_1": sft.Config(checkpoint=Path("a"))}, "--sft-1.checkpoint: r1.py sets it"),
+        ({"sft_2": sft.Config(data=(Path("a"),))}, "--sft-2.data: r1.py sets it"),
+        ({"reward_model": reward_model.Config(pairs=Path("a"))}, "--reward-model.pairs: r1.py sets it"),
+        ({"reward_model": reward_model.Config(held_out=Path("a"))}, "--reward-model.held-out: r1.py sets it"),
+        ({"rl_1": r1_zero.Config(max_completion_length=8)}, "--rl-1.max-completion-length: r1.py sets it"),
         ({"task": "no"}, "unknown task 'no'"),
         ({"general_task": "world:quiet"}, "has no variant 'quiet'"),
     ],
@@ -75,12 +79,13 @@ def test_finished_stages_are_not_repeated_others_resume_and_their_seconds_are_ke
         finish = lambda: (out.mkdir(), (out / "result.json").write_text(json.dumps({"seconds/sft": seconds})))
         if done:
             finish()
-        return r1.Stage(lambda own: (called.append((name, own.resume)), finish()), sft.Config(out=out))
+        return r1.Stage(lambda own: (called.append(name), finish()), sft.Config(out=out))
 
     run = open_run(tmp_path, r1.Config()).start()
     r1.run_stages({"base": stage("base", True), "sft-1": stage("sft-1", False, seconds=900.0)}, run)
     run.close()
-    assert called == [("sft-1", True)] and "stage 1 of 2, base: done before" in capsys.readouterr().out
+    assert all(stage.settings.resume for stage in r1.stages(r1.Config()).values())
+    assert called == ["sft-1"] and "stage 1 of 2, base: done before" in capsys.readouterr().out
     assert r1.seconds_of(tmp_path) == {"sft-1": 900.0}  # most of them before a kill
 
 
@@ -92,9 +97,9 @@ def test_the_time_that_is_left_is_scaled_by_the_stages_that_ran():
     assert {name.partition("/")[0] for name in r1.stages(r1.Config(ablation=True))} == usual.keys()
 
 
-ROLLOUTS = {"steps": 2, "prompts": 4, "num_generations": 4, "max_completion_length": 12, "eval_problems": 4,
+ROLLOUTS = {"steps": 2, "prompts": 4, "num_generations": 4, "eval_problems": 4,
             "eval_answers": 1, "min_mixed": 0.0}  # fmt: skip
-SAMPLED = {"problems": 8, "num_generations": 8, "max_completion_length": 12}
+SAMPLED = {"problems": 8, "num_generations": 8}
 CONFIG = r1.Config(
     task=TOY,
     general_task=f"{TOY}:talk",
@@ -109,6 +114,7 @@ CONFIG = r1.Config(
     pairs=preference_pairs.Config(**SAMPLED),
     reward_model=reward_model.Config(steps=2, batch=4),
     rl_2=all_scenarios.Config(**ROLLOUTS, preference_steps=1, general_prompts=2),
+    max_completion_length=12,
     problems=4,
     num_generations=2,
 )
@@ -168,6 +174,7 @@ def test_the_figures_of_a_run_over_seeds(pipeline, tmp_path):
     column = list(r1_seeds.TESTED).index("rl-2")
     assert table["tokens"][column].startswith(f"{values['rl-2/length']:.1f} [")
     assert table["general prompts, preference"][-1] == "-"
+    assert table["minus RL 1, in points, paired"][list(r1_seeds.TESTED).index("rl-1")] == "-"
     r1_figures.seeds([values, values], r1_seeds.TESTED, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
@@ -175,11 +182,12 @@ def test_the_figures_of_a_run_over_seeds(pipeline, tmp_path):
 def test_the_finding_is_made_of_the_means():
     one = {"base/pass@1": 0.2, "r1-zero/pass@1": 0.6, "rl-2/pass@1": 0.7, "rl-2/over_r1-zero": 0.1}
     one |= {"r1-zero/language_consistency": 0.6, "rl-2/language_consistency": 0.99}
-    one |= {"r1-zero/repetition": 0.1, "rl-2/repetition": 0.04}
+    one |= {"r1-zero/repetition": 0.1, "rl-2/repetition": 0.04, "r1-zero/tidiness": 0.4, "rl-2/tidiness": 0.9}
     other = {key: value + 0.02 for key, value in one.items()}
     text = r1_seeds.finding([one, other])
-    assert "the base solves 21.0%, R1-Zero 61.0% and the final model 71.0% (+11.0 points" in text
-    assert "100.0% is in the language of the question (R1-Zero 61.0%), and 5.0% is repeated (R1-Zero 11.0%)" in text
+    assert "the base solves 21.0%, R1-Zero 61.0% and the final model 71.0%, +11.0 points more than R1-Zero" in text
+    assert "(the mean of 2 seeds). From R1-Zero to the end: language consistency 61.0% → 100.0%, " in text
+    assert text.endswith("repetition 11.0% → 5.0%, tidy 41.0% → 91.0%.")
 
 
 def test_the_cost_sums_tests_and_shows_shares():

@@ -3,8 +3,8 @@
     python -m experiments.studies.r1_seeds --seeds 0 1 2 --jobs 2
 
 A seed determines every stage from the base to the last RL. Each run has its own folder and continues where it was
-killed. --ablation runs RL 1 also without its reward for language consistency, from the same SFT 1: what does the reward
-give, and what does it cost in accuracy? Prints the table and writes it, with the figure, under docs/.
+killed. Each also runs RL 1 without its reward for language consistency, from the same SFT 1: what does the reward give,
+and what does it cost in accuracy? Prints the table and writes it, with the figure, under docs/.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(config: Config, seed: int, threads: int) -> dict[str, float]:
     folder = config.out / f"seed-{seed}"
     words = [sys.executable, "-m", "experiments.r1", "--ablation", "--seed", str(seed), "--out", str(folder)]
     words += config.options.split()
-    same_command(folder, asked := " ".join(words[3:]))
+    same_command(folder, asked := " ".join(words[3:]))  # also where nothing is left to run
     if not (folder / "report.html").exists():
         print(f"running {folder}, see {folder}.log", flush=True)
         run_or_resume(words, folder, asked, threads)
@@ -62,7 +62,10 @@ def run(config: Config, seed: int, threads: int) -> dict[str, float]:
 
 
 def figures(folder: Path) -> dict[str, float]:
-    """What one run of r1.py gave, with its comparison: STAGE/KEY, gain/STAGE over R1-Zero, seconds/STAGE."""
+    """What one run of r1.py gave, flat: STAGE/KEY of the test, STAGE/preference on general prompts, and seconds/STAGE.
+
+    STAGE/over_r1-zero and STAGE/over_rl-1, each with _low and _high: its accuracy minus theirs, paired over problems.
+    """
     result = {k: v for k, v in read_json(folder / "result.json").items() if k.startswith(("seconds/", "memory/"))}
     answers = {name: answer_file.read(folder / "test" / name) for name in TESTED if (folder / "test" / name).exists()}
     for name in answers:
@@ -78,7 +81,8 @@ def figures(folder: Path) -> dict[str, float]:
 
 KEYS = (  # label, key of a stage, format
     ("right", "pass@1", ".1%"), ("easy", "pass@1_easy", ".1%"), ("hard", "pass@1_hard", ".1%"),
-    ("minus R1-Zero, paired", "over_r1-zero", ".1%"), ("forced to answer at once", "forced", ".1%"),
+    ("minus R1-Zero, in points, paired", "over_r1-zero", "+.1f"), ("minus RL 1, in points, paired", "over_rl-1", "+.1f"),
+    ("forced to answer at once", "forced", ".1%"),
     ("well-formed", "format", ".1%"), ("in the question's language", "language_consistency", ".1%"),
     ("repeated", "repetition", ".1%"), ("tidy", "tidiness", ".1%"), ("tokens", "length", ".1f"),
     ("explicit checks", "checks", ".2f"), ("false yes, of checks", "false_yes", ".1%"),
@@ -101,23 +105,27 @@ def rows(results: Sequence[dict[str, float]]) -> list[list[str]]:
 
 
 def _cell(values: list[float], key: str, form: str) -> str:
-    if key.startswith("over_"):  # a difference of shares, which may be negative
-        return over_seeds([100 * value for value in values], "+.1f")
-    return over_seeds(values, form, least=0.0)
+    if not key.startswith("over_"):
+        return over_seeds(values, form, least=0.0)
+    return over_seeds([100 * value for value in values], form) if any(values) else "-"  # a stage against itself
 
 
 def finding(results: Sequence[dict[str, float]]) -> str:
-    """The claims of the pipeline in one sentence, from the numbers."""
+    """The claims of the pipeline in words, from the numbers."""
     mean = lambda key: float(np.mean([result[key] for result in results]))
     final, zero = "rl-2", "r1-zero"
     gain = over_seeds([100 * result[f"{final}/over_{zero}"] for result in results], "+.1f")
-    text = (
-        f"Of problems never seen the base solves {mean('base/pass@1'):.1%}, R1-Zero {mean(f'{zero}/pass@1'):.1%} and "
-    )
-    text += f"the final model {mean(f'{final}/pass@1'):.1%} ({gain} points over R1-Zero, paired); "
-    text += f"of its thinking {mean(f'{final}/language_consistency'):.1%} is in the language of the question "
-    text += f"(R1-Zero {mean(f'{zero}/language_consistency'):.1%}), and {mean(f'{final}/repetition'):.1%} is repeated "
-    return text + f"(R1-Zero {mean(f'{zero}/repetition'):.1%}). Mean of {len(results)} seeds."
+    seeds = f"the mean of {len(results)} seeds" if len(results) > 1 else "one seed"
+    text = f"Of problems that no stage has seen the base solves {mean('base/pass@1'):.1%}, R1-Zero "
+    text += f"{mean(f'{zero}/pass@1'):.1%} and the final model {mean(f'{final}/pass@1'):.1%}, {gain} points more than "
+    text += f"R1-Zero on the same problems ({seeds}). "
+    for key, words in (
+        ("language_consistency", "language consistency"),
+        ("repetition", "repetition"),
+        ("tidiness", "tidy"),
+    ):
+        text += f"{words} {mean(f'{zero}/{key}'):.1%} → {mean(f'{final}/{key}'):.1%}, "
+    return text.replace("). language", "). From R1-Zero to the end: language").removesuffix(", ") + "."
 
 
 def cost(result: dict[str, float]) -> str:
