@@ -41,7 +41,7 @@ def seeds(results: Sequence[dict[str, float]], stages: Mapping[str, str], path: 
             panel.set_xticks(range(len(stages)), labels, color=INK, fontsize=9)
             panel.tick_params(axis="x", length=0)
             panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            panel.set_ylim(0, 1.12 if whole else 1.2 * panel.dataLim.ymax)
+            panel.set_ylim(0, 1.12 if whole else 1.2 * max(0.01, panel.dataLim.ymax))
             if whole:
                 panel.set_yticks(np.arange(6) / 5)
             panel.set_title(title, loc="left", pad=12)
