@@ -313,3 +313,9 @@ def test_rewriting_twice_changes_nothing_and_what_was_right_stays_right():
             assert set(left) <= set(lines_of(text)) and all(a != b for a, b in zip(left, left[1:]))
             before, after = (TASK.verify(problem, t).status for t in (text, once))
             assert after == before or problem.subject == "talk"
+
+
+def test_a_long_text_without_a_line_is_read_in_linear_time():
+    problem, text = Problem("compute 5,+3", "8"), "1+" * 50_000  # quadratic time: minutes
+    assert world.behaviour(problem, f"<think>{text}\n5+3=8 done\n")["steps"] == 1
+    assert world.behaviour(problem, text)["steps"] == 0

@@ -11,7 +11,10 @@ from minir1.tasks import Problem
 from minir1.tasks.world_language import ENDINGS, neutral, say
 from minir1.tasks.world_puzzles import KINDS, RESULTS, kind_of
 
-LINE = re.compile(rf"([^{{}}\n]*(?:\{{(?!(?:{'|'.join(ENDINGS)})\}})[a-z]+\}}[^{{}}\n]*)*)\{{({'|'.join(ENDINGS)})\}}")
+# A line starts after a line break or a brace: without that, a long text without an ending takes quadratic time.
+LINE = re.compile(
+    rf"(?<![^{{}}\n])([^{{}}\n]*(?:\{{(?!(?:{'|'.join(ENDINGS)})\}})[a-z]+\}}[^{{}}\n]*)*)\{{({'|'.join(ENDINGS)})\}}"
+)
 
 
 def lines_of(text: str) -> list[tuple[str, str]]:
