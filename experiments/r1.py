@@ -187,14 +187,44 @@ def tested(config: Config) -> list[str]:
     return [*TESTED, PLAIN] if config.ablation else [*TESTED]
 
 
+def done(stage: Stage) -> bool:
+    """Whether its result.json is there, which each script writes last."""
+    return (stage.settings.out / "result.json").exists()
+
+
+def refuse_stale(every: dict[str, Stage]) -> None:
+    """ValueError for a finished stage that would not be what these settings make.
+
+    It reads the files of a stage that has to run again, or it was made with another number of steps (`open_run` refuses
+    all other changes of settings).
+    """
+    again: dict[str, Path] = {}
+    for name, stage in every.items():
+        own = stage.settings
+        if not done(stage):
+            again[name] = own.out
+            continue
+        read = [path for value in vars(own).values() for path in (value if isinstance(value, tuple) else (value,))]
+        read = [path for path in read if isinstance(path, Path) and path != own.out]
+        if earlier := [made for made, folder in again.items() if any(path.is_relative_to(folder) for path in read)]:
+            raise ValueError(
+                f"stage {name} was made from {' and '.join(earlier)}, which is not there or not finished and would run "
+                f"again: put it back, or delete {own.out} too"
+            )
+        if hasattr(own, "steps") and (own.out / "config.json").exists():
+            steps = read_json(own.out / "config.json").get("steps")
+            if steps != own.steps:
+                raise ValueError(f"stage {name} is done with steps = {steps}, not {own.steps}: choose another --out")
+
+
 def run_stages(every: dict[str, Stage], run: Run) -> None:
     """Run what is not done, in order; the seconds of each stage go into the run's result.json.
 
-    A stage is done when its own result.json is there. One that was killed continues.
+    One that was killed continues.
     """
     for number, (name, stage) in enumerate(every.items(), start=1):
         settings = stage.settings
-        if (settings.out / "result.json").exists():
+        if done(stage):
             print(f"stage {number} of {len(every)}, {name}: done before")
             continue
         left = time_left(list(every), name, seconds_of(run.out))
@@ -224,6 +254,7 @@ def main(config: Config) -> dict[str, float]:
     """Run all stages, write result.json and the report, print the table of stages."""
     every = stages(config)
     run = open_run(config.out, config, resume=config.resume, wandb="off")
+    refuse_stale(every)
     for spec in (config.task, config.general_task):  # fail before anything is trained
         task = tasks.load(spec)
         for split in ("train", "validation", "test"):

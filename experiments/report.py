@@ -60,7 +60,7 @@ def shown(run: Pipeline) -> list[Shown]:
     The kinds are the first, the middle and the last of the file; of each the first problem in the language whose turn
     it is, or else the first one.
     """
-    if not run.answers:
+    if not any(saved.asked for saved in run.answers.values()):
         return []
     subjects: dict[str, list[int]] = {}
     for index, subject in _subjects(run).items():
@@ -81,7 +81,7 @@ def _subjects(run: Pipeline) -> dict[int, str]:
     """Index of each test problem -> its kind, as the file says."""
     lines = (run.path / "test" / next(iter(run.answers)) / "answers.jsonl").read_bytes().split(b"\n")[1:-1]
     rows = map(parse_json, lines)  # whole and valid, or `answer_file.read` would have refused them
-    return dict(sorted((row["index"], row["subject"]) for row in rows))
+    return dict(sorted((row["index"], row.get("subject", "")) for row in rows))
 
 
 def last_checkpoint(run: Pipeline) -> Path | None:

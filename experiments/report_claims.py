@@ -1,4 +1,4 @@
-"""The claims of the paper what one run shows of each, and whether it holds by a stated rule."""
+"""The claims of the paper, what one run shows of each, and whether it holds by a stated rule."""
 
 from __future__ import annotations
 
@@ -90,13 +90,14 @@ def claims(run: Pipeline) -> list[Claim]:
 def _gain(run: Pipeline) -> Claim | None:
     if (gain := paired(run.answers, "r1-zero", "base")) is None:
         return None
-    shown = f"{run.tests['base']['pass@1']:.1%} → {run.tests['r1-zero']['pass@1']:.1%}: {points(gain)}"
+    means = [run.tests[name].get("pass@1") for name in ("base", "r1-zero")]
+    shown = points(gain) if None in means else "{:.1%} → {:.1%}: {}".format(*means, points(gain))
     return Claim("RL with rule rewards alone raises held-out accuracy", shown, "the interval is above 0", gain[1] > 0)
 
 
 def _thinking(run: Pipeline) -> Claim | None:
     values = run.tests.get("r1-zero", {})
-    if not {"forced_high", "pass@1_low"} <= values.keys():
+    if not {"pass@1", "pass@1_low", "forced", "forced_high"} <= values.keys():
         return None
     shown = f"R1-Zero {share(values, 'pass@1')}; forced to answer at once {share(values, 'forced')}"
     limit = "the two intervals do not overlap"

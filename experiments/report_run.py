@@ -124,7 +124,7 @@ def _stage(folder: Path, label: str, kind: str, start: float, clock: float | Non
     own = [value for key, value in result.items() if key == "seconds" or key.startswith("seconds/")]
     sampled = sum(row.get("train/sampled_tokens", 0) for row in rows) if kind == "RL" else None
     sampled = result.get("tokens") if kind == "sampling" else sampled
-    trained = {"RL": sampled and sampled * config.get("epochs", 1), "SFT": result.get("tokens")}
+    trained = {"RL": sampled and sampled * (config.get("epochs") or 1), "SFT": result.get("tokens")}
     trained["pre-training"] = config.get("batch", 0) * (config.get("steps") or 0)
     seconds = sum(own) if own else clock
     return Stage(label, kind, config, rows, result, start, seconds, trained.get(kind) or None, sampled or None)

@@ -9,6 +9,7 @@ import pytest
 from experiments import all_scenarios, preference_pairs, pretrain, r1, r1_zero, reject_sample, reward_model, sft
 from experiments.studies import r1_figures, r1_seeds
 from experiments.tools.fuzz_commands import SMALL
+from minir1.files import write_json
 from minir1.log import open_run, read_metrics
 
 TOY = f"{Path(__file__).parent / 'r1_toy_task.py'}"
@@ -87,6 +88,41 @@ def test_finished_stages_are_not_repeated_others_resume_and_their_seconds_are_ke
     assert all(stage.settings.resume for stage in r1.stages(r1.Config()).values())
     assert called == ["sft-1"] and "stage 1 of 2, base: done before" in capsys.readouterr().out
     assert r1.seconds_of(tmp_path) == {"sft-1": 900.0}  # most of them before a kill
+
+
+def finished(out: Path, *names: str, **result) -> dict[str, r1.Stage]:
+    """The stages of a run in which these are done."""
+    every = r1.stages(r1.Config(out=out))
+    for name in names:
+        own = every[name].settings
+        write_json(own.out / "result.json", result)
+        if hasattr(own, "steps"):
+            write_json(own.out / "config.json", {"steps": own.steps})
+    return every
+
+
+def test_a_stage_made_from_one_that_has_to_run_again_is_refused(tmp_path):
+    r1.refuse_stale(finished(tmp_path / "a", "base", "r1-zero", "cold-start"))  # killed in the fourth
+    with pytest.raises(ValueError, match="stage r1-zero was made from base, which is not there .* delete .*r1-zero"):
+        r1.refuse_stale(finished(tmp_path / "b", "r1-zero", "cold-start"))
+    with pytest.raises(ValueError, match="stage sft-1 was made from cold-start"):
+        r1.refuse_stale(finished(tmp_path / "c", "base", "r1-zero", "sft-1"))
+    tests = [f"test/{name}" for name in r1.TESTED]
+    every = finished(tmp_path / "d", *(name for name in r1.stages(r1.Config()) if name != "test/base"), *tests[1:])
+    r1.refuse_stale(every)  # nothing reads a test
+    with pytest.raises(ValueError, match="stage rl-2 was made from reward-model"):
+        (tmp_path / "d" / "reward-model" / "result.json").unlink()
+        r1.refuse_stale(every)
+
+
+def test_other_steps_for_a_stage_that_is_done_are_refused_and_nothing_is_overwritten(tmp_path):
+    config = r1.Config(out=tmp_path / "run", resume=True)
+    open_run(config.out, config).start().close()
+    before = (config.out / "config.json").read_bytes()
+    finished(config.out, "base", "r1-zero")
+    with pytest.raises(ValueError, match="stage r1-zero is done with steps = 60, not 30"):
+        r1.main(replace(config, zero=replace(config.zero, steps=30)))
+    assert (config.out / "config.json").read_bytes() == before
 
 
 def test_the_time_that_is_left_is_scaled_by_the_stages_that_ran():

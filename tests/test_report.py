@@ -314,6 +314,25 @@ def test_empty_metrics_and_nan_are_left_out(copy):
     assert row == "| tidiness | - | 0.300 | 0.950 | 0.970 | 0.970 | 0.990 |"
 
 
+def test_what_a_file_lacks_is_left_out(copy, undrawn):
+    """No accuracy, no epochs, no kind of puzzle, and at last no answers at all."""
+    for name in ("base", "r1-zero"):
+        put(copy / "test" / name / "result.json", **{"pass@1": None})
+    put(copy / "rl-1" / "config.json", epochs=None)
+    files = sorted((copy / "test").glob("*/answers.jsonl"))
+    for file in files:
+        head, *rows = map(json.loads, file.read_text().splitlines())
+        for row in rows:
+            del row["subject"]
+        file.write_text("".join(json.dumps(row) + "\n" for row in [head, *rows]))
+    report.write(copy, measure=False)
+    assert numbers(copy)["claims/1"] == 1.0 and "Question" in (copy / "report.md").read_text()
+    for file in files:
+        file.write_text(file.read_text().partition("\n")[0] + "\n")
+    report.write(copy, measure=False)
+    assert "Question" not in (copy / "report.md").read_text()
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     for folder in (tmp_path / "absent", tmp_path):
         with pytest.raises(ValueError, match="is no run of experiments/r1.py: expected stages in it such as"):

@@ -112,7 +112,7 @@ def test_a_program_must_pass_the_hidden_tests_too():
     [
         ("make 24 from 11,3,3", ["24", "11+3+3", "(11-3)*3+0", "8*3", "(11-3)*3)", "__import__('os')"]),
         ("compute 5,+3,*2,-4", ["11", "12.0", "012", "+12", "８", "12,12", "5+3*2-4"]),
-        ("sort 14,3,9", ["14,9,3", "3,9", "3,9,14,14", "3;9;14", "3,9,14,"]),
+        ("sort 14,3,9", ["3,9,1 4", "14,9,3", "3,9", "3,9,14,14", "3;9;14", "3,9,14,"]),
         ("compare 14+3 and 9*2", ["14+3", "18", "9*2=18", "2*9", "14+3,9*2"]),
         ("order A<B,C<A", ["C,B,A", "C,A", "CAB", "C,A,B,D", "c,a,b", "C<A<B"]),
     ],
@@ -296,6 +296,8 @@ def test_behaviour_by_hand_in_mixed_languages():
     }  # fmt: skip
     talk = world.behaviour(Problem("tell cat.", "", subject="talk"), "<think>cat,small. yes\n猫,响.对\ncat,loud. no\n")
     assert (talk["checks"], talk["false_yes"], talk["failed_checks"]) == (3, 1, 1)
+    swapped = world.behaviour(problem, "11-3=8,3*8=24:24 yes\n")
+    assert (swapped["false_yes"], swapped["wrong_sums"]) == (0, 0)
     given_up = world.behaviour(problem, "<think>11+3=14,14+3=17:24 no\n</think>")
     assert (given_up["failed_checks"], given_up["corrections"]) == (1, 0)
 
@@ -332,3 +334,9 @@ def test_rewriting_twice_changes_nothing_and_what_was_right_stays_right():
             assert set(left) <= set(lines_of(text)) and all(a != b for a, b in zip(left, left[1:]))
             before, after = (TASK.verify(problem, t).status for t in (text, once))
             assert after == before or problem.subject == "talk"
+
+
+def test_a_long_text_without_a_line_is_read_in_linear_time():
+    problem, text = Problem("compute 5,+3", "8"), "1+" * 50_000  # quadratic time: minutes
+    assert world.behaviour(problem, f"<think>{text}\n5+3=8 done\n")["steps"] == 1
+    assert world.behaviour(problem, text)["steps"] == 0

@@ -8,6 +8,7 @@ one kind. No question of one split is a question of another, whatever the order 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from minir1 import rewards
@@ -54,7 +55,7 @@ def verify(problem: Problem, text: str) -> Verdict:
     if kind == "talk":
         preference = world_talk.preference(question, answer, problem.language)
         return _verdict(preference >= world_talk.ACCEPTABLE, {"preference": preference})
-    answer = "".join(answer.split()) if kind in ("sort", "order") else answer
+    answer = re.sub(r"\s*,\s*", ",", answer) if kind in ("sort", "order") else answer
     right = KINDS[kind].right
     return _verdict(right(question, answer) if right else answer == problem.reference, {})
 

@@ -41,7 +41,7 @@ def behaviour(problem: Problem, text: str) -> dict[str, float]:
         "checks": sum(ending in ("yes", "no", "wait") for _, ending in lines),
         "failed_checks": len(failed),
         "corrections": sum(i + 1 < len(lines) for i in failed),
-        "false_yes": sum(ending == "yes" and line not in solutions for line, ending in verdicts),
+        "false_yes": sum(ending == "yes" and _ordered(line) not in solutions for line, ending in verdicts),
         "repeats": len(verdicts) - len({line for line, _ in verdicts}),
         "wrong_sums": sum(_wrong(*m.groups()) for line, _ in lines for m in RESULTS.finditer(line)),
     }
@@ -53,7 +53,13 @@ def _solutions(question: str) -> frozenset[str]:
     if (kind := kind_of(question)) == "talk":
         topic = KEY.findall(question)[-1]
         return frozenset(recalled(topic, fact).text for fact in TRUE[topic])
-    return frozenset(line.text for line in KINDS[kind].working(question) if line.good and KINDS[kind].search)
+    return frozenset(_ordered(line.text) for line in KINDS[kind].working(question) if line.good and KINDS[kind].search)
+
+
+def _ordered(line: str) -> str:
+    """The line with the larger operand of + and * first, so that 3*8=24 is 8*3=24."""
+    swap = lambda m: m[2] in "+*" and int(m[1]) < int(m[3])
+    return RESULTS.sub(lambda m: f"{m[3]}{m[2]}{m[1]}={m[4]}" if swap(m) else m[0], line)
 
 
 def _wrong(a: str, op: str, b: str, c: str) -> bool:
@@ -69,7 +75,7 @@ def rewrite(problem: Problem, text: str) -> str | None:
     """
     question, answer, lines = neutral(problem.prompt), rewards.answer(text), lines_of(text)
     kind, solutions = kind_of(question), _solutions(question)
-    false = any(ending == "yes" and line not in solutions for line, ending in lines)
+    false = any(ending == "yes" and _ordered(line) not in solutions for line, ending in lines)
     right = [
         (line, ending)
         for line, ending in lines
