@@ -141,7 +141,7 @@ def test_the_table_of_stages_has_every_test_with_its_intervals(built):
     run = report_run.read(built)
     assert report_run.groups(run.tests) == (
         ["easy", "middle", "hard"],
-        ["chain", "countdown", "order", "program", "sort"],
+        ["chain", "countdown", "order", "program", "sort", "en", "zh"],
     )
     table, _ = report_page.quality(run, report_run.groups(run.tests))
     assert table.head == ["", "Base", "R1-Zero", "SFT 1", "RL 1", "SFT 2", "RL 2"]
