@@ -70,7 +70,7 @@ def ranked(*answers: Answer) -> bool:
 
 
 def better(a: Answer, b: Answer, min_gap: float) -> bool:
-    """Whether a has the higher preference, by at least `min_gap`, or, unless both have one, is right and b wrong."""
+    """Whether a is preferred to b: by at least `min_gap` if the task ranks both, else a is right and b wrong."""
     if ranked(a, b):
         return round(a.scores["preference"] - b.scores["preference"], 9) >= min_gap  # 0.8 - 0.75 counts as 0.05
     return a.right and not b.right
