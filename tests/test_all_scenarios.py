@@ -150,7 +150,7 @@ def test_what_is_logged(toy, whole):
         assert row["train/reward"] == pytest.approx(part[0].mean().item())  # of reasoning
     scores = [args[3].mean().item() for name, args, _ in calls if name == "reward" and len(args) == 4]
     assert [row["train/reward_model"] for row in rows[3:]] == scores
-    reasoning = [args[1] for name, args, _ in calls if name == "reward" and len(args) == 3]
+    reasoning = [args[0] for name, args, _ in calls if name == "reward" and len(args) == 3]
     for row, answers in zip(rows[1:], reasoning):
         flat = [a for group in answers for a in group]
         assert row["train/accuracy"] == sum(a.right for a in flat) / len(flat)
