@@ -23,7 +23,7 @@ from experiments import report_figures, report_page
 from experiments.report_claims import claims, paired
 from experiments.report_run import STAGES, Pipeline, Shown, groups, read
 from minir1 import checkpoint, cli
-from minir1.files import parse_json, read_json, replace_text, write_json
+from minir1.files import read_json, replace_text, write_json
 from minir1.model import hf
 from minir1.model.config import ModelConfig
 from minir1.model.hf_config import from_hf_config
@@ -49,11 +49,6 @@ class Config:
 # ---- what else is shown ------------------------------------------------------------------------
 
 
-def language(prompt: str) -> str:
-    """zh for a prompt with a Chinese character, else en."""
-    return "zh" if any("\u4e00" <= character <= "\u9fff" for character in prompt) else "en"
-
-
 def shown(run: Pipeline) -> list[Shown]:
     """Questions of different kinds in both languages, chosen by position alone, with each stage's first answer.
 
@@ -62,26 +57,19 @@ def shown(run: Pipeline) -> list[Shown]:
     """
     if not run.answers:
         return []
-    subjects: dict[str, list[int]] = {}
-    for index, subject in _subjects(run).items():
+    first, subjects = next(iter(run.answers.values())), {}
+    for index, (subject, _) in sorted(first.about.items()):
         subjects.setdefault(subject, []).append(index)
-    names, asked = list(subjects), next(iter(run.answers.values())).asked
+    names = list(subjects)
     chosen = dict.fromkeys(names[i * (len(names) - 1) // (ASKED - 1)] for i in range(ASKED))
     result = []
     for turn, name in enumerate(chosen):
-        wanted = [i for i in subjects[name] if language(asked[i][0]) == ("en", "zh")[turn % 2]]
+        wanted = [i for i in subjects[name] if first.about[i][1] == ("en", "zh")[turn % 2]]
         index = (wanted or subjects[name])[0]
         grids = {run.label(stage): saved.answers.get("sampled", {}) for stage, saved in run.answers.items()}
         answers = {label: grid[index][0] for label, grid in grids.items() if grid.get(index)}
-        result.append(Shown(*asked[index], name, answers))
+        result.append(Shown(*first.asked[index], name, answers))
     return result
-
-
-def _subjects(run: Pipeline) -> dict[int, str]:
-    """Index of each test problem -> its kind, as the file says."""
-    lines = (run.path / "test" / next(iter(run.answers)) / "answers.jsonl").read_bytes().split(b"\n")[1:-1]
-    rows = map(parse_json, lines)  # whole and valid, or `answer_file.read` would have refused them
-    return dict(sorted((row["index"], row["subject"]) for row in rows))
 
 
 def last_checkpoint(run: Pipeline) -> Path | None:
