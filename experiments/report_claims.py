@@ -1,4 +1,4 @@
-"""The claims of the paper what one run shows of each, and whether it holds by a stated rule."""
+"""The claims of the paper: what one run shows of each, and whether it holds by a stated rule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.report_run import Pipeline, preference
+from experiments.report_run import Pipeline
 from minir1.answer_file import Saved
 from minir1.judge import EASE, Answer, rights
 from minir1.metrics import paired_bootstrap, with_interval
@@ -27,6 +27,12 @@ class Claim(NamedTuple):
 def right(row: list[Answer]) -> float:
     """The share of right answers among those judged; NaN if there are none."""
     return float(rights([row])[0])
+
+
+def preference(row: list[Answer]) -> float:
+    """The mean of the verifier's scores["preference"]; NaN for answers without."""
+    scores = [answer.scores["preference"] for answer in row if "preference" in answer.scores]
+    return float(np.mean(scores)) if scores else np.nan
 
 
 def tokens(row: list[Answer]) -> float:
@@ -52,10 +58,10 @@ def points(difference: tuple[float, float, float]) -> str:
     return "{:+.1f} points [{:.1f}, {:.1f}]".format(*(100 * x for x in difference))
 
 
-def share(values: dict[str, float], key: str) -> str:
-    """A share in percent, with its interval if there is one."""
+def share(values: dict[str, float], key: str, form: str = ".1%") -> str:
+    """A share in percent, or another value in its format, with its interval if there is one."""
     ends = [values.get(f"{key}{end}") for end in ("", "_low", "_high")]
-    return f"{ends[0]:.1%}" if None in ends else with_interval(*ends)
+    return f"{ends[0]:{form}}" if None in ends else with_interval(*ends, form)
 
 
 def claims(run: Pipeline) -> list[Claim]:
@@ -128,8 +134,9 @@ def _by_level(run: Pipeline, key: str, form: str) -> str:
 def _preferred(run: Pipeline) -> Claim | None:
     if (change := paired(run.replies, "rl-2", "sft-2", preference)) is None:
         return None
-    old, new = (run.general[name]["preference"] for name in ("sft-2", "rl-2"))
-    shown = f"preference {old:.2f} → {new:.2f}: " + "{:+.2f} [{:.2f}, {:.2f}]".format(*change)
+    values = [run.general[name] for name in ("sft-2", "rl-2")]
+    means = [share(one, "preference", ".2f") for one in values if "preference" in one]
+    shown = f"preference {' → '.join(means)}: " + "{:+.2f} [{:.2f}, {:.2f}], paired".format(*change)
     model = run.stages.get("reward-model")
     if model and "eval/accuracy" in model.result:
         shown += f"; the reward model agrees with {share(model.result, 'eval/accuracy')} of held-out pairs"

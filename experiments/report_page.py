@@ -161,12 +161,12 @@ def quality(run: Pipeline, groups: tuple[list[str], list[str]]) -> list[str | Ta
     wanted = [("pass@1", "right answers")]
     wanted += [(f"pass@1_{name}", f"– {name}") for name in [*groups[0], *groups[1]]]
     ks = [key for key in dict.fromkeys(k for values in run.tests.values() for k in values) if _at_k(key)]
-    rows = [_row(run.tests, label, key, None) for key, label in wanted]
-    rows += [_row(run.tests, key, key, None) for key in ks]
-    rows += [_row(run.tests, "forced to answer at once", "forced", None)]
+    rows = [_row(run.tests, label, key) for key, label in wanted]
+    rows += [_row(run.tests, key, key) for key in ks]
+    rows += [_row(run.tests, "forced to answer at once", "forced")]
     rows += [_row(run.tests, label, key, form) for key, label, form in PLAIN]
     general = {name: run.general.get(name, {}) for name in run.tests}
-    rows += [_row(general, "general prompts: acceptable", "pass@1", None)]
+    rows += [_row(general, "general prompts: acceptable", "pass@1")]
     rows += [_row(general, "general prompts: preference", "preference", ".2f")]
     rows = [row for row in rows if set(row[1:]) != {"-"}]
     text = "In brackets: 95 % intervals over problems, each stage by itself; differences are paired (see the claims)."
@@ -178,22 +178,16 @@ def _at_k(key: str) -> bool:
     return name in ("maj", "pass") and k.isdigit() and k != "1"
 
 
-def _row(columns: dict[str, dict[str, float]], label: str, key: str, form: str | None) -> list[str]:
-    """One value of each stage: with its interval, or in the given format."""
-    cells = []
-    for values in columns.values():
-        if key not in values:
-            cells.append("-")
-        else:
-            cells.append(f"{values[key]:{form}}" if form else _share(values, key))
-    return [label, *cells]
+def _row(columns: dict[str, dict[str, float]], label: str, key: str, form: str = ".1%") -> list[str]:
+    """One value of each stage, with its interval where there is one."""
+    return [label, *(_cell(values, key, form) if key in values else "-" for values in columns.values())]
 
 
-def _share(values: dict[str, float], key: str) -> str:
+def _cell(values: dict[str, float], key: str, form: str) -> str:
     """`share`, where the ends of a group's interval are pass@1_low_GROUP."""
     whole, _, group = key.partition("_")
     suffix = f"_{group}" if group else ""
-    return share({f"{whole}{end}": values.get(f"{whole}{end}{suffix}") for end in ("", "_low", "_high")}, whole)
+    return share({f"{whole}{end}": values.get(f"{whole}{end}{suffix}") for end in ("", "_low", "_high")}, whole, form)
 
 
 def cost(run: Pipeline) -> Table:

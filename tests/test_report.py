@@ -141,7 +141,7 @@ def test_the_table_of_stages_has_every_test_with_its_intervals(built):
     run = report_run.read(built)
     assert report_run.groups(run.tests) == (
         ["easy", "middle", "hard"],
-        ["chain", "countdown", "order", "program", "sort"],
+        ["chain", "countdown", "order", "program", "sort", "en", "zh"],
     )
     table, _ = report_page.quality(run, report_run.groups(run.tests))
     assert table.head == ["", "Base", "R1-Zero", "SFT 1", "RL 1", "SFT 2", "RL 2"]
@@ -161,13 +161,21 @@ def test_the_table_of_costs_adds_up(built):
     assert rows["all"] == ["", "", "2,220,000", "2,365,760", "1,715"]
 
 
+def test_the_seconds_of_a_stage_are_the_pipelines_or_else_its_own(copy):
+    assert report_run.read(copy).stages["sft-1"].seconds == 40
+    (copy / "result.json").unlink()
+    stages = report_run.read(copy).stages
+    assert stages["sft-1"].seconds == 37 and stages["pairs"].seconds is None and stages["rl-1"].start == 1083
+
+
 def test_the_questions_are_of_different_kinds_in_both_languages(built):
     first, second, third = report.shown(report_run.read(built))
+    spoken = {p.prompt: p.language for p in PROBLEMS}
     kinds = list(dict.fromkeys(p.subject for p in PROBLEMS))
     assert [one.subject for one in (first, second, third)] == [kinds[0], kinds[2], kinds[4]]
-    assert [report.language(one.prompt) for one in (first, second, third)] == ["en", "zh", "en"]
+    assert [spoken[one.prompt] for one in (first, second, third)] == ["en", "zh", "en"]
     for one in (first, second, third):
-        of_kind = [p for p in PROBLEMS if p.subject == one.subject and p.language == report.language(one.prompt)]
+        of_kind = [p for p in PROBLEMS if p.subject == one.subject and p.language == spoken[one.prompt]]
         assert one.prompt == of_kind[0].prompt
         assert list(one.answers) == ["Base", "R1-Zero", "SFT 1", "RL 1", "SFT 2", "RL 2"]
     assert first.answers["Base"].text == HOSTILE
@@ -186,7 +194,7 @@ def pipeline(path: Path, tests: dict, answers: dict | None = None, **more) -> re
     """A pipeline of these results alone; answers: stage -> whether each answer is right, by problem."""
     make = lambda row: [Answer("", 10 + 5 * right, False, bool(right), True) for right in row]
     saved = {
-        name: answer_file.Saved({}, {"sampled": {p: make(row) for p, row in enumerate(grid)}}, {})
+        name: answer_file.Saved({}, {"sampled": {p: make(row) for p, row in enumerate(grid)}}, {}, {})
         for name, grid in (answers or {}).items()
     }
     parts = {"stages": {}, "general": {}, "replies": {}, "budget": {}} | more
@@ -196,7 +204,7 @@ def pipeline(path: Path, tests: dict, answers: dict | None = None, **more) -> re
 def liked(preference: float) -> answer_file.Saved:
     """One answer to each of two general prompts, of this preference."""
     answer = Answer("", 1, False, True, True, scores={"preference": preference})
-    return answer_file.Saved({}, {"sampled": {0: [answer], 1: [answer]}}, {})
+    return answer_file.Saved({}, {"sampled": {0: [answer], 1: [answer]}}, {}, {})
 
 
 def test_differences_are_paired_over_problems(tmp_path):
@@ -253,8 +261,10 @@ def test_preferences_are_those_of_the_verifier(built, tmp_path):
     run = report_run.read(built)
     assert run.general["sft-2"]["preference"] == pytest.approx(0.74)
     claim = next(c for c in report_claims.claims(run) if "prefer" in c.text)
-    assert claim.holds and claim.shown.startswith("preference 0.74 → 0.77: +0.03 [0.03, 0.03]; the reward model agrees")
-    assert math.isnan(report_run.preference([Answer("", 1, False, True, True)]))
+    assert claim.holds and claim.shown.startswith(
+        "preference 0.74 [0.73, 0.75] → 0.77 [0.76, 0.78]: +0.03 [0.03, 0.03], paired; the reward model agrees"
+    )
+    assert math.isnan(report_claims.preference([Answer("", 1, False, True, True)]))
 
 
 def test_the_cost_of_the_language_reward_stands_beside_it(tmp_path):
@@ -356,9 +366,21 @@ def test_an_old_figure_does_not_stay(copy, monkeypatch):
 def test_accuracy_at_a_smaller_budget_counts_the_answers_that_end_by_then():
     answer = lambda tokens, right: Answer("", tokens, False, right, True)
     rows = {0: [answer(10, True), answer(40, True)], 1: [answer(16, True), answer(20, False)]}
-    values = report_run.spent(answer_file.Saved({}, {"sampled": rows}, {}))
+    values = report_run.spent(answer_file.Saved({}, {"sampled": rows}, {}, {}))
     assert [values[f"budget/{at}/pass@1"] for at in (16, 32, 40)] == [0.5, 0.5, 0.75]
-    assert report_run.spent(answer_file.Saved({}, {}, {})) == {}
+    assert report_run.spent(answer_file.Saved({}, {}, {}, {})) == {}
+
+
+def test_what_is_truncated_is_right_at_no_budget_and_what_is_unjudged_counts_in_none():
+    answer = lambda tokens, truncated=False, unjudged=False: Answer(
+        "", tokens, truncated, not unjudged, True, unjudged=unjudged
+    )
+    rows = {0: [answer(10), answer(20, truncated=True)], 1: [answer(9), answer(9, unjudged=True)]}
+    rows[2] = [answer(64, unjudged=True)]
+    values = report_run.spent(answer_file.Saved({}, {"sampled": rows}, {}, {}))
+    assert {key: x for key, x in values.items() if key.endswith("pass@1")} == {
+        "budget/16/pass@1": 0.75, "budget/20/pass@1": 0.75
+    }  # fmt: skip
 
 
 # ---- openness and the model --------------------------------------------------------------------
