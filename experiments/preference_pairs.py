@@ -110,6 +110,7 @@ def pair_up(model, tokenizer, task: tasks.Task, split: str, config: Config) -> t
         "pass@1": right / total,
         "mixed": len({p.prompt for p, *_ in pairs}) / len(problems),
         "pairs": len(pairs),
+        "tokens": sum(a.tokens for row in grid for a in row),
     }
     for name, answers in (("chosen", [a for _, a, _ in pairs]), ("rejected", [b for *_, b in pairs])):
         values[f"tokens_{name}"] = sum(a.tokens for a in answers) / len(pairs)
@@ -149,6 +150,7 @@ def main(config: Config) -> dict[str, float]:
     config.out.mkdir(parents=True, exist_ok=True)
     for name, lines in texts.items():
         replace_text(config.out / name, "".join(line + "\n" for line in lines))
+    result["tokens"] = sum(result.pop(f"{Path(name).stem}/tokens") for name in FILES)  # sampled, for both files
     result["seconds"] = time.perf_counter() - began
     write_json(config.out / "result.json", result)
     table(f"pairs in {config.out}", ["", *(title for _, title, _ in COLUMNS)], rows(result))

@@ -75,8 +75,7 @@ def shown(run: Pipeline) -> list[Shown]:
 def last_checkpoint(run: Pipeline) -> Path | None:
     """The newest checkpoint of the last stage that has one, a policy's."""
     folders = [run.path / name / "checkpoint" for name in STAGES if name != "reward-model"]
-    found = [path for path in map(checkpoint.latest, folders) if path]
-    return found[-1] if found else None
+    return next(filter(None, map(checkpoint.latest, reversed(folders))), None)
 
 
 def openness(run: Pipeline) -> list[tuple[str, str, bool]]:
@@ -84,11 +83,11 @@ def openness(run: Pipeline) -> list[tuple[str, str, bool]]:
     at = last_checkpoint(run)
     trained = [run.path / name / "config.json" for name, stage in run.stages.items() if stage.kind != "sampling"]
     tested = [run.path / "test" / name / "answers.jsonl" for name in run.tests]
-    kept = [run.path / name / "kept.jsonl" for name in ("cold-start", "rejection") if name in run.stages]
+    tuning = [run.path / name / "kept.jsonl" for name in ("cold-start", "rejection") if name in run.stages]
     named = next((str(s.config["task"]) for s in run.stages.values() if s.config.get("task")), "").partition(":")[0]
     task = Path(named) if named.endswith(".py") else ROOT / "minir1" / "tasks" / f"{named}.py"
     items = [("weights", [*at.glob("*.safetensors")] if at else []), ("code", [ROOT / "experiments" / "r1.py"])]
-    items += [("problems and corpus, generated", [task])] + ([("fine-tuning data", kept)] if kept else [])
+    items += [("problems and corpus, generated", [task])] + ([("fine-tuning data", tuning)] if tuning else [])
     items += [("recipe: settings of every training", trained), ("evaluation: every answer", tested)]
     items += [("licence", [ROOT / "LICENSE"])]
     return [(item, _listed(files, run.path), bool(files) and all(map(Path.is_file, files))) for item, files in items]
@@ -139,18 +138,18 @@ def write(path: Path, *, out: Path | None = None, measure: bool = True) -> Path:
         counted = from_hf_config(read_json(at / "config.json"))
         if measure:
             seconds = decode_seconds(hf.load(at)[0], context_lengths(counted))
-    held, names = claims(run), groups(run.tests)
+    stated, names = claims(run), groups(run.tests)
     drawn = report_figures.draw(run, names, counted, seconds, out / "figures")
     pairs = {"gain/r1-zero": ("r1-zero", "base")}
     pairs |= {"gain/final": (run.final, "r1-zero")} if run.final not in ("", "base", "r1-zero") else {}
     gains = {key: paired(run.answers, *pair) for key, pair in pairs.items()}
     gains = {key: gain for key, gain in gains.items() if gain}
-    page = report_page.page(run, names, held, gains, openness(run), shown(run), drawn)
+    page = report_page.page(run, names, stated, gains, openness(run), shown(run), drawn)
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "report.md", report_page.markdown(page, out))
     replace_text(out / "report.html", report_page.html(page))
     values = {f"{key}{end}": x for key, gain in gains.items() for end, x in zip(("", "_low", "_high"), gain)}
-    values |= {f"claims/{n}": float(claim.holds) for n, claim in enumerate(held, start=1)}
+    values |= {f"claims/{n}": float(claim.holds) for n, claim in enumerate(stated, start=1)}
     write_json(out / "report.json", values)
     return out / "report.html"
 

@@ -12,7 +12,7 @@ from minir1.answer_file import Saved
 from minir1.judge import EASE, Answer, rights
 from minir1.metrics import paired_bootstrap, with_interval
 
-LEVEL, CONSISTENT = -0.02, 0.98  # level: low end of the difference in accuracy; consistent: share of the words
+LEVEL, CONSISTENT = -0.02, 0.98  # level: low end of the difference in accuracy; consistent: mean over the answers
 
 
 class Claim(NamedTuple):
@@ -66,31 +66,31 @@ def share(values: dict[str, float], key: str, form: str = ".1%") -> str:
 
 def claims(run: Pipeline) -> list[Claim]:
     """What can be said of each claim of the paper; those that this run cannot answer are left out."""
-    found: list[Claim | None] = [_gain(run), _thinking(run), _longer(run), _checks(run)]
+    stated: list[Claim | None] = [_gain(run), _thinking(run), _longer(run), _checks(run)]
     tests, zero, final = run.tests, run.tests.get("r1-zero", {}), run.final
     label = run.label(final) if final else ""
     staged = final not in ("", "base", "r1-zero")
     if (own := zero.get("language_consistency")) is not None:
         text, limit = "RL alone leaves languages mixed", f"R1-Zero's language consistency is below {CONSISTENT}"
-        found.append(Claim(text, f"language consistency of R1-Zero {own:.3f}", limit, own < CONSISTENT))
+        stated.append(Claim(text, f"language consistency of R1-Zero {own:.3f}", limit, own < CONSISTENT))
         if (new := tests.get("rl-1", {}).get("language_consistency")) is not None:
             cost = paired(run.answers, "rl-1", "r1-zero")
             shown = f"{own:.3f} → {new:.3f}" + (f"; accuracy {points(cost)}" if cost else "")
             text = "A cold start and a language reward fix the mixing, at a small cost in accuracy"
             limit = f"RL 1's language consistency is at least {CONSISTENT}, its accuracy level (low end at least -2)"
-            found.append(Claim(text, shown, limit, new >= CONSISTENT and bool(cost) and cost[1] >= LEVEL))
+            stated.append(Claim(text, shown, limit, new >= CONSISTENT and bool(cost) and cost[1] >= LEVEL))
     if staged and (level := paired(run.answers, final, "r1-zero")):
         text = f"The final model ({label}) is at least level with R1-Zero in accuracy"
         limit = "low end of the paired difference at least -2 points"
-        found.append(Claim(text, points(level), limit, level[1] >= LEVEL))
+        stated.append(Claim(text, points(level), limit, level[1] >= LEVEL))
     for key, words in (("language_consistency", "language consistency"), ("repetition", "repetition")):
         old, new = zero.get(key), tests[final].get(key) if staged else None
         if old is not None and new is not None:
             limit = f"at least {CONSISTENT}" if key != "repetition" else "at most half of R1-Zero's"
             holds = new >= CONSISTENT if key != "repetition" else new <= old / 2
             text = f"The final model ({label}) is more readable: {words}"
-            found.append(Claim(text, f"{old:.3f} → {new:.3f}", limit, holds))
-    return [claim for claim in [*found, _preferred(run), _majority(run)] if claim]
+            stated.append(Claim(text, f"{old:.3f} → {new:.3f}", limit, holds))
+    return [claim for claim in [*stated, _preferred(run), _majority(run)] if claim]
 
 
 def _gain(run: Pipeline) -> Claim | None:

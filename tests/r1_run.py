@@ -64,6 +64,7 @@ def write_stage(folder: Path, name: str) -> None:
             row["train/loss"] = 0.6 + 3 * math.exp(-row["step"] / 10) + rng.gauss(0, 0.02)
     elif name in ("r1-zero", "rl-1", "rl-2"):
         config |= {"task": "world", "epochs": 1, "max_completion_length": 160}
+        config["temperature"] = 0.7 if name == "rl-2" else 1.0
         result = {"seconds/rl": OWN[name]}
         for row in rows[1:]:
             share = 0.2 + 0.5 * (1 - math.exp(-row["step"] / 15)) if name == "r1-zero" else 0.65
@@ -84,7 +85,7 @@ def write_stage(folder: Path, name: str) -> None:
         folder.mkdir(parents=True)
         (folder / "kept.jsonl").write_text('{"messages": []}\n')
     elif name == "pairs":
-        result = {"train/pairs": 400}  # its seconds are in the result of the whole
+        result = {"train/pairs": 400, "tokens": 30_000}  # its seconds are in the result of the whole
     else:
         result = {"eval/accuracy": 0.86, "eval/accuracy_low": 0.8, "eval/accuracy_high": 0.91}
         result["seconds/train"] = OWN[name]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import r1_run
 import torch
+from matplotlib.text import Text
 from r1_run import HOSTILE, PROBLEMS, SMALL, TESTED, build
 
 from experiments import report, report_claims, report_figures, report_model_figures, report_page, report_run
@@ -109,6 +110,25 @@ def test_every_figure_is_drawn_and_linked_in_markdown(whole):
         assert data.startswith(b"\x89PNG") and int.from_bytes(data[16:20], "big") == 12 * DPI
 
 
+def texts(figure) -> str:
+    """All that is written in a figure."""
+    return " | ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_the_figure_of_rewards_says_the_temperature_of_each_stage(built, tmp_path):
+    run = report_run.read(built)
+    said = texts(report_figures.rl_reward(run, tmp_path / "a.png"))
+    assert "R1-Zero, T = 1 |" in said and "RL 2, T = 0.7 |" in said and "sums of different parts" in said
+    one = run._replace(stages={"r1-zero": run.stages["r1-zero"]})
+    assert "sums of different parts" not in texts(report_figures.rl_reward(one, tmp_path / "a.png"))
+
+
+def test_language_consistency_is_called_by_its_name(built, whole, tmp_path):
+    assert "The mean language consistency of R1-Zero's thinking is 0.720." in html_of(whole[0])
+    said = texts(report_figures.flaws(report_run.read(built), tmp_path / "a.png"))
+    assert "Flaws by stage: language consistency 0.700 → 0.992" in said and "language consistency below 1" in said
+
+
 def test_what_a_model_writes_is_shown_and_is_no_markup(whole):
     seen = Seen(html_of(whole[0]))
     assert '<script>alert("x")</script>' in seen.text and "<img src=http://x.y/z>" in seen.text
@@ -157,8 +177,8 @@ def test_the_table_of_costs_adds_up(built):
     rows = {row[0]: row[1:] for row in report_page.cost(report_run.read(built)).rows}
     assert rows["Base"] == ["pre-training", "60", "-", "245,760", "600"]  # 60 steps of 4,096
     assert rows["R1-Zero"] == ["RL", "60", "540,000", "540,000", "420"]  # 60 steps of 9,000
-    assert rows["Preference pairs"] == ["sampling", "-", "-", "-", "25"]  # as r1.py measured it
-    assert rows["all"] == ["", "", "2,220,000", "2,365,760", "1,715"]
+    assert rows["Preference pairs"] == ["sampling", "-", "30,000", "-", "25"]  # as r1.py measured it
+    assert rows["all"] == ["", "", "2,250,000", "2,365,760", "1,715"]
 
 
 def test_the_seconds_of_a_stage_are_the_pipelines_or_else_its_own(copy):
