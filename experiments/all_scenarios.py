@@ -7,18 +7,20 @@
     reasoning:  R_i = accuracy + 0.1·format + w·language
     general:    R_i = (s_i - mean s) / (std s + 1e-6) + 0.1·format + w·language
 
-s_i is the score of a reward model (reward_model.py), mean and deviation are those of all general answers of the step:
-a learned reward has no unit, and the rules have the same weight beside any. Only the last --preference-steps steps have
-general prompts (400 of R1's 1,700 steps): trained on a learned reward for longer, the policy exploits its errors.
-train/reward_model is the mean of s_i. What the task of the general prompts itself says of their answers is not learned
-from, it is logged: its verdicts as train/general and eval/general, its scores["preference"], if there is one, as
-train/general_preference and eval/general_preference. The other figures of answers are those of reasoning alone.
+s_i is the score of a reward model (reward_model.py), mean and deviation are those of all general answers of the step. A
+learned reward has no natural scale; standardised, every reward model weighs the same against the rules. Only the last
+--preference-steps steps have general prompts (400 of R1's 1,700 steps): trained on a learned reward for longer, the
+policy exploits its errors. train/reward_model is the mean of s_i. The verdicts and preferences of the general task are
+logged as train/general and train/general_preference, eval/general and eval/general_preference; nothing is learned from
+them. The other figures of answers are those of reasoning alone.
 
 The checkpoint to use is the last: validation accuracy, which is of reasoning, would choose one from before the steps
 that have general prompts. No checkpoint is marked as the best.
 
 Departures from R1: the reward model scores whole rows [prompt | answer], as it was trained. R1 judges how helpful an
-answer is by the summary after the thinking, and how harmless by all of it. The weights of the rules are r1_zero.py's.
+answer is by the summary after the thinking, and how harmless by all of it. Scores are standardised over the step. The
+weights of the rules are r1_zero.py's: R1 adds accuracy and language consistency with equal weight, here w is 0.1, and
+0.2 in the pipeline (r1.py).
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ from minir1.reduction import fixed_length, per_answer_mean, token_mean, weighted
 from minir1.rewards import language_consistency
 from minir1.rollout import BUDGET, Rollout, collect, concatenate
 from minir1.seed import generator, python_random, seed_everything, stream
-from minir1.settings import above, at_least, fraction
+from minir1.settings import above, at_least, fraction, same_steps
 from minir1.templates import TEMPLATES, encode
 
 
@@ -137,11 +139,16 @@ def language(problems: list[tasks.Problem], answers: list[list[Answer]]) -> Tens
     return torch.tensor(of_language)
 
 
-def reward(problems: list, answers: list[list[Answer]], config: Config, scores: Tensor | None = None) -> Tensor:
-    """R: fp32 [P, G]. scores: of general answers, by the reward model, fp32 [P, G]; None: reasoning, by the rules."""
+def reward(
+    answers: list[list[Answer]], config: Config, consistency: Tensor | None = None, scores: Tensor | None = None
+) -> Tensor:
+    """R: fp32 [P, G]. consistency: as from `language`; None: without a language reward.
+
+    scores: of general answers, by the reward model, fp32 [P, G]; None: reasoning, by the rules.
+    """
     R = config.format_weight * torch.tensor([[float(a.format) for a in group] for group in answers])
-    if config.language_weight:
-        R += config.language_weight * language(problems, answers)
+    if consistency is not None:
+        R += config.language_weight * consistency
     if scores is not None:
         return R + (scores - scores.mean()) / (scores.std() + 1e-6)
     right = torch.tensor([[float(a.right) for a in group] for group in answers])
@@ -247,9 +254,7 @@ def main(config: Config) -> dict[str, float]:
 
     if resumed:
         state = policy.restore(resumed, model, parts)
-        if state["steps"] != config.steps:
-            then = state["steps"]
-            raise ValueError(f"steps = {config.steps}: the last ones differ, so this run resumes with {then} only")
+        same_steps(config.steps, state["steps"], "the last ones differ")
     else:  # before `start` writes to the folder of the run, so that a refusal leaves nothing behind
         first = python_random(config.seed, 0).sample(train, min(64, 4 * config.prompts, len(train)))
         answers = sample(model, tokenizer, task, first, config, config.num_generations, "preflight")
@@ -278,15 +283,17 @@ def main(config: Config) -> dict[str, float]:
         clock.lap("reference")
 
         answers = judging.result()
-        rewards = reward(problems, answers, config)
+        consistency = language(problems, answers) if config.language_weight else None
+        rewards = reward(answers, config, consistency)
         advantage = group_advantages(rewards)
         metrics |= report(task, problems, reasoned, answers, rewards)
-        if config.language_weight:
-            metrics["train/language_consistency"] = language(problems, answers).mean().item()
+        if consistency is not None:
+            metrics["train/language_consistency"] = consistency.mean().item()
         if general:
             replies = judge_rollout(talked, tokenizer, talk, general, config.template)
             scores = learned_rewards(reward_model, talked, config.microbatch).view(len(general), -1)
-            general_rewards = reward(general, replies, config, scores)
+            consistency = language(general, replies) if config.language_weight else None
+            general_rewards = reward(replies, config, consistency, scores)
             advantage = torch.cat([advantage, group_advantages(general_rewards)])
             metrics |= general_figures(replies, "train") | {"train/reward_model": scores.mean().item()}
         advantage = advantage.flatten().to(device)

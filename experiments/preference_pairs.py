@@ -70,7 +70,7 @@ def ranked(*answers: Answer) -> bool:
 
 
 def better(a: Answer, b: Answer, min_gap: float) -> bool:
-    """Whether a has the higher preference, by at least `min_gap`, or, unless both have one, is right and b wrong."""
+    """Whether a is preferred to b: by at least `min_gap` if the task ranks both, else a is right and b wrong."""
     if ranked(a, b):
         return round(a.scores["preference"] - b.scores["preference"], 9) >= min_gap  # 0.8 - 0.75 counts as 0.05
     return a.right and not b.right
@@ -110,6 +110,7 @@ def pair_up(model, tokenizer, task: tasks.Task, split: str, config: Config) -> t
         "pass@1": right / total,
         "mixed": len({p.prompt for p, *_ in pairs}) / len(problems),
         "pairs": len(pairs),
+        "tokens": sum(a.tokens for row in grid for a in row),
     }
     for name, answers in (("chosen", [a for _, a, _ in pairs]), ("rejected", [b for *_, b in pairs])):
         values[f"tokens_{name}"] = sum(a.tokens for a in answers) / len(pairs)
@@ -149,6 +150,7 @@ def main(config: Config) -> dict[str, float]:
     config.out.mkdir(parents=True, exist_ok=True)
     for name, lines in texts.items():
         replace_text(config.out / name, "".join(line + "\n" for line in lines))
+    result["tokens"] = sum(result.pop(f"{Path(name).stem}/tokens") for name in FILES)  # sampled, for both files
     result["seconds"] = time.perf_counter() - began
     write_json(config.out / "result.json", result)
     table(f"pairs in {config.out}", ["", *(title for _, title, _ in COLUMNS)], rows(result))

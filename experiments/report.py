@@ -2,10 +2,11 @@
 
     python -m experiments.report runs/r1
 
-Reads the run's folders alone (experiments/r1.py makes them) and writes report.html, one file with its figures inside,
+Reads the run's folders (experiments/r1.py makes them) and writes report.html, one file with its figures inside,
 report.md with figures/*.png, and report.json with the differences. A stage counts once its result.json is there; one
 that is absent is left out of every table, figure and claim. Differences between two stages are paired over the same
-test problems. --no-measure leaves out the time of a decoding step, which is measured here with the last checkpoint.
+test problems; checks and majority votes are counted by the task. --no-measure leaves out the time of a decoding step,
+which is measured here with the last checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from experiments import report_figures, report_page
 from experiments.report_claims import claims, paired
 from experiments.report_run import STAGES, Pipeline, Shown, groups, read
 from minir1 import checkpoint, cli
-from minir1.files import parse_json, read_json, replace_text, write_json
+from minir1.files import read_json, replace_text, write_json
 from minir1.model import hf
 from minir1.model.config import ModelConfig
 from minir1.model.hf_config import from_hf_config
@@ -49,11 +50,6 @@ class Config:
 # ---- what else is shown ------------------------------------------------------------------------
 
 
-def language(prompt: str) -> str:
-    """zh for a prompt with a Chinese character, else en."""
-    return "zh" if any("\u4e00" <= character <= "\u9fff" for character in prompt) else "en"
-
-
 def shown(run: Pipeline) -> list[Shown]:
     """Questions of different kinds in both languages, chosen by position alone, with each stage's first answer.
 
@@ -62,33 +58,25 @@ def shown(run: Pipeline) -> list[Shown]:
     """
     if not any(saved.asked for saved in run.answers.values()):
         return []
-    subjects: dict[str, list[int]] = {}
-    for index, subject in _subjects(run).items():
+    first, subjects = next(iter(run.answers.values())), {}
+    for index, (subject, _) in sorted(first.about.items()):
         subjects.setdefault(subject, []).append(index)
-    names, asked = list(subjects), next(iter(run.answers.values())).asked
+    names = list(subjects)
     chosen = dict.fromkeys(names[i * (len(names) - 1) // (ASKED - 1)] for i in range(ASKED))
     result = []
     for turn, name in enumerate(chosen):
-        wanted = [i for i in subjects[name] if language(asked[i][0]) == ("en", "zh")[turn % 2]]
+        wanted = [i for i in subjects[name] if first.about[i][1] == ("en", "zh")[turn % 2]]
         index = (wanted or subjects[name])[0]
         grids = {run.label(stage): saved.answers.get("sampled", {}) for stage, saved in run.answers.items()}
         answers = {label: grid[index][0] for label, grid in grids.items() if grid.get(index)}
-        result.append(Shown(*asked[index], name, answers))
+        result.append(Shown(*first.asked[index], name, answers))
     return result
-
-
-def _subjects(run: Pipeline) -> dict[int, str]:
-    """Index of each test problem -> its kind, as the file says."""
-    lines = (run.path / "test" / next(iter(run.answers)) / "answers.jsonl").read_bytes().split(b"\n")[1:-1]
-    rows = map(parse_json, lines)  # whole and valid, or `answer_file.read` would have refused them
-    return dict(sorted((row["index"], row.get("subject", "")) for row in rows))
 
 
 def last_checkpoint(run: Pipeline) -> Path | None:
     """The newest checkpoint of the last stage that has one, a policy's."""
     folders = [run.path / name / "checkpoint" for name in STAGES if name != "reward-model"]
-    found = [path for path in map(checkpoint.latest, folders) if path]
-    return found[-1] if found else None
+    return next(filter(None, map(checkpoint.latest, reversed(folders))), None)
 
 
 def openness(run: Pipeline) -> list[tuple[str, str, bool]]:
@@ -96,11 +84,11 @@ def openness(run: Pipeline) -> list[tuple[str, str, bool]]:
     at = last_checkpoint(run)
     trained = [run.path / name / "config.json" for name, stage in run.stages.items() if stage.kind != "sampling"]
     tested = [run.path / "test" / name / "answers.jsonl" for name in run.tests]
-    kept = [run.path / name / "kept.jsonl" for name in ("cold-start", "rejection") if name in run.stages]
+    tuning = [run.path / name / "kept.jsonl" for name in ("cold-start", "rejection") if name in run.stages]
     named = next((str(s.config["task"]) for s in run.stages.values() if s.config.get("task")), "").partition(":")[0]
     task = Path(named) if named.endswith(".py") else ROOT / "minir1" / "tasks" / f"{named}.py"
     items = [("weights", [*at.glob("*.safetensors")] if at else []), ("code", [ROOT / "experiments" / "r1.py"])]
-    items += [("problems and corpus, generated", [task])] + ([("fine-tuning data", kept)] if kept else [])
+    items += [("problems and corpus, generated", [task])] + ([("fine-tuning data", tuning)] if tuning else [])
     items += [("recipe: settings of every training", trained), ("evaluation: every answer", tested)]
     items += [("licence", [ROOT / "LICENSE"])]
     return [(item, _listed(files, run.path), bool(files) and all(map(Path.is_file, files))) for item, files in items]
@@ -151,18 +139,18 @@ def write(path: Path, *, out: Path | None = None, measure: bool = True) -> Path:
         counted = from_hf_config(read_json(at / "config.json"))
         if measure:
             seconds = decode_seconds(hf.load(at)[0], context_lengths(counted))
-    held, names = claims(run), groups(run.tests)
+    stated, names = claims(run), groups(run.tests)
     drawn = report_figures.draw(run, names, counted, seconds, out / "figures")
     pairs = {"gain/r1-zero": ("r1-zero", "base")}
     pairs |= {"gain/final": (run.final, "r1-zero")} if run.final not in ("", "base", "r1-zero") else {}
     gains = {key: paired(run.answers, *pair) for key, pair in pairs.items()}
     gains = {key: gain for key, gain in gains.items() if gain}
-    page = report_page.page(run, names, held, gains, openness(run), shown(run), drawn)
+    page = report_page.page(run, names, stated, gains, openness(run), shown(run), drawn)
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "report.md", report_page.markdown(page, out))
     replace_text(out / "report.html", report_page.html(page))
     values = {f"{key}{end}": x for key, gain in gains.items() for end, x in zip(("", "_low", "_high"), gain)}
-    values |= {f"claims/{n}": float(claim.holds) for n, claim in enumerate(held, start=1)}
+    values |= {f"claims/{n}": float(claim.holds) for n, claim in enumerate(stated, start=1)}
     write_json(out / "report.json", values)
     return out / "report.html"
 

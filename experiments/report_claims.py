@@ -1,4 +1,4 @@
-"""The claims of the paper, what one run shows of each, and whether it holds by a stated rule."""
+"""The claims of the paper: what one run shows of each, and whether it holds by a stated rule."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.report_run import Pipeline, preference
+from experiments.report_run import Pipeline
+from minir1 import tasks
 from minir1.answer_file import Saved
-from minir1.judge import EASE, Answer, rights
+from minir1.judge import EASE, Answer, behaviour, majority_vote, rights
 from minir1.metrics import paired_bootstrap, with_interval
 
-LEVEL, CONSISTENT = -0.02, 0.98  # level: low end of the difference in accuracy; consistent: share of the words
+LEVEL, CONSISTENT = -0.02, 0.98  # level: low end of the difference in accuracy; consistent: mean over the answers
 
 
 class Claim(NamedTuple):
@@ -27,6 +28,12 @@ class Claim(NamedTuple):
 def right(row: list[Answer]) -> float:
     """The share of right answers among those judged; NaN if there are none."""
     return float(rights([row])[0])
+
+
+def preference(row: list[Answer]) -> float:
+    """The mean of the verifier's scores["preference"]; NaN for answers without."""
+    scores = [answer.scores["preference"] for answer in row if "preference" in answer.scores]
+    return float(np.mean(scores)) if scores else np.nan
 
 
 def tokens(row: list[Answer]) -> float:
@@ -52,39 +59,39 @@ def points(difference: tuple[float, float, float]) -> str:
     return "{:+.1f} points [{:.1f}, {:.1f}]".format(*(100 * x for x in difference))
 
 
-def share(values: dict[str, float], key: str) -> str:
-    """A share in percent, with its interval if there is one."""
+def share(values: dict[str, float], key: str, form: str = ".1%") -> str:
+    """A share in percent, or another value in its format, with its interval if there is one."""
     ends = [values.get(f"{key}{end}") for end in ("", "_low", "_high")]
-    return f"{ends[0]:.1%}" if None in ends else with_interval(*ends)
+    return f"{ends[0]:{form}}" if None in ends else with_interval(*ends, form)
 
 
 def claims(run: Pipeline) -> list[Claim]:
     """What can be said of each claim of the paper; those that this run cannot answer are left out."""
-    found: list[Claim | None] = [_gain(run), _thinking(run), _longer(run), _checks(run)]
+    stated: list[Claim | None] = [_gain(run), _thinking(run), _longer(run), _checks(run)]
     tests, zero, final = run.tests, run.tests.get("r1-zero", {}), run.final
     label = run.label(final) if final else ""
     staged = final not in ("", "base", "r1-zero")
     if (own := zero.get("language_consistency")) is not None:
         text, limit = "RL alone leaves languages mixed", f"R1-Zero's language consistency is below {CONSISTENT}"
-        found.append(Claim(text, f"language consistency of R1-Zero {own:.3f}", limit, own < CONSISTENT))
+        stated.append(Claim(text, f"language consistency of R1-Zero {own:.3f}", limit, own < CONSISTENT))
         if (new := tests.get("rl-1", {}).get("language_consistency")) is not None:
             cost = paired(run.answers, "rl-1", "r1-zero")
             shown = f"{own:.3f} → {new:.3f}" + (f"; accuracy {points(cost)}" if cost else "")
             text = "A cold start and a language reward fix the mixing, at a small cost in accuracy"
             limit = f"RL 1's language consistency is at least {CONSISTENT}, its accuracy level (low end at least -2)"
-            found.append(Claim(text, shown, limit, new >= CONSISTENT and bool(cost) and cost[1] >= LEVEL))
+            stated.append(Claim(text, shown, limit, new >= CONSISTENT and bool(cost) and cost[1] >= LEVEL))
     if staged and (level := paired(run.answers, final, "r1-zero")):
         text = f"The final model ({label}) is at least level with R1-Zero in accuracy"
         limit = "low end of the paired difference at least -2 points"
-        found.append(Claim(text, points(level), limit, level[1] >= LEVEL))
+        stated.append(Claim(text, points(level), limit, level[1] >= LEVEL))
     for key, words in (("language_consistency", "language consistency"), ("repetition", "repetition")):
         old, new = zero.get(key), tests[final].get(key) if staged else None
         if old is not None and new is not None:
             limit = f"at least {CONSISTENT}" if key != "repetition" else "at most half of R1-Zero's"
             holds = new >= CONSISTENT if key != "repetition" else new <= old / 2
             text = f"The final model ({label}) is more readable: {words}"
-            found.append(Claim(text, f"{old:.3f} → {new:.3f}", limit, holds))
-    return [claim for claim in [*found, _preferred(run), _majority(run)] if claim]
+            stated.append(Claim(text, f"{old:.3f} → {new:.3f}", limit, holds))
+    return [claim for claim in [*stated, _preferred(run), _majority(run)] if claim]
 
 
 def _gain(run: Pipeline) -> Claim | None:
@@ -113,10 +120,41 @@ def _longer(run: Pipeline) -> Claim | None:
 
 def _checks(run: Pipeline) -> Claim | None:
     old, new = (run.tests.get(name, {}).get("checks") for name in ("base", "r1-zero"))
-    if old is None or new is None:
+    values = [_counted(run, name, "checks") for name in ("base", "r1-zero")]
+    both = sorted(values[0].keys() & values[1].keys())
+    if old is None or new is None or not both:
         return None
-    shown = f"{old:.2f} → {new:.2f} explicit checks per answer" + _by_level(run, "checks", ".2f")
-    return Claim("Checking grows under RL", shown, "at least a tenth more checks", new >= 1.1 * old and new > old)
+    more = paired_bootstrap(*([one[p] for p in both] for one in reversed(values)))
+    shown = f"{old:.2f} → {new:.2f} explicit checks per answer: " + "{:+.2f} [{:.2f}, {:.2f}]".format(*more)
+    shown += _by_level(run, "checks", ".2f")
+    return Claim("Checking grows under RL", shown, "the interval is above 0", more[1] > 0)
+
+
+def _tested(run: Pipeline, name: str) -> tuple[tasks.Task, dict[int, tuple[tasks.Problem, list[Answer]]]] | None:
+    """The task of a stage's test, and by index each problem with its sampled answers; None without answers.
+
+    Also None where the answers do not say their task, or its file is no longer there.
+    """
+    saved = run.answers.get(name)
+    if not saved or "task" not in saved.settings:
+        return None
+    try:
+        task = tasks.load(saved.settings["task"], saved.settings.get("data"))
+    except ValueError:
+        return None
+    rows = {}
+    for index, row in saved.answers.get("sampled", {}).items():
+        subject, language = saved.about[index]
+        rows[index] = tasks.Problem(*saved.asked[index], language, subject=subject), row
+    return task, rows
+
+
+def _counted(run: Pipeline, name: str, key: str) -> dict[int, float]:
+    """Index of each problem -> the mean over its answers of what the task counts under `key`."""
+    if (tested := _tested(run, name)) is None:
+        return {}
+    counts = {p: behaviour(tested[0], [problem], [row]) for p, (problem, row) in tested[1].items()}
+    return {p: count[key] for p, count in counts.items() if key in count}
 
 
 def _by_level(run: Pipeline, key: str, form: str) -> str:
@@ -129,8 +167,9 @@ def _by_level(run: Pipeline, key: str, form: str) -> str:
 def _preferred(run: Pipeline) -> Claim | None:
     if (change := paired(run.replies, "rl-2", "sft-2", preference)) is None:
         return None
-    old, new = (run.general[name]["preference"] for name in ("sft-2", "rl-2"))
-    shown = f"preference {old:.2f} → {new:.2f}: " + "{:+.2f} [{:.2f}, {:.2f}]".format(*change)
+    values = [run.general[name] for name in ("sft-2", "rl-2")]
+    means = [share(one, "preference", ".2f") for one in values if "preference" in one]
+    shown = f"preference {' → '.join(means)}: " + "{:+.2f} [{:.2f}, {:.2f}], paired".format(*change)
     model = run.stages.get("reward-model")
     if model and "eval/accuracy" in model.result:
         shown += f"; the reward model agrees with {share(model.result, 'eval/accuracy')} of held-out pairs"
@@ -144,5 +183,19 @@ def _majority(run: Pipeline) -> Claim | None:
     if not keys or "pass@1" not in values:
         return None
     best = max(keys, key=lambda key: int(key[4:]))
+    if (gain := _gain_of_majority(run, run.final, int(best[4:]))) is None:
+        return None
     shown = f"{run.label(run.final)}: {share(values, 'pass@1')} by one answer, {share(values, best)} by {best}"
-    return Claim("The majority of several answers beats one answer", shown, "higher", values[best] > values["pass@1"])
+    text, limit = "The majority of several answers beats one answer", "the interval is above 0"
+    return Claim(text, f"{shown}: {points(gain)}", limit, gain[1] > 0)
+
+
+def _gain_of_majority(run: Pipeline, name: str, k: int) -> tuple[float, float, float] | None:
+    """(mean, low, high) of maj@k minus pass@1, paired over the problems with at least k judged answers."""
+    if (tested := _tested(run, name)) is None:
+        return None
+    task, rows = tested
+    judged = [(problem, [a for a in row if not a.unjudged]) for problem, row in rows.values()]
+    judged = [(problem, row) for problem, row in judged if len(row) >= k]
+    votes = [majority_vote(task, problem, row, k) for problem, row in judged]
+    return paired_bootstrap(votes, rights([row for _, row in judged])) if judged else None

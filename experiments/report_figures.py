@@ -41,7 +41,7 @@ from minir1.model.config import ModelConfig
 
 KIND_COLOURS = {"pre-training": GREY, "RL": BLUE, "SFT": ORANGE, "sampling": GREEN, "reward model": VIOLET}
 FLAWS = {  # label -> colour, key, whether the flaw is one minus the value
-    "words of another language": (RED, "language_consistency", True), "repeated": (ORANGE, "repetition", False),
+    "language consistency below 1": (RED, "language_consistency", True), "repeated": (ORANGE, "repetition", False),
     "untidy": (VIOLET, "tidiness", True), "malformed": (BLUE, "format", True), "truncated": (GREY, "truncated", False),
 }  # fmt: skip
 BEHAVIOUR = {  # key -> label
@@ -141,28 +141,28 @@ def _stage_axis(panel: Axes, run: Pipeline, size: float = 12) -> None:
 
 
 def _over_stages(run: Pipeline, key: str, inverted: bool = False) -> tuple[list[int], list[float]]:
-    found = [(x, values[key]) for x, values in enumerate(run.tests.values()) if key in values]
-    return [x for x, _ in found], [1 - value if inverted else value for _, value in found]
+    measured = [(x, values[key]) for x, values in enumerate(run.tests.values()) if key in values]
+    return [x for x, _ in measured], [1 - value if inverted else value for _, value in measured]
 
 
 def flaws(run: Pipeline, path: Path) -> Figure | None:
     """Shares of what is wrong with the answers of each stage."""
-    found = {label: _over_stages(run, key, inverted) for label, (_, key, inverted) in FLAWS.items()}
-    found = {label: pair for label, pair in found.items() if pair[0]}
-    if not found:
+    lines = {label: _over_stages(run, key, inverted) for label, (_, key, inverted) in FLAWS.items()}
+    lines = {label: pair for label, pair in lines.items() if pair[0]}
+    if not lines:
         return None
     figure, (panel,) = _figure()
-    for label, (x, values) in found.items():
+    for label, (x, values) in lines.items():
         colour = FLAWS[label][0]
         panel.plot(x, values, "o-", color=colour, lw=2.2, ms=7, mec="white", mew=1.2, zorder=3, clip_on=False)
     _stage_axis(panel, run)
     panel.set_ylabel("share")
-    from_zero(panel, np.concatenate([values for _, values in found.values()]))
+    from_zero(panel, np.concatenate([values for _, values in lines.values()]))
     panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    caption(panel, "Means over the answers to test problems", [(label, FLAWS[label][0]) for label in found])
-    change = found.get("words of another language", ([], []))[1]
-    title = f": words of another language {percent(change[0])} → {percent(change[-1])}" if len(change) > 1 else ""
-    headline(figure, f"Flaws by stage{title}", "the first stage is the base; lower is better")
+    caption(panel, "Means over the answers to test problems", [(label, FLAWS[label][0]) for label in lines])
+    change = [1 - flaw for flaw in lines.get("language consistency below 1", ([], []))[1]]
+    title = f": language consistency {change[0]:.3f} → {change[-1]:.3f}" if len(change) > 1 else ""
+    headline(figure, f"Flaws by stage{title}", "lower is better; thinking without a word has language consistency 0")
     return write(figure, path)
 
 
@@ -179,17 +179,17 @@ def behaviour(run: Pipeline, levels: list[str], path: Path) -> Figure | None:
     figure.subplots_adjust(left=0.06, right=0.98, top=top, bottom=0.13 / rows + 0.02, wspace=0.25, hspace=0.62)
     lines = {level: LEVELS[level] for level in levels} or {"": BLUE}
     for panel, key in zip(panels, keys):
-        seen = []
+        drawn = []
         for level, colour in lines.items():
             x, values = _over_stages(run, f"{key}_{level}" if level else key)
             panel.plot(x, values, "o-", color=colour, lw=2, ms=6, mec="white", mew=1, zorder=3, clip_on=False)
-            seen += values
+            drawn += values
         _stage_axis(panel, run, 9)
         panel.tick_params(axis="x", rotation=25)
         if key in SHARES:
             percent_axis(panel)
         else:
-            from_zero(panel, np.array(seen))
+            from_zero(panel, np.array(drawn))
         caption(panel, BEHAVIOUR[key], list(lines.items()) if levels else [])
         panel.title.set_size(12)
     for panel in panels[len(keys) :]:
@@ -207,30 +207,32 @@ def behaviour(run: Pipeline, levels: list[str], path: Path) -> Figure | None:
 
 def budget(run: Pipeline, path: Path) -> Figure | None:
     """Accuracy against the token budget of an answer, of each stage for which it was measured."""
-    found = {}
+    curves = {}
     for name, values in run.budget.items():
         keys = {int(key.split("/")[1]): value for key, value in values.items() if _is_budget(key)}
-        found |= {name: dict(sorted(keys.items()))} if keys else {}
-    if not found:
+        curves |= {name: dict(sorted(keys.items()))} if keys else {}
+    if not curves:
         return None
     figure, (panel,) = _figure()
-    colours = (GREY, BLUE, GREEN, VIOLET, RED, ORANGE)[-len(found) :] if len(found) > 1 else (BLUE,)
-    for (name, points), colour in zip(found.items(), colours):
+    colours = (GREY, BLUE, GREEN, VIOLET, RED, ORANGE)[-len(curves) :] if len(curves) > 1 else (BLUE,)
+    for (name, points), colour in zip(curves.items(), colours):
         ends = [[run.budget[name].get(f"budget/{at}/pass@1_{end}") for at in points] for end in ("low", "high")]
         if None not in ends[0] + ends[1]:
             panel.fill_between(list(points), *ends, color=colour, alpha=0.15, lw=0)
         panel.plot(*zip(*points.items()), "o-", color=colour, lw=2.2, ms=7, mec="white", mew=1.2, clip_on=False)
-    every = sorted({at for points in found.values() for at in points})
+    every = sorted({at for points in curves.values() for at in points})
     panel.set_xscale("log", base=2)
     panel.set_xticks(every, [f"{at:,}" for at in every])
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set(xlabel="token budget of an answer", ylabel="right answers")
     percent_axis(panel)
-    caption(panel, "pass@1 on test problems", _legend(run, list(found), colours))
-    points = found[list(found)[-1]]
+    caption(
+        panel, "pass@1 on test problems, of answers that end within the budget", _legend(run, list(curves), colours)
+    )
+    points = curves[list(curves)[-1]]
     few, many = min(points), max(points)
     title = f"{percent(points[few])} → {percent(points[many])} from {few} to {many:,} tokens"
-    note = f"{run.label(list(found)[-1])}; a truncated answer is wrong"
+    note = f"{run.label(list(curves)[-1])}; only an answer that ends within the budget is right"
     headline(figure, f"Accuracy against the budget: {title}", note)
     return write(figure, path)
 
@@ -245,18 +247,18 @@ def _is_budget(key: str) -> bool:
 
 def _of_kind(run: Pipeline, kind: str, key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """name -> steps and values of the finished stages of this kind that logged `key`."""
-    found = {name: series(stage.metrics, key) for name, stage in run.stages.items() if stage.kind == kind}
-    return {name: pair for name, pair in found.items() if len(pair[0])}
+    logged = {name: series(stage.metrics, key) for name, stage in run.stages.items() if stage.kind == kind}
+    return {name: pair for name, pair in logged.items() if len(pair[0])}
 
 
 def sft_loss(run: Pipeline, path: Path) -> Figure | None:
     """Training and held-out loss of both fine-tunings over their steps."""
-    found = _of_kind(run, "SFT", "train/loss")
-    if not found:
+    stages = _of_kind(run, "SFT", "train/loss")
+    if not stages:
         return None
-    figure, panels = _figure(columns=len(found), top=0.7)
+    figure, panels = _figure(columns=len(stages), top=0.7)
     changes = []
-    for panel, (name, (steps, values)) in zip(panels, found.items()):
+    for panel, (name, (steps, values)) in zip(panels, stages.items()):
         line(panel, steps, values, BLUE)
         due, held_out = series(run.stages[name].metrics, "eval/loss")
         panel.plot(due, held_out, "o-", color=ORANGE, lw=1.4, ms=6, mec="white", mew=1.2, zorder=4, clip_on=False)
@@ -272,51 +274,54 @@ def sft_loss(run: Pipeline, path: Path) -> Figure | None:
 
 def rl_reward(run: Pipeline, path: Path) -> Figure | None:
     """Mean reward of each RL over its steps."""
-    found = _of_kind(run, "RL", "train/reward")
-    if not found:
+    stages = _of_kind(run, "RL", "train/reward")
+    if not stages:
         return None
-    figure, panels = _figure(columns=len(found), top=0.7)
+    figure, panels = _figure(columns=len(stages), top=0.7)
     changes = []
-    for panel, (name, (steps, values)) in zip(panels, found.items()):
+    for panel, (name, (steps, values)) in zip(panels, stages.items()):
         line(panel, steps, values, BLUE)
         due, accuracy = series(run.stages[name].metrics, "eval/pass@1")
         panel.plot(due, accuracy, "o-", color=ORANGE, lw=1.2, ms=6, mec="white", mew=1.2, zorder=4, clip_on=False)
         panel.set(xlabel="step", xlim=(0, max(*steps, *due, 1)))
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        caption(panel, run.label(name), [("reward", BLUE)] + [("validation pass@1", ORANGE)] * bool(len(due)))
+        T = run.stages[name].config.get("temperature")
+        title = run.label(name) + (f", T = {T:g}" if T is not None else "")
+        caption(panel, title, [("reward", BLUE)] + [("validation pass@1", ORANGE)] * bool(len(due)))
         fifth = max(1, len(values) // 5)
         changes.append(f"{run.label(name)} {values[:fifth].mean():.2f} → {values[-fifth:].mean():.2f}")
-    drawn = np.concatenate([line.get_ydata() for panel in panels for line in panel.get_lines()])
+    drawn = np.concatenate([curve.get_ydata() for panel in panels for curve in panel.get_lines()])
     for panel in panels:
         from_zero(panel, drawn)
-    note = "means of the first and the last fifth of the steps; the rewards of the three are sums of different parts"
+    note = "means of the first and the last fifth of the steps"
+    note += "; the rewards of the stages are sums of different parts" if len(stages) > 1 else ""
     headline(figure, f"RL reward: {', '.join(changes)}", note)
     return write(figure, path)
 
 
 def loss_and_reward(run: Pipeline, path: Path) -> Figure | None:
     """SFT loss on the left axis and RL reward on the right, over the seconds of the pipeline."""
-    found = {name: (ORANGE, pair) for name, pair in _of_kind(run, "SFT", "train/loss").items()}
-    found |= {name: (BLUE, pair) for name, pair in _of_kind(run, "RL", "train/reward").items()}
-    found = {name: found[name] for name, stage in run.stages.items() if name in found and stage.seconds}
-    if len({colour for colour, _ in found.values()}) < 2:
+    stages = {name: (ORANGE, pair) for name, pair in _of_kind(run, "SFT", "train/loss").items()}
+    stages |= {name: (BLUE, pair) for name, pair in _of_kind(run, "RL", "train/reward").items()}
+    stages = {name: stages[name] for name, stage in run.stages.items() if name in stages and stage.seconds}
+    if len({colour for colour, _ in stages.values()}) < 2:
         return None
     figure, (left,) = _figure(right=0.925)
     right = right_axis(left, "reward", BLUE)
-    seen = {ORANGE: [0.0], BLUE: [0.0]}
-    for name, (colour, (steps, values)) in found.items():
+    drawn = {ORANGE: [0.0], BLUE: [0.0]}
+    for name, (colour, (steps, values)) in stages.items():
         stage = run.stages[name]
         line(right if colour == BLUE else left, stage.start + stage.seconds * steps / max(1, steps[-1]), values, colour)
-        seen[colour] += [*values]
-    from_zero(left, seen[ORANGE])
-    from_zero(right, seen[BLUE])
+        drawn[colour] += [*values]
+    from_zero(left, drawn[ORANGE])
+    from_zero(right, drawn[BLUE])
     left.set_ylabel("SFT loss, nats per answer token", color=ORANGE)
-    first, last = (run.stages[list(found)[i]] for i in (0, -1))
+    first, last = (run.stages[list(stages)[i]] for i in (0, -1))
     left.set(xlim=(first.start, last.start + last.seconds), xlabel="seconds of the pipeline")
     left.xaxis.set_major_formatter(FuncFormatter(thousands))
-    for name in found:
+    for name in stages:
         stage = run.stages[name]
-        left.axvspan(stage.start, stage.start + stage.seconds, color=found[name][0], alpha=0.06, lw=0)
+        left.axvspan(stage.start, stage.start + stage.seconds, color=stages[name][0], alpha=0.06, lw=0)
         _name_of_span(left, run.label(name), stage)
     caption(left, "Means over a batch", [("loss of SFT", ORANGE), ("reward of RL", BLUE)])
     hidden = "what lies between is sampling and the reward model; steps are spread evenly over the seconds of a stage"
@@ -365,6 +370,6 @@ def timeline(run: Pipeline, path: Path) -> Figure | None:
     longest = max(timed.values(), key=lambda stage: stage.seconds)
     title = f"Time of the stages: {_duration(total)}, of which {longest.label} took {longest.seconds / total:.0%}"
     figure.text(0.03, 1 - 0.4 / height, title, size=19, weight="bold", va="center")
-    note = "one stage after the other, as their results report it; tests are not included"
+    note = "one stage after the other, as the pipeline measured them; tests are not included"
     figure.text(0.03, 1 - 0.78 / height, note, size=13, color=MUTED, va="center")
     return write(figure, path)

@@ -69,8 +69,8 @@ def window(run: Pipeline, model: ModelConfig | None, path: Path) -> Figure | Non
     panel.set(xlim=(low / 2, 2.2 * max(config.max_positions for config in shapes.values())), xlabel="tokens")
     panel.xaxis.set_major_formatter(FuncFormatter(thousands))
     panel.xaxis.set_minor_locator(NullLocator())
-    words = [("this run", ORANGE), ("published", BLUE), ("○ trained on, before the window was extended", INK)]
-    caption(panel, "", words)
+    labels = [("this run", ORANGE), ("published", BLUE), ("○ trained on, before the window was extended", INK)]
+    caption(panel, "", labels)
     most = f", trained on answers of up to {longest:,}" if longest else ""
     title = f"Context window: {model.max_positions:,} tokens here{most}"
     figure.text(0.03, 1 - 0.4 / height, title, size=19, weight="bold", va="center")
@@ -92,15 +92,15 @@ def context(model: ModelConfig | None, seconds: dict[int, float], path: Path) ->
     figure = Figure(figsize=(WIDTH, 5.4), dpi=DPI)
     panels = list(np.ravel(figure.subplots(1, 1 + bool(seconds))))
     figure.subplots_adjust(left=0.075, right=0.965, top=0.76, bottom=0.13, wspace=0.25)
-    kept, full = (NUMBER_BYTES * values for values in (cache_values(model), full_cache_values(model)))
+    cached, full = (NUMBER_BYTES * values for values in (cache_values(model), full_cache_values(model)))
     names = ("latent", "all heads") if model.attention == "mla" else (f"{model.kv_heads} heads", "all heads")
     lengths = 4.0 ** np.arange(2, np.emath.logn(4, model.max_positions) + 0.01)
-    words = []
-    for size, name, colour in ((kept, names[0], BLUE), (full, names[1], GREY)):
+    labels = []
+    for size, name, colour in ((cached, names[0], BLUE), (full, names[1], GREY)):
         panels[0].plot(lengths, lengths * size / 1e3, "o-", color=colour, lw=2.2, ms=6, mec="white", mew=1)
-        words.append((f"{name}: {size:,} bytes a token", colour))
+        labels.append((f"{name}: {size:,} bytes a token", colour))
     panels[0].set(xscale="log", yscale="log", xlabel="tokens in the cache", ylabel="kB")
-    caption(panels[0], "Cache of one row, fp32", words)
+    caption(panels[0], "Cache of one row, fp32", labels)
     if seconds:
         milliseconds = 1000 * np.array(list(seconds.values()))
         panels[1].plot(list(seconds), milliseconds, "o-", color=ORANGE, lw=2.2, ms=6, mec="white", mew=1)
@@ -112,7 +112,7 @@ def context(model: ModelConfig | None, seconds: dict[int, float], path: Path) ->
         panel.xaxis.set_major_formatter(FuncFormatter(thousands))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
         panel.xaxis.set_minor_locator(NullLocator())
-    title = f"Cost of the context: a cache {full / kept:.1f} times smaller than that of all heads"
+    title = f"Cost of the context: a cache {full / cached:.1f} times smaller than that of all heads"
     note = "cache: computed from the configuration"
     if seconds:
         first, last = min(seconds), max(seconds)

@@ -18,7 +18,8 @@ from minir1.log import markdown_table
 CONTROLS = re.compile(  # control characters and line separators, and those that turn the direction of what follows
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
-PLAIN = (  # of the table of stages: key, label, format
+COUNTED = "Tokens trained on: RL counts those of the answers alone, the other stages those of the prompts too."
+MEANS = (  # of the table of stages: key, label, format
     ("language_consistency", "language consistency", ".3f"), ("repetition", "repetition", ".3f"),
     ("tidiness", "tidiness", ".3f"), ("format", "well-formed", ".1%"), ("truncated", "truncated", ".1%"),
     ("length", "tokens per answer", ".1f"), ("words", "words per thinking", ".1f"),
@@ -26,18 +27,18 @@ PLAIN = (  # of the table of stages: key, label, format
 
 
 class Table(NamedTuple):
-    """Rows of text; the first `words` columns are aligned to the left."""
+    """Rows of text; the first `text_columns` are aligned to the left."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: int = 1
+    text_columns: int = 1
 
 
 class Picture(NamedTuple):
     """A PNG, and what it shows in words."""
 
     file: Path
-    words: str
+    alt: str
 
 
 class Sample(NamedTuple):
@@ -75,28 +76,30 @@ def page(
     drawn: dict[str, Path],
 ) -> Page:
     """The report. groups: difficulties and kinds; gains: the paired differences; shown: questions."""
-    picture = {name: [Picture(path, WORDS[name])] for name, path in drawn.items()}
+    picture = {name: [Picture(path, ALT[name])] for name, path in drawn.items()}
     pictures = lambda *names: [part for name in names for part in picture.get(name, [])]
-    held = sum(claim.holds for claim in claims)
+    reproduced = sum(claim.holds for claim in claims)
     sections = [
-        Section(f"Claims of the paper: {held} of {len(claims)} reproduced", [claim_table(claims)] if claims else []),
+        Section(
+            f"Claims of the paper: {reproduced} of {len(claims)} reproduced", [claim_table(claims)] if claims else []
+        ),
         Section(f"Quality of each stage{_arrow(run)}", [*quality(run, groups), *pictures("scores")]),
         Section("Flaws and behaviour by stage", pictures("flaws", "behaviour")),
         Section("Accuracy against the token budget", pictures("budget")),
         Section("Training: loss, reward and time", pictures("sft_loss", "rl_reward", "loss_and_reward", "timeline")),
-        Section("Cost of each stage", [cost(run)]),
+        Section("Cost of each stage", [cost(run), COUNTED]),
         Section("Rejection sampling: what each filter removed", filters(run)),
         Section("The model: size, window and cost of a context", pictures("parameters", "window", "context")),
-        Section(f"Openness: {sum(found for *_, found in openness)} of {len(openness)} found", [checklist(openness)]),
+        Section(f"Openness: {sum(there for *_, there in openness)} of {len(openness)} found", [checklist(openness)]),
         Section("Answers of each stage to the same questions", samples(shown)),
     ]
     title = f"The R1 pipeline, one run: {run.path.resolve().name}"
     return Page(title, finding(run, gains), [section for section in sections if section.parts])
 
 
-WORDS = {  # what a figure shows, for those who do not see it
+ALT = {  # what a figure shows, for those who do not see it
     "scores": "Bars: accuracy of the base, R1-Zero and the final stage by difficulty and kind.",
-    "flaws": "Lines over the stages: mixed language, repetition, untidy, malformed and truncated answers.",
+    "flaws": "Lines over the stages: lost language consistency, repetition, untidy, malformed, truncated answers.",
     "behaviour": "Lines over the stages by difficulty: tries, checks, corrections, wrong yes, reflective words.",
     "budget": "Lines: accuracy against the token budget of an answer.",
     "sft_loss": "Lines: loss of each fine-tuning over its steps, on batches and on held-out documents.",
@@ -124,8 +127,7 @@ def finding(run: Pipeline, gains: dict[str, tuple[float, float, float]]) -> str:
         said += [f"{run.label(name)} solves {value:.1%} of the test problems." for name, value in known.items()]
     zero, final = run.tests.get("r1-zero", {}), run.tests[run.final]
     if "language_consistency" in zero:
-        own = f"{zero['language_consistency']:.1%}"
-        said.append(f"{own} of the words of R1-Zero's thinking are in the language of the question.")
+        said.append(f"The mean language consistency of R1-Zero's thinking is {zero['language_consistency']:.3f}.")
     if run.final in known and run.final not in ("base", "r1-zero"):
         said.append(f"The final model, {run.label(run.final)}, solves {known[run.final]:.1%}")
         if gain := gains.get("gain/final"):
@@ -151,7 +153,7 @@ def _arrow(run: Pipeline) -> str:
 def claim_table(claims: list[Claim]) -> Table:
     """One row per claim."""
     rows = [[c.text, c.shown, c.threshold, "yes" if c.holds else "no"] for c in claims]
-    return Table(["claim", "this run", "reproduced if", "reproduced"], rows, words=4)
+    return Table(["claim", "this run", "reproduced if", "reproduced"], rows, text_columns=4)
 
 
 def quality(run: Pipeline, groups: tuple[list[str], list[str]]) -> list[str | Table]:
@@ -161,12 +163,12 @@ def quality(run: Pipeline, groups: tuple[list[str], list[str]]) -> list[str | Ta
     wanted = [("pass@1", "right answers")]
     wanted += [(f"pass@1_{name}", f"– {name}") for name in [*groups[0], *groups[1]]]
     ks = [key for key in dict.fromkeys(k for values in run.tests.values() for k in values) if _at_k(key)]
-    rows = [_row(run.tests, label, key, None) for key, label in wanted]
-    rows += [_row(run.tests, key, key, None) for key in ks]
-    rows += [_row(run.tests, "forced to answer at once", "forced", None)]
-    rows += [_row(run.tests, label, key, form) for key, label, form in PLAIN]
+    rows = [_row(run.tests, label, key) for key, label in wanted]
+    rows += [_row(run.tests, key, key) for key in ks]
+    rows += [_row(run.tests, "forced to answer at once", "forced")]
+    rows += [_row(run.tests, label, key, form) for key, label, form in MEANS]
     general = {name: run.general.get(name, {}) for name in run.tests}
-    rows += [_row(general, "general prompts: acceptable", "pass@1", None)]
+    rows += [_row(general, "general prompts: acceptable", "pass@1")]
     rows += [_row(general, "general prompts: preference", "preference", ".2f")]
     rows = [row for row in rows if set(row[1:]) != {"-"}]
     text = "In brackets: 95 % intervals over problems, each stage by itself; differences are paired (see the claims)."
@@ -178,22 +180,16 @@ def _at_k(key: str) -> bool:
     return name in ("maj", "pass") and k.isdigit() and k != "1"
 
 
-def _row(columns: dict[str, dict[str, float]], label: str, key: str, form: str | None) -> list[str]:
-    """One value of each stage: with its interval, or in the given format."""
-    cells = []
-    for values in columns.values():
-        if key not in values:
-            cells.append("-")
-        else:
-            cells.append(f"{values[key]:{form}}" if form else _share(values, key))
-    return [label, *cells]
+def _row(columns: dict[str, dict[str, float]], label: str, key: str, form: str = ".1%") -> list[str]:
+    """One value of each stage, with its interval where there is one."""
+    return [label, *(_cell(values, key, form) if key in values else "-" for values in columns.values())]
 
 
-def _share(values: dict[str, float], key: str) -> str:
+def _cell(values: dict[str, float], key: str, form: str) -> str:
     """`share`, where the ends of a group's interval are pass@1_low_GROUP."""
     whole, _, group = key.partition("_")
     suffix = f"_{group}" if group else ""
-    return share({f"{whole}{end}": values.get(f"{whole}{end}{suffix}") for end in ("", "_low", "_high")}, whole)
+    return share({f"{whole}{end}": values.get(f"{whole}{end}{suffix}") for end in ("", "_low", "_high")}, whole, form)
 
 
 def cost(run: Pipeline) -> Table:
@@ -206,7 +202,7 @@ def cost(run: Pipeline) -> Table:
         rows.append([stage.label, stage.kind, *cells])
     total = [sum(getattr(s, name) or 0 for s in run.stages.values()) for name in ("sampled", "trained", "seconds")]
     rows.append(["all", "", "", *map(number, total)])
-    return Table(["stage", "kind", "steps", "tokens sampled", "tokens trained on", "seconds"], rows, words=2)
+    return Table(["stage", "kind", "steps", "tokens sampled", "tokens trained on", "seconds"], rows, text_columns=2)
 
 
 def filters(run: Pipeline) -> list[Table]:
@@ -226,8 +222,8 @@ def _words(key: str) -> str:
 
 def checklist(openness: list[tuple[str, str, bool]]) -> Table:
     """One row per item; each was looked up when the report was made."""
-    rows = [["yes" if found else "no", item, files] for item, files, found in openness]
-    return Table(["there", "item", "file"], rows, words=3)
+    rows = [["yes" if there else "no", item, files] for item, files, there in openness]
+    return Table(["there", "item", "file"], rows, text_columns=3)
 
 
 def samples(shown: list[Shown]) -> list[str | Sample]:
@@ -265,9 +261,9 @@ def markdown(page: Page, folder: Path) -> str:
         for part in section.parts:
             if isinstance(part, Table):
                 rows = [[_quoted(cell) for cell in row] for row in part.rows]
-                lines.append(markdown_table([_quoted(cell) for cell in part.head], rows, part.words))
+                lines.append(markdown_table([_quoted(cell) for cell in part.head], rows, part.text_columns))
             elif isinstance(part, Picture):
-                lines.append(f"![{part.words}]({part.file.relative_to(folder).as_posix()})")
+                lines.append(f"![{part.alt}]({part.file.relative_to(folder).as_posix()})")
             elif isinstance(part, Sample):
                 lines += ["### Question", _fenced(part.question)]
                 for label, verdict, tokens, thinking, answer in part.answers:
@@ -354,17 +350,18 @@ pre.answer { margin-top: .5rem; padding-top: .5rem; border-top: 1px dashed var(-
 {% for part in section.parts %}
 {% if part|kind == "Table" %}
 <div class="scroll"><table>
-<thead><tr>{% for cell in part.head %}<th{% if loop.index0 < part.words %} class="text"{% endif %}>{{ cell }}</th>
+<thead><tr>
+{%- for cell in part.head %}<th{% if loop.index0 < part.text_columns %} class="text"{% endif %}>{{ cell }}</th>
 {% endfor %}</tr></thead>
 <tbody>
 {% for row in part.rows %}
-<tr>{% for cell in row %}<td class="{{ 'text' if loop.index0 < part.words else 'number' }}
+<tr>{% for cell in row %}<td class="{{ 'text' if loop.index0 < part.text_columns else 'number' }}
 {{- ' ' ~ cell if cell in ('yes', 'no') }}">{{ {"yes": "✓ yes", "no": "✗ no"}.get(cell, cell) }}</td>
 {% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
 {% elif part|kind == "Picture" %}
-<img alt="{{ part.words }}" src="data:image/png;base64,{{ part.file|inline }}">
+<img alt="{{ part.alt }}" src="data:image/png;base64,{{ part.file|inline }}">
 {% elif part|kind == "Sample" %}
 <h3>{{ part.question }}</h3>
 <div class="answers">

@@ -83,40 +83,30 @@ def read(path: Path) -> Pipeline:
         raise ValueError(f"{path} is no run of experiments/r1.py: expected stages in it such as {path}/base")
     tests, general = (_results(path / part) for part in ("test", "general"))
     answers, replies = _answers(path / "test", tests), _answers(path / "general", general)
-    for name, saved in replies.items():
-        grid = saved.answers.get("sampled", {})
-        liked = [score for row in grid.values() if math.isfinite(score := preference(row))]
-        general[name] |= {"preference": sum(liked) / len(liked)} if liked else {}
-    return Pipeline(
-        path, stages, tests, answers, general, replies, {name: spent(saved) for name, saved in answers.items()}
-    )
+    budget = {name: spent(saved) for name, saved in answers.items()}
+    return Pipeline(path, stages, tests, answers, general, replies, budget)
 
 
 def spent(saved: answer_file.Saved) -> dict[str, float]:
     """Accuracy at smaller token budgets, as budget/N/pass@1 with its interval.
 
-    It is exact without sampling again: an answer's tokens are the same under any budget, up to where that ends, and an
-    answer that is not finished by then is wrong.
+    It is exact without sampling again: an answer's tokens are the same under any budget, up to where that ends. Only an
+    answer that ends within the budget, its end token included, is right; unjudged ones do not count (as in `rights`).
     """
-    grid = [row for row in saved.answers.get("sampled", {}).values() if row]
+    judged = [[a for a in row if not a.unjudged] for row in saved.answers.get("sampled", {}).values()]
+    grid = [row for row in judged if row]
     if not grid:
         return {}
     longest, values = max(answer.tokens for row in grid for answer in row), {}
     for budget in [2**n for n in range(4, 16) if 2**n < longest] + [longest]:
-        per_problem = [sum(a.right and a.tokens <= budget for a in row) / len(row) for row in grid]
+        per_problem = [sum(a.right and not a.truncated and a.tokens <= budget for a in row) / len(row) for row in grid]
         interval = share_interval(per_problem)
         values |= dict(zip((f"budget/{budget}/pass@1{end}" for end in ("", "_low", "_high")), interval))
     return values
 
 
-def preference(row: list[Answer]) -> float:
-    """The mean of the verifier's scores["preference"]; NaN for answers without."""
-    scores = [answer.scores["preference"] for answer in row if "preference" in answer.scores]
-    return sum(scores) / len(scores) if scores else math.nan
-
-
 def _stage(folder: Path, label: str, kind: str, start: float, clock: float | None) -> Stage:
-    """clock: the seconds of a stage that does not report its own."""
+    """clock: the seconds that the pipeline measured; None: those that the stage reports itself."""
     result = finite(read_json(folder / "result.json"))
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     rows = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
@@ -126,15 +116,15 @@ def _stage(folder: Path, label: str, kind: str, start: float, clock: float | Non
     sampled = result.get("tokens") if kind == "sampling" else sampled
     trained = {"RL": sampled and sampled * (config.get("epochs") or 1), "SFT": result.get("tokens")}
     trained["pre-training"] = config.get("batch", 0) * (config.get("steps") or 0)
-    seconds = sum(own) if own else clock
+    seconds = clock if clock is not None else sum(own) if own else None
     return Stage(label, kind, config, rows, result, start, seconds, trained.get(kind) or None, sampled or None)
 
 
 def _results(folder: Path) -> dict[str, dict[str, float]]:
     """The measured values of each stage that has been measured."""
     files = {name: folder / name / "result.json" for name in STAGES}
-    found = {name: finite(read_json(file)) for name, file in files.items() if file.exists()}
-    return {name: values for name, values in found.items() if values}
+    results = {name: finite(read_json(file)) for name, file in files.items() if file.exists()}
+    return {name: values for name, values in results.items() if values}
 
 
 def _answers(folder: Path, measured: dict) -> dict[str, answer_file.Saved]:

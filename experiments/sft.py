@@ -29,8 +29,8 @@ from torch import Tensor
 
 from experiments import sft_figure
 from minir1 import chat_data, checkpoint, cli, memory, policy
-from minir1.chat_data import Document, laid_out
-from minir1.data import packed, passes
+from minir1.chat_data import Document, microbatches
+from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.log import open_run, progress_line, read_metrics, steps
 from minir1.losses import nll
@@ -96,8 +96,7 @@ def speed_of_balance(model: Transformer, config: Config) -> float:
 def loss_backward(model: Transformer, documents: list[Document], microbatch: int) -> tuple[float, list[Tensor]]:
     """Adds the gradient of the loss on these documents; returns the loss, and the load of each MoE layer."""
     total, loss, loads = sum(sum(document.trained) for document in documents), 0.0, []
-    for part in packed([len(document.tokens) for document in documents], microbatch):
-        tokens, cu_seqlens, trained = laid_out([documents[i] for i in part], model.device)
+    for tokens, cu_seqlens, trained in microbatches(documents, microbatch, model.device):
         record: list[Routing] = []
         logp = model.logprob(tokens, cu_seqlens=cu_seqlens, mask=trained, record=record)
         share = weighted_sum(token_mean(trained, total), nll(logp))
@@ -111,8 +110,7 @@ def loss_backward(model: Transformer, documents: list[Document], microbatch: int
 def measure(model: Transformer, documents: list[Document], microbatch: int) -> dict[str, float]:
     """The loss on held-out documents, over all of their answer tokens; nothing without documents."""
     total, loss = sum(sum(document.trained) for document in documents), 0.0
-    for part in packed([len(document.tokens) for document in documents], microbatch):
-        tokens, cu_seqlens, trained = laid_out([documents[i] for i in part], model.device)
+    for tokens, cu_seqlens, trained in microbatches(documents, microbatch, model.device):
         logp = model.logprob(tokens, cu_seqlens=cu_seqlens, mask=trained)
         loss += weighted_sum(token_mean(trained, total), nll(logp)).item()
     return {"eval/loss": loss} if documents else {}

@@ -27,6 +27,7 @@ class Saved(NamedTuple):
     settings: dict
     answers: Answers
     asked: dict[int, tuple[str, str]]  # index of a problem -> its prompt and reference
+    about: dict[int, tuple[str, str]]  # index of a problem -> its subject and language; "" where the file has none
 
 
 def begin(path: Path, settings: Mapping, problems: Sequence[Problem], resume: bool) -> Answers:
@@ -56,7 +57,7 @@ def append(
     with path.open("a", encoding="utf-8") as file:
         for index, problem, answers in zip(indices, problems, grid):
             record = {"kind": kind, "index": index, "prompt": problem.prompt, "reference": problem.reference}
-            record |= {"subject": problem.subject, "level": problem.level}
+            record |= {"subject": problem.subject, "level": problem.level, "language": problem.language}
             record |= {"answers": [dataclasses.asdict(answer) for answer in answers]}
             file.write(json.dumps(plain(record), ensure_ascii=False) + "\n")
 
@@ -67,7 +68,7 @@ def read(path: Path) -> Saved:
     if not path.is_file():
         raise ValueError(f"there is no file {path}: expected the answers.jsonl of an evaluation, or its folder")
     *lines, torn = path.read_bytes().split(b"\n")
-    number, saved = 1, Saved({}, {}, {})
+    number, saved = 1, Saved({}, {}, {}, {})
     try:
         saved.settings.update(parse_json(lines[0])["settings"])
         for number, line in enumerate(lines[1:], start=2):
@@ -75,6 +76,7 @@ def read(path: Path) -> Saved:
             group = [Answer(**answer) for answer in record["answers"]]
             saved.answers.setdefault(record["kind"], {})[record["index"]] = group
             saved.asked[record["index"]] = record["prompt"], record["reference"]
+            saved.about[record["index"]] = record.get("subject", ""), record.get("language", "")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         shown = lines[number - 1][:60] if lines else b""
         raise ValueError(f"{path}, line {number}: no answers of an evaluation, but {shown!r}") from error

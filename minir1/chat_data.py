@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minir1 import templates
-from minir1.data import end_to_end
+from minir1.data import end_to_end, packed
 from minir1.preference_data import spoken
 from minir1.tasks.published import records
 from minir1.tokenizer import Tokenizer
@@ -168,7 +168,7 @@ def _turn(tokenizer: Tokenizer, messages: Sequence[tuple[str, str]]) -> tuple[st
     if "</think>" not in content:
         raise ValueError("the chat template does not write the answer after its prompt")
     opened = templates.opened(before)
-    begun = before[before.rindex(opened[:7]) :] if opened else ""  # with the white space after it
+    begun = before[before.rindex("<think>") :] if opened else ""  # with the white space after it
     return before, content.removeprefix(begun).removeprefix(opened), end
 
 
@@ -184,7 +184,8 @@ def split(documents: Sequence[Document], share: float) -> tuple[list[Document], 
     largest = max(share, min(numbers.values()))
     train = [document for document in documents if numbers[document.prompt] > largest]
     if not train:
-        raise ValueError(f"held_out = {share} of {len(numbers)} prompts leaves none to train on")
+        none = f"held_out = {share} of {len(numbers)} prompts leaves none to train on"
+        raise ValueError(f"{none}: give more prompts, or --held-out 0")
     return train, [document for document in documents if numbers[document.prompt] <= largest]
 
 
@@ -198,3 +199,9 @@ def laid_out(documents: Sequence[Document], device=None) -> tuple[Tensor, Tensor
     tokens, cu_seqlens = end_to_end([document.tokens for document in documents], device)
     trained = [trains for document in documents for trains in document.trained]
     return tokens, cu_seqlens, torch.tensor(trained, dtype=torch.bool, device=device)
+
+
+def microbatches(documents: Sequence[Document], budget: int, device=None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """All documents, in batches of at most `budget` tokens (`packed`), each as from `laid_out`."""
+    for part in packed([len(document.tokens) for document in documents], budget):
+        yield laid_out([documents[i] for i in part], device)

@@ -34,10 +34,10 @@ def new_file(config, *names: str) -> None:
                 raise ValueError(f"{name} = {path}: name a file, in a folder that can be written to")
 
 
-def same_steps(steps: int, began_with: int) -> None:
-    """A resumed run has as many steps as it began with: for runs whose learning rate follows the number of steps."""
+def same_steps(steps: int, began_with: int, why: str = "the learning rate follows it") -> None:
+    """A resumed run has as many steps as it began with. why: what depends on their number."""
     if steps != began_with:
-        raise ValueError(f"steps = {steps}: the learning rate follows it, so this run resumes with {began_with} only")
+        raise ValueError(f"steps = {steps}: {why}, so this run resumes with {began_with} only")
 
 
 def _check(config, names: tuple[str, ...], allowed: str, ok: Callable[[float], bool]) -> None:

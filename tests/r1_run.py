@@ -25,6 +25,7 @@ TESTED = {  # stage -> accuracy, length, language consistency, repetition, tidin
 }  # fmt: skip
 SECONDS = {"base": 600, "r1-zero": 420, "cold-start": 35, "sft-1": 40, "rl-1": 200, "general-data": 20, "rejection": 60,
            "sft-2": 90, "pairs": 25, "reward-model": 45, "rl-2": 180}  # fmt: skip
+OWN = {name: seconds - 3 for name, seconds in SECONDS.items()}  # without the time in which a script starts
 HOSTILE = '<think>```` <script>alert("x")</script> & \u202e \x00 |pipe| <img src=http://x.y/z>'  # never closed
 WORLD = tasks.load("world")
 PROBLEMS = tasks.spread(WORLD.problems("test"), 60)
@@ -40,7 +41,7 @@ def build(path: Path, stages=tuple(SECONDS), tested=tuple(TESTED), checkpoint: b
         tokenizer = word_level(*WORLD.vocabulary())
         hf.save(Transformer(sized(tokenizer.size)), tokenizer, step)
         (path / "base" / "checkpoint" / "latest").write_text("step-000010\n")
-    write_json(path / "result.json", {f"seconds/{name}": SECONDS[name] + 0.5 * (name != "pairs") for name in stages})
+    write_json(path / "result.json", {f"seconds/{name}": SECONDS[name] for name in stages})
     for name in tested:
         write_test(path, name)
     return path
@@ -58,12 +59,13 @@ def write_stage(folder: Path, name: str) -> None:
     config, result = {"seed": 0, "steps": steps}, {}
     if name == "base":
         config |= {"batch": 4096, "task": "world"}
-        result = {"seconds/pretrain": SECONDS[name], "skill/sums": 0.97}
+        result = {"seconds/pretrain": OWN[name], "skill/sums": 0.97}
         for row in rows[1:]:
             row["train/loss"] = 0.6 + 3 * math.exp(-row["step"] / 10) + rng.gauss(0, 0.02)
     elif name in ("r1-zero", "rl-1", "rl-2"):
         config |= {"task": "world", "epochs": 1, "max_completion_length": 160}
-        result = {"seconds/rl": SECONDS[name]}
+        config["temperature"] = 0.7 if name == "rl-2" else 1.0
+        result = {"seconds/rl": OWN[name]}
         for row in rows[1:]:
             share = 0.2 + 0.5 * (1 - math.exp(-row["step"] / 15)) if name == "r1-zero" else 0.65
             row |= {"train/reward": share + 0.1 + rng.gauss(0, 0.03), "train/sampled_tokens": 9000}
@@ -71,7 +73,7 @@ def write_stage(folder: Path, name: str) -> None:
                 row["eval/pass@1"] = share
         rows[0]["eval/pass@1"] = 0.2 if name == "r1-zero" else 0.65
     elif name in ("sft-1", "sft-2"):
-        result = {"before/loss": 0.9, "after/loss": 0.3, "tokens": 250_000, "seconds/sft": SECONDS[name]}
+        result = {"before/loss": 0.9, "after/loss": 0.3, "tokens": 250_000, "seconds/sft": OWN[name]}
         for row in rows:
             row["train/loss"] = 0.3 + 0.6 * math.exp(-row["step"] / 12) + rng.gauss(0, 0.03)
             if row["step"] % 20 == 0:
@@ -79,14 +81,14 @@ def write_stage(folder: Path, name: str) -> None:
         del rows[0]["train/loss"]
     elif name in ("cold-start", "general-data", "rejection"):
         removed = {"removed/truncated": 100, "removed/wrong": 2000, "removed/mixed": 700, "removed/duplicate": 300}
-        result = {"sampled": 4000, **removed, "kept": 900, "tokens": 200_000, "seconds": SECONDS[name]}
+        result = {"sampled": 4000, **removed, "kept": 900, "tokens": 200_000, "seconds": OWN[name]}
         folder.mkdir(parents=True)
         (folder / "kept.jsonl").write_text('{"messages": []}\n')
     elif name == "pairs":
-        result = {"train/pairs": 400}  # its seconds are in the result of the whole
+        result = {"train/pairs": 400, "tokens": 30_000}  # its seconds are in the result of the whole
     else:
         result = {"eval/accuracy": 0.86, "eval/accuracy_low": 0.8, "eval/accuracy_high": 0.91}
-        result["seconds/train"] = SECONDS[name]
+        result["seconds/train"] = OWN[name]
     write_json(folder / "result.json", result)
     if name not in ("cold-start", "general-data", "rejection", "pairs"):
         write_json(folder / "config.json", config)
@@ -138,4 +140,6 @@ def write_general(folder: Path, accuracy: float) -> None:
     answer_file.begin(folder / "answers.jsonl", {"task": "world:talk"}, talk, resume=False)
     answer_file.append(folder / "answers.jsonl", "sampled", range(len(talk)), talk, grid)
     general = {"pass@1": accuracy, "pass@1_low": accuracy - 0.1, "pass@1_high": accuracy + 0.1}
+    liked = scores["preference"]
+    general |= {"preference": liked, "preference_low": liked - 0.01, "preference_high": liked + 0.01}
     write_json(folder / "result.json", general)

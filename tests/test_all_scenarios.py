@@ -79,16 +79,20 @@ def consistent(monkeypatch):
     monkeypatch.setattr(all_scenarios, "language_consistency", lambda text, language: CONSISTENT[text, language])
 
 
+def rewarded(answers: list[list[Answer]], config, *scores: torch.Tensor) -> torch.Tensor:
+    return all_scenarios.reward(answers, config, all_scenarios.language(PROBLEMS, answers), *scores)
+
+
 def test_reasoning_is_rewarded_by_the_rules(consistent):
     answers = [[answer("a", True, True), answer("b", False, True)]]
     answers += [[answer("a", False, False), answer("b", True, False)]]
     config = replace(TOY, format_weight=0.1, language_weight=0.4)
     want = torch.tensor([[1.5, 0.3], [0.0, 1.1]])
-    torch.testing.assert_close(all_scenarios.reward(PROBLEMS, answers, config), want)
-    without = all_scenarios.reward(PROBLEMS, answers, replace(config, language_weight=0.0, accuracy_weight=2.0))
+    torch.testing.assert_close(rewarded(answers, config), want)
+    without = all_scenarios.reward(answers, replace(config, accuracy_weight=2.0))
     torch.testing.assert_close(without, torch.tensor([[2.1, 0.1], [0.0, 2.0]]))
     answers[0][1] = answer("b", False, True, unjudged=True)  # neither praised nor blamed: the mean of its group
-    torch.testing.assert_close(all_scenarios.reward(PROBLEMS, answers, config)[0], torch.tensor([1.5, 1.5]))
+    torch.testing.assert_close(rewarded(answers, config)[0], torch.tensor([1.5, 1.5]))
 
 
 def test_general_answers_are_rewarded_by_the_model_in_deviations_and_the_rules(consistent):
@@ -98,9 +102,9 @@ def test_general_answers_are_rewarded_by_the_model_in_deviations_and_the_rules(c
     config, scores = replace(TOY, language_weight=0.4), torch.tensor([[0.0, 2.0], [4.0, 6.0]])
     standard = torch.tensor([[-3.0, -1.0], [1.0, 3.0]]) / (20 / 3) ** 0.5
     want = standard + torch.tensor([[0.5, 0.3], [0.0, 0.1]])
-    torch.testing.assert_close(all_scenarios.reward(PROBLEMS, answers, config, scores), want)
-    torch.testing.assert_close(all_scenarios.reward(PROBLEMS, answers, config, 100 * scores - 7), want)
-    equal = all_scenarios.reward(PROBLEMS, answers, config, torch.full((2, 2), 5.0))
+    torch.testing.assert_close(rewarded(answers, config, scores), want)
+    torch.testing.assert_close(rewarded(answers, config, 100 * scores - 7), want)
+    equal = rewarded(answers, config, torch.full((2, 2), 5.0))
     torch.testing.assert_close(equal, want - standard)
 
 
@@ -146,7 +150,7 @@ def test_what_is_logged(toy, whole):
         assert row["train/reward"] == pytest.approx(part[0].mean().item())  # of reasoning
     scores = [args[3].mean().item() for name, args, _ in calls if name == "reward" and len(args) == 4]
     assert [row["train/reward_model"] for row in rows[3:]] == scores
-    reasoning = [args[1] for name, args, _ in calls if name == "reward" and len(args) == 3]
+    reasoning = [args[0] for name, args, _ in calls if name == "reward" and len(args) == 3]
     for row, answers in zip(rows[1:], reasoning):
         flat = [a for group in answers for a in group]
         assert row["train/accuracy"] == sum(a.right for a in flat) / len(flat)

@@ -9,7 +9,7 @@ from minir1 import answer_file
 from minir1.judge import Answer
 from minir1.tasks import Problem
 
-PROBLEMS = [Problem(f"q{i}\u2028\n", str(i), level="2", subject="Algebra") for i in range(3)]
+PROBLEMS = [Problem(f"q{i}\u2028\n", str(i), "zh", "2", subject="Algebra") for i in range(3)]
 SETTINGS = {"task": "toy", "temperature": 0.5, "weights": {"model.safetensors": "9f"}}
 GRID = [[Answer(f"a{i}\n\u2028é", 3, False, i == 1, True, 0.25, i == 2, "late" * (i == 2), {"accuracy": i / 2})]
         for i in range(3)]  # fmt: skip
@@ -25,11 +25,17 @@ def path(tmp_path):
 
 def test_answers_are_read_as_written(path):
     answer_file.append(path, "greedy", [1], PROBLEMS[1:2], GRID[1:2])
-    settings, answers, asked = answer_file.read(path)
+    settings, answers, asked, about = answer_file.read(path)
     assert settings == SETTINGS and answers == {"sampled": {2: GRID[2], 0: GRID[0]}, "greedy": {1: GRID[1]}}
     assert asked == {i: (PROBLEMS[i].prompt, str(i)) for i in (2, 0, 1)}
+    assert about == dict.fromkeys((2, 0, 1), ("Algebra", "zh"))
     line = json.loads(path.read_bytes().split(b"\n")[1])
     assert (line["kind"], line["level"], line["subject"]) == ("sampled", "2", "Algebra")
+
+
+def test_an_older_file_without_languages_is_read(path):
+    path.write_text(path.read_text(encoding="utf-8").replace(', "language": "zh"', ""), encoding="utf-8")
+    assert answer_file.read(path).about == dict.fromkeys((2, 0), ("Algebra", ""))
 
 
 def test_an_older_file_without_scores_is_read(path):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tokenizer import LLAMA, QWEN, R1, pair
 
-from minir1.chat_data import Document, laid_out, load, read, split, tokenise
+from minir1.chat_data import Document, laid_out, load, microbatches, read, split, tokenise
 from minir1.templates import prompt
 from minir1.tokenizer import EOS, PAD, TAGS, TEMPLATE, Tokenizer, train_bpe, word_level
 
@@ -333,7 +333,7 @@ def test_at_least_one_prompt_is_held_out_and_one_is_trained():
     train, held_out = split([document(text) for text in "aabb"], 1e-9)
     assert len(train) == len(held_out) == 2
     for documents, share in (([document("a")] * 3, 0.05), ([document(text) for text in "abc"], 1.0)):
-        with pytest.raises(ValueError, match=f"held_out = {share} of .* prompts leaves none to train on"):
+        with pytest.raises(ValueError, match=f"held_out = {share} of .* leaves none to train on: give more .*--held-out 0"):
             split(documents, share)
 
 
@@ -341,6 +341,15 @@ def test_documents_end_to_end():
     tokens, cu_seqlens, trained = laid_out([Document([5, 6, 7], [False, True, True], ""), document("", 8)])
     assert tokens.tolist() == [5, 6, 7, 8, 9] and cu_seqlens.tolist() == [0, 3, 5]
     assert trained.tolist() == [False, True, True, False, True]
+
+
+def test_microbatches_hold_every_document_once():
+    rows = [list(range(first, first + length)) for first, length in ((1, 3), (11, 2), (21, 5), (31, 4))]
+    documents = [Document(row, [False] + [True] * (len(row) - 1), "") for row in rows]
+    parts = list(microbatches(documents, 6))
+    assert [tokens.tolist() for tokens, *_ in parts] == [[11, 12, 1, 2, 3], [31, 32, 33, 34], [21, 22, 23, 24, 25]]
+    assert [cu_seqlens.tolist() for _, cu_seqlens, _ in parts] == [[0, 2, 5], [0, 4], [0, 5]]
+    assert [trained.tolist().count(False) for *_, trained in parts] == [2, 1, 1]
 
 
 def test_a_saved_folder_trains_the_same_tokens(tmp_path):

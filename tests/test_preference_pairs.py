@@ -119,6 +119,7 @@ def test_files_hold_pairs_of_their_split_that_the_rules_agree_with(base, tmp_pat
     config = preference_pairs.Config(checkpoint=base, problems=20, num_generations=6, pairs=3, out=tmp_path / "pairs")
     result = preference_pairs.main(config)
     assert result == json.loads((config.out / "result.json").read_text())
+    assert result["tokens"] == 2 * 20 * (7 + 8 + 9 + 10 + 11 + 12)  # of both splits, the pairs' and the others'
     known = {p.prompt: p for p in countdown.all_problems()}
     for name, split in (("train", "train"), ("held_out", "validation")):
         pairs = read_pairs(config.out / f"{name}.jsonl")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import r1_run
 import torch
+from matplotlib.text import Text
 from r1_run import HOSTILE, PROBLEMS, SMALL, TESTED, build
 
 from experiments import report, report_claims, report_figures, report_model_figures, report_page, report_run
@@ -109,6 +110,25 @@ def test_every_figure_is_drawn_and_linked_in_markdown(whole):
         assert data.startswith(b"\x89PNG") and int.from_bytes(data[16:20], "big") == 12 * DPI
 
 
+def texts(figure) -> str:
+    """All that is written in a figure."""
+    return " | ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_the_figure_of_rewards_says_the_temperature_of_each_stage(built, tmp_path):
+    run = report_run.read(built)
+    said = texts(report_figures.rl_reward(run, tmp_path / "a.png"))
+    assert "R1-Zero, T = 1 |" in said and "RL 2, T = 0.7 |" in said and "sums of different parts" in said
+    one = run._replace(stages={"r1-zero": run.stages["r1-zero"]})
+    assert "sums of different parts" not in texts(report_figures.rl_reward(one, tmp_path / "a.png"))
+
+
+def test_language_consistency_is_called_by_its_name(built, whole, tmp_path):
+    assert "The mean language consistency of R1-Zero's thinking is 0.720." in Seen(html_of(whole[0])).text
+    said = texts(report_figures.flaws(report_run.read(built), tmp_path / "a.png"))
+    assert "Flaws by stage: language consistency 0.700 → 0.992" in said and "language consistency below 1" in said
+
+
 def test_what_a_model_writes_is_shown_and_is_no_markup(whole):
     seen = Seen(html_of(whole[0]))
     assert '<script>alert("x")</script>' in seen.text and "<img src=http://x.y/z>" in seen.text
@@ -157,17 +177,25 @@ def test_the_table_of_costs_adds_up(built):
     rows = {row[0]: row[1:] for row in report_page.cost(report_run.read(built)).rows}
     assert rows["Base"] == ["pre-training", "60", "-", "245,760", "600"]  # 60 steps of 4,096
     assert rows["R1-Zero"] == ["RL", "60", "540,000", "540,000", "420"]  # 60 steps of 9,000
-    assert rows["Preference pairs"] == ["sampling", "-", "-", "-", "25"]  # as r1.py measured it
-    assert rows["all"] == ["", "", "2,220,000", "2,365,760", "1,715"]
+    assert rows["Preference pairs"] == ["sampling", "-", "30,000", "-", "25"]  # as r1.py measured it
+    assert rows["all"] == ["", "", "2,250,000", "2,365,760", "1,715"]
+
+
+def test_the_seconds_of_a_stage_are_the_pipelines_or_else_its_own(copy):
+    assert report_run.read(copy).stages["sft-1"].seconds == 40
+    (copy / "result.json").unlink()
+    stages = report_run.read(copy).stages
+    assert stages["sft-1"].seconds == 37 and stages["pairs"].seconds is None and stages["rl-1"].start == 1083
 
 
 def test_the_questions_are_of_different_kinds_in_both_languages(built):
     first, second, third = report.shown(report_run.read(built))
+    spoken = {p.prompt: p.language for p in PROBLEMS}
     kinds = list(dict.fromkeys(p.subject for p in PROBLEMS))
     assert [one.subject for one in (first, second, third)] == [kinds[0], kinds[2], kinds[4]]
-    assert [report.language(one.prompt) for one in (first, second, third)] == ["en", "zh", "en"]
+    assert [spoken[one.prompt] for one in (first, second, third)] == ["en", "zh", "en"]
     for one in (first, second, third):
-        of_kind = [p for p in PROBLEMS if p.subject == one.subject and p.language == report.language(one.prompt)]
+        of_kind = [p for p in PROBLEMS if p.subject == one.subject and p.language == spoken[one.prompt]]
         assert one.prompt == of_kind[0].prompt
         assert list(one.answers) == ["Base", "R1-Zero", "SFT 1", "RL 1", "SFT 2", "RL 2"]
     assert first.answers["Base"].text == HOSTILE
@@ -183,10 +211,29 @@ def test_an_answer_is_split_after_its_thinking():
 
 
 def pipeline(path: Path, tests: dict, answers: dict | None = None, **more) -> report_run.Pipeline:
-    """A pipeline of these results alone; answers: stage -> whether each answer is right, by problem."""
-    make = lambda row: [Answer("", 10 + 5 * right, False, bool(right), True) for right in row]
+    """A pipeline of these results alone; answers: stage -> whether each answer is right, by problem.
+
+    A right answer is 1, a wrong one is 2, after as many checks as `checked` has for the stage, else none.
+    """
+    checked = more.pop("checked", {})
+    make = lambda row, checks: [
+        Answer(
+            f"<think>{'1=1:1 yes\n' * checks}</think><answer>{2 - right}</answer>",
+            10 + 5 * right,
+            False,
+            right > 0,
+            True,
+        )
+        for right in row
+    ]
+    problem = PROBLEMS[0]
     saved = {
-        name: answer_file.Saved({}, {"sampled": {p: make(row) for p, row in enumerate(grid)}}, {})
+        name: answer_file.Saved(
+            {"task": "world"},
+            {"sampled": {p: make(row, checked.get(name, 0)) for p, row in enumerate(grid)}},
+            {p: (problem.prompt, problem.reference) for p in range(len(grid))},
+            {p: (problem.subject, problem.language) for p in range(len(grid))},
+        )
         for name, grid in (answers or {}).items()
     }
     parts = {"stages": {}, "general": {}, "replies": {}, "budget": {}} | more
@@ -196,7 +243,7 @@ def pipeline(path: Path, tests: dict, answers: dict | None = None, **more) -> re
 def liked(preference: float) -> answer_file.Saved:
     """One answer to each of two general prompts, of this preference."""
     answer = Answer("", 1, False, True, True, scores={"preference": preference})
-    return answer_file.Saved({}, {"sampled": {0: [answer], 1: [answer]}}, {})
+    return answer_file.Saved({}, {"sampled": {0: [answer], 1: [answer]}}, {}, {})
 
 
 def test_differences_are_paired_over_problems(tmp_path):
@@ -239,22 +286,50 @@ def test_the_final_model_is_level_if_the_interval_ends_above_minus_two_points(tm
 def test_claims_that_do_not_hold_say_no(tmp_path):
     base = {"pass@1": 0.5, "checks": 2.0}
     zero = {"pass@1": 0.5, "pass@1_low": 0.4, "forced": 0.3, "forced_low": 0.2, "forced_high": 0.41, "checks": 2.1}
-    zero |= {"language_consistency": 0.99, "maj@4": 0.5, "maj@8": 0.45}
+    zero |= {"language_consistency": 0.99, "maj@2": 0.5}
     answers = {"base": [[1, 0]] * 9, "r1-zero": [[1, 0]] * 9}
     general = {"sft-2": {"preference": 0.5}, "rl-2": {"preference": 0.49}}
     replies = {name: liked(values["preference"]) for name, values in general.items()}
     more = {"general": general, "replies": replies}
-    found = report_claims.claims(pipeline(tmp_path, {"base": base, "r1-zero": zero}, answers, **more))
-    assert len(found) == 7 and not any(claim.holds for claim in found)
-    assert "R1-Zero: 50.0% by one answer, 45.0% by maj@8" == found[-1].shown
+    claims = report_claims.claims(pipeline(tmp_path, {"base": base, "r1-zero": zero}, answers, **more))
+    assert len(claims) == 7 and not any(claim.holds for claim in claims)
+    assert claims[-1].shown == "R1-Zero: 50.0% by one answer, 50.0% by maj@2: +0.0 points [0.0, 0.0]"
+
+
+def test_the_majority_must_beat_one_answer_significantly(tmp_path):
+    tests = {"r1-zero": {"pass@1": 0.6, "maj@3": 0.8, "maj@2": 0.6}}
+    for grid, shown, holds in (
+        ([[1, 1, 0]] * 12, "+33.3 points [33.3, 33.3]", True),  # ⅔ right, of which the majority makes 1
+        ([[1, 1, 0]] * 2 + [[1, 0, 0]], "+11.1 points [-33.3, 33.3]", False),
+    ):
+        claim = report_claims.claims(pipeline(tmp_path, tests, {"r1-zero": grid}))[-1]
+        assert claim.shown == f"R1-Zero: 60.0% by one answer, 80.0% by maj@3: {shown}" and claim.holds is holds
+
+
+def test_more_checks_must_be_significant(tmp_path):
+    tests = {"base": {"pass@1": 1.0, "checks": 2.0}, "r1-zero": {"pass@1": 1.0, "checks": 3.0}}
+    answers = {"base": [[1]] * 9, "r1-zero": [[1]] * 9}
+    for checked, shown, holds in (({"base": 2, "r1-zero": 3}, "+1.00 [1.00, 1.00]", True),
+                                  ({"base": 2, "r1-zero": 2}, "+0.00 [0.00, 0.00]", False)):  # fmt: skip
+        run = pipeline(tmp_path, tests, answers, checked=checked)
+        claim = next(c for c in report_claims.claims(run) if "Checking" in c.text)
+        assert claim.shown == f"2.00 → 3.00 explicit checks per answer: {shown}" and claim.holds is holds
+
+
+def test_claims_that_need_a_task_which_is_gone_are_left_out(tmp_path):
+    run = pipeline(tmp_path, {"r1-zero": {"pass@1": 0.6, "maj@3": 0.8}}, {"r1-zero": [[1, 1, 0]]})
+    run.answers["r1-zero"].settings["task"] = "gone.py"
+    assert not [c for c in report_claims.claims(run) if "majority" in c.text]
 
 
 def test_preferences_are_those_of_the_verifier(built, tmp_path):
     run = report_run.read(built)
     assert run.general["sft-2"]["preference"] == pytest.approx(0.74)
     claim = next(c for c in report_claims.claims(run) if "prefer" in c.text)
-    assert claim.holds and claim.shown.startswith("preference 0.74 → 0.77: +0.03 [0.03, 0.03]; the reward model agrees")
-    assert math.isnan(report_run.preference([Answer("", 1, False, True, True)]))
+    assert claim.holds and claim.shown.startswith(
+        "preference 0.74 [0.73, 0.75] → 0.77 [0.76, 0.78]: +0.03 [0.03, 0.03], paired; the reward model agrees"
+    )
+    assert math.isnan(report_claims.preference([Answer("", 1, False, True, True)]))
 
 
 def test_the_cost_of_the_language_reward_stands_beside_it(tmp_path):
@@ -375,9 +450,21 @@ def test_an_old_figure_does_not_stay(copy, monkeypatch):
 def test_accuracy_at_a_smaller_budget_counts_the_answers_that_end_by_then():
     answer = lambda tokens, right: Answer("", tokens, False, right, True)
     rows = {0: [answer(10, True), answer(40, True)], 1: [answer(16, True), answer(20, False)]}
-    values = report_run.spent(answer_file.Saved({}, {"sampled": rows}, {}))
+    values = report_run.spent(answer_file.Saved({}, {"sampled": rows}, {}, {}))
     assert [values[f"budget/{at}/pass@1"] for at in (16, 32, 40)] == [0.5, 0.5, 0.75]
-    assert report_run.spent(answer_file.Saved({}, {}, {})) == {}
+    assert report_run.spent(answer_file.Saved({}, {}, {}, {})) == {}
+
+
+def test_what_is_truncated_is_right_at_no_budget_and_what_is_unjudged_counts_in_none():
+    answer = lambda tokens, truncated=False, unjudged=False: Answer(
+        "", tokens, truncated, not unjudged, True, unjudged=unjudged
+    )
+    rows = {0: [answer(10), answer(20, truncated=True)], 1: [answer(9), answer(9, unjudged=True)]}
+    rows[2] = [answer(64, unjudged=True)]
+    values = report_run.spent(answer_file.Saved({}, {"sampled": rows}, {}, {}))
+    assert {key: x for key, x in values.items() if key.endswith("pass@1")} == {
+        "budget/16/pass@1": 0.75, "budget/20/pass@1": 0.75
+    }  # fmt: skip
 
 
 # ---- openness and the model --------------------------------------------------------------------

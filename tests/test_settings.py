@@ -64,6 +64,8 @@ def test_a_run_resumes_with_its_own_number_of_steps():
     same_steps(9, 9)
     with pytest.raises(ValueError, match="^steps = 12: the learning rate follows it, so this run resumes with 9 only$"):
         same_steps(12, 9)
+    with pytest.raises(ValueError, match="^steps = 12: the last ones differ, so this run resumes with 9 only$"):
+        same_steps(12, 9, "the last ones differ")
 
 
 # ---- every script's Config ---------------------------------------------------------------------

@@ -4,7 +4,8 @@
 
 All settings are experiments/variants/hybrid.py with the same steps, and imitate the same dialogues: sft.jsonl in --out,
 of any layout that minir1/chat_data.py reads, such as what experiments/reject_sample.py keeps of the base's answers.
-α = 1 is GRPO alone. α = 0 is supervised fine-tuning alone; it has as many optimizer steps, and needs no answers.
+α = 1 is GRPO alone. α = 0 is supervised fine-tuning alone; it has as many optimizer steps, and its loss
+uses no answers: they are sampled for the log alone.
 """
 
 from __future__ import annotations

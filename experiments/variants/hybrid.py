@@ -23,8 +23,8 @@ from torch import Tensor
 
 from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import group_advantages
-from minir1.chat_data import Document, laid_out, load
-from minir1.data import by_tokens, packed
+from minir1.chat_data import Document, load, microbatches
+from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.judge import NO_THINK, Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
@@ -127,8 +127,7 @@ def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor
 def imitate(model, documents: list[Document], config: Config) -> float:
     """Add the gradient of (1-α)·L_SFT; returns L_SFT, nats per token."""
     tokens, nats = sum(sum(document.trained) for document in documents), 0.0
-    for part in packed([len(document.tokens) for document in documents], config.microbatch):
-        flat, cu_seqlens, trained = laid_out([documents[i] for i in part], model.device)
+    for flat, cu_seqlens, trained in microbatches(documents, config.microbatch, model.device):
         loss = nll(model.logprob(flat, cu_seqlens=cu_seqlens, mask=trained))
         weight = token_mean(trained, tokens)
         weighted_sum((1 - config.alpha) * weight, loss).backward()
@@ -139,17 +138,16 @@ def imitate(model, documents: list[Document], config: Config) -> float:
 def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Config, step: int, documents: list):
     """Update the policy on B = P·G rows. advantage: fp32 [B]; ref_logp: fp32 [B, T]. Returns averages over updates."""
     averages, device = Averages(), rollout.tokens.device
-    trained = rollout.mask
     for epoch in range(config.epochs):
         order = torch.randperm(len(advantage), generator=generator(config.seed, step, epoch)).to(device)
         rng = python_random(config.seed, step, epoch)
         for minibatch in order.tensor_split(config.num_minibatches):
-            answers, tokens = int(trained[minibatch].any(1).sum()), int(trained[minibatch].sum())
+            answers, tokens = int(rollout.mask[minibatch].any(1).sum()), int(rollout.mask[minibatch].sum())
             for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
                 T = batch.tokens.shape[1]
-                mask, A = trained[rows, :T], advantage[rows].unsqueeze(1).expand(-1, T)
+                mask, A = rollout.mask[rows, :T], advantage[rows].unsqueeze(1).expand(-1, T)
                 logp = model.logprob(batch.tokens, lengths=batch.length, mask=mask, temperature=rollout.temperature)
                 loss = clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
                 clipped = is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
