@@ -216,16 +216,8 @@ def pipeline(path: Path, tests: dict, answers: dict | None = None, **more) -> re
     A right answer is 1, a wrong one is 2, after as many checks as `checked` has for the stage, else none.
     """
     checked = more.pop("checked", {})
-    make = lambda row, checks: [
-        Answer(
-            f"<think>{'1=1:1 yes\n' * checks}</think><answer>{2 - right}</answer>",
-            10 + 5 * right,
-            False,
-            right > 0,
-            True,
-        )
-        for right in row
-    ]
+    text = lambda right, checks: "<think>" + "1=1:1 yes\n" * checks + f"</think><answer>{2 - right}</answer>"
+    make = lambda row, checks: [Answer(text(right, checks), 10 + 5 * right, False, right > 0, True) for right in row]
     problem = PROBLEMS[0]
     saved = {
         name: answer_file.Saved(
