@@ -2,10 +2,11 @@
 
     python -m experiments.report runs/r1
 
-Reads the run's folders alone (experiments/r1.py makes them) and writes report.html, one file with its figures inside,
+Reads the run's folders (experiments/r1.py makes them) and writes report.html, one file with its figures inside,
 report.md with figures/*.png, and report.json with the differences. A stage counts once its result.json is there; one
 that is absent is left out of every table, figure and claim. Differences between two stages are paired over the same
-test problems. --no-measure leaves out the time of a decoding step, which is measured here with the last checkpoint.
+test problems; checks and majority votes are counted by the task. --no-measure leaves out the time of a decoding step,
+which is measured here with the last checkpoint.
 """
 
 from __future__ import annotations

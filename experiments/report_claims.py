@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.report_run import Pipeline
+from minir1 import tasks
 from minir1.answer_file import Saved
-from minir1.judge import EASE, Answer, rights
+from minir1.judge import EASE, Answer, behaviour, majority_vote, rights
 from minir1.metrics import paired_bootstrap, with_interval
 
 LEVEL, CONSISTENT = -0.02, 0.98  # level: low end of the difference in accuracy; consistent: mean over the answers
@@ -118,10 +119,41 @@ def _longer(run: Pipeline) -> Claim | None:
 
 def _checks(run: Pipeline) -> Claim | None:
     old, new = (run.tests.get(name, {}).get("checks") for name in ("base", "r1-zero"))
-    if old is None or new is None:
+    values = [_counted(run, name, "checks") for name in ("base", "r1-zero")]
+    both = sorted(values[0].keys() & values[1].keys())
+    if old is None or new is None or not both:
         return None
-    shown = f"{old:.2f} → {new:.2f} explicit checks per answer" + _by_level(run, "checks", ".2f")
-    return Claim("Checking grows under RL", shown, "at least a tenth more checks", new >= 1.1 * old and new > old)
+    more = paired_bootstrap(*([one[p] for p in both] for one in reversed(values)))
+    shown = f"{old:.2f} → {new:.2f} explicit checks per answer: " + "{:+.2f} [{:.2f}, {:.2f}]".format(*more)
+    shown += _by_level(run, "checks", ".2f")
+    return Claim("Checking grows under RL", shown, "the interval is above 0", more[1] > 0)
+
+
+def _tested(run: Pipeline, name: str) -> tuple[tasks.Task, dict[int, tuple[tasks.Problem, list[Answer]]]] | None:
+    """The task of a stage's test, and by index each problem with its sampled answers; None without answers.
+
+    Also None where the answers do not say their task, or its file is no longer there.
+    """
+    saved = run.answers.get(name)
+    if not saved or "task" not in saved.settings:
+        return None
+    try:
+        task = tasks.load(saved.settings["task"], saved.settings.get("data"))
+    except ValueError:
+        return None
+    rows = {}
+    for index, row in saved.answers.get("sampled", {}).items():
+        subject, language = saved.about[index]
+        rows[index] = tasks.Problem(*saved.asked[index], language, subject=subject), row
+    return task, rows
+
+
+def _counted(run: Pipeline, name: str, key: str) -> dict[int, float]:
+    """Index of each problem -> the mean over its answers of what the task counts under `key`."""
+    if (tested := _tested(run, name)) is None:
+        return {}
+    counts = {p: behaviour(tested[0], [problem], [row]) for p, (problem, row) in tested[1].items()}
+    return {p: count[key] for p, count in counts.items() if key in count}
 
 
 def _by_level(run: Pipeline, key: str, form: str) -> str:
@@ -150,5 +182,19 @@ def _majority(run: Pipeline) -> Claim | None:
     if not keys or "pass@1" not in values:
         return None
     best = max(keys, key=lambda key: int(key[4:]))
+    if (gain := _gain_of_majority(run, run.final, int(best[4:]))) is None:
+        return None
     shown = f"{run.label(run.final)}: {share(values, 'pass@1')} by one answer, {share(values, best)} by {best}"
-    return Claim("The majority of several answers beats one answer", shown, "higher", values[best] > values["pass@1"])
+    text, limit = "The majority of several answers beats one answer", "the interval is above 0"
+    return Claim(text, f"{shown}: {points(gain)}", limit, gain[1] > 0)
+
+
+def _gain_of_majority(run: Pipeline, name: str, k: int) -> tuple[float, float, float] | None:
+    """(mean, low, high) of maj@k minus pass@1, paired over the problems with at least k judged answers."""
+    if (tested := _tested(run, name)) is None:
+        return None
+    task, rows = tested
+    judged = [(problem, [a for a in row if not a.unjudged]) for problem, row in rows.values()]
+    judged = [(problem, row) for problem, row in judged if len(row) >= k]
+    votes = [majority_vote(task, problem, row, k) for problem, row in judged]
+    return paired_bootstrap(votes, rights([row for _, row in judged])) if judged else None

@@ -18,7 +18,7 @@ from minir1.log import markdown_table
 CONTROLS = re.compile(  # control characters and line separators, and those that turn the direction of what follows
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
-COUNTED = "Tokens trained on: RL counts those of the answers, SFT and pre-training those of the prompts too."
+COUNTED = "Tokens trained on: RL counts those of the answers alone, the other stages those of the prompts too."
 MEANS = (  # of the table of stages: key, label, format
     ("language_consistency", "language consistency", ".3f"), ("repetition", "repetition", ".3f"),
     ("tidiness", "tidiness", ".3f"), ("format", "well-formed", ".1%"), ("truncated", "truncated", ".1%"),

@@ -216,7 +216,7 @@ def summary(
         if enough:
             counts = np.array([(len(row), sum(a.right for a in row)) for _, row in enough])
             values |= _with_interval(f"pass@{k}", pass_at_k(*counts.T, k), seed)
-            values |= _with_interval(f"maj@{k}", [_majority(task, *one, k) for one in enough], seed)
+            values |= _with_interval(f"maj@{k}", [majority_vote(task, *one, k) for one in enough], seed)
     values |= {
         "format": float(np.mean([a.format for a in flat])),
         "pass@1_formed": float(np.mean(formed)) if formed else 0.0,
@@ -235,7 +235,7 @@ def _with_interval(name: str, per_problem: Sequence[float], seed: int) -> dict[s
     return dict(zip((name, f"{name}_low", f"{name}_high"), share_interval(per_problem, seed=seed)))
 
 
-def _majority(task: Task, problem: Problem, row: list[Answer], k: int) -> float:
+def majority_vote(task: Task, problem: Problem, row: list[Answer], k: int) -> float:
     """maj@k of one problem; equivalent answers are one vote, under the text of the first of them."""
     votes: list[str | None] = []
     for vote in (task.final(problem, a.text) for a in row):
@@ -253,8 +253,9 @@ def behaviour(task: Task, problems: Sequence[Problem], grid: list[list[Answer]])
     names = list(dict.fromkeys(name for count in counts for name in count))
     total = {name: sum(count.get(name, 0) for count in counts) for name in names}
     answers = {name: sum(name in count for count in counts) for name in names}
-    return {name: total[name] / max(1, total[task.rates[name]] if name in task.rates else answers[name])
-            for name in names}
+    return {
+        name: total[name] / max(1, total[task.rates[name]] if name in task.rates else answers[name]) for name in names
+    }
 
 
 def readability(

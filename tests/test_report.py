@@ -124,7 +124,7 @@ def test_the_figure_of_rewards_says_the_temperature_of_each_stage(built, tmp_pat
 
 
 def test_language_consistency_is_called_by_its_name(built, whole, tmp_path):
-    assert "The mean language consistency of R1-Zero's thinking is 0.720." in html_of(whole[0])
+    assert "The mean language consistency of R1-Zero's thinking is 0.720." in Seen(html_of(whole[0])).text
     said = texts(report_figures.flaws(report_run.read(built), tmp_path / "a.png"))
     assert "Flaws by stage: language consistency 0.700 → 0.992" in said and "language consistency below 1" in said
 
@@ -211,10 +211,21 @@ def test_an_answer_is_split_after_its_thinking():
 
 
 def pipeline(path: Path, tests: dict, answers: dict | None = None, **more) -> report_run.Pipeline:
-    """A pipeline of these results alone; answers: stage -> whether each answer is right, by problem."""
-    make = lambda row: [Answer("", 10 + 5 * right, False, bool(right), True) for right in row]
+    """A pipeline of these results alone; answers: stage -> whether each answer is right, by problem.
+
+    A right answer is 1, a wrong one is 2, after as many checks as `checked` has for the stage, else none.
+    """
+    checked = more.pop("checked", {})
+    text = lambda right, checks: "<think>" + "1=1:1 yes\n" * checks + f"</think><answer>{2 - right}</answer>"
+    make = lambda row, checks: [Answer(text(r, checks), 10 + 5 * r, False, r > 0, True) for r in row]
+    problem = PROBLEMS[0]
     saved = {
-        name: answer_file.Saved({}, {"sampled": {p: make(row) for p, row in enumerate(grid)}}, {}, {})
+        name: answer_file.Saved(
+            {"task": "world"},
+            {"sampled": {p: make(row, checked.get(name, 0)) for p, row in enumerate(grid)}},
+            {p: (problem.prompt, problem.reference) for p in range(len(grid))},
+            {p: (problem.subject, problem.language) for p in range(len(grid))},
+        )
         for name, grid in (answers or {}).items()
     }
     parts = {"stages": {}, "general": {}, "replies": {}, "budget": {}} | more
@@ -267,14 +278,40 @@ def test_the_final_model_is_level_if_the_interval_ends_above_minus_two_points(tm
 def test_claims_that_do_not_hold_say_no(tmp_path):
     base = {"pass@1": 0.5, "checks": 2.0}
     zero = {"pass@1": 0.5, "pass@1_low": 0.4, "forced": 0.3, "forced_low": 0.2, "forced_high": 0.41, "checks": 2.1}
-    zero |= {"language_consistency": 0.99, "maj@4": 0.5, "maj@8": 0.45}
+    zero |= {"language_consistency": 0.99, "maj@2": 0.5}
     answers = {"base": [[1, 0]] * 9, "r1-zero": [[1, 0]] * 9}
     general = {"sft-2": {"preference": 0.5}, "rl-2": {"preference": 0.49}}
     replies = {name: liked(values["preference"]) for name, values in general.items()}
     more = {"general": general, "replies": replies}
-    found = report_claims.claims(pipeline(tmp_path, {"base": base, "r1-zero": zero}, answers, **more))
-    assert len(found) == 7 and not any(claim.holds for claim in found)
-    assert "R1-Zero: 50.0% by one answer, 45.0% by maj@8" == found[-1].shown
+    claims = report_claims.claims(pipeline(tmp_path, {"base": base, "r1-zero": zero}, answers, **more))
+    assert len(claims) == 7 and not any(claim.holds for claim in claims)
+    assert claims[-1].shown == "R1-Zero: 50.0% by one answer, 50.0% by maj@2: +0.0 points [0.0, 0.0]"
+
+
+def test_the_majority_must_beat_one_answer_significantly(tmp_path):
+    tests = {"r1-zero": {"pass@1": 0.6, "maj@3": 0.8, "maj@2": 0.6}}
+    for grid, shown, holds in (
+        ([[1, 1, 0]] * 12, "+33.3 points [33.3, 33.3]", True),  # ⅔ right, of which the majority makes 1
+        ([[1, 1, 0]] * 2 + [[1, 0, 0]], "+11.1 points [-33.3, 33.3]", False),
+    ):
+        claim = report_claims.claims(pipeline(tmp_path, tests, {"r1-zero": grid}))[-1]
+        assert claim.shown == f"R1-Zero: 60.0% by one answer, 80.0% by maj@3: {shown}" and claim.holds is holds
+
+
+def test_more_checks_must_be_significant(tmp_path):
+    tests = {"base": {"pass@1": 1.0, "checks": 2.0}, "r1-zero": {"pass@1": 1.0, "checks": 3.0}}
+    answers = {"base": [[1]] * 9, "r1-zero": [[1]] * 9}
+    for checked, shown, holds in (({"base": 2, "r1-zero": 3}, "+1.00 [1.00, 1.00]", True),
+                                  ({"base": 2, "r1-zero": 2}, "+0.00 [0.00, 0.00]", False)):  # fmt: skip
+        run = pipeline(tmp_path, tests, answers, checked=checked)
+        claim = next(c for c in report_claims.claims(run) if "Checking" in c.text)
+        assert claim.shown == f"2.00 → 3.00 explicit checks per answer: {shown}" and claim.holds is holds
+
+
+def test_claims_that_need_a_task_which_is_gone_are_left_out(tmp_path):
+    run = pipeline(tmp_path, {"r1-zero": {"pass@1": 0.6, "maj@3": 0.8}}, {"r1-zero": [[1, 1, 0]]})
+    run.answers["r1-zero"].settings["task"] = "gone.py"
+    assert not [c for c in report_claims.claims(run) if "majority" in c.text]
 
 
 def test_preferences_are_those_of_the_verifier(built, tmp_path):
