@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from minir1.figures import BLUE, DPI, GRID, INK, MUTED, STYLE, WIDTH, percent, write
+from minir1.figures import BLUE, DPI, GRID, INK, STYLE, WIDTH, percent, tall_headline, write
 
 
 def draw_groups(values: Mapping[str, float], counts: Mapping[str, int], title: str, note: str, path: Path) -> Figure:
@@ -34,6 +34,5 @@ def draw_groups(values: Mapping[str, float], counts: Mapping[str, int], title: s
         panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panel.set_xlabel("pass@1 and its 95 % interval over problems")
         heading = f"{title}: pass@1 {percent(values['pass@1'])}"
-        figure.text(0.03, 1 - 0.42 / height, heading, size=19, weight="bold", va="center")
-        figure.text(0.03, 1 - 0.82 / height, note, size=13, color=MUTED, va="center")
+        tall_headline(figure, heading, note)
         return write(figure, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from minir1.figures import BLUE, DPI, GREEN, GREY, INK, MUTED, STYLE, WIDTH, percent, write
+from minir1.figures import BLUE, DPI, GREEN, GREY, INK, STYLE, WIDTH, percent, tall_headline, write
 
 
 def draw_funnel(sampled: int, removed: Mapping[str, int], title: str, note: str, path: Path) -> Figure:
@@ -36,6 +36,5 @@ def draw_funnel(sampled: int, removed: Mapping[str, int], title: str, note: str,
         panel.set_xlim(0, 1.16 * sampled)
         panel.set_xlabel("answers; pale: removed by this filter")
         heading = f"{title}: {left:,} of {sampled:,} answers kept ({percent(left / sampled)})"
-        figure.text(0.03, 1 - 0.42 / height, heading, size=19, weight="bold", va="center")
-        figure.text(0.03, 1 - 0.82 / height, note, size=13, color=MUTED, va="center")
+        tall_headline(figure, heading, note)
         return write(figure, path)

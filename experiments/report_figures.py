@@ -21,7 +21,6 @@ from minir1.figures import (
     GREY,
     HALO,
     INK,
-    MUTED,
     ORANGE,
     RED,
     STYLE,
@@ -35,6 +34,7 @@ from minir1.figures import (
     percent_axis,
     right_axis,
     series,
+    tall_headline,
     write,
 )
 from minir1.model.config import ModelConfig
@@ -196,12 +196,8 @@ def behaviour(run: Pipeline, levels: list[str], path: Path) -> Figure | None:
         panel.set_visible(False)
     checks = _over_stages(run, "checks")[1]
     title = f": {checks[0]:.1f} → {checks[-1]:.1f} checks per answer" if len(checks) > 1 else ""
-    scale = 1.6 + 3.7 * rows
-    for text, offset, style in (
-        (f"Behaviour by stage and difficulty{title}", 0.32, {"size": 19, "weight": "bold"}),
-        ("means over the answers to test problems", 0.68, {"size": 13, "color": MUTED}),
-    ):
-        figure.text(0.06, 1 - offset / scale, text, va="center", **style)  # fmt: skip
+    note = "means over the answers to test problems"
+    tall_headline(figure, f"Behaviour by stage and difficulty{title}", note, left=0.06)
     return write(figure, path)
 
 
@@ -369,7 +365,6 @@ def timeline(run: Pipeline, path: Path) -> Figure | None:
     caption(panel, "", [(kind, KIND_COLOURS[kind]) for kind in kinds])
     longest = max(timed.values(), key=lambda stage: stage.seconds)
     title = f"Time of the stages: {_duration(total)}, of which {longest.label} took {longest.seconds / total:.0%}"
-    figure.text(0.03, 1 - 0.4 / height, title, size=19, weight="bold", va="center")
     note = "one stage after the other, as the pipeline measured them; tests are not included"
-    figure.text(0.03, 1 - 0.78 / height, note, size=13, color=MUTED, va="center")
+    tall_headline(figure, title, note)
     return write(figure, path)

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from experiments.count_figure import short, sizes
 from experiments.report_run import Pipeline
-from minir1.figures import BLUE, DPI, GREY, INK, MUTED, ORANGE, WIDTH, caption, from_zero, headline, write
+from minir1.figures import BLUE, DPI, GREY, INK, ORANGE, WIDTH, caption, from_zero, headline, tall_headline, write
 from minir1.model.config import ModelConfig
 from minir1.model.count import cache_values, count
 from minir1.model.presets import PRESETS
@@ -73,9 +73,8 @@ def window(run: Pipeline, model: ModelConfig | None, path: Path) -> Figure | Non
     caption(panel, "", labels)
     most = f", trained on answers of up to {longest:,}" if longest else ""
     title = f"Context window: {model.max_positions:,} tokens here{most}"
-    figure.text(0.03, 1 - 0.4 / height, title, size=19, weight="bold", va="center")
     note = "of this run: the largest token budget of an answer; of others: as their configurations say"
-    figure.text(0.03, 1 - 0.78 / height, note, size=13, color=MUTED, va="center")
+    tall_headline(figure, title, note)
     return write(figure, path)
 
 

@@ -103,6 +103,13 @@ def headline(figure: Figure, title: str, note: str) -> None:
     figure.text(left, 0.908, note, size=13, color=MUTED, va="center")
 
 
+def tall_headline(figure: Figure, title: str, note: str, left: float = 0.03) -> None:
+    """As `headline`, but in inches from the top: for figures whose height depends on the number of rows."""
+    height = figure.get_figheight()
+    figure.text(left, 1 - 0.4 / height, title, size=19, weight="bold", va="center")
+    figure.text(left, 1 - 0.8 / height, note, size=13, color=MUTED, va="center")
+
+
 def percent(share: float) -> str:
     """0.314 -> 31%"""
     return f"{100 * share:.0f}%"

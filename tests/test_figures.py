@@ -7,6 +7,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import demo_figure
 from experiments.studies import seeds_figures
@@ -116,6 +117,14 @@ def test_seeds_leaves_out_what_no_seed_has(tmp_path):
     assert any("-10 to +5 points" in text for text in texts(figure))
     seeds_figures.seeds([{"after/pass@1": 0.3}], tmp_path / "b.png")
     seeds_figures.seeds([], tmp_path / "c.png")
+
+
+def test_a_headline_in_inches_is_as_far_from_the_top_of_any_figure():
+    for height in (3.0, 8.0):
+        figure = Figure(figsize=(12, height))
+        figures.tall_headline(figure, "title", "note")
+        below = [(1 - text.get_position()[1]) * height for text in figure.texts]
+        np.testing.assert_allclose(below, [0.4, 0.8])
 
 
 def test_smooth():

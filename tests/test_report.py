@@ -217,7 +217,7 @@ def pipeline(path: Path, tests: dict, answers: dict | None = None, **more) -> re
     """
     checked = more.pop("checked", {})
     text = lambda right, checks: "<think>" + "1=1:1 yes\n" * checks + f"</think><answer>{2 - right}</answer>"
-    make = lambda row, checks: [Answer(text(right, checks), 10 + 5 * right, False, right > 0, True) for right in row]
+    make = lambda row, checks: [Answer(text(r, checks), 10 + 5 * r, False, r > 0, True) for r in row]
     problem = PROBLEMS[0]
     saved = {
         name: answer_file.Saved(
