@@ -222,23 +222,23 @@ def read_general(paths: Sequence[Path]) -> list[dict]:
     return lines
 
 
-def mixed(kept: list[dict], general: list[dict], share: float | None, seed: int) -> list[dict]:
+def mixed(solved: list[dict], general: list[dict], share: float | None, seed: int) -> list[dict]:
     """The kept answers and the general data, shuffled; a `share` of the result is general, None: all of it is there.
 
     ValueError if the general data is too small for its share.
     """
     if not general:
-        return kept
+        return solved
     rng = python_random(seed, GENERAL)
     if share is not None:
-        count = round(len(kept) * share / (1 - share))
+        count = round(len(solved) * share / (1 - share))
         if count > len(general):
             raise ValueError(
-                f"general_share = {share}: needs {count:,} general lines beside {len(kept):,} kept answers, and there "
-                f"are {len(general):,}; continue with --resume and a smaller share"
+                f"general_share = {share}: needs {count:,} general lines beside {len(solved):,} kept answers, and "
+                f"there are {len(general):,}; continue with --resume and a smaller share"
             )
         general = rng.sample(general, count)
-    lines = kept + general
+    lines = solved + general
     rng.shuffle(lines)
     return lines
 
@@ -246,28 +246,28 @@ def mixed(kept: list[dict], general: list[dict], share: float | None, seed: int)
 def figures(
     problems: Sequence[Problem],
     grid: Sequence[Sequence[Answer]],
-    kept: Sequence[tuple[int, Answer]],
+    chosen: Sequence[tuple[int, Answer]],
     removed: dict[str, int],
     config: Config,
 ) -> dict[str, float]:
-    """The measured values, flat; grid, kept and removed as for `select` and by it.
+    """The measured values, flat; grid, chosen and removed as for `select` and by it.
 
     Kept answers also by level, subject, language and task: kept/level/2, kept/language/en, …, 0 where there are none.
     """
     answers = [answer for row in grid for answer in row]
     values = {"problems": len(problems), "sampled": len(answers)}
     values |= {f"removed/{name}": count for name, count in removed.items()}
-    values |= {"kept": len(kept), "covered": len({p for p, _ in kept}) / len(problems)}
+    values |= {"kept": len(chosen), "covered": len({p for p, _ in chosen}) / len(problems)}
     for name in ("level", "subject", "language", "task"):
         of_problem = [getattr(problem, name) for problem in problems]
-        number = Counter(of_problem[p] for p, _ in kept)
+        number = Counter(of_problem[p] for p, _ in chosen)
         values |= {f"kept/{name}/{value}": number[value] for value in sorted(set(of_problem)) if value}
     share = rights(grid)
     if not np.isnan(share).all():
         interval = share_interval(share[~np.isnan(share)], seed=config.seed)
         values |= dict(zip(("pass@1", "pass@1_low", "pass@1_high"), interval))
     values |= {"tokens": sum(a.tokens for a in answers), "length": sum(a.tokens for a in answers) / len(answers)}
-    return values | ({"length_kept": sum(a.tokens for _, a in kept) / len(kept)} if kept else {})
+    return values | ({"length_kept": sum(a.tokens for _, a in chosen) / len(chosen)} if chosen else {})
 
 
 # ---- the script --------------------------------------------------------------------------------
