@@ -44,7 +44,7 @@ def test_answers_result_and_figure_are_saved(config, capsys):
     values = evaluate.main(config)
     assert json.loads((config.out / "result.json").read_text()) == values
     assert (config.out / "figures" / "levels.png").read_bytes()[:4] == b"\x89PNG"
-    settings, answers, asked = answer_file.read(config.out / "answers.jsonl")
+    settings, answers, asked, _ = answer_file.read(config.out / "answers.jsonl")
     assert settings["dtype"] == "float32"  # the default of this device, not None
     assert settings["temperature"] == 1.0 and len(settings["weights"]["model.safetensors"]) == 64
     assert {kind: len(groups) for kind, groups in answers.items()} == {"sampled": 6, "greedy": 6, "forced": 6}
