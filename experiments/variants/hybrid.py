@@ -128,10 +128,9 @@ def imitate(model, documents: list[Document], config: Config) -> float:
     """Add the gradient of (1-α)·L_SFT; returns L_SFT, nats per token."""
     tokens, nats = sum(sum(document.trained) for document in documents), 0.0
     for flat, cu_seqlens, trained in microbatches(documents, config.microbatch, model.device):
-        loss = nll(model.logprob(flat, cu_seqlens=cu_seqlens, mask=trained))
-        weight = token_mean(trained, tokens)
-        weighted_sum((1 - config.alpha) * weight, loss).backward()
-        nats += weighted_sum(weight, loss.detach()).item()
+        weight, logp = token_mean(trained, tokens), model.logprob(flat, cu_seqlens=cu_seqlens, mask=trained)
+        weighted_sum((1 - config.alpha) * weight, nll(logp)).backward()
+        nats += weighted_sum(weight, nll(logp.detach())).item()
     return nats
 
 
@@ -147,7 +146,7 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
                 T = batch.tokens.shape[1]
-                mask, A = rollout.mask[rows, :T], advantage[rows].unsqueeze(1).expand(-1, T)
+                mask, A = batch.mask, advantage[rows].unsqueeze(1).expand(-1, T)
                 logp = model.logprob(batch.tokens, lengths=batch.length, mask=mask, temperature=rollout.temperature)
                 loss = clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
                 clipped = is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
