@@ -226,7 +226,7 @@ READABLE = {  # a key of `readability` -> its label and format in the table
     "language_consistency": ("words of the thinking in the problem's language", ".1%"),
     "repetition": ("16-grams of the thinking that occurred before", ".1%"),
     "tidiness": ("thinking that closes with the answer", ".1%"),
-    "reflections": ("reflective words per answer", ".2f"),
+    "reflections": ("reflective words of the thinking", ".2f"),
 }
 
 

@@ -82,7 +82,7 @@ def test_rows_of_readability():
         ("words of the thinking in the problem's language", "language_consistency", "", ".1%"),
         ("16-grams of the thinking that occurred before", "repetition", "", ".1%"),
         ("thinking that closes with the answer", "tidiness", "", ".1%"),
-        ("reflective words per answer", "reflections", "", ".2f"),
+        ("reflective words of the thinking", "reflections", "", ".2f"),
         ("tries per answer", "tries", "", ".2f"),
     ]
 
