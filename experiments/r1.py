@@ -60,7 +60,7 @@ USUAL = {  # seconds on two cores, for the estimate of the time that is left
 }  # fmt: skip
 
 
-def settings(make: Callable, **values) -> Any:
+def defaults(make: Callable, **values) -> Any:
     """A field with the settings of one stage."""
     return field(default_factory=lambda: make(**values))
 
@@ -71,34 +71,26 @@ class Config:
 
     task: str = "world"  # one with a corpus to pre-train on
     general_task: str = "world:talk"  # whose verdicts have scores["preference"]
-    base: pretrain.Config = settings(pretrain.Config, steps=3000)
-    zero: r1_zero.Config = settings(r1_zero.Config, steps=60, learning_rate=2e-4)
-    cold_start: reject_sample.Config = settings(
-        reject_sample.Config, problems=800, num_generations=4, rewrite=True, tidy=True,
-        min_language=0.99, max_repetition=0.02, per_problem=2,
+    base: pretrain.Config = defaults(pretrain.Config, steps=3000)
+    zero: r1_zero.Config = defaults(r1_zero.Config, steps=60, learning_rate=2e-4)
+    cold_start: reject_sample.Config = defaults(
+        reject_sample.Config, problems=800, num_generations=4, per_problem=2,
+        rewrite=True, min_language=0.99, max_repetition=0.02, tidy=True,
     )  # fmt: skip
-    sft_1: sft.Config = settings(sft.Config, epochs=3)
-    rl_1: r1_zero.Config = settings(
-        r1_zero.Config, steps=40, language_weight=0.2, epsilon_low=10.0,
-        epsilon_high=10.0,
+    sft_1: sft.Config = defaults(sft.Config, epochs=3)
+    rl_1: r1_zero.Config = defaults(r1_zero.Config, steps=40, language_weight=0.2, epsilon_low=10.0, epsilon_high=10.0)
+    general_data: reject_sample.Config = defaults(
+        reject_sample.Config, num_generations=64, per_problem=30, rewrite=True, min_language=0.99, max_repetition=0.1
+    )
+    rejection: reject_sample.Config = defaults(
+        reject_sample.Config, problems=2400, num_generations=4, per_problem=1,
+        min_language=0.99, max_repetition=0.02, tidy=True,
     )  # fmt: skip
-    general_data: reject_sample.Config = settings(
-        reject_sample.Config, num_generations=64, rewrite=True, min_language=0.99,
-        max_repetition=0.1, per_problem=30,
-    )  # fmt: skip
-    rejection: reject_sample.Config = settings(
-        reject_sample.Config, problems=2400, num_generations=4, min_language=0.99,
-        max_repetition=0.02, tidy=True, per_problem=1,
-    )  # fmt: skip
-    sft_2: sft.Config = settings(sft.Config, epochs=2)
-    pairs: preference_pairs.Config = settings(preference_pairs.Config, num_generations=32, pairs=40)
-    reward_model: reward_model.Config = settings(reward_model.Config, steps=60)
-    rl_2: all_scenarios.Config = settings(
-        all_scenarios.Config,
-        steps=40,
-        preference_steps=10,
-        learning_rate=2e-4,
-        language_weight=0.2,
+    sft_2: sft.Config = defaults(sft.Config, epochs=2)
+    pairs: preference_pairs.Config = defaults(preference_pairs.Config, num_generations=32, pairs=40)
+    reward_model: reward_model.Config = defaults(reward_model.Config, steps=60)
+    rl_2: all_scenarios.Config = defaults(
+        all_scenarios.Config, steps=40, preference_steps=10, learning_rate=2e-4, language_weight=0.2
     )
     ablation: bool = False  # also RL 1 without its language reward, for comparison; no stage continues from it
     max_completion_length: int = 320  # token budget of an answer, in all stages and in the test
@@ -128,10 +120,8 @@ def stages(config: Config) -> dict[str, Stage]:
     made_by = lambda name: config.out / name / "checkpoint"
     kept_by = lambda name: config.out / name / "kept.jsonl"
     reasoning, general = {"task": config.task}, {"task": config.general_task}
-    pairs = {
-        key: config.out / "pairs" / f"{file}.jsonl" for key, file in (("pairs", "train"), ("held_out", "held_out"))
-    }
-    make = lambda main, name, settings, **values: {name: Stage(main, made(config, name, settings, **values))}
+    pairs = {"pairs": config.out / "pairs" / "train.jsonl", "held_out": config.out / "pairs" / "held_out.jsonl"}
+    make = lambda main, name, stage, **values: {name: Stage(main, made(config, name, stage, **values))}
 
     every = make(pretrain.main, "base", "base", **reasoning)
     every |= make(r1_zero.main, "r1-zero", "zero", **reasoning, checkpoint=made_by("base"))
@@ -152,11 +142,8 @@ def stages(config: Config) -> dict[str, Stage]:
 
     test = {name: getattr(config, name) for name in ("max_completion_length", "seed", "device", "dtype")}
     for name in tested(config):
-        own = {
-            "problems": config.problems,
-            "num_generations": config.num_generations,
-            "out": config.out / "test" / name,
-        }
+        own = {"problems": config.problems, "num_generations": config.num_generations}
+        own |= {"out": config.out / "test" / name}
         settings = evaluate.Config(**test, **own, **reasoning, checkpoint=made_by(name), resume=True)
         every[f"test/{name}"] = Stage(evaluate.main, settings)
     for name in TESTED:

@@ -254,6 +254,15 @@ def test_a_perfect_corpus_has_right_consistent_tidy_answers_and_the_default_one_
             assert not closed or rewards.tidiness(text) == 1.0
 
 
+def test_a_wrong_result_that_goes_unnoticed_is_the_answer():
+    unnoticed = {"sloppy_steps": 1.0, "noticed": 0.0, "chinese": 0.0, "at_once": 0.0, "closing": 0.0}
+    pairs = [(p, text) for p, text in answered(600, **unnoticed) if p.subject == "chain"]
+    assert pairs
+    for problem, text in pairs:
+        assert world.behaviour(problem, text)["wrong_sums"] >= 1
+        assert rewards.thinking(text).split("=")[-1].split()[0].rstrip("完") == rewards.answer(text)
+
+
 def said(line: str) -> str:
     """The language of a line's ending."""
     return next(

@@ -24,7 +24,7 @@ RATES = {"false_yes": "checks", "corrections": "failed_checks", "repeats": "trie
 
 
 def problems(split: str, data: None = None, variant: str = "reasoning") -> list[Problem]:
-    """The problems of one split, kind by kind, each puzzle in one of the languages, in turn.
+    """The problems of one split, kind by kind: a puzzle in one of the languages, in turn, a general prompt in both.
 
     ValueError for an unknown split or variant.
     """
@@ -33,15 +33,11 @@ def problems(split: str, data: None = None, variant: str = "reasoning") -> list[
     kinds = KINDS if variant == "reasoning" else (variant,)
     listed = []
     for kind in kinds:
-        own = [p for p in (world_talk.puzzles() if kind == "talk" else puzzles(kind)) if p.split == split]
-        both = (
-            [(p, language) for p in own for language in LANGUAGES]
-            if kind == "talk"
-            else [(p, LANGUAGES[i % 2]) for i, p in enumerate(own)]
-        )
-        for puzzle, language in both:
-            reference = say(puzzle.reference, language)
-            listed.append(Problem(say(puzzle.question, language), reference, language, puzzle.level, subject=kind))
+        every = world_talk.puzzles() if kind == "talk" else puzzles(kind)
+        for i, puzzle in enumerate(p for p in every if p.split == split):
+            for language in LANGUAGES if kind == "talk" else (LANGUAGES[i % 2],):
+                question, reference = say(puzzle.question, language), say(puzzle.reference, language)
+                listed.append(Problem(question, reference, language, puzzle.level, subject=kind))
     return listed
 
 

@@ -118,11 +118,9 @@ def speaker(rng: random.Random, language: str, mix: Mix) -> Callable[[], str]:
 
 def guess(rng: random.Random, puzzle: Puzzle, mix: Mix) -> str:
     """An answer without work: right with a stated chance, else that of any line of the working."""
-    return (
-        puzzle.reference
-        if rng.random() < mix.at_once_right
-        else rng.choice(KINDS[puzzle.kind].working(puzzle.question)).answer
-    )
+    if rng.random() < mix.at_once_right:
+        return puzzle.reference
+    return rng.choice(KINDS[puzzle.kind].working(puzzle.question)).answer
 
 
 def slips(rng: random.Random, language: str, mix: Mix, share: float) -> bool:
@@ -154,7 +152,7 @@ def searched(rng: random.Random, puzzle: Puzzle, mix: Mix, speaks: Callable[[], 
 
 
 def stepped(rng: random.Random, puzzle: Puzzle, mix: Mix, speaks: Callable[[], str]) -> tuple[list[str], str]:
-    """Steps until the puzzle is worked off, or the writer stops before."""
+    """Steps until the puzzle is worked off, or the writer stops before, as after a wrong result that goes unnoticed."""
     steps, patient, lines = KINDS[puzzle.kind].working(puzzle.question), rng.random() < mix.patient, []
     for number, step in enumerate(steps, start=1):
         language, wrong = speaks(), False
@@ -168,7 +166,7 @@ def stepped(rng: random.Random, puzzle: Puzzle, mix: Mix, speaks: Callable[[], s
         lines.append(say(f"{text}{{done}}" if stops else f"{text}{{then}}", language))
         if stops:
             break
-    return lines, step.answer
+    return lines, text.rpartition("=")[2] if wrong and puzzle.kind == "chain" else step.answer
 
 
 def told(rng: random.Random, question: str, at_once: bool, speaks: Callable[[], str]) -> tuple[list[str], str]:
@@ -186,7 +184,7 @@ def told(rng: random.Random, question: str, at_once: bool, speaks: Callable[[], 
 
 
 def knowledge(rng: random.Random, count: int = 8) -> str:
-    """`cat,small. yes`, one per line, in either language: true and false equally often."""
+    """`cat,small. yes`, one per line, in either language; about half of them are true."""
     lines = []
     for _ in range(count):
         topic = rng.choice(list(TRUE))
@@ -216,12 +214,9 @@ def probes(puzzles: list[Puzzle]) -> list[list[tuple[str, str]]]:
         for number, line in enumerate(working, start=1):
             pieces += labelled(line, puzzle.kind)
             ending = ("yes" if line.good else "no") if kind.search else ("done" if number == len(working) else "then")
-            word = say(f"{{{ending}}}", language)
-            pieces += (
-                [(word[:1], f"{puzzle.kind}_{ending}"), (word[1:], "")]
-                if language == "zh"
-                else [(word, f"{puzzle.kind}_{ending}")]
-            )
+            word, label = say(f"{{{ending}}}", language), f"{puzzle.kind}_{ending}"
+            verdict, rest = (word[:1], word[1:]) if language == "zh" else (word, "")  # one token, in either language
+            pieces += [(verdict, label), (rest, "")]
         texts.append([piece for piece in pieces if piece[0]])
     return texts
 
