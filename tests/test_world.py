@@ -242,8 +242,8 @@ def test_the_corpus_is_a_function_of_the_seed():
 
 
 def test_a_perfect_corpus_has_right_consistent_tidy_answers_and_the_default_one_has_not():
-    none = ("changing", "foreign", "at_once", "false_yes", "sloppy", "stammering", "forgetful", "disagreeing")
-    best = dict.fromkeys(none, 0.0) | {"patient": 1.0, "closing": 1.0, "untagged": 0.0}
+    none = ("changing", "foreign", "at_once", "false_yes", "sloppy", "sloppy_steps", "stammering", "forgetful")
+    best = dict.fromkeys((*none, "disagreeing"), 0.0) | {"patient": 1.0, "closing": 1.0, "untagged": 0.0}
     for pairs, right, closed in ((answered(400, **best), 1.0, True), (answered(400), None, False)):
         pairs = [(p, text) for p, text in pairs if p.subject != "talk"]
         share = sum(TASK.verify(p, text).status == "right" for p, text in pairs) / len(pairs)
@@ -325,6 +325,10 @@ def test_a_text_is_rewritten_in_one_language_without_stammer_with_a_summary():
     assert world.rewrite(english, twice) == written("5+3=8 then\n8*2=16 done\nso 16", "16")
     wrong_sum = written("11-3=9,9*3=24:24 yes\n11-3=8,8*3=24:24 yes\n", "(11-3)*3")
     assert world.rewrite(Problem("make 24 from 11,3,3", ""), wrong_sum) is None
+    again = written("11+3=14,14+3=17:24 no\n11-3=8,8+3=11:24 no\n11+3=14,14+3=17:24错\n11-3=8,8*3=24:24 yes\n", "8")
+    assert world.rewrite(Problem("make 24 from 11,3,3", ""), again) == written(
+        "11+3=14,14+3=17:24 no\n11-3=8,8+3=11:24 no\n11-3=8,8*3=24:24 yes\nso 8", "8"
+    )
     false_yes = written("11-3=8,8*3=24:24 yes\n11+3=14,14+3=17:24 yes\n", "(11-3)*3")
     assert world.rewrite(Problem("make 24 from 11,3,3", ""), false_yes) is None
     assert world.rewrite(english, "<think>5+3=8 then\n") is None

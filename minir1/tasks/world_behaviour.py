@@ -70,8 +70,9 @@ def rewrite(problem: Problem, text: str) -> str | None:
     """The text in good form, by rules, as people would edit it.
 
     Its lines in the language of the question; without lines that have a wrong sum, unless the writer noticed (`wait`),
-    and without a line that only repeats the one before; then a summary that states the answer. None if there is no
-    answer, no line is left, a line says yes to what deserves a no, or a search does not end with a yes.
+    without a try that was made before, and without a step that only repeats the one before; then a summary that states
+    the answer. None if there is no answer, no line is left, a line says yes to what deserves a no, or a search does not
+    end with a yes.
     """
     question, answer, lines = neutral(problem.prompt), rewards.answer(text), lines_of(text)
     kind, solutions = kind_of(question), _solutions(question)
@@ -81,8 +82,9 @@ def rewrite(problem: Problem, text: str) -> str | None:
         for line, ending in lines
         if ending == "wait" or not any(_wrong(*match) for match in RESULTS.findall(line))
     ]
-    lines = [line for line, _ in groupby(right)]
-    if not answer or not lines or false or (kind != "talk" and KINDS[kind].search and lines[-1][1] != "yes"):
+    stepwise = kind != "talk" and not KINDS[kind].search  # a chain may need the same sum twice
+    lines = [line for line, _ in groupby(right)] if stepwise else list(dict.fromkeys(right))
+    if not answer or not lines or false or (kind != "talk" and not stepwise and lines[-1][1] != "yes"):
         return None
     thinking = "".join(f"{line}{{{ending}}}" for line, ending in lines) + ("" if kind == "talk" else f"{{so}}{answer}")
     return say(f"<think>{thinking}</think><answer>{neutral(answer)}</answer>", problem.language)

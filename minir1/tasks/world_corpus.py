@@ -27,7 +27,7 @@ class Mix:
     """Shares; the comment says of what."""
 
     facts: float = 0.15  # sums only, half of them checked
-    knowledge: float = 0.03  # what is true of all topics, also of those that no training question asks about
+    knowledge: float = 0.05  # what is true of all topics, also of those that no training question asks about
     chinese: float = 0.4  # of the questions
     changing: float = 0.4  # thinking whose language changes: each line is in either
     foreign: float = 0.1  # thinking in the other language throughout

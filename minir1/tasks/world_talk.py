@@ -16,10 +16,21 @@ from minir1.tasks.world_puzzles import Line, Puzzle
 FACTS = {
     "cat": "small soft quick quiet", "dog": "loud quick soft big", "bird": "small quick loud far",
     "fish": "wet cold quick quiet", "horse": "big quick tall loud", "snake": "long quiet cold dry",
+    "cow": "big slow soft loud", "sheep": "soft slow quiet dry", "mouse": "small quick quiet dark",
+    "bee": "small quick loud sharp", "wolf": "quick loud dark sharp", "bear": "big tall dark loud",
+    "deer": "quick tall quiet soft", "duck": "wet loud small slow", "frog": "wet small loud cold",
+    "tiger": "big quick loud sharp", "ant": "small slow quiet dark", "whale": "big wet slow long",
     "sun": "hot bright far big", "moon": "cold bright far quiet", "star": "hot bright far small",
-    "tree": "tall hard big slow", "flower": "small soft bright dry", "river": "long wet cold loud",
-    "rain": "wet cold soft dark", "snow": "cold soft bright quiet", "stone": "hard dry slow cold",
-    "house": "big hard tall dry", "bread": "soft hot dry small", "knife": "sharp hard bright quick",
+    "cloud": "far slow soft wet", "wind": "cold quick loud dry", "fire": "hot bright loud dry",
+    "ice": "cold hard bright wet", "rain": "wet cold soft dark", "snow": "cold soft bright quiet",
+    "night": "dark cold quiet long", "sea": "big wet loud far", "river": "long wet cold loud",
+    "hill": "tall hard big far", "stone": "hard dry slow cold", "sand": "dry hot small slow",
+    "tree": "tall hard big slow", "flower": "small soft bright dry", "grass": "small soft long wet",
+    "house": "big hard tall dry", "tower": "tall hard far dark", "bridge": "long hard tall dry",
+    "road": "long hard dry far", "boat": "slow long wet hard", "lamp": "hot bright small quiet",
+    "bell": "loud hard small bright", "drum": "loud hard big dark", "bed": "soft long quiet dry",
+    "bread": "soft hot dry small", "tea": "hot wet dark quiet", "salt": "small dry hard bright",
+    "knife": "sharp hard bright quick", "needle": "sharp small hard long",
 }  # fmt: skip
 TRUE = {topic: tuple(facts.split()) for topic, facts in FACTS.items()}
 SAYABLE = tuple(dict.fromkeys(fact for facts in TRUE.values() for fact in facts))
@@ -31,7 +42,7 @@ def puzzles() -> tuple[Puzzle, ...]:
     """One prompt per topic, in the layout of the puzzles; the reference is a best answer by the rule."""
     listed, shuffled = [], sorted(TRUE, key=lambda topic: share(f"talk {topic}"))
     for i, topic in enumerate(shuffled):
-        split = "train" if i < 10 else "validation" if i < 13 else "test"
+        split = "train" if i < 30 else "validation" if i < 38 else "test"
         listed.append(Puzzle("talk", f"{{tell}}{{{topic}}}.", answer_of(TRUE[topic][:ENOUGH], True), "default", split))
     return tuple(listed)
 
