@@ -20,7 +20,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from experiments import report_figures, report_page
+from experiments import report_figures, report_page, report_write
 from experiments.report_claims import claims, paired
 from experiments.report_run import STAGES, Pipeline, Shown, groups, read
 from minir1 import checkpoint, cli
@@ -147,8 +147,8 @@ def write(path: Path, *, out: Path | None = None, measure: bool = True) -> Path:
     gains = {key: gain for key, gain in gains.items() if gain}
     page = report_page.page(run, names, stated, gains, openness(run), shown(run), drawn)
     out.mkdir(parents=True, exist_ok=True)
-    replace_text(out / "report.md", report_page.markdown(page, out))
-    replace_text(out / "report.html", report_page.html(page))
+    replace_text(out / "report.md", report_write.markdown(page, out))
+    replace_text(out / "report.html", report_write.html(page))
     values = {f"{key}{end}": x for key, gain in gains.items() for end, x in zip(("", "_low", "_high"), gain)}
     values |= {f"claims/{n}": float(claim.holds) for n, claim in enumerate(stated, start=1)}
     write_json(out / "report.json", values)

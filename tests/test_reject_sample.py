@@ -195,16 +195,17 @@ def test_general_data_is_mixed_in_by_its_share():
 @pytest.mark.parametrize("line, message", [
     ("{", "line 3 is no JSON"),
     ("[]", "line 3: need an object"),
-    ('{"text": "hi"}', "line 3: needs messages, a list with an answer of the assistant, got 'None'"),
-    ('{"messages": "hi"}', "line 3: needs messages, a list with an answer of the assistant, got 'hi'"),
-    ('{"messages": [{"role": "user", "content": "hi"}]}', "line 3: needs messages, a list with an answer"),
+    ('{"text": "hi"}', "line 3: needs messages, conversations, or prompt and completion or response; got text"),
+    ('{"messages": "hi"}', "line 3: messages is str: expected a list of messages"),
+    ('{"messages": [{"role": "user", "content": "hi"}]}', "line 3: has no answer of the assistant"),
     ('{"messages": [{"role": "robot", "content": "hi"}]}', "line 3: role = 'robot'"),
 ])  # fmt: skip
 def test_general_data_that_is_no_chat_is_refused_with_its_line(tmp_path, line, message):
     good = {"messages": [{"role": "user", "content": "hi\u2028"}, {"role": "assistant", "content": "yes"}], "more": 1}
-    path = tmp_path / "chat.jsonl"
+    path, other = tmp_path / "chat.jsonl", tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(good, ensure_ascii=False) + "\n\n")
-    assert reject_sample.read_general([path, path]) == [good, good]
+    other.write_text(json.dumps(pair := {"prompt": "hi", "response": "yes"}))
+    assert reject_sample.read_general([path, other]) == [good, pair]
     path.write_text(path.read_text() + line)
     with pytest.raises(ValueError, match=f"chat.jsonl, {message}"):
         reject_sample.read_general([path])

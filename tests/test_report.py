@@ -13,7 +13,15 @@ import torch
 from matplotlib.text import Text
 from r1_run import HOSTILE, PROBLEMS, SMALL, TESTED, build
 
-from experiments import report, report_claims, report_figures, report_model_figures, report_page, report_run
+from experiments import (
+    report,
+    report_claims,
+    report_figures,
+    report_model_figures,
+    report_page,
+    report_run,
+    report_write,
+)  # fmt: skip
 from minir1 import answer_file
 from minir1.figures import DPI
 from minir1.judge import Answer
@@ -140,7 +148,7 @@ def test_what_a_model_writes_is_shown_and_is_no_markup(whole):
 
 def test_markdown_quotes_what_would_be_markup():
     page = report_page.Page("a *b* <c>", "", [report_page.Section("t", [report_page.Table(["x|y"], [["`[z]`\n"]])])])
-    assert report_page.markdown(page, Path(".")).splitlines() == [
+    assert report_write.markdown(page, Path(".")).splitlines() == [
         r"# a \*b\* \<c\>", "", "", "", "## t", "", r"| x\|y |", "| --- |", r"| \`\[z\]\` |",
     ]  # fmt: skip
 

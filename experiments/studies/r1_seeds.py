@@ -83,7 +83,7 @@ KEYS = (  # label, key of a stage, format
     ("right", "pass@1", ".1%"), ("easy", "pass@1_easy", ".1%"), ("hard", "pass@1_hard", ".1%"),
     ("minus R1-Zero, in points, paired", "over_r1-zero", "+.1f"),
     ("minus RL 1, in points, paired", "over_rl-1", "+.1f"), ("forced to answer at once", "forced", ".1%"),
-    ("well-formed", "format", ".1%"), ("in the question's language", "language_consistency", ".1%"),
+    ("well-formed", "format", ".1%"), ("language consistency", "language_consistency", ".1%"),
     ("repeated", "repetition", ".1%"), ("tidy", "tidiness", ".1%"), ("tokens", "length", ".1f"),
     ("explicit checks", "checks", ".2f"), ("false yes, of checks", "false_yes", ".1%"),
     ("general prompts, preference", "preference", ".2f"),
