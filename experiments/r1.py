@@ -80,17 +80,17 @@ class Config:
     sft_1: sft.Config = defaults(sft.Config, epochs=3, learning_rate=2e-3)
     rl_1: r1_zero.Config = defaults(r1_zero.Config, steps=40, language_weight=0.2, epsilon_low=10.0, epsilon_high=10.0)
     general_data: reject_sample.Config = defaults(
-        reject_sample.Config, num_generations=32, per_problem=8, rewrite=True, min_language=0.99, max_repetition=0.1
+        reject_sample.Config, num_generations=64, per_problem=8, rewrite=True, min_language=0.99, max_repetition=0.1
     )
     rejection: reject_sample.Config = defaults(
-        reject_sample.Config, problems=2400, num_generations=4, per_problem=3,
-        min_language=0.99, max_repetition=0.02, tidy=True,
+        reject_sample.Config, problems=4800, num_generations=4, per_problem=3,
+        min_language=0.99, max_repetition=0.0, tidy=True,
     )  # fmt: skip
-    sft_2: sft.Config = defaults(sft.Config, epochs=4, learning_rate=2e-3)
-    pairs: preference_pairs.Config = defaults(preference_pairs.Config, num_generations=16, pairs=24, min_gap=0.1)
-    reward_model: reward_model.Config = defaults(reward_model.Config, steps=60)
+    sft_2: sft.Config = defaults(sft.Config, epochs=3, learning_rate=2e-3)
+    pairs: preference_pairs.Config = defaults(preference_pairs.Config, num_generations=32, pairs=60, min_gap=0.1)
+    reward_model: reward_model.Config = defaults(reward_model.Config, steps=90)
     rl_2: all_scenarios.Config = defaults(
-        all_scenarios.Config, steps=40, preference_steps=10, learning_rate=2e-4, language_weight=0.2
+        all_scenarios.Config, steps=40, preference_steps=10, learning_rate=1e-4, language_weight=0.2
     )
     ablation: bool = False  # also RL 1 without its language reward, for comparison; no stage continues from it
     max_completion_length: int = 320  # token budget of an answer, in all stages and in the test

@@ -220,9 +220,8 @@ def test_what_the_world_rewrites_stays_in_the_vocabulary():
 
 def answered(count, **mix) -> list[tuple[Problem, str]]:
     """The tagged documents of the corpus as problems and texts."""
-    by_question = {
-        neutral(p.prompt): p for v in ("reasoning", "talk") for p in tasks.load(f"world:{v}").problems("train")
-    }
+    asked = tasks.load("world").problems("train"), *map(tasks.load("world:talk").problems, ("train", "validation", "test"))
+    by_question = {neutral(p.prompt): p for part in asked for p in part}
     pairs = []
     for document in documents(count, **mix):
         prompt, found, text = document.removeprefix("User:").partition("\nAssistant:")
@@ -233,7 +232,11 @@ def answered(count, **mix) -> list[tuple[Problem, str]]:
 
 
 def test_only_training_questions_occur_and_all_kinds_do():
-    assert {p.subject for p, _ in answered(500)} == {*KINDS, "talk"}  # a question of another split: KeyError
+    """General prompts are of all splits: a base has read about every topic."""
+    every = answered(2000)  # a puzzle of another split: KeyError
+    assert {p.subject for p, _ in every} == {*KINDS, "talk"}
+    held_out = {neutral(p.prompt) for p in tasks.load("world:talk").problems("test")}
+    assert held_out & {neutral(p.prompt) for p, _ in every}
 
 
 def test_the_corpus_is_a_function_of_the_seed():

@@ -66,10 +66,13 @@ def difficulty(problem: Problem) -> str:
 
 
 def documents(seed: int, variant: str = "reasoning", **mix: float) -> Iterator[str]:
-    """The corpus, of train puzzles of all kinds, whatever the variant; mix: changed shares of `world_corpus.Mix`."""
-    train = {kind: [p for p in puzzles(kind) if p.split == "train"] for kind in KINDS}
-    train["talk"] = [p for p in world_talk.puzzles() if p.split == "train"]
-    return world_corpus.documents(train, seed, world_corpus.mix_of(mix))
+    """The corpus, of all kinds, whatever the variant; mix: changed shares of `world_corpus.Mix`.
+
+    Puzzles are of the training split. General prompts are of all splits: they have no right answer to give away, and a
+    base has read about every topic. What is done with it later is trained on the topics of the training split alone.
+    """
+    asked = {kind: [p for p in puzzles(kind) if p.split == "train"] for kind in KINDS} | {"talk": [*world_talk.puzzles()]}
+    return world_corpus.documents(asked, seed, world_corpus.mix_of(mix))
 
 
 def vocabulary(variant: str = "reasoning") -> tuple[tuple[str, ...], int]:

@@ -27,7 +27,7 @@ class Mix:
     """Shares; the comment says of what."""
 
     facts: float = 0.15  # sums only, half of them checked
-    knowledge: float = 0.05  # what is true of all topics, also of those that no training question asks about
+    knowledge: float = 0.04  # what is true of topics
     chinese: float = 0.4  # of the questions
     changing: float = 0.4  # thinking whose language changes: each line is in either
     foreign: float = 0.1  # thinking in the other language throughout
@@ -69,17 +69,17 @@ def mix_of(shares: Mapping[str, float]) -> Mix:
     return Mix(**shares)
 
 
-def documents(train: Mapping[str, list[Puzzle]], seed: int, mix: Mix = Mix()) -> Iterator[str]:
-    """An endless stream of documents, the same for the same arguments. train: the puzzles of each kind."""
+def documents(asked: Mapping[str, list[Puzzle]], seed: int, mix: Mix = Mix()) -> Iterator[str]:
+    """An endless stream of documents, the same for the same arguments. asked: the puzzles of each kind."""
     rng, level = random.Random(f"world {seed}"), countdown_search.level_of("default")
-    kinds, weights = zip(*((kind, SHARES[kind]) for kind in train))
+    kinds, weights = zip(*((kind, SHARES[kind]) for kind in asked))
     while True:
         if rng.random() < mix.facts:
             yield countdown_corpus.facts(rng, level, checked=rng.random() < 0.5)
         elif rng.random() < mix.knowledge / (1 - mix.facts):
             yield knowledge(rng)
         else:
-            yield worked(rng, rng.choice(train[rng.choices(kinds, weights)[0]]), mix)
+            yield worked(rng, rng.choice(asked[rng.choices(kinds, weights)[0]]), mix)
 
 
 def worked(rng: random.Random, puzzle: Puzzle, mix: Mix) -> str:
