@@ -220,8 +220,9 @@ def test_what_the_world_rewrites_stays_in_the_vocabulary():
 
 def answered(count, **mix) -> list[tuple[Problem, str]]:
     """The tagged documents of the corpus as problems and texts."""
-    asked = tasks.load("world").problems("train"), *map(tasks.load("world:talk").problems, ("train", "validation", "test"))
-    by_question = {neutral(p.prompt): p for part in asked for p in part}
+    general = tasks.load("world:talk")
+    asked = tasks.load("world").problems("train") + [p for split in general.splits for p in general.problems(split)]
+    by_question = {neutral(p.prompt): p for p in asked}
     pairs = []
     for document in documents(count, **mix):
         prompt, found, text = document.removeprefix("User:").partition("\nAssistant:")

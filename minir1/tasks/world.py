@@ -71,7 +71,8 @@ def documents(seed: int, variant: str = "reasoning", **mix: float) -> Iterator[s
     Puzzles are of the training split. General prompts are of all splits: they have no right answer to give away, and a
     base has read about every topic. What is done with it later is trained on the topics of the training split alone.
     """
-    asked = {kind: [p for p in puzzles(kind) if p.split == "train"] for kind in KINDS} | {"talk": [*world_talk.puzzles()]}
+    asked = {kind: [p for p in puzzles(kind) if p.split == "train"] for kind in KINDS}
+    asked["talk"] = list(world_talk.puzzles())
     return world_corpus.documents(asked, seed, world_corpus.mix_of(mix))
 
 
