@@ -4,8 +4,6 @@ import triton.language as tl
 
 from .logprob_jit import LOW
 
-LOG_2 = tl.constexpr(0.6931471805599453)
-
 
 @triton.jit
 def _row(ptr, plane, which: tl.constexpr, rows, N):
@@ -47,9 +45,10 @@ def _log_probs(x_s_ptr, x_t_ptr, stat_ptr, rows, cols, N, plane, width, stride_x
 
 
 @triton.jit
-def _against_mixture(lp, d):
-    """p and log (p / m), m the mean of p and of another, whose log-prob is lp + d; finite where fp32 has 0 for both."""
-    return tl.exp(lp), LOG_2 - (tl.maximum(d, 0.0) + tl.log(1 + tl.exp(-tl.abs(d))))
+def _against_mixture(lp, d, own, other):
+    """p and log (p / m), m = own·p + other·q, where log q = lp + d; finite where fp32 has 0 for both."""
+    x = d + (tl.log(other) - tl.log(own))
+    return tl.exp(lp), -tl.log(own) - (tl.maximum(x, 0.0) + tl.log(1 + tl.exp(-tl.abs(x))))
 
 
 # ---------------------------------------------------------------- forward
@@ -87,7 +86,8 @@ def fold_kernel(
 @triton.jit(do_not_specialize=["N", "plane", "width"])
 def mixture_kernel(
     x_s_ptr, x_t_ptr, stat_ptr, kl_ptr,  # h wᵀ [N, width] fp32; [5, plane]; [2, plane]: KL(p_s ‖ m), KL(p_t ‖ m)
-    N, plane, width, stride_x, inv_temperature: tl.float32, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
+    N, plane, width, stride_x, inv_temperature: tl.float32, beta: tl.float32,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
     """Add a tile to both divergences of BLOCK_N tokens from the mixture. Grid (blocks of tokens)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -96,8 +96,8 @@ def mixture_kernel(
     for v in range(0, width, BLOCK_V):
         cols = v + tl.arange(0, BLOCK_V).to(tl.int64)
         lp_s, lp_t = _log_probs(x_s_ptr, x_t_ptr, stat_ptr, rows, cols, N, plane, width, stride_x, inv_temperature)
-        p_s, r_s = _against_mixture(lp_s, lp_t - lp_s)
-        p_t, r_t = _against_mixture(lp_t, lp_s - lp_t)
+        p_s, r_s = _against_mixture(lp_s, lp_t - lp_s, 1 - beta, beta)
+        p_t, r_t = _against_mixture(lp_t, lp_s - lp_t, beta, 1 - beta)
         kl_s += tl.sum(p_s * r_s, 1)
         kl_t += tl.sum(p_t * r_t, 1)
     tl.store(kl_ptr + rows, kl_s, mask=rows < N)
@@ -110,7 +110,7 @@ def mixture_kernel(
 @triton.jit(do_not_specialize=["N", "plane", "width"])
 def unfold_kernel(
     x_s_ptr, x_t_ptr, stat_ptr, g_ptr, dx_ptr,  # h wᵀ [N, width] fp32; [5, plane], [N] -> [N, width]
-    N, plane, width, stride_x, stride_dx, inv_temperature: tl.float32,
+    N, plane, width, stride_x, stride_dx, inv_temperature: tl.float32, beta: tl.float32,
     KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
     """dL/d(h_s w_sᵀ) of BLOCK_N tokens and BLOCK_V columns, by stat as `_log_probs` has it and, fifth, the divergence
@@ -126,8 +126,8 @@ def unfold_kernel(
     elif KIND == "reverse":
         dz = tl.exp(lp_s) * (lp_s - lp_t - own)
     else:
-        p_s, r_s = _against_mixture(lp_s, lp_t - lp_s)
-        dz = p_s * (r_s - own) * 0.5
+        p_s, r_s = _against_mixture(lp_s, lp_t - lp_s, 1 - beta, beta)
+        dz = p_s * (r_s - own) * (1 - beta)
     g = tl.load(g_ptr + rows, mask=rows < N, other=0.0)[:, None]
     tl.store(dx_ptr + rows[:, None] * stride_dx + cols[None, :], dz * (g * inv_temperature),
              mask=(rows[:, None] < N) & (cols[None, :] < width))

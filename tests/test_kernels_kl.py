@@ -43,6 +43,12 @@ def test_ragged_shapes(N, V, temperature, kind):
     check(put(*problem(N, V, dtype=torch.float32)), upstream(N), temperature=temperature, kind=kind)
 
 
+@pytest.mark.parametrize("beta", [0.01, 0.3, 0.9])
+def test_the_generalised_divergence(beta):
+    check(put(*problem(33, 100, dtype=torch.float32)), upstream(33), kind="js", beta=beta, temperature=1.3)
+    check(put(*problem(9, 70, dtype=torch.float32, size=30.0)), upstream(9), kind="js", beta=beta)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @each_kind
 def test_16_bit_inputs(dtype, kind):

@@ -41,6 +41,27 @@ def test_values_and_gradients(N, V, chunk_bytes, kind, temperature):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("beta", [0.01, 0.3, 0.9])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_generalised_divergence(beta, temperature):
+    """Against its definition; near its ends it is β·KL(T‖S) and (1-β)·KL(S‖T) to first order."""
+    inputs = problem(33)
+    g = torch.randn(33, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    want = gradients(lambda *x: reference(*x, temperature, "js", beta), inputs, g)
+    have = gradients(lambda *x: linear_kl(*x, temperature, "js", beta, chunk_bytes=10 * 67 * 8), inputs, g)
+    for a, b in zip(have, want):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    near, close = 1e-7, problem(33, size=1.0)
+    for kind, share in (("forward", near), ("reverse", 1 - near)):
+        limit = linear_kl(*close, temperature, kind)
+        torch.testing.assert_close(linear_kl(*close, temperature, "js", share) / near, limit, rtol=1e-4, atol=1e-6)
+    swapped = linear_kl(*inputs[2:], *inputs[:2], temperature, "js", 1 - beta)  # the mixture is the same
+    torch.testing.assert_close(have[0], swapped)
+    for bad in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="beta="):
+            linear_kl(*inputs, temperature, "js", bad)
+
+
 @each_kind
 def test_two_backward_passes(kind):
     """They give the same bits, and the second does not overwrite the first gradients."""

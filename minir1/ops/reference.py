@@ -20,7 +20,7 @@ def linear_logprob(h, w, target, temperature=1.0, softcap=None, logit_scale=1.0)
     return lp.gather(1, target[:, None])[:, 0], -(lp.exp() * lp.clamp(min=-1e4)).sum(-1)  # 0 log 0 = 0
 
 
-def linear_kl(h_s, w_s, h_t, w_t, temperature=1.0, kind="forward") -> Tensor:
+def linear_kl(h_s, w_s, h_t, w_t, temperature=1.0, kind="forward", beta=0.5) -> Tensor:
     """Student h_s [N, D_s], w_s [V, D_s] and teacher h_t [N, D_t], w_t [V, D_t] -> divergence [N]."""
     s, t = (torch.log_softmax(h @ w.T / temperature, -1) for h, w in ((h_s, w_s), (h_t, w_t)))
     if kind == "forward":
@@ -28,8 +28,8 @@ def linear_kl(h_s, w_s, h_t, w_t, temperature=1.0, kind="forward") -> Tensor:
     if kind == "reverse":
         return (s.exp() * (s - t).masked_fill(s.exp() == 0, 0.0)).sum(-1)
     s, t = s.clamp(min=-1e4), t.clamp(min=-1e4)
-    m = torch.logaddexp(s, t) - math.log(2)  # the mixture of "js"
-    return ((s.exp() * (s - m)).sum(-1) + (t.exp() * (t - m)).sum(-1)) / 2
+    m = torch.logaddexp(s + math.log1p(-beta), t + math.log(beta))  # the mixture of "js"
+    return (1 - beta) * (s.exp() * (s - m)).sum(-1) + beta * (t.exp() * (t - m)).sum(-1)
 
 
 def visible(n: int, m: int, causal: bool, window: int | None, device: torch.device | str = "cpu") -> Tensor:
