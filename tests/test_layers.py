@@ -22,7 +22,7 @@ BELOW_SAMPLE = {
     "optim", "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file"}
-TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference"}
+TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
 NO_TORCH = {"tasks", "rewards", "metrics", ""}  # "" is minir1/__init__.py, which runs before any of its modules
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",

@@ -271,6 +271,26 @@ class Transformer(nn.Module):
             scores = [layout.pack(x) for x in scores]
         return tuple(scores) if len(scores) > 1 else scores[0]
 
+    def states(
+        self,
+        tokens: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        mask: Tensor | None = None,
+        record: list[Routing] | None = None,
+    ) -> Tensor:
+        """The states h that predict the wanted tokens, [M, D] in the order of the rows: z = h·head.weightᵀ.
+
+        Arguments as for `logprob`; logit_scale is in h. For whole distributions without the logits of all tokens
+        (`minir1.model.divergence`). ValueError for a model with a softcap, whose logits are no such product.
+        """
+        if self.config.softcap is not None:
+            raise ValueError(f"softcap = {self.config.softcap}: logits are no product of states and head.weight")
+        layout, flat, wanted = _wanted(tokens, lengths, mask, cu_seqlens)
+        states = self._prefill(flat, layout.positions(), layout, None, record).index_select(0, wanted - 1)
+        return states if self.config.logit_scale == 1.0 else states * self.config.logit_scale
+
     def _each_layer(self, routes: Tensor, layout: Packing) -> list[Tensor | None]:
         """The experts to use in each block, int [N, K_r], or None for a dense one. routes: int [B, T, L_moe, K_r]."""
         config = self.config
