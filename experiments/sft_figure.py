@@ -11,8 +11,11 @@ from matplotlib.ticker import MaxNLocator
 from minir1.figures import BLUE, DPI, ORANGE, STYLE, WIDTH, caption, from_zero, headline, line, series, write
 
 
-def draw_loss(metrics: list[dict], path: Path) -> Figure:
-    """Reads train/loss and, if there is one, eval/loss from the rows of metrics.jsonl. Writes a PNG."""
+def draw_loss(metrics: list[dict], path: Path, what: str = "supervised fine-tuning") -> Figure:
+    """Reads train/loss and, if there is one, eval/loss from the rows of metrics.jsonl. Writes a PNG.
+
+    what: the training, for the title.
+    """
     (steps, train), (due, held_out) = (series(metrics, key) for key in ("train/loss", "eval/loss"))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 5.6), dpi=DPI)
@@ -28,7 +31,7 @@ def draw_loss(metrics: list[dict], path: Path) -> Figure:
         panel.set(xlabel="step", ylabel="nats per answer token")
         panel.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         caption(panel, "-log π of answer tokens", names)
-        title = "Loss of supervised fine-tuning"
+        title = f"Loss of {what}"
         note = "mean over the answer tokens of a batch, and over those of all held-out documents"
         if len(due) > 1:
             title += f": held-out {held_out[0]:.3g} → {held_out[-1]:.3g} nats"

@@ -109,6 +109,7 @@ def preflight(answers: list[list[Answer]], min_mixed: float) -> dict[str, float]
 SHOWN = (  # metric, its name in a line of the log, its format
     ("train/reward", "reward", ".3g"), ("train/accuracy", "accuracy", ".3g"), ("train/format", "format", ".3g"),
     ("train/length", "length", ".3g"), ("train/entropy", "entropy", ".3g"), ("train/kl", "kl", ".3g"),
+    ("train/reverse_kl", "reverse_kl", ".3g"), ("train/divergence", "divergence", ".3g"),
     ("train/explained_variance", "explained_variance", ".3g"), ("train/rounds", "rounds", ".3g"),
     ("train/clip_fraction", "clip", ".1%"), ("train/mixed_groups", "mixed", ".0%"), ("train/grad_norm", "grad", ".2f"),
     ("train/ratio_deviation", "ratio", ".0e"), ("perf/rollout_tok_s", "sampled/s", ",.0f"),

@@ -96,6 +96,22 @@ def reference_logprobs(reference: Transformer, rollout: Rollout, microbatch: int
         return logprobs(reference, rollout, microbatch)
 
 
+def load_teacher(path: Path, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype) -> Transformer:
+    """A teacher, without gradient. path: a Hugging Face folder, or a folder of checkpoints, whose best is taken.
+
+    ValueError if its tokens are not the student's, `tokenizer`.
+    """
+    model, own = hf.load(checkpoint.resolve(path, prefer="best"), device, dtype)
+    ours, theirs = (t.backend.get_vocab(with_added_tokens=True) for t in (tokenizer, own))
+    if differing := {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}:
+        raise ValueError(
+            f"{path}: the teacher's tokens are not the student's ({len(differing):,} differ, such as "
+            f"{min(differing)!r}), and distributions over different tokens cannot be compared: learn from its texts, "
+            "with reject_sample.py and without --teacher"
+        )
+    return merge(model).requires_grad_(False)
+
+
 def load_reward_model(path: Path, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype) -> ScalarModel:
     """A learned reward (experiments/reward_model.py), without gradient. path: its folder, or that of its checkpoints.
 

@@ -58,6 +58,13 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "dpo": PAIRS + " " + EVALUATED.format(""),
     "reward_model": PAIRS,
     "sft": "--checkpoint {base} --data {dialogues} --held-out 0 --steps 1 --batch 2",
+    "distill": "--student {base} --teacher {base} --data {dialogues} --held-out 0 --steps 1 --batch 2",
+    "distill_on_policy": "--student {base} --teacher {base} --steps 1 --prompts 2 --num-generations 2 "
+    + EVALUATED.format(""),
+    "self_verify": "--checkpoint {base} --problems 2 --answers 2 --test-problems 2 --num-generations 2 --steps 1 "
+    "--max-completion-length 8",
+    "budget": "--checkpoints {base} --problems 2 --num-generations 2 --max-completion-length 8 --limits 2 "
+    "--answer-length 4",
     "preference_pairs": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "evaluate": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "reject_sample": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
@@ -73,7 +80,9 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "studies.routes": "--checkpoint {base} --seeds 0 --prompts 2 --num-generations 2 --max-completion-length 8",
     "studies.comparison": "--policy {base} --base {base} --problems 2 --num-generations 2 --max-completion-length 8",
     **{f"studies.{name}": CELLS for name in ("algorithms", "curriculum", "group_size", "kl", "overoptimization")},
-    **dict.fromkeys(("studies.hybrid", "studies.reduction"), CELLS),
+    **dict.fromkeys(("studies.hybrid", "studies.reduction", "studies.self_check"), CELLS),
+    "studies.distill_ways": "--teacher {base} --tokens 64 --batch 2 --length 8 --held-out 2 --seeds 0 --out {out}",
+    "studies.distill_vs_rl": "--teachers {run} --out {out}",
     "studies.preferences": "--checkpoint {base} --seeds 0 --pairs.problems 2 --pairs.num-generations 2 "
     "--pairs.max-completion-length 8 --out {out}",
     "studies.seeds": "--out {out}",
