@@ -55,6 +55,18 @@ def test_a_batch_is_the_draws_of_both_problems(results):
     assert len(answers.own) == 3**4 and len(answers.other) == 15  # kinds: one token, two and wrong, two and right
 
 
+def test_which_gradients_of_distillation_are_unbiased_and_which_are_the_same(results):
+    f = results["distillation"]
+    assert {name for name, one in f.items() if one["forward"] < 1e-9} == {"texts", "forward"}
+    assert {name for name, one in f.items() if one["reverse"] < 1e-9} == {"to_go"}
+    for sampled, whole in (("texts", "forward"), ("on", "exact")):
+        same = [f[name][key] for name in (sampled, whole) for key in ("forward", "reverse")]
+        assert same[:2] == pytest.approx(same[2:], abs=1e-9)
+        assert f[whole]["deviation"] < f[sampled]["deviation"] / 2
+    kl = results["kl"]["k2"]  # its expectation is Σ_t ∇KL_t(π‖π_ref), as on policy with discount 0
+    assert f["on"]["reverse"] == pytest.approx(kl["bias"])
+
+
 def test_the_deviation_follows_the_binomial_formula(results):
     f = results["problems"]
     for name in ("hard", "even"):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from experiments.studies import estimators_catalogue as catalogue
+from experiments.studies import estimators_distill as distill
 from experiments.studies import estimators_figures as figures
 from experiments.studies.estimators_catalogue import KL, MOVED, ON_POLICY, Estimator, Problem, everything, problems
 from minir1 import cli
@@ -154,7 +155,7 @@ def run(steps: tuple[float, ...] = (0.1, 0.3)) -> dict[str, dict]:
     pair = problems()
     truth, mask = ascent(pair), everything().mask
     result = {"on_policy": {name: measure(one, pair, truth) for name, one in ON_POLICY.items()}}
-    result |= {"problems": reweighting(pair), "kl": kl_terms(pair)}
+    result |= {"problems": reweighting(pair), "kl": kl_terms(pair), "distillation": distill.run(pair)}
     for step in steps:
         away = problems(step)
         ratio = max((p.logp - p.sampler).detach()[mask].abs().max().exp().item() for p in away)
@@ -219,6 +220,10 @@ def page_kl(results: dict) -> str:
     return markdown_table(KL_COLUMNS, kl_rows(results), words=2)
 
 
+def page_distill(results: dict) -> str:
+    return markdown_table(distill.COLUMNS, distill.rows(results["distillation"]), words=2)
+
+
 def page_moved(results: dict) -> str:
     parts = [part["setting"] for name, part in results.items() if name.startswith("moved_")]
     small, large = (f"ratios up to {s['largest_ratio']:.2f}, {s['clipped']:.1%} of tokens clipped" for s in parts)
@@ -243,6 +248,7 @@ def main(config: Config) -> dict[str, dict]:
     table("Estimators of ∇J, on policy", ON_COLUMNS, on_rows(results))
     table("KL terms", KL_COLUMNS, kl_rows(results))
     table("After the policy has moved", MOVED_COLUMNS, moved_rows(results))
+    table("Distillation", distill.COLUMNS, distill.rows(results["distillation"]))
     return results
 
 

@@ -273,6 +273,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "estimators_problems": ("estimators.json", estimators.page_problems),
     "estimators_kl": ("estimators.json", estimators.page_kl),
     "estimators_moved": ("estimators.json", estimators.page_moved),
+    "estimators_distill": ("estimators.json", estimators.page_distill),
 } | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}
 
 
