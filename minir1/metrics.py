@@ -114,6 +114,37 @@ def paired_bootstrap(a, b, *, seed: int = 0, resamples: int = 2000, level: float
     return bootstrap(a - b, seed=seed, resamples=resamples, level=level)
 
 
+def auc(scores, right) -> float:
+    """The chance that a right one of two answers, one right and one wrong, has the higher score; ties count half.
+
+    The area under the ROC curve, by ranks (Mann and Whitney 1947). scores: floats [N]; right: bools [N]. NaN unless
+    both kinds are there.
+    """
+    scores, right = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=bool)
+    if scores.shape != right.shape or scores.ndim != 1 or np.isnan(scores).any():
+        raise ValueError(f"scores of shape {scores.shape}, right of {right.shape}: [N] both, without NaN")
+    values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = (counts.cumsum() - (counts - 1) / 2)[inverse]  # from 1, the mean over ties
+    positives, negatives = int(right.sum()), int((~right).sum())
+    if not positives or not negatives:
+        return float("nan")
+    return float((rank[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def calibration(confidence, right, bins: int = 10) -> list[tuple[int, float, float]]:
+    """(count, mean confidence, share right) of answers in bins of equal width in 0 … 1, empty bins left out.
+
+    confidence: floats [N] in 0 … 1; right: bools [N]. Σ count/N · |confidence - share| is the expected calibration
+    error (arXiv:1706.04599, equation 3).
+    """
+    confidence, right = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=bool)
+    if confidence.shape != right.shape or not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError(f"confidence of shape {confidence.shape}, right of {right.shape}: [N] both, in 0 … 1")
+    of = np.minimum((confidence * bins).astype(int), bins - 1)
+    return [(int((of == b).sum()), float(confidence[of == b].mean()), float(right[of == b].mean()))
+            for b in range(bins) if (of == b).any()]  # fmt: skip
+
+
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
     """(only a, only b, p): problems that one solves and the other does not, and the exact two-sided test of equality.
 

@@ -14,6 +14,7 @@ from minir1.tasks import Problem, countdown, load, spread
 from minir1.tasks.countdown import (
     SPLITS,
     all_problems,
+    attempts,
     baselines,
     behaviour,
     difficulty,
@@ -497,3 +498,10 @@ def test_behaviour_of_true_tries_is_clean(level):
 def test_no_eval_in_the_verifier():
     source = open(countdown.__file__, encoding="utf-8").read()
     assert "eval(" not in source and "exec(" not in source
+
+
+def test_attempts_are_where_they_stand_in_the_text():
+    text = "<think>11+3=14,14+3=17:24 no\nhm\n11-3=8,8*3=24 yes\n</think>11-3=8,8*3=24:24 yes\n"
+    found = attempts(P, text)
+    assert [(text[a:b], good) for a, b, good in found] == [("11+3=14,14+3=17:24", False), ("11-3=8,8*3=24", True)]
+    assert [text[b : b + 4] for _, b, _ in found] == [" no\n", " yes"]

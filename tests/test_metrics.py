@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from minir1.metrics import (
+    auc,
     bootstrap,
+    calibration,
     maj_at_k,
     majority,
     mcnemar,
@@ -168,3 +170,24 @@ def test_a_share_of_all_or_none_is_no_certainty():
     assert share_interval([0.0] * 3) == (0.0, 0.0, pytest.approx(0.7076, abs=1e-4))
     assert share_interval([0.0] * 3000)[2] == pytest.approx(3.689 / 3000, rel=1e-3)  # -ln 0.025 = 3.689
     assert share_interval([0.0, 1.0, 1.0], seed=4) == bootstrap([0.0, 1.0, 1.0], seed=4)
+
+
+def test_auc_by_hand_and_by_pairs():
+    assert auc([0.1, 0.4, 0.35, 0.8], [False, False, True, True]) == 0.75
+    assert auc([1, 1, 1], [True, False, True]) == 0.5  # ties
+    assert auc([3, 2, 1], [True, True, False]) == 1.0 and auc([1, 2, 3], [True, True, False]) == 0.0
+    rng = np.random.default_rng(0)
+    scores, right = rng.integers(0, 5, 40), rng.random(40) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[right] for b in scores[~right]]
+    assert auc(scores, right) == pytest.approx(np.mean(pairs))
+    assert np.isnan(auc([1, 2], [True, True]))
+    for scores, right in (([1, np.nan], [True, False]), ([1], [True, False])):
+        with pytest.raises(ValueError, match="without NaN"):
+            auc(scores, right)
+
+
+def test_calibration_by_hand():
+    assert calibration([0.1, 0.15, 0.9, 1.0], [False, True, True, True], bins=2) == [(2, 0.125, 0.5), (2, 0.95, 1.0)]
+    assert calibration([0.5], [True]) == [(1, 0.5, 1.0)]
+    with pytest.raises(ValueError, match="in 0 … 1"):
+        calibration([1.2], [True])

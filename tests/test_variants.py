@@ -26,6 +26,7 @@ from minir1.judge import Answer
 from minir1.log import read_metrics
 from minir1.losses import grpo_sequence, gspo
 from minir1.model import hf
+from minir1.model.heads import ValueHead
 from minir1.monitor import Clock
 from minir1.policy import on_policy_check
 from minir1.rollout import BUDGET, Rollout
@@ -111,6 +112,8 @@ def learned(name: str, model, rollout, advantage, old=None, **changes):
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
     reference = () if variants.COPIES.get(name, "reinforce") == "reinforce" else (None,)
     more = {"tis": (rollout.logp if old is None else old,), "hybrid": (changes.pop("documents", []),)}.get(name, ())
+    if name == "self_check":
+        more = changes.pop("head", ValueHead(model.config.dim)), changes.pop("right", (advantage > 0).float())
     config = config_of(name, **{"num_minibatches": 1, "grad_clip": 1e9, "beta": 0.0, **changes})
     metrics = script.learn(policy, optimizer, rollout, advantage, *reference, config, 1, *more)
     return metrics, [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
@@ -629,3 +632,23 @@ def test_an_answer_is_clipped_where_it_has_no_gradient(sampled, name):
     metrics, _ = learned(name, model, rollout, advantage, **OFF)
     share = (untouched / mask.sum(1, keepdim=True)).sum().item() / 16
     assert metrics["train/clip_fraction"] == pytest.approx(share)
+
+
+# ---- self-check: L_RL + w · squared error ----------------------------------------------------------------------------
+
+
+def test_the_squared_error_by_hand(off_policy):
+    """At w the policy moves by the gradient of both parts, the second written out; with a head of zero, as without."""
+    model, rollout, advantage = off_policy[:3]
+    head = ValueHead(model.config.dim)
+    right = (torch.arange(len(rollout.length)) % 2).float()
+    plain = moved("self_check", *off_policy, check_weight=0.0, right=right)
+    assert_same(moved("self_check", *off_policy, check_weight=0.7, right=right, head=head), plain)
+    torch.nn.init.normal_(head.weight)
+    both = moved("self_check", *off_policy, check_weight=0.7, right=right, head=copy.deepcopy(head))
+    policy = copy.deepcopy(model)
+    _, e = policy.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask, value=head)
+    error = (torch.sigmoid(e) - right[:, None]).square() * rollout.mask
+    (error.sum(1) / rollout.mask.sum(1)).mean().mul(0.7).backward()
+    zero = lambda p: torch.zeros_like(p) if p.grad is None else p.grad
+    assert_same(both, [a - zero(p) for a, p in zip(plain, policy.parameters())])

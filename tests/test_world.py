@@ -315,6 +315,18 @@ def test_behaviour_by_hand_in_mixed_languages():
     assert (given_up["failed_checks"], given_up["corrections"]) == (1, 0)
 
 
+def test_attempts_are_where_they_stand_in_the_text():
+    """A right try, a wrong sum, one in Chinese; what precedes <think>, and lines without a verdict, do not count."""
+    problem = Problem("make 24 from 11,3,3", "(11-3)*3")
+    text = " <think>11-3=8,8*3=24:24 no\n11+3=14 then\n11-3=9,9*3=24:24 yes\n3*8=24,11-3=8:24错\nso 8</think>x yes\n"
+    found = world.attempts(problem, text)
+    assert [(text[a:b], good) for a, b, good in found] == [
+        ("11-3=8,8*3=24:24", True), ("11-3=9,9*3=24:24", False), ("3*8=24,11-3=8:24", False),
+    ]  # fmt: skip
+    assert [text[b : b + 2] for _, b, _ in found] == [" n", " y", "错\n"]
+    assert world.attempts(problem, "") == []
+
+
 def test_a_text_is_rewritten_in_one_language_without_stammer_with_a_summary():
     text = "<think>5+3=9等\n5+3=8 then\n5+3=8再\n8*2=16完\n</think>\n<answer> 16 </answer>"
     english = Problem("compute 5,+3,*2", "16")

@@ -31,6 +31,7 @@ COPIES = {  # in experiments/variants -> what it is a copy of, in experiments
     "ema_reference": "r1_zero",
     "replayed_routes": "r1_zero",
     "hybrid": "r1_zero",
+    "self_check": "r1_zero",
 }
 OPTIONS = (
     "lora",

@@ -38,6 +38,26 @@ class ValueHead(nn.Module):
             return F.linear(hidden.to(dtype), self.weight.to(dtype)).squeeze(-1)
 
 
+class SelfCheckHead(nn.Module):
+    """e_t = f(h_t, a_t): what the model knows about its own answer after the token a_t, as two logits [..., 2].
+
+    Entry 0: the answer will be right; entry 1: the current try is a solution. f is one hidden layer; the state h_t has
+    read a_t. Trained on states without gradient, by the squared error of σ(e_t) (experiments/self_verify.py).
+
+    >>> SelfCheckHead(32)(torch.randn(2, 10, 32)).shape
+    torch.Size([2, 10, 2])
+    """
+
+    def __init__(self, dim: int, inner: int = 64):
+        super().__init__()
+        self.norm, self.inner, self.out = nn.RMSNorm(dim), nn.Linear(dim, inner), nn.Linear(inner, 2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: [..., D] in any dtype -> logits fp32 [..., 2]."""
+        with no_autocast(hidden):
+            return self.out(F.silu(self.inner(self.norm(hidden.float()))))
+
+
 class ScalarModel(nn.Module):
     """A transformer that ends in one number: a separate critic, or a reward model.
 

@@ -17,6 +17,9 @@ Scripts also use and report the following, if the module defines it:
     RUNS_CODE  True: verify runs programs that the model wrote (minir1/sandbox.py), so the task needs --allow-code
     behaviour(problem, text) -> dict[str, float]   counts of what the model does in its thinking
     RATES      {"repeats": "tries"}: the count `repeats` is reported per try; counts not named here, per answer
+    attempts(problem, text) -> list[tuple[int, int, bool]]   the tries in the thinking that get a verdict: at which
+                                                   characters each starts and its verdict follows, and whether it
+                                                   is really a solution
     difficulty(problem) -> str                     the group in which the problem is reported, such as "hard"
     baselines(problem, text) -> dict[str, float]   the chance that other methods, by name, solve the problem with as
                                                    much work as this text shows
@@ -94,6 +97,7 @@ class Task:
     rates: Mapping[str, str] = field(default_factory=dict)  # a count of `behaviour` -> the count it is divided by
     same: Callable[[Problem, str, str], bool] = lambda problem, a, b: a == b  # of two final answers
     behaviour: Callable[[Problem, str], dict[str, float]] | None = None
+    attempts: Callable[[Problem, str], list[tuple[int, int, bool]]] | None = None
     difficulty: Callable[[Problem], str] | None = None
     baselines: Callable[[Problem, str], dict[str, float]] | None = None
     rewrite: Callable[[Problem, str], str | None] | None = None
@@ -219,7 +223,8 @@ def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
             raise ValueError(f"task {full_name}: verify returns {str(verdict)[:60]!r}, which is no Verdict")
         return verdict
 
-    of_text = {key: getattr(module, key, None) for key in ("behaviour", "difficulty", "baselines", "rewrite")}
+    optional = ("behaviour", "attempts", "difficulty", "baselines", "rewrite")
+    of_text = {key: getattr(module, key, None) for key in optional}
     generated = {key: getattr(module, key, None) for key in ("documents", "vocabulary", "probes")}
     generated = {key: function and partial(function, **bound) for key, function in generated.items()}
     own = {key: getattr(module, key) for key in ("same",) if hasattr(module, key)}
@@ -236,8 +241,8 @@ def _mixture(tasks: list[Task]) -> Task:
     """The problems of all tasks, each judged by its own task; a split holds the problems of the tasks that have it.
 
     So a benchmark that is only a test set takes no part in training. An optional function is defined if one of the
-    tasks has it. For problems of a task without it, `behaviour` and `baselines` return {}, `difficulty` returns "", and
-    `rewrite` returns the text as it is. A mixture has no corpus.
+    tasks has it. For problems of a task without it, `behaviour` and `baselines` return {}, `attempts` [], `difficulty`
+    "", and `rewrite` the text as it is. A mixture has no corpus.
     """
     by_name = {task.name: task for task in tasks}
     name = "+".join(task.name for task in tasks)
@@ -264,6 +269,7 @@ def _mixture(tasks: list[Task]) -> Task:
 
     rates = {count: per for task in tasks for count, per in task.rates.items()}
     optional = {key: dispatch(key, lambda *_: {}) for key in ("behaviour", "baselines")}
+    optional["attempts"] = dispatch("attempts", lambda *_: [])
     optional["difficulty"] = dispatch("difficulty", lambda _: "")
     optional["rewrite"] = dispatch("rewrite", lambda _, text: text)
     return Task(name, splits, problems, dispatch("verify"), dispatch("final"), rates, dispatch("same"), **optional)

@@ -12,7 +12,7 @@ from itertools import combinations_with_replacement
 
 from minir1 import rewards
 from minir1.tasks import Problem, Verdict, countdown_corpus, share, spread
-from minir1.tasks.countdown_behaviour import behaviour
+from minir1.tasks.countdown_behaviour import attempts, behaviour  # noqa: F401 (parts of the task)
 from minir1.tasks.countdown_search import (
     LEVELS,
     Try,

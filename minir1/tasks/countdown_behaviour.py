@@ -49,6 +49,22 @@ def behaviour(problem: Problem, text: str) -> dict[str, float]:
     return counts
 
 
+def attempts(problem: Problem, text: str) -> list[tuple[int, int, bool]]:
+    """(start, end, whether it is a solution) of each try in the thinking, as above; its verdict follows `end`.
+
+    start, end: characters of the text.
+    """
+    numbers, target = parse(problem)
+    found, start = [], 0
+    for line in text.partition("</think>")[0].replace("<think>", "\n" * len("<think>")).split("\n"):
+        if match := LINE.fullmatch(line):
+            t = _read(match[1])
+            exact = all(apply(a, op, b) == c for a, op, b, c in t)
+            found.append((start, start + match.start(2) - 1, exact and _legal(numbers, t) and value_of(t) == target))
+        start += len(line) + 1
+    return found
+
+
 def _read(steps: str) -> Try:
     """The steps of a matched line, the larger operand of + and * first."""
     t = []

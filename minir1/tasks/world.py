@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from minir1 import rewards
 from minir1.tasks import Problem, Verdict, spread, world_corpus, world_talk
-from minir1.tasks.world_behaviour import behaviour, rewrite  # noqa: F401 (parts of the task)
+from minir1.tasks.world_behaviour import attempts, behaviour, rewrite  # noqa: F401 (parts of the task)
 from minir1.tasks.world_language import LANGUAGES, WORDS, neutral, say
 from minir1.tasks.world_puzzles import KINDS, LARGEST, kind_of, puzzles
 

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from minir1 import rewards
 from minir1.tasks import Problem, countdown_search
-from minir1.tasks.world_language import ENDINGS, KEY, neutral, say
+from minir1.tasks.world_language import ENDINGS, KEY, WORDS, neutral, say
 from minir1.tasks.world_puzzles import KINDS, RESULTS, kind_of
 from minir1.tasks.world_talk import TRUE, recalled
 
@@ -45,6 +45,23 @@ def behaviour(problem: Problem, text: str) -> dict[str, float]:
         "repeats": len(verdicts) - len({line for line, _ in verdicts}),
         "wrong_sums": sum(_wrong(*m.groups()) for line, _ in lines for m in RESULTS.finditer(line)),
     }
+
+
+def attempts(problem: Problem, text: str) -> list[tuple[int, int, bool]]:
+    """(start, end, whether it deserves a yes) of each line of the thinking that has a verdict, which follows `end`.
+
+    start, end: characters of the text. A line with a wrong sum deserves none.
+    """
+    solutions, found = _solutions(neutral(problem.prompt)), []
+    start = text.find("<think>") + len("<think>") if text.lstrip().startswith("<think>") else 0
+    for line in rewards.thinking(text).split("\n"):
+        read = lines_of(f"{line}\n")
+        if len(read) == 1 and read[0][1] in ("yes", "no"):
+            shown, ending = read[0]
+            verdict = next(word.rstrip("\n") for word in WORDS[ending] if line.endswith(word.rstrip("\n")))
+            found.append((start, start + len(line) - len(verdict), _ordered(shown) in solutions))
+        start += len(line) + 1
+    return found
 
 
 @lru_cache(maxsize=4096)

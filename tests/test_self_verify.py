@@ -1,0 +1,107 @@
+"""experiments/self_verify.py: its measures by hand, tries in tokens, and a run at toy size."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from runs import result_of
+
+from experiments import self_verify
+from experiments.self_verify import Trace
+from minir1 import checkpoint, tasks
+from minir1.judge import Answer
+from minir1.model import hf
+from minir1.model.heads import SelfCheckHead
+from minir1.tasks import Problem
+
+
+def trace(right: bool, length: int = 4, text: str = "<think>a</think><answer>1</answer>", tries=()) -> Trace:
+    """An answer of `length` tokens whose states say nothing."""
+    return Trace(torch.zeros(length, 8), torch.zeros(length), Answer(text, length, False, right, right), list(tries))
+
+
+def test_tries_in_tokens(toy_base):
+    """A try is from its first token to the last before its verdict, also where the template opened <think>."""
+    _, tokenizer = hf.load(checkpoint.latest(toy_base() / "checkpoint"))
+    task, problem = tasks.load("countdown"), Problem("make 24 from 11,3,3", "")
+    text = "<think>11+3=14,14+3=17:24 no\n11-3=8,8*3=24:24 yes\n</think><answer>(11-3)*3</answer>"
+    for begun in ("", "<think>"):
+        tokens = tokenizer.encode(text.removeprefix(begun))
+        ends = self_verify.token_ends(tokenizer, tokens, len(begun))
+        assert ends[-1] == len(text) and ends == sorted(ends)
+        found = self_verify.tries_of(task, problem, text, ends)
+        shown = [tokenizer.decode(tokens[first : last + 1]) for first, last, _ in found]
+        assert shown == ["11+3=14,14+3=17:24", "11-3=8,8*3=24:24"] and [good for *_, good in found] == [False, True]
+        assert all(tokenizer.decode(tokens[last + 1 : last + 2]).startswith(" ") for _, last, _ in found)
+
+
+def test_the_loss_weighs_answers_alike_whatever_their_length():
+    head = SelfCheckHead(8)
+    torch.nn.init.zeros_(head.out.weight)
+    with torch.no_grad():
+        head.out.bias.copy_(torch.tensor([0.0, 2.0]))  # σ = ½ and 0.881
+    of_answer, of_tries = self_verify.loss_of(head, [trace(True, 3, tries=[(0, 1, True)]), trace(False, 9)])
+    assert of_answer.item() == pytest.approx(0.25)
+    assert of_tries.item() == pytest.approx((1 / (1 + np.exp(-2)) - 1) ** 2)
+    assert self_verify.loss_of(head, [trace(True)])[1] == 0  # no tries
+
+
+def test_restarts_by_hand():
+    """Two answers to a problem, the first wrong and doubted at its third token; the second is kept whatever it says."""
+    grid = [[trace(False, 10), trace(True, 10)]]
+    doubted = [np.array([0.9, 0.9, 0.1] + [0.9] * 7), np.full(10, 0.01)]
+    assert self_verify.restart([doubted], grid, 0.5, n=2) == (1.0, 3 + 10)
+    assert self_verify.restart([doubted], grid, 0.05, n=2) == (0.0, 10)  # never below
+    assert self_verify.restart([doubted], grid, 0.5, n=1) == (0.0, 10)  # no second one
+
+
+def test_the_best_of_n_by_hand():
+    task, problems = tasks.load("countdown"), [Problem("make 3 from 1,2", "1+2")] * 2
+    said = lambda answer: f"<think>a</think><answer>{answer}</answer>"
+    grid = [[trace(False, text=said("1")), trace(False, text=said("1")), trace(True, text=said("1+2")),
+             trace(False, text=said("2"))]] * 2  # fmt: skip
+    e = [[np.array([x]) for x in row] for row in ((0.1, 0.2, 0.9, 0.3), (0.8, 0.2, 0.1, 0.3))]
+    values = self_verify.best_of(task, problems, e, grid, 4)
+    assert values["head@4"] == 0.5 and values["maj@4"] == 0.0 and values["pass@4"] == 1.0
+    assert values["random@4"] == 0.25 and values["head@2"] == values["pass@2"] == 0.0 and values["tokens@2"] == 8
+
+
+def test_a_head_that_knows_is_measured_as_such():
+    grid = [[trace(True, 5, tries=[(0, 3, True)]), trace(False, 7, tries=[(1, 4, False)])]]
+    knows = [np.linspace(0.5, 1, 5), np.linspace(0.5, 0, 7)]
+    values = self_verify.by_position(knows, grid)
+    assert values["answer/0/auc"] == 0.5 and values["answer/10/auc"] == 1.0 and values["answer/10/squared_error"] == 0
+    assert values["answer/10/short"] == 1.0 and values["answer/squared_error_of_the_mean"] == 0.25
+    assert self_verify.of_tries(knows, grid)["try/4/auc"] == 1.0
+    assert self_verify.of_tries(knows[:1], [grid[0][:1]]) == {}
+
+
+@pytest.mark.parametrize("task", ["countdown", "world"])
+def test_a_run_at_toy_size(toy_base, tmp_path, monkeypatch, task):
+    """Where half of the verdicts are by chance, so that both kinds are there."""
+    real = tasks.load(task)
+    by_length = lambda problem, text: tasks.Verdict("right" if len(text) % 2 else "wrong", {})
+    monkeypatch.setattr(self_verify.tasks, "load", lambda *_, **__: replace(real, verify=by_length))
+    config = self_verify.Config(
+        checkpoint=toy_base() / "checkpoint", task=task, problems=8, answers=2, test_problems=4, num_generations=4,
+        max_completion_length=24, steps=8, batch=4, out=tmp_path / "run", device="cpu",
+    )  # fmt: skip
+    values = self_verify.main(config)
+    assert result_of(config.out)["calibration_error"] == pytest.approx(values["calibration_error"])
+    assert {"answer/5/auc", "head@4", "maj@2", "calibration_error", "restart/0.5/tokens"} <= values.keys()
+    head = SelfCheckHead(hf.load(checkpoint.latest(config.checkpoint))[0].config.dim)
+    head.load_state_dict(torch.load(config.out / "head.pt", weights_only=True))
+    assert (config.out / "figures" / "self_verify.png").stat().st_size > 10_000
+    assert json.loads((config.out / "config.json").read_text())["task"] == task
+
+
+def test_answers_of_one_kind_are_refused(toy_base, tmp_path):
+    config = self_verify.Config(
+        checkpoint=toy_base() / "checkpoint", problems=2, answers=1, test_problems=1, num_generations=2,
+        max_completion_length=1, steps=1, out=tmp_path / "run", device="cpu",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="0 of 2 answers are right"):
+        self_verify.main(config)
+    assert not config.out.exists()
