@@ -1,0 +1,114 @@
+"""experiments/budget.py: where thinking ends, what is forced, what counts as a token, a run at toy size."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from experiments import budget
+from experiments.budget import Sample
+from minir1 import checkpoint, tasks
+from minir1.judge import Answer
+from minir1.model import hf
+
+
+@pytest.fixture(scope="module")
+def toy(toy_base):
+    """A small policy and its tokenizer."""
+    return hf.load(checkpoint.latest(toy_base() / "checkpoint"))
+
+
+CONFIG = budget.Config(max_completion_length=20, answer_length=6, rows_at_once=3, wait=" no\n")
+
+
+def samples_of(tokenizer, *answers: str) -> list[Sample]:
+    prompt = tokenizer.encode("User:make 24 from 11,3,3\nAssistant:")
+    rows = [tokenizer.encode(answer) for answer in answers]
+    return [Sample(i, prompt, row, budget.thought(tokenizer, row)) for i, row in enumerate(rows)]
+
+
+def test_where_the_thinking_ends(toy):
+    tokenizer = toy[1]
+    text = "<think>11+3=14,14+3=17:24 no\n"
+    whole = tokenizer.encode(text + "</think><answer>1</answer>")
+    assert budget.thought(tokenizer, whole) == len(tokenizer.encode(text))
+    assert budget.thought(tokenizer, tokenizer.encode(text)) is None
+    assert budget.thought(tokenizer, tokenizer.encode("<think></think>")) == 1
+    assert budget.thought(tokenizer, []) is None
+
+
+def test_a_limit_closes_longer_thinking_and_leaves_the_rest(toy):
+    policy, tokenizer = toy
+    short, long = "<think>1+1=2:3 no\n</think><answer>1+1</answer>", "<think>1+1=2:3 no\n1+2=3:3 yes\n"
+    samples = samples_of(tokenizer, short, long, long + "</think><answer>1+2</answer>")
+    limit = samples[0].thinking
+    kept, *cut = budget.limited(policy, tokenizer, samples, "", limit, CONFIG)
+    assert kept == samples[0].answer
+    for answer in cut:
+        assert tokenizer.decode(answer).startswith("<think>1+1=2:3 no\n</think>")
+        assert len(answer) <= limit + 1 + CONFIG.answer_length
+    nothing = budget.limited(policy, tokenizer, samples, "", 0, CONFIG)
+    assert all(tokenizer.decode(answer).startswith("<think></think>") for answer in nothing)
+    opened = budget.limited(policy, tokenizer, samples, "<think>", 0, CONFIG)  # by the template
+    assert all(tokenizer.decode(answer).startswith("</think>") for answer in opened)
+
+
+def test_wait_goes_on_in_place_of_the_end_within_the_budget(toy):
+    policy, tokenizer = toy
+    closed, open_ = "<think>1+1=2:3 no\n</think><answer>1+1</answer>", "<think>1+1=2:3 no\n"
+    samples = samples_of(tokenizer, closed, open_)
+    longer, same = budget.waited(policy, tokenizer, samples, 1, CONFIG)
+    assert same == samples[1]
+    assert tokenizer.decode(longer.answer).startswith("<think>1+1=2:3 no\n no\n")
+    assert len(longer.answer) <= CONFIG.max_completion_length
+    assert longer.thinking == budget.thought(tokenizer, longer.answer)
+
+
+def test_rows_of_any_batch_continue_alike(toy):
+    policy, tokenizer = toy
+    samples = samples_of(tokenizer, "<think>", "<think>1", "<think>1+1=2", "")
+    rows = [sample.prompt + sample.answer for sample in samples]
+    one = budget.continued(policy, tokenizer, rows, 8, CONFIG, 5, "")
+    assert one == budget.continued(policy, tokenizer, rows, 8, replace(CONFIG, rows_at_once=1), 5, "")
+
+
+def test_a_run_at_toy_size_is_measured_once(toy_base, tmp_path, monkeypatch):
+    config = budget.Config(
+        checkpoints=(toy_base() / "checkpoint", toy_base("dense") / "checkpoint"), problems=3, num_generations=4,
+        max_completion_length=16, limits=(0, 8), answer_length=4, waits=1, out=tmp_path, device="cpu",
+    )  # fmt: skip
+    results = budget.main(config)
+    assert [*results] == [str(path) for path in config.checkpoints]
+    for ways in results.values():
+        assert [*ways["limit"]] == ["0", "8", "none"] and [*ways["wait"]] == ["0", "1"]
+        assert [*ways["majority"]] == [*ways["any"]] == ["1", "2", "4"]
+        tokens = [point["tokens"] for point in ways["limit"].values()]
+        assert tokens[0] <= 3 + config.answer_length and tokens[1] <= 9 + config.answer_length
+        assert ways["any"]["4"]["tokens"] == pytest.approx(4 * ways["wait"]["0"]["tokens"])
+        assert ways["wait"]["0"] == ways["limit"]["none"]
+        for points in ways.values():
+            assert all(p["low"] <= p["right"] <= p["high"] for p in points.values())
+    assert (tmp_path / "figures" / "budget.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "result.json").read_text()) == results
+    monkeypatch.setattr(budget, "curves", lambda *_: pytest.fail("measured again"))
+    assert budget.main(config) == results
+    with pytest.raises(BaseException, match="measured again"):
+        budget.main(replace(config, limits=(4,)))
+
+
+def test_points_by_difficulty_are_parts_of_the_whole(toy):
+    task = tasks.load("countdown")
+    problems = tasks.spread(task.problems("test"), 6)
+    grid = [[Answer("", 3, False, p % 2 == 0, True)] for p in range(6)]
+    point = budget.point(task, problems, grid, 3.0)
+    assert point["right"] == 0.5 and point["tokens"] == 3.0
+    groups = budget.groups_of(task, problems)
+    levels = groups.keys() & {"easy", "middle", "hard"}
+    mean = sum(point[f"right_{name}"] * len(groups[name]) for name in levels)
+    assert mean / 6 == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("changes", [{"limits": ()}, {"checkpoints": ()}, {"limits": (-1,)}, {"temperature": 0.0}])
+def test_senseless_settings_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        budget.Config(**changes)
