@@ -257,11 +257,11 @@ def test_a_text_of_1_mb_takes_less_than_50_ms(piece):
     ):
 
         def seconds():
-            start = time.perf_counter()
+            start = time.thread_time()
             verify(P, text)
-            return time.perf_counter() - start
+            return time.thread_time() - start
 
-        assert any(seconds() < 0.05 for _ in range(20))  # other programs may take the processor
+        assert any(seconds() < 0.05 for _ in range(20))  # of the processor: other programs may take it
 
 
 # ---------------------------------------------------------------- files
