@@ -55,8 +55,8 @@ from minir1.settings import at_least
 TESTED = ("base", "r1-zero", "sft-1", "rl-1", "sft-2", "rl-2")  # stages that make a policy
 PLAIN = "rl-1-plain"  # RL 1 without its language reward
 USUAL = {  # seconds on two cores, for the estimate of the time that is left
-    "base": 420, "r1-zero": 250, "cold-start": 30, "sft-1": 30, "rl-1": 200, "general-data": 20, "rejection": 60,
-    "sft-2": 50, PLAIN: 200, "pairs": 20, "reward-model": 20, "rl-2": 180, "test": 25, "general": 5,
+    "base": 500, "r1-zero": 400, "cold-start": 30, "sft-1": 25, "rl-1": 300, "general-data": 10, "rejection": 150,
+    "sft-2": 120, PLAIN: 250, "pairs": 10, "reward-model": 20, "rl-2": 200, "test": 20, "general": 5,
 }  # fmt: skip
 
 

@@ -4,13 +4,13 @@
     python -m experiments.studies.distill_vs_rl --teachers runs/r1-seeds/seed-0 runs/r1-seeds/seed-1 --jobs 2
 
 DeepSeek-R1 (arXiv:2501.12948, section 4.1) found that the large model's answers taught a small one more than RL on the
-small one did. Here the teacher is the last model of a pipeline (r1.py), and the student a dense one with a fifth of its
-parameters, pre-trained on the same corpus. From this base:
+small one did. Here the teacher is the last model of a pipeline (r1.py), and the student a small dense one, pre-trained on the
+same corpus. From this base:
 
     texts      the teacher's right answers, filtered by reject_sample.py, then distill.py without the teacher
     logits     distill.py on the same texts with the teacher's distributions, KL(T‖S)
     on-policy  distill_on_policy.py from the student that texts made: KL(S‖T) on its own samples
-    rl         r1_zero.py, with at least the tokens and the seconds of each of these
+    rl         r1_zero.py, of 120 steps by default: compare its tokens and seconds in the table
     texts-rl   r1_zero.py from the student that texts made, as many steps as on-policy
 
 Seconds include the teacher's sampling. A seed of the student for each teacher; a killed study continues with the same

@@ -73,7 +73,7 @@ class Config:
     teacher: Path  # a Hugging Face folder of a pre-trained model
     ways: tuple[str, ...] = tuple(WAYS)
     seeds: tuple[int, ...] = (0, 1, 2)
-    tokens: int = 2_000_000  # that each student is trained on
+    tokens: int = 600_000  # that each student is trained on
     batch: int = 32  # texts per step
     length: int = 192  # tokens of a text, at most
     held_out: int = 128  # texts that are measured
