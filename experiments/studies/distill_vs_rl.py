@@ -4,8 +4,8 @@
     python -m experiments.studies.distill_vs_rl --teachers runs/r1-seeds/seed-0 runs/r1-seeds/seed-1 --jobs 2
 
 DeepSeek-R1 (arXiv:2501.12948, section 4.1) found that the large model's answers taught a small one more than RL on the
-small one did. Here the teacher is the last model of a pipeline (r1.py), and the student a small dense one, pre-trained on the
-same corpus. From this base:
+small one did. Here the teacher is the last model of a pipeline (r1.py), and the student a small dense one, pre-trained
+on the same corpus. From this base:
 
     texts      the teacher's right answers, filtered by reject_sample.py, then distill.py without the teacher
     logits     distill.py on the same texts with the teacher's distributions, KL(T‖S)
