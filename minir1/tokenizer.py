@@ -19,6 +19,14 @@ MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 QUOTE = "\ufdd0"  # a noncharacter, which no text holds; divides a text for `encode`
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of one byte, in sentencepiece's spelling
 CONTEXT = 4  # tokens that `decode_stream` decodes again: a character has four bytes at most
+EMOJI = "[\u203c\u2049\u2122\u2139\u2190-\u21ff\u2300-\u27bf\u2900-\u297f\u2b00-\u2bff\u3030\u303d\u3297\u3299" + (
+    "\U0001f000-\U0001f1e5\U0001f200-\U0001faff]"  # all but the letters of flags
+)
+MORE = "[\ufe0e\ufe0f\u20e3\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*"  # style, key, tone of skin, tag
+FLAG = "[\U0001f1e6-\U0001f1ff]"  # two letters are one flag
+UNFINISHED = re.compile(  # an emoji at the end of a text, which may go on: joined to others, or half a flag
+    rf"(?P<joined>{EMOJI}{MORE}(?:\u200d{EMOJI}{MORE})*\u200d?)\Z|(?<!{FLAG})(?:{FLAG}{FLAG})*(?P<half>{FLAG})\Z"
+)
 TEMPLATE = (  # of the tokenizers made here: the question, then the assistant's turn
     "{% for message in messages %}"
     "{% if message.role == 'user' %}User:{{ message.content }}\nAssistant:"
@@ -112,9 +120,13 @@ class Tokenizer:
     def decode_stream(self, tokens: Iterable[int], keep_special: bool = True) -> Iterator[str]:
         """The text of tokens that arrive one by one, in pieces: joined, they are that of `decode`.
 
-        A character in several tokens comes whole, with the last of them. Bytes that sentencepiece falls back to
-        (`<0xE4>`) come when another token ends them, because one wrong byte makes all of them unreadable.
+        A character in several tokens comes whole, with the last of them, and so does an emoji joined from several
+        (`whole_emoji`). Bytes that sentencepiece falls back to (`<0xE4>`) come when another token ends them, because
+        one wrong byte makes all of them unreadable.
         """
+        return whole_emoji(self._pieces(tokens, keep_special))
+
+    def _pieces(self, tokens: Iterable[int], keep_special: bool) -> Iterator[str]:
         window, sent = [], 0  # the last tokens; how many characters of their text were yielded
         for token in tokens:
             if not keep_special and token in (self.eos, self.pad):
@@ -209,6 +221,21 @@ class Tokenizer:
         tokenizer = cls(backend, templates.pop("default", ""), eos, text("pad_token") or eos, text("bos_token"))
         tokenizer.config, tokenizer.templates = config, templates
         return tokenizer
+
+
+def whole_emoji(pieces: Iterable[str]) -> Iterator[str]:
+    """The same text, in pieces of which none ends inside an emoji of several characters (a family, a flag, a tone of
+    skin): an emoji at the end of a piece comes with the next one."""
+    held = ""
+    for piece in pieces:
+        text = held + piece
+        match = UNFINISHED.search(text)
+        end = match.start(match.lastgroup) if match else len(text)
+        if end:
+            yield text[:end]
+        held = text[end:]
+    if held:
+        yield held
 
 
 def _each_text(value, change: Callable[[str], str]):

@@ -11,7 +11,7 @@ Scripts also use and report the following, if the module defines it:
 
     SPLITS     the names of its splits; by default ("train", "test")
     VARIANTS   what may follow a colon, as in `countdown:wide`, the default first. Then `problems`, `documents`,
-               `vocabulary` and `probes` also take the keyword argument `variant`
+               `vocabulary`, `probes` and `recognise` also take the keyword argument `variant`
     DATA       a sentence on what --data must be, if the task needs it, or None if it takes none. Without it,
                --data may be given or not
     RUNS_CODE  True: verify runs programs that the model wrote (minir1/sandbox.py), so the task needs --allow-code
@@ -26,6 +26,8 @@ Scripts also use and report the following, if the module defines it:
     final(problem, text) -> str | None             the answer as a majority vote compares it, None if there is none;
                                                    by default the text between the answer tags, without white space
     same(problem, a, b) -> bool                    whether two answers of `final` are equivalent; by default equal text
+    recognise(question) -> Problem | None          the problem that a text asks, where the text alone tells it, listed
+                                                   in `problems` or not: a chat shows the verdict on its answer
     rewrite(problem, text) -> str | None           the text in the form that a reader wants, with the same content; None
                                                    if it cannot be rewritten
     documents(seed, **mix) -> Iterator[str]        an endless synthetic corpus to pre-train a tiny base on
@@ -100,6 +102,7 @@ class Task:
     attempts: Callable[[Problem, str], list[tuple[int, int, bool]]] | None = None
     difficulty: Callable[[Problem], str] | None = None
     baselines: Callable[[Problem, str], dict[str, float]] | None = None
+    recognise: Callable[[str], Problem | None] | None = None
     rewrite: Callable[[Problem, str], str | None] | None = None
     documents: Callable[..., Iterator[str]] | None = None  # (seed, **mix)
     vocabulary: Callable[[], tuple[Sequence[str], int]] | None = None
@@ -225,11 +228,11 @@ def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
 
     optional = ("behaviour", "attempts", "difficulty", "baselines", "rewrite")
     of_text = {key: getattr(module, key, None) for key in optional}
-    generated = {key: getattr(module, key, None) for key in ("documents", "vocabulary", "probes")}
-    generated = {key: function and partial(function, **bound) for key, function in generated.items()}
+    of_variant = {key: getattr(module, key, None) for key in ("documents", "vocabulary", "probes", "recognise")}
+    of_variant = {key: function and partial(function, **bound) for key, function in of_variant.items()}
     own = {key: getattr(module, key) for key in ("same",) if hasattr(module, key)}
     final, rates = getattr(module, "final", _final), getattr(module, "RATES", {})
-    return Task(full_name, splits, problems, verify, final, rates, **own, **of_text, **generated)
+    return Task(full_name, splits, problems, verify, final, rates, **own, **of_text, **of_variant)
 
 
 def _final(problem: Problem, text: str) -> str | None:
@@ -267,9 +270,14 @@ def _mixture(tasks: list[Task]) -> Task:
 
         return call
 
+    def recognise(question: str) -> Problem | None:
+        asked = ((task, task.recognise(question)) for task in tasks if task.recognise)
+        return next((replace(problem, task=task.name) for task, problem in asked if problem), None)
+
     rates = {count: per for task in tasks for count, per in task.rates.items()}
     optional = {key: dispatch(key, lambda *_: {}) for key in ("behaviour", "baselines")}
     optional["attempts"] = dispatch("attempts", lambda *_: [])
     optional["difficulty"] = dispatch("difficulty", lambda _: "")
     optional["rewrite"] = dispatch("rewrite", lambda _, text: text)
+    optional["recognise"] = recognise if any(task.recognise for task in tasks) else None
     return Task(name, splits, problems, dispatch("verify"), dispatch("final"), rates, dispatch("same"), **optional)

@@ -6,6 +6,7 @@ with every intermediate value in 1..`Level.value` (tries and levels: countdown_s
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations_with_replacement
@@ -15,6 +16,7 @@ from minir1.tasks import Problem, Verdict, countdown_corpus, share, spread
 from minir1.tasks.countdown_behaviour import attempts, behaviour  # noqa: F401 (parts of the task)
 from minir1.tasks.countdown_search import (
     LEVELS,
+    PROMPT,
     Try,
     apply,
     expected_tries,
@@ -33,7 +35,8 @@ DATA = None  # problems are generated
 RATES = {"arithmetic_errors": "steps", "illegal": "tries", "repeats": "tries"}
 
 UNSEEN, TEST, VALIDATION = 0.12, 0.28, 0.15  # shares: of all multisets; of the remaining problems
-MAX_CHARS, MAX_DEPTH = 200, 20  # limits on an expression
+MAX_CHARS, MAX_DEPTH = 200, 20  # limits on an expression, the former also on a question that somebody types
+LISTED = 4  # numbers of such a question whose tries are all listed
 PRIORITY = {"+": 1, "-": 1, "*": 2, "/": 2}
 TOKEN = re.compile(r"[ \t\r\n]*(?:(0|[1-9][0-9]*)|(.))", re.DOTALL)  # a number, or any other character
 
@@ -146,6 +149,19 @@ def _reduce(values: list[int], pending: list[str], priority: int) -> None:
         if op == "/" and b == 0:
             raise ValueError(f"{a} / 0")
         values.append(Fraction(a) / b if op == "/" else apply(a, op, b))
+
+
+def recognise(question: str, variant: str = "default") -> Problem | None:
+    """The problem of a text such as `make 24 from 11,3,3`, also of one that no split has; None for another text.
+
+    The reference is "" where no try of the level reaches the target, or there are too many numbers to list the tries.
+    """
+    question = question.strip()
+    if len(question) > MAX_CHARS or not PROMPT.fullmatch(question):
+        return None
+    numbers, target = parse(problem := Problem(question, "", level=variant))
+    listed = tries(numbers, variant) if len(numbers) <= LISTED else ()
+    return replace(problem, reference=next((expression(t) for t in listed if value_of(t) == target), ""))
 
 
 def difficulty(problem: Problem) -> str:
