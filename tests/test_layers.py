@@ -23,7 +23,7 @@ BELOW_SAMPLE = {
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
-NO_TORCH = {"tasks", "rewards", "metrics", ""}  # "" is minir1/__init__.py, which runs before any of its modules
+NO_TORCH = {"tasks", "rewards", "metrics", "answer_text", ""}  # "" is minir1/__init__.py, which runs before any of its modules
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
 }
