@@ -17,7 +17,7 @@ JOINT = 8  # tokens of the window that stay free below a document: where it join
 
 
 class Turn(NamedTuple):
-    """A question, as the model reads it, and the whole answer: with its tags, and the <think> that a template opened."""
+    """A question, as the model reads it, and the whole answer, with its tags and the <think> that a template opened."""
 
     question: str
     answer: str

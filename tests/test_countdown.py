@@ -505,3 +505,24 @@ def test_attempts_are_where_they_stand_in_the_text():
     found = attempts(P, text)
     assert [(text[a:b], good) for a, b, good in found] == [("11+3=14,14+3=17:24", False), ("11-3=8,8*3=24", True)]
     assert [text[b : b + 4] for _, b, _ in found] == [" no\n", " yes"]
+
+
+# Questions that somebody types
+
+
+@pytest.mark.parametrize("variant", countdown.VARIANTS)
+def test_a_listed_problem_is_recognised_by_its_question(variant):
+    for problem in spread(problems("test", variant=variant), 50):
+        assert countdown.recognise(f" {problem.prompt}\n", variant) == problem
+
+
+def test_other_questions():
+    other_order = countdown.recognise("make 24 from 3,11,3")
+    assert verify(other_order, said(other_order.reference)).status == "right"
+    assert countdown.recognise("make 1000 from 1,2,3").reference == ""  # out of reach
+    began = time.perf_counter()
+    many = countdown.recognise("make 24 from 1,2,3,4,5,6,7,8,9")
+    assert many.reference == "" and time.perf_counter() - began < 1
+    assert verify(many, said("1+2+3+4+5+6+7+8-9-3")).status == "wrong"
+    for text in ("hello", "make 24", "Make 24 from 1,2", "make 24 from 1,2 please", "", f"make {'9' * 5000} from 1"):
+        assert countdown.recognise(text) is None

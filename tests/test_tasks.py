@@ -244,6 +244,8 @@ def test_a_mixture_asks_the_task_of_each_problem():
     assert task.behaviour(problems["example_task"], "1+1=2") == {"equations": 1}
     assert task.rates == load("countdown").rates
     assert task.documents is task.vocabulary is task.probes is None  # a corpus is of one task
+    assert task.recognise("make 24 from 11,3,3").task == "countdown" and task.recognise("What is 12 + 30?") is None
+    assert example.recognise is None and load(f"{EXAMPLE}+gsm8k", {"gsm8k": "x"}).recognise is None
     with pytest.raises(ValueError, match="a problem of task ''; the tasks are countdown, example_task"):
         task.verify(example.problems("test")[0], "")
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import date
 
 import pytest
+import regex
 import tokenizers
 import transformers
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from toys import DENSE
 from minir1.model import hf
 from minir1.model.hf_config import to_hf_config
 from minir1.tasks import countdown, countdown_corpus
-from minir1.tokenizer import EOS, PAD, QUOTE, TAGS, UNK, Tokenizer, train_bpe, word_level
+from minir1.tokenizer import EOS, PAD, QUOTE, TAGS, UNK, Tokenizer, train_bpe, whole_emoji, word_level
 
 TEXTS = [
     "the cat sat on the mat. ", "12 and 345 make 357, not 12345.\n", "naïve café — 你好\n\n", "def f(x):\n    return x",
@@ -762,3 +763,34 @@ def test_the_loops_of_old_would_have_garbled():
     """What the pieces are for."""
     tokens = KINDS["llama"].encode("the the 你")
     assert "".join(KINDS["llama"].decode([t]) for t in tokens) != "the the 你" == KINDS["llama"].decode(tokens)
+
+
+JOINED = ["👨‍👩‍👧‍👦", "👍🏽", "🇩🇪", "🇩🇪🇫🇷", "❤️‍🔥", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "🤖", "☺️"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_no_piece_ends_inside_an_emoji(data):
+    """For every division of a text; the grapheme clusters are those that Unicode defines."""
+    text = "".join(data.draw(st.lists(st.sampled_from([*JOINED, "a", " ", "你", "→", "1"]), max_size=8)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=len(text))))
+    pieces = list(whole_emoji(text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])))
+    assert "".join(pieces) == text and all(pieces)
+    ends = set(itertools.accumulate(map(len, regex.findall(r"\X", text))))
+    assert set(itertools.accumulate(map(len, pieces))) <= ends
+
+
+def test_only_the_last_emoji_waits():
+    """A piece comes with its last emoji left out, which comes with the next piece; other text waits for nothing."""
+    assert list(whole_emoji(["a🤖🤖", "🤖", "b", "c→", "d"])) == ["a🤖", "🤖", "🤖b", "c", "→d"]
+    assert list(whole_emoji(["1", "2", "你", "é", "🇩", "🇪", "🇫"])) == ["1", "2", "你", "é", "🇩🇪", "🇫"]
+    assert list(whole_emoji(["👨", "\u200d", "👩", ""])) == ["👨\u200d👩"]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "llama"])
+def test_a_joined_emoji_comes_whole(kind):
+    """Token by token it has many: bytes, of which several make a character, of which several make the emoji."""
+    tokens = KINDS[kind].encode(f"a {JOINED[0]} b")
+    assert len(tokens) > 20
+    (part,) = [part for part in said_in_pieces(KINDS[kind], tokens) if "👨" in part]
+    assert JOINED[0] in part and "👦" in part
