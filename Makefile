@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo r1 test lint bench
+.PHONY: demo r1 chat test lint bench
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.demo $(ARGS)
 
 r1: $(VENV)/.demo
 	$(BIN)/python -m experiments.r1 --resume $(ARGS)
+
+chat: $(VENV)/.demo
+	$(BIN)/python -m experiments.chat $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2 tests

@@ -126,7 +126,7 @@ def show(console: Console, parts: Iterable[tuple[str, str]], folded: bool) -> No
             console.print()
         if kind == "thinking" and folded:
             dots += 1
-            body = "thinking " if kind != printed else "." if dots % 8 == 0 else ""
+            body = "thinking" if kind != printed else "." if dots % 8 == 0 else ""
         console.print(Text(visible(body), "dim" if kind == "thinking" else ""), end="", soft_wrap=True)
         printed = kind
 

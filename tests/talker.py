@@ -20,7 +20,8 @@ def talker(follows: dict[str, str], words=WORDS, window: int = 4096) -> tuple[Tr
     """
     tokenizer = word_level(words, 100)
     size = tokenizer.size
-    model = Transformer(dense(vocab=size, dim=size + size % 2, layers=1, heads=1, kv_heads=1, ffn=8, max_positions=window))
+    shape = dense(vocab=size, dim=size + size % 2, layers=1, heads=1, kv_heads=1, ffn=8, max_positions=window)
+    model = Transformer(shape)
     number = lambda text: tokenizer.backend.token_to_id(text)
     with torch.no_grad():
         for parameter in model.blocks.parameters():

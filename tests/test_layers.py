@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge", "experiments")
 BELOW_SAMPLE = {
     "tokenizer", "templates", "data", "preference_data", "chat_data", "log", "seed", "settings", "checkpoint",
-    "optim", "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
+    "optim", "chat_template", "conversation", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}

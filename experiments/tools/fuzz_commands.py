@@ -68,6 +68,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "preference_pairs": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "evaluate": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "reject_sample": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
+    "chat": "{base}",
     "count": "deepseek-v3",
     "report": "{run} --no-measure",
     **dict.fromkeys(("r1_zero", "ppo", "reinforce"), RL),
@@ -92,7 +93,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "benchmarks.growth": "--rows 1 --lengths 1 --widths 16 --experts 2 --at-rows 1 --steps 1",
     **dict.fromkeys(("benchmarks.attention_tiles", "benchmarks.decode_splits", "benchmarks.prefill"), ""),
 }
-SLOW = ("subprocess.run", "multiprocessing.get_context")  # what calls them starts other processes
+SLOW = ("subprocess.run", "multiprocessing.get_context", "builtins.input")  # other processes, or a user's words
 
 WRONG = {  # of each type of a field: kind -> words
     int: {"word": ["x"], "fraction": ["1.5"], "empty": [""], "nan": ["nan"], "negative": ["-1"], "zero": ["0"],
