@@ -120,28 +120,15 @@ class Tokenizer:
     def decode_stream(self, tokens: Iterable[int], keep_special: bool = True) -> Iterator[str]:
         """The text of tokens that arrive one by one, in pieces: joined, they are that of `decode`.
 
-        A character in several tokens comes whole, with the last of them, and so does an emoji joined from several
-        (`whole_emoji`). Bytes that sentencepiece falls back to (`<0xE4>`) come when another token ends them, because
-        one wrong byte makes all of them unreadable.
+        A character in several tokens comes whole, with the last of them; an emoji, which others may join (a family, a
+        flag, a tone of skin), comes with the token after it. Bytes that sentencepiece falls back to (`<0xE4>`) come when
+        another token ends them, because one wrong byte makes all of them unreadable.
         """
-        return whole_emoji(self._pieces(tokens, keep_special))
-
-    def _pieces(self, tokens: Iterable[int], keep_special: bool) -> Iterator[str]:
-        window, sent = [], 0  # the last tokens; how many characters of their text were yielded
+        stream = TextStream(self, keep_special)
         for token in tokens:
-            if not keep_special and token in (self.eos, self.pad):
-                continue
-            window.append(token)
-            if token in self.ids and BYTE.fullmatch(self.backend.id_to_token(token)):
-                continue
-            text = self.decode(window).removesuffix("\ufffd")  # perhaps the beginning of a character
-            if text[sent:]:
-                yield text[sent:]
-            sent = len(text)
-            if len(window) > 2 * CONTEXT:
-                window = window[-CONTEXT:]
-                sent = len(self.decode(window).removesuffix("\ufffd"))
-        if rest := self.decode(window)[sent:]:
+            if text := stream.feed(token):
+                yield text
+        if rest := stream.rest():
             yield rest
 
     def chat(self, question: str) -> str:
@@ -223,19 +210,35 @@ class Tokenizer:
         return tokenizer
 
 
-def whole_emoji(pieces: Iterable[str]) -> Iterator[str]:
-    """The same text, in pieces of which none ends inside an emoji of several characters (a family, a flag, a tone of
-    skin): an emoji at the end of a piece comes with the next one."""
-    held = ""
-    for piece in pieces:
-        text = held + piece
-        match = UNFINISHED.search(text)
-        end = match.start(match.lastgroup) if match else len(text)
-        if end:
-            yield text[:end]
-        held = text[end:]
-    if held:
-        yield held
+class TextStream:
+    """`Tokenizer.decode_stream`, for tokens that are handed in one by one."""
+
+    def __init__(self, tokenizer: Tokenizer, keep_special: bool = True):
+        self.tokenizer, self.skipped = tokenizer, () if keep_special else (tokenizer.eos, tokenizer.pad)
+        self._window, self._sent = [], 0  # the last tokens; how many characters of their text were read
+        self._held = ""  # an emoji that may go on
+
+    def feed(self, token: int) -> str:
+        """The text that is certain with the next token, perhaps none."""
+        if token in self.skipped:
+            return ""
+        self._window.append(token)
+        if token in self.tokenizer.ids and BYTE.fullmatch(self.tokenizer.backend.id_to_token(token)):
+            return ""
+        text = self.tokenizer.decode(self._window).removesuffix("\ufffd")  # perhaps the beginning of a character
+        new, self._sent = text[self._sent :], len(text)
+        if len(self._window) > 2 * CONTEXT:
+            self._window = self._window[-CONTEXT:]
+            self._sent = len(self.tokenizer.decode(self._window).removesuffix("\ufffd"))
+        new = self._held + new
+        match = UNFINISHED.search(new)
+        certain = match.start(match.lastgroup) if match else len(new)
+        self._held = new[certain:]
+        return new[:certain]
+
+    def rest(self) -> str:
+        """The text that was held back, after the last token."""
+        return self._held + self.tokenizer.decode(self._window)[self._sent :]
 
 
 def _each_text(value, change: Callable[[str], str]):

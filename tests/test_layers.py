@@ -21,9 +21,9 @@ BELOW_SAMPLE = {
     "tokenizer", "templates", "data", "preference_data", "chat_data", "log", "seed", "settings", "checkpoint",
     "optim", "chat_template", "conversation", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
 }
-BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file"}
+BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "engine"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
-NO_TORCH = {"tasks", "rewards", "metrics", "answer_text", ""}  # "" is minir1/__init__.py, which runs before any of its modules
+NO_TORCH = {"tasks", "rewards", "metrics", "answer_text", ""}  # "" is minir1/__init__.py, run before its modules
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
 }
