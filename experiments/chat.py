@@ -12,6 +12,7 @@ that the model's task knows, such as `make 24 from 11,3,3`, is judged by the tas
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from minir1.settings import above, at_least
 from minir1.templates import TEMPLATES
 
 DEMO = Path("runs/demo")
+QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,13 @@ def main(config: Config) -> None:
     chat = chat_model.opened(path, **options)
     settings = settings_of(config, chat)
     if config.web:
-        from experiments import chat_web
-
+        os.environ.update(QUIET)
+        try:
+            from experiments import chat_web
+        except ModuleNotFoundError as error:
+            if error.name not in ("gradio", "starlette"):
+                raise
+            raise ValueError("web: Gradio is not installed: pip install -e '.[chat]'") from error
         other = chat_model.opened(config.beside, **options) if config.beside else None
         return chat_web.main([chat, other] if other else [chat], settings, config.host, config.port, config.rows)
     console = Console(highlight=False)

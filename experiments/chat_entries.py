@@ -5,10 +5,14 @@ A part of experiments/chat_web.py. Nothing here imports Gradio.
 
 from __future__ import annotations
 
+import re
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from html import escape
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +26,8 @@ from minir1.seed import stream
 
 PERIOD = 0.05  # seconds between two pictures of an answer that grows
 LARGEST = 2**24  # bytes of a file
-MARKS = {"right": "✅", "wrong": "❌", "unjudged": "❔"}
+MARKS = {"right": "✓", "wrong": "✗", "unjudged": "?"}
+CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)  # in Markdown
 
 
 class Lane(NamedTuple):
@@ -134,7 +139,7 @@ def with_files(chat: Model, entry: Entry, settings: Settings) -> str:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path.name} is no text in UTF-8: {error.reason} at byte {error.start:,}") from error
         around = chat_model.prompt(chat, (), conversation.with_document(path.name, "", question), settings)
-        free = chat.window - chat_model.reserve(chat, settings) - len(around.tokens) - conversation.JOINT
+        free = max(0, chat.window - chat_model.reserve(chat, settings) - len(around.tokens) - conversation.JOINT)
 
         def advance(characters: int) -> None:
             entry.doing = f"reading {path.name}: {characters / len(text):.0%}"
@@ -179,47 +184,63 @@ def answering(
 
 def messages(entries: Sequence[Entry], markdown: bool = False) -> list[dict]:
     """The messages of Gradio's Chatbot. A message whose metadata have a title is a block that folds."""
-    shown = []
-    for entry in entries:
-        files = "".join(f"\n📄 {Path(path).name}" for path in entry.files)
-        shown.append(_message("user", entry.question + files, markdown))
-        if entry.thinking or (not entry.done and not entry.answer):
-            shown.append(_message("assistant", entry.thinking, markdown) | {"metadata": _thought(entry)})
-        if entry.answer:
-            shown.append(_message("assistant", entry.answer, markdown))
-        if entry.done:
-            shown.append(_message("assistant", "", markdown) | {"metadata": {"title": _summary(entry)}})
-            shown[-1]["content"][0]["text"] = ""
-    return shown
+    return [message for entry in entries for message in _of_entry(entry, markdown)]
 
 
-def _message(role: str, text: str, markdown: bool) -> dict:
+def _of_entry(entry: Entry, markdown: bool) -> Iterator[dict]:
+    text = outside_code if markdown else as_html  # Gradio takes every message for HTML, with Markdown or without
+    yield _message("user", text(entry.question + names_of(entry)))
+    if entry.thinking or not (entry.answer or entry.done):
+        yield _message("assistant", text(entry.thinking.strip())) | {"metadata": _thought(entry)}
+    if entry.answer.strip():
+        yield _message("assistant", text(entry.answer.strip()))
+    if entry.done:
+        summary = {"type": "component", "component": "html", "value": summarised(entry), "constructor_args": {}}
+        yield {"role": "assistant", "content": [summary | {"props": {}}]}
+
+
+def names_of(entry: Entry) -> str:
+    """The lines below a question that name its files."""
+    return "".join(f"\n📄 {Path(path).name}" for path in entry.files)
+
+
+def _message(role: str, text: str) -> dict:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 def _thought(entry: Entry) -> dict:
-    """Pending until the thinking has ended."""
+    """Pending, and open, until the thinking has ended."""
     if entry.thought is None and not entry.done:
-        return {"title": entry.doing if not entry.thinking and entry.doing else "Thinking", "status": "pending"}
+        doing = "Thinking" if entry.thinking else entry.doing or "Waiting"
+        return {"title": as_html(doing), "status": "pending"}
     return {"title": "Thinking", "status": "done", "duration": round(entry.thought or entry.seconds, 1)}
 
 
-def _summary(entry: Entry) -> str:
-    """One line below an answer."""
+def as_html(text: str) -> str:
+    """HTML that shows the text as it is."""
+    return escape(text, quote=False)
+
+
+def outside_code(text: str) -> str:
+    """Markdown that shows the HTML in the text as it is. In code it stays as it is: there Markdown does that."""
+    parts = CODE.split(text)
+    return "".join(part if number % 2 else as_html(part) for number, part in enumerate(parts))
+
+
+def summarised(entry: Entry) -> str:
+    """What stands below an answer, as HTML: the verdict, what it cost, and the notes."""
     parts = []
     if entry.verdict:
         status, why = entry.verdict
-        parts.append(f"{MARKS[status]} {status}" + (f": {why}" if why else ""))
-    if entry.reply:
-        parts.append(f"{len(entry.reply.tokens):,} tokens in {entry.seconds:.1f} s")
-    return " · ".join([*parts, *entry.notes])
+        parts.append(f'<b class="{status}">{MARKS[status]} {status}</b>')
+        parts += [f"<span>{as_html(why)}</span>"] if why else []
+    if entry.reply and entry.turn:
+        parts.append(f"<span>{len(entry.reply.tokens):,} tokens in {entry.seconds:.1f} s</span>")
+    parts += [f"<i>{as_html(note)}</i>" for note in entry.notes]
+    return f'<div class="summary">{" ".join(parts)}</div>'
 
 
-def turn_at(entries: Sequence[Entry], index: int, markdown: bool = False) -> int:
-    """The number of the entry that the message `index` belongs to."""
-    count = 0
-    for number in range(len(entries)):
-        count = len(messages(entries[: number + 1], markdown))
-        if index < count:
-            return number
-    return len(entries) - 1
+def number_of(entries: Sequence[Entry], index: int) -> int:
+    """The number of the entry to which the message at `index` belongs."""
+    counts = [len(list(_of_entry(entry, False))) for entry in entries]
+    return bisect_right(list(accumulate(counts)), index)

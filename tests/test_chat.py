@@ -158,7 +158,7 @@ def test_a_full_window_drops_the_oldest_turn(folders):
     talk, out = session(folders["ends"], window=26, turns=9)  # of which 6 are kept for the answer
     for number in range(5):
         chat_terminal.ask(talk, f"{number}")
-    assert out.getvalue().count("<answer>9</answer>\nthe window of 26 tokens was full: the oldest turn was dropped") == 2
+    assert out.getvalue().count("the window of 26 tokens was full: the oldest turn was dropped") == 2
     assert len(talk.turns) == 5 and talk.first == 2
     with pytest.raises(ValueError, match="the question has 43 tokens .* at most 20 of the window of 26"):
         chat_terminal.ask(talk, " ".join(["3"] * 21))
