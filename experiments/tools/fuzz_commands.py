@@ -83,6 +83,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     **dict.fromkeys(("studies.hybrid", "studies.reduction", "studies.self_check"), CELLS),
     "studies.distill_ways": "--teacher {base} --tokens 64 --batch 2 --length 8 --held-out 2 --seeds 0 --out {out}",
     "studies.distill_vs_rl": "--teachers {run} --out {out}",
+    "studies.thinking": "--pipelines {run} --out {out}",
     "studies.preferences": "--checkpoint {base} --seeds 0 --pairs.problems 2 --pairs.num-generations 2 "
     "--pairs.max-completion-length 8 --out {out}",
     "studies.seeds": "--out {out}",
