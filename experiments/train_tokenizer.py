@@ -93,17 +93,25 @@ def backend_of(path: Path) -> tokenizers.Tokenizer:
 
 
 def measure(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> dict[str, float]:
-    """Bytes per token, and tokens per word and per number (none if there are none), over all of the texts."""
-    total = dict.fromkeys(("bytes", "tokens", "words", "word_tokens", "numbers", "number_tokens"), 0)
+    """Bytes per token, and tokens per word and per number (none if there are none), over all of the texts.
+
+    unknown: the share of tokens that say only that there is something else, if there are such.
+    """
+    total = dict.fromkeys(("bytes", "tokens", "unknown", "words", "word_tokens", "numbers", "number_tokens"), 0)
+    unknown = getattr(backend.model, "unk_token", None)
     for text in texts:
-        offsets = np.array(backend.encode(text, add_special_tokens=False).offsets).reshape(-1, 2)
+        encoding = backend.encode(text, add_special_tokens=False)
+        offsets = np.array(encoding.offsets).reshape(-1, 2)
         total["bytes"] += len(text.encode())
         total["tokens"] += len(offsets)
+        total["unknown"] += encoding.tokens.count(unknown)
         for name, pattern in (("word", r"[^\W\d_]+"), ("number", r"\d+")):
             spans = np.array([match.span() for match in re.finditer(pattern, text)]).reshape(-1, 2)
             total[f"{name}s"] += len(spans)
             total[f"{name}_tokens"] += int(overlaps(offsets, spans).sum())
     result = {"bytes": total["bytes"], "bytes_per_token": total["bytes"] / max(1, total["tokens"])}
+    if total["unknown"]:
+        result["unknown"] = total["unknown"] / total["tokens"]
     for name in ("word", "number"):
         if total[f"{name}s"]:
             result[f"tokens_per_{name}"] = total[f"{name}_tokens"] / total[f"{name}s"]
@@ -144,6 +152,8 @@ def rows(report: dict) -> list[list[str]]:
         if f"{kind}/bytes" in one:
             values = [one.get(f"{kind}/{key}") for key in ("bytes_per_token", "tokens_per_word", "tokens_per_number")]
             cells = ["-" if value is None else f"{value:.2f}" for value in values]
+            if unknown := one.get(f"{kind}/unknown"):
+                cells[0] += f" ({unknown:.0%} unknown)"
             result.append([kind, name, f"{one['size']:,}", f"{one[f'{kind}/bytes']:,}", *cells])
     return result
 

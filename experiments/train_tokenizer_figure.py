@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minir1.figures import BLUE, DPI, GREEN, GREY, INK, ORANGE, STYLE, VIOLET, WIDTH, caption, from_zero, headline, write
+from minir1.figures import BLUE, DPI, GREEN, GREY, ORANGE, STYLE, VIOLET, WIDTH, caption, from_zero, headline, write
 
 COLOURS = (BLUE, ORANGE, GREEN, VIOLET, GREY)
 
@@ -37,13 +37,13 @@ def _bars(panel: Axes, kinds: list[str], each: list[tuple[str, dict]], names: li
         places = np.arange(len(kinds)) + width * (i + 0.5) - 0.4
         for bar in panel.bar(places, values, 0.9 * width, color=colour):
             middle, height = bar.get_x() + bar.get_width() / 2, bar.get_height()
-            panel.text(middle, height, f"{height:.2f}", ha="center", va="bottom", size=10, color=INK)
+            panel.text(middle, height, f"{height:.2f}", ha="center", va="bottom", size=10)
     from_zero(panel, [1.05 * one.get(f"{kind}/bytes_per_token", 0) for kind in kinds for _, one in each])
     panel.set_xticks(range(len(kinds)), kinds)
 
 
 def _numbers(panel: Axes, each: list[tuple[str, dict]], names: list[tuple[str, str]]) -> None:
-    caption(panel, "Tokens of a number", [("on average over random ones", INK)])
+    caption(panel, "Tokens of a number", [("on average over random ones", GREY)])
     values = []
     for i, ((_, one), (_, colour)) in enumerate(zip(each, names)):
         lengths = [int(key.split("/")[1]) for key in one if key.startswith("digits/")]

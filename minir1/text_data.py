@@ -10,8 +10,10 @@ corpus may be larger than memory. The order of the pieces is a permutation of al
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import zipfile
+import os
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -43,25 +45,39 @@ def start_token(tokenizer: Tokenizer) -> int:
 
 
 def write(folder: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Corpus:
-    """Tokenise documents (where they stand, text) into `folder`, and open the result. What it held is replaced.
+    """Tokenise documents (where they stand, text) into `folder`, which is replaced, and open it.
 
     Special tokens written in a text become plain text; think and answer tags become tokens. ValueError if there is no
-    document, and for one that the tokenizer has no tokens for: bits per byte would not count what is left out.
+    document, and for one that the tokenizer has no tokens for: bits per byte would not count what is left out. After
+    an error nothing is left behind.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ABOUT).unlink(missing_ok=True)  # written last: without it the folder is not opened
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    aside = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    aside.mkdir(parents=True)
+    try:
+        _write(aside, texts, tokenizer)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside)
+        with contextlib.suppress(OSError):  # another process writes there
+            for parent in missing:
+                parent.rmdir()
+        raise
+    return read(folder)
+
+
+def _write(folder: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> None:
     first, dtype = start_token(tokenizer), np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
     unknown = getattr(tokenizer.backend.model, "unk_token", None)
     unknown = tokenizer.backend.token_to_id(unknown) if unknown else None
-    starts, sizes, hashes, digest = array("q", [0]), array("q"), array("d"), hashlib.sha256()
+    starts, sizes, hashes = array("q", [0]), array("q"), array("d")
     with open(folder / TOKENS, "wb") as file:
         for chunk in _chunks(texts):
             for (where, text), tokens in zip(chunk, _tokenise([text for _, text in chunk], tokenizer)):
                 if unknown is not None and unknown in tokens:
                     raise ValueError(f"{where}: the tokenizer has no tokens for a part of this document")
-                row = np.array([first, *tokens, tokenizer.eos], dtype).tobytes()
-                file.write(row)
-                digest.update(row)
+                file.write(np.array([first, *tokens, tokenizer.eos], dtype).tobytes())
                 starts.append(starts[-1] + len(tokens) + 2)
                 sizes.append(len(text.encode()))
                 hashes.append(hashed(text))
@@ -69,8 +85,15 @@ def write(folder: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) 
         raise ValueError("there is no document: all files are blank, or not UTF-8")
     np.savez(folder / INDEX, starts=np.array(starts), sizes=np.array(sizes), hashes=np.array(hashes))
     about = {"documents": len(sizes), "bytes": sum(sizes), "tokens": starts[-1], "dtype": dtype.str}
-    write_json(folder / ABOUT, about | {"sha256": digest.hexdigest()})
-    return read(folder)
+    write_json(folder / ABOUT, about | {"sha256": {name: _digest(folder / name) for name in (TOKENS, INDEX)}})
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _chunks(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
@@ -87,25 +110,21 @@ def _chunks(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
 
 def _tokenise(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
     quoted = [tokenizer.quote(text, assistant=True) for text in texts]
-    batch = tokenizer.encode_batch([text for text in quoted if QUOTE not in text])
-    plain = iter(batch)
+    plain = iter(tokenizer.encode_batch([text for text in quoted if QUOTE not in text]))
     return [tokenizer.encode(text) if QUOTE in text else next(plain) for text in quoted]
 
 
 def read(folder: Path) -> Corpus:
     """Open what `write` left. ValueError naming a file that is missing or has changed; every byte is checked."""
     about = read_json(folder / ABOUT, "no corpus was written there to its end")
-    digest = hashlib.sha256()
     try:
-        with open(folder / TOKENS, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        for name, expected in about["sha256"].items():
+            if _digest(folder / name) != expected:
+                raise ValueError(f"{name} has changed")
         with np.load(folder / INDEX) as index:
             starts, sizes, hashes = (index[name] for name in ("starts", "sizes", "hashes"))
-        if digest.hexdigest() != about["sha256"] or starts[-1] != about["tokens"]:
-            raise ValueError("its tokens have changed")
         tokens = np.memmap(folder / TOKENS, about["dtype"], "r")
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder} cannot be read: {error}") from error
     return Corpus(tokens, starts, sizes, hashes)
 
