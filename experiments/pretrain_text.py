@@ -35,7 +35,7 @@ from minir1 import checkpoint, cli, memory, policy, text_data, text_files
 from minir1.data import end_to_end, packed
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.files import read_json
-from minir1.log import open_run, progress_line, read_metrics, steps, table
+from minir1.log import markdown_table, open_run, progress_line, read_metrics, steps, table
 from minir1.losses import nll
 from minir1.model import hf
 from minir1.model.config import ModelConfig
@@ -142,6 +142,23 @@ def table_rows(result: dict) -> list[list[str]]:
     named = {"before": "the model before training", "gzip": "gzip -9", "after": "the model after training"}
     values = {name: result.get(f"{when}/bits_per_byte") for when, name in named.items()}
     return [[name, f"{value:.3f}", f"{8 / value:.2f}"] for name, value in values.items() if value is not None]
+
+
+def page(result: dict) -> str:
+    """The table, what was trained on, and each sample before and after, as indented text."""
+    trained, held_out = (f"{result[f'bytes/{name}'] / 1e6:.1f} MB" for name in ("trained", "held_out"))
+    facts = f"{result['parameters'] / 1e6:.2f} million parameters, {result['tokens'] / 1e6:.1f} million tokens in "
+    facts += f"{result['documents/trained']:,} documents of {trained}; {result['documents/held_out']:,} documents of "
+    facts += f"{held_out} are held out; {result['seconds/pretrain']:.0f} s."
+    parts = [markdown_table(COLUMNS, table_rows(result)), facts]
+    for when in ("before", "after"):
+        parts.append(f"Samples {when} training:")
+        for text in result[f"{when}/samples"]:
+            text = text.expandtabs().replace("<!--", "<! --")  # what would end the block
+            shown = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+            indented = "\n".join(f"    {line}".rstrip() for line in shown.split("\n")).rstrip()
+            parts.append(f"{indented}\n\n<!-- -->")  # which divides it from the next one
+    return "\n\n".join(parts)
 
 
 def main(config: Config) -> dict[str, float]:

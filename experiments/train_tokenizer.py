@@ -32,7 +32,7 @@ import tokenizers
 from experiments import train_tokenizer_figure
 from minir1 import cli, text_files
 from minir1.files import write_json
-from minir1.log import table
+from minir1.log import markdown_table, table
 from minir1.seed import hashed
 from minir1.settings import at_least, fraction
 from minir1.tokenizer_training import DIGITS, PRESETS, Recipe, train
@@ -156,6 +156,11 @@ def rows(report: dict) -> list[list[str]]:
                 cells[0] += f" ({unknown:.0%} unknown)"
             result.append([kind, name, f"{one['size']:,}", f"{one[f'{kind}/bytes']:,}", *cells])
     return result
+
+
+def page(report: dict) -> str:
+    """The table for a document."""
+    return markdown_table(COLUMNS, rows(report), words=2)
 
 
 def names(paths: Sequence[Path]) -> list[str]:

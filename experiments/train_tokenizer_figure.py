@@ -44,14 +44,15 @@ def _bars(panel: Axes, kinds: list[str], each: list[tuple[str, dict]], names: li
 
 def _numbers(panel: Axes, each: list[tuple[str, dict]], names: list[tuple[str, str]]) -> None:
     caption(panel, "Tokens of a number", [("on average over random ones", GREY)])
-    values = []
-    for i, ((_, one), (_, colour)) in enumerate(zip(each, names)):
-        lengths = [int(key.split("/")[1]) for key in one if key.startswith("digits/")]
-        tokens = [one[f"digits/{length}"] for length in lengths]
-        dashes = (2.0 * i, (2.0, 2.0 * (len(each) - 1)))  # lines that coincide are seen in turn
-        style = {"ls": dashes, "dash_capstyle": "butt"} if len(each) > 1 else {}
-        panel.plot(lengths, tokens, color=colour, lw=3, zorder=3, **style)
-        values += tokens
+    curves: dict[tuple, list[str]] = {}  # (digits, tokens) of each number -> the colours of those who share it
+    for (_, one), (_, colour) in zip(each, names):
+        points = tuple((int(key.split("/")[1]), value) for key, value in one.items() if key.startswith("digits/"))
+        curves.setdefault(points, []).append(colour)
+    for points, colours in curves.items():
+        for i, colour in enumerate(colours):  # lines that coincide are seen in turn
+            style = {"ls": (2.0 * i, (2.0, 2.0 * (len(colours) - 1))), "dash_capstyle": "butt"} if colours[1:] else {}
+            panel.plot(*zip(*points), color=colour, lw=3, zorder=3, **style)
+    values = [tokens for points in curves for _, tokens in points]
     from_zero(panel, values)
     panel.set(xlabel="digits")
 

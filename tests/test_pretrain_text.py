@@ -252,6 +252,16 @@ def test_the_table_has_the_yardstick_between_before_and_after():
     assert pretrain_text.table_rows({}) == []
 
 
+def test_the_page_shows_the_samples_as_indented_text(whole):
+    result = result_of(whole) | {"before/samples": ["a\x00\n\n\t```\nb  "], "after/samples": ["c", "<!-- end -->"]}
+    table, facts, *parts = pretrain_text.page(result).split("\n\n")
+    assert table.startswith("|  | bits per byte |") and table.count("\n") == 4 and "documents of" in facts
+    assert parts == [
+        "Samples before training:", "    a\ufffd", "            ```\n    b", "<!-- -->",
+        "Samples after training:", "    c", "<!-- -->", "    <! -- end -->", "<!-- -->",
+    ]  # fmt: skip
+
+
 def test_batches_are_a_function_of_the_seed(config, tmp_path):
     corpus, _ = corpus_of(config, tmp_path / "tokens")
     lengths = np.diff(text_data.pieces(corpus, np.arange(25), 64))[:, 0].tolist()
