@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from experiments import reward_model
+from experiments import pretrain_text, reward_model, train_tokenizer
 from experiments.benchmarks import verifiers
 from experiments.count import human
 from experiments.studies import (
@@ -284,6 +284,8 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "estimators_problems": ("estimators.json", estimators.page_problems),
     "estimators_kl": ("estimators.json", estimators.page_kl),
     "estimators_moved": ("estimators.json", estimators.page_moved),
+    "tokenizer": ("tokenizer.json", train_tokenizer.page),
+    "own_text": ("own_text.json", pretrain_text.page),
     "estimators_distill": ("estimators.json", estimators.page_distill),
 } | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}
 
