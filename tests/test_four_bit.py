@@ -3,9 +3,11 @@
 import copy
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import standin
@@ -24,8 +26,9 @@ from minir1.model import four_bit, heads, hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.four_bit import BOOKS, STATE, Layout, code_book, dequantize, is_four_bit, layout_of, packed_of
 from minir1.model.lora import adapters, adapters_off, add_adapters, merge, restore_adapters, save_adapters
-from minir1.model.packed_linear import packed_layers
-from minir1.model.transformer import Transformer
+from minir1.model.packed_linear import PackedLinear, packed_layers
+from minir1.model.presets import PRESETS
+from minir1.model.transformer import Transformer, on_meta
 from minir1.sample import generate
 from minir1.tokenizer import word_level
 
@@ -333,6 +336,24 @@ def test_bits_per_weight(source, tmp_path, nested):
     assert parts["dequantised"] == 2 * 200 * 128
 
 
+def test_the_memory_that_the_page_states():
+    """The table of docs/checkpoints.md, from shapes."""
+    text = (Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (r1-distill-\S+) \| (\S+) \| (\S+) \| (\S+) \|$", text, re.M)
+    assert len(rows) == 4
+    for name, *stated in rows:
+        sizes = []
+        for nested in (None, 256):
+            model = on_meta(PRESETS[name]).bfloat16()
+            sizes[:1] = [sum(p.nbytes for p in model.parameters())]
+            for at, layer in list(model.blocks.named_modules(prefix="blocks")):
+                if isinstance(layer, torch.nn.Linear):
+                    layout = Layout("nf4", tuple(layer.weight.shape), torch.bfloat16, 64, nested, 0.0)
+                    model.set_submodule(at, PackedLinear(layer, layout))
+            sizes.insert(1, sum(t.nbytes for t in (*model.parameters(), *model.buffers())))
+        assert [f"{size / 2**30:.2f}" for size in sizes] == stated
+
+
 def test_scales_in_fp32_are_not_rounded_with_the_model(tmp_path):
     folder = plain(tmp_path / "32", CONFIGS["llama"], torch.float32)
     model, _ = hf.load(quantised(folder, tmp_path / "4", nested=False), packed=True)
@@ -528,7 +549,14 @@ def test_packed_needs_4_bits_and_a_dense_model_of_grouped_query_attention(source
         sft.Config(packed=True)
 
 
-def test_scalar_models_open_dequantised_and_are_not_written_packed(folder, tmp_path):
+@torch.no_grad()
+def test_scalar_models_open_dequantised_and_are_not_written_packed(source, folder, tmp_path):
+    model = heads.ScalarModel(hf.load(source("llama"))[0], heads.ValueHead(128).bfloat16())
+    heads.save(model, TOKENIZER, tmp_path / "16")
+    opened, _ = heads.load(quantised(tmp_path / "16", tmp_path / "4"))
+    want = quantised(source("llama"), tmp_path / "lm")
+    for name, p in hf.load(want)[0].blocks.named_parameters():
+        assert torch.equal(opened.trunk.blocks.get_parameter(name), p)
     trunk, tokenizer = hf.load(folder, packed=True)
     model = heads.ScalarModel(trunk, heads.ValueHead(128))
     with pytest.raises(ValueError, match="or weights in 4 bits: lora.merge"):
