@@ -38,8 +38,8 @@ setup(
     ],
     extras_require={
         "test": [
-            "pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "nbclient", "ipykernel", "openai",
-            "playwright", "math-verify",
+            "pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "bitsandbytes", "nbclient", "ipykernel",
+            "openai", "playwright", "math-verify",
         ],
         "math": ["math-verify"],
         "chat": ["gradio"],

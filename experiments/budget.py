@@ -6,15 +6,16 @@
 
 For each problem n answers are sampled, once, with the whole token budget. Then:
 
-    limit     thinking that is longer than a limit is cut there and closed by force, and the model must answer; all
-              limits share the same samples
-    wait      thinking that closes before the limit goes on, "wait" in place of its end, up to --waits times
+    limit     thinking that is longer than a limit ends there by force, and the model must answer; all limits share the
+              same samples
+    wait      thinking that ends within the token budget continues, "wait" in place of its end, up to --waits times
               (s1, arXiv:2501.19393, section 3.1)
-    majority  the answer that most of k answers give, k = 1, 2, 4 … n: so many tokens in parallel
+    majority  the answer that most of k answers give, k = 1, 2, 4 … up to n: so many tokens in parallel
     any       whether one of k is right: what a perfect choice among them would reach
 
 The table and figures/budget.png have accuracy by mean tokens per problem for each checkpoint, and by difficulty. What
-is forced (the end of the thinking, "wait") counts as tokens, too.
+is forced (the end of the thinking, "wait") counts as tokens, too. Answers that could not be judged count in no
+accuracy, and problems with one in no majority and no "any".
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from minir1.device import pick, pick_dtype
 from minir1.files import plain, read_json, write_json
 from minir1.judge import Answer, groups_of, judge, majority_vote, rights
 from minir1.log import progress, table
-from minir1.metrics import share_interval, with_interval
+from minir1.metrics import pass_at_k, share_interval, with_interval
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.rollout import BUDGET, answers_of, collect
@@ -111,12 +112,15 @@ def continued(
 
 
 class Sample(NamedTuple):
-    """One sampled answer: its problem, the prompt's tokens, its own, and the tokens of its thinking, None if open."""
+    """One sampled answer: its problem, the prompt's tokens, its own, how many of them are thinking (None without an end
+    tag), and whether it ended by itself.
+    """
 
     problem: int
     prompt: list[int]
     answer: list[int]
     thinking: int | None
+    ended: bool
 
 
 def sampled(policy: Transformer, tokenizer: Tokenizer, problems: list[tasks.Problem], config: Config) -> list[Sample]:
@@ -125,8 +129,8 @@ def sampled(policy: Transformer, tokenizer: Tokenizer, problems: list[tasks.Prob
     rows = [prompt for prompt in prompts for _ in range(config.num_generations)]
     answers = continued(policy, tokenizer, rows, config.max_completion_length, config, config.seed, "answers")
     return [
-        Sample(i // config.num_generations, row, answer, thought(tokenizer, answer))
-        for i, (row, (answer, _)) in enumerate(zip(rows, answers))
+        Sample(i // config.num_generations, row, answer, thought(tokenizer, answer), ended)
+        for i, (row, (answer, ended)) in enumerate(zip(rows, answers))
     ]
 
 
@@ -135,9 +139,16 @@ def limited(
 ) -> list[list[int]]:
     """The answers with at most `limit` tokens of thinking; longer ones are closed by force and continued.
 
-    opened: what the prompt's template has begun of the thinking. An answer with open thinking counts as longer.
+    opened: what the prompt's template has begun of the thinking. Thinking that never ended counts as longer, also where
+    the budget ended before it began; an answer that ended by itself without thinking stays.
     """
-    rows, long = [], [i for i, s in enumerate(samples) if s.thinking is None or s.thinking > limit]
+
+    def longer(sample: Sample) -> bool:
+        if sample.thinking is not None:
+            return sample.thinking > limit
+        return not sample.ended or "<think>" in opened + tokenizer.decode(sample.answer)
+
+    rows, long = [], [i for i, sample in enumerate(samples) if longer(sample)]
     for i in long:
         cut = samples[i].answer[:limit]
         begin = "" if "<think>" in opened + tokenizer.decode(cut) else "<think>"
@@ -152,7 +163,7 @@ def limited(
 def waited(
     policy: Transformer, tokenizer: Tokenizer, samples: list[Sample], times: int, config: Config
 ) -> list[Sample]:
-    """The answers whose thinking ended go on with "wait" in place of the end, within the whole budget; others stay."""
+    """Answers whose thinking ended continue with "wait" in place of the end, within the whole budget; others stay."""
     wait, rows = tokenizer.encode(config.wait), {}
     for i, sample in enumerate(samples):
         if sample.thinking is not None and sample.thinking + len(wait) < config.max_completion_length:
@@ -160,11 +171,12 @@ def waited(
     most = config.max_completion_length
     prompts = [samples[i].prompt + row for i, row in rows.items()]
     ends = continued(policy, tokenizer, prompts, most, config, stream(config.seed, 2, times), f"wait {times}")
-    longer = {i: (row + end)[:most] for (i, row), (end, _) in zip(rows.items(), ends)}
-    return [
-        sample._replace(answer=longer[i], thinking=thought(tokenizer, longer[i])) if i in longer else sample
-        for i, sample in enumerate(samples)
-    ]
+    result = list(samples)
+    for (i, row), (end, ended) in zip(rows.items(), ends):
+        answer = (row + end)[:most]
+        ended = ended and len(row + end) <= most
+        result[i] = samples[i]._replace(answer=answer, thinking=thought(tokenizer, answer), ended=ended)
+    return result
 
 
 def measured(
@@ -183,7 +195,11 @@ def measured(
 
 def point(task: tasks.Task, problems: list, grid: list[list[Answer]], tokens: float) -> dict[str, float]:
     """Accuracy with its interval, also of each group of problems, and tokens."""
-    share = rights(grid)
+    return of_shares(task, problems, rights(grid), tokens)
+
+
+def of_shares(task: tasks.Task, problems: list, share: np.ndarray, tokens: float) -> dict[str, float]:
+    """`point` of the share of right answers to each problem, NaN where it is not known."""
     values = dict(zip(("right", "low", "high"), share_interval(share[~np.isnan(share)]))) | {"tokens": tokens}
     groups = groups_of(task, problems)
     return values | {f"right_{name}": float(np.nanmean(share[rows])) for name, rows in groups.items()}
@@ -206,13 +222,12 @@ def curves(path: Path, task: tasks.Task, problems: list[tasks.Problem], config: 
     for times in range(1, config.waits + 1):
         longer = waited(policy, tokenizer, longer, times, config)
         result["wait"][str(times)] = point(task, problems, *judged([sample.answer for sample in longer]))
-    groups, k = groups_of(task, problems), 1
-    while k <= config.num_generations:
-        votes = np.array([majority_vote(task, p, row[:k], k) for p, row in zip(problems, grid)])
-        hits = np.array([any(a.right for a in row[:k]) for row in grid], float)
-        for way, share in (("majority", votes), ("any", hits)):
-            values = dict(zip(("right", "low", "high"), share_interval(share))) | {"tokens": k * tokens}
-            result[way][str(k)] = values | {f"right_{name}": float(share[rows].mean()) for name, rows in groups.items()}
+    known, n, k = [not any(a.unjudged for a in row) for row in grid], config.num_generations, 1
+    while k <= n:
+        votes = [majority_vote(task, p, row, k) if ok else np.nan for p, row, ok in zip(problems, grid, known)]
+        hits = pass_at_k(n, [sum(a.right for a in row) for row in grid], k)
+        for way, share in (("majority", np.array(votes)), ("any", np.where(known, hits, np.nan))):
+            result[way][str(k)] = of_shares(task, problems, share, k * tokens)
         k *= 2
     return result
 
@@ -221,7 +236,9 @@ def main(config: Config) -> dict[str, dict]:
     """Measure every checkpoint, or read what was measured before; draw, print, write. Returns the curves of each."""
     task = tasks.load(config.task, config.data, allow_code=config.allow_code)
     problems = tasks.spread(task.problems(config.split), config.problems)
+    dtype = str(pick_dtype(config.dtype, pick(config.device))).removeprefix("torch.")
     asked = {key: value for key, value in plain(asdict(config)).items() if key not in ("checkpoints", "out", "device")}
+    asked["dtype"] = dtype
     results: dict[str, dict] = {}
     for path in config.checkpoints:
         source = checkpoint.resolve(path, prefer="best")
@@ -235,8 +252,8 @@ def main(config: Config) -> dict[str, dict]:
     for name, ways in results.items():
         show(name, ways)
     levels = list(groups_of(task, problems))
-    title = f"{task.name}, {len(problems)} problems of {config.split}"
-    budget_figure.draw(results, levels, title, config.out / "figures" / "budget.png")
+    note = f"{task.name}, {len(problems)} problems of {config.split}; bands: 95 % over problems"
+    budget_figure.draw(results, levels, note, config.out / "figures" / "budget.png")
     print(f"curves and figure are in {config.out}")
     return results
 

@@ -32,7 +32,7 @@ WAYS = {"limit": ("limit of thinking", BLUE), "wait": ("wait", VIOLET), "majorit
 COLOURS = (GREEN, BLUE, RED, ORANGE, VIOLET)
 
 
-def draw(results: dict[str, dict], levels: Sequence[str], title: str, path: Path) -> Figure:
+def draw(results: dict[str, dict], levels: Sequence[str], note: str, path: Path) -> Figure:
     """results: checkpoint -> way -> budget -> point, as `budget.main` returns. Above, all problems; below, by level."""
     shown = [level for level in levels if level in ("easy", "middle", "medium", "hard")] or [*levels][:5]
     rows, columns = (2 if len(shown) > 1 else 1), len(results)
@@ -53,7 +53,7 @@ def draw(results: dict[str, dict], levels: Sequence[str], title: str, path: Path
         least = min(ways["limit"].values(), key=lambda p: p["tokens"])
         heading = f"{_short(name)}: {percent(least['right'])} with {least['tokens']:.0f} tokens, "
         heading += f"{percent(most['right'])} with {most['tokens']:.0f}"
-        tall_headline(figure, heading, f"{title}; bands: 95 % over problems", left=0.075)
+        tall_headline(figure, heading, note, left=0.075)
         return write(figure, path)
 
 

@@ -55,6 +55,7 @@ class Config:
     max_completion_length: int = 1024  # tokens of an answer, at most
     thinking: int | None = None  # tokens after which the thinking is closed by force; None: never
     seed: int = 0
+    packed: bool = False  # weights in bitsandbytes' 4 bits stay as they are: a quarter of the memory, and slower
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
 
@@ -112,7 +113,7 @@ def main(config: Config) -> None:
     """Open the model, and talk."""
     path = chosen(config.model)
     options = {name: getattr(config, name) for name in ("template", "turns", "window", "device", "dtype")}
-    options |= {name: getattr(config, name) for name in ("task", "data", "allow_code")}
+    options |= {name: getattr(config, name) for name in ("task", "data", "allow_code", "packed")}
     chat = chat_model.opened(path, **options)
     settings = settings_of(config, chat)
     if config.web:

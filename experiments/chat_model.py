@@ -14,6 +14,7 @@ from minir1 import checkpoint, conversation
 from minir1.conversation import Prompt, Reply, Turn
 from minir1.device import pick, pick_dtype
 from minir1.model import hf
+from minir1.model.lora import merge
 from minir1.model.transformer import Transformer
 from minir1.tokenizer import Tokenizer
 
@@ -59,6 +60,7 @@ def opened(
     template: str | None = None,
     turns: int | None = None,
     window: int | None = None,
+    packed: bool = False,
     device: str = "auto",
     dtype: str | None = None,
 ) -> Model:
@@ -71,8 +73,8 @@ def opened(
     path = Path(path)
     folder = checkpoint.resolve(path / "rl" if (path / "rl" / "checkpoint").is_dir() else path, prefer="best")
     place = pick(device)
-    model, tokenizer = hf.load(folder, place, pick_dtype(dtype, place))
-    model.requires_grad_(False)
+    model, tokenizer = hf.load(folder, place, pick_dtype(dtype, place), packed)
+    model = (model if packed else merge(model)).requires_grad_(False)
     template = template or ("chat" if tokenizer.template else "plain")
     if turns is None:
         turns = ALL if conversation.trained_on_turns(tokenizer, template) else 0

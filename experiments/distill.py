@@ -39,6 +39,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments import sft_figure
+from experiments.sft import speed_of_balance
 from minir1 import chat_data, checkpoint, cli, memory, policy
 from minir1.chat_data import Document, laid_out
 from minir1.data import packed, passes
@@ -47,11 +48,12 @@ from minir1.distill import mixed
 from minir1.log import open_run, progress, progress_line, read_metrics, steps
 from minir1.losses import nll
 from minir1.model.divergence import divergence, log_probs, top_divergence, top_log_probs
+from minir1.model.moe import MoE, Routing, balance_step, expert_load
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, warmup_cosine
 from minir1.policy import load_policy, load_teacher
 from minir1.seed import seed_everything
-from minir1.settings import above, at_least, fraction, same_steps
+from minir1.settings import above, at_least, fraction, new_file, same_steps
 from minir1.templates import TEMPLATES
 
 STORED = "teacher_top_k.safetensors"
@@ -78,6 +80,7 @@ class Config:
     warmup: int = 10  # steps
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # largest norm of the gradient
+    balance_speed: float | None = None  # γ, step of the experts' selection bias; None: 0.001 where it is saved, else 0
     lora_rank: int = 0  # r: train adapters only; 0: train all weights
     lora_alpha: float = 32.0  # α
     held_out: float = 0.05  # share of the prompts whose documents are not trained but measured; 0: none
@@ -99,17 +102,20 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "epochs", "steps", "batch", "eval_every", "max_length", "microbatch", "top_k")
-        at_least(self, 0, "learning_rate", "warmup", "weight_decay", "lora_rank", "lora_alpha", "seed")
+        at_least(self, 0, "learning_rate", "warmup", "weight_decay", "balance_speed", "lora_rank", "lora_alpha", "seed")
         above(self, 0, "grad_clip", "temperature")
         fraction(self, "held_out", "beta", "ce_weight")
+        new_file(self, "stored")
         if not self.data:
             raise ValueError("data = (): at least one file")
         if self.teacher is None and self.texts < 1:
             raise ValueError(f"ce_weight = {self.ce_weight}: give a --teacher; without one the texts alone are learned")
         if self.teacher is not None and self.texts == 1:
             raise ValueError(f"ce_weight = {self.ce_weight}: the teacher has no part in the loss; leave --teacher out")
-        if self.top_k and self.teacher is None:
-            raise ValueError(f"top_k = {self.top_k}: of which --teacher?")
+        of_a_teacher = {"beta": 0.0, "temperature": 1.0, "top_k": None, "teacher_dtype": None}  # name -> default
+        for name, default in of_a_teacher.items():
+            if self.teacher is None and getattr(self, name) != default:
+                raise ValueError(f"{name} = {getattr(self, name)}: of which --teacher?")
         if self.stored and not self.top_k:
             raise ValueError(f"stored = {self.stored}: how many log-probs per token? Give --top-k")
 
@@ -122,13 +128,17 @@ class Example(NamedTuple):
 
 
 def loss_parts(
-    model: Transformer, teacher: Transformer | None, examples: list[Example], config: Config
+    model: Transformer, teacher: Transformer | None, examples: list[Example], config: Config, record: list
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(L, CE, D_β) at every trained token, [M] each, of micro-batches; what has no part in the loss is 0."""
+    """(L, CE, D_β) at every trained token, [M] each, of micro-batches; what has no part in the loss is 0.
+
+    record: receives, of each micro-batch, the `Routing` of each MoE layer.
+    """
     for rows in packed([len(example.document.tokens) for example in examples], config.microbatch):
         tokens, cu_seqlens, trained = laid_out([examples[i].document for i in rows], model.device)
         where, how = {"cu_seqlens": cu_seqlens, "mask": trained}, (config.beta, config.temperature)
-        h = model.states(tokens, **where)
+        record.append(routing := [])
+        h = model.states(tokens, **where, record=routing)
         ce, distance = (torch.zeros(len(h), device=h.device) for _ in range(2))
         if config.texts or not torch.is_grad_enabled():  # measured also where it is not trained
             ce = nll(log_probs(model, h, tokens[trained]))
@@ -147,14 +157,20 @@ def trained_tokens(examples: list[Example]) -> int:
     return sum(sum(example.document.trained) for example in examples)
 
 
-def loss_backward(model: Transformer, teacher: Transformer | None, examples: list[Example], config: Config) -> float:
-    """Adds the gradient of the loss on these examples, the mean over their trained tokens; returns the loss."""
+def loss_backward(
+    model: Transformer, teacher: Transformer | None, examples: list[Example], config: Config
+) -> tuple[float, list[Tensor]]:
+    """Adds the gradient of the loss on these examples, the mean over their trained tokens.
+
+    Returns the loss, and the load of each MoE layer.
+    """
     total, sum_of_all = trained_tokens(examples), 0.0
-    for loss, _, _ in loss_parts(model, teacher, examples, config):
+    record: list[list[Routing]] = []
+    for loss, _, _ in loss_parts(model, teacher, examples, config, record):
         share = loss.sum() / total
         share.backward()
         sum_of_all += share.item()
-    return sum_of_all
+    return sum_of_all, [sum(map(expert_load, layer)) for layer in zip(*record)]
 
 
 @torch.no_grad()
@@ -164,14 +180,22 @@ def measure(
     """The loss on held-out examples and its two parts, over all of their answer tokens; nothing without examples."""
     if not examples:
         return {}
-    parts = [[x.sum() for x in batch] for batch in loss_parts(model, teacher, examples, config)]
+    parts = [[x.sum() for x in batch] for batch in loss_parts(model, teacher, examples, config, [])]
     loss, ce, distance = (sum(part).item() / trained_tokens(examples) for part in zip(*parts))
     return {"eval/loss": loss, "eval/ce": ce} | ({} if config.texts == 1 else {"eval/divergence": distance})
 
 
 @torch.no_grad()
 def store(teacher: Transformer, vocab: int, documents: list[Document], config: Config, path: Path) -> None:
-    """Write the teacher's top k at every trained token of the documents, whose order it keeps, and what they are of."""
+    """Write the teacher's top k at every trained token of the documents, whose order it keeps, and what they are of.
+
+    vocab: of the student. ValueError if the teacher's is smaller.
+    """
+    if teacher.config.vocab < vocab:
+        raise ValueError(
+            f"top_k = {config.top_k}: the teacher's vocabulary of {teacher.config.vocab:,} is smaller than the "
+            f"student's of {vocab:,}; compare whole distributions, without --top-k"
+        )
     tops: list[tuple[Tensor, Tensor]] = [None] * len(documents)
     with progress(len(documents), "teacher") as advance:
         for rows in packed([len(document.tokens) for document in documents], config.microbatch):
@@ -184,22 +208,25 @@ def store(teacher: Transformer, vocab: int, documents: list[Document], config: C
             advance(len(rows))
     ids, lp = (torch.cat(part) for part in zip(*tops))
     unfinished = path.with_suffix(".unfinished")
-    save_file({"ids": ids, "lp": lp}, unfinished, about(documents, config))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"ids": ids, "lp": lp}, unfinished, about(documents, vocab, config))
     unfinished.replace(path)
 
 
-def about(documents: list[Document], config: Config) -> dict[str, str]:
-    """What stored log-probs depend on, beside the weights."""
+def about(documents: list[Document], vocab: int, config: Config) -> dict[str, str]:
+    """What stored log-probs depend on."""
     texts = hashlib.sha256(repr([(document.tokens, document.trained) for document in documents]).encode()).hexdigest()
-    values = {"teacher": config.teacher, "k": config.top_k, "temperature": config.temperature, "texts": texts}
+    teacher = checkpoint.digests(checkpoint.resolve(config.teacher, prefer="best"))
+    values = {"teacher": teacher, "k": config.top_k, "temperature": config.temperature, "texts": texts}
+    values |= {"vocabulary": vocab, "dtype": config.teacher_dtype or config.dtype}
     return {name: str(value) for name, value in values.items()}
 
 
-def read_stored(documents: list[Document], config: Config, path: Path) -> list[Example]:
+def read_stored(documents: list[Document], vocab: int, config: Config, path: Path) -> list[Example]:
     """The documents with what `store` wrote. ValueError if that was of other texts, or with other settings."""
     with safe_open(path, "pt") as file:
-        found, (ids, lp) = file.metadata(), (file.get_tensor(name) for name in ("ids", "lp"))
-    if changed := [name for name, value in about(documents, config).items() if found.get(name) != value]:
+        stated, (ids, lp) = file.metadata(), (file.get_tensor(name) for name in ("ids", "lp"))
+    if changed := [name for name, value in about(documents, vocab, config).items() if stated.get(name) != value]:
         raise ValueError(f"{path} was stored with another {' and '.join(changed)}: choose another file, or delete it")
     sizes = [sum(document.trained) for document in documents]
     return [Example(document, top) for document, top in zip(documents, zip(ids.split(sizes), lp.split(sizes)))]
@@ -215,6 +242,7 @@ def main(config: Config) -> dict[str, float]:
     opening = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "recompute": config.recompute}
     dtype = pick_dtype(config.dtype, device)
     model, tokenizer, source = load_policy(policy.origin(config.student, resumed), device, dtype, **opening)
+    speed, layers = speed_of_balance(model, config), [module for module in model.modules() if isinstance(module, MoE)]
     teacher = None
     if config.teacher is not None and not (config.top_k and path.exists()):
         dtype = pick_dtype(config.teacher_dtype or config.dtype, device)
@@ -235,7 +263,7 @@ def main(config: Config) -> dict[str, float]:
         if teacher is not None:
             store(teacher, model.config.vocab, [*train, *held_out], config, path)
             teacher = None  # its memory is free for the training
-        examples = read_stored([*train, *held_out], config, path)
+        examples = read_stored([*train, *held_out], model.config.vocab, config, path)
     else:
         examples = [Example(document, None) for document in (*train, *held_out)]
     train, held_out = examples[: len(train)], examples[len(train) :]
@@ -248,13 +276,15 @@ def main(config: Config) -> dict[str, float]:
     batches = itertools.islice(passes(len(train), config.batch, config.seed), state["step"], end)
     for step, batch in zip(steps(state["step"], end, config.out.name), batches):
         examples = [train[i] for i in batch]
-        tokens += sum(len(example.document.tokens) for example in examples)
+        tokens += trained_tokens(examples)
         factor = warmup_cosine(step - 1, end, config.warmup)
         optimizer.param_groups[0]["lr"] = config.learning_rate * factor
-        loss = loss_backward(model, teacher, examples, config)
+        loss, loads = loss_backward(model, teacher, examples, config)
         norm = clip_gradients(model, config.grad_clip, step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        for layer, load in zip(layers, loads):
+            balance_step(layer.bias, load, speed)
 
         metrics = {"train/loss": loss, "train/lr": config.learning_rate * factor, "train/grad_norm": norm}
         metrics["perf/train_tok_s"] = (tokens - earlier) / (time.perf_counter() - stepping)

@@ -9,14 +9,14 @@
 
 A policy gradient whose reward is dense: each token has its own, and none counts for those before it (discount 0). The
 expectation is the gradient of KL(S‖T) at the prefixes that the student wrote, where text of the teacher never goes
-(docs/distillation.md). --beta takes that divergence exactly, over the whole vocabulary, L = τ²·D_β(T, S), in place of
-the sampled one: 1 is KL(S‖T) itself, 0 KL(T‖S), between them generalised Jensen-Shannon (GKD, arXiv:2306.13649).
+(docs/distillation.md). --beta takes that divergence exactly, over the whole vocabulary, L = D_β(T, S), in place of the
+sampled one: 1 is KL(S‖T) itself, 0 KL(T‖S), between them generalised Jensen-Shannon (GKD, arXiv:2306.13649).
 
 w is --reward-weight. A_R is the answer's advantage in its group by the rules of r1_zero.py, R = accuracy + 0.1·format.
 At w = 0, and with one answer to a prompt, the task gives the prompts alone, and verdicts are only logged.
 
 S and T are distributions at --temperature, at which the student samples. Both read the tokens of the student's
-template. train/reverse_kl is the mean of log S - log T over the sampled tokens, in nats.
+template. In nats, train/reverse_kl is the mean of log S - log T over the sampled tokens, train/divergence that of D_β.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from minir1.distill import reverse_kl_advantage
 from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate
-from minir1.model.divergence import divergence
+from minir1.model.divergence import divergence, log_probs
 from minir1.model.transformer import Transformer
 from minir1.monitor import Averages, Clock, report, show
 from minir1.optim import adamw, clip_gradients
@@ -68,8 +68,8 @@ class Config:
     temperature: float = 1.0  # τ
     learning_rate: float = 5e-4  # AdamW
     warmup: int = 5  # steps
-    epsilon_low: float = 0.2  # ε
-    epsilon_high: float = 0.2  # ε
+    epsilon_low: float = 0.2  # ε, where sampled tokens have advantages
+    epsilon_high: float = 0.2  # ε, likewise
     lora_rank: int = 0  # r: train adapters only; 0: train all weights
     lora_alpha: float = 32.0  # α
     num_minibatches: int = 2  # optimizer steps per rollout, at most
@@ -98,6 +98,8 @@ class Config:
         fraction(self, "beta")
         if self.reward_weight and self.num_generations == 1:
             raise ValueError(f"reward_weight = {self.reward_weight}: needs a group, num_generations of 2 or more")
+        if self.beta is not None and not self.reward_weight and (self.epsilon_low, self.epsilon_high) != (0.2, 0.2):
+            raise ValueError(f"epsilon: without advantages of sampled tokens (beta = {self.beta}) nothing is clipped")
 
 
 def act(model: Transformer, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
@@ -112,14 +114,11 @@ def reward(answers: list[list[Answer]]) -> Tensor:
     return unjudged_to_mean(torch.tensor([[a.right + 0.1 * a.format for a in group] for group in answers]), answers)
 
 
-def exact(model: Transformer, teacher: Transformer, batch: Rollout, config: Config) -> Tensor:
-    """τ²·D_β of the whole distributions at every answer token, [B, T], 0 elsewhere."""
-    where = {"lengths": batch.length, "mask": batch.mask}
+def exact(model: Transformer, teacher: Transformer, batch: Rollout, h: Tensor, config: Config) -> Tensor:
+    """D_β of the whole distributions at every answer token, [M]. h: the student's states there, [M, D]."""
     with torch.no_grad():
-        h_t = teacher.states(batch.tokens, **where)
-    distance = divergence(model, model.states(batch.tokens, **where), teacher, h_t, config.beta, config.temperature)
-    grid = distance.new_zeros(batch.mask.shape).masked_scatter(batch.mask, distance)
-    return config.temperature**2 * grid
+        h_t = teacher.states(batch.tokens, lengths=batch.length, mask=batch.mask)
+    return divergence(model, h, teacher, h_t, config.beta, config.temperature)
 
 
 def learn(
@@ -127,22 +126,25 @@ def learn(
 ) -> dict[str, float]:
     """Update the student on B rows. advantage: fp32 [B, T], of each token. Returns averages over updates."""
     averages = Averages()
+    sampled = config.beta is None or config.reward_weight  # whether advantages of sampled tokens are in the loss
     order = torch.randperm(len(advantage), generator=generator(config.seed, step)).to(advantage.device)
     for minibatch in order.tensor_split(config.num_minibatches):
-        tokens = int(rollout.mask[minibatch].sum())
+        if (tokens := int(rollout.mask[minibatch].sum())) == 0:  # fewer answers than minibatches
+            continue
         for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
             rows = minibatch[rows]
             batch = rollout.select(rows)
-            weight, A = token_mean(batch.mask, tokens), advantage[rows, : batch.mask.shape[1]]
+            mask = batch.mask  # [B, T]; what follows is of its M answer tokens, in the order of the rows
+            weight, A = token_mean(mask, tokens)[mask], advantage[rows, : mask.shape[1]][mask]
+            h = model.states(batch.tokens, lengths=batch.length, mask=mask)
             loss = torch.zeros_like(weight)
             if config.beta is not None:
-                distance = exact(model, teacher, batch, config)
+                distance = exact(model, teacher, batch, h, config)
                 averages.add(weight, divergence=distance)
                 loss = loss + distance
-            if config.beta is None or config.reward_weight:
-                where = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
-                logp = model.logprob(batch.tokens, **where)
-                loss = loss + clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
+            if sampled:
+                logp = log_probs(model, h, batch.tokens[mask], config.temperature)
+                loss = loss + clipped_surrogate(logp, batch.logp[mask], A, config.epsilon_low, config.epsilon_high)
             weighted_sum(weight, loss).backward()
         averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
         optimizer.step()
@@ -187,6 +189,7 @@ def main(config: Config) -> dict[str, float]:
     began = time.perf_counter() - state["seconds"]
     if not resumed:
         metrics = evaluate(model, tokenizer, task, held_out, config)
+        state["best"] = max(state["best"], metrics["eval/pass@1"])  # the best checkpoint beats the start
         run.log(0, metrics)
         print(f"before: validation pass@1 {metrics['eval/pass@1']:.1%}")
 
@@ -200,7 +203,7 @@ def main(config: Config) -> dict[str, float]:
 
         judging = beside(judge_rollout, rollout, tokenizer, task, problems, config.template, "")
         metrics = on_policy_check(model, rollout, config.microbatch, most=config.max_ratio_deviation)
-        teacher_logp = logprobs(teacher, rollout, config.microbatch)
+        teacher_logp = logprobs(teacher, rollout, config.microbatch) if config.beta is None else None
         clock.lap("teacher")
 
         answers = judging.result()
@@ -208,10 +211,10 @@ def main(config: Config) -> dict[str, float]:
         advantage = torch.zeros_like(rollout.logp)
         if config.beta is None:
             advantage = reverse_kl_advantage(rollout.logp, teacher_logp)
+            metrics["train/reverse_kl"] = -advantage[rollout.mask].mean().item()
         if config.reward_weight:
             relative = group_advantages(rewards).flatten().to(device)
             advantage = advantage + config.reward_weight * relative.unsqueeze(1)
-        metrics["train/reverse_kl"] = (rollout.logp - teacher_logp)[rollout.mask].mean().item()
         clock.lap("judge")
 
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))

@@ -7,7 +7,8 @@
 
 Muon updates the matrices, AdamW the rest; after every step each expert's selection bias moves against its load
 (auxiliary-loss-free balancing, DeepSeek-V3, section 2.1.2), with V3's small sequence-wise balance loss. At the end the
-task's probes measure the skills that reinforcement learning will build on.
+task's probes measure the skills that reinforcement learning will build on. experiments/pretrain_text.py pre-trains on
+a user's own text instead, with the same loss.
 """
 
 from __future__ import annotations

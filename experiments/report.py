@@ -1,12 +1,14 @@
 """A page about one run of the R1 pipeline: what each stage gave, what it cost, and which claims of the paper hold.
 
     python -m experiments.report runs/r1
+    python -m experiments.report runs/r1 --distilled runs/distill-vs-rl/seed-0
 
 Reads the run's folders (experiments/r1.py makes them) and writes report.html, one file with its figures inside,
 report.md with figures/*.png, and report.json with the differences. A stage counts once its result.json is there; one
 that is absent is left out of every table, figure and claim. Differences between two stages are paired over the same
-test problems; checks and majority votes are counted by the task. --no-measure leaves out the time of a decoding step,
-which is measured here with the last checkpoint.
+test problems; checks and majority votes are counted by the task. --distilled adds what a small student learned from
+the last model, and what by RL alone: a folder that studies/distill_vs_rl.py leaves for a seed. --no-measure leaves out
+the time of a decoding step, which is measured here with the last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import torch
 import tyro
 
 from experiments import report_figures, report_page, report_write
-from experiments.report_claims import claims, paired
+from experiments.report_claims import claims, distillation, paired
 from experiments.report_run import STAGES, Pipeline, Shown, groups, read
+from experiments.studies import distill_figures, distill_vs_rl
 from minir1 import checkpoint, cli
 from minir1.files import read_json, replace_text, write_json
 from minir1.model import hf
@@ -39,6 +42,7 @@ class Config:
     """The run to report on."""
 
     run: Annotated[Path, tyro.conf.Positional]  # the folder of experiments/r1.py
+    distilled: Path | None = None  # the folder of a seed of studies/distill_vs_rl.py
     out: Path | None = None  # a folder for report.html, report.md and figures/; None: the run's
     measure: bool = True  # time decoding steps with the last checkpoint, on the CPU
 
@@ -126,7 +130,7 @@ def context_lengths(config: ModelConfig) -> list[int]:
 # ---- writing -----------------------------------------------------------------------------------
 
 
-def write(path: Path, *, out: Path | None = None, measure: bool = True) -> Path:
+def write(path: Path, *, distilled: Path | None = None, out: Path | None = None, measure: bool = True) -> Path:
     """Write report.html, whose path is returned, report.md, report.json and figures/ about the run in `path`.
 
     report.json has the paired differences, flat: R1-Zero against the base and the final stage against R1-Zero as
@@ -139,13 +143,19 @@ def write(path: Path, *, out: Path | None = None, measure: bool = True) -> Path:
         counted = from_hf_config(read_json(at / "config.json"))
         if measure:
             seconds = decode_seconds(hf.load(at)[0], context_lengths(counted))
-    stated, names = claims(run), groups(run.tests)
+    stated, names, student = claims(run), groups(run.tests), []
     drawn = report_figures.draw(run, names, counted, seconds, out / "figures")
+    if distilled:
+        values = distill_vs_rl.figures(distilled)
+        student = [report_page.Table(distill_vs_rl.HEAD, distill_vs_rl.rows([values]))]
+        drawn["distillation"] = out / "figures" / "distillation.png"
+        distill_figures.draw_against_rl([values], distill_vs_rl.WAYS, drawn["distillation"])
+        stated.append(distillation(values))
     pairs = {"gain/r1-zero": ("r1-zero", "base")}
     pairs |= {"gain/final": (run.final, "r1-zero")} if run.final not in ("", "base", "r1-zero") else {}
     gains = {key: paired(run.answers, *pair) for key, pair in pairs.items()}
     gains = {key: gain for key, gain in gains.items() if gain}
-    page = report_page.page(run, names, stated, gains, openness(run), shown(run), drawn)
+    page = report_page.page(run, names, stated, gains, openness(run), shown(run), student, drawn)
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "report.md", report_write.markdown(page, out))
     replace_text(out / "report.html", report_write.html(page))
@@ -157,7 +167,7 @@ def write(path: Path, *, out: Path | None = None, measure: bool = True) -> Path:
 
 def main(config: Config) -> Path:
     """Read, compute, write."""
-    page = write(config.run, out=config.out, measure=config.measure)
+    page = write(config.run, distilled=config.distilled, out=config.out, measure=config.measure)
     print(f"{page} and report.md beside it")
     return page
 

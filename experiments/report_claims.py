@@ -94,6 +94,14 @@ def claims(run: Pipeline) -> list[Claim]:
     return [claim for claim in [*stated, _preferred(run), _majority(run)] if claim]
 
 
+def distillation(values: dict[str, float]) -> Claim:
+    """values: of one seed, as studies/distill_vs_rl.py `figures` returns."""
+    gain = tuple(values[f"texts/over_rl{end}"] / 100 for end in ("", "_low", "_high"))
+    shown = f"taught {share(values, 'texts/pass@1')}, by RL {share(values, 'rl/pass@1')}: {points(gain)}"
+    text = "Answers of the final model teach a small student more than RL on it"
+    return Claim(text, shown, "the interval of the paired difference is above 0", gain[1] > 0)
+
+
 def _gain(run: Pipeline) -> Claim | None:
     if (gain := paired(run.answers, "r1-zero", "base")) is None:
         return None

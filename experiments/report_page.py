@@ -69,9 +69,11 @@ def page(
     gains: dict[str, tuple[float, float, float]],
     openness: list[tuple[str, str, bool]],
     shown: list[Shown],
+    student: list[Table],
     drawn: dict[str, Path],
 ) -> Page:
-    """The report. groups: difficulties and kinds; gains: the paired differences; shown: questions."""
+    """The report. groups: difficulties and kinds; gains: the paired differences; shown: questions;
+    student: of its ways to learn, if there is one."""
     picture = {name: [Picture(path, ALT[name])] for name, path in drawn.items()}
     pictures = lambda *names: [part for name in names for part in picture.get(name, [])]
     reproduced = sum(claim.holds for claim in claims)
@@ -82,6 +84,7 @@ def page(
         Section(f"Quality of each stage{_arrow(run)}", [*quality(run, groups), *pictures("scores")]),
         Section("Flaws and behaviour by stage", pictures("flaws", "behaviour")),
         Section("Accuracy against the token budget", pictures("budget")),
+        Section("A small student: taught, or by RL", [*student, *pictures("distillation")]),
         Section("Training: loss, reward and time", pictures("sft_loss", "rl_reward", "loss_and_reward", "timeline")),
         Section("Cost of each stage", [cost(run), COUNTED]),
         Section("Rejection sampling: what each filter removed", filters(run)),
@@ -98,6 +101,7 @@ ALT = {  # what a figure shows, for those who do not see it
     "flaws": "Lines over the stages: lost language consistency, repetition, untidy, malformed, truncated answers.",
     "behaviour": "Lines over the stages by difficulty: tries, checks, corrections, wrong yes, reflective words.",
     "budget": "Lines: accuracy against the token budget of an answer.",
+    "distillation": "Lines: accuracy of RL on a small student by tokens. Dots: test accuracy of each way to teach it.",
     "sft_loss": "Lines: loss of each fine-tuning over its steps, on batches and on held-out documents.",
     "rl_reward": "Lines: reward of each RL over its steps, and accuracy on validation problems.",
     "loss_and_reward": "Lines on two axes: SFT loss and RL reward over the seconds of the pipeline.",

@@ -8,13 +8,16 @@
 The model is frozen; f is minir1/model/heads.SelfCheckHead on its state after each token of sampled answers to training
 problems. y is whether the answer is right, by the task's verifier, and, in a second output, whether the try that is
 being written is a solution, for a task that says where tries are (`attempts`). Squared error is a proper score: its
-minimum is the probability. Measured on other problems:
+minimum is the probability. Measured on other problems, of which those with an answer that could not be judged are left
+out:
 
-    by position   AUC and calibration after each tenth of an answer, and of a try, against two baselines: the mean
-                  log-prob of the tokens so far, and how few they are
-    best of n     the answer with the highest e at its end, against the majority and a random pick
-    restart       an answer is stopped where e falls below a threshold once, and a new one begun, at most n: accuracy
-                  by sampled tokens, against majorities of as many
+    by position   AUC after 1, 2, 4 … tokens, among the answers that are longer, and at the end: over all pairs of
+                  answers, over pairs of answers to one problem, and as a baseline of the mean log-prob of the tokens so
+                  far; at the end also of how few they are. Of tries, after each quarter
+    calibration   of e at the end, in ten bins
+    best of k     the answer with the highest e at its end, against the majority and a random pick, k = 1, 2, 4 …
+    restart       an answer is stopped where e first falls below a threshold, and the next one begun, at most n:
+                  accuracy by sampled tokens, over all n orders that begin with another answer
 
 result.json and figures/self_verify.png have the figures, head.pt the weights of the head.
 """
@@ -37,7 +40,7 @@ from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.judge import Answer, judge_rollout, majority_vote
 from minir1.log import open_run, progress, progress_line, steps, table
-from minir1.metrics import auc, calibration, share_interval, with_interval
+from minir1.metrics import auc, auc_within, calibration, pass_at_k, share_interval, with_interval
 from minir1.model import hf
 from minir1.model.heads import SelfCheckHead
 from minir1.model.transformer import Transformer
@@ -48,7 +51,7 @@ from minir1.settings import above, at_least
 from minir1.templates import TEMPLATES, encode
 from minir1.tokenizer import Tokenizer
 
-TENTHS = 10
+SHOWN = 0.05  # share of the answers that must be longer for a position to be measured
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,13 @@ def token_ends(tokenizer: Tokenizer, tokens: list[int], begun: int) -> list[int]
 
 def tries_of(task: tasks.Task, problem: tasks.Problem, text: str, ends: Sequence[int]) -> list[tuple[int, int, bool]]:
     """`Task.attempts` in tokens instead of characters; ends: `token_ends`."""
-    found = []
+    tries = []
     for start, end, solved in task.attempts(problem, text) if task.attempts else ():
         first = int(np.searchsorted(ends, start, side="right"))  # the token with the character at `start`
         last = int(np.searchsorted(ends, end, side="right")) - 1  # the last that ends before the verdict
         if first <= last:
-            found.append((first, last, solved))
-    return found
+            tries.append((first, last, solved))
+    return tries
 
 
 @torch.no_grad()
@@ -125,7 +128,8 @@ def traces(
             part = problems[start : start + size]
             prompts = encode(tokenizer, part, config.template)
             sampling = {"max_tokens": config.max_completion_length, "temperature": config.temperature}
-            sampling |= {"stop": tokenizer.stops, "seed": stream(seed, start)}
+            ids = torch.arange(start * answers, (start + len(part)) * answers)
+            sampling |= {"stop": tokenizer.stops, "seed": seed, "rows": ids}
             rollout = collect(model, prompts, answers=answers, **sampling)
             judged = judge_rollout(rollout, tokenizer, task, part, config.template)
             states = states_of(model, rollout)
@@ -137,7 +141,8 @@ def traces(
                     tokens = rollout.tokens[b][inside].tolist()
                     shown = tokens if answer.truncated else tokens[:-1]
                     begun = len(answer.text) - len(tokenizer.decode(shown))
-                    tries = tries_of(task, problem, answer.text, token_ends(tokenizer, shown, begun))
+                    ends = token_ends(tokenizer, shown, begun) if task.attempts else ()
+                    tries = tries_of(task, problem, answer.text, ends)
                     grid[-1].append(Trace(states[b], rollout.logp[b][inside].cpu(), answer, tries))
             advance(len(part))
     return grid
@@ -187,33 +192,45 @@ def train(head: SelfCheckHead, data: list[Trace], config: Config, run) -> None:
 
 
 def by_position(e: list[np.ndarray], grid: list[list[Trace]]) -> dict[str, float]:
-    """AUC of the head and of both baselines after each tenth of the answers, and the squared error of the head.
+    """AUC of the head and of the baselines after n tokens, after/N/KEY, and at the end, end/KEY.
 
-    e: σ of the first output after each token of each answer, in the order of the grid.
+    e: σ of the first output after each token of each answer, in the order of the grid. Keys: auc, within (a problem),
+    logp, running (share of the answers), and the squared error of the head; at the end also short. What has no pairs of
+    both kinds is left out.
     """
-    flat = [trace for row in grid for trace in row]
-    right = [trace.answer.right for trace in flat]
+    flat = [(p, trace) for p, row in enumerate(grid) for trace in row]
+
+    def at(places: list[int], chosen: list[int]) -> dict[str, float]:
+        right = np.array([flat[i][1].answer.right for i in chosen])
+        known = np.array([e[i][place] for i, place in zip(chosen, places)])
+        logp = [flat[i][1].logp[: place + 1].mean().item() for i, place in zip(chosen, places)]
+        values = {"auc": auc(known, right), "within": auc_within(known, right, [flat[i][0] for i in chosen])}
+        values |= {"logp": auc(logp, right), "running": len(chosen) / len(flat)}
+        return values | {"squared_error": float(np.square(known - right).mean())}
+
+    lengths, right = ([f(trace) for _, trace in flat] for f in (lambda t: len(t.states), lambda t: t.answer.right))
     values: dict[str, float] = {}
-    for tenth in range(TENTHS + 1):
-        at = [round(tenth * (len(trace.states) - 1) / TENTHS) for trace in flat]
-        known = np.array([x[i] for x, i in zip(e, at)])
-        values[f"answer/{tenth}/auc"] = auc(known, right)
-        values[f"answer/{tenth}/logp"] = auc([t.logp[: i + 1].mean().item() for t, i in zip(flat, at)], right)
-        values[f"answer/{tenth}/short"] = auc([-i for i in at], right)
-        values[f"answer/{tenth}/squared_error"] = float(np.square(known - right).mean())
-    share = float(np.mean(right))
-    return values | {"answer/squared_error_of_the_mean": share * (1 - share)}
+    for n in (2**power for power in range(32)):
+        chosen = [i for i, length in enumerate(lengths) if length > n]
+        if len(chosen) < max(1, SHOWN * len(flat)):
+            break
+        values |= {f"after/{n}/{key}": value for key, value in at([n - 1] * len(chosen), chosen).items()}
+    ends = at([length - 1 for length in lengths], list(range(len(flat))))
+    values |= {f"end/{key}": value for key, value in ends.items()}
+    values["end/short"] = auc([-length for length in lengths], right)
+    values["squared_error_of_the_mean"] = float(np.mean(right) * (1 - np.mean(right)))
+    return {key: value for key, value in values.items() if np.isfinite(value)}
 
 
 def of_tries(e: list[np.ndarray], grid: list[list[Trace]]) -> dict[str, float]:
     """AUC of the second output after each quarter of a try; nothing without tries of both kinds."""
-    found = [(x, *t) for x, trace in zip(e, (t for row in grid for t in row)) for t in trace.tries]
-    solved = [t[-1] for t in found]
+    tries = [(x, *t) for x, trace in zip(e, (t for row in grid for t in row)) for t in trace.tries]
+    solved = [t[-1] for t in tries]
     if len(set(solved)) < 2:
         return {}
-    values = {"try/count": len(found), "try/solutions": float(np.mean(solved))}
+    values = {"try/count": len(tries), "try/solutions": float(np.mean(solved))}
     for quarter in range(5):
-        known = [x[first + round(quarter * (last - first) / 4)] for x, first, last, _ in found]
+        known = [x[first + round(quarter * (last - first) / 4)] for x, first, last, _ in tries]
         values[f"try/{quarter}/auc"] = auc(known, solved)
     return values
 
@@ -221,39 +238,49 @@ def of_tries(e: list[np.ndarray], grid: list[list[Trace]]) -> dict[str, float]:
 def best_of(
     task: tasks.Task, problems: Sequence[tasks.Problem], e: list[list[np.ndarray]], grid: list[list[Trace]], n: int
 ) -> dict[str, float]:
-    """Accuracy of one answer among the first k, k = 1, 2, 4 … n, by the head, by majority, at random, and of any."""
-    values: dict[str, float] = {}
+    """Accuracy of one answer among k, k = 1, 2, 4 … up to n, by the head, by majority, at random, and of any.
+
+    Each is a mean over the n // k parts of a problem's answers, of any over all sets of k.
+    """
+    rows = [[trace.answer for trace in row] for row in grid]
+    ends = [[x[-1] for x in known] for known in e]
+    count = np.array([sum(a.right for a in row) for row in rows])
+    values: dict[str, float] = {"random": float(count.mean() / n)}
     k = 1
     while k <= n:
-        rows = [[trace.answer for trace in row[:k]] for row in grid]
-        head = [row[int(np.argmax([x[-1] for x in known[:k]]))].right for row, known in zip(rows, e)]
-        values |= dict(zip((f"head@{k}", f"head@{k}_low", f"head@{k}_high"), share_interval(np.array(head, float))))
+        parts = range(0, n - k + 1, k)
+        best = lambda row, known: [row[i + int(np.argmax(known[i : i + k]))].right for i in parts]
+        head = np.array([np.mean(best(row, known)) for row, known in zip(rows, ends)])
+        values |= dict(zip((f"head@{k}", f"head@{k}_low", f"head@{k}_high"), share_interval(head)))
         votes = [majority_vote(task, p, row, k) for p, row in zip(problems, rows)]
         values |= dict(zip((f"maj@{k}", f"maj@{k}_low", f"maj@{k}_high"), share_interval(votes)))
-        values[f"random@{k}"] = float(np.mean([[a.right for a in row] for row in rows]))
-        values[f"pass@{k}"] = float(np.mean([any(a.right for a in row) for row in rows]))
-        values[f"tokens@{k}"] = float(np.mean([sum(a.tokens for a in row) for row in rows]))
+        values[f"pass@{k}"] = float(pass_at_k(n, count, k).mean())
+        values[f"tokens@{k}"] = k * float(np.mean([a.tokens for row in rows for a in row]))
         k *= 2
     return values
 
 
-def restart(e: list[list[np.ndarray]], grid: list[list[Trace]], threshold: float, n: int) -> tuple[float, float]:
-    """(accuracy, tokens) of stopping an answer at its first e below the threshold and beginning another, at most n.
+def restart(e: list[list[np.ndarray]], grid: list[list[Trace]], threshold: float) -> tuple[float, float]:
+    """(accuracy, tokens) of stopping an answer at its first e below the threshold and beginning the next.
 
-    The last answer is never stopped. The first tenth of an answer's usual length is never judged.
+    The last answer is never stopped, and none in the first tenth of the usual length. Means over the n orders of a
+    problem's answers that begin with each of them.
     """
-    patience = int(np.mean([len(trace.states) for row in grid for trace in row]) / TENTHS)
+    patience = int(np.mean([len(trace.states) for row in grid for trace in row]) / 10)
     right, tokens = [], []
     for known, row in zip(e, grid):
-        spent = 0
-        for g, (x, trace) in enumerate(zip(known[:n], row[:n])):
-            below = np.flatnonzero(x[patience:] < threshold)
-            if len(below) and g < min(n, len(row)) - 1:
-                spent += patience + int(below[0]) + 1
-                continue
-            right.append(trace.answer.right)
-            tokens.append(spent + len(trace.states))
-            break
+        below = [np.flatnonzero(x[patience:] < threshold) for x in known]
+        stops = [patience + int(places[0]) + 1 if len(places) else None for places in below]
+        for first in range(len(row)):
+            order, spent = [(first + i) % len(row) for i in range(len(row))], 0
+            for g in order[:-1]:
+                if stops[g] is None:
+                    break
+                spent += stops[g]
+            else:
+                g = order[-1]
+            right.append(row[g].answer.right)
+            tokens.append(spent + len(row[g].states))
     return float(np.mean(right)), float(np.mean(tokens))
 
 
@@ -279,6 +306,10 @@ def main(config: Config) -> dict[str, float]:
     train(head, flat, config, run)
 
     grid = traces(model, tokenizer, task, tested, config.num_generations, config, stream(config.seed, 2))
+    judged = [p for p, row in enumerate(grid) if not any(trace.answer.unjudged for trace in row)]
+    tested, grid = [tested[p] for p in judged], [grid[p] for p in judged]
+    if not grid:
+        raise ValueError("each test problem has an answer that could not be judged")
     with torch.no_grad():
         known = [[torch.sigmoid(head(trace.states)).numpy() for trace in row] for row in grid]
     answers, tries = ([[x[:, i] for x in row] for row in known] for i in (0, 1))
@@ -286,14 +317,14 @@ def main(config: Config) -> dict[str, float]:
     values = by_position(chained(answers), grid) | of_tries(chained(tries), grid)
     values |= best_of(task, tested, answers, grid, config.num_generations)
     for threshold in config.thresholds:
-        accuracy, tokens = restart(answers, grid, threshold, config.num_generations)
+        accuracy, tokens = restart(answers, grid, threshold)
         values |= {f"restart/{threshold:g}/accuracy": accuracy, f"restart/{threshold:g}/tokens": tokens}
     ends = [x[-1] for x in chained(answers)]
     bins = calibration(ends, [trace.answer.right for row in grid for trace in row])
-    for b, (count, confidence, share) in enumerate(bins):
+    for b, (count, confidence, share) in bins.items():
         values |= {f"calibration/{b}/count": count, f"calibration/{b}/confidence": confidence}
         values[f"calibration/{b}/right"] = share
-    values["calibration_error"] = sum(n * abs(c - s) for n, c, s in bins) / sum(n for n, *_ in bins)
+    values["calibration_error"] = sum(n * abs(c - s) for n, c, s in bins.values()) / len(ends)
 
     torch.save(head.state_dict(), config.out / "head.pt")
     title = f"{task.name}, {len(tested)} test problems"
@@ -304,19 +335,26 @@ def main(config: Config) -> dict[str, float]:
     return values
 
 
+def positions(values: dict[str, float]) -> list[int]:
+    """The numbers of tokens after which the head was measured."""
+    return sorted(int(key.split("/")[1]) for key in values if key.startswith("after/") and key.endswith("/auc"))
+
+
 def show(values: dict[str, float], config: Config) -> None:
     """Print the tables."""
-    head = ["share of the answer read", *(f"{tenth / TENTHS:.0%}" for tenth in range(0, TENTHS + 1, 2))]
-    cell = lambda key: [f"{values[f'answer/{tenth}/{key}']:.3f}" for tenth in range(0, TENTHS + 1, 2)]
-    names = {"auc": "AUC of the head", "logp": "  of the mean log-prob", "short": "  of being short"}
-    table("will the answer be right?", head, [[label, *cell(key)] for key, label in names.items()])
+    head = ["after tokens", "answers that are longer", "AUC of the head", "within a problem", "of the mean log-prob"]
+    cell = lambda key, form: f"{values[key]:{form}}" if key in values else "-"
+    aucs = lambda at: [cell(f"{at}/{key}", ".3f") for key in ("auc", "within", "logp")]
+    rows = [[str(n), cell(f"after/{n}/running", ".0%"), *aucs(f"after/{n}")] for n in positions(values)]
+    table("will the answer be right?", head, [*rows, ["the end", "-", *aucs("end")]])
+    print(f"AUC of few tokens, at the end: {cell('end/short', '.3f')}")
     if "try/count" in values:
         cells = [f"{values[f'try/{quarter}/auc']:.3f}" for quarter in range(5)]
         quarters = [f"{quarter / 4:.0%}" for quarter in range(5)]
         table("is this try a solution?", ["share of the try read", *quarters], [["AUC of the head", *cells]])
-    ks = [key.removeprefix("head@") for key in values if key.startswith("head@") and key.endswith(tuple("0123456789"))]
+    ks = sorted(int(key.removeprefix("pass@")) for key in values if key.startswith("pass@"))
     interval = lambda name, k: with_interval(*(values[f"{name}@{k}{end}"] for end in ("", "_low", "_high")))
-    rows = [[k, interval("head", k), interval("maj", k), f"{values[f'random@{k}']:.1%}", f"{values[f'pass@{k}']:.1%}"]
+    rows = [[str(k), interval("head", k), interval("maj", k), f"{values['random']:.1%}", f"{values[f'pass@{k}']:.1%}"]
             for k in ks]  # fmt: skip
     table("one of k answers", ["k", "by the head", "by majority", "at random", "any right"], rows)
     lines = [[f"{threshold:g}", f"{values[f'restart/{threshold:g}/accuracy']:.1%}",

@@ -18,14 +18,13 @@ from minir1.figures import (
     INK,
     ORANGE,
     STYLE,
-    VIOLET,
     WIDTH,
     caption,
     tall_headline,
     write,
 )
 
-LINES = {"auc": ("head", BLUE), "logp": ("mean log-prob", ORANGE), "short": ("few tokens", GREY)}
+LINES = {"auc": ("head", BLUE), "within": ("within a problem", GREEN), "logp": ("mean log-prob", ORANGE)}
 PICKS = {"head": ("by the head", BLUE), "maj": ("by majority", ORANGE), "pass": ("any right", GREY)}
 
 
@@ -39,29 +38,35 @@ def draw(values: dict[str, float], title: str, path: Path) -> Figure:
         _calibration(panels[0, 1], values)
         _picks(panels[1, 0], values)
         _restarts(panels[1, 1], values)
-        half = values["answer/5/auc"]
-        heading = f"Half-way through an answer the head's AUC is {half:.2f}, at its end {values['answer/10/auc']:.2f}"
-        tall_headline(figure, heading, f"{title}; {values['random@1']:.0%} of the answers are right", left=0.07)
+        early = max((key for key in values if key.startswith("after/16/auc")), default="end/auc")
+        heading = f"After 16 tokens the head's AUC is {values[early]:.2f}, at the end {values['end/auc']:.2f}"
+        tall_headline(figure, heading, f"{title}; {values['random']:.0%} of the answers are right", left=0.07)
         return write(figure, path)
 
 
 def _position(panel, values) -> None:
-    tenths = np.arange(11)
+    at = sorted(int(key.split("/")[1]) for key in values if key.startswith("after/") and key.endswith("/running"))
+    end = 2 * at[-1]  # where the ends are drawn
     for key, (_, colour) in LINES.items():
-        panel.plot(tenths / 10, [values[f"answer/{t}/{key}"] for t in tenths], "o-", color=colour, ms=4, lw=1.8)
+        known = [n for n in at if f"after/{n}/{key}" in values]
+        panel.plot(known, [values[f"after/{n}/{key}"] for n in known], "o-", color=colour, ms=4, lw=1.8)
+        if f"end/{key}" in values:
+            panel.plot(end, values[f"end/{key}"], "D", color=colour, ms=7, mec="white")
     names = [*LINES.values()]
-    if "try/count" in values:
-        panel.plot(np.arange(5) / 4, [values[f"try/{q}/auc"] for q in range(5)], "s--", color=VIOLET, ms=4, lw=1.4)
-        names.append(("this try", VIOLET))
+    if "end/short" in values:
+        panel.plot(end, values["end/short"], "D", color=GREY, ms=7, mec="white")
+        names.append(("few tokens", GREY))
     panel.axhline(0.5, color=GREY, lw=1, ls=(0, (4, 3)))
-    panel.set(xlabel="share of the answer, or of the try, that is written", ylabel="AUC", ylim=(0.3, 1.01))
-    panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panel.set_xscale("log", base=2)
+    panel.set_xticks([*at, end], [*map(str, at), "end"])
+    panel.minorticks_off()
+    panel.set(xlabel="tokens written, of answers that are longer", ylabel="AUC", ylim=(0.3, 1.01))
     caption(panel, "Will it be right?", names)
 
 
 def _calibration(panel, values) -> None:
-    count = sum(key.startswith("calibration/") and key.endswith("/count") for key in values)
-    bins = [[values[f"calibration/{b}/{key}"] for key in ("confidence", "right", "count")] for b in range(count)]
+    filled = [key.removesuffix("/count") for key in values if key.startswith("calibration/") and key.endswith("/count")]
+    bins = [[values[f"{b}/{key}"] for key in ("confidence", "right", "count")] for b in filled]
     panel.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 3)))
     confidence, right, size = np.array(bins).T
     panel.plot(confidence, right, color=BLUE, lw=1.4)

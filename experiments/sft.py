@@ -2,6 +2,7 @@
 
     python -m experiments.sft --checkpoint runs/base/checkpoint --data dialogues.jsonl --out runs/sft
     python -m experiments.sft --checkpoint Qwen2.5-0.5B --data chat.jsonl --lora-rank 16 --learning-rate 1e-4
+    python -m experiments.sft --checkpoint Qwen2.5-32B-bnb-4bit --data chat.jsonl --lora-rank 16 --packed
 
     L(θ) = -1/N Σ_t log π_θ(x_t | x_<t)        over the N answer tokens x_t of the dialogues in a batch
 
@@ -9,7 +10,8 @@ Only what the assistant says is trained, in every turn, and the token that ends 
 layout that minir1/chat_data.py reads; the checkpoint's own chat template turns them into tokens. Dialogues are packed:
 several in one forward pass, without padding, and none attends to another. The learning rate falls along a cosine to a
 tenth. With experts, the selection bias moves once a step against the load of the batch, as in pre-training. Modules for
-multi-token prediction stay as they are.
+multi-token prediction stay as they are. With --packed the frozen weights under the adapters stay in 4 bits (QLoRA,
+arXiv:2305.14314).
 
 R1's cold start: 2 to 3 epochs, learning rate 5e-5 to 5e-6, batches of 128 (here --epochs 3 --learning-rate 5e-5 --batch
 128). The default learning rate is twenty times as large: the model of the demonstration has two million parameters.
@@ -62,6 +64,7 @@ class Config:
     balance_speed: float | None = None  # γ, step of the experts' selection bias; None: 0.001 where it is saved, else 0
     lora_rank: int = 0  # r: train adapters only; 0: train all weights
     lora_alpha: float = 32.0  # α
+    packed: bool = False  # with lora_rank: keep the weights of a checkpoint in bitsandbytes' 4 bits as they are (QLoRA)
     held_out: float = 0.05  # share of the prompts whose documents are not trained but measured; 0: none
     eval_every: int = 25  # steps
     seed: int = 0
@@ -80,6 +83,8 @@ class Config:
         fraction(self, "held_out")
         if not self.data:
             raise ValueError("data = (): at least one file")
+        if self.packed and not self.lora_rank:
+            raise ValueError("packed = True with lora_rank = 0: weights in 4 bits are not trained, adapters are")
 
 
 def speed_of_balance(model: Transformer, config: Config) -> float:
@@ -124,6 +129,7 @@ def main(config: Config) -> dict[str, float]:
     folder = config.out / "checkpoint"
     resumed = checkpoint.resume(folder) if config.resume else None
     opening = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "recompute": config.recompute}
+    opening |= {"packed": config.packed}
     start = policy.origin(config.checkpoint, resumed)
     model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
     speed, layers = speed_of_balance(model, config), [module for module in model.modules() if isinstance(module, MoE)]

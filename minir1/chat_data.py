@@ -10,7 +10,6 @@ what the assistant says is trained: each of its turns, from the first token afte
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from minir1 import templates
 from minir1.data import end_to_end, packed
 from minir1.preference_data import spoken
+from minir1.seed import hashed
 from minir1.tasks.published import records
 from minir1.tokenizer import Tokenizer
 
@@ -180,18 +180,13 @@ def split(documents: Sequence[Document], share: float) -> tuple[list[Document], 
     """
     if not share:
         return list(documents), []
-    numbers = {document.prompt: _number(document.prompt) for document in documents}
+    numbers = {document.prompt: hashed(document.prompt) for document in documents}
     largest = max(share, min(numbers.values()))
     train = [document for document in documents if numbers[document.prompt] > largest]
     if not train:
         none = f"held_out = {share} of {len(numbers)} prompts leaves none to train on"
         raise ValueError(f"{none}: give more prompts, or --held-out 0")
     return train, [document for document in documents if numbers[document.prompt] <= largest]
-
-
-def _number(text: str) -> float:
-    """A number in 0 … 1 that depends on the text alone."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
 
 
 def laid_out(documents: Sequence[Document], device=None) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 def _kl(lp: Tensor, lq: Tensor) -> Tensor:
     """Σ p (log p - log q) over the last dimension, 0 log 0 = 0."""
-    return (lp.exp() * (lp - lq).masked_fill(lp == -math.inf, 0.0)).sum(-1)
+    p = lp.exp()
+    return (p * (lp - lq).masked_fill(p == 0, 0.0)).sum(-1)
 
 
 def forward_kl(lp_s: Tensor, lp_t: Tensor) -> Tensor:
@@ -32,11 +33,11 @@ def reverse_kl(lp_s: Tensor, lp_t: Tensor) -> Tensor:
 
 
 def generalised_js(lp_s: Tensor, lp_t: Tensor, beta: float) -> Tensor:
-    """D_β(T, S) = β KL(T‖M) + (1-β) KL(S‖M), M = β T + (1-β) S (arXiv:2306.13649, section 3, JSD(β)).
+    """D_β(T, S) = β KL(T‖M) + (1-β) KL(S‖M), M = β T + (1-β) S (arXiv:2306.13649, JSD(β)).
 
-    Shapes as above; finite also where one of the two excludes what the other allows. At most the entropy of a coin that
-    falls with probability β. As in the authors' code, β = 0 and 1 stand for KL(T‖S) and KL(S‖T), the limits of D_β/β
-    and D_β/(1-β), since D_β itself is 0 there. ValueError for other β.
+    Shapes as above; finite also where one of the two excludes what the other allows. At most -β log β - (1-β) log(1-β).
+    β = 0 and 1 stand for KL(T‖S) and KL(S‖T), the limits of D_β/β and D_β/(1-β), since D_β itself is 0 there. So the
+    gradient of D_β is about β(1-β) times that of either where S is near T: a quarter at β = ½. ValueError for other β.
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta = {beta}: 0 (KL(T‖S)) to 1 (KL(S‖T))")
@@ -51,7 +52,8 @@ def with_rest(lp: Tensor) -> Tensor:
     """Log-probs of some tokens [..., k], and last that of all others together, log(1 - Σ p): [..., k+1].
 
     A divergence of such coarse distributions is at most that of the whole ones (the data-processing inequality), and
-    equal to it where both models spread the rest in the same proportions. The rest is at least 6e-8.
+    equal to it where both models spread the rest in the same proportions. The rest is at least 6e-8, and has no
+    gradient below.
     """
     total = lp.logsumexp(-1, keepdim=True).clamp(max=-6e-8)  # rounding may leave nothing, or less
     return torch.cat((lp, torch.log(-torch.expm1(total))), -1)

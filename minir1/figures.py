@@ -83,16 +83,29 @@ def right_axis(panel: Axes, label: str, colour: str) -> Axes:
     return right
 
 
-def caption(panel: Axes, title: str, names: list[tuple[str, str]]) -> None:
-    """A title at the left, and below it the names of the lines, each with its colour."""
-    panel.set_title(title, loc="left", weight="bold", size=14, pad=27)
+def wide_figure(height: float = 5.4, top: float = 0.76, columns: int = 1, **layout) -> tuple[Figure, list[Axes]]:
+    """(figure of the usual width, its panels side by side); layout: of subplots_adjust."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+    panels = list(np.ravel(figure.subplots(1, columns)))
+    figure.subplots_adjust(**{"left": 0.075, "right": 0.965, "top": top, "bottom": 0.13, "wspace": 0.3, **layout})
+    return figure, panels
+
+
+def panel_title(panel: Axes, text: str) -> None:
+    """A title at the left, with room for the names of lines below it."""
+    panel.set_title(text, loc="left", weight="bold", size=14, pad=27)
+
+
+def caption(panel: Axes, text: str, names: list[tuple[str, str]]) -> None:
+    """A title, and below it the names of the lines, each with its colour; without names, "not measured"."""
+    panel_title(panel, text)
     if not names:
         panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, color=MUTED, ha="center")
         panel.set_yticks([])
     beside, corner, shift = panel.transAxes, (0, 1), (0, 9)
-    for text, colour in names:
+    for name, colour in names:
         position = {"xycoords": beside, "xytext": shift, "textcoords": "offset points", "va": "bottom"}
-        beside = panel.annotate(text, corner, color=colour, **position)
+        beside = panel.annotate(name, corner, color=colour, **position)
         corner, shift = (1, 0), (16, 0)
 
 

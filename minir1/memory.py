@@ -7,6 +7,7 @@ import torch
 from minir1.device import free_memory_gib
 from minir1.model.config import ModelConfig
 from minir1.model.count import cache_values
+from minir1.model.packed_linear import packed_layers
 from minir1.model.transformer import Transformer
 from minir1.optim import split_parameters
 
@@ -32,8 +33,9 @@ def step_memory(
     the matrices of `optim.split_parameters`, else AdamW for all; reference: a second copy of the model, not needed with
     adapters; critic: a `heads.ScalarModel` of the model's shape, all of it trained.
 
-    Weights, masters, moments, gradients, reference, critic and cache are exact. Activations are those that autograd
-    keeps on the CPU, within 5 %; fused kernels on a GPU keep less. Gradients count in fp32, as the masters need them.
+    Weights, masters, moments, gradients, reference, critic and cache are exact; dequantised is the largest matrix that
+    is kept in 4 bits, as its product needs it. Activations are those that autograd keeps on the CPU, within 5 %; fused
+    kernels on a GPU keep less. Gradients count in fp32, as the masters need them.
     """
     config, dtype = model.config, model.embedding.weight.dtype
     tokens = max(length, min(microbatch, rows * length)) if rows else microbatch  # a longer row is a batch of its own
@@ -42,9 +44,11 @@ def step_memory(
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     outside = ("head.", "mtp.")  # not in a critic, which has a head of D numbers
     of_critic = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(outside)) + config.dim
+    matrices = [layer.in_features * layer.out_features for layer in packed_layers(model).values()]
     half = dtype.itemsize < 4
     return {
         "weights": weights,
+        "dequantised": dtype.itemsize * max(matrices, default=0),
         "masters": 4 * numbers if half else 0,
         "moments": 4 * (2 * numbers - by_muon),
         "reference": weights if reference else 0,

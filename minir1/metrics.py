@@ -131,8 +131,23 @@ def auc(scores, right) -> float:
     return float((rank[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def calibration(confidence, right, bins: int = 10) -> list[tuple[int, float, float]]:
-    """(count, mean confidence, share right) of answers in bins of equal width in 0 … 1, empty bins left out.
+def auc_within(scores, right, groups) -> float:
+    """As `auc`, of pairs of answers in the same group alone, such as those to one problem. NaN without such pairs.
+
+    groups: [N], of any values. A score that only knows how hard a problem is has 0.5.
+    """
+    scores, right, groups = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=bool), np.asarray(groups)
+    wins = pairs = 0.0
+    for group in np.unique(groups):
+        of = groups == group
+        count = int(right[of].sum()) * int((~right[of]).sum())
+        if count:
+            wins, pairs = wins + count * auc(scores[of], right[of]), pairs + count
+    return wins / pairs if pairs else float("nan")
+
+
+def calibration(confidence, right, bins: int = 10) -> dict[int, tuple[int, float, float]]:
+    """Bin -> (count, mean confidence, share right) of answers; bins of equal width in 0 … 1, empty ones left out.
 
     confidence: floats [N] in 0 … 1; right: bools [N]. Σ count/N · |confidence - share| is the expected calibration
     error (arXiv:1706.04599, equation 3).
@@ -141,8 +156,8 @@ def calibration(confidence, right, bins: int = 10) -> list[tuple[int, float, flo
     if confidence.shape != right.shape or not ((confidence >= 0) & (confidence <= 1)).all():
         raise ValueError(f"confidence of shape {confidence.shape}, right of {right.shape}: [N] both, in 0 … 1")
     of = np.minimum((confidence * bins).astype(int), bins - 1)
-    return [(int((of == b).sum()), float(confidence[of == b].mean()), float(right[of == b].mean()))
-            for b in range(bins) if (of == b).any()]  # fmt: skip
+    means = lambda b: (int((of == b).sum()), float(confidence[of == b].mean()), float(right[of == b].mean()))
+    return {int(b): means(b) for b in np.unique(of)}
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:

@@ -15,7 +15,7 @@ from minir1.files import read_json, write_json
 from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel
 from minir1.model.hf_tensors import uncompiled
-from minir1.model.lora import adapters, adapters_off, add_adapters, merge, save_adapters
+from minir1.model.lora import adapters, adapters_off, add_adapters, merge, restore_adapters, save_adapters
 from minir1.model.transformer import Transformer
 from minir1.rollout import Rollout
 from minir1.tokenizer import Tokenizer
@@ -45,6 +45,7 @@ def load_policy(
     lora_rank: int = 0,
     lora_alpha: float = 32.0,
     recompute: bool = False,
+    packed: bool = False,
 ) -> tuple[Transformer, Tokenizer, Source]:
     """The policy to train, its tokenizer, and where they came from.
 
@@ -52,12 +53,16 @@ def load_policy(
     lora_rank: above 0, all weights are frozen and new adapters are trained. A folder of adapters is then refused
     (ValueError): saved, the new ones would name a base without the old ones.
     recompute: the activations of each block are computed again in the backward pass (Transformer.recompute).
+    packed: the frozen weights stay in bitsandbytes' 4 bits (hf.load), so that this is QLoRA. ValueError without
+    lora_rank, as such weights are not trained.
     """
+    if packed and not lora_rank:
+        raise ValueError(f"packed = True with lora_rank = {lora_rank}: weights in 4 bits are not trained, adapters are")
     source = checkpoint.resolve(path)
-    model, tokenizer = hf.load(source, device, dtype)
+    model, tokenizer = hf.load(source, device, dtype, packed)
     if lora_rank and adapters(model):
         raise ValueError(f"checkpoint = {source} holds adapters: merge and save them first, or train without LoRA")
-    model = merge(model)
+    model = model if packed else merge(model)
     model.recompute(recompute)
     if lora_rank:
         add_adapters(model, lora_rank, lora_alpha)
@@ -189,8 +194,11 @@ def restore(path: Path, model: Transformer, parts: dict) -> dict:
     checkpoint.verify(path, state.pop("sha256", {}))
     if (path / BASE).exists():
         checkpoint.verify(hf.base_of(path), read_json(path / BASE))
-    names = {uncompiled(name): name for name in model.state_dict()}
-    model.load_state_dict({names.get(n, n): t for n, t in hf.load(path, device, dtype)[0].state_dict().items()})
+    if adapters(model):
+        restore_adapters(model, path)
+    else:
+        names = {uncompiled(name): name for name in model.state_dict()}
+        model.load_state_dict({names.get(n, n): t for n, t in hf.load(path, device, dtype)[0].state_dict().items()})
     for name, part in parts.items():
         part.load_state_dict(state.pop(name))
     return state

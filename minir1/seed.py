@@ -36,3 +36,8 @@ def generator(seed: int, *keys: int) -> torch.Generator:
 def python_random(seed: int, *keys: int) -> random.Random:
     """A random.Random for the stream of (seed, keys)."""
     return random.Random(stream(seed, *keys))
+
+
+def hashed(text: str) -> float:
+    """A number in 0 … 1 that depends on the text alone: what is below a share of 1 can be held out, in any file."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64

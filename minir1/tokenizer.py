@@ -275,10 +275,20 @@ def word_level(words: Iterable[str], largest_number: int) -> Tokenizer:
     return Tokenizer(backend)
 
 
-def train_bpe(texts: Iterable[str], size: int, numbers: bool = False) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str],
+    size: int,
+    numbers: bool = False,
+    *,
+    divide: pre_tokenizers.PreTokenizer | None = None,
+    special: Sequence[str] = (),
+) -> Tokenizer:
     """Byte-level BPE learned from texts, `size` tokens in all, special ones too. With `numbers`, groups of up to
-    three digits are separate from other characters. ValueError if `size` is too small for the bytes."""
-    special, alphabet = [EOS, PAD, *TAGS], pre_tokenizers.ByteLevel.alphabet()
+    three digits are separate from other characters. ValueError if `size` is too small for the bytes.
+
+    divide: what divides a text into pieces instead, and writes bytes as characters (see tokenizer_training.py).
+    special: further special tokens."""
+    special, alphabet = [EOS, PAD, *TAGS, *special], pre_tokenizers.ByteLevel.alphabet()
     if size < len(special) + len(alphabet):
         raise ValueError(f"size = {size}: at least {len(special) + len(alphabet)}, the special tokens and the bytes")
     backend = tokenizers.Tokenizer(models.BPE())
@@ -286,7 +296,7 @@ def train_bpe(texts: Iterable[str], size: int, numbers: bool = False) -> Tokeniz
     if numbers:
         pattern = Regex(r"\d{1,3}| ?[A-Za-z]+|\s+|[^\sA-Za-z\d]+")
         pieces = [pre_tokenizers.Split(pattern, behavior="isolated"), *pieces]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(pieces)
+    backend.pre_tokenizer = divide or pre_tokenizers.Sequence(pieces)
     backend.decoder = decoders.ByteLevel()
     settings = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
     backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, **settings))

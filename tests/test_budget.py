@@ -24,7 +24,7 @@ CONFIG = budget.Config(max_completion_length=20, answer_length=6, rows_at_once=3
 def samples_of(tokenizer, *answers: str) -> list[Sample]:
     prompt = tokenizer.encode("User:make 24 from 11,3,3\nAssistant:")
     rows = [tokenizer.encode(answer) for answer in answers]
-    return [Sample(i, prompt, row, budget.thought(tokenizer, row)) for i, row in enumerate(rows)]
+    return [Sample(i, prompt, row, budget.thought(tokenizer, row), False) for i, row in enumerate(rows)]
 
 
 def test_where_the_thinking_ends(toy):
@@ -53,7 +53,19 @@ def test_a_limit_closes_longer_thinking_and_leaves_the_rest(toy):
     assert all(tokenizer.decode(answer).startswith("</think>") for answer in opened)
 
 
-def test_wait_goes_on_in_place_of_the_end_within_the_budget(toy):
+def test_an_answer_that_ended_without_thinking_stays(toy):
+    policy, tokenizer = toy
+    ended = samples_of(tokenizer, "<answer>1+1</answer>")[0]._replace(ended=True)
+    open_ = samples_of(tokenizer, "<think>1+1=2:3 no\n")[0]._replace(ended=True)
+    stays, closed, by_template = (
+        budget.limited(policy, tokenizer, [sample], opened, 2, CONFIG)[0]
+        for sample, opened in ((ended, ""), (open_, ""), (ended, "<think>"))
+    )
+    assert stays == ended.answer
+    assert "</think>" in tokenizer.decode(closed) and "</think>" in tokenizer.decode(by_template)
+
+
+def test_thinking_continues_with_wait_in_place_of_its_end_within_the_budget(toy):
     policy, tokenizer = toy
     closed, open_ = "<think>1+1=2:3 no\n</think><answer>1+1</answer>", "<think>1+1=2:3 no\n"
     samples = samples_of(tokenizer, closed, open_)
@@ -86,6 +98,8 @@ def test_a_run_at_toy_size_is_measured_once(toy_base, tmp_path, monkeypatch):
         assert tokens[0] <= 3 + config.answer_length and tokens[1] <= 9 + config.answer_length
         assert ways["any"]["4"]["tokens"] == pytest.approx(4 * ways["wait"]["0"]["tokens"])
         assert ways["wait"]["0"] == ways["limit"]["none"]
+        for way in ("majority", "any"):  # of one answer
+            assert ways[way]["1"] == pytest.approx(ways["wait"]["0"])
         for points in ways.values():
             assert all(p["low"] <= p["right"] <= p["high"] for p in points.values())
     assert (tmp_path / "figures" / "budget.png").stat().st_size > 10_000

@@ -1,6 +1,8 @@
 """experiments/distill.py and distill_on_policy.py at toy size: gradients by hand, stored log-probs, resumed runs."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from minir1.log import read_metrics
 from minir1.model import hf
 from minir1.model.config import dense
 from minir1.model.lora import adapters
+from minir1.model.moe import MoE
 from minir1.model.transformer import Transformer
 from minir1.rollout import collect
 
@@ -59,19 +62,23 @@ def test_the_gradient_is_that_of_the_loss_written_out(config, beta, temperature,
         parts.append((ce_weight * ce + (1 - ce_weight) * temperature**2 * kl).sum())
     want = sum(parts) / total
     want.backward()
-    assert loss == pytest.approx(want.item(), rel=1e-10)
+    assert loss[0] == pytest.approx(want.item(), rel=1e-10) and loss[1] == []  # no layer has experts
     for a, p in zip(have, student.parameters()):
         torch.testing.assert_close(a, p.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_texts_alone_are_supervised_fine_tuning(config, tmp_path):
-    """The same steps as sft.py, to the bit: sequence-level distillation is nothing else."""
-    alone = replace(config, teacher=None, out=tmp_path / "distill")
+@pytest.mark.parametrize("student", ["student", "teacher"])
+def test_texts_alone_are_supervised_fine_tuning(config, tmp_path, student):
+    """The same steps as sft.py, also of a model with experts: sequence-level distillation is nothing else."""
+    alone = replace(config, teacher=None, student=getattr(config, student), out=tmp_path / "distill")
     result = distill.main(alone)
     names = ("data", "batch", "epochs", "warmup", "learning_rate", "eval_every", "microbatch", "held_out", "device")
     same = {name: getattr(alone, name) for name in names}
-    theirs = sft.main(sft.Config(checkpoint=config.student, out=tmp_path / "sft", **same))
+    theirs = sft.main(sft.Config(checkpoint=alone.student, out=tmp_path / "sft", **same))
     assert result["after/loss"] == pytest.approx(theirs["after/loss"], rel=1e-5)
+    ours, others = (hf.load(checkpoint.latest(tmp_path / name / "checkpoint"))[0] for name in ("distill", "sft"))
+    biases = [[m.bias for m in model.modules() if isinstance(m, MoE)] for model in (ours, others)]
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(*biases)) and bool(biases[0]) == (student == "teacher")
     assert "after/divergence" not in result
 
 
@@ -108,6 +115,25 @@ def test_stored_log_probs_of_all_but_one_token_are_the_teacher(config, tmp_path)
     for name, value in {"k": {"top_k": 4}, "temperature": {"temperature": 2.0}, "texts": {"held_out": 0.3}}.items():
         with pytest.raises(ValueError, match=f"with another {name}"):
             distill.main(replace(few, out=tmp_path / f"other-{name}", **value))
+    teacher = Path(shutil.copytree(config.teacher, tmp_path / "teacher"))
+    few = replace(few, teacher=teacher)
+    assert distill.main(replace(few, out=tmp_path / "moved")) == first  # the same weights elsewhere
+    model, tokenizer = hf.load(teacher)
+    with torch.no_grad():
+        model.head.weight[0] += 1
+    hf.save(model, tokenizer, teacher)
+    with pytest.raises(ValueError, match="with another teacher"):
+        distill.main(replace(few, out=tmp_path / "trained"))
+
+
+def test_top_k_of_a_smaller_vocabulary_is_refused(config, tmp_path):
+    teacher, tokenizer = hf.load(config.teacher)
+    shape = {"dim": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn": 32, "eos": tokenizer.eos, "pad": tokenizer.pad}
+    hf.save(Transformer(dense(vocab=tokenizer.size, **shape)), tokenizer, tmp_path / "teacher")
+    hf.save(Transformer(dense(vocab=tokenizer.size + 8, **shape)), tokenizer, tmp_path / "student")
+    run = replace(config, teacher=tmp_path / "teacher", student=tmp_path / "student", top_k=3, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="the teacher's vocabulary of .* is smaller"):
+        distill.main(run)
 
 
 def test_another_tokenizer_is_refused_with_a_way_out(config, tmp_path):
@@ -122,10 +148,15 @@ def test_another_tokenizer_is_refused_with_a_way_out(config, tmp_path):
 
 @pytest.mark.parametrize("option, message", [
     ("--ce-weight 1", "the teacher has no part"), ("--beta 1.5", "beta = 1.5"), ("--temperature 0", "temperature"),
-    ("--top-k 0", "top_k"), ("--stored file", "Give --top-k"),
+    ("--top-k 0", "top_k"), ("--stored file", "Give --top-k"), ("--top-k 2 --stored .", "stored = .: name a file"),
 ])  # fmt: skip
 def test_bad_options(option, message, capsys):
     assert_bad_option(distill, f"--teacher t {option}", message, capsys)
+
+
+@pytest.mark.parametrize("option", ["--beta 0.5", "--temperature 2", "--top-k 3", "--teacher-dtype bfloat16"])
+def test_options_of_a_teacher_need_one(option, capsys):
+    assert_bad_option(distill, option, "of which --teacher?", capsys)
 
 
 def test_a_granite_student_opens_in_transformers_and_continues_as_ours(config, tmp_path):
@@ -172,15 +203,17 @@ def test_the_student_comes_closer_on_its_own_samples(on_policy, tmp_path):
     for name, beta in (("sampled", None), ("exact", 1.0)):
         config = replace(on_policy, out=tmp_path / name, beta=beta, steps=25, prompts=16, eval_every=25)
         distill_on_policy.main(config)
-        kl = [row["train/reverse_kl"] for row in read_metrics(config.out) if "train/reverse_kl" in row]
+        key = "train/divergence" if beta else "train/reverse_kl"
+        kl = [row[key] for row in read_metrics(config.out) if key in row]
         assert sum(kl[-5:]) < 0.8 * sum(kl[:5]), name
 
 
-def test_both_estimates_have_the_same_mean(on_policy):
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_both_estimates_have_the_same_mean(on_policy, temperature):
     """Sampled gradients over many answers approach the exact one of KL(S‖T) on the same prefixes."""
     student, _ = hf.load(on_policy.student, dtype=torch.float64)
     teacher = hf.load(on_policy.teacher, dtype=torch.float64)[0].requires_grad_(False)
-    config = replace(on_policy, num_minibatches=1, grad_clip=1e9, microbatch=10**6)
+    config = replace(on_policy, num_minibatches=1, grad_clip=1e9, microbatch=10**6, temperature=temperature)
     class Keep:  # an optimizer that keeps the gradient
         def step(self):
             self.slope = torch.cat([p.grad.flatten().clone() for p in student.parameters() if p.grad is not None])
@@ -188,7 +221,7 @@ def test_both_estimates_have_the_same_mean(on_policy):
         def zero_grad(self, set_to_none):
             student.zero_grad()
 
-    rollout = collect(student, [[1, 2, 3]], answers=40_000, max_tokens=2, stop=[0], seed=1)
+    rollout = collect(student, [[1, 2, 3]], answers=40_000, max_tokens=2, stop=[0], seed=1, temperature=temperature)
     advantage = reverse_kl_advantage(rollout.logp, policy.logprobs(teacher, rollout, 10**6))
     keep, slopes = Keep(), []
     for settings in (config, replace(config, beta=1.0)):
@@ -201,6 +234,7 @@ def test_both_estimates_have_the_same_mean(on_policy):
 
 @pytest.mark.parametrize("option, message", [
     ("--reward-weight 1 --num-generations 1", "needs a group"), ("--beta 2", "beta = 2"),
+    ("--beta 1 --epsilon-low 0.1", "nothing is clipped"),
 ])  # fmt: skip
 def test_bad_options_on_policy(option, message, capsys):
     assert_bad_option(distill_on_policy, option, message, capsys)

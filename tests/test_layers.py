@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge", "experiments")
 BELOW_SAMPLE = {
     "tokenizer", "templates", "data", "preference_data", "chat_data", "log", "seed", "settings", "checkpoint",
-    "optim", "chat_template", "conversation", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
+    "optim", "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
+    "text_files", "text_data", "tokenizer_training", "conversation",
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "engine"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}

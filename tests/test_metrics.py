@@ -7,6 +7,7 @@ import pytest
 
 from minir1.metrics import (
     auc,
+    auc_within,
     bootstrap,
     calibration,
     maj_at_k,
@@ -186,8 +187,16 @@ def test_auc_by_hand_and_by_pairs():
             auc(scores, right)
 
 
+def test_auc_within_groups_by_hand():
+    scores, right = [0.9, 0.1, 0.2, 0.8, 0.5], [True, False, True, False, True]
+    assert auc_within(scores, right, [*"aabbb"]) == pytest.approx((1 * 1.0 + 2 * 0.0) / 3)  # b: 0.2 and 0.5 below 0.8
+    assert auc_within(scores, right, [*"aaaaa"]) == pytest.approx(auc(scores, right))
+    assert np.isnan(auc_within(scores, right, [*"abcde"]))
+
+
 def test_calibration_by_hand():
-    assert calibration([0.1, 0.15, 0.9, 1.0], [False, True, True, True], bins=2) == [(2, 0.125, 0.5), (2, 0.95, 1.0)]
-    assert calibration([0.5], [True]) == [(1, 0.5, 1.0)]
+    found = calibration([0.1, 0.15, 0.9, 1.0], [False, True, True, True], bins=2)
+    assert found == {0: (2, 0.125, 0.5), 1: (2, 0.95, 1.0)}
+    assert calibration([0.5], [True]) == {5: (1, 0.5, 1.0)}
     with pytest.raises(ValueError, match="in 0 … 1"):
         calibration([1.2], [True])

@@ -49,12 +49,13 @@ def test_the_loss_weighs_answers_alike_whatever_their_length():
 
 
 def test_restarts_by_hand():
-    """Two answers to a problem, the first wrong and doubted at its third token; the second is kept whatever it says."""
+    """Two answers, a wrong one that is doubted at its third token, a right one that always is: in both orders, where
+    the last is kept whatever it says."""
     grid = [[trace(False, 10), trace(True, 10)]]
     doubted = [np.array([0.9, 0.9, 0.1] + [0.9] * 7), np.full(10, 0.01)]
-    assert self_verify.restart([doubted], grid, 0.5, n=2) == (1.0, 3 + 10)
-    assert self_verify.restart([doubted], grid, 0.05, n=2) == (0.0, 10)  # never below
-    assert self_verify.restart([doubted], grid, 0.5, n=1) == (0.0, 10)  # no second one
+    assert self_verify.restart([doubted], grid, 0.5) == (0.5, (3 + 10 + 2 + 10) / 2)  # none before the second token
+    assert self_verify.restart([doubted], grid, 0.05) == (0.0, (10 + 2 + 10) / 2)  # the first is never below
+    assert self_verify.restart([doubted[:1]], [grid[0][:1]], 0.5) == (0.0, 10)  # no second one
 
 
 def test_the_best_of_n_by_hand():
@@ -65,15 +66,37 @@ def test_the_best_of_n_by_hand():
     e = [[np.array([x]) for x in row] for row in ((0.1, 0.2, 0.9, 0.3), (0.8, 0.2, 0.1, 0.3))]
     values = self_verify.best_of(task, problems, e, grid, 4)
     assert values["head@4"] == 0.5 and values["maj@4"] == 0.0 and values["pass@4"] == 1.0
-    assert values["random@4"] == 0.25 and values["head@2"] == values["pass@2"] == 0.0 and values["tokens@2"] == 8
+    assert values["random"] == 0.25 and values["head@2"] == 0.25 and values["pass@2"] == 0.5 and values["tokens@2"] == 8
+    assert values["head@1"] == values["maj@1"] == values["pass@1"] == 0.25
 
 
 def test_a_head_that_knows_is_measured_as_such():
     grid = [[trace(True, 5, tries=[(0, 3, True)]), trace(False, 7, tries=[(1, 4, False)])]]
     knows = [np.linspace(0.5, 1, 5), np.linspace(0.5, 0, 7)]
     values = self_verify.by_position(knows, grid)
-    assert values["answer/0/auc"] == 0.5 and values["answer/10/auc"] == 1.0 and values["answer/10/squared_error"] == 0
-    assert values["answer/10/short"] == 1.0 and values["answer/squared_error_of_the_mean"] == 0.25
+    assert values["after/1/auc"] == 0.5 and values["after/2/auc"] == values["after/4/within"] == 1.0
+    assert values["end/auc"] == values["end/within"] == 1.0 and values["end/squared_error"] == 0
+    assert values["end/short"] == 1.0 and values["squared_error_of_the_mean"] == 0.25
+    assert not any(key.startswith("after/8/") for key in values)  # no answer is longer
+
+
+def test_positions_count_the_answers_that_are_longer():
+    grid = [[trace(True, 5), trace(False, 2), trace(False, 9)]]
+    values = self_verify.by_position([np.full(n, x) for n, x in ((5, 0.9), (2, 0.1), (9, 0.2))], grid)
+    assert self_verify.positions(values) == [1, 2, 4]  # after 8 tokens one is left
+    assert [values[f"after/{n}/running"] for n in (1, 2, 4, 8)] == pytest.approx([1, 2 / 3, 2 / 3, 1 / 3])
+    assert "after/8/auc" not in values  # of one kind
+
+
+def test_a_head_that_knows_only_the_problem_knows_nothing_within_it():
+    grid = [[trace(True, 4), trace(True, 4), trace(False, 4)], [trace(False, 4), trace(True, 4), trace(False, 4)]]
+    values = self_verify.by_position([np.full(4, x) for x in (0.7, 0.7, 0.7, 0.3, 0.3, 0.3)], grid)
+    assert values["end/auc"] == pytest.approx((4 + 2 * 0.5 + 0.5 * 2) / 9) and values["end/within"] == 0.5
+
+
+def test_tries_of_a_head_that_knows():
+    grid = [[trace(True, 5, tries=[(0, 3, True)]), trace(False, 7, tries=[(1, 4, False)])]]
+    knows = [np.linspace(0.5, 1, 5), np.linspace(0.5, 0, 7)]
     assert self_verify.of_tries(knows, grid)["try/4/auc"] == 1.0
     assert self_verify.of_tries(knows[:1], [grid[0][:1]]) == {}
 
@@ -90,7 +113,7 @@ def test_a_run_at_toy_size(toy_base, tmp_path, monkeypatch, task):
     )  # fmt: skip
     values = self_verify.main(config)
     assert result_of(config.out)["calibration_error"] == pytest.approx(values["calibration_error"])
-    assert {"answer/5/auc", "head@4", "maj@2", "calibration_error", "restart/0.5/tokens"} <= values.keys()
+    assert {"end/auc", "head@4", "maj@2", "calibration_error", "restart/0.5/tokens"} <= values.keys()
     head = SelfCheckHead(hf.load(checkpoint.latest(config.checkpoint))[0].config.dim)
     head.load_state_dict(torch.load(config.out / "head.pt", weights_only=True))
     assert (config.out / "figures" / "self_verify.png").stat().st_size > 10_000

@@ -37,7 +37,7 @@ from minir1.settings import at_least, new_file
 from minir1.templates import TEMPLATES, encode
 
 PACKAGE = "experiments"  # the package of the scripts
-CURVE = ("accuracy", "reward", "length", "entropy", "kl", "mixed_groups", "proxy")  # keys below train/
+CURVE = ("accuracy", "reward", "length", "entropy", "kl", "mixed_groups", "proxy", "check_error")  # keys below train/
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from experiments.studies.comparison_tables import plural
 from minir1 import figures as fig
 from minir1.figures import BLUE, GREY, INK, ORANGE
 from minir1.metrics import seed_interval
@@ -37,11 +38,10 @@ def draw_ways(results: dict[str, list[dict[str, float]]], path: Path) -> Figure:
             panel.set_yticks(places, list(results), color=INK)
             panel.set_xlabel("nats per token")
             panel.grid(axis="x", color=GREY, alpha=0.25)
-            fig.caption(panel, title, [])
-        best = {key: min(results, key=lambda way: np.mean([run[key] for run in results[way]])) for key, *_ in PANELS}
-        title = f"Closest on the teacher's texts: {best['forward_kl']}"
-        note = f"closest on the student's own: {best['reverse_kl']}; the same number of tokens of training for all"
-        fig.headline(figure, title, note)
+            fig.panel_title(panel, title)
+        ends = [np.mean([run["forward_kl"] for run in runs]) for runs in results.values()]
+        title = f"Ways to distil at equal tokens: KL(T‖S) from {min(ends):.3f} to {max(ends):.3f}"
+        fig.headline(figure, title, "large dots: means over seeds; bars: 95 % intervals; small dots: seeds")
         return fig.write(figure, path)
 
 
@@ -54,13 +54,13 @@ def draw_against_rl(results: list[dict], ways: dict[str, str], path: Path) -> Fi
         for result in results:
             tokens, accuracy = np.array(result["curve"]).T
             left.plot(tokens / 1e6, accuracy, color=GREY, lw=1.6)
-            for way, colour in (("texts", BLUE), ("logits", ORANGE), ("on-policy", fig.GREEN)):
+            for way, colour in (("rl", GREY), ("texts", BLUE), ("logits", ORANGE), ("on-policy", fig.GREEN)):
                 left.plot(result[f"{way}/tokens"] / 1e6, result[f"{way}/pass@1"], "o", color=colour, ms=7, mec="white")
         left.set(xlabel="tokens trained on, in millions", xlim=(0, None))
         fig.percent_axis(left)
         left.set_ylim(0, None)
-        names = [("RL, validation", GREY), ("texts", BLUE), ("distributions", ORANGE), ("on policy", fig.GREEN)]
-        fig.caption(left, "Accuracy by tokens", names)
+        names = [("RL", GREY), ("texts", BLUE), ("distributions", ORANGE), ("on policy", fig.GREEN)]
+        fig.caption(left, "Dots: test; line: validation", names)
         for y, name in enumerate(reversed(ways)):
             values = [result[f"{name}/pass@1"] for result in results]
             colour = GREY if name in ("base", "rl", "texts-rl") else BLUE if name != "teacher" else INK
@@ -73,9 +73,9 @@ def draw_against_rl(results: list[dict], ways: dict[str, str], path: Path) -> Fi
         right.set_xlim(0, 1)
         right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         right.grid(axis="x", color=GREY, alpha=0.25)
-        fig.caption(right, "Test problems solved", [])
+        fig.panel_title(right, "Test problems solved")
         mean = lambda name: float(np.mean([result[f"{name}/pass@1"] for result in results]))
         title = f"Taught by texts {fig.percent(mean('texts'))}, by RL {fig.percent(mean('rl'))}"
-        note = f"the same small student; the teacher solves {fig.percent(mean('teacher'))}; {len(results)} seeds"
+        note = f"the same small student; the teacher solves {fig.percent(mean('teacher'))}; {plural(len(results))}"
         fig.headline(figure, title, note)
         return fig.write(figure, path)

@@ -13,8 +13,11 @@ on the same corpus. From this base:
     rl         r1_zero.py, of 120 steps by default: compare its tokens and seconds in the table
     texts-rl   r1_zero.py from the student that texts made, as many steps as on-policy
 
-Seconds include the teacher's sampling. A seed of the student for each teacher; a killed study continues with the same
-command. All are tested on the same problems, so that differences are paired.
+The teacher is given: its own training counts nowhere. Tokens are those of answers that a loss is taken at, each pass
+counted, and apart from them those that the teacher sampled; seconds are of sampling, judging and training, the
+teacher's sampling included, without validation. The last student of each training is tested, not the best by
+validation, on the same problems, so that differences are paired. A seed of the student for each teacher, which may be
+given several times; a killed study continues with the same command.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import numpy as np
 
 from experiments.report_claims import paired
 from experiments.studies import distill_figures
-from experiments.studies.processes import pinned, run_or_resume
+from experiments.studies.processes import pinned, run_or_resume, same_command
 from minir1 import answer_file, checkpoint, cli
 from minir1.files import read_json, write_json
 from minir1.log import markdown_table, read_metrics, table
@@ -85,25 +88,39 @@ def commands(config: Config, teacher: Path, seed: int) -> dict[str, tuple[str, s
         "texts-rl": ("r1_zero", f"--checkpoint {made_by('texts')} {rl} {budget} {config.on_policy}"),
         "rl": ("r1_zero", f"--checkpoint {made_by('base')} {rl} {budget} {config.rl} --min-mixed 0"),
     }  # fmt: skip
-    tested = {name: made_by(name) for name in WAYS if name != "teacher"} | {"teacher": str(last)}
-    test = f"--task {config.task} {budget} --problems {config.problems} --num-generations {config.num_generations}"
-    runs |= {f"test/{name}": ("evaluate", f"--checkpoint {path} {test}") for name, path in tested.items()}
     ends = lambda name: f"--seed {seed} --out {folder / name}"
     return {name: (script, f"{options} {ends(name)}") for name, (script, options) in runs.items()}
+
+
+def tests(config: Config, teacher: Path, seed: int) -> dict[str, tuple[str, str]]:
+    """Likewise the tests of the last checkpoint of each training, once it is there."""
+    folder, runs = config.out / f"seed-{seed}", {}
+    asked = f"--task {config.task} --max-completion-length {config.max_completion_length} --problems {config.problems}"
+    asked += f" --num-generations {config.num_generations} --seed {seed}"
+    for name in WAYS:
+        path = teacher / "rl-2" / "checkpoint" if name == "teacher" else folder / name / "checkpoint"
+        options = f"--checkpoint {checkpoint.resolve(path)} {asked} --out {folder / 'test' / name}"
+        runs[f"test/{name}"] = "evaluate", options
+    return runs
 
 
 def run(config: Config, teacher: Path, seed: int) -> dict:
     """All of one seed, unless it is there; its figures, and the curve of RL on validation problems."""
     folder = config.out / f"seed-{seed}"
-    for name, (script, options) in commands(config, teacher, seed).items():
-        if not (folder / name / "result.json").exists():
-            print(f"seed {seed}: {name}", flush=True)
-        run_or_resume([sys.executable, "-m", f"experiments.{script}", *options.split()], folder / name, options)
+    for part in (commands, tests):
+        for name, (script, options) in part(config, teacher, seed).items():
+            same_command(folder / name, options)
+            if not (folder / name / "result.json").exists():
+                print(f"seed {seed}: {name}", flush=True)
+                words = [sys.executable, "-m", f"experiments.{script}", *options.split()]
+                run_or_resume(words, folder / name, options)
     return figures(folder)
 
 
 def figures(folder: Path) -> dict:
-    """What one seed gave: WAY/KEY of the test, WAY/tokens and WAY/seconds of the training, WAY/over_rl in points."""
+    """What one seed gave: WAY/KEY of the test, WAY/over_rl in points, paired, and the cost of the training, WAY/tokens,
+    WAY/teacher_tokens and WAY/seconds.
+    """
     answers = {name: answer_file.read(folder / "test" / name) for name in WAYS}
     values: dict = {}
     for name in WAYS:
@@ -115,15 +132,15 @@ def figures(folder: Path) -> dict:
     kept, spent = read_json(folder / "kept" / "result.json"), {}
     for name in ("texts", "logits"):
         result = read_json(folder / name / "result.json")
-        spent[name] = result["tokens"], result["seconds/distill"] + kept["seconds"]
+        spent[name] = result["tokens"], kept["tokens"], result["seconds/distill"] + kept["seconds"]
     rows = {name: read_metrics(folder / name) for name in ("rl", "texts-rl", "on-policy")}
     for name in rows:
-        result = read_json(folder / name / "result.json")
-        seconds = result.get("seconds/rl", result.get("seconds/distill"))
-        before = (0, 0.0) if name == "rl" else spent["texts"]
+        before = (0, 0, 0.0) if name == "rl" else spent["texts"]
         tokens = sum(row.get("train/sampled_tokens", 0) for row in rows[name])
-        spent[name] = before[0] + tokens, before[1] + seconds
-    values |= {f"{name}/{key}": x for name, pair in spent.items() for key, x in zip(("tokens", "seconds"), pair)}
+        seconds = sum(x for row in rows[name] for key, x in row.items() if key.startswith("time/"))
+        spent[name] = before[0] + tokens, before[1], before[2] + seconds
+    names = "tokens", "teacher_tokens", "seconds"
+    values |= {f"{name}/{key}": x for name, costs in spent.items() for key, x in zip(names, costs)}
     tokens = np.cumsum([row.get("train/sampled_tokens", 0) for row in rows["rl"]]).tolist()
     values["curve"] = [[t, row["eval/pass@1"]] for t, row in zip(tokens, rows["rl"]) if "eval/pass@1" in row]
     return values
@@ -133,11 +150,11 @@ def rows(results: list[dict]) -> list[list[str]]:
     """A row per way: accuracy, difference to RL, language consistency, tokens, seconds, over seeds."""
     lines = []
     for name, label in WAYS.items():
-        found = lambda key: [result[f"{name}/{key}"] for result in results if f"{name}/{key}" in result]
-        cell = lambda key, form: over_seeds(found(key), form) if found(key) else "-"
-        against = "-" if name == "rl" else cell("over_rl", "+.1f")
+        measured = lambda key: [result[f"{name}/{key}"] for result in results if f"{name}/{key}" in result]
+        cell = lambda key, form: over_seeds(measured(key), form, least=0.0) if measured(key) else "-"
+        against = "-" if name == "rl" else over_seeds(measured("over_rl"), "+.1f")
         lines.append([label, cell("pass@1", ".1%"), against, cell("language_consistency", ".1%"),
-                      cell("tokens", ",.0f"), cell("seconds", ".0f")])  # fmt: skip
+                      cell("tokens", ",.0f"), cell("teacher_tokens", ",.0f"), cell("seconds", ".0f")])  # fmt: skip
     return lines
 
 
@@ -146,7 +163,8 @@ def page(results: dict[str, dict]) -> str:
     return markdown_table(HEAD, rows([*results.values()])) + "\n\n" + finding([*results.values()])
 
 
-HEAD = ["", "right", "minus RL, in points, paired", "language consistency", "tokens trained", "seconds"]
+HEAD = ["", "right", "minus RL, in points, paired", "language consistency", "tokens trained", "tokens of the teacher"]
+HEAD += ["seconds"]
 
 
 def finding(results: list[dict]) -> str:
@@ -155,10 +173,12 @@ def finding(results: list[dict]) -> str:
     gain = over_seeds([result["texts/over_rl"] for result in results], "+.1f")
     return (
         f"Of problems that no stage has seen, a student taught by texts solves {mean('texts/pass@1'):.1%}, the same "
-        f"student after RL {mean('rl/pass@1'):.1%}: {gain} points, for {mean('texts/tokens') / mean('rl/tokens'):.0%} "
-        f"of the tokens and {mean('texts/seconds') / mean('rl/seconds'):.0%} of the seconds. On-policy distillation "
-        f"after the texts reaches {mean('on-policy/pass@1'):.1%}, RL after the texts {mean('texts-rl/pass@1'):.1%}, "
-        f"the teacher {mean('teacher/pass@1'):.1%}."
+        f"student after RL {mean('rl/pass@1'):.1%}: {gain} points. The trained tokens are "
+        f"{mean('texts/tokens') / mean('rl/tokens'):.0%} of RL's, with the teacher's samples "
+        f"{(mean('texts/tokens') + mean('texts/teacher_tokens')) / mean('rl/tokens'):.0%}, the seconds "
+        f"{mean('texts/seconds') / mean('rl/seconds'):.0%}. On-policy distillation after the texts reaches "
+        f"{mean('on-policy/pass@1'):.1%} for {mean('on-policy/seconds') / mean('rl/seconds'):.0%} of the seconds, RL "
+        f"after the texts {mean('texts-rl/pass@1'):.1%}; the teacher has {mean('teacher/pass@1'):.1%}."
     )
 
 

@@ -5,34 +5,40 @@
 The teacher writes texts; a student of half its width, about a quarter of its parameters, starts from random weights and
 learns in each way from as many tokens. Ways on policy begin with half of the tokens off policy: the samples of random
 weights are no texts. Measured on texts that the teacher wrote with another seed: KL(T‖S), the perplexity of the
-student beside the teacher's own; and on texts that the student writes, KL(S‖T). Each cell, a way and a seed, has a file
-in --out: a killed study continues with the same command. The teacher must have a BOS token, from which it writes.
+student beside the teacher's own; and on texts that the student writes, KL(S‖T).
+
+Tokens are those that a loss is taken at; the seconds of a training include the teacher's part in it, but not the
+writing of its texts. Each cell, a way and a seed, has a file in --out: a killed study continues with the same command.
+The teacher must have a BOS token, from which it writes.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from experiments import distill, distill_on_policy
 from experiments.distill import Example
 from experiments.studies import distill_figures
-from minir1 import cli
+from experiments.studies.processes import same_command
+from minir1 import checkpoint, cli
 from minir1.chat_data import Document, laid_out
 from minir1.data import packed
 from minir1.distill import reverse_kl_advantage
-from minir1.files import read_json, write_json
+from minir1.files import plain, read_json, write_json
 from minir1.log import markdown_table, progress, progress_line, table
 from minir1.losses import nll
-from minir1.metrics import over_seeds
+from minir1.metrics import over_seeds, seed_interval
 from minir1.model import hf
 from minir1.model.divergence import divergence, log_probs, top_log_probs
 from minir1.model.transformer import Transformer
@@ -140,15 +146,19 @@ def measure(
 
 
 def train(student: Transformer, teacher: Transformer, texts: list[Example], way: Way, config: Config, seed: int) -> int:
-    """One pass over the texts, in batches; on policy, as many batches of the student's own. Returns trained tokens."""
+    """One pass over the texts, or over half of them and on policy as many tokens. Returns the trained tokens."""
     settings = distill.Config(teacher=None if way.off == TEXTS else config.teacher, **way.off)
-    batches = [texts[i : i + config.batch] for i in range(0, len(texts), config.batch)]
-    off, trained = (len(batches) + 1) // 2 if way.on else len(batches), 0
+    batches = (texts[i : i + config.batch] for i in range(0, len(texts), config.batch))
     on = distill_on_policy.Config(num_minibatches=1, **way.on) if way.on else None
+    total = distill.trained_tokens(texts)
+    steps, off, trained = math.ceil(len(texts) / config.batch), total / 2 if way.on else total, 0
     optimizer = adamw(student.parameters(), config.learning_rate)
-    for step, batch in enumerate(batches):
-        rate = config.learning_rate * warmup_cosine(step, len(batches), 20)
-        if step < off:
+    for step in itertools.count():
+        if trained >= total:
+            return trained
+        rate = config.learning_rate * warmup_cosine(steps * trained / total, steps, 20)
+        if trained < off:
+            batch = next(batches)
             distill.loss_backward(student, teacher if settings.teacher else None, batch, settings)
             optimizer.param_groups[0]["lr"] = rate
             clip_gradients(student, 1.0, step)
@@ -157,13 +167,14 @@ def train(student: Transformer, teacher: Transformer, texts: list[Example], way:
             trained += distill.trained_tokens(batch)
         else:
             rollout = write_texts(student, config.batch, config, stream(seed, step))
-            advantage = reverse_kl_advantage(rollout.logp, logprobs(teacher, rollout, 8192))
+            advantage = torch.zeros_like(rollout.logp)
+            if on.beta is None:
+                advantage = reverse_kl_advantage(rollout.logp, logprobs(teacher, rollout, 8192))
             optimizer.param_groups[0]["lr"] = rate / 2
             distill_on_policy.learn(student, teacher, optimizer, rollout, advantage, on, step)
             trained += int(rollout.mask.sum())
         if step % 50 == 49:
-            progress_line(step + 1, len(batches), [("way", way.label), ("seed", str(seed))])
-    return trained
+            progress_line(step + 1, steps, [("way", way.label), ("seed", str(seed))])
 
 
 def cell(config: Config, name: str, seed: int) -> dict[str, float]:
@@ -176,9 +187,9 @@ def cell(config: Config, name: str, seed: int) -> dict[str, float]:
     texts, held_out = (torch.load(config.out / f"{part}.pt") for part in ("texts", "held_out"))
     texts, held_out = ([Example(Document(*document), None) for document in part] for part in (texts, held_out))
     python_random(seed).shuffle(texts)
+    student, began = student_of(teacher, seed), time.perf_counter()
     if k := way.off.get("top_k"):
         texts = with_top(teacher, texts, k)
-    student, began = student_of(teacher, seed), time.perf_counter()
     trained = train(student, teacher, texts, way, config, seed)
     seconds = time.perf_counter() - began
     forward, ce, own = measure(student, teacher, held_out, 0.0)
@@ -192,7 +203,10 @@ def cell(config: Config, name: str, seed: int) -> dict[str, float]:
 
 
 def prepare(config: Config) -> None:
-    """Let the teacher write its texts, unless they are there."""
+    """Let the teacher write its texts, unless they are there. ValueError if --out is of other settings."""
+    free = ("ways", "seeds", "jobs", "out", "results", "figure")
+    asked = {name: value for name, value in plain(asdict(config)).items() if name not in free}
+    same_command(config.out, json.dumps(asked | {"teacher": checkpoint.digests(config.teacher)}))
     teacher = hf.load(config.teacher)[0].requires_grad_(False)
     if teacher.config.bos is None:
         raise ValueError(f"{config.teacher} has no BOS token to write from")
@@ -214,7 +228,8 @@ def prepare(config: Config) -> None:
 
 KEYS = (  # key, label, format
     ("forward_kl", "KL(T‖S) on the teacher's texts", ".3f"), ("perplexity", "perplexity on them", ".2f"),
-    ("reverse_kl", "KL(S‖T) on the student's texts", ".3f"), ("seconds", "seconds", ".0f"),
+    ("reverse_kl", "KL(S‖T) on the student's texts", ".3f"), ("tokens", "tokens trained", ",.0f"),
+    ("seconds", "seconds", ".0f"),
 )  # fmt: skip
 
 
@@ -231,15 +246,24 @@ def rows(results: dict[str, list[dict[str, float]]]) -> list[list[str]]:
 
 def finding(results: dict[str, list[dict[str, float]]]) -> str:
     """The study in words, from the numbers."""
-    mean = lambda name, key: sum(run[key] for run in results[name]) / len(results[name])
-    best = {key: min(results, key=lambda name: mean(name, key)) for key in ("forward_kl", "perplexity", "reverse_kl")}
     any_run = next(iter(results.values()))[0]
-    said = lambda key: f"{WAYS[best[key]].label} ({mean(best[key], key):.3g})"
+    said = lambda key: "; ".join(WAYS[name].label for name in lowest(results, key))
     return (
         f"The teacher's perplexity on its texts is {any_run['teacher_perplexity']:.2f}. Of {len(results)} ways, lowest "
-        f"on the teacher's texts are, by KL(T‖S), {said('forward_kl')} and, by perplexity, {said('perplexity')}; "
-        f"lowest on the student's own, by KL(S‖T), is {said('reverse_kl')}."
+        f"in KL(T‖S) on the teacher's texts: {said('forward_kl')}. Lowest in perplexity on them: {said('perplexity')}. "
+        f"Lowest in KL(S‖T) on the student's own texts: {said('reverse_kl')}. Ways are named together where the "
+        "differences of their seeds do not tell them apart (95 % intervals)."
     )
+
+
+def lowest(results: dict[str, list[dict[str, float]]], key: str) -> list[str]:
+    """The way of the lowest mean, and those whose paired difference from it has an interval with 0 in it."""
+    values = {name: np.array([run[key] for run in runs]) for name, runs in results.items()}
+    best = min(values, key=lambda name: values[name].mean())
+    if len(values[best]) < 3:
+        return [best]
+    gaps = {name: x - values[best] for name, x in values.items() if name != best}
+    return [best, *(name for name, gap in gaps.items() if seed_interval(gap)[1] <= 0)]
 
 
 def main(config: Config) -> dict[str, list[dict[str, float]]]:

@@ -43,7 +43,7 @@ def sampled(problem: Problem, discount: float) -> Tensor:
 WAYS = {
     "texts": Way("T's texts, cross-entropy", "∇KL(T‖S)", False, lambda problem: nll(problem.logp)),
     "forward": Way("T's texts, exact KL(T‖S)", "∇KL(T‖S)", False, lambda problem: whole(problem, 0.0)),
-    "js": Way("T's texts, Jensen-Shannon", "Σ_t ∇JS_t, T's steps", False, lambda problem: whole(problem, 0.5)),
+    "js": Way("T's texts, 4 JS", "4 Σ_t ∇JS_t, T's steps", False, lambda problem: 4 * whole(problem, 0.5)),
     "reverse": Way("T's texts, exact KL(S‖T)", "Σ_t ∇KL_t(S‖T), T's steps", False, lambda problem: whole(problem, 1.0)),
     "on": Way("S's texts, sampled, discount 0", "Σ_t ∇KL_t(S‖T)", True, lambda problem: sampled(problem, 0.0)),
     "exact": Way("S's texts, exact KL(S‖T)", "Σ_t ∇KL_t(S‖T)", True, lambda problem: whole(problem, 1.0)),

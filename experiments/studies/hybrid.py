@@ -33,6 +33,11 @@ def methods(config: Config) -> dict[str, Method]:
             for alpha in ALPHAS}  # fmt: skip
 
 
+def page(results: tables.Results) -> str:
+    """The block of docs/objectives.md."""
+    return tables.page(results, methods(DEFAULT), "1", DEFAULT, "studies.hybrid")
+
+
 def main(config: Config) -> None:
     """Run what is missing, draw, print. ValueError without the dialogues, SystemExit if a cell fails."""
     if not (data := config.out / "sft.jsonl").is_file():

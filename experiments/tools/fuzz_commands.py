@@ -54,6 +54,9 @@ PAIRS = "--checkpoint {base} --pairs {pairs} --held-out {pairs} --steps 1 --batc
 CELLS = "--checkpoint {base} --seeds 0 --out {out}"
 TOY = {  # options at toy size of the scripts that run; of the others only the options are read
     "pretrain": "--steps 1 --batch 256 " + SHAPE.format("model."),
+    "train_tokenizer": "--data {texts} --preset code --size 300 --against {base} --kinds prose {texts} --out {out}",
+    "pretrain_text": "--data {texts} --tokenizer {base} --steps 1 --batch 64 --window 8 --sample-tokens 4 "
+    + SHAPE.format("model."),
     "demo": "--base-from {run} --problems 2 --num-generations 2 " + ROLLOUT.format("rl."),
     "dpo": PAIRS + " " + EVALUATED.format(""),
     "reward_model": PAIRS,
@@ -84,6 +87,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     **dict.fromkeys(("studies.hybrid", "studies.reduction", "studies.self_check"), CELLS),
     "studies.distill_ways": "--teacher {base} --tokens 64 --batch 2 --length 8 --held-out 2 --seeds 0 --out {out}",
     "studies.distill_vs_rl": "--teachers {run} --out {out}",
+    "studies.thinking": "--pipelines {run} --out {out}",
     "studies.preferences": "--checkpoint {base} --seeds 0 --pairs.problems 2 --pairs.num-generations 2 "
     "--pairs.max-completion-length 8 --out {out}",
     "studies.seeds": "--out {out}",
@@ -189,13 +193,15 @@ def material(folder: Path, base: Path, rng: random.Random) -> dict[str, Path]:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     dialogues = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
     (folder / "dialogues.jsonl").write_text("".join(json.dumps(dialogue) + "\n" for dialogue in dialogues))
+    texts = [{"text": f"make 24 from 11,3,{n}"} for n in range(9)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     (folder / "file").write_text("text\n")
     (folder / "empty").mkdir()
     shutil.copytree(checkpoint.resolve(base), folder / "damaged")
     damage(folder / "damaged", rng)
     return {"run": base, "base": checkpoint.resolve(base), "pairs": folder / "pairs.jsonl", "file": folder / "file",
             "dialogues": folder / "dialogues.jsonl", "folder": folder / "empty", "damaged": folder / "damaged",
-            "out": folder / "run", "scalar": base / "scalar"}  # fmt: skip
+            "out": folder / "run", "scalar": base / "scalar", "texts": folder / "texts.jsonl"}  # fmt: skip
 
 
 # ---- their outcomes ----------------------------------------------------------------------------

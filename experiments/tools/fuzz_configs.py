@@ -93,6 +93,7 @@ CHOICES = {  # field -> values that mean something there
     "experts_implementation": ["eager", "grouped_mm"],
     "quantization_config": [
         {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [8, 8]}, {"quant_method": "bitsandbytes"},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq", "bits": 4},
         {"quant_method": "fp8", "weight_block_size": [8]}, {"quant_method": "fp8", "weight_block_size": [0, True]},
     ],
     "torch_dtype": ["float16", "bfloat16", "float64"],

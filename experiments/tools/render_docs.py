@@ -15,15 +15,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from experiments import reward_model
+from experiments import pretrain_text, reward_model, train_tokenizer
 from experiments.benchmarks import verifiers
 from experiments.count import human
 from experiments.studies import (
     algorithms,
     balance,
     curriculum,
+    distill_vs_rl,
+    distill_ways,
     estimators,
     group_size,
+    hybrid,
     kl,
     overoptimization,
     preferences,
@@ -31,6 +34,8 @@ from experiments.studies import (
     reduction,
     routes,
     seeds,
+    self_check,
+    thinking,
 )
 from experiments.studies.long_context_figures import VARIANTS
 from experiments.tools import file_map, variants
@@ -267,12 +272,20 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "curriculum": ("curriculum.json", curriculum.page),
     "verifiers": ("verifiers.json", verifiers.page),
     "group_size": ("group_size.json", group_size.page),
+    "hybrid": ("hybrid.json", hybrid.page),
+    "self_check": ("self_check.json", self_check.page),
+    "distill_ways": ("distill_ways.json", distill_ways.page),
+    "distill_vs_rl": ("distill_vs_rl.json", distill_vs_rl.page),
+    "self_verify": ("thinking.json", thinking.page_verify),
+    "budget": ("thinking.json", thinking.page_budget),
     "overoptimization": ("overoptimization.json", overoptimization.page),
     "routes": ("routes.json", routed),
     "estimators": ("estimators.json", estimators.page),
     "estimators_problems": ("estimators.json", estimators.page_problems),
     "estimators_kl": ("estimators.json", estimators.page_kl),
     "estimators_moved": ("estimators.json", estimators.page_moved),
+    "tokenizer": ("tokenizer.json", train_tokenizer.page),
+    "own_text": ("own_text.json", pretrain_text.page),
     "estimators_distill": ("estimators.json", estimators.page_distill),
 } | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}
 

@@ -5,8 +5,9 @@
     L(θ) = L_RL + w · mean_t (σ(e_t) - R_t)²          e_t = u·h_t, R_t = 1 if the answer is right, else 0
 
 A copy of r1_zero.py. The squared error reaches the policy's weights through h_t, the state before each token; its
-weights over tokens are those of the RL loss. w is --check-weight; 0 is r1_zero.py. experiments/self_verify.py trains
-such a head on a frozen policy.
+weights over tokens are those of the RL loss, and answers that could not be judged have none. w is --check-weight; 0 is
+r1_zero.py. u begins at 0 and has a learning rate of its own. experiments/self_verify.py trains such a head on a frozen
+policy.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Config:
     learning_rate: float = 3e-4  # AdamW
     warmup: int = 5  # steps
     check_weight: float = 0.5  # w, of the squared error of the self-check
+    check_learning_rate: float = 3e-3  # of u, AdamW
     epsilon_low: float = 0.2  # ε
     epsilon_high: float = 0.2  # ε
     beta: float = 0.001  # β, KL coefficient
@@ -90,7 +92,7 @@ class Config:
         at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup", "max_ratio_deviation")
         at_least(self, 0, "accuracy_weight", "format_weight", "seed")
-        at_least(self, 0, "check_weight")
+        at_least(self, 0, "check_weight", "check_learning_rate")
         fraction(self, "min_mixed")
         above(self, 0, "temperature", "grad_clip")
 
@@ -119,9 +121,12 @@ def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor
     return fixed_length(mask, config.max_completion_length, answers)
 
 
-def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Config, step: int, head, right: Tensor):
-    """Update the policy on B = P·G rows. advantage: fp32 [B]; ref_logp: fp32 [B, T]. Returns averages over updates."""
-    averages, device = Averages(), rollout.tokens.device
+def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Config, step: int, head, check, right):
+    """Update the policy on B = P·G rows. advantage: fp32 [B]; ref_logp: fp32 [B, T]. Returns averages over updates.
+
+    check: the optimizer of the head; right: fp32 [B], 1 or 0, NaN of an answer that was not judged.
+    """
+    averages, device, judged = Averages(), rollout.tokens.device, right.isfinite().unsqueeze(1)
     for epoch in range(config.epochs):
         order = torch.randperm(len(advantage), generator=generator(config.seed, step, epoch)).to(device)
         for minibatch in order.tensor_split(config.num_minibatches):
@@ -141,14 +146,15 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
                     loss = loss + config.beta * kl
                     averages.add(weight, kl=kl)
                 if config.check_weight:
-                    error = (torch.sigmoid(e) - right[rows].unsqueeze(1)).square()
+                    error = (torch.sigmoid(e) - right[rows].nan_to_num().unsqueeze(1)).square() * judged[rows]
                     loss = loss + config.check_weight * error
                     averages.add(weight, check_error=error)
                 weighted_sum(weight, loss).backward()
                 averages.add(weight, clip_fraction=clipped)
             averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for each in (optimizer, check):
+                each.step()
+                each.zero_grad(set_to_none=True)
     return averages.metrics()
 
 
@@ -182,8 +188,10 @@ def main(config: Config) -> dict[str, float]:
     model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
     head = ValueHead(model.config.dim).to(device)
     reference = reference_of(model) if config.beta else model
-    optimizer = adamw([*model.parameters(), *head.parameters()], config.learning_rate)
-    parts = {"optimizer": optimizer, "head": head} | ({} if reference is model else {"reference": reference})
+    optimizer = adamw(model.parameters(), config.learning_rate)
+    check = adamw(head.parameters(), config.check_learning_rate)
+    parts = {"optimizer": optimizer, "head": head, "check_optimizer": check}
+    parts |= {} if reference is model else {"reference": reference}
 
     asked = encode(tokenizer, [*held_out, *tasks.spread(train, 200)], config.template)
     longest = config.max_completion_length + max(map(len, asked))
@@ -222,8 +230,9 @@ def main(config: Config) -> dict[str, float]:
         clock.lap("judge")
 
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
-        right = torch.tensor([float(a.right) for group in answers for a in group], device=device)
-        metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step, head, right)
+        flat = [a for group in answers for a in group]
+        right = torch.tensor([float("nan") if a.unjudged else float(a.right) for a in flat], device=device)
+        metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step, head, check, right)
         clock.lap("update")
 
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout, config.epochs)

@@ -11,6 +11,7 @@ from minir1.model.config import ModelConfig
 from minir1.model.gqa import GQA
 from minir1.model.mla import MLA
 from minir1.model.moe import MoE, Routing, SwiGLU
+from minir1.model.packed_linear import PackedLinear
 from minir1.model.packing import Packing
 
 SMALL = 2**18  # numbers in the largest matrix that decoding copies or multiplies into another
@@ -64,9 +65,9 @@ class Block(nn.Module):
     def fused_matrices(self, cache: Cache) -> list[tuple[Tensor, ...] | None]:
         """`fuse()` of attention and feed-forward, made at the first token that is decoded over this cache.
 
-        In a small model calling operators costs more than their arithmetic. None for large matrices, with adapters, and
-        under autograd; in 16 bits and under autocast too, where products and sums of matrices are rounded and the
-        sampler would not be the policy of the loss.
+        In a small model calling operators costs more than their arithmetic. None for large matrices, in 4 bits, with
+        adapters, and under autograd; in 16 bits and under autocast too, where products and sums of matrices are rounded
+        and the sampler would not be the policy of the loss.
         """
         if torch.is_grad_enabled() or torch.is_autocast_enabled(cache.length.device.type):
             return [None, None]
@@ -76,6 +77,8 @@ class Block(nn.Module):
 
 
 def _may_fuse(module: nn.Module) -> bool:
-    """Whether all matrices of a module are small, not in 16 bits, and no adapters."""
+    """Whether all matrices of a module are small, neither in 16 nor in 4 bits, and no adapters."""
+    if any(isinstance(part, PackedLinear) for part in module.modules()):
+        return False
     parts = module.named_parameters()
     return all(p.numel() <= SMALL and p.dtype.itemsize >= 4 and not name.endswith((".A", ".B")) for name, p in parts)

@@ -52,7 +52,8 @@ def top_divergence(
 ) -> Tensor:
     """D_β over the teacher's stored tokens and, as one more, all others together (`distill.with_rest`): [M].
 
-    ids [M, k], lp_t [M, k]: from `top_log_probs` at the same temperature. A lower bound of `divergence`.
+    ids [M, k], lp_t [M, k]: from `top_log_probs` at the same temperature, of a teacher whose vocabulary is at least
+    the student's. A lower bound of `divergence`.
     """
     lp_s = linear_top(h_s, student.head.weight, ids, temperature)
     return generalised_js(with_rest(lp_s), with_rest(lp_t.to(lp_s.dtype)), beta)

@@ -40,9 +40,11 @@ def block_of(config: dict) -> tuple[int, int] | None:
     if stated is None:
         return None
     stated = {"fmt": "e4m3"} | stated
-    for name, only in (("quant_method", "fp8"), ("fmt", "e4m3")):
+    also = ", and 'bitsandbytes' in 4 bits"
+    for name, only, more in (("quant_method", "fp8", also), ("fmt", "e4m3", "")):
         if stated.get(name) != only:
-            raise ValueError(f"quantization_config: {name} = {shown(stated.get(name))} is not supported, only {only!r}")
+            value = shown(stated.get(name))
+            raise ValueError(f"quantization_config: {name} = {value} is not supported, only {only!r}{more}")
     block = stated.get("weight_block_size")
     if not (isinstance(block, list) and len(block) == 2 and all(is_a(n, "int") and n > 0 for n in block)):
         raise ValueError(f"quantization_config: weight_block_size = {shown(block)}: two positive numbers as [128, 128]")

@@ -14,6 +14,7 @@ from minir1.model.config import ModelConfig
 from minir1.model.hf_config import GRANITE, SCALAR, architecture, class_of, to_hf_config
 from minir1.model.hf_tensors import to_hf_tensors
 from minir1.model.lora import adapters
+from minir1.model.packed_linear import packed_layers
 from minir1.model.transformer import Transformer
 from minir1.ops.chunks import no_autocast
 from minir1.tokenizer import Tokenizer
@@ -121,10 +122,10 @@ def save(model: ScalarModel, tokenizer: Tokenizer, path: str | Path) -> None:
 
     transformers reads the number at the last token that is not the padding token. Where padding and end token are the
     same, pad_token_id is therefore None: transformers then takes single rows only, with the same result as here.
-    ValueError where no such class computes the same, or the model has adapters.
+    ValueError where no such class computes the same, or the model has adapters or weights in 4 bits.
     """
-    if adapters(model):
-        raise ValueError("the model has adapters: lora.merge folds them in")
+    if adapters(model) or packed_layers(model):
+        raise ValueError("the model has adapters, or weights in 4 bits: lora.merge makes it a plain one")
     config = model.config
     pad = tokenizer.pad if config.pad is None else config.pad
     values = to_hf_config(config) | {

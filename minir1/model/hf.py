@@ -9,29 +9,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minir1.files import read_json, write_json
+from minir1.model import four_bit, fp8
 from minir1.model.config import ModelConfig
-from minir1.model.fp8 import SCALE, block_of, dequantize, scale_shape
+from minir1.model.four_bit import PARTS, STATE, Layout, is_four_bit, layout_of, packed_of, stored_as
+from minir1.model.fp8 import SCALE, block_of, scale_shape
 from minir1.model.hf_config import SCALAR, class_of, from_hf_config, to_hf_config
-from minir1.model.hf_tensors import EMBEDDING, copy_of, to_hf_tensors, with_mtp_of
+from minir1.model.hf_files import INDEX, WEIGHTS, Stored, files_of, headers, refuse_gguf, some, tensors_in
+from minir1.model.hf_tensors import EMBEDDING, copy_of, their_module, to_hf_tensors, with_mtp_of
 from minir1.model.lora import adapters, load_adapters
+from minir1.model.packed_linear import PackedLinear, packed_layers
 from minir1.model.transformer import Transformer
 from minir1.model.typed import is_a, shown
 from minir1.tokenizer import Tokenizer
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FP8 = "F8_E4M3"
 MANY = 2**18  # a size that is allowed without a tensor that has it, so that the missing tensor is named
-SHOWN = 4  # names of each kind in an error
 
 
 def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes: int = 5 * 2**30) -> None:
@@ -39,10 +39,12 @@ def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes
 
     Weights of more than `shard_bytes` are divided into files of at most that size (a larger tensor has its own file)
     with an index. Weights of an earlier save are deleted when all new files are written. ValueError where no Hugging
-    Face class computes the same, or the model has adapters.
+    Face class computes the same, or the model has adapters or weights in 4 bits.
     """
     if adapters(model):
         raise ValueError("the model has adapters: lora.merge folds them in, lora.save_adapters writes them alone")
+    if packed_layers(model):
+        raise ValueError("the model's weights are in 4 bits, which are not written: lora.merge dequantises them")
     config = to_hf_config(model.config)
     write(path, to_hf_tensors(model), config, shard_bytes)
     write_json(Path(path) / "generation_config.json", _generation(config, tokenizer.generation))
@@ -74,16 +76,21 @@ def write(path: str | Path, tensors: dict[str, Tensor], config: dict, shard_byte
     write_json(path / "config.json", config | {"torch_dtype": dtype})
 
 
-def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
+def load(
+    path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None, packed: bool = False
+) -> tuple[Transformer, Tokenizer]:
     """Read a folder of one of the supported architectures, or of adapters (lora.py) together with their base.
 
     dtype: of the weights; None means that of the stored embedding (bf16 where it is fp8). Block-quantised fp8 weights
-    are dequantised. Memory: the weights once, plus one tensor. ValueError names what is missing, damaged, surplus or of
-    another shape; ValueError too if the tokenizer has more tokens than the model.
+    are dequantised, and so are those in bitsandbytes' 4 bits (four_bit.py), unless `packed`: the matrices of the blocks
+    then stay in 4 bits and are dequantised for each product, with equal results. Embedding, head, norms and what the
+    folder has in 16 bits are as usual. Dense models with grouped-query attention only; such weights are not trained,
+    but adapters on them are (QLoRA). Memory: the weights once, plus one tensor. ValueError names what is missing,
+    damaged, surplus or of another shape; ValueError too if the tokenizer has more tokens than the model.
     """
     path = Path(path)
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        model, tokenizer = load(base_of(path), device, dtype)
+        model, tokenizer = load(base_of(path), device, dtype, packed)
         load_adapters(model, path)
         return model, tokenizer
     values, generation = describe(path)
@@ -92,12 +99,14 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
         raise ValueError(f"{path} holds a {name}, no language model: minir1.model.heads.load opens scalar models")
     tokenizer, config = tokenizer_and_config(path, values)
     tokenizer.generation = generation
-    return read(path, config, Transformer, to_hf_tensors, values, device, dtype), tokenizer
+    return read(path, config, Transformer, to_hf_tensors, values, device, dtype, packed), tokenizer
 
 
 def describe(path: str | Path) -> tuple[dict, dict]:
     """config.json, completed by the special tokens of generation_config.json, and generation_config.json."""
     path = Path(path)
+    if not (path / "config.json").exists():
+        refuse_gguf(path)
     values, generation = read_json(path / "config.json", "not a checkpoint folder"), {}
     if (path / "generation_config.json").exists():
         generation = read_json(path / "generation_config.json")
@@ -116,27 +125,40 @@ def tokenizer_and_config(path: str | Path, values: dict) -> tuple[Tokenizer, Mod
     return tokenizer, config
 
 
-def read(path, config: ModelConfig, make: Callable, tensors_of: Callable, values: dict, device, dtype) -> nn.Module:
+def read(
+    path, config: ModelConfig, make: Callable, tensors_of: Callable, values: dict, device, dtype, packed: bool = False
+) -> nn.Module:
     """Read a folder's weights into the model that `make` builds on the meta device; the rest as for `load`.
 
     make: configuration -> model; tensors_of: model -> their names and tensors that share the model's memory.
     """
     if dtype is not None and dtype not in DTYPES.values():
         raise ValueError(f"dtype = {dtype}: must be one of {', '.join(map(str, DTYPES.values()))}, or None")
-    path, block = Path(path), block_of(values)
-    stored = _headers(_files(path))
+    path, in_four_bits = Path(path), is_four_bit(values)
+    block = None if in_four_bits else block_of(values)
+    stored = headers(files_of(path))
     _check_sizes(path, config, stored)
+    layouts = _layouts(stored) if in_four_bits else {}
+    if in_four_bits and not layouts:
+        raise ValueError(f"{path}: config.json states bitsandbytes' 4 bits, but none of the weights are stored so")
+    if packed and not (layouts and config.attention == "gqa" and not config.experts):
+        kind = class_of(values) + ("" if layouts else ", not in 4 bits")
+        raise ValueError(
+            f"{path} holds a {kind}: packed = True is for weights in bitsandbytes' 4 bits of dense models with "
+            "grouped-query attention (Llama, Qwen, Granite)"
+        )
     with torch.device("meta"):
         model = make(with_mtp_of(config, stored))
     tensors = tensors_of(model)
     copies = {name: original for name in stored if (original := copy_of(name, model.config)) in tensors}
-    wrong = _misfits(tensors, {name: tensor for name, tensor in stored.items() if name not in copies}, block)
+    wrong = _misfits(tensors, {name: tensor for name, tensor in stored.items() if name not in copies}, block, layouts)
     if wrong:
         file = path / (WEIGHTS if (path / WEIGHTS).exists() else INDEX)
         raise ValueError(f"{file} does not fit its config.json: {'; '.join(wrong)}")
+    layers = _pack(model, layouts) if packed else {}
     model = _allocate(model, device, dtype or DTYPES.get(stored[EMBEDDING].dtype, torch.bfloat16))
     tensors = tensors_of(model)
-    _fill(tensors, stored, block)
+    _fill(tensors | layers, stored, block, layouts)
     for name, original in copies.items():
         if not _repeats(stored[name], name, tensors[original]):
             raise ValueError(f"{stored[name].file}: {name} differs from {original}, which the model has in its place")
@@ -163,82 +185,36 @@ def base_of(adapters: Path) -> Path:
     return Path(base)
 
 
-class Stored(NamedTuple):
-    """A tensor as the header of its file describes it."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str  # safetensors' name of it
+def _layouts(stored: dict[str, Stored]) -> dict[str, Layout]:
+    """Name of a matrix in bitsandbytes' 4 bits -> how it is stored."""
+    states = [name for name in stored if STATE in name]
+    return {name.split(STATE)[0]: layout_of(name, state) for name, state in tensors_in(stored, states)}
 
 
-def _files(path: Path) -> list[Path]:
-    """The files that hold a folder's weights."""
-    if (path / WEIGHTS).exists():
-        return [path / WEIGHTS]
-    if not (path / INDEX).exists():
-        pickles = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in path.glob(kind))
-        if pickles:
-            raise ValueError(
-                f"{path} holds no {WEIGHTS}, only {pickles[0]}: a pickle may run any code, so none is read; convert "
-                "it with safetensors.torch.save_file"
-            )
-        raise ValueError(f"{path} holds no {WEIGHTS} and no {INDEX}")
-    where = read_json(path / INDEX).get("weight_map")
-    if not isinstance(where, dict) or not where:
-        raise ValueError(f"{path / INDEX} has no weight_map")
-    names = sorted(set(map(str, where.values())))
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{path / INDEX} names {name!r}: must be a .safetensors file beside it")
-    absent = [name for name in names if not (path / name).exists()]
-    if absent:
-        raise ValueError(f"{path / INDEX} names shards that are not there: {_some(absent)}")
-    return [path / name for name in names]
-
-
-def _open(file: Path):
-    try:
-        return safe_open(str(file), framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-
-
-def _headers(files: list[Path]) -> dict[str, Stored]:
-    """The tensors in the files, by name."""
-    stored: dict[str, Stored] = {}
-    for file in files:
-        with _open(file) as opened:
-            for name in opened.keys():
-                if name.endswith("rotary_emb.inv_freq"):  # of old Llama files: config.json counts, as in transformers
-                    continue
-                if name in stored:
-                    raise ValueError(f"{name} is in two shards, {stored[name].file.name} and {file.name}")
-                part = opened.get_slice(name)
-                stored[name] = Stored(file, tuple(part.get_shape()), part.get_dtype())
-    return stored
-
-
-def _misfits(wanted: dict[str, Tensor], stored: dict[str, Stored], block) -> list[str]:
+def _misfits(wanted: dict[str, Tensor], stored: dict[str, Stored], block, layouts: dict[str, Layout]) -> list[str]:
     """The differences between the stored tensors and the wanted ones, at most SHOWN of each kind by name."""
-    shapes, packed = {name: tuple(tensor.shape) for name, tensor in wanted.items()}, set()
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    misshapen, mistyped, only = [], [], {}  # only: the dtype of those that have no choice of DTYPES
     if block:
-        packed = {name for name in wanted if name in stored and stored[name].dtype == FP8 and len(shapes[name]) == 2}
-        shapes |= {name + SCALE: scale_shape(shapes[name], block) for name in packed}
+        only = {n: FP8 for n in wanted if n in stored and stored[n].dtype == FP8 and len(shapes[n]) == 2}
+        shapes |= {name + SCALE: scale_shape(shapes[name], block) for name in only}
+    for name in layouts.keys() & wanted.keys() & stored.keys():
+        if layouts[name].shape != shapes[name]:
+            misshapen.append(f"shape of {name}: {layouts[name].shape} in 4 bits, expected {shapes[name]}")
+        for part, (shape, dtype) in stored_as(name, layouts[name], stored[name].dtype).items():
+            shapes[part], only[part] = shape, dtype
+        state = name + STATE + layouts[name].kind
+        shapes[state], only[state] = stored[state].shape if state in stored else (), "U8"
     missing = [f"missing: {name}" for name in shapes if name not in stored]
     surplus = [f"surplus: {name}" for name in stored if name not in shapes]
-    misshapen, mistyped = [], []
     for name in shapes.keys() & stored.keys():
         _, shape, dtype = stored[name]
         if shape != shapes[name]:
             misshapen.append(f"shape of {name}: {shape}, expected {shapes[name]}")
-        if dtype not in DTYPES and name not in packed:
-            mistyped.append(f"dtype of {name}: {dtype}, supported are {', '.join(DTYPES)}, and {FP8} with scales")
-    return [_some(sorted(kind), "; ") for kind in (missing, surplus, misshapen, mistyped) if kind]
-
-
-def _some(names: list[str], between: str = ", ") -> str:
-    more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-    return between.join(names[:SHOWN] + more)
+        if dtype != only.get(name, dtype if dtype in DTYPES else None):
+            which = only.get(name) or f"one of {', '.join(DTYPES)}, or {FP8} with scales"
+            mistyped.append(f"dtype of {name}: {dtype}, expected {which}")
+    return [some(sorted(kind), "; ") for kind in (missing, surplus, misshapen, mistyped) if kind]
 
 
 def _allocate(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
@@ -254,25 +230,38 @@ def _allocate(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
     return model
 
 
+def _pack(model: Transformer, layouts: dict[str, Layout]) -> dict[str, PackedLinear]:
+    """Replace the layers of the blocks whose matrices are in 4 bits. Their name of the matrix -> the new layer."""
+    layers = {}
+    for ours, layer in list(model.blocks.named_modules(prefix="blocks")):
+        if isinstance(layer, nn.Linear) and (name := f"{their_module(ours)}.weight") in layouts:
+            layers[name] = PackedLinear(layer, layouts[name])
+            model.set_submodule(ours, layers[name])
+    return layers
+
+
 @torch.no_grad()
-def _fill(tensors: dict[str, Tensor], stored: dict[str, Stored], block: tuple[int, int] | None) -> None:
+def _fill(targets: dict[str, Tensor | PackedLinear], stored: dict[str, Stored], block, layouts) -> None:
     """Copy every stored tensor into the model's, one file after another."""
-    for file in sorted({stored[name].file for name in tensors}):
-        with _open(file) as opened:
-            for name in (name for name in tensors if stored[name].file == file):
-                tensor, target = opened.get_tensor(name), tensors[name]
-                if block and stored[name].dtype == FP8:
-                    with _open(stored[name + SCALE].file) as shard:  # may be another one
-                        scale = shard.get_tensor(name + SCALE)
-                    dequantize(tensor.to(target.device), scale.to(target.device), target, block)
-                else:
-                    target.copy_(tensor)
+    for name, tensor in tensors_in(stored, targets):
+        target = targets[name]
+        if name in layouts:
+            others = [name + part for part in PARTS[1:] if name + part in stored]  # may be in other shards
+            packed = packed_of({name: tensor} | dict(tensors_in(stored, others)), name, layouts[name])
+            if isinstance(target, PackedLinear):
+                target.fill(packed)
+            else:
+                four_bit.dequantize(packed.to(target.device), layouts[name], target)
+        elif block and stored[name].dtype == FP8:
+            ((_, scale),) = tensors_in(stored, [name + SCALE])  # may be in another shard
+            fp8.dequantize(tensor.to(target.device), scale.to(target.device), target, block)
+        else:
+            target.copy_(tensor)
 
 
 def _repeats(stored: Stored, name: str, original: Tensor) -> bool:
     """Whether a stored tensor is equal to one of the model, in its dtype; compared in parts, which need less memory."""
-    with _open(stored.file) as opened:
-        copy = opened.get_tensor(name)
+    ((_, copy),) = tensors_in({name: stored}, [name])
     same = copy.shape == original.shape
     return same and all(torch.equal(a.to(b), b) for a, b in zip(copy.split(4096), original.split(4096)))
 

@@ -46,6 +46,12 @@ def uncompiled(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
+def their_module(ours: str) -> str:
+    """`blocks.0.attention.wq` -> `model.layers.0.self_attn.q_proj`, for the modules in NAMES."""
+    _, layer, inner = ours.split(".", 2)
+    return f"model.layers.{layer}.{NAMES[inner]}"
+
+
 def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
     """Their names -> tensors that share the model's memory; experts one by one, as in published checkpoints.
 

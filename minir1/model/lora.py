@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minir1.files import read_json, write_json
-from minir1.model.hf_tensors import NAMES, uncompiled
+from minir1.model.hf_tensors import NAMES, their_module, uncompiled
 from minir1.model.moe import Experts, grouped_linear
+from minir1.model.packed_linear import PackedLinear, unpack
 from minir1.model.transformer import Transformer
 from minir1.model.typed import is_a, shown
 
@@ -45,13 +46,14 @@ STACKED = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")  # the parameter
 
 
 class LoRALinear(nn.Module):
-    """A frozen nn.Linear and its adapter. x: [..., in] -> [..., out]."""
+    """A frozen nn.Linear, or layer in 4 bits (QLoRA), and its adapter. x: [..., in] -> [..., out]."""
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+    def __init__(self, base: nn.Linear | PackedLinear, rank: int, alpha: float):
         super().__init__()
         self.base, self.scale, self.on = base, alpha / rank, True
-        self.A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
-        self.B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        like = base.like if isinstance(base, PackedLinear) else base.weight
+        self.A = nn.Parameter(like.new_empty(rank, base.in_features))
+        self.B = nn.Parameter(like.new_zeros(base.out_features, rank))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ def add_adapters(
     for block in model.blocks:
         for module in list(block.modules()):
             for name, child in list(module.named_children()):
-                if name in targets and isinstance(child, nn.Linear):
+                if name in targets and isinstance(child, (nn.Linear, PackedLinear)):
                     setattr(module, name, LoRALinear(child, rank, alpha))
             if isinstance(module, Experts) and "experts" in targets:
                 for name in EXPERTS:
@@ -149,15 +151,26 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merge(model: Transformer) -> Transformer:
-    """Add every adapter to its matrix, W <- W + s·BA, in place; the result is a plain model, all of it trainable."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, LoRALinear):
-                child.base.weight.add_(child.scale * child.B @ child.A)
-                setattr(module, name, child.base)
+    """Add every adapter to its matrix, W <- W + s·BA, in place; the result is a plain model, all of it trainable.
+
+    Matrices in 4 bits are dequantised, one after the other, with adapters or without: the model grows to its dtype.
+    """
+    for module in unpack(model).modules():
+        if isinstance(module, LoRALinear):
+            module.base.weight.add_(module.scale * module.B @ module.A)
         if isinstance(module, Experts):
             for name, adapter in module.adapters.items():
                 getattr(module, name).add_(adapter.delta())
+    return _without_adapters(model)
+
+
+def _without_adapters(model: Transformer) -> Transformer:
+    """The model without its adapters, all of it trainable."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LoRALinear):
+                setattr(module, name, child.base)
+        if isinstance(module, Experts):
             module.adapters.clear()
     return model.requires_grad_(True)
 
@@ -172,7 +185,7 @@ def _their_name(ours: str) -> str:
         # PEFT nests one wrapper per parameter; the first one, gate_up, is inside.
         inside = ".base_layer" if inner.endswith("gate_up") else ""
         return f"model.layers.{layer}.mlp.experts{inside}"
-    return f"model.layers.{layer}.{NAMES[inner]}"
+    return their_module(ours)
 
 
 def _peft_views(model: nn.Module) -> dict[str, Tensor]:
@@ -219,7 +232,6 @@ def save_adapters(model: Transformer, path: str | Path, base: str | Path) -> Non
     save_file(tensors, str(path / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
-@torch.no_grad()
 def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
     """Add the adapters of a folder that `save_adapters`, or PEFT, wrote to a plain model; returns what to train.
 
@@ -229,12 +241,23 @@ def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
     config = read_json(path / "adapter_config.json", "not a folder of adapters")
     if not (path / "adapter_model.safetensors").is_file():
         raise ValueError(f"{path} holds no adapter_model.safetensors")
-    targets = _targets(config, path)
+    trained = add_adapters(model, config["r"], config["lora_alpha"], _targets(config, path))
+    try:
+        restore_adapters(model, path)
+    except ValueError:
+        _without_adapters(model)  # new ones had changed nothing
+        raise
+    return trained
+
+
+@torch.no_grad()
+def restore_adapters(model: Transformer, path: str | Path) -> None:
+    """Copy the adapters of a folder into those that the model has. ValueError as for `load_adapters`."""
+    path = Path(path)
     try:
         stored = load_file(str(path / "adapter_model.safetensors"))
     except SafetensorError as error:
         raise ValueError(f"{path / 'adapter_model.safetensors'} is damaged: {error}") from error
-    trained = add_adapters(model, config["r"], config["lora_alpha"], targets)
     wanted = _peft_tensors(model)
     wrong = [f"missing: {name}" for name in sorted(wanted.keys() - stored.keys())]
     wrong += [f"surplus: {name}" for name in sorted(stored.keys() - wanted.keys())]
@@ -242,11 +265,9 @@ def load_adapters(model: Transformer, path: str | Path) -> list[nn.Parameter]:
         if stored[name].shape != wanted[name].shape:
             wrong.append(f"shape of {name}: {tuple(stored[name].shape)}, expected {tuple(wanted[name].shape)}")
     if wrong:
-        merge(model)  # new adapters are zero: the model's weights do not change
         raise ValueError(f"{path} does not fit the model: {'; '.join(wrong[:8])}")
     for name, view in _peft_views(model).items():
         view.copy_(stored[name].view(view.shape))
-    return trained
 
 
 def _targets(config: dict, path: Path) -> list[str]:

@@ -30,7 +30,7 @@ def linear_kl(
         reverse   KL(p_s ‖ p_t)
         js        (1-β) KL(p_s ‖ m) + β KL(p_t ‖ m),   m = (1-β) p_s + β p_t       (a logit may be -∞: 0 log 0 = 0)
 
-    β = ½ is the Jensen-Shannon divergence, any other β in 0 … 1 the generalised one (arXiv:2306.13649, section 3).
+    β = ½ is the Jensen-Shannon divergence, any other β in 0 … 1 the generalised one (arXiv:2306.13649).
     Divided by β it becomes the forward KL for β -> 0, divided by 1-β the reverse KL for β -> 1. Other kinds ignore β.
 
     h_s [N, D_s], w_s [V, D_s] of the student, h_t [N, D_t], w_t [V, D_t] of the teacher -> [N] fp32 (fp64 if an input
