@@ -157,17 +157,19 @@ def page(lanes: Sequence[Lane], settings: Settings) -> gr.Blocks:
     """A column for each model, one box for the question, the settings at the side."""
     chats, tabs = [lane.chat for lane in lanes], Tabs(lanes)
     markdown = all(trained_on_turns(chat.tokenizer, chat.template) for chat in chats)
-    with gr.Blocks(title="minir1", fill_height=True, fill_width=True, analytics_enabled=False) as app:
-        lines = [f"<p>{escape(line)}</p>" for chat in chats for line in chat_model.introduction(chat)]
-        gr.HTML("<h1>minir1</h1>" + "".join(dict.fromkeys(lines)), elem_id="title")
-        with gr.Sidebar(position="right", width=300):
-            chosen = panel(chats, settings, markdown)
-        with gr.Row(scale=1):
-            chatbots = [column(chat, number, markdown) for number, chat in enumerate(chats)]
-        box = gr.MultimodalTextbox(
-            placeholder="Ask something, or drop a text file", show_label=False, file_count="multiple", file_types=TEXTS,
-            sources=["upload"], autofocus=True, elem_id="box", max_plain_text_length=10**6,
-        )  # fmt: skip
+    with gr.Blocks(title="minir1", fill_width=True, analytics_enabled=False) as app:
+        with gr.Row():
+            with gr.Column(scale=4, min_width=300):
+                lines = [f"<p>{escape(line)}</p>" for chat in chats for line in chat_model.introduction(chat)]
+                gr.HTML("<h1>minir1</h1>" + "".join(dict.fromkeys(lines)), elem_id="title")
+                with gr.Row():
+                    chatbots = [column(chat, number, markdown) for number, chat in enumerate(chats)]
+                box = gr.MultimodalTextbox(
+                    placeholder="Ask something, or drop a text file", show_label=False, file_count="multiple",
+                    file_types=TEXTS, sources=["upload"], autofocus=True, elem_id="box", max_plain_text_length=10**6,
+                )  # fmt: skip
+            with gr.Column(scale=1, min_width=220):  # below the box on a narrow screen
+                chosen = panel(chats, settings, markdown)
         entries, pending = [gr.State([]) for _ in lanes], gr.State(None)
         given, shown = [*entries, *chosen], [box, *chatbots, *entries]
         many = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
@@ -208,7 +210,7 @@ def page(lanes: Sequence[Lane], settings: Settings) -> gr.Blocks:
 def column(chat: Model, number: int, markdown: bool) -> gr.Chatbot:
     """The conversation with one model."""
     return gr.Chatbot(
-        label=chat.name, height="calc(100vh - 260px)", min_height=300, layout="bubble", buttons=[],
+        label=chat.name, height="calc(100vh - 260px)", min_height=300, min_width=300, layout="bubble", buttons=[],
         editable="user", render_markdown=markdown, latex_delimiters=LATEX, sanitize_html=True,
         examples=[{"text": question} for question in chat.examples], elem_id=f"lane-{number}", elem_classes=["lane"],
     )  # fmt: skip

@@ -94,6 +94,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "tools.variants": "rloo",
     "tools.render_docs": "--check",
     "benchmarks.profile_step": "--prompts 1 --num-generations 2 --max-completion-length 4 --repeats 1 --decode-rows 1",
+    "benchmarks.bench_chat": "{base} --problems 2 --turns 0 1 --max-completion-length 8",
     "benchmarks.growth": "--rows 1 --lengths 1 --widths 16 --experts 2 --at-rows 1 --steps 1",
     **dict.fromkeys(("benchmarks.attention_tiles", "benchmarks.decode_splits", "benchmarks.prefill"), ""),
 }

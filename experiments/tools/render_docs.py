@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments import pretrain_text, reward_model, train_tokenizer
-from experiments.benchmarks import verifiers
+from experiments.benchmarks import bench_chat, verifiers
 from experiments.count import human
 from experiments.studies import (
     algorithms,
@@ -255,6 +255,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "floors_dense": ("profile_dense.json", floors),
     "speculative": ("speculative.json", speculative),
     "long_context": ("long_context.json", long_context),
+    "chat": ("chat.json", bench_chat.page),
     "prefill": ("prefill.json", prefill),
     "prefill_full": ("prefill_full.json", prefill),
     "count_parts": ("count.json", count_parts),
