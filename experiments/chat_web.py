@@ -21,6 +21,7 @@ from experiments.chat_model import Model, Settings
 from minir1.conversation import trained_on_turns
 from minir1.engine import Engine
 
+DAY = 86400  # seconds, after which a file that was dropped is deleted
 TEXTS = ["text", ".txt", ".md", ".csv", ".json", ".jsonl", ".py", ".tex", ".html", ".xml", ".yaml", ".toml", ".log"]
 POLICY = (  # what a browser may load: nothing from elsewhere
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -49,12 +50,12 @@ CSS = """
 
 
 def main(models: Sequence[Model], settings: Settings, host: str, port: int, rows: int) -> None:
-    """Serve the page until Ctrl-C; the models stand side by side. OSError where the port is taken."""
+    """Serve the page until Ctrl-C; the models stand side by side. ValueError as `launch`."""
     with ExitStack() as stack:
         lanes = [Lane(chat, stack.enter_context(Engine(chat.model, rows, chat.window))) for chat in models]
         app = page(lanes, settings)
         launch(app, host, port)
-        print(f"open http://{host}:{port} in a browser; Ctrl-C ends")
+        print(f"open http://{f'[{host}]' if ':' in host else host}:{port} in a browser; Ctrl-C ends")
         if not is_loopback(host):
             print(
                 f"warning: everybody who reaches this machine at port {port} can use the model: there is no password, "
@@ -72,13 +73,16 @@ def is_loopback(host: str) -> bool:
 
 
 def launch(app: gr.Blocks, host: str, port: int) -> None:
-    """Start the server, in a thread of its own."""
+    """Start the server, in a thread of its own. ValueError where it cannot listen there."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", radius_size="lg", **fonts)
     app.queue(default_concurrency_limit=None, api_open=False)
     look = {"theme": theme, "css": CSS, "footer_links": [], "run_history": False, "quiet": True, "show_error": True}
     where = {"server_name": host, "server_port": port, "share": False, "prevent_thread_lock": True}
-    app.launch(**where, **look, max_file_size="16mb", app_kwargs={"middleware": [Middleware(WithPolicy)]})
+    try:
+        app.launch(**where, **look, max_file_size="16mb", app_kwargs={"middleware": [Middleware(WithPolicy)]})
+    except OSError as error:
+        raise ValueError(f"host = {host}, port = {port}: the page cannot listen there, perhaps because another program does") from error
 
 
 class WithPolicy:
@@ -157,7 +161,7 @@ def page(lanes: Sequence[Lane], settings: Settings) -> gr.Blocks:
     """A column for each model, one box for the question, the settings at the side."""
     chats, tabs = [lane.chat for lane in lanes], Tabs(lanes)
     markdown = all(trained_on_turns(chat.tokenizer, chat.template) for chat in chats)
-    with gr.Blocks(title="minir1", fill_width=True, analytics_enabled=False) as app:
+    with gr.Blocks(title="minir1", fill_width=True, analytics_enabled=False, delete_cache=(3600, DAY)) as app:
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
                 lines = [f"<p>{escape(line)}</p>" for chat in chats for line in chat_model.introduction(chat)]
@@ -187,10 +191,10 @@ def page(lanes: Sequence[Lane], settings: Settings) -> gr.Blocks:
         def example(data: gr.SelectData) -> dict:
             return {"text": data.value["text"]}
 
-        def render(on: bool, *each: list[Entry]) -> list[gr.Chatbot]:
-            return [gr.Chatbot(messages(entries, on), render_markdown=on) for entries in each]
+        def render(on: bool, message: dict, *each: list[Entry]) -> tuple:
+            return message, *(gr.Chatbot(messages(entries, on), render_markdown=on) for entries in each)
 
-        chosen[-1].change(render, [chosen[-1], *entries], chatbots, **at_once)
+        chosen[-1].change(render, [chosen[-1], box, *entries], [box, *chatbots], **at_once)
         for lane, chatbot in enumerate(chatbots):
 
             def retry(data: gr.RetryData, request: gr.Request, *values, lane: int = lane) -> Iterator[tuple]:

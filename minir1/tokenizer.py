@@ -120,9 +120,9 @@ class Tokenizer:
     def decode_stream(self, tokens: Iterable[int], keep_special: bool = True) -> Iterator[str]:
         """The text of tokens that arrive one by one, in pieces: joined, they are that of `decode`.
 
-        A character in several tokens comes whole, with the last of them; an emoji, which others may join (a family, a
-        flag, a tone of skin), comes with the token after it. Bytes that sentencepiece falls back to (`<0xE4>`) come when
-        another token ends them, because one wrong byte makes all of them unreadable.
+        A character in several tokens comes whole, with the last of them; an emoji, to which others may be joined (a
+        family, a flag, a tone of skin), comes with the token after it. Bytes that sentencepiece falls back to
+        (`<0xE4>`) come when another token ends them, because one wrong byte makes all of them unreadable.
         """
         stream = TextStream(self, keep_special)
         for token in tokens:

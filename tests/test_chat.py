@@ -60,6 +60,8 @@ def test_a_model_is_opened_with_what_a_chat_needs_to_know(folders):
         chat_model.opened(folders["ends"], window=5000)
     with pytest.raises(ValueError, match="turns = 1: template 'plain' asks one question"):
         chat_model.opened(folders["ends"], template="plain", turns=1)
+    with pytest.raises(ValueError, match="packed = True is for weights in bitsandbytes' 4 bits"):
+        chat_model.opened(folders["ends"], packed=True)
 
 
 def test_the_folder_of_the_demonstration_is_its_last_stage(tmp_path, folders):

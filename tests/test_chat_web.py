@@ -343,6 +343,20 @@ def test_two_tabs_do_not_mix(browser, site):
     wait_until_free(site[1])
 
 
+def test_markdown_can_be_rendered_and_html_stays_text(browser, site):
+    page = opened(browser, site[0])
+    ask(page, "3")
+    page.wait_for_selector(".summary")
+    page.fill("#box textarea", "a draft")
+    page.get_by_label("render Markdown").click()
+    page.wait_for_selector(".lane .prose p")
+    page.locator(".thought-group").get_by_text("Thinking").click()
+    page.wait_for_function(f"document.querySelector('.thought-group').innerText.includes({('7' + SCRIPT)!r})")
+    assert "<answer>你好👨‍👩‍👧</answer>" in page.inner_text("#lane-0") and page.title() == "minir1"
+    assert page.input_value("#box textarea") == "a draft"
+    page.close()
+
+
 def test_retry_and_edit(browser, site):
     page = opened(browser, site[0])
     ask(page, "3")

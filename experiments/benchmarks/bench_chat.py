@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.bench_chat runs/demo --out docs/results/chat.json
 
-The time is that from a typed question to the first piece of its answer: the prompt by the chat template, its tokens, the
+The time is that from a question to the first piece of its answer: the prompt by the chat template, its tokens, the
 prefill, one token and its text. Then problems of the test split are answered with 0, 1, … solved problems of the
 training split as turns before them. A model that was trained on single questions has seen no such prompt.
 """
