@@ -82,7 +82,8 @@ def launch(app: gr.Blocks, host: str, port: int) -> None:
     try:
         app.launch(**where, **look, max_file_size="16mb", app_kwargs={"middleware": [Middleware(WithPolicy)]})
     except OSError as error:
-        raise ValueError(f"host = {host}, port = {port}: the page cannot listen there, perhaps because another program does") from error
+        taken = "the page cannot listen there, perhaps because another program does"
+        raise ValueError(f"host = {host}, port = {port}: {taken}") from error
 
 
 class WithPolicy:
