@@ -39,10 +39,10 @@ setup(
     extras_require={
         "test": [
             "pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "nbclient", "ipykernel", "openai",
-            "playwright", "math-verify",
+            "playwright", "math-verify", "fastapi", "uvicorn",
         ],
         "math": ["math-verify"],
-        "chat": ["gradio"],
+        "chat": ["gradio", "fastapi", "uvicorn"],
         "tasks": ["reasoning-gym"],
         "bench": ["trl", "liger-kernel", "cut-cross-entropy"],
     },
