@@ -64,9 +64,11 @@ def listening(host: str, port: int) -> socket.socket:
         if not host:
             raise OSError("an address is needed")
         host.encode("idna")  # UnicodeError; the socket would raise a TypeError
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
     except (OSError, UnicodeError) as error:
         raise ValueError(f"host = {host!r}, port = {port}: cannot listen there: {error}") from error
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a last packet may wait 40 ms for an ACK
+    return listener
 
 
 def is_loopback(host: str) -> bool:

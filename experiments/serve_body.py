@@ -7,6 +7,7 @@ know, as OpenAI does. One field is not OpenAI's: top_k.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -18,6 +19,7 @@ class ApiError(Exception):
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None):
         super().__init__(message)
+        message, param = (text and text.encode(errors="replace").decode() for text in (message, param))
         self.status = status
         kind = "server_error" if status >= 500 else "requests" if status == 429 else "invalid_request_error"
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -57,7 +59,8 @@ def prompts(value):
     """A text, tokens, or a list of either, as a list of texts and lists of tokens."""
     tokens = lambda entry: isinstance(entry, list) and all(type(token) is int for token in entry)
     entries = [value] if isinstance(value, str) or tokens(value) else value
-    fine = lambda entry: entry and (isinstance(entry, str) or tokens(entry))
+    text = lambda entry: isinstance(entry, str) and not re.search("[\ud800-\udfff]", entry)  # half a character
+    fine = lambda entry: entry and (text(entry) or tokens(entry))
     if not isinstance(entries, list) or not all(map(fine, entries)):
         raise ValueError("a text, a list of tokens, or a list of either; none of them empty")
     return entries

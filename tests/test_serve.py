@@ -15,13 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")
 import httpx  # noqa: E402
 import uvicorn  # noqa: E402
 
-from experiments import serve, serve_api  # noqa: E402
+from experiments import serve, serve_api, serve_body  # noqa: E402
+from experiments.benchmarks import serving  # noqa: E402
 from minir1 import checkpoint  # noqa: E402
 from minir1.engine import Engine  # noqa: E402
 from minir1.model import hf  # noqa: E402
@@ -30,6 +33,7 @@ from minir1.sample import generate  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 ASKED = [{"role": "user", "content": "make 24 from 11,3,3"}]
+JSON = {"Content-Type": "application/json"}
 
 
 class Running:
@@ -48,11 +52,13 @@ class Running:
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
         self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=30)
 
     def stop(self):
         self.server.should_exit = True
         self.thread.join()
         self.client.close()
+        self.http.close()
 
     def chat(self, messages=ASKED, **settings):
         return self.client.chat.completions.create(model="toy", messages=messages, **settings)
@@ -63,7 +69,7 @@ class Running:
     def error(self, path="/v1/completions", content=None, **body):
         """Status and error of a request, whose shape is OpenAI's."""
         content = json.dumps({"model": "toy", "prompt": "a", "max_tokens": 2} | body) if content is None else content
-        reply = httpx.post(self.url + path, content=content, headers={"Content-Type": "application/json"})
+        reply = self.http.post(path, content=content, headers=JSON)
         (error,) = reply.json().values()
         assert error.keys() == {"message", "type", "param", "code"} and reply.json().keys() == {"error"}
         return reply.status_code, error
@@ -103,11 +109,11 @@ def thinks(text: str) -> bool:
     return text.startswith("<think>") and text.find("</think>") > 12 and text.endswith("</answer>")
 
 
-def answers_of(server, prompt: str, count: int = 1, **settings) -> list[str]:
+def answers_of(server, prompt: str, count: int = 1, **ways) -> list[str]:
     """The whole texts that `sample.generate` gives, without the end token."""
     sampled = generate(
         server.model, [server.tokenizer.encode(prompt)], answers=count, stop=server.tokenizer.stops,
-        **{"max_tokens": 48, "seed": server.seed, **settings},
+        **{"max_tokens": 48, "seed": server.seed, **ways},
     )  # fmt: skip
     rows = [row[:n] for row, n in zip(sampled.tokens.tolist(), sampled.count.tolist())]
     return [server.tokenizer.decode([t for t in row if t not in server.tokenizer.stops]) for row in rows]
@@ -220,6 +226,16 @@ def test_stop_strings_end_the_text_also_across_tokens(server):
     beginning = server.complete(seed=server.seed, max_tokens=9, stop=[text[5:9] + "never"]).choices[0]
     assert beginning.text == server.tokenizer.decode(server.tokenizer.encode(text)[:9])  # what was held back comes
     assert server.idle()
+
+
+def test_thinking_that_the_template_has_opened(server, monkeypatch):
+    """As R1's later templates do: the answer begins with thinking, without the tag."""
+    template = server.tokenizer.template + "{% if add_generation_prompt %}<think>{% endif %}"
+    monkeypatch.setattr(server.tokenizer, "template", template)
+    (text,) = answers_of(server, PROMPT + "<think>")
+    message = server.chat(seed=server.seed).choices[0].message
+    thinking, _, rest = text.removeprefix("<think>").partition("</think>")
+    assert (message.reasoning_content or "", message.content) == (thinking, rest)
 
 
 def test_a_stop_string_within_the_thinking(server):
@@ -351,17 +367,34 @@ def test_bodies_that_are_no_json(server):
     for content in ("", "{", "[]", "3", '"a"'):
         status, error = server.error(content=content)
         assert status == 400 and "no JSON object" in error["message"]
-    reply = httpx.post(f"{server.url}/v1/completions", content='{"model": "toy", "prompt": "a"}')
+    reply = server.http.post("/v1/completions", content='{"model": "toy", "prompt": "a"}')
     assert reply.status_code == 400  # a web page elsewhere may send text/plain, but not JSON
     status, error = server.error(content="[" + "1," * serve_api.MOST_BYTES)
     assert status == 413 and "has more than 8388608 bytes" in error["message"]
 
 
+FIELDS = [name for model in (serve_body.Chat, serve_body.Completion) for name in (*model.model_fields, *model.neutral)]
+ATOMS = [None, True, -1, 0, 1, 2, 0.5, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "a", "\ud800", "user"]
+KEYS = st.sampled_from(["type", "text", "role", "content", "include_usage", "\ud800"])
+DEEP = lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4)
+VALUES = st.recursive(st.sampled_from(ATOMS), DEEP, max_leaves=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.booleans(), st.dictionaries(st.sampled_from([*FIELDS, "\ud800"]), VALUES, max_size=3))
+def test_every_body_is_answered_or_refused(server, chat, changes):
+    body = {"model": "toy", "max_tokens": 2} | ({"messages": ASKED} if chat else {"prompt": "a"}) | changes
+    path = "chat/completions" if chat else "completions"
+    reply = server.http.post(f"/v1/{path}", content=json.dumps(body), headers=JSON)
+    assert reply.status_code in (200, 400, 404), reply.text
+    assert reply.status_code == 200 or reply.json()["error"]["message"]
+
+
 def test_other_paths_and_methods(server):
     assert server.error("/v1/embeddings")[0] == 404
-    reply = httpx.get(f"{server.url}/v1/completions")
+    reply = server.http.get("/v1/completions")
     assert reply.status_code == 405 and reply.json()["error"]["type"] == "invalid_request_error"
-    assert httpx.get(f"{server.url}/health").json() == {"running": 0, "waiting": 0}
+    assert server.http.get("/health").json() == {"running": 0, "waiting": 0}
 
 
 # ---- limits, and clients who leave -------------------------------------------------------------
@@ -486,6 +519,21 @@ def test_a_failing_engine_is_reported(folder, monkeypatch):
         running.stop()
 
 
+def test_the_load_test(server):
+    """At toy size, with this server; its figures are those of the page."""
+    config = serving.Config(Path("x"), clients=4, rounds=2, requests=12, max_completion_length=24, repeats=1)
+    prompts = [server.tokenizer.encode(f"User:make {20 + i} from {i + 1},3\nAssistant:") for i in range(4)]
+    bodies = [{"model": "toy", "prompt": prompt, "seed": i, "max_tokens": 24} for i, prompt in enumerate(prompts)]
+    figures = serving.with_server(int(server.url.rpartition(":")[2]), bodies, config)
+    assert figures["equal"] == figures["answers"] == 8 and figures["one/tok_s"] > 0 and figures["many/first_ms"] > 0
+    assert 0 < figures["leaving/left"] < 12 and figures["leaving/stayed_equal"] == figures["leaving/stayed"] > 0
+    assert figures["leaving/begun_equal"] == 12 - figures["leaving/stayed"]
+    assert figures["leaving/running"] == figures["leaving/waiting"] == 0
+    others = {f"{way}/{how}/tok_s": 7.0 for way in ("engine", "generate", "transformers") for how in ("one", "many")}
+    page = serving.page(figures | others | {"clients": 4})
+    assert "| transformers | 7 | 7 | 1.0 |" in page and "Of 8 answers to 4 clients at once 8 are equal" in page
+
+
 # ---- the process -------------------------------------------------------------------------------
 
 
@@ -509,6 +557,8 @@ def test_addresses(folder, monkeypatch, capsys):
     assert [serve.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")] == [
         True, True, True, False, False
     ]  # fmt: skip
+    with serve.listening("127.0.0.1", 0) as free:
+        assert free.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for host in ("", "nosuch.invalid", "☃" * 80, "127.0.0.1"):
