@@ -3,18 +3,19 @@
     python -m experiments.chat
     python -m experiments.chat DeepSeek-R1-Distill-Qwen-1.5B --thinking 2000
     python -m experiments.chat runs/demo --web --beside runs/demo/base
+    python -m experiments.chat runs/demo --serve
 
 Without a model it opens the one that `make demo` leaves in runs/demo, and offers to make it where there is none. In the
 terminal /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves. What the model thinks is dimmed. A question
 that the model's task knows, such as `make 24 from 11,3,3`, is judged by the task's verifier. --web opens a page instead
-(experiments/chat_web.py; pip install -e '.[chat]').
+(experiments/chat_web.py), --serve OpenAI's API (experiments/serve.py); both need pip install -e '.[chat]'.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,8 @@ from minir1.settings import above, at_least
 from minir1.templates import TEMPLATES
 
 DEMO = Path("runs/demo")
+PAGE = ("beside", "host", "port", "rows")  # options of --web
+SERVED = ("model", "serve", "host", "port", "rows", "window", "max_completion_length", "device", "dtype")
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -39,16 +42,17 @@ class Config:
 
     model: Annotated[Path | None, tyro.conf.Positional] = None  # a Hugging Face folder, or a run; None: runs/demo
     web: bool = False  # a page in the browser instead of the terminal
+    serve: bool = False  # OpenAI's API instead of the terminal, as experiments/serve.py
     beside: Path | None = None  # a second model that answers the same questions, with --web
-    host: str = "127.0.0.1"  # the address that the page listens on; any other than this machine's own is open to others
-    port: int = 7860  # of the page
+    host: str = "127.0.0.1"  # the address of the page or server; any other than this machine's own is open to others
+    port: int | None = None  # None: 7860 for --web, 8000 for --serve
     task: str | None = None  # whose verifier judges answers; None: the one of the model's run
     data: str | None = None  # the folder or file that the task reads
     allow_code: bool = False  # the task may run programs that the model wrote, in a sandbox
     template: Literal[TEMPLATES] | None = None  # None: chat, or plain where the checkpoint has no chat template
     turns: int | None = None  # earlier ones that the model sees; None: all that fit, 0 if trained on single questions
     window: int | None = None  # tokens of prompt and answer; None: the model's, but at most 8192
-    rows: int = 8  # answers at once, with --web; each needs a cache of the window
+    rows: int | None = None  # answers at once, each with a cache of the window; None: 8 for --web, 64 for --serve
     system: str = ""  # the system prompt
     temperature: float | None = None  # None: as generation_config.json recommends, else 1
     top_p: float | None = None  # None: as generation_config.json recommends, else 1
@@ -64,12 +68,20 @@ class Config:
         at_least(self, 16, "window")
         at_least(self, 0, "turns", "temperature", "thinking", "seed")
         above(self, 0, "top_p")
-        if self.port > 65535:
+        if self.port is not None and self.port > 65535:
             raise ValueError(f"port = {self.port}: at most 65535")
         chat_model.checked(wanted(self, 1.0, 1.0))
-        page = ("beside", "host", "port", "rows")
-        if not self.web and any(getattr(self, name) != getattr(Config, name) for name in page):
-            raise ValueError(f"{', '.join(page)} are of the page: add --web")
+        if self.web and self.serve:
+            raise ValueError("web, serve: one of them, in one process each")
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if not (self.web or self.serve):
+            self._refuse([name for name in changed if name in PAGE], "add --web")
+        if self.serve:
+            self._refuse([name for name in changed if name not in SERVED], "--serve has no such option")
+
+    def _refuse(self, names: list[str], why: str) -> None:
+        if names:
+            raise ValueError(f"{', '.join(names)}: {why}")
 
 
 def wanted(config: Config, temperature: float, top_p: float) -> Settings:
@@ -112,6 +124,8 @@ def chosen(path: Path | None) -> Path:
 def main(config: Config) -> None:
     """Open the model, and talk."""
     path = chosen(config.model)
+    if config.serve:
+        return serve(path, config)
     options = {name: getattr(config, name) for name in ("template", "turns", "window", "device", "dtype")}
     options |= {name: getattr(config, name) for name in ("task", "data", "allow_code", "packed")}
     chat = chat_model.opened(path, **options)
@@ -125,7 +139,8 @@ def main(config: Config) -> None:
                 raise
             raise ValueError("web: Gradio is not installed: pip install -e '.[chat]'") from error
         other = chat_model.opened(config.beside, **options) if config.beside else None
-        return chat_web.main([chat, other] if other else [chat], settings, config.host, config.port, config.rows)
+        where = config.host, config.port or 7860, config.rows or 8
+        return chat_web.main([chat, other] if other else [chat], settings, *where)
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=200)  # in a pipe: breaks no line
     for line in chat_model.introduction(chat):
@@ -135,6 +150,15 @@ def main(config: Config) -> None:
         console.print(Text(f"  /{number}  {question}", "dim"))
     warm_up(chat)
     chat_terminal.run(chat_terminal.Session(chat, settings, console))
+
+
+def serve(path: Path, config: Config) -> None:
+    """OpenAI's API, until a signal."""
+    from experiments import serve
+
+    shared = {name: getattr(config, name) for name in ("host", "max_completion_length", "device", "dtype")}
+    shared |= {"port": config.port or 8000, "rows": config.rows or 64, "max_length": config.window}
+    serve.main(serve.Config(chat_model.last_stage(path), **shared))
 
 
 def warm_up(chat: Model) -> None:

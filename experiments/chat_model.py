@@ -70,8 +70,7 @@ def opened(
     for a model that was trained on single questions. window: None is the model's, at most LARGE. ValueError for a
     window that the model does not have, turns with a template that has none, and as `hf.load` and `tasks.load`.
     """
-    path = Path(path)
-    folder = checkpoint.resolve(path / "rl" if (path / "rl" / "checkpoint").is_dir() else path, prefer="best")
+    folder = checkpoint.resolve(last_stage(path), prefer="best")
     place = pick(device)
     model, tokenizer = hf.load(folder, place, pick_dtype(dtype, place), packed)
     model = (model if packed else merge(model)).requires_grad_(False)
@@ -96,6 +95,11 @@ def opened(
         examples=chat_task.examples(found, template),
         verdict=chat_task.verifier(found),
     )
+
+
+def last_stage(path: Path) -> Path:
+    """The run of the demonstration's last stage, if this is its folder; else the folder itself."""
+    return path / "rl" if (path / "rl" / "checkpoint").is_dir() else path
 
 
 def stated(chat: Model, name: str, otherwise: float) -> float:

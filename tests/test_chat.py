@@ -92,8 +92,10 @@ def test_what_generation_config_recommends(folders):
     "options, match",
     [
         ({"top_p": 1.5}, "top-p = 1.5"), ({"top_p": 0.0}, "top_p = 0.0"), ({"port": 70000}, "port = 70000"),
-        ({"host": "0.0.0.0"}, "beside, host, port, rows are of the page: add --web"), ({"rows": 2}, "add --web"),
+        ({"host": "0.0.0.0", "port": 1}, "^host, port: add --web"), ({"rows": 2}, "^rows: add --web"),
         ({"beside": Path("x")}, "add --web"), ({"temperature": 1e-9}, "temperature = 1e-09"),
+        ({"serve": True, "web": True}, "web, serve: one of them"),
+        ({"serve": True, "temperature": 0.5, "system": "x"}, "^system, temperature: --serve has no such option"),
     ],
 )  # fmt: skip
 def test_options_that_are_refused(options, match):
@@ -122,6 +124,17 @@ def test_without_a_model_the_demonstration_is_offered(tmp_path, monkeypatch):
     (Path("runs/demo/rl/checkpoint")).mkdir(parents=True)
     Path("runs/demo/rl/checkpoint/latest").write_text("x")
     assert chat.chosen(None) == chat.DEMO and len(made) == 2 and chat.chosen(Path("x")) == Path("x")
+
+
+def test_the_server_gets_the_options_that_it_has(tmp_path, monkeypatch):
+    from experiments import serve
+
+    given = []
+    monkeypatch.setattr(serve, "main", given.append)
+    chat.main(chat.Config(tmp_path, serve=True))
+    chat.main(chat.Config(tmp_path, serve=True, port=1, rows=2, window=99, max_completion_length=5, device="cpu"))
+    assert given[0] == serve.Config(tmp_path)
+    assert given[1] == serve.Config(tmp_path, port=1, rows=2, max_length=99, max_completion_length=5, device="cpu")
 
 
 # ---------------------------------------------------------------- an answer on the console
