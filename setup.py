@@ -39,10 +39,10 @@ setup(
     extras_require={
         "test": [
             "pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "bitsandbytes", "nbclient", "ipykernel",
-            "openai", "playwright", "math-verify",
+            "openai", "playwright", "math-verify", "fastapi", "uvicorn",
         ],
         "math": ["math-verify"],
-        "chat": ["gradio"],
+        "chat": ["gradio", "fastapi", "uvicorn"],
         "tasks": ["reasoning-gym"],
         "bench": ["trl", "liger-kernel", "cut-cross-entropy"],
     },

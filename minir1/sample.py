@@ -66,14 +66,17 @@ def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     if top_k:
         kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
-    if top_p < 1.0:
-        ranked, order = logits.sort(dim=-1, descending=True, stable=True)
-        probs = ranked.softmax(-1, dtype=widest(ranked.device))  # an fp32 sum of many small numbers is off by 1e-5
-        before = probs.cumsum(-1) - probs  # the mass of the better tokens, by rank
-        outside = before >= top_p * (1 - 1e-6)  # as exact as probabilities of fp32 logits are
-        outside[:, 0] = False
-        logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
-    return logits
+    return nucleus(logits, top_p) if top_p < 1.0 else logits
+
+
+def nucleus(logits: Tensor, top_p: float | Tensor) -> Tensor:
+    """The part of `truncate` that cuts at a mass below 1. top_p: one number, or one of each row, fp64 [B, 1]."""
+    ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+    probs = ranked.softmax(-1, dtype=widest(ranked.device))  # an fp32 sum of many small numbers is off by 1e-5
+    before = probs.cumsum(-1) - probs  # the mass of the better tokens, by rank
+    outside = before >= top_p * (1 - 1e-6)  # as exact as probabilities of fp32 logits are
+    outside[:, 0] = False
+    return logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
 
 
 def draw(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

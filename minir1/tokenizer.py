@@ -115,21 +115,11 @@ class Tokenizer:
         A character in several tokens comes whole, with the last of them. Bytes that sentencepiece falls back to
         (`<0xE4>`) come when another token ends them, because one wrong byte makes all of them unreadable.
         """
-        window, sent = [], 0  # the last tokens; how many characters of their text were yielded
+        stream = TextStream(self, keep_special)
         for token in tokens:
-            if not keep_special and token in (self.eos, self.pad):
-                continue
-            window.append(token)
-            if token in self.ids and BYTE.fullmatch(self.backend.id_to_token(token)):
-                continue
-            text = self.decode(window).removesuffix("\ufffd")  # perhaps the beginning of a character
-            if text[sent:]:
-                yield text[sent:]
-            sent = len(text)
-            if len(window) > 2 * CONTEXT:
-                window = window[-CONTEXT:]
-                sent = len(self.decode(window).removesuffix("\ufffd"))
-        if rest := self.decode(window)[sent:]:
+            if text := stream.feed(token):
+                yield text
+        if rest := stream.rest():
             yield rest
 
     def chat(self, question: str) -> str:
@@ -209,6 +199,32 @@ class Tokenizer:
         tokenizer = cls(backend, templates.pop("default", ""), eos, text("pad_token") or eos, text("bos_token"))
         tokenizer.config, tokenizer.templates = config, templates
         return tokenizer
+
+
+class TextStream:
+    """`Tokenizer.decode_stream`, for tokens that are handed in one by one."""
+
+    def __init__(self, tokenizer: Tokenizer, keep_special: bool = True):
+        self.tokenizer, self.skipped = tokenizer, () if keep_special else (tokenizer.eos, tokenizer.pad)
+        self._window, self._sent = [], 0  # the last tokens; how many characters of their text were given out
+
+    def feed(self, token: int) -> str:
+        """The text that is certain with the next token, perhaps none."""
+        if token in self.skipped:
+            return ""
+        self._window.append(token)
+        if token in self.tokenizer.ids and BYTE.fullmatch(self.tokenizer.backend.id_to_token(token)):
+            return ""
+        text = self.tokenizer.decode(self._window).removesuffix("\ufffd")  # perhaps the beginning of a character
+        new, self._sent = text[self._sent :], len(text)
+        if len(self._window) > 2 * CONTEXT:
+            self._window = self._window[-CONTEXT:]
+            self._sent = len(self.tokenizer.decode(self._window).removesuffix("\ufffd"))
+        return new
+
+    def rest(self) -> str:
+        """The text that was held back, after the last token."""
+        return self.tokenizer.decode(self._window)[self._sent :]
 
 
 def _each_text(value, change: Callable[[str], str]):

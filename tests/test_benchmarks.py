@@ -8,10 +8,11 @@ import torch
 from toys import BASE, DENSE, MOE
 
 from experiments import pretrain
-from experiments.benchmarks import bench_speculative, floor, growth, peers, prefill, profile_step
+from experiments.benchmarks import bench_speculative, floor, growth, peers, prefill, profile_step, serving
 from minir1.log import read_metrics
-from minir1.model import count
-from minir1.model.transformer import on_meta
+from minir1.model import count, hf
+from minir1.model.transformer import Transformer, on_meta
+from minir1.tokenizer import word_level
 
 
 def test_prefill_benchmark_at_toy_size(tmp_path):
@@ -175,3 +176,15 @@ def test_the_ratio_is_theirs_by_ours(tmp_path, monkeypatch, capsys):
     assert "2.00" in capsys.readouterr().out
     times = peers.alternate({"a": lambda: None, "b": lambda: None}, 3)
     assert [len(seconds) for seconds in times.values()] == [3, 3]
+
+
+def test_engine_generate_and_transformers_answer_the_same_prompts(tmp_path):
+    pytest.importorskip("transformers")
+    model, tokenizer = Transformer(replace(DENSE, vocab=128)), word_level((), 99)
+    hf.save(model, tokenizer, tmp_path)
+    config = serving.Config(tmp_path, clients=3, max_completion_length=4, repeats=1)
+    figures = serving.without_server(model.eval(), tokenizer, tmp_path, [[20, 21], [22], [23, 24, 25]], config)
+    assert list(figures) == [
+        f"{way}/{how}/tok_s" for way in ("engine", "generate", "transformers") for how in ("one", "many")
+    ]
+    assert min(figures.values()) > 0

@@ -87,3 +87,25 @@ def test_used_never_exceeds_the_slots():
     cache = filled(CONFIGS[0], [5, 1])
     cache.advance(torch.tensor([1, 1]), 2)
     assert cache.used == cache.slots == 6
+
+
+@EACH
+def test_a_view_is_the_first_rows_in_the_same_memory(config):
+    cache = filled(config, [3, 1, 2])
+    view = cache.view([2, 1])
+    assert view.length.tolist() == [2, 1] and view.used == 2 and len(view.layers[0]) == 2
+    view.write(0, view.positions(1), torch.full((2, 1, *cache.layers[0].shape[2:]), 9.0))
+    view.advance(1, 1)
+    view.keep([1])
+    assert rows(cache) == [[11, 9, 0, 0, 0, 0], [11, 9, 0, 0, 0, 0], [21, 22, 0, 0, 0, 0]]  # row 1 was copied to row 0
+    assert view.length.tolist() == [2] and cache.length.tolist() == [3, 1, 2]  # the cache's own lengths stay
+    assert cache.view([]).used == 0
+
+
+@EACH
+def test_put_copies_rows_of_another_cache(config):
+    cache, other = filled(config, [3, 1, 2]), filled(config, [2, 4], slots=4)
+    cache.put([2, 0], other, [1, 1])
+    assert rows(cache) == [[11, 12, 13, 14, 0, 0], [11, 0, 0, 0, 0, 0], [11, 12, 13, 14, 0, 0]]
+    assert rows(cache, 1)[2] == [111, 112, 113, 114, 0, 0]
+    assert cache.length.tolist() == [3, 1, 2]

@@ -22,9 +22,9 @@ BELOW_SAMPLE = {
     "optim", "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
     "text_files", "text_data", "tokenizer_training",
 }
-BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file"}
+BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "engine"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
-NO_TORCH = {"tasks", "rewards", "metrics", ""}  # "" is minir1/__init__.py, which runs before any of its modules
+NO_TORCH = {"tasks", "rewards", "metrics", "answer_text", ""}  # "" is minir1/__init__.py, run before its modules
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
 }

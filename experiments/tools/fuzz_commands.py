@@ -32,6 +32,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -89,6 +90,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "studies.thinking": "--pipelines {run} --out {out}",
     "studies.preferences": "--checkpoint {base} --seeds 0 --pairs.problems 2 --pairs.num-generations 2 "
     "--pairs.max-completion-length 8 --out {out}",
+    "serve": "{base} --port 0 --rows 2",
     "studies.seeds": "--out {out}",
     "tools.variants": "rloo",
     "tools.render_docs": "--check",
@@ -97,6 +99,8 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     **dict.fromkeys(("benchmarks.attention_tiles", "benchmarks.decode_splits", "benchmarks.prefill"), ""),
 }
 SLOW = ("subprocess.run", "multiprocessing.get_context")  # what calls them starts other processes
+if find_spec("uvicorn"):
+    SLOW = ("uvicorn.Server.run", *SLOW)  # it serves until it is stopped; its import calls others of these
 
 WRONG = {  # of each type of a field: kind -> words
     int: {"word": ["x"], "fraction": ["1.5"], "empty": [""], "nan": ["nan"], "negative": ["-1"], "zero": ["0"],

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments import pretrain_text, reward_model, train_tokenizer
-from experiments.benchmarks import verifiers
+from experiments.benchmarks import serving, verifiers
 from experiments.count import human
 from experiments.studies import (
     algorithms,
@@ -254,6 +254,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "floors": ("profile.json", floors),
     "floors_dense": ("profile_dense.json", floors),
     "speculative": ("speculative.json", speculative),
+    "serving": ("serving.json", serving.page),
     "long_context": ("long_context.json", long_context),
     "prefill": ("prefill.json", prefill),
     "prefill_full": ("prefill_full.json", prefill),

@@ -81,6 +81,19 @@ class Cache:
         new.rows = torch.arange(len(new.length), device=new.length.device).unsqueeze(1)
         return new
 
+    def view(self, lengths: list[int]) -> Cache:
+        """The first rows as a cache of their own in the same memory, row b with lengths[b] tokens."""
+        new = copy(self)
+        new.layers = [slots[: len(lengths)] for slots in self.layers]
+        new.length = torch.tensor(lengths, dtype=torch.int64, device=self.length.device)
+        new.rows, new.used = self.rows[: len(lengths)], max(lengths, default=0)
+        return new
+
+    def put(self, rows: list[int], other: Cache, source: list[int]) -> None:
+        """Copy the rows `source` of another cache of the same model to `rows`; the lengths are left as they are."""
+        for mine, theirs in zip(self.layers, other.layers):
+            mine[rows, : other.used] = theirs[source, : other.used]
+
 
 def _empty(rows: int, slots: int, entry: tuple[int, ...], device, dtype: torch.dtype) -> Tensor:
     """[B, M, *entry] of zeros: a masked slot has weight 0, but 0 times a NaN in uninitialised memory would be NaN.
