@@ -126,16 +126,19 @@ def checked(settings: Settings) -> Settings:
     return settings
 
 
+def seen(chat: Model, turns: Sequence[Turn]) -> Sequence[Turn]:
+    """The turns that the model sees before a question, if they fit."""
+    return turns[max(0, len(turns) - chat.turns) :]
+
+
 def prompt(chat: Model, turns: Sequence[Turn], question: str, settings: Settings) -> Prompt:
     """The prompt of a question. A quarter of the window, or the longest answer if that is less, is kept for the answer.
 
     ValueError for a question that does not fit.
     """
-    seen = turns[max(0, len(turns) - chat.turns) :] if chat.turns else ()
     sizes = {"window": chat.window, "reserve": reserve(chat, settings)}
-    return conversation.prompt(
-        chat.tokenizer, seen, question, system=settings.system, template=chat.template, **sizes
-    )
+    how = {"system": settings.system, "template": chat.template}
+    return conversation.prompt(chat.tokenizer, seen(chat, turns), question, **sizes, **how)
 
 
 def reserve(chat: Model, settings: Settings) -> int:

@@ -35,7 +35,7 @@ class Session:
     settings: Settings
     console: Console
     turns: list[Turn] = field(default_factory=list)  # all of them, for /save
-    first: int = 0  # the turns before were dropped, because the window was full
+    first: int = 0  # the turns before this one no longer fit into the window
     answers: int = 0  # drawn so far: each has its own noise
     folded: bool = False  # the thinking is counted, not shown
 
@@ -89,8 +89,9 @@ def ask(session: Session, question: str) -> None:
     """Answer one question on the console; Ctrl-C keeps what there is of the answer. ValueError if it does not fit."""
     chat, say = session.chat, session.console.print
     settings = session.settings._replace(seed=stream(session.settings.seed, session.answers))
-    asked = chat_model.prompt(chat, session.turns[session.first :], question, settings)
-    session.first += asked.dropped
+    before = chat_model.seen(chat, session.turns[session.first :])
+    asked = chat_model.prompt(chat, before, question, settings)
+    session.first = len(session.turns) - len(before) + asked.dropped
     session.answers += 1
     reply, stopped = Reply(asked.opened), False
     try:
@@ -100,11 +101,12 @@ def ask(session: Session, question: str) -> None:
     session.turns.append(Turn(question, reply.text))
     say()
     for line in [*chat_model.remarks(chat, asked, reply, settings, question)] + ["stopped"] * stopped:
-        say(Text(line, "yellow"))
+        say(Text(visible(line), "yellow"))
     if not stopped and (verdict := chat.verdict(question, reply.text)):
         status, why = verdict
         mark, colour = {"right": ("✓", "green"), "wrong": ("✗", "red")}.get(status, ("?", "yellow"))
-        say(Text(f"{mark} {status}", f"bold {colour}"), Text(f"(the verifier{': ' if why else ''}{why})", "dim"))
+        note = visible(f"(the verifier{': ' if why else ''}{why})")
+        say(Text(f"{mark} {status}", f"bold {colour}"), Text(note, "dim"))
 
 
 def drawing(chat: Model, settings: Settings) -> chat_model.Draw:

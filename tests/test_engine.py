@@ -160,6 +160,15 @@ def test_a_step_computes_the_running_rows_alone(small, monkeypatch):
     assert steps == [(3, 3), (2, 3), (1, 3), (1, 4)]  # rows, and the cache's longest
 
 
+def test_unused_rows_fill_a_batch_on_cuda(model, monkeypatch):
+    """They change nothing, also when a row ends beside them and another takes its place."""
+    monkeypatch.setattr("minir1.engine.bucket", lambda running, device: -(-running // 4) * 4)
+    asked = requests_of(30, seed=6)
+    with Engine(model, rows=10, slots=40) as engine:
+        for request, answer in zip(asked, [engine.submit(request) for request in asked]):
+            check(model, request, answer)
+
+
 # ---- the end -----------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minir1 import device, sample
+from minir1.engine import Engine, Request
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.heads import ScalarModel, ValueHead
@@ -68,6 +69,19 @@ def test_sampling(name):
     if model.mtp:
         for a, b in zip(speculate(model, PROMPTS, **SAMPLING), speculate(there, PROMPTS, **SAMPLING)):
             equal(a, b)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_serving(name):
+    """Rows that join, with settings of their own and top log-probs, and that leave."""
+    model, there = pair(name)
+    ways = [(1.3, 0, 1.0), (0.0, 0, 1.0), (0.7, 5, 0.9)]
+    asked = [Request(p, 4 + 3 * i, *way, (5, 11), i, 2) for i, (p, way) in enumerate(zip(PROMPTS * 2, ways * 2))]
+    answers = []
+    for one in (model, there):
+        with Engine(one, rows=4, slots=40) as engine:
+            answers.append([list(answer) for answer in [engine.submit(request) for request in asked]])
+    assert [[token.id for token in answer] for answer in answers[0]] == [[t.id for t in a] for a in answers[1]]
 
 
 @pytest.mark.parametrize("name, recompute", [("moe", False), ("groups", True), ("dense", False)])

@@ -79,7 +79,7 @@ ALLOWED = {  # what is senseless elsewhere and has a meaning here, which the com
 }  # fmt: skip
 REQUIRED = {"checkpoint": Path("x"), "policy": Path("x"), "base": Path("x"), "model": "deepseek-v3", "name": "rloo",
             "a": Path("x"), "b": Path("y"), "run": Path("x"), "teacher": Path("x"),
-            "teachers": (Path("x"),), "data": (Path("x"),)}  # fmt: skip
+            "teachers": (Path("x"),), "pipelines": (Path("x"),), "data": (Path("x"),)}  # fmt: skip
 
 
 def configs() -> dict[str, type]:

@@ -10,7 +10,7 @@ on the same corpus. From this base:
     texts      the teacher's right answers, filtered by reject_sample.py, then distill.py without the teacher
     logits     distill.py on the same texts with the teacher's distributions, KL(T‖S)
     on-policy  distill_on_policy.py from the student that texts made: KL(S‖T) on its own samples
-    rl         r1_zero.py, of 120 steps by default: compare its tokens and seconds in the table
+    rl         r1_zero.py, of 80 steps by default: compare its tokens and seconds in the table
     texts-rl   r1_zero.py from the student that texts made, as many steps as on-policy
 
 The teacher is given: its own training counts nowhere. Tokens are those of answers that a loss is taken at, each pass
@@ -50,13 +50,13 @@ class Config:
 
     teachers: tuple[Path, ...]  # folders of r1.py, one for each seed
     task: str = "world"
-    student: str = f"{STUDENT} --model.ffn 224 --steps 2500"  # options of pretrain.py
-    sampling: str = "--problems 2400 --num-generations 4 --per-problem 3 --min-language 0.99 --tidy"  # reject_sample.py
-    distilling: str = "--epochs 4"  # of distill.py
-    on_policy: str = "--steps 30"  # of distill_on_policy.py, and of r1_zero.py after the texts
-    rl: str = "--steps 120"  # of r1_zero.py
+    student: str = f"{STUDENT} --model.ffn 224 --steps 1500"  # options of pretrain.py
+    sampling: str = "--problems 1600 --num-generations 4 --per-problem 3 --min-language 0.99 --tidy"  # reject_sample.py
+    distilling: str = "--epochs 3"  # of distill.py
+    on_policy: str = "--steps 20"  # of distill_on_policy.py, and of r1_zero.py after the texts
+    rl: str = "--steps 80"  # of r1_zero.py
     max_completion_length: int = 320  # token budget of an answer
-    problems: int = 400  # of the test
+    problems: int = 300  # of the test
     num_generations: int = 4  # answers to each
     jobs: int = 1  # seeds at a time, one core each
     out: Path = Path("runs/distill-vs-rl")
