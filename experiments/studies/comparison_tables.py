@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -203,14 +204,14 @@ def compare(config: Config, methods: dict[str, Method], other: str, title: str, 
     end(failed, config)
 
 
-def pending(results: Results, names: list[str], script: str) -> str:
-    """A sentence that names the cells that are not yet run, and the command that runs or prints them."""
+def pending(results: Results, names: list[str], script: str, start: Path) -> str:
+    """A sentence that names the cells that are not yet run, and the command that runs or prints them from `start`."""
     missing = [name for name in names if name not in results]
     text = f"Pending, {len(missing)} of {len(names)} cells: {', '.join(f'`{name}`' for name in missing)}. To continue:"
     if not missing:
         base = next(iter(results.values())).get("base", "unknown")
         text = f"All {len(names)} cells are done, from the base whose weights have the fingerprint `{base}`:"
-    return f"{text}\n\n```\npython -m experiments.{script} --checkpoint runs/base/checkpoint\n```"
+    return f"{text}\n\n```\npython -m experiments.{script} --checkpoint {start}\n```"
 
 
 def page(
@@ -244,4 +245,4 @@ def page(
     if also and (lines := paired(results, methods, other, also)):
         blocks += [f"The same for {QUANTITIES[also][0]}:", markdown_table(PAIRED, lines)]
     names = names or [cell.name for cell in cells_of(methods, config)]
-    return "\n\n".join(filter(None, [*blocks, pending(results, names, script)]))
+    return "\n\n".join(filter(None, [*blocks, pending(results, names, script, config.checkpoint)]))

@@ -171,9 +171,11 @@ def finding(results: list[dict]) -> str:
     """The answer in words, from the numbers."""
     mean = lambda key: float(np.mean([result[key] for result in results]))
     gain = over_seeds([result["texts/over_rl"] for result in results], "+.1f")
+    clear = sum(result["texts/over_rl_low"] > 0 for result in results)
     return (
         f"Of problems that no stage has seen, a student taught by texts solves {mean('texts/pass@1'):.1%}, the same "
-        f"student after RL {mean('rl/pass@1'):.1%}: {gain} points. The trained tokens are "
+        f"student after RL {mean('rl/pass@1'):.1%}: {gain} points; within a seed, the interval over problems is above 0 "
+        f"in {clear} of {len(results)}. The trained tokens are "
         f"{mean('texts/tokens') / mean('rl/tokens'):.0%} of RL's, with the teacher's samples "
         f"{(mean('texts/tokens') + mean('texts/teacher_tokens')) / mean('rl/tokens'):.0%}, the seconds "
         f"{mean('texts/seconds') / mean('rl/seconds'):.0%}. On-policy distillation after the texts reaches "

@@ -1,11 +1,11 @@
 """How much supervised fine-tuning belongs into the loss of RL? α·L_RL + (1-α)·L_SFT for five values of α.
 
-    python -m experiments.studies.hybrid --checkpoint runs/base/checkpoint --jobs 2
+    python -m experiments.studies.hybrid --jobs 2
 
 All settings are experiments/variants/hybrid.py with the same steps, and imitate the same dialogues: sft.jsonl in --out,
-of any layout that minir1/chat_data.py reads, such as what experiments/reject_sample.py keeps of the base's answers.
-α = 1 is GRPO alone. α = 0 is supervised fine-tuning alone; it has as many optimizer steps, and its loss
-uses no answers: they are sampled for the log alone.
+of any layout that minir1/chat_data.py reads. By default from SFT 1 of a pipeline (experiments/r1.py), whose
+rejection/kept.jsonl holds such dialogues. α = 1 is GRPO alone. α = 0 is supervised fine-tuning alone; it has as many
+optimizer steps, and its loss uses no answers: they are sampled for the log alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from minir1 import cli
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PANELS = {"accuracy": ("Training problems", "share"), "entropy": ("Entropy", "nats")}
 DEFAULT = Config(
+    checkpoint=Path("runs/r1/sft-1/checkpoint"),
+    task="world",
+    max_completion_length=320,
     out=Path("runs/hybrid-study"),
     results=Path("docs/results/hybrid.json"),
     figure=Path("docs/results/hybrid.png"),
