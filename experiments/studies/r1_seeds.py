@@ -129,13 +129,17 @@ def finding(results: Sequence[dict[str, float]]) -> str:
 
 
 def cost(result: dict[str, float]) -> str:
-    """The seconds of each stage of one run, as a table for a document; result: its result.json."""
+    """The seconds of each stage of one run, as a table for a document.
+
+    result: its result.json, and "demo", the seconds of `make demo` just before it on the same machine.
+    """
     seconds = {key.removeprefix("seconds/"): value for key, value in result.items() if key.startswith("seconds/")}
     total = seconds.pop("total")
     lines = {name: value for name, value in seconds.items() if "/" not in name}
     lines["tests"] = sum(value for name, value in seconds.items() if "/" in name)
     rows = [[name, f"{value:.0f}", f"{value / total:.0%}"] for name, value in lines.items()]
-    return markdown_table(["", "seconds", "share"], [*rows, ["**all**", f"**{total:.0f}**", ""]])
+    rows += [["**all**", f"**{total:.0f}**", ""], ["`make demo`, before it", f"{result['demo']:.0f}", ""]]
+    return markdown_table(["", "seconds", "share"], rows)
 
 
 def main(config: Config) -> list[dict[str, float]]:
