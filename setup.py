@@ -39,7 +39,7 @@ setup(
     extras_require={
         "test": [
             "pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "bitsandbytes", "nbclient", "ipykernel",
-            "openai", "playwright", "math-verify", "fastapi", "uvicorn",
+            "openai", "playwright", "math-verify", "gradio", "fastapi", "uvicorn",
         ],
         "math": ["math-verify"],
         "chat": ["gradio", "fastapi", "uvicorn"],

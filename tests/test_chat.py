@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -124,6 +125,17 @@ def test_without_a_model_the_demonstration_is_offered(tmp_path, monkeypatch):
     (Path("runs/demo/rl/checkpoint")).mkdir(parents=True)
     Path("runs/demo/rl/checkpoint/latest").write_text("x")
     assert chat.chosen(None) == chat.DEMO and len(made) == 2 and chat.chosen(Path("x")) == Path("x")
+
+
+def test_make_installs_what_the_page_needs():
+    """`make chat` installs the extra `chat`, and the tests of the page run where `make test` did."""
+    said = subprocess.run(["make", "-n", "-B", "chat"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "-c constraints.txt -e '.[chat]'" in said and said.rstrip().endswith("-m experiments.chat")
+    extras = dict(re.findall(r'"(test|chat)": \[(.*?)\]', (ROOT / "setup.py").read_text(encoding="utf-8"), re.S))
+    chat, test = (set(re.findall(r'"([\w-]+)"', extras[name])) for name in ("chat", "test"))
+    assert "gradio" in chat and chat <= test
+    pinned = re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+    assert chat <= set(pinned)
 
 
 def test_the_server_gets_the_options_that_it_has(tmp_path, monkeypatch):

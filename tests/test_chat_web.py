@@ -250,7 +250,7 @@ def test_without_gradio_one_line_names_the_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "experiments.chat_web", raising=False)
     monkeypatch.delattr("experiments.chat_web", raising=False)
-    with pytest.raises(ValueError, match=r"pip install -e '.\[chat\]'"):
+    with pytest.raises(ValueError, match=r"pip install -c constraints.txt -e '.\[chat\]'"):
         chat.main(chat.Config(folder, web=True, template="plain"))
 
 
