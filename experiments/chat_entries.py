@@ -149,7 +149,7 @@ def with_files(chat: Model, entry: Entry, settings: Settings) -> str:
         def advance(characters: int) -> None:
             entry.doing = f"reading {path.name}: {characters / len(text):.0%}"
 
-        part = conversation.beginning(chat.tokenizer, text, free, advance)
+        part = conversation.fitting(chat.tokenizer, text, free, advance)
         if text and not part:
             raise ValueError(f"nothing of {path.name} fits: the window of {chat.window:,} tokens has {free:,} left")
         tokens = len(chat.tokenizer.encode(part, special=False))

@@ -193,7 +193,12 @@ def retry(session: Session, value: str) -> None:
     if not session.turns:
         raise ValueError("there is no question to ask again")
     session.first = min(session.first, len(session.turns) - 1)
-    ask(session, session.turns.pop().question)
+    last = session.turns.pop()
+    number = len(session.turns)
+    try:
+        ask(session, last.question)
+    finally:
+        session.turns[number:] = session.turns[number:] or [last]  # where it could not be asked again
 
 
 def save(session: Session, value: str) -> str:
