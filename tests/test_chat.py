@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from talker import saved
 
-from experiments import chat, chat_model
+from experiments import chat, chat_model, chat_terminal
 from experiments.chat_model import Settings
+from minir1.conversation import Reply
+from minir1.model.packed_linear import packed_layers
 
 ROOT = Path(__file__).parent.parent
 COUNTS = {"\nAssistant:": "<think>", "<think>": "7", "7": "8", "8": "7"}  # 7 and 8 for ever
@@ -47,6 +49,24 @@ def test_a_model_is_opened_with_what_a_chat_needs_to_know(folders):
         chat_model.opened(folders["ends"], template="plain", turns=1)
     with pytest.raises(ValueError, match="packed = True is for weights in bitsandbytes' 4 bits"):
         chat_model.opened(folders["ends"], packed=True)
+
+
+def test_weights_in_four_bits_stay_packed_and_answer_alike(tmp_path):
+    """A folder as bitsandbytes writes it: the answer is that of the dequantised weights."""
+    from test_four_bit import CONFIGS, plain, quantised
+
+    folder = quantised(plain(tmp_path / "plain", CONFIGS["qwen3"]), tmp_path / "packed")
+    answers = []
+    for packed in (True, False):
+        model = chat_model.opened(folder, packed=packed, dtype="float32", window=64)
+        assert bool(packed_layers(model.model)) == packed
+        settings = Settings(temperature=0, most=12)
+        draw, reply = chat_terminal.drawing(model, settings), Reply("")
+        asked = chat_model.prompt(model, (), "11 from 3", settings)
+        shown = list(chat_model.answer(model, draw, asked, settings, reply))
+        assert shown and "".join(text for _, text in shown) == reply.text
+        answers.append(reply.tokens)
+    assert answers[0] == answers[1] and len(set(answers[0])) > 1
 
 
 def test_the_folder_of_the_demonstration_is_its_last_stage(tmp_path, folders):
