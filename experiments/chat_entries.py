@@ -170,12 +170,12 @@ def answering(
             earlier = list(before)
             before.append(entry)
             work.append(beside(fill, lane, earlier, entry, settings, stop))
-        shown = None
+        last = None
         while not all(future.done() for future in work):
             wait(work, timeout=PERIOD)
             state = [(entry.doing, len(entry.thinking), len(entry.answer)) for entry in asked]
-            if state != shown:
-                shown = state
+            if state != last:
+                last = state
                 yield
         for future in work:
             future.result()

@@ -126,7 +126,7 @@ def checked(settings: Settings) -> Settings:
     return settings
 
 
-def seen(chat: Model, turns: Sequence[Turn]) -> Sequence[Turn]:
+def recent(chat: Model, turns: Sequence[Turn]) -> Sequence[Turn]:
     """The turns that the model sees before a question, if they fit."""
     return turns[max(0, len(turns) - chat.turns) :]
 
@@ -138,7 +138,7 @@ def prompt(chat: Model, turns: Sequence[Turn], question: str, settings: Settings
     """
     sizes = {"window": chat.window, "reserve": reserve(chat, settings)}
     how = {"system": settings.system, "template": chat.template}
-    return conversation.prompt(chat.tokenizer, seen(chat, turns), question, **sizes, **how)
+    return conversation.prompt(chat.tokenizer, recent(chat, turns), question, **sizes, **how)
 
 
 def reserve(chat: Model, settings: Settings) -> int:

@@ -148,6 +148,17 @@ class Tabs:
             stop.press()
         self.markdown.pop(request.session_hash, None)
 
+    def clear(self, request: gr.Request, *entries: list[Entry]) -> tuple:
+        """A new conversation."""
+        self.leave(request)
+        for each in entries:  # which an answer that ends may bring back
+            each.clear()
+        return self.cleared()
+
+    def cleared(self) -> tuple:
+        """What is shown of a conversation without questions."""
+        return busy(False), *([] for _ in range(2 * len(self.lanes)))
+
     def _parted(self, values: Sequence) -> tuple[list[list[Entry]], Sequence]:
         return list(values[: len(self.lanes)]), values[len(self.lanes) :]
 
@@ -158,11 +169,13 @@ class Tabs:
         self.markdown[session] = chosen[-1]
         for _ in answering(self.lanes, entries, asked, wanted, stop):
             if self.stops.get(session) is not stop:
-                return
+                break
             yield busy(True), *(messages(each, self.markdown.get(session)) for each in entries), *entries
         if self.stops.get(session) is stop:
             self.stops.pop(session)
             yield busy(False), *(messages(each, self.markdown.get(session)) for each in entries), *entries
+        elif session not in self.stops:  # again: a picture on its way may arrive after the one of `clear`
+            yield self.cleared()
 
 
 def settings_of(chosen: Sequence, window: int) -> Settings:
@@ -212,10 +225,6 @@ def page(lanes: Sequence[Lane], settings: Settings) -> gr.Blocks:
         box.stop(tabs.press, **at_once)
         app.unload(tabs.leave)
 
-        def forget(request: gr.Request) -> tuple:
-            tabs.leave(request)
-            return busy(False), *([] for _ in (*chatbots, *entries))
-
         def example(data: gr.SelectData) -> dict:
             return {"text": data.value["text"]}
 
@@ -235,7 +244,7 @@ def page(lanes: Sequence[Lane], settings: Settings) -> gr.Blocks:
 
             chatbot.retry(retry, inputs, outputs, **many)
             chatbot.edit(edit, inputs, outputs, **many)
-            chatbot.clear(forget, None, outputs, **at_once)
+            chatbot.clear(tabs.clear, entries, outputs, **at_once)
             chatbot.example_select(example, None, pending, **at_once).then(
                 tabs.ask, [pending, *inputs], outputs, **many
             )

@@ -145,9 +145,9 @@ def test_make_installs_what_the_page_needs():
 def test_the_server_gets_the_options_that_it_has(tmp_path, monkeypatch):
     from experiments import serve
 
-    given = []
-    monkeypatch.setattr(serve, "main", given.append)
+    configs = []
+    monkeypatch.setattr(serve, "main", configs.append)
     chat.main(chat.Config(tmp_path, serve=True))
     chat.main(chat.Config(tmp_path, serve=True, port=1, rows=2, window=99, max_completion_length=5, device="cpu"))
-    assert given[0] == serve.Config(tmp_path)
-    assert given[1] == serve.Config(tmp_path, port=1, rows=2, max_length=99, max_completion_length=5, device="cpu")
+    assert configs[0] == serve.Config(tmp_path)
+    assert configs[1] == serve.Config(tmp_path, port=1, rows=2, max_length=99, max_completion_length=5, device="cpu")

@@ -83,10 +83,10 @@ def test_a_full_window_drops_the_oldest_turn(folders):
 
 
 def test_only_so_many_turns_are_seen(folders):
-    for turns, seen in ((0, 0), (1, 1), (2, 2), (9, 3)):
+    for turns, count in ((0, 0), (1, 1), (2, 2), (9, 3)):
         model = chat_model.opened(folders["ends"], turns=turns)
         asked = chat_model.prompt(model, [Turn(f"{n}", "<think>7</think>8") for n in range(3)], "5", Settings())
-        assert len(asked.tokens) == 3 + 5 * seen
+        assert len(asked.tokens) == 3 + 5 * count
 
 
 def console():

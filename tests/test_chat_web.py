@@ -51,10 +51,12 @@ def asked(tabs, question, entries, chosen=CHOSEN, tab=TAB):
 def test_a_conversation_that_was_cleared_stays_cleared(tabs):
     entries = []
     pictures, _ = asked(tabs, "11", entries)
-    tabs.leave(TAB)
-    assert list(pictures) == []  # nothing of the answer is shown any more
+    (entry,) = entries
+    assert tabs.clear(TAB, entries)[1:] == ([], []) and entries == []
+    ((box, *rest),) = pictures  # nothing of the answer is shown any more, and that is shown last
+    assert rest == [[], []] and (box.submit_btn, box.stop_btn) == (True, False)
     wait_until_free(tabs.lanes)
-    assert entries[0].notes == ["stopped"] and not tabs.stops and not tabs.markdown
+    assert entry.notes == ["stopped"] and not tabs.stops and not tabs.markdown
 
 
 def test_a_question_during_an_answer_keeps_its_stop_button(tabs):
@@ -230,8 +232,8 @@ def test_a_conversation_is_cleared_during_an_answer(browser, site):
     page.wait_for_function("document.querySelector('#lane-0').innerText.includes('12111211')")
     page.get_by_label("Clear").first.click()
     wait_until_free(lanes)
-    page.wait_for_timeout(300)
-    assert "1211" not in page.inner_text("#lane-0") and not page.locator("#box button.stop-button").count()
+    page.wait_for_selector("#box button.submit-button")
+    assert "1211" not in page.inner_text("#lane-0")
     ask(page, "3")
     page.wait_for_selector(".summary")
     assert page.locator("#lane-0 .user .message-content").count() == 1

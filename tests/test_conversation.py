@@ -158,10 +158,10 @@ def test_the_beginning_of_a_document(kind, data):
 
 
 def test_a_long_document_is_read_in_chunks_as_far_as_it_fits():
-    text, seen = "the cat sat on the mat. " * 4000, []
-    part = fitting(BPE[True], text, 10_000, seen.append)
+    text, read = "the cat sat on the mat. " * 4000, []
+    part = fitting(BPE[True], text, 10_000, read.append)
     assert 9_900 < len(BPE[True].encode(part)) <= 10_000 and text.startswith(part)
-    assert seen == list(range(2**14, len(part), 2**14)) and len(seen) > 1
+    assert read == list(range(2**14, len(part), 2**14)) and len(read) > 1
     assert fitting(BPE[True], text, 10**6) == text
     empty, whole = (len(BPE[True].encode(with_document("a.txt", text, "Why?"))) for text in ("", part))
     assert whole <= empty + 10_000 + JOINT
