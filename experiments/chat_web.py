@@ -38,6 +38,7 @@ CSS = """
 #title h1 { margin: 0; font-size: 1.6em; font-weight: 700; letter-spacing: -0.02em; }
 #title p { margin: 0; font-size: 0.85em; opacity: 0.65; }
 .lane { border-radius: 14px !important; }
+.lane .user textarea { min-width: min(24em, 50vw); min-height: 5em; }
 .lane .message-markdown-disabled .md { white-space: pre-wrap; }
 .lane .thought-group { border-left: 3px solid var(--border-color-primary) !important; min-width: min(24em, 60vw); }
 .lane .thought-group .md { font: 0.95em/1.5 ui-monospace, monospace; opacity: 0.8; }

@@ -10,6 +10,7 @@ import pytest
 from talker import saved
 
 from experiments import chat, chat_model, chat_terminal
+from experiments.benchmarks import bench_chat
 from experiments.chat_model import Settings
 from minir1.conversation import Reply
 from minir1.model.packed_linear import packed_layers
@@ -151,3 +152,14 @@ def test_the_server_gets_the_options_that_it_has(tmp_path, monkeypatch):
     chat.main(chat.Config(tmp_path, serve=True, port=1, rows=2, window=99, max_completion_length=5, device="cpu"))
     assert configs[0] == serve.Config(tmp_path)
     assert configs[1] == serve.Config(tmp_path, port=1, rows=2, max_length=99, max_completion_length=5, device="cpu")
+
+
+def test_what_the_documents_say_of_the_times():
+    figures = {"threads": 1, "problems": 9, "first_token/median_ms": 14.2, "first_token/max_ms": 26.0, "right/0": 8}
+    said = "From a question to the first piece of its answer the demonstration's model takes 14 ms (median of 9; "
+    assert bench_chat.page(figures).startswith(said)
+    figures |= {"page/median_s": 4.04, "page/max_s": 9.0}
+    usable = "The page takes a question 4.0 s after the command (median; at most 9.0 s). "
+    assert bench_chat.page(figures).startswith(usable + said)
+    with pytest.raises(ValueError, match="browser = nowhere: there is no such file"):
+        bench_chat.Config(Path("x"), browser=Path("nowhere"))

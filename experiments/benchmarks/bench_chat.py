@@ -2,11 +2,11 @@
 
     python -m experiments.benchmarks.bench_chat runs/demo --browser /usr/bin/chromium --out docs/results/chat.json
 
-The page is usable once its box takes a question, in a browser that was open before: the time from the command
-`python -m experiments.chat MODEL --web` on. It needs playwright, of the extra `test`. The time to the first token is that
-from a question to the first piece of its answer: the prompt by the chat template, its tokens, the prefill, one token and
-its text. Then problems of the test split are answered with 0, 1, … solved problems of the training split as turns before
-them. A model that was trained on single questions has seen no such prompt.
+The page is usable once its box takes a question, in a browser that was open before: the time is that from the command
+`python -m experiments.chat MODEL --web` on. It needs playwright, of the extra `test`. The time to the first token is
+that from a question to the first piece of its answer: the prompt by the chat template, its tokens, the prefill, one
+token and its text. Then problems of the test split are answered with 0, 1, … solved problems of the training split as
+turns before them. A model that was trained on single questions has seen no such prompt.
 """
 
 from __future__ import annotations
