@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 r1: $(VENV)/.demo
 	$(BIN)/python -m experiments.r1 --resume $(ARGS)
 
-chat: $(VENV)/.demo
+chat: $(VENV)/.chat
 	$(BIN)/python -m experiments.chat $(ARGS)
 
 test: $(VENV)/.test
@@ -32,9 +32,13 @@ $(VENV)/.demo: setup.py constraints.txt | $(BIN)/python
 	$(PIP) -e .
 	touch $@
 
+$(VENV)/.chat: setup.py constraints.txt | $(BIN)/python
+	$(PIP) -e '.[chat]'
+	touch $(VENV)/.demo $@
+
 $(VENV)/.test: setup.py constraints.txt | $(BIN)/python
 	$(PIP) -e '.[test]'
-	touch $(VENV)/.demo $@
+	touch $(VENV)/.demo $(VENV)/.chat $@
 
 $(VENV)/.lint: constraints.txt | $(BIN)/python
 	$(PIP) ruff

@@ -39,10 +39,10 @@ setup(
     extras_require={
         "test": [
             "pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "bitsandbytes", "nbclient", "ipykernel",
-            "openai", "playwright", "math-verify", "fastapi", "uvicorn",
+            "openai", "playwright", "math-verify", "gradio", "fastapi", "uvicorn", "markdown-it-py",
         ],
         "math": ["math-verify"],
-        "chat": ["gradio", "fastapi", "uvicorn"],
+        "chat": ["gradio", "fastapi", "uvicorn", "markdown-it-py"],
         "tasks": ["reasoning-gym"],
         "bench": ["trl", "liger-kernel", "cut-cross-entropy"],
     },

@@ -32,6 +32,8 @@ import torch
 
 from experiments import budget_figure
 from minir1 import checkpoint, cli, tasks, templates
+from minir1.answer_text import CLOSE, OPEN
+from minir1.conversation import forced_end
 from minir1.device import pick, pick_dtype
 from minir1.files import plain, read_json, write_json
 from minir1.judge import Answer, groups_of, judge, majority_vote, rights
@@ -44,8 +46,6 @@ from minir1.seed import stream
 from minir1.settings import above, at_least
 from minir1.templates import TEMPLATES, encode
 from minir1.tokenizer import Tokenizer
-
-END = "</think>"
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class Config:
 def thought(tokenizer: Tokenizer, answer: Sequence[int]) -> int | None:
     """How many tokens the thinking of an answer has, before its end tag; None if it has no end."""
     text = tokenizer.decode(answer)
-    if END not in text:
+    if CLOSE not in text:
         return None
-    before = text.index(END)
+    before = text.index(CLOSE)
     low, high = 0, len(answer)  # the longest beginning of the answer whose text stops before the tag
     while low < high:
         middle = (low + high + 1) // 2
@@ -134,7 +134,7 @@ def sampled(policy: Transformer, tokenizer: Tokenizer, problems: list[tasks.Prob
     ]
 
 
-def limited(
+def closed_at(
     policy: Transformer, tokenizer: Tokenizer, samples: list[Sample], opened: str, limit: int, config: Config
 ) -> list[list[int]]:
     """The answers with at most `limit` tokens of thinking; longer ones are closed by force and continued.
@@ -146,13 +146,12 @@ def limited(
     def longer(sample: Sample) -> bool:
         if sample.thinking is not None:
             return sample.thinking > limit
-        return not sample.ended or "<think>" in opened + tokenizer.decode(sample.answer)
+        return not sample.ended or OPEN in opened + tokenizer.decode(sample.answer)
 
     rows, long = [], [i for i, sample in enumerate(samples) if longer(sample)]
     for i in long:
         cut = samples[i].answer[:limit]
-        begin = "" if "<think>" in opened + tokenizer.decode(cut) else "<think>"
-        rows.append([*cut, *tokenizer.encode(begin + END)])
+        rows.append([*cut, *forced_end(tokenizer, opened + tokenizer.decode(cut))])
     asked = [samples[i].prompt + row for i, row in zip(long, rows)]
     seed, label = stream(config.seed, 1, limit), f"limit {limit}"
     ends = continued(policy, tokenizer, asked, config.answer_length, config, seed, label)
@@ -214,7 +213,7 @@ def curves(path: Path, task: tasks.Task, problems: list[tasks.Problem], config: 
     judged = lambda rows: measured(task, problems, tokenizer, opened, samples, rows)
     result: dict[str, dict[str, dict]] = {"limit": {}, "wait": {}, "majority": {}, "any": {}}
     for limit in sorted(set(config.limits)):
-        answers = limited(policy, tokenizer, samples, opened, limit, config)
+        answers = closed_at(policy, tokenizer, samples, opened, limit, config)
         result["limit"][str(limit)] = point(task, problems, *judged(answers))
     grid, tokens = judged([sample.answer for sample in samples])
     result["limit"]["none"] = result["wait"]["0"] = point(task, problems, grid, tokens)

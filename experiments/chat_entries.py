@@ -16,6 +16,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+from markdown_it import MarkdownIt
+
 from experiments import chat_model
 from experiments.chat_model import Model, Settings
 from minir1 import cli, conversation
@@ -27,7 +29,10 @@ from minir1.seed import stream
 PERIOD = 0.05  # seconds between two pictures of an answer that grows
 LARGEST = 2**24  # bytes of a file
 MARKS = {"right": "✓", "wrong": "✗", "unjudged": "?"}
-CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)  # in Markdown
+MARKDOWN = MarkdownIt("commonmark", {"html": False})
+SPAN = re.compile(r"(`[^`]+`)")  # code in a line of Markdown
+MARKUP = re.compile(r"(?<=[<&])(?=[A-Za-z/!?#])")  # where a browser takes < or & for the beginning of HTML
+JOINER = "\u2060"  # an invisible character, with which it does not
 
 
 class Lane(NamedTuple):
@@ -144,7 +149,7 @@ def with_files(chat: Model, entry: Entry, settings: Settings) -> str:
         def advance(characters: int) -> None:
             entry.doing = f"reading {path.name}: {characters / len(text):.0%}"
 
-        part = conversation.beginning(chat.tokenizer, text, free, advance)
+        part = conversation.fitting(chat.tokenizer, text, free, advance)
         if text and not part:
             raise ValueError(f"nothing of {path.name} fits: the window of {chat.window:,} tokens has {free:,} left")
         tokens = len(chat.tokenizer.encode(part, special=False))
@@ -165,12 +170,12 @@ def answering(
             earlier = list(before)
             before.append(entry)
             work.append(beside(fill, lane, earlier, entry, settings, stop))
-        seen = None
+        last = None
         while not all(future.done() for future in work):
             wait(work, timeout=PERIOD)
             state = [(entry.doing, len(entry.thinking), len(entry.answer)) for entry in asked]
-            if state != seen:
-                seen = state
+            if state != last:
+                last = state
                 yield
         for future in work:
             future.result()
@@ -188,8 +193,8 @@ def messages(entries: Sequence[Entry], markdown: bool = False) -> list[dict]:
 
 
 def _of_entry(entry: Entry, markdown: bool) -> Iterator[dict]:
-    text = outside_code if markdown else as_html  # Gradio takes every message for HTML, with Markdown or without
-    yield _message("user", text(entry.question + names_of(entry)))
+    text = in_markdown if markdown else as_html  # Gradio takes every message for HTML, with Markdown or without
+    yield _message("user", joined(entry.question + names_of(entry)))  # which is also what the pencil shows
     if entry.thinking or not (entry.answer or entry.done):
         yield _message("assistant", text(entry.thinking.strip())) | {"metadata": _thought(entry)}
     if entry.answer.strip():
@@ -221,10 +226,25 @@ def as_html(text: str) -> str:
     return escape(text, quote=False)
 
 
-def outside_code(text: str) -> str:
-    """Markdown that shows the HTML in the text as it is. In code it stays as it is: there Markdown does that."""
-    parts = CODE.split(text)
-    return "".join(part if number % 2 else as_html(part) for number, part in enumerate(parts))
+def joined(text: str) -> str:
+    """The text with a JOINER in all that could be HTML: shown as it is wherever it stands, in HTML or in Markdown."""
+    return MARKUP.sub(JOINER, text)
+
+
+def in_markdown(text: str) -> str:
+    """Markdown that shows the HTML in the text as it is.
+
+    Fenced blocks stay to the letter, and show it themselves. In lines, code has a JOINER, since it would show `&lt;`.
+    """
+    blocks = [token.map for token in MARKDOWN.parse(text) if token.type == "fence"]
+    fenced = {line for start, end in blocks for line in range(start, end)}
+    lines = text.split("\n")
+    return "\n".join(line if number in fenced else _in_line(line) for number, line in enumerate(lines))
+
+
+def _in_line(line: str) -> str:
+    parts = SPAN.split(line)
+    return "".join(joined(part) if number % 2 else as_html(part) for number, part in enumerate(parts))
 
 
 def summarised(entry: Entry) -> str:

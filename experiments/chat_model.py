@@ -71,8 +71,8 @@ def opened(
     window that the model does not have, turns with a template that has none, and as `hf.load` and `tasks.load`.
     """
     folder = checkpoint.resolve(last_stage(path), prefer="best")
-    place = pick(device)
-    model, tokenizer = hf.load(folder, place, pick_dtype(dtype, place), packed)
+    on = pick(device)
+    model, tokenizer = hf.load(folder, on, pick_dtype(dtype, on), packed)
     model = (model if packed else merge(model)).requires_grad_(False)
     template = template or ("chat" if tokenizer.template else "plain")
     if turns is None:
@@ -82,18 +82,18 @@ def opened(
     largest = model.config.max_positions
     if window is not None and window > largest:
         raise ValueError(f"window = {window}: the model has positions for {largest}")
-    found = chat_task.find(folder, task, data, allow_code)
+    known = chat_task.find(folder, task, data, allow_code)
     return Model(
         name=str(path),
         model=model,
         tokenizer=tokenizer,
         template=template,
         window=min(largest, LARGE) if window is None else window,
-        task=found.name if found else "",
+        task=known.name if known else "",
         turns=turns,
         takes_system=template == "chat" and conversation.takes_system(tokenizer),
-        examples=chat_task.examples(found, template),
-        verdict=chat_task.verifier(found),
+        examples=chat_task.examples(known, template),
+        verdict=chat_task.verifier(known),
     )
 
 
@@ -126,7 +126,7 @@ def checked(settings: Settings) -> Settings:
     return settings
 
 
-def seen(chat: Model, turns: Sequence[Turn]) -> Sequence[Turn]:
+def recent(chat: Model, turns: Sequence[Turn]) -> Sequence[Turn]:
     """The turns that the model sees before a question, if they fit."""
     return turns[max(0, len(turns) - chat.turns) :]
 
@@ -138,7 +138,7 @@ def prompt(chat: Model, turns: Sequence[Turn], question: str, settings: Settings
     """
     sizes = {"window": chat.window, "reserve": reserve(chat, settings)}
     how = {"system": settings.system, "template": chat.template}
-    return conversation.prompt(chat.tokenizer, seen(chat, turns), question, **sizes, **how)
+    return conversation.prompt(chat.tokenizer, recent(chat, turns), question, **sizes, **how)
 
 
 def reserve(chat: Model, settings: Settings) -> int:
@@ -149,7 +149,7 @@ def reserve(chat: Model, settings: Settings) -> int:
 def answer(chat: Model, draw: Draw, asked: Prompt, settings: Settings, reply: Reply) -> Iterator[tuple[str, str]]:
     """("thinking" | "answer", text) as the tokens are drawn; `reply` is filled in."""
     most = min(settings.most, chat.window - len(asked.tokens))
-    tokens = conversation.limited(draw, chat.tokenizer, asked, most, settings.thinking)
+    tokens = conversation.with_limit(draw, chat.tokenizer, asked, most, settings.thinking)
     return conversation.spoken(chat.tokenizer, tokens, reply)
 
 
@@ -158,7 +158,7 @@ def remarks(chat: Model, asked: Prompt, reply: Reply, settings: Settings, questi
     lines = []
     if asked.dropped:
         lines.append(f"the window of {chat.window:,} tokens was full: the oldest {_turns(asked.dropped)} dropped")
-    if words := conversation.unknown(chat.tokenizer, question):
+    if words := conversation.unreadable(chat.tokenizer, question):
         shown = ", ".join(words[:6]) + (" …" if len(words) > 6 else "")
         lines.append(f"the model has no tokens for: {shown}")
     if not reply.ended and len(asked.tokens) + len(reply.tokens) >= chat.window:

@@ -28,7 +28,7 @@ TEXTS = ("Once upon a time", "The three most important", "def fibonacci(n):")  #
 def of_run(checkpoint: Path) -> tuple[str, str | None] | None:
     """(task, data) that the run of a checkpoint states in its config.json, or None.
 
-    A task that is a .py file is not returned: to open a model must run no code that came with it.
+    A task that is a .py file is not returned: opening a model must run no code that came with it.
     """
     for folder in (checkpoint, *checkpoint.absolute().parents[:2]):  # the run, checkpoint/ or step-*
         if (folder / "config.json").is_file():

@@ -89,7 +89,7 @@ def ask(session: Session, question: str) -> None:
     """Answer one question on the console; Ctrl-C keeps what there is of the answer. ValueError if it does not fit."""
     chat, say = session.chat, session.console.print
     settings = session.settings._replace(seed=stream(session.settings.seed, session.answers))
-    before = chat_model.seen(chat, session.turns[session.first :])
+    before = chat_model.recent(chat, session.turns[session.first :])
     asked = chat_model.prompt(chat, before, question, settings)
     session.first = len(session.turns) - len(before) + asked.dropped
     session.answers += 1
@@ -193,7 +193,12 @@ def retry(session: Session, value: str) -> None:
     if not session.turns:
         raise ValueError("there is no question to ask again")
     session.first = min(session.first, len(session.turns) - 1)
-    ask(session, session.turns.pop().question)
+    last = session.turns.pop()
+    number = len(session.turns)
+    try:
+        ask(session, last.question)
+    finally:
+        session.turns[number:] = session.turns[number:] or [last]  # where it could not be asked again
 
 
 def save(session: Session, value: str) -> str:

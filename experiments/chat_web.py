@@ -10,13 +10,14 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from html import escape, unescape
+from html import escape
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from experiments import chat_model
-from experiments.chat_entries import Entry, Lane, Stop, answering, messages, names_of, number_of
+from experiments.chat_entries import JOINER, Entry, Lane, Stop, answering, messages, names_of, number_of
 from experiments.chat_model import Model, Settings
 from minir1.conversation import trained_on_turns
 from minir1.engine import Engine
@@ -26,7 +27,7 @@ TEXTS = ["text", ".txt", ".md", ".csv", ".json", ".jsonl", ".py", ".tex", ".html
 POLICY = (  # what a browser may load: nothing from elsewhere
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; worker-src 'self' blob:; "
-    "connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
+    "connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 LATEX = [
     {"left": "$$", "right": "$$", "display": True},
@@ -37,6 +38,7 @@ CSS = """
 #title h1 { margin: 0; font-size: 1.6em; font-weight: 700; letter-spacing: -0.02em; }
 #title p { margin: 0; font-size: 0.85em; opacity: 0.65; }
 .lane { border-radius: 14px !important; }
+.lane .user textarea { min-width: min(24em, 50vw); min-height: 5em; }
 .lane .message-markdown-disabled .md { white-space: pre-wrap; }
 .lane .thought-group { border-left: 3px solid var(--border-color-primary) !important; min-width: min(24em, 60vw); }
 .lane .thought-group .md { font: 0.95em/1.5 ui-monospace, monospace; opacity: 0.8; }
@@ -78,9 +80,13 @@ def launch(app: gr.Blocks, host: str, port: int) -> None:
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", radius_size="lg", **fonts)
     app.queue(default_concurrency_limit=None, api_open=False)
     look = {"theme": theme, "css": CSS, "footer_links": [], "run_history": False, "quiet": True, "show_error": True}
+    layers = [Middleware(WithPolicy)]
+    if is_loopback(host):  # a page from elsewhere, whose name now leads to this machine, is no page of this server
+        names = ["localhost", "127.0.0.1", "[::1]", "::1", host]
+        layers.append(Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False))
     where = {"server_name": host, "server_port": port, "share": False, "prevent_thread_lock": True}
     try:
-        app.launch(**where, **look, max_file_size="16mb", app_kwargs={"middleware": [Middleware(WithPolicy)]})
+        app.launch(**where, **look, max_file_size="16mb", app_kwargs={"middleware": layers})
     except OSError as error:
         taken = "the page cannot listen there, perhaps because another program does"
         raise ValueError(f"host = {host}, port = {port}: {taken}") from error
@@ -111,6 +117,7 @@ class Tabs:
     def __init__(self, lanes: Sequence[Lane]):
         self.lanes = lanes
         self.stops: dict[str, Stop] = {}  # of the answers that a tab, by its session, waits for
+        self.markdown: dict[str, bool] = {}  # whether it renders Markdown
 
     def ask(self, message: dict, request: gr.Request, *values) -> Iterator[tuple]:
         """Ask what was typed, with the files that were dropped."""
@@ -132,27 +139,61 @@ class Tabs:
         yield from self._answer(asked, [each[:number] for each in entries], chosen, request)
 
     def press(self, request: gr.Request) -> None:
-        """The stop button; also for a tab that was closed."""
+        """The stop button: the tab waits for what there is of the answers."""
+        if stop := self.stops.get(request.session_hash):
+            stop.press()
+
+    def leave(self, request: gr.Request) -> None:
+        """Nothing more of the answers is shown: another question, a new conversation, a tab that was closed."""
         if stop := self.stops.pop(request.session_hash, None):
             stop.press()
+        self.markdown.pop(request.session_hash, None)
+
+    def clear(self, request: gr.Request, *entries: list[Entry]) -> tuple:
+        """A new conversation."""
+        self.leave(request)
+        for each in entries:  # which an answer that ends may bring back
+            each.clear()
+        return self.cleared()
+
+    def cleared(self) -> tuple:
+        """What is shown of a conversation without questions."""
+        return busy(False), *([] for _ in range(2 * len(self.lanes)))
 
     def _parted(self, values: Sequence) -> tuple[list[list[Entry]], Sequence]:
         return list(values[: len(self.lanes)]), values[len(self.lanes) :]
 
     def _answer(self, asked: Sequence[Entry], entries: list[list[Entry]], chosen: Sequence, request: gr.Request):
-        temperature, top_p, most, thinking, seed, system, markdown = chosen
-        limit = int(thinking) if thinking < self.lanes[0].chat.window else None
-        try:
-            wanted = chat_model.checked(Settings(temperature, top_p, int(most), limit, system or "", int(seed or 0)))
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        self.press(request)  # a new question ends the answer before it
-        stop = self.stops[request.session_hash] = Stop()
-        box = gr.MultimodalTextbox(submit_btn=False, stop_btn=True)
+        session, wanted = request.session_hash, settings_of(chosen, self.lanes[0].chat.window)
+        self.leave(request)  # a new question ends the answer before it
+        stop = self.stops[session] = Stop()
+        self.markdown[session] = chosen[-1]
         for _ in answering(self.lanes, entries, asked, wanted, stop):
-            yield box, *(messages(each, markdown) for each in entries), *entries
-        box = gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
-        yield box, *(messages(each, markdown) for each in entries), *entries
+            if self.stops.get(session) is not stop:
+                break
+            yield busy(True), *(messages(each, self.markdown.get(session)) for each in entries), *entries
+        if self.stops.get(session) is stop:
+            self.stops.pop(session)
+            yield busy(False), *(messages(each, self.markdown.get(session)) for each in entries), *entries
+        elif session not in self.stops:  # again: a picture on its way may arrive after the one of `clear`
+            yield self.cleared()
+
+
+def settings_of(chosen: Sequence, window: int) -> Settings:
+    """The settings of the panel; an error that the page shows for what is missing or out of range."""
+    temperature, top_p, most, thinking, seed, system, _ = chosen
+    if None in (temperature, top_p, most, thinking):
+        raise gr.Error("a number at the side is missing", print_exception=False)
+    limit = int(thinking) if thinking < window else None
+    try:
+        return chat_model.checked(Settings(temperature, top_p, int(most), limit, system or "", int(seed or 0)))
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def busy(answering: bool) -> gr.MultimodalTextbox:
+    """The box, with the button that stops an answer or the one that asks."""
+    return gr.MultimodalTextbox(submit_btn=not answering, stop_btn=answering)
 
 
 # ---- what is shown -------------------------------------------------------------------------------
@@ -176,23 +217,20 @@ def page(lanes: Sequence[Lane], settings: Settings) -> gr.Blocks:
             with gr.Column(scale=1, min_width=220):  # below the box on a narrow screen
                 chosen = panel(chats, settings, markdown)
         entries, pending = [gr.State([]) for _ in lanes], gr.State(None)
-        given, shown = [*entries, *chosen], [box, *chatbots, *entries]
+        inputs, outputs = [*entries, *chosen], [box, *chatbots, *entries]
         many = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         at_once = {"queue": False, "api_visibility": "private"}
         box.submit(lambda message: (message, None), box, [pending, box], **at_once).then(
-            tabs.ask, [pending, *given], shown, **many
+            tabs.ask, [pending, *inputs], outputs, **many
         )
         box.stop(tabs.press, **at_once)
-        app.unload(tabs.press)
-
-        def forget(request: gr.Request) -> list[list]:
-            tabs.press(request)
-            return [[] for _ in (*chatbots, *entries)]
+        app.unload(tabs.leave)
 
         def example(data: gr.SelectData) -> dict:
             return {"text": data.value["text"]}
 
-        def render(on: bool, message: dict, *each: list[Entry]) -> tuple:
+        def render(on: bool, message: dict, request: gr.Request, *each: list[Entry]) -> tuple:
+            tabs.markdown[request.session_hash] = on  # of an answer that grows
             return message, *(gr.Chatbot(messages(entries, on), render_markdown=on) for entries in each)
 
         chosen[-1].change(render, [chosen[-1], box, *entries], [box, *chatbots], **at_once)
@@ -203,12 +241,14 @@ def page(lanes: Sequence[Lane], settings: Settings) -> gr.Blocks:
 
             def edit(data: gr.EditData, request: gr.Request, *values, lane: int = lane) -> Iterator[tuple]:
                 text = data.value if isinstance(data.value, str) else str(data.value)
-                yield from tabs.again(data.index, lane, unescape(text), request, values)
+                yield from tabs.again(data.index, lane, text.replace(JOINER, ""), request, values)
 
-            chatbot.retry(retry, given, shown, **many)
-            chatbot.edit(edit, given, shown, **many)
-            chatbot.clear(forget, None, [*chatbots, *entries], **at_once)
-            chatbot.example_select(example, None, pending, **at_once).then(tabs.ask, [pending, *given], shown, **many)
+            chatbot.retry(retry, inputs, outputs, **many)
+            chatbot.edit(edit, inputs, outputs, **many)
+            chatbot.clear(tabs.clear, entries, outputs, **at_once)
+            chatbot.example_select(example, None, pending, **at_once).then(
+                tabs.ask, [pending, *inputs], outputs, **many
+            )
     return app
 
 

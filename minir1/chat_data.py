@@ -45,8 +45,7 @@ def load(paths: Sequence[Path], tokenizer: Tokenizer, most: int, template: str =
     and those with an answer that the tokenizer has no tokens for. ValueError as `read` and `tokenise`, naming file and
     line; also if no document remains.
     """
-    unknown = getattr(tokenizer.backend.model, "unk_token", None)
-    unknown = tokenizer.backend.token_to_id(unknown) if unknown else None
+    unknown = tokenizer.unknown
     documents: list[Document] = []
     dialogues, left_out = 0, Counter()
     for path in paths:

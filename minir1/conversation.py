@@ -7,10 +7,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from minir1 import answer_text, templates
-from minir1.tokenizer import TEMPLATE, Tokenizer
+from minir1 import templates
+from minir1.answer_text import CLOSE, OPEN, THINKING, ThinkSplitter
+from minir1.tokenizer import CONTEXT, TEMPLATE, TextStream, Tokenizer
 
-THINK, END = "<think>", "</think>"
 MARK = "\ufdd1"  # a noncharacter, which no text holds: shows whether a template writes what it is given
 CHUNK = 2**14  # characters of a document that are tokenised at a time
 JOINT = 8  # tokens of the window that stay free below a document: where it joins the question, tokens may differ
@@ -39,7 +39,7 @@ def said(answer: str) -> str:
 
     Thinking without an end, as in an answer that was stopped, is left out as well.
     """
-    return answer.rpartition(END)[2].partition(THINK)[0]
+    return answer.rpartition(CLOSE)[2].partition(OPEN)[0]
 
 
 def prompt(
@@ -81,7 +81,7 @@ def _messages(tokenizer: Tokenizer, turns, question: str, system: str, drops: bo
     """drops: the template itself leaves thinking out, and some change white space with it."""
     messages = [{"role": "system", "content": system}] if system else []
     for turn in turns:
-        answer = turn.answer if drops and turn.answer.count(THINK) <= 1 and END in turn.answer else said(turn.answer)
+        answer = turn.answer if drops and turn.answer.count(OPEN) <= 1 and CLOSE in turn.answer else said(turn.answer)
         messages.append({"role": "user", "content": turn.question})
         messages.append({"role": "assistant", "content": tokenizer.quote(answer, assistant=True)})
     return [*messages, {"role": "user", "content": question}]
@@ -89,7 +89,7 @@ def _messages(tokenizer: Tokenizer, turns, question: str, system: str, drops: bo
 
 def drops_thinking(tokenizer: Tokenizer) -> bool:
     """Whether the chat template itself leaves out the thinking of earlier answers."""
-    turns = [("user", "a"), ("assistant", f"{THINK}\n{MARK}\n{END}\n\nb"), ("user", "c")]
+    turns = [("user", "a"), ("assistant", f"{OPEN}\n{MARK}\n{CLOSE}\n\nb"), ("user", "c")]
     return MARK not in tokenizer.render([{"role": role, "content": content} for role, content in turns])
 
 
@@ -117,12 +117,11 @@ def trained_on_turns(tokenizer: Tokenizer, template: str) -> bool:
     return template == "chat" and tokenizer.template != TEMPLATE
 
 
-def unknown(tokenizer: Tokenizer, text: str) -> list[str]:
+def unreadable(tokenizer: Tokenizer, text: str) -> list[str]:
     """The parts of a text that the tokenizer has no token for, each once; a model cannot tell them apart."""
-    name = getattr(tokenizer.backend.model, "unk_token", None)
-    number = name and tokenizer.backend.token_to_id(name)
-    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
-    parts = [text[slice(*place)].strip() for token, place in zip(encoding.ids, encoding.offsets) if token == number]
+    encoding, number = tokenizer.backend.encode(text, add_special_tokens=False), tokenizer.unknown
+    spans = [span for token, span in zip(encoding.ids, encoding.offsets) if token == number]
+    parts = [text[start:end].strip() for start, end in spans]
     return list(dict.fromkeys(filter(None, parts)))
 
 
@@ -134,7 +133,7 @@ def with_document(name: str, text: str, question: str) -> str:
     return f"File {name}:\n\n{text}\n\nEnd of the file {name}.\n\n{question}"
 
 
-def beginning(
+def fitting(
     tokenizer: Tokenizer, text: str, most: int, advance: Callable[[int], object] = lambda characters: None
 ) -> str:
     """The longest beginning of a text that takes at most `most` tokens, up to a few.
@@ -159,7 +158,7 @@ def beginning(
 # ---- an answer -----------------------------------------------------------------------------------
 
 
-def limited(
+def with_limit(
     draw: Callable[[list[int], int], Iterator[int]],
     tokenizer: Tokenizer,
     asked: Prompt,
@@ -169,26 +168,37 @@ def limited(
     """Yield the tokens of an answer, at most `most`. Thinking still open after `thinking` tokens is closed by force.
 
     draw(tokens, most) is a generator of the tokens that continue a prompt, the end token included, as `sample.stream`
-    is. What is forced is yielded and counts, too. With `thinking` 0 the model does not think; None sets no limit.
-    experiments/budget.py measures what a limit costs.
+    is. What is forced is yielded and counts, too. With `thinking` 0 the model does not think; None sets no limit. A
+    character that the limit divides, or a <think>, is completed first. experiments/budget.py measures what a limit
+    costs.
     """
     drawn: list[int] = []
-    if thinking != 0 or END in asked.opened:
+    text, splitter = TextStream(tokenizer), ThinkSplitter(asked.opened == OPEN)
+    if thinking != 0 or CLOSE in asked.opened:
         with closing(draw(asked.tokens, most)) as tokens:
             for token in tokens:
                 yield token
                 drawn.append(token)
-                if len(drawn) == thinking and thinking < most and token not in tokenizer.stops:
-                    text = asked.opened + tokenizer.decode(drawn)
-                    if THINK in text and END not in text:
-                        break
+                splitter.feed(text.feed(token))
+                over = thinking is not None and thinking <= len(drawn) < most and token not in tokenizer.stops
+                if over and splitter.kind == THINKING and _whole(tokenizer, drawn, thinking):
+                    break
             else:
                 return
-    begun = asked.opened + tokenizer.decode(drawn)
-    forced = tokenizer.encode(("" if THINK in begun else THINK) + END)[: most - len(drawn)]
+    forced = forced_end(tokenizer, asked.opened + tokenizer.decode(drawn))[: most - len(drawn)]
     yield from forced
     if left := most - len(drawn) - len(forced):
         yield from draw([*asked.tokens, *drawn, *forced], left)
+
+
+def _whole(tokenizer: Tokenizer, drawn: list[int], limit: int) -> bool:
+    """Whether no character is begun and not ended; a model that writes wrong bytes alone waits for none."""
+    return len(drawn) >= limit + CONTEXT or not tokenizer.decode(drawn).endswith("\ufffd")
+
+
+def forced_end(tokenizer: Tokenizer, begun: str) -> list[int]:
+    """The tokens that end the thinking of an answer that has begun so, or that say that there is none."""
+    return tokenizer.encode(("" if OPEN in begun else OPEN) + CLOSE)
 
 
 @dataclass
@@ -201,19 +211,23 @@ class Reply:
 
 
 def spoken(tokenizer: Tokenizer, tokens: Iterator[int], reply: Reply) -> Iterator[tuple[str, str]]:
-    """Yield ("thinking" | "answer", text) as the tokens arrive, without the think tags; fill in `reply`, with them."""
+    """Yield ("thinking" | "answer", text) as the tokens arrive, without the think tags; fill in `reply`, with them.
 
-    def until_end() -> Iterator[int]:
-        for token in tokens:
-            reply.tokens.append(token)
-            if token in tokenizer.stops:
-                reply.ended = True
-                return
-            yield token
+    An answer that stops inside a character ends before it.
+    """
 
-    def recorded() -> Iterator[str]:
-        for piece in tokenizer.decode_stream(until_end()):
-            reply.text += piece
-            yield piece
+    text, splitter = TextStream(tokenizer), ThinkSplitter(reply.text == OPEN)
 
-    yield from answer_text.parts(recorded(), opened=reply.text == THINK)
+    def parts(piece: str) -> list[tuple[str, str]]:
+        reply.text += piece
+        return splitter.feed(piece)
+
+    for token in tokens:
+        reply.tokens.append(token)
+        if token in tokenizer.stops:
+            reply.ended = True
+            break
+        yield from parts(text.feed(token))
+    rest = text.rest()
+    yield from parts(rest if reply.ended else rest.rstrip("\ufffd"))
+    yield from splitter.rest()

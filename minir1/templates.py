@@ -41,8 +41,7 @@ def prompt(tokenizer: Tokenizer, question: str, template: str, shots: Sequence[P
         raise ValueError(f"unknown template {template!r}; allowed: {', '.join(TEMPLATES)}")
     if solved:
         raise ValueError("template 'r1_zero' takes no few-shot examples; allowed with them: chat, plain")
-    unknown = getattr(tokenizer.backend.model, "unk_token", None)
-    if unknown and tokenizer.backend.token_to_id(unknown) in tokenizer.encode(R1_ZERO.replace("{question}", "")):
+    if tokenizer.unknown in tokenizer.encode(R1_ZERO.replace("{question}", "")):
         raise ValueError("template 'r1_zero': the tokenizer has no tokens for its words; allowed: chat, plain")
     return R1_ZERO.replace("{question}", question)  # a question may hold braces
 

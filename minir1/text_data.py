@@ -69,8 +69,7 @@ def write(folder: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) 
 
 def _write(folder: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> None:
     first, dtype = start_token(tokenizer), np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
-    unknown = getattr(tokenizer.backend.model, "unk_token", None)
-    unknown = tokenizer.backend.token_to_id(unknown) if unknown else None
+    unknown = tokenizer.unknown
     starts, sizes, hashes = array("q", [0]), array("q"), array("d")
     with open(folder / TOKENS, "wb") as file:
         for chunk in _chunks(texts):

@@ -75,6 +75,12 @@ class Tokenizer:
         return list(dict.fromkeys([self.eos, *(also if isinstance(also, list) else [])]))
 
     @property
+    def unknown(self) -> int | None:
+        """The token of a text that the vocabulary has no other for; None where there is no such token."""
+        name = getattr(self.backend.model, "unk_token", None)
+        return self.backend.token_to_id(name) if name else None
+
+    @property
     def size(self) -> int:
         """The vocabulary that a model needs: the largest number of a token, plus 1."""
         return max(self.ids) + 1

@@ -42,14 +42,14 @@ def test_a_limit_closes_longer_thinking_and_leaves_the_rest(toy):
     short, long = "<think>1+1=2:3 no\n</think><answer>1+1</answer>", "<think>1+1=2:3 no\n1+2=3:3 yes\n"
     samples = samples_of(tokenizer, short, long, long + "</think><answer>1+2</answer>")
     limit = samples[0].thinking
-    kept, *cut = budget.limited(policy, tokenizer, samples, "", limit, CONFIG)
+    kept, *cut = budget.closed_at(policy, tokenizer, samples, "", limit, CONFIG)
     assert kept == samples[0].answer
     for answer in cut:
         assert tokenizer.decode(answer).startswith("<think>1+1=2:3 no\n</think>")
         assert len(answer) <= limit + 1 + CONFIG.answer_length
-    nothing = budget.limited(policy, tokenizer, samples, "", 0, CONFIG)
+    nothing = budget.closed_at(policy, tokenizer, samples, "", 0, CONFIG)
     assert all(tokenizer.decode(answer).startswith("<think></think>") for answer in nothing)
-    opened = budget.limited(policy, tokenizer, samples, "<think>", 0, CONFIG)  # by the template
+    opened = budget.closed_at(policy, tokenizer, samples, "<think>", 0, CONFIG)  # by the template
     assert all(tokenizer.decode(answer).startswith("</think>") for answer in opened)
 
 
@@ -58,7 +58,7 @@ def test_an_answer_that_ended_without_thinking_stays(toy):
     ended = samples_of(tokenizer, "<answer>1+1</answer>")[0]._replace(ended=True)
     open_ = samples_of(tokenizer, "<think>1+1=2:3 no\n")[0]._replace(ended=True)
     stays, closed, by_template = (
-        budget.limited(policy, tokenizer, [sample], opened, 2, CONFIG)[0]
+        budget.closed_at(policy, tokenizer, [sample], opened, 2, CONFIG)[0]
         for sample, opened in ((ended, ""), (open_, ""), (ended, "<think>"))
     )
     assert stays == ended.answer

@@ -1,6 +1,7 @@
 """conversation.py: turns as a prompt that fits the window, and an answer while it is drawn."""
 
 import itertools
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -13,16 +14,16 @@ from minir1.conversation import (
     Prompt,
     Reply,
     Turn,
-    beginning,
     drops_thinking,
-    limited,
+    fitting,
     prompt,
     said,
     spoken,
     takes_system,
     trained_on_turns,
-    unknown,
+    unreadable,
     with_document,
+    with_limit,
 )
 from minir1.sample import stream
 from minir1.tokenizer import EOS, TEMPLATE, Tokenizer
@@ -140,8 +141,8 @@ def test_as_many_turns_as_fit(turns, window):
 
 
 def test_words_without_a_token():
-    assert unknown(WORDS, "make 24 from hello 3, hello 200") == ["hello", "200"]
-    assert unknown(WORDS, "make 24 from 11,3") == unknown(BPE[True], "你好 zebra") == []
+    assert unreadable(WORDS, "make 24 from hello 3, hello 200") == ["hello", "200"]
+    assert unreadable(WORDS, "make 24 from 11,3") == unreadable(BPE[True], "你好 zebra") == []
 
 
 @pytest.mark.parametrize("kind", ["bpe", "llama"])
@@ -151,17 +152,17 @@ def test_the_beginning_of_a_document(kind, data):
     tokenizer = KINDS[kind]
     text = data.draw(st.text(alphabet="the cat 你好é👨\n", max_size=200))
     most, size = data.draw(st.integers(0, 120)), lambda part: len(tokenizer.encode(part, special=False))
-    part = beginning(tokenizer, text, most)
+    part = fitting(tokenizer, text, most)
     assert text.startswith(part) and size(part) <= most
     assert part == text or size(text[: len(part) + 1]) >= most  # it could not be longer
 
 
 def test_a_long_document_is_read_in_chunks_as_far_as_it_fits():
-    text, seen = "the cat sat on the mat. " * 4000, []
-    part = beginning(BPE[True], text, 10_000, seen.append)
+    text, read = "the cat sat on the mat. " * 4000, []
+    part = fitting(BPE[True], text, 10_000, read.append)
     assert 9_900 < len(BPE[True].encode(part)) <= 10_000 and text.startswith(part)
-    assert seen == list(range(2**14, len(part), 2**14)) and len(seen) > 1
-    assert beginning(BPE[True], text, 10**6) == text
+    assert read == list(range(2**14, len(part), 2**14)) and len(read) > 1
+    assert fitting(BPE[True], text, 10**6) == text
     empty, whole = (len(BPE[True].encode(with_document("a.txt", text, "Why?"))) for text in ("", part))
     assert whole <= empty + 10_000 + JOINT
 
@@ -188,7 +189,7 @@ THINKS = f"<think>1 2 3 4</think>5{EOS}"  # 11 tokens with the spaces, of which 
 
 
 def drawn(draw, most=100, thinking=None, asked=ASKED):
-    return WORDS.decode(list(limited(draw, WORDS, asked, most, thinking)))
+    return WORDS.decode(list(with_limit(draw, WORDS, asked, most, thinking)))
 
 
 @pytest.mark.parametrize("thinking", [None, 9, 10, 11, 100])
@@ -223,8 +224,44 @@ def test_an_answer_without_thinking_is_left_alone():
 
 @given(thinking=st.integers(0, 12), most=st.integers(1, 12))
 def test_what_is_forced_counts(thinking, most):
-    tokens = list(limited(Drawing(THINKS, THINKS), WORDS, ASKED, most, thinking))
+    tokens = list(with_limit(Drawing(THINKS, THINKS), WORDS, ASKED, most, thinking))
     assert len(tokens) == min(most, len(tokens)) and (len(tokens) == most or tokens[-1] == WORDS.eos)
+
+
+def replayed(tokenizer, *scripts):
+    """Draws these tokens, one list a call."""
+    left = list(scripts)
+    return lambda tokens, most: (token for token in left.pop(0)[:most])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "llama"])
+def test_a_tag_of_several_tokens_is_completed_and_then_closed(kind):
+    tokenizer = KINDS[kind]
+    thinks = tokenizer.encode("<think>aaaaaaaaaaaa", special=False)
+    for limit in range(1, 8):
+        asked = Prompt([5], "", 0)
+        tokens = list(with_limit(replayed(tokenizer, thinks, tokenizer.encode("b")), tokenizer, asked, 99, limit))
+        assert re.fullmatch(r"<think>a{0,4} ?</think> ?b", tokenizer.decode(tokens)), limit
+
+
+@pytest.mark.parametrize("kind", ["bpe", "llama"])
+def test_no_character_is_divided(kind):
+    """Neither where the thinking is closed nor where an answer ends by its length; U+FFFD that is meant stays."""
+    tokenizer, text = KINDS[kind], "你好 👋🏽 \ufffd"
+    thinks, asked = tokenizer.encode(text), Prompt([5], "<think>", 0)
+    for limit in range(1, len(thinks) - 1):
+        draw = replayed(tokenizer, thinks, tokenizer.encode("9"))
+        begun = tokenizer.decode(list(with_limit(draw, tokenizer, asked, 99, limit))).partition("</think>")[0]
+        assert begun and text.startswith(begun.rstrip(" "))
+        reply = Reply("")
+        parts = list(spoken(tokenizer, iter(thinks[:limit]), reply))
+        assert text.startswith(reply.text) and reply.text == "".join(part for _, part in parts)
+    wrong = tokenizer.encode("👋")[-1:] * 50  # never a character
+    tokens = list(with_limit(replayed(tokenizer, wrong, []), tokenizer, asked, 99, 10))
+    assert tokens[: len(tokens) - len(tokenizer.encode("</think>"))] == wrong[:14]
+    whole = Reply("")
+    list(spoken(tokenizer, iter([*thinks, tokenizer.eos]), whole))
+    assert whole.text == text and whole.ended
 
 
 def test_forced_thinking_of_a_model():
@@ -232,7 +269,7 @@ def test_forced_thinking_of_a_model():
     model, tokenizer = talker({"\nAssistant:": "<think>", "<think>": "7", "7": "7", "</think>": "8"})
     asked = prompt(tokenizer, (), "3", **SIZES)
     draw = lambda tokens, most: stream(model, tokens, max_tokens=most, stop=tokenizer.stops)
-    tokens = list(limited(draw, tokenizer, asked, 50, 6))
+    tokens = list(with_limit(draw, tokenizer, asked, 50, 6))
     assert tokenizer.decode(tokens) == f"<think>77777</think>8{EOS}"
     assert tokens[7:] == list(draw([*asked.tokens, *tokens[:7]], 50))
     assert tokenizer.decode(list(draw(asked.tokens, 50))) == "<think>" + "7" * 49

@@ -664,6 +664,13 @@ def test_a_control_token_inside_another():
     assert tokenizer.decode(plain) == "<<a>> <a>" and max(plain) < tokenizer.id(EOS)
 
 
+def test_the_token_of_what_is_unknown():
+    assert WORDS.unknown == WORDS.id(UNK) and WORDS.unknown in WORDS.encode("zebra") and BPE[True].unknown is None
+    assert Tokenizer(base_bpe(), eos="a", pad="a").unknown is None
+    unnamed = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="b"))
+    assert Tokenizer(unnamed, eos="a", pad="a").unknown is None
+
+
 # ---------------------------------------------------------------- text as it is drawn
 
 
