@@ -151,7 +151,7 @@ def test_the_figures_of_the_comparison(tmp_path, toy_base, monkeypatch):
     assert values["curve"] == [[0, 0.1], [40, 0.2]] and values["rl/over_rl"] == 0.0
     results = [values] * 3
     assert len(distill_vs_rl.rows(results)) == len(distill_vs_rl.WAYS)
-    assert "250% of RL's, with the teacher's samples 2500%, the seconds 200%" in distill_vs_rl.finding(results)
+    assert "250% of RL's, 2500% with the teacher's samples, the seconds 200% to 200%" in distill_vs_rl.finding(results)
     distill_figures.draw_against_rl(results, distill_vs_rl.WAYS, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 

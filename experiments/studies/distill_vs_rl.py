@@ -170,17 +170,22 @@ HEAD += ["seconds"]
 def finding(results: list[dict]) -> str:
     """The answer in words, from the numbers."""
     mean = lambda key: float(np.mean([result[key] for result in results]))
+    right = lambda name: f"{mean(f'{name}/pass@1'):.1%}"
     gain = over_seeds([result["texts/over_rl"] for result in results], "+.1f")
     clear = sum(result["texts/over_rl_low"] > 0 for result in results)
+    tokens, sampled = mean("texts/tokens") / mean("rl/tokens"), mean("texts/teacher_tokens") / mean("rl/tokens")
+
+    def seconds(name: str) -> str:  # other work on the machine may have slowed some
+        shares = [result[f"{name}/seconds"] / result["rl/seconds"] for result in results]
+        return f"{min(shares):.0%} to {max(shares):.0%}"
+
     return (
-        f"Of problems that no stage has seen, a student taught by texts solves {mean('texts/pass@1'):.1%}, the same "
-        f"student after RL {mean('rl/pass@1'):.1%}: {gain} points; within a seed, the interval over problems is above 0 "
-        f"in {clear} of {len(results)}. The trained tokens are "
-        f"{mean('texts/tokens') / mean('rl/tokens'):.0%} of RL's, with the teacher's samples "
-        f"{(mean('texts/tokens') + mean('texts/teacher_tokens')) / mean('rl/tokens'):.0%}, the seconds "
-        f"{mean('texts/seconds') / mean('rl/seconds'):.0%}. On-policy distillation after the texts reaches "
-        f"{mean('on-policy/pass@1'):.1%} for {mean('on-policy/seconds') / mean('rl/seconds'):.0%} of the seconds, RL "
-        f"after the texts {mean('texts-rl/pass@1'):.1%}; the teacher has {mean('teacher/pass@1'):.1%}."
+        f"Of problems that no stage has seen, a student taught by texts solves {right('texts')}, the same student after "
+        f"RL {right('rl')}: {gain} points; within a seed, the interval over problems is above 0 in {clear} of "
+        f"{len(results)}. The trained tokens are {tokens:.0%} of RL's, {tokens + sampled:.0%} with the teacher's "
+        f"samples, the seconds {seconds('texts')}, by seed. On-policy distillation after the texts reaches "
+        f"{right('on-policy')} for {seconds('on-policy')} of RL's seconds, RL after the texts {right('texts-rl')}; the "
+        f"teacher has {right('teacher')}."
     )
 
 
