@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from minir1.figures import (
     BLUE,
@@ -38,8 +38,8 @@ def draw(values: dict[str, float], title: str, path: Path) -> Figure:
         _calibration(panels[0, 1], values)
         _picks(panels[1, 0], values)
         _restarts(panels[1, 1], values)
-        early = max((key for key in values if key.startswith("after/16/auc")), default="end/auc")
-        heading = f"After 16 tokens the head's AUC is {values[early]:.2f}, at the end {values['end/auc']:.2f}"
+        heading = f"At the end the head's AUC is {values['end/auc']:.2f}"
+        heading += f", within a problem {values['end/within']:.2f}" if "end/within" in values else ""
         tall_headline(figure, heading, f"{title}; {values['random']:.0%} of the answers are right", left=0.07)
         return write(figure, path)
 
@@ -100,7 +100,8 @@ def _restarts(panel, values) -> None:
     for level, (tokens, accuracy) in zip(levels, points):
         panel.annotate(level, (tokens, accuracy), (4, -12), textcoords="offset points", color=GREEN, size=10,
                        path_effects=HALO)  # fmt: skip
-    panel.set_xscale("log")
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.set(xlabel="sampled tokens per problem", ylabel="accuracy")
     panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     caption(panel, "Stopped at low e, begun again", [("restarts, by threshold", GREEN), ("best of k", BLUE),
