@@ -21,6 +21,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from experiments.serve_answer import (
     Choice,
@@ -33,6 +34,7 @@ from experiments.serve_answer import (
 )
 from experiments.serve_body import ApiError, Chat, Completion, Message, Sampling, explained
 from minir1 import engine, templates
+from minir1.address import is_loopback, own_names
 from minir1.engine import Engine, Full
 from minir1.tokenizer import Tokenizer
 
@@ -50,8 +52,8 @@ class Service:
     timeout: float = 600.0  # seconds for a whole answer, the time in the queue included
 
 
-def create(service: Service) -> FastAPI:
-    """The application; the engine runs while the application does."""
+def create(service: Service, host: str) -> FastAPI:
+    """The application at an address; the engine runs while the application does."""
 
     @asynccontextmanager
     async def lifespan(_):
@@ -60,14 +62,19 @@ def create(service: Service) -> FastAPI:
 
     app = FastAPI(title="minir1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(limited, most=MOST_BYTES)
+    if is_loopback(host):  # against DNS rebinding
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_names(host))
     app.add_exception_handler(ApiError, lambda _, error: shown(error))
     app.add_exception_handler(RequestValidationError, lambda _, error: shown(explained(error.errors())))
     app.add_exception_handler(HTTPException, lambda _, error: shown(ApiError(error.status_code, str(error.detail))))
+    app.add_exception_handler(Closed, lambda _, error: shown(failed(error)))
     app.add_exception_handler(Exception, lambda _, error: shown(failed(error)))
     model = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "minir1"}
 
     @app.get("/health")
     def health() -> dict:
+        if service.engine.error is not None:
+            raise ApiError(503, f"the engine has failed: {service.engine.error}.", "unavailable")
         return dict(zip(("running", "waiting"), service.engine.load()))
 
     @app.get("/v1/models")
@@ -144,8 +151,12 @@ class Reply:
         opened: bool | None,  # as for Choice
     ):
         self.service, self.body, self.kind, self.prompts, self.top = service, body, kind, prompts, top
-        self.offsets = [0] * (len(prompts) * body.n)  # characters of the tokens that were reported, by choice
-        self.fresh = set(range(len(self.offsets)))  # choices without a chunk so far
+        rows, most = len(prompts) * body.n, service.engine.rows + service.engine.waiting
+        if rows > most:
+            message = f"{len(prompts)} prompts with n = {body.n} are {rows} answers: this server takes at most {most}."
+            raise ApiError(400, message, "invalid_value", "n")
+        self.offsets = [0] * rows  # characters of the tokens that were reported, by choice
+        self.fresh = set(range(rows))  # choices without a chunk so far
         name = {"chat": "chatcmpl", "text": "cmpl"}[kind]
         self.head = {"id": f"{name}-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.name}
         self.arrived = asyncio.Event()
@@ -160,7 +171,7 @@ class Reply:
         settings |= {"stop": tuple(service.tokenizer.stops), "top_logprobs": top or 0}
         self.choices: list[Choice] = []
         try:
-            for row in range(len(self.offsets)):
+            for row in range(rows):
                 prompt = prompts[row // body.n]
                 wanted = engine.Request(prompt, self.budget(prompt, limit), **settings, row=row)
                 answer = service.engine.submit(wanted, wake)

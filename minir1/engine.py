@@ -5,10 +5,10 @@
         for token in answer:
             print(token.id, token.logp)
 
-One thread decodes: it prefills some of the requests that wait, as far as there are free rows, draws one token in each
-running row, hands the tokens out and removes the rows that have ended. The rows that run are the first of one cache, and
-a step computes these alone. A request's noise depends on its seed, its row number and the position alone, so its tokens
-are those of `sample.generate`, whoever else is served.
+One thread decodes: it prefills a few of the requests that wait, as far as there are free rows, draws one token in each
+running row, hands the tokens out and removes the rows that have ended. The rows that run are the first of one cache,
+and a step computes these alone. A request's noise depends on its seed, its row number and the position alone, so its
+tokens are those of `sample.generate`, whoever else is served.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class Engine:
             return self._open
 
     def _join(self) -> None:
-        """Requests that wait get free rows: the first of them, and others as far as the prefill is no longer than a row.
+        """Requests that wait get free rows: the oldest, and others as far as the prefill has no more tokens than a row.
 
         Each different prompt is prefilled once, in a cache of its own. The others wait for the next step, so that the
         rows that run draw a token in between.
