@@ -33,7 +33,7 @@ from experiments.serve_answer import (
     usage,
 )
 from experiments.serve_body import ApiError, Chat, Completion, Message, Sampling, explained
-from minir1 import engine, templates
+from minir1 import conversation, engine, templates
 from minir1.address import is_loopback, own_names
 from minir1.engine import Engine, Full
 from minir1.tokenizer import Tokenizer
@@ -116,14 +116,17 @@ def check_name(service: Service, name: str) -> None:
 
 
 def chat_prompt(tokenizer: Tokenizer, messages: list[Message]) -> tuple[list[int], bool]:
-    """The tokens of the chat template over some messages, and whether it has opened <think> for the model."""
+    """The tokens of the chat template over some messages, and whether it has opened <think> for the model.
+
+    The thinking of earlier answers is left out, and their special tokens are plain text, as in the chat.
+    """
     roles = {"developer": "system"}  # the newer name
     turns = [
         {"role": roles.get(message.role, message.role), "content": "".join(part.text for part in message.content)}
         for message in messages
     ]
     try:
-        text = tokenizer.render(turns)
+        text = tokenizer.render(conversation.prepared(tokenizer, turns))
     except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", "messages") from error
     return tokenizer.encode(text), templates.opened(text) == "<think>"
@@ -167,8 +170,11 @@ class Reply:
                 loop.call_soon_threadsafe(self.arrived.set)
 
         seed = secrets.randbelow(2**63) if body.seed is None else body.seed % 2**63
-        settings = {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p, "seed": seed}
-        settings |= {"stop": tuple(service.tokenizer.stops), "top_logprobs": top or 0}
+        settings = {name: getattr(body, name) for name in ("temperature", "top_p")}
+        for name, value in settings.items():
+            settings[name] = service.tokenizer.recommended(name, 1.0) if value is None else value
+        settings["top_p"] = settings["top_p"] or 1e-9  # 0: the most likely token
+        settings |= {"top_k": body.top_k, "seed": seed, "stop": tuple(service.tokenizer.stops), "top_logprobs": top or 0}
         self.choices: list[Choice] = []
         try:
             for row in range(rows):
@@ -238,12 +244,15 @@ class Reply:
 
     async def events(self, request: Request) -> AsyncIterator[str]:
         """The answer as server-sent events; what goes wrong is the last of them."""
+        head = self.head | {"object": self.object_name(chunk=True)}
+        if self.body.stream_options and self.body.stream_options.include_usage:
+            head["usage"] = None
         try:
             async with aclosing(self.deltas(request)) as arriving:
                 async for delta in arriving:
-                    yield event({**self.head, "object": self.object_name(chunk=True), "choices": [self.chunk(delta)]})
-            if self.body.stream_options.include_usage:
-                yield event({**self.head, "object": self.object_name(chunk=True), "choices": [], "usage": self.usage()})
+                    yield event({**head, "choices": [self.chunk(delta)]})
+            if "usage" in head:
+                yield event({**head, "choices": [], "usage": self.usage()})
             yield "data: [DONE]\n\n"
         except Exception as error:
             yield event(failed(error).body)

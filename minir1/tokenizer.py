@@ -74,6 +74,13 @@ class Tokenizer:
         also = self.generation.get("eos_token_id")
         return list(dict.fromkeys([self.eos, *(also if isinstance(also, list) else [])]))
 
+    def recommended(self, name: str, otherwise: float) -> float:
+        """The temperature or top_p that generation_config.json recommends, if it recommends to draw at random."""
+        number = self.generation.get(name)
+        usable = isinstance(number, (int, float)) and not isinstance(number, bool)
+        usable = usable and self.generation.get("do_sample", True) is True
+        return float(number) if usable and 0 < number <= (1 if name == "top_p" else 10) else otherwise
+
     @property
     def size(self) -> int:
         """The vocabulary that a model needs: the largest number of a token, plus 1."""

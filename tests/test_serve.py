@@ -27,7 +27,7 @@ from talker import saved  # noqa: E402
 
 from experiments import serve, serve_api, serve_body, serve_http  # noqa: E402
 from experiments.benchmarks import serving  # noqa: E402
-from minir1 import checkpoint  # noqa: E402
+from minir1 import checkpoint, conversation  # noqa: E402
 from minir1.engine import CANCELLED, Engine, Request  # noqa: E402
 from minir1.model import hf  # noqa: E402
 from minir1.model.transformer import Transformer  # noqa: E402
@@ -146,6 +146,9 @@ def test_a_streamed_chat_is_the_same(server):
     whole = server.chat(seed=server.seed).choices[0]
     chunks = list(server.chat(seed=server.seed, stream=True, stream_options={"include_usage": True}))
     *chunks, last = chunks
+    assert all("usage" in chunk.model_fields_set and chunk.usage is None for chunk in chunks)
+    without = list(server.chat(seed=server.seed, stream=True, stream_options={"include_obfuscation": False}))
+    assert len(without) == len(chunks) and not any("usage" in chunk.model_fields_set for chunk in without)
     deltas = [chunk.choices[0].delta for chunk in chunks]
     assert [delta.role for delta in deltas] == ["assistant"] + [None] * (len(chunks) - 1) and len(chunks) > 5
     assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == whole.message.reasoning_content
@@ -187,6 +190,19 @@ def test_seeds(server):
     assert len({server.complete(max_tokens=48).choices[0].text for _ in range(4)}) > 1  # none: another each time
     greedy = {server.complete(max_tokens=48, temperature=0).choices[0].text for _ in range(2)}
     assert greedy == {answers_of(server, PROMPT, temperature=0)[0]}
+
+
+def test_recommended_settings_are_those_of_generation_config(server, monkeypatch):
+    """As in the chat; the fields of a request come before them."""
+    sampled = lambda **ways: server.complete(seed=5, max_tokens=48, n=4, **ways).choices
+    texts = lambda **ways: [choice.text for choice in sampled(**ways)]
+    plain, narrow = texts(), texts(temperature=0.5, top_p=0.3)
+    assert plain == texts(temperature=1, top_p=1) != narrow
+    monkeypatch.setattr(server.tokenizer, "generation", {"temperature": 0.5, "top_p": 0.3})
+    assert texts() == narrow and texts(temperature=1, top_p=1) == plain
+    monkeypatch.setattr(server.tokenizer, "generation", {"temperature": 0.5, "top_p": 0.3, "do_sample": False})
+    assert texts() == plain
+    assert set(texts(top_p=0)) == set(texts(temperature=0))  # both: the most likely token
 
 
 def test_many_at_once_are_each_alone(server):
@@ -305,7 +321,9 @@ def test_models(server):
         ({"echo": True}, "unsupported_parameter", "echo"),
         ({"temperature": 3}, "invalid_value", "temperature"),
         ({"temperature": "1"}, "invalid_value", "temperature"),
-        ({"top_p": 0}, "invalid_value", "top_p"),
+        ({"top_p": 1.5}, "invalid_value", "top_p"),
+        ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
+        ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         ({"n": 0}, "invalid_value", "n"),
         ({"n": 2.5}, "invalid_value", "n"),
         ({"seed": 2**63}, "invalid_value", "seed"),
@@ -350,7 +368,7 @@ def test_errors_of_a_chat(server, body, code, param):
 def test_fields_that_ask_for_nothing_are_accepted(server):
     parts = [{"type": "text", "text": "make 24 "}, {"type": "text", "text": "from 11,3,3"}]
     nothing = {"presence_penalty": 0, "logit_bias": {}, "tools": [], "response_format": {"type": "text"}, "n": 1}
-    nothing |= {"frequency_penalty": None, "stop": None, "user": "me", "metadata": {"a": "b"}}
+    nothing |= {"frequency_penalty": None, "stop": None, "user": "me", "metadata": {"a": "b"}, "tool_choice": "auto"}
     same = server.chat([{"role": "user", "content": parts, "name": "me"}], seed=server.seed, **nothing)
     assert same.choices[0].message == server.chat(seed=server.seed).choices[0].message
     earlier = server.chat(seed=server.seed).choices[0].message.model_dump()  # sent back as it came
@@ -364,6 +382,23 @@ def test_a_prompt_is_text_unless_it_is_a_raw_one(server):
     prompt = len(server.tokenizer.encode(raw))
     assert server.chat(message, max_tokens=1).usage.prompt_tokens > prompt
     assert server.complete(raw, max_tokens=1).usage.prompt_tokens == prompt
+
+
+def test_earlier_answers_are_as_in_the_chat(server):
+    """Without their thinking; an end token written in one is text, and no template here has a place for a system."""
+    tokenizer, end = server.tokenizer, server.tokenizer.eos_token
+    answer = f"<think>7</think>no{end}"
+    texts = [("user", "3"), ("assistant", answer), ("user", "4")]
+    turns = [{"role": role, "content": text} for role, text in texts]
+    expected = conversation.prompt(tokenizer, [conversation.Turn("3", answer)], "4", window=512, reserve=1).tokens
+    messages = [serve_body.Message.model_validate(turn) for turn in turns]
+    assert serve_api.chat_prompt(tokenizer, messages) == (expected, False)
+    assert expected.count(tokenizer.eos) == 1 and tokenizer.id("<think>") not in expected
+    assert server.chat(turns, max_tokens=1).usage.prompt_tokens == len(expected)
+    for role in ("system", "developer"):
+        body = {"model": "toy", "messages": [{"role": role, "content": "a"}, *ASKED]}
+        status, error = server.error("/v1/chat/completions", json.dumps(body))
+        assert status == 400 and "has no place for a system prompt" in error["message"]
 
 
 def test_bodies_that_are_no_json(server):
