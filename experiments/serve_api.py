@@ -27,6 +27,7 @@ from experiments.serve_answer import (
     Choice,
     Closed,
     Delta,
+    characters,
     chat_logprobs,
     chat_message,
     completion_logprobs,
@@ -174,7 +175,8 @@ class Reply:
         for name, value in settings.items():
             settings[name] = service.tokenizer.recommended(name, 1.0) if value is None else value
         settings["top_p"] = settings["top_p"] or 1e-9  # 0: the most likely token
-        settings |= {"top_k": body.top_k, "seed": seed, "stop": tuple(service.tokenizer.stops), "top_logprobs": top or 0}
+        settings |= {"top_k": body.top_k, "seed": seed, "top_logprobs": top or 0}
+        settings |= {"stop": tuple(service.tokenizer.stops)}
         self.choices: list[Choice] = []
         try:
             for row in range(rows):
@@ -285,7 +287,7 @@ class Reply:
             one["text"] = delta.text
             if self.top is not None:
                 one["logprobs"] = completion_logprobs(delta.drawn, tokenizer, self.offsets[index])
-                self.offsets[index] += sum(map(len, one["logprobs"]["tokens"]))
+                self.offsets[index] += characters(tokenizer, delta.drawn)
             return one
         role = {"role": "assistant"} if index in self.fresh else {}
         self.fresh.discard(index)
