@@ -24,12 +24,14 @@ import httpx  # noqa: E402
 import uvicorn  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 from talker import saved  # noqa: E402
+from test_four_bit import CONFIGS, plain, quantised  # noqa: E402
 
 from experiments import serve, serve_api, serve_body, serve_http  # noqa: E402
 from experiments.benchmarks import serving  # noqa: E402
 from minir1 import checkpoint, conversation  # noqa: E402
 from minir1.engine import CANCELLED, Engine, Request  # noqa: E402
 from minir1.model import hf  # noqa: E402
+from minir1.model.packed_linear import packed_layers  # noqa: E402
 from minir1.model.transformer import Transformer  # noqa: E402
 from minir1.sample import generate  # noqa: E402
 
@@ -148,7 +150,7 @@ def test_a_streamed_chat_is_the_same(server):
     *chunks, last = chunks
     assert all("usage" in chunk.model_fields_set and chunk.usage is None for chunk in chunks)
     without = list(server.chat(seed=server.seed, stream=True, stream_options={"include_obfuscation": False}))
-    assert len(without) == len(chunks) and not any("usage" in chunk.model_fields_set for chunk in without)
+    assert without and not any("usage" in chunk.model_fields_set for chunk in without)
     deltas = [chunk.choices[0].delta for chunk in chunks]
     assert [delta.role for delta in deltas] == ["assistant"] + [None] * (len(chunks) - 1) and len(chunks) > 5
     assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == whole.message.reasoning_content
@@ -681,6 +683,16 @@ def test_the_cache_has_8192_slots_a_row_unless_others_are_asked_for(endless, mon
     for length, slots in ((None, 8192), (9000, 9000)):
         serve.main(serve.Config(endless, port=0, rows=1, max_length=length))
         assert made[-1].slots == slots
+
+
+def test_packed_weights_are_served_as_they_are(tmp_path, monkeypatch):
+    made = []
+    folder = quantised(plain(tmp_path / "plain", CONFIGS["llama"]), tmp_path / "nf4")
+    monkeypatch.setattr(serve, "Engine", lambda *sizes: made.append(Engine(*sizes)) or made[-1])
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    for packed in (False, True):
+        serve.main(serve.Config(folder, port=0, rows=1, max_length=9, packed=packed))
+        assert bool(packed_layers(made[-1].model)) == packed
 
 
 def test_a_failed_engine_ends_the_process(endless, monkeypatch):
