@@ -30,7 +30,7 @@ from minir1.sample import BUDGET, EOS, PREFILL_CHUNK, STOP, bucket, check, choos
 
 __all__ = ["BUDGET", "CANCELLED", "EOS", "STOP", "Answer", "Engine", "Full", "Request", "Token", "choose_each"]
 CANCELLED = 3  # why an answer ended, beside EOS, STOP and BUDGET
-LARGE = 8192  # slots that a server takes where none are asked for and the model has more: 64 rows of these are memory
+LARGE = 8192  # slots of a row, unless others are asked for: the memory of a cache grows with them
 
 
 class Full(RuntimeError):
