@@ -12,7 +12,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -34,6 +34,7 @@ from experiments.serve_answer import (
     usage,
 )
 from experiments.serve_body import ApiError, Chat, Completion, Message, Sampling, explained
+from experiments.serve_http import limited
 from minir1 import conversation, engine, templates
 from minir1.address import is_loopback, own_names
 from minir1.engine import Engine, Full
@@ -337,22 +338,3 @@ def failed(error: Exception) -> ApiError:
 def shown(error: ApiError) -> JSONResponse:
     """An error as a response; a client may try again after 429 and 503."""
     return JSONResponse(error.body, error.status, {"Retry-After": "1"} if error.status in (429, 503) else None)
-
-
-def limited(app: Callable[..., Awaitable], most: int) -> Callable[..., Awaitable]:
-    """ASGI middleware that refuses bodies of more than `most` bytes with 413."""
-
-    async def call(scope, receive, send) -> None:
-        read = 0
-
-        async def counted():
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > most:
-                raise HTTPException(413, f"The body of the request has more than {most} bytes.")
-            return message
-
-        await app(scope, counted, send)
-
-    return call

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 
 from minir1.engine import Engine
 
@@ -34,3 +36,22 @@ def server(app: FastAPI, engine: Engine, grace: float, log_level: str = "warning
     """A server of the application that the engine answers for."""
     times = {"timeout_keep_alive": KEPT_OPEN, "timeout_graceful_shutdown": grace + 1}
     return Server(uvicorn.Config(app, log_level=log_level, **times), engine, grace)
+
+
+def limited(app: Callable[..., Awaitable], most: int) -> Callable[..., Awaitable]:
+    """ASGI middleware that refuses bodies of more than `most` bytes with 413."""
+
+    async def call(scope, receive, send) -> None:
+        read = 0
+
+        async def counted():
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > most:
+                raise HTTPException(413, f"The body of the request has more than {most} bytes.")
+            return message
+
+        await app(scope, counted, send)
+
+    return call
