@@ -33,7 +33,7 @@ from minir1.templates import TEMPLATES
 
 DEMO = Path("runs/demo")
 PAGE = ("beside", "host", "port", "rows")  # options of --web
-SERVED = ("model", "serve", "host", "port", "rows", "window", "max_completion_length", "device", "dtype")
+SERVED = ("model", "serve", "host", "port", "rows", "window", "max_completion_length", "packed", "device", "dtype")
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -101,7 +101,8 @@ def settings_of(config: Config, chat: Model) -> Settings:
     """The settings of the first answer. ValueError for a system prompt that the model has no place for."""
     if config.system and not chat.takes_system:
         raise ValueError("system: the chat template of this model has no place for a system prompt")
-    return wanted(config, chat_model.stated(chat, "temperature", 1.0), chat_model.stated(chat, "top_p", 1.0))
+    recommended = chat.tokenizer.recommended
+    return wanted(config, recommended("temperature", 1.0), recommended("top_p", 1.0))
 
 
 # ---- which model ---------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def serve(path: Path, config: Config) -> None:
     """OpenAI's API, until a signal."""
     from experiments import serve
 
-    shared = {name: getattr(config, name) for name in ("host", "max_completion_length", "device", "dtype")}
+    shared = {name: getattr(config, name) for name in ("host", "max_completion_length", "packed", "device", "dtype")}
     shared |= {"port": config.port or 8000, "rows": config.rows or 64, "max_length": config.window}
     serve.main(serve.Config(chat_model.last_stage(path), **shared))
 

@@ -13,6 +13,7 @@ from experiments import chat_task
 from minir1 import checkpoint, conversation
 from minir1.conversation import Prompt, Reply, Turn
 from minir1.device import pick, pick_dtype
+from minir1.engine import LARGE
 from minir1.model import hf
 from minir1.model.lora import merge
 from minir1.model.transformer import Transformer
@@ -48,7 +49,6 @@ class Settings(NamedTuple):
 
 
 ALL = 2**31  # turns: as many as fit
-LARGE = 8192  # the window, unless another is asked for: the memory of a cache grows with it
 
 
 def opened(
@@ -100,14 +100,6 @@ def opened(
 def last_stage(path: Path) -> Path:
     """The run of the demonstration's last stage, if this is its folder; else the folder itself."""
     return path / "rl" if (path / "rl" / "checkpoint").is_dir() else path
-
-
-def stated(chat: Model, name: str, otherwise: float) -> float:
-    """The temperature or top_p that the publisher recommends in generation_config.json, if it draws at random."""
-    values = chat.tokenizer.generation
-    number = values.get(name)
-    usable = isinstance(number, (int, float)) and not isinstance(number, bool) and values.get("do_sample", True) is True
-    return float(number) if usable and 0 < number <= (1 if name == "top_p" else 10) else otherwise
 
 
 def checked(settings: Settings) -> Settings:

@@ -7,7 +7,6 @@ works without a network.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from html import escape
@@ -19,6 +18,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from experiments import chat_model
 from experiments.chat_entries import JOINER, Entry, Lane, Stop, answering, messages, names_of, number_of
 from experiments.chat_model import Model, Settings
+from minir1.address import is_loopback
 from minir1.conversation import trained_on_turns
 from minir1.engine import Engine
 
@@ -64,14 +64,6 @@ def main(models: Sequence[Model], settings: Settings, host: str, port: int, rows
                 "and what is sent is not encrypted"
             )
         app.block_thread()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def launch(app: gr.Blocks, host: str, port: int) -> None:

@@ -63,7 +63,7 @@ class Config:
     window: int = 512  # tokens that are read together; longer documents are cut
     held_out: float = 0.05  # share of the documents that are not trained on but measured; 0: none
     eval_every: int = 250  # steps, also from checkpoint to checkpoint
-    sample_prompts: tuple[str, ...] = ("",)  # beginnings of documents that the model goes on with, before and after
+    sample_prompts: tuple[str, ...] = ("",)  # beginnings of documents that the model continues, before and after
     sample_tokens: int = 120  # of each sample
     temperature: float = 0.8  # of the samples; 0: greedy
     steps: int = 1500

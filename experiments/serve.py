@@ -6,13 +6,12 @@
 Then `curl http://127.0.0.1:8000/v1/models`, or the client of the package openai with this address and any api_key
 (docs/serving.md). Requests are batched continuously (minir1/engine.py), and an answer does not depend on who else is
 served. Thinking between <think> and </think> is sent as reasoning_content, apart from content. serve_body.py says which
-fields are supported, ignored and refused. Ctrl-C, or SIGTERM, lets answers go on for a few seconds and ends the server.
-Needs FastAPI and uvicorn, the extra [chat].
+fields are supported, ignored and refused. Ctrl-C, or SIGTERM, ends the server, after a few seconds for answers that
+run. Needs FastAPI and uvicorn, the extra [chat].
 """
 
 from __future__ import annotations
 
-import ipaddress
 import signal
 import socket
 import sys
@@ -23,8 +22,9 @@ from typing import Annotated, Literal
 import tyro
 
 from minir1 import checkpoint, cli
+from minir1.address import is_loopback
 from minir1.device import pick, pick_dtype
-from minir1.engine import Engine
+from minir1.engine import LARGE, Engine
 from minir1.model import hf
 from minir1.model.lora import merge
 from minir1.settings import above, at_least
@@ -39,11 +39,12 @@ class Config:
     host: str = "127.0.0.1"  # the address to listen at; by default only this machine reaches it
     port: int = 8000  # 0: a free one
     rows: int = 64  # answers at once; more wait
-    max_length: int | None = None  # tokens of a prompt with its answer; None: what the model was made for
+    max_length: int | None = None  # tokens of a prompt with its answer; None: the model's, but at most 8192
     max_completion_length: int = 1024  # tokens of an answer to a request that names no limit
     waiting: int = 256  # answers that may wait; further ones are refused with 429
     timeout: float = 600.0  # seconds for a whole answer, waiting included; then it ends with 503
     grace: float = 5.0  # seconds that running answers get when the server is stopped
+    packed: bool = False  # weights in bitsandbytes' 4 bits stay as they are: less memory, and slower
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: Literal["float32", "bfloat16"] | None = None  # of the weights; None: bfloat16 on CUDA, else float32
 
@@ -71,14 +72,6 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def name_of(path: Path) -> str:
     """The name of a model in requests: that of its folder, without `checkpoint` and what it holds."""
     parts = path.resolve().parts
@@ -88,23 +81,21 @@ def name_of(path: Path) -> str:
 def main(config: Config) -> None:
     """Load the model, and serve it until a signal."""
     try:
-        import uvicorn
-
-        from experiments import serve_api
+        from experiments import serve_api, serve_http
     except ImportError as error:
         raise ImportError(
             f"the server needs the packages of the extra `chat`: pip install -c constraints.txt -e '.[chat]' ({error})"
         ) from error
     with listening(config.host, config.port) as listener:
         device = pick(config.device)
-        model, tokenizer = hf.load(
-            checkpoint.resolve(config.model, prefer="best"), device, pick_dtype(config.dtype, device)
-        )
-        engine = Engine(merge(model).eval(), config.rows, config.max_length, config.waiting)
+        folder = checkpoint.resolve(config.model, prefer="best")
+        model, tokenizer = hf.load(folder, device, pick_dtype(config.dtype, device), config.packed)
+        model = (model if config.packed else merge(model)).eval()
+        slots = config.max_length or min(model.config.max_positions, LARGE)
+        engine = Engine(model, config.rows, slots, config.waiting)
         name = config.name or name_of(config.model)
         service = serve_api.Service(engine, tokenizer, name, config.max_completion_length, config.timeout)
-        settings = {"log_level": "warning", "timeout_graceful_shutdown": max(1, round(config.grace))}
-        server = uvicorn.Server(uvicorn.Config(serve_api.create(service), **settings))
+        server = serve_http.server(serve_api.create(service, config.host), engine, config.grace)
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(f"{name} at http://{host}:{listener.getsockname()[1]}/v1", flush=True)
         if not is_loopback(config.host):
@@ -114,6 +105,8 @@ def main(config: Config) -> None:
             server.run(sockets=[listener])
         finally:
             signal.signal(signal.SIGTERM, before)
+        if engine.error is not None:
+            raise RuntimeError(f"the engine has failed: {engine.error}") from engine.error
 
 
 if __name__ == "__main__":

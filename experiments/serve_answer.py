@@ -35,13 +35,15 @@ class Closed(RuntimeError):
 class Choice:
     """One answer to a request: text up to a stop string, its thinking apart from the rest where it is split.
 
-    opened: whether the prompt has opened <think> for the model; None: the text is left as it is.
+    opened: whether the prompt has opened <think> for the model; None: the text is left as it is, and continues that of
+    the prompt.
     """
 
     def __init__(self, index: int, answer: Answer, tokenizer: Tokenizer, stops: Sequence[str], opened: bool | None):
         self.index, self.answer, self.finish = index, answer, None
         self.tokens = self.thinking_tokens = 0  # as counted for usage
-        self._text, self._until = TextStream(tokenizer), StopStrings(stops)
+        before = answer.request.prompt if opened is None else ()
+        self._text, self._until = TextStream(tokenizer, before=before), StopStrings(stops)
         self._splitter = None if opened is None else ThinkSplitter(opened)
         self._waiting: list[Drawn] = []  # tokens whose text is held back
 
@@ -76,7 +78,7 @@ class Choice:
 
     def _end(self) -> list[tuple[str, str]]:
         """What was held back; sets how the answer finished."""
-        parts = self._split(self._until.feed(self._text.rest()))
+        parts = self._split(self._until.feed(self._text.rest(truncated=self.answer.why == BUDGET)))
         if not self._until.found:
             if self.answer.why == CANCELLED:
                 raise Closed("the server is shutting down")
@@ -112,9 +114,8 @@ def chat_logprobs(drawn: Sequence[Drawn], tokenizer: Tokenizer) -> dict:
     """Log-probs of the tokens of a chat, those of the thinking apart."""
 
     def entry(number: int, logp: float) -> dict:
-        text = tokenizer.decode([number])
-        whole = "\ufffd" not in text  # else a part of a character, whose bytes are not known
-        return {"token": text, "logprob": logp, "bytes": list(text.encode()) if whole else None}
+        data = tokenizer.bytes_of(number)
+        return {"token": written(data), "logprob": logp, "bytes": list(data)}
 
     lists = {THINKING: [], ANSWER: []}
     for kind, token in drawn:
@@ -125,9 +126,21 @@ def chat_logprobs(drawn: Sequence[Drawn], tokenizer: Tokenizer) -> dict:
 
 def completion_logprobs(drawn: Sequence[Drawn], tokenizer: Tokenizer, offset: int) -> dict:
     """Log-probs of the tokens of a completion; offset: characters of the tokens before them."""
-    tokens = [token for _, token in drawn]
-    texts = [tokenizer.decode([token.id]) for token in tokens]
-    *offsets, _ = accumulate(map(len, texts), initial=offset)
-    tops = [{tokenizer.decode([n]): p for n, p in [*token.top, (token.id, token.logp)]} for token in tokens]
-    probs = [token.logp for token in tokens]
+    tokens, text = [token for _, token in drawn], lambda number: written(tokenizer.bytes_of(number))
+    *offsets, _ = accumulate((characters(tokenizer, [token]) for token in drawn), initial=offset)
+    tops = [{text(n): p for n, p in [*token.top, (token.id, token.logp)]} for token in tokens]
+    probs, texts = [token.logp for token in tokens], [text(token.id) for token in tokens]
     return {"tokens": texts, "token_logprobs": probs, "top_logprobs": tops, "text_offset": offsets}
+
+
+def characters(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> int:
+    """How many characters begin in some tokens."""
+    return sum(byte & 0xC0 != 0x80 for _, token in drawn for byte in tokenizer.bytes_of(token.id))
+
+
+def written(data: bytes) -> str:
+    """The bytes of a token as text; those of a part of a character as OpenAI writes them, `bytes:\\xf0\\x9f`."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

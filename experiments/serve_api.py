@@ -12,7 +12,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -21,18 +21,22 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from experiments.serve_answer import (
     Choice,
     Closed,
     Delta,
+    characters,
     chat_logprobs,
     chat_message,
     completion_logprobs,
     usage,
 )
 from experiments.serve_body import ApiError, Chat, Completion, Message, Sampling, explained
-from minir1 import engine, templates
+from experiments.serve_http import limited
+from minir1 import conversation, engine, templates
+from minir1.address import is_loopback, own_names
 from minir1.engine import Engine, Full
 from minir1.tokenizer import Tokenizer
 
@@ -50,8 +54,8 @@ class Service:
     timeout: float = 600.0  # seconds for a whole answer, the time in the queue included
 
 
-def create(service: Service) -> FastAPI:
-    """The application; the engine runs while the application does."""
+def create(service: Service, host: str) -> FastAPI:
+    """The application at an address; the engine runs while the application does."""
 
     @asynccontextmanager
     async def lifespan(_):
@@ -60,14 +64,19 @@ def create(service: Service) -> FastAPI:
 
     app = FastAPI(title="minir1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(limited, most=MOST_BYTES)
+    if is_loopback(host):  # against DNS rebinding
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_names(host))
     app.add_exception_handler(ApiError, lambda _, error: shown(error))
     app.add_exception_handler(RequestValidationError, lambda _, error: shown(explained(error.errors())))
     app.add_exception_handler(HTTPException, lambda _, error: shown(ApiError(error.status_code, str(error.detail))))
+    app.add_exception_handler(Closed, lambda _, error: shown(failed(error)))
     app.add_exception_handler(Exception, lambda _, error: shown(failed(error)))
     model = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "minir1"}
 
     @app.get("/health")
     def health() -> dict:
+        if service.engine.error is not None:
+            raise ApiError(503, f"the engine has failed: {service.engine.error}.", "unavailable")
         return dict(zip(("running", "waiting"), service.engine.load()))
 
     @app.get("/v1/models")
@@ -109,14 +118,17 @@ def check_name(service: Service, name: str) -> None:
 
 
 def chat_prompt(tokenizer: Tokenizer, messages: list[Message]) -> tuple[list[int], bool]:
-    """The tokens of the chat template over some messages, and whether it has opened <think> for the model."""
+    """The tokens of the chat template over some messages, and whether it has opened <think> for the model.
+
+    The thinking of earlier answers is left out, and their special tokens are plain text, as in the chat.
+    """
     roles = {"developer": "system"}  # the newer name
     turns = [
         {"role": roles.get(message.role, message.role), "content": "".join(part.text for part in message.content)}
         for message in messages
     ]
     try:
-        text = tokenizer.render(turns)
+        text = tokenizer.render(conversation.prepared(tokenizer, turns))
     except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", "messages") from error
     return tokenizer.encode(text), templates.opened(text) == "<think>"
@@ -144,8 +156,12 @@ class Reply:
         opened: bool | None,  # as for Choice
     ):
         self.service, self.body, self.kind, self.prompts, self.top = service, body, kind, prompts, top
-        self.offsets = [0] * (len(prompts) * body.n)  # characters of the tokens that were reported, by choice
-        self.fresh = set(range(len(self.offsets)))  # choices without a chunk so far
+        rows, most = len(prompts) * body.n, service.engine.rows + service.engine.waiting
+        if rows > most:
+            message = f"{len(prompts)} prompts with n = {body.n} are {rows} answers: this server takes at most {most}."
+            raise ApiError(400, message, "invalid_value", "n")
+        self.offsets = [0] * rows  # characters of the tokens that were reported, by choice
+        self.fresh = set(range(rows))  # choices without a chunk so far
         name = {"chat": "chatcmpl", "text": "cmpl"}[kind]
         self.head = {"id": f"{name}-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.name}
         self.arrived = asyncio.Event()
@@ -156,11 +172,15 @@ class Reply:
                 loop.call_soon_threadsafe(self.arrived.set)
 
         seed = secrets.randbelow(2**63) if body.seed is None else body.seed % 2**63
-        settings = {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p, "seed": seed}
-        settings |= {"stop": tuple(service.tokenizer.stops), "top_logprobs": top or 0}
+        settings = {name: getattr(body, name) for name in ("temperature", "top_p")}
+        for name, value in settings.items():
+            settings[name] = service.tokenizer.recommended(name, 1.0) if value is None else value
+        settings["top_p"] = settings["top_p"] or 1e-9  # 0: the most likely token
+        settings |= {"top_k": body.top_k, "seed": seed, "top_logprobs": top or 0}
+        settings |= {"stop": tuple(service.tokenizer.stops)}
         self.choices: list[Choice] = []
         try:
-            for row in range(len(self.offsets)):
+            for row in range(rows):
                 prompt = prompts[row // body.n]
                 wanted = engine.Request(prompt, self.budget(prompt, limit), **settings, row=row)
                 answer = service.engine.submit(wanted, wake)
@@ -227,12 +247,15 @@ class Reply:
 
     async def events(self, request: Request) -> AsyncIterator[str]:
         """The answer as server-sent events; what goes wrong is the last of them."""
+        head = self.head | {"object": self.object_name(chunk=True)}
+        if self.body.stream_options and self.body.stream_options.include_usage:
+            head["usage"] = None
         try:
             async with aclosing(self.deltas(request)) as arriving:
                 async for delta in arriving:
-                    yield event({**self.head, "object": self.object_name(chunk=True), "choices": [self.chunk(delta)]})
-            if self.body.stream_options.include_usage:
-                yield event({**self.head, "object": self.object_name(chunk=True), "choices": [], "usage": self.usage()})
+                    yield event({**head, "choices": [self.chunk(delta)]})
+            if "usage" in head:
+                yield event({**head, "choices": [], "usage": self.usage()})
             yield "data: [DONE]\n\n"
         except Exception as error:
             yield event(failed(error).body)
@@ -265,7 +288,7 @@ class Reply:
             one["text"] = delta.text
             if self.top is not None:
                 one["logprobs"] = completion_logprobs(delta.drawn, tokenizer, self.offsets[index])
-                self.offsets[index] += sum(map(len, one["logprobs"]["tokens"]))
+                self.offsets[index] += characters(tokenizer, delta.drawn)
             return one
         role = {"role": "assistant"} if index in self.fresh else {}
         self.fresh.discard(index)
@@ -315,22 +338,3 @@ def failed(error: Exception) -> ApiError:
 def shown(error: ApiError) -> JSONResponse:
     """An error as a response; a client may try again after 429 and 503."""
     return JSONResponse(error.body, error.status, {"Retry-After": "1"} if error.status in (429, 503) else None)
-
-
-def limited(app: Callable[..., Awaitable], most: int) -> Callable[..., Awaitable]:
-    """ASGI middleware that refuses bodies of more than `most` bytes with 413."""
-
-    async def call(scope, receive, send) -> None:
-        read = 0
-
-        async def counted():
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > most:
-                raise HTTPException(413, f"The body of the request has more than {most} bytes.")
-            return message
-
-        await app(scope, counted, send)
-
-    return call

@@ -1,7 +1,7 @@
 """What a client may ask of the server: the bodies of OpenAI's API, checked by pydantic, and its errors.
 
 A field that is null counts as absent. Fields that change nothing here are ignored. Fields of OpenAI's API that are not
-supported are refused, unless they have the value that asks for nothing (`neutral`); so are fields that the API does not
+supported are refused, unless they have a value that asks for nothing (`neutral`); so are fields that the API does not
 know, as OpenAI does. One field is not OpenAI's: top_k.
 """
 
@@ -30,7 +30,7 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     ignored: ClassVar[frozenset[str]] = frozenset()
-    neutral: ClassVar[dict[str, object]] = {}  # field that is not supported -> the value that asks for nothing
+    neutral: ClassVar[dict[str, tuple]] = {}  # field that is not supported -> the values that ask for nothing
 
     @model_validator(mode="before")
     @classmethod
@@ -39,7 +39,7 @@ class Body(BaseModel):
             return body
         used = {name: value for name, value in body.items() if value is not None and name not in cls.ignored}
         for name in cls.neutral.keys() & used.keys():
-            if used.pop(name) != cls.neutral[name]:
+            if used.pop(name) not in cls.neutral[name]:
                 text = f"Unsupported parameter: '{name}' is not supported by this server."
                 raise PydanticCustomError("unsupported_parameter", "{text}", {"text": text, "param": name})
         return used
@@ -69,6 +69,8 @@ def prompts(value):
 class StreamOptions(Body):
     """Of a streamed answer."""
 
+    ignored = frozenset(["include_obfuscation"])
+
     include_usage: bool = False  # a last chunk with the usage
 
 
@@ -79,14 +81,15 @@ class Sampling(Body):
         "user metadata store service_tier safety_identifier prompt_cache_key parallel_tool_calls".split()
     )
     neutral = {
-        "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "tools": [], "functions": [],
-        "tool_choice": "none", "function_call": "none", "response_format": {"type": "text"}, "modalities": ["text"],
-        "echo": False, "suffix": "", "best_of": 1, "reasoning_effort": "none", "web_search_options": {},
+        "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],), "functions": ([],),
+        "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
+        "modalities": (["text"],), "echo": (False,), "suffix": ("",), "best_of": (1,), "reasoning_effort": ("none",),
+        "web_search_options": ({},),
     }  # fmt: skip
 
     model: str
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float | None = Field(None, ge=0, le=2)  # None: as generation_config.json recommends, else 1
+    top_p: float | None = Field(None, ge=0, le=1)  # None: as generation_config.json recommends, else 1
     top_k: int = Field(0, ge=0, lt=2**31)  # not OpenAI's; 0: all
     n: int = Field(1, ge=1, le=128)  # answers to each prompt
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)  # None: another for each request
@@ -95,7 +98,14 @@ class Sampling(Body):
     )
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _streamed(self):
+        if self.stream_options and not self.stream:
+            text = "Invalid value for 'stream_options': 'stream' must be true for it."
+            raise PydanticCustomError("invalid_value", "{text}", {"text": text, "param": "stream_options"})
+        return self
 
 
 class Part(Body):
@@ -109,7 +119,7 @@ class Message(Body):
     """A turn of a chat."""
 
     ignored = frozenset("name refusal annotations reasoning_content".split())
-    neutral = {"tool_calls": []}
+    neutral = {"tool_calls": ([],)}
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], BeforeValidator(parts)]

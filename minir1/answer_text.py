@@ -27,15 +27,15 @@ class ThinkSplitter:
 
     def __init__(self, opened: bool):
         self.kind = THINKING if opened else ANSWER  # of the text that comes next, as far as is known
-        self._begins, self._held = True, ""  # whether an opening tag may still come; text that may be part of a tag
+        self._begins, self._pending = True, ""  # whether an opening tag may still come; text that may be part of a tag
 
     def feed(self, piece: str) -> list[tuple[str, str]]:
         """(kind, text) of all that the next piece decides; no text is empty."""
-        text, self._held = self._held + piece, ""
+        text, self._pending = self._pending + piece, ""
         if self._begins:
             start = text.lstrip()
             if OPEN.startswith(start) and start != OPEN:
-                self._held = text
+                self._pending = text
                 return []
             self._begins = False
             if start.startswith(OPEN):
@@ -46,13 +46,13 @@ class ThinkSplitter:
         if tag:
             self.kind = ANSWER
         elif count := beginning(thought, [CLOSE]):
-            thought, self._held = thought[:-count], thought[-count:]
+            thought, self._pending = thought[:-count], thought[-count:]
         return [(kind, text) for kind, text in ((THINKING, thought), (ANSWER, answer)) if text]
 
     def rest(self) -> list[tuple[str, str]]:
         """What was held back, at the end of the answer: no tag after all."""
-        held, self._held = self._held, ""
-        return [(self.kind, held)] if held else []
+        text, self._pending = self._pending, ""
+        return [(self.kind, text)] if text else []
 
 
 class StopStrings:
@@ -66,25 +66,25 @@ class StopStrings:
         if not all(stops):
             raise ValueError("a stop string is empty")
         self.found = False
-        self._stops, self._held = stops, ""
+        self._stops, self._pending = stops, ""
 
     def feed(self, piece: str) -> str:
         """The text that the next piece decides; nothing once a stop was found."""
         if self.found:
             return ""
-        text, self._held = self._held + piece, ""
+        text, self._pending = self._pending + piece, ""
         ends = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if ends:
             self.found = True
             return text[: min(ends)[1]]
         if count := beginning(text, self._stops):
-            text, self._held = text[:-count], text[-count:]
+            text, self._pending = text[:-count], text[-count:]
         return text
 
     def rest(self) -> str:
         """What was held back, at the end of the answer: no stop string after all."""
-        held, self._held = self._held, ""
-        return held
+        text, self._pending = self._pending, ""
+        return text
 
 
 def beginning(text: str, marks: Iterable[str]) -> int:

@@ -60,12 +60,12 @@ def prompt(
     """
     if template != "chat" and (turns or system):
         raise ValueError(f"template {template!r} asks one question: no earlier turns, no system prompt; allowed: chat")
-    if system and not takes_system(tokenizer):
-        raise ValueError("the chat template of this model has no place for a system prompt")
-    drops = bool(turns) and drops_thinking(tokenizer)
+    first = [{"role": "system", "content": system}] if system else []
+    rest = [message for turn in turns for message in zip(("user", "assistant"), turn)] + [("user", question)]
+    messages = prepared(tokenizer, [*first, *({"role": role, "content": text} for role, text in rest)])
     for dropped in range(len(turns) + 1):
         if template == "chat":
-            text = tokenizer.render(_messages(tokenizer, turns[dropped:], question, system, drops))
+            text = tokenizer.render(first + messages[len(first) + 2 * dropped :])
         else:
             text = templates.prompt(tokenizer, question, template)
         tokens = tokenizer.encode(text)
@@ -77,14 +77,22 @@ def prompt(
     )
 
 
-def _messages(tokenizer: Tokenizer, turns, question: str, system: str, drops: bool) -> list[dict[str, str]]:
-    """drops: the template itself leaves thinking out, and some change white space with it."""
-    messages = [{"role": "system", "content": system}] if system else []
-    for turn in turns:
-        answer = turn.answer if drops and turn.answer.count(OPEN) <= 1 and CLOSE in turn.answer else said(turn.answer)
-        messages.append({"role": "user", "content": turn.question})
-        messages.append({"role": "assistant", "content": tokenizer.quote(answer, assistant=True)})
-    return [*messages, {"role": "user", "content": question}]
+def prepared(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Messages with `role` and `content` as `Tokenizer.render` should get them, from a user or over the server.
+
+    The thinking of answers is left out, and special tokens in them are quoted. ValueError for a system prompt that the
+    chat template has no place for.
+    """
+    roles = {message["role"] for message in messages}
+    if "system" in roles and not takes_system(tokenizer):
+        raise ValueError("the chat template of this model has no place for a system prompt")
+    drops = "assistant" in roles and drops_thinking(tokenizer)  # itself; some templates change white space with it
+
+    def shown(answer: str) -> str:
+        answer = answer if drops and answer.count(OPEN) <= 1 and CLOSE in answer else said(answer)
+        return tokenizer.quote(answer, assistant=True)
+
+    return [m | {"content": shown(m["content"])} if m["role"] == "assistant" else m for m in messages]
 
 
 def drops_thinking(tokenizer: Tokenizer) -> bool:

@@ -5,10 +5,10 @@
         for token in answer:
             print(token.id, token.logp)
 
-One thread decodes: it prefills the requests that wait, as far as there are free rows, draws one token in each running
-row, hands the tokens out and removes the rows that have ended. The rows that run are the first of one cache, and a step
-computes these alone. A request's noise depends on its seed, its row number and the position alone, so its tokens are
-those of `sample.generate`, whoever else is served.
+One thread decodes: it prefills a few of the requests that wait, as far as there are free rows, draws one token in each
+running row, hands the tokens out and removes the rows that have ended. The rows that run are the first of one cache,
+and a step computes these alone. A request's noise depends on its seed, its row number and the position alone, so its
+tokens are those of `sample.generate`, whoever else is served.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minir1.data import by_tokens, pad_rows
+from minir1.data import pad_rows
 from minir1.device import widest
 from minir1.model.transformer import Transformer
 from minir1.sample import BUDGET, EOS, PREFILL_CHUNK, STOP, bucket, check, choose, draw, nucleus, rows_to_keep, uniform
 
 __all__ = ["BUDGET", "CANCELLED", "EOS", "STOP", "Answer", "Engine", "Full", "Request", "Token", "choose_each"]
 CANCELLED = 3  # why an answer ended, beside EOS, STOP and BUDGET
+LARGE = 8192  # slots of a row, unless others are asked for: the memory of a cache grows with them
 
 
 class Full(RuntimeError):
@@ -130,8 +131,9 @@ class Engine:
     """Answers requests from any thread while it is open: `with Engine(model) as engine`.
 
     rows: answers at once. slots: tokens of a row, prompt and answer; None: the model's max_positions. waiting: requests
-    that may wait for a row. The cache of rows · slots tokens is allocated here. While a prompt is prefilled, the rows
-    that run wait. After an error in the loop, such as a lack of memory, the engine accepts nothing more.
+    that may wait for a row. The cache of rows · slots tokens is allocated here. While prompts are prefilled, at most as
+    many tokens as one row has, the rows that run wait. An error in a prefill, such as a lack of memory, is raised in
+    its answers alone; after any other error (`error`) the engine accepts nothing more.
     """
 
     def __init__(self, model: Transformer, rows: int = 64, slots: int | None = None, waiting: int = 256):
@@ -144,7 +146,8 @@ class Engine:
         self._queue: deque[Answer] = deque()
         self._running: list[Answer] = []  # the answer in row 0, 1, …
         self._changed = Condition()
-        self._open, self._error = False, None
+        self._open = False
+        self.error: BaseException | None = None  # what ended the loop
 
     def __enter__(self) -> Engine:
         self._open, self._thread = True, Thread(target=self._run, name="engine", daemon=True)
@@ -152,11 +155,14 @@ class Engine:
         return self
 
     def __exit__(self, *_) -> None:
-        """Ends what runs and waits as CANCELLED."""
+        self.close()
+        self._thread.join()
+
+    def close(self) -> None:
+        """End what runs and waits as CANCELLED, within a step."""
         with self._changed:
             self._open = False
             self._changed.notify()
-        self._thread.join()
 
     def submit(self, request: Request, wake: Callable[[], None] = lambda: None) -> Answer:
         """The answer to a request, which begins when there is a free row.
@@ -176,11 +182,11 @@ class Engine:
             raise ValueError(f"{asked} do not fit into the {self.slots} tokens of a row")
         answer = Answer(request, wake)
         with self._changed:
-            if self._error is not None:
-                raise RuntimeError(f"the engine has failed: {self._error}") from self._error
+            if self.error is not None:
+                raise RuntimeError(f"the engine has failed: {self.error}") from self.error
             if not self._open:
                 raise RuntimeError("the engine is closed: submit inside `with Engine(model) as engine`")
-            if len(self._queue) >= self.waiting:
+            if len(self._running) + len(self._queue) >= self.rows + self.waiting:
                 raise Full(f"{len(self._queue)} requests wait already")
             self._queue.append(answer)
             self._changed.notify()
@@ -205,7 +211,7 @@ class Engine:
         except BaseException as error:  # whatever it is, every answer raises it
             end = error
         with self._changed:
-            self._open, self._error = False, end if isinstance(end, BaseException) else None
+            self._open, self.error = False, end if isinstance(end, BaseException) else None
             for answer in (*self._running, *self._queue):
                 answer.end(end)
             self._running.clear()
@@ -218,27 +224,47 @@ class Engine:
             return self._open
 
     def _join(self) -> None:
-        """Requests that wait get the free rows. Each different prompt is prefilled once, in a cache of its own."""
-        first = len(self._running)
+        """Requests that wait get free rows: the oldest, and others as far as the prefill has no more tokens than a row.
+
+        Each different prompt is prefilled once, in a cache of its own. The others wait for the next step, so that the
+        rows that run draw a token in between.
+        """
+        first, longest = len(self._running), 0
+        rows_of: dict[tuple[int, ...], list[int]] = {}
         with self._changed:
             for answer in [answer for answer in self._queue if answer.cancelled]:
                 self._queue.remove(answer)
                 answer.end(CANCELLED)
-            while self._queue and len(self._running) < self.rows:
-                self._running.append(self._queue.popleft())
-        rows_of: dict[tuple[int, ...], list[int]] = {}
-        for row, answer in enumerate(self._running[first:], start=first):
-            rows_of.setdefault(tuple(answer.request.prompt), []).append(row)
-            answer.noise = noise(answer.request, self.model.device)
-        prompts = list(rows_of)
-        for group in by_tokens([len(prompt) for prompt in prompts], self.slots):  # as much memory as one row has
-            grid, lengths = pad_rows([prompts[i] for i in group], self.model.device)
+            for answer in list(self._queue):
+                if len(self._running) == self.rows:
+                    break
+                prompt = tuple(answer.request.prompt)
+                width, height = max(longest, len(prompt)), len(rows_of) + (prompt not in rows_of)
+                if rows_of and width * height > self.slots:
+                    continue
+                longest = width
+                rows_of.setdefault(prompt, []).append(len(self._running))
+                self._queue.remove(answer)
+                self._running.append(answer)
+        if not rows_of:
+            return
+        new = self._running[first:]
+        rows = [row for rows in rows_of.values() for row in rows]
+        source = [n for n, rows in enumerate(rows_of.values()) for _ in rows]
+        try:
+            for answer in new:
+                answer.noise = noise(answer.request, self.model.device)
+            grid, lengths = pad_rows(list(rows_of), self.model.device)
             cache = self.model.cache(*grid.shape)
             last = self.model.prefill(grid, lengths=lengths, cache=cache, chunk=PREFILL_CHUNK)
-            rows = [row for i in group for row in rows_of[prompts[i]]]
-            source = [n for n, i in enumerate(group) for _ in rows_of[prompts[i]]]
             self._cache.put(rows, cache, source)
-            self._draw([self._running[row] for row in rows], self.model.logits(last, self._matrix)[source])
+            logits = self.model.logits(last, self._matrix)[source]
+        except Exception as error:  # such as a lack of memory for these prompts
+            del self._running[first:]
+            for answer in new:
+                answer.end(error)
+        else:
+            self._draw([self._running[row] for row in rows], logits)
 
     def _step(self) -> None:
         """One token for each row that runs; on CUDA a few unused rows fill the batch up to a size of `bucket`."""

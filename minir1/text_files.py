@@ -32,21 +32,21 @@ def files(paths: Sequence[Path], skip: Sequence[str] = ()) -> list[Path]:
     skip: names of further folders to leave out, below those named. ValueError for a path that does not exist, and if
     there is no file at all.
     """
-    found: dict[Path, None] = {}
+    result: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_file():
-            found[path] = None
+            result[path] = None
         elif path.is_dir():
             for folder, below, names in os.walk(path):
                 below[:] = sorted(name for name in below if name not in (*LEFT_OUT, *skip) and name[0] != ".")
                 chosen = sorted(name for name in names if _ending(name) in ENDINGS and name[0] != ".")
-                found |= dict.fromkeys(Path(folder) / name for name in chosen)
+                result |= dict.fromkeys(Path(folder) / name for name in chosen)
         else:
             raise ValueError(f"there is no file or folder {path}")
-    if not found:
+    if not result:
         shown = ", ".join(map(str, paths))
         raise ValueError(f"{shown}: no file there ends in one of {', '.join(ENDINGS)}")
-    return list(found)
+    return list(result)
 
 
 def documents(paths: Sequence[Path], skip: Sequence[str] = (), quiet: bool = False) -> Iterator[tuple[str, str]]:

@@ -56,3 +56,25 @@ def toy_base(tmp_path_factory):
         return made[kind]
 
     return base
+
+
+@pytest.fixture(scope="module")
+def server(toy_base):
+    """A server of a toy model, with a seed whose answer has thinking."""
+    from served import PROMPT, Running, answers_of, thinks
+
+    from minir1 import checkpoint
+
+    running = Running(checkpoint.resolve(toy_base("moe")), rows=16, waiting=64, max_tokens=48)
+    running.seed = next(seed for seed in range(99) if thinks(answers_of(running, PROMPT, seed=seed)[0]))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """The folder of a model whose answers never end."""
+    from talker import saved
+
+    folder = tmp_path_factory.mktemp("endless")
+    return saved(folder, {"\nAssistant:": "7", "7": "8", "8": "7"}, window=100_000)

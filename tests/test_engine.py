@@ -204,6 +204,16 @@ def test_full(small):
         engine.submit(Request([3], 2))
 
 
+def test_as_many_requests_as_there_are_rows_and_turns(small):
+    """Before the engine takes the first of them from the queue."""
+    engine = Engine(small, rows=2, slots=40, waiting=3)
+    answers = queued(engine, [Request([1], 2)] * 5)
+    with pytest.raises(Full):
+        engine.submit(Request([1], 2))
+    with engine:
+        assert [len(list(answer)) for answer in answers] == [2] * 5
+
+
 def test_an_error_in_the_loop_is_raised_in_every_answer(small, monkeypatch):
     def broken(*_, **__):
         raise MemoryError("no memory left")
@@ -220,6 +230,53 @@ def test_an_error_in_the_loop_is_raised_in_every_answer(small, monkeypatch):
             answers[0].arrived()
         with pytest.raises(RuntimeError, match="the engine has failed: no memory left"):
             engine.submit(Request([1], 3))
+
+
+def test_an_error_in_a_prefill_is_raised_in_its_answers_alone(small, monkeypatch):
+    prefill = Transformer.prefill
+
+    def broken(self, grid, **others):
+        if grid.shape[1] > 20:
+            raise MemoryError("no memory left")
+        return prefill(self, grid, **others)
+
+    monkeypatch.setattr(Transformer, "prefill", broken)
+    asked = [Request([1, 2], 30), Request([3] * 25, 9), Request([3] * 25, 9), Request([4, 5], 9, seed=1)]
+    engine = Engine(small, rows=4, slots=40)
+    answers = queued(engine, asked)
+    with engine:
+        for answer in answers[1:3]:
+            with pytest.raises(MemoryError, match="no memory left"):
+                list(answer)
+        check(small, asked[0], answers[0])
+        check(small, asked[3], answers[3])
+        check(small, asked[0], engine.submit(asked[0]))
+        assert engine.error is None
+
+
+def test_the_rows_that_run_draw_between_two_prefills(small, monkeypatch):
+    """Also cancel is looked at there, and a request that does not fit into one prefill comes before newer ones."""
+    calls, prefill, hidden = [], Transformer.prefill, Transformer.hidden
+
+    def prefilled(self, grid, **others):
+        calls.append(tuple(grid.shape))
+        if len(calls) == 1:
+            answers[4].cancel()
+        return prefill(self, grid, **others)
+
+    def step(self, new, cache):
+        calls.append(len(new))
+        return hidden(self, new, cache=cache)
+
+    engine = Engine(small, rows=8, slots=12)
+    answers = queued(engine, [Request([n] * count, 2) for n, count in enumerate([3, 9, 4, 10, 8])])
+    monkeypatch.setattr(Transformer, "prefill", prefilled)
+    monkeypatch.setattr(Transformer, "hidden", step)
+    with engine:
+        tokens = [read(answer)[0] for answer in answers]
+    assert calls == [(2, 4), 2, (1, 9), 1, (1, 10), 1] and tokens[4] == [] and answers[4].why == CANCELLED
+    monkeypatch.undo()
+    assert tokens[:4] == [alone(small, answer.request)[0] for answer in answers[:4]]
 
 
 def test_logits_that_are_nan_end_the_answer_alone(small, monkeypatch):

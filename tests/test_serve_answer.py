@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_answer_text import cut, whole
+from test_tokenizer import KINDS
 
 from experiments.serve_answer import Choice, Closed, chat_logprobs, chat_message, completion_logprobs, usage
 from minir1.answer_text import ANSWER, THINKING
@@ -19,8 +20,8 @@ END = BPE.eos
 class Scripted:
     """An answer whose tokens arrive in groups of these sizes, then all at once."""
 
-    def __init__(self, tokens: list[int], sizes: list[int], why: int):
-        self.request, self.why, self.cancelled = SimpleNamespace(stop=(END,)), why, False
+    def __init__(self, tokens: list[int], sizes: list[int], why: int, prompt: list[int] = ()):
+        self.request, self.why, self.cancelled = SimpleNamespace(stop=(END,), prompt=prompt), why, False
         self.tokens, self.sizes = [Token(token, -0.5, []) for token in tokens], sizes
 
     def arrived(self):
@@ -95,12 +96,49 @@ def test_openai_objects():
     found = chat_logprobs(drawn, BPE)
     entry = {"token": "a", "logprob": -0.25, "bytes": [97]}
     assert found["reasoning_content"] == [entry | {"top_logprobs": [entry]}]
-    unknown = {"token": "\ufffd", "logprob": -1.0, "bytes": None, "top_logprobs": []}  # bytes of a part are not known
-    assert found["content"] == [unknown] and found["refusal"] is None
+    begun = {"token": "bytes:\\xf0\\x9f", "logprob": -1.0, "bytes": [0xF0, 0x9F], "top_logprobs": []}
+    assert found["content"] == [begun] and found["refusal"] is None
     assert completion_logprobs(drawn, BPE, 7) == {
-        "tokens": ["a", "\ufffd"], "token_logprobs": [-0.25, -1.0], "text_offset": [7, 8],
-        "top_logprobs": [{"a": -0.25}, {"\ufffd": -1.0}],
+        "tokens": ["a", "bytes:\\xf0\\x9f"], "token_logprobs": [-0.25, -1.0], "text_offset": [7, 8],
+        "top_logprobs": [{"a": -0.25}, {"bytes:\\xf0\\x9f": -1.0}],
     }  # fmt: skip
+
+
+def test_spaces_that_sentencepiece_writes_between_tokens():
+    """The text of a completion continues its prompt, a chat's begins anew; a token's log-prob has its space."""
+    for kind, text in (("llama", "the cat"), ("metaspace", "the cat")):
+        tokenizer = KINDS[kind]
+        tokens = tokenizer.encode("the cat the cat")
+        half = len(tokens) // 2
+        assert tokenizer.decode(tokens[half:]) == text
+        answer = lambda: Scripted(tokens[half:], [1] * 99, BUDGET, prompt=tokens[:half])
+        assert read(Choice(3, answer(), tokenizer, [], None))[1] == " " + text
+        _, chat, drawn, _ = read(Choice(3, answer(), tokenizer, [], False))
+        assert chat == text
+        probs = completion_logprobs(drawn, tokenizer, 7)
+        assert "".join(probs["tokens"]) == " " + text and probs["text_offset"][0] == 7
+        for offset, token in zip(probs["text_offset"], probs["tokens"]):
+            assert " the cat"[offset - 7 :].startswith(token)
+        data = bytes(byte for one in chat_logprobs(drawn, tokenizer)["content"] for byte in one["bytes"])
+        assert data.decode() == " " + text
+    llama = KINDS["llama"]
+    spaced, plain = llama.id("▁t"), llama.id("t")
+    both = Token(plain, -1.0, [(spaced, -0.5), (plain, -1.0)])
+    assert completion_logprobs([(ANSWER, both)], llama, 0)["top_logprobs"] == [{" t": -0.5, "t": -1.0}]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "llama"])
+def test_the_part_of_a_character_at_the_end_of_the_budget_is_not_sent(kind):
+    tokenizer = KINDS[kind]
+    for char in ("\U0001f995", "ꙮ"):
+        whole, begun = tokenizer.encode("a你"), tokenizer.encode("a你" + char)
+        assert len(begun) > len(whole) + 1 and begun[: len(whole)] == whole
+        for end in range(len(whole), len(begun)):
+            assert read(Choice(3, Scripted(begun[:end], [1] * 99, BUDGET), tokenizer, [], None))[1] == "a你"
+        assert read(Choice(3, Scripted(begun, [1] * 99, BUDGET), tokenizer, [], None))[1] == "a你" + char
+
+
+def test_counts():
     assert chat_message("", "") == {} and chat_message("a", "") == {"reasoning_content": "a"}
     choices = [SimpleNamespace(tokens=3, thinking_tokens=1), SimpleNamespace(tokens=4, thinking_tokens=2)]
     assert usage(5, choices) == {

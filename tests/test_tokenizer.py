@@ -16,7 +16,7 @@ from toys import DENSE
 from minir1.model import hf
 from minir1.model.hf_config import to_hf_config
 from minir1.tasks import countdown, countdown_corpus
-from minir1.tokenizer import EOS, PAD, QUOTE, TAGS, UNK, Tokenizer, train_bpe, word_level
+from minir1.tokenizer import EOS, PAD, QUOTE, TAGS, UNK, TextStream, Tokenizer, train_bpe, word_level
 
 TEXTS = [
     "the cat sat on the mat. ", "12 and 345 make 357, not 12345.\n", "naïve café — 你好\n\n", "def f(x):\n    return x",
@@ -725,6 +725,32 @@ def test_pieces_are_the_text(kind, data):
     tokens = data.draw(st.one_of(st.lists(numbers, max_size=50), st.text(max_size=40).map(tokenizer.encode)))
     for keep in (True, False):
         assert "".join(said_in_pieces(tokenizer, tokens, keep_special=keep)) == tokenizer.decode(tokens, keep)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "llama", "metaspace"])
+def test_bytes_of_tokens_joined_are_the_text(kind):
+    tokenizer = KINDS[kind]
+    tokens = tokenizer.encode(STREAMED)
+    data = b"".join(map(tokenizer.bytes_of, tokens))
+    assert data.decode().lstrip() == tokenizer.decode(tokens) and tokenizer.bytes_of(tokenizer.size) == b"\xef\xbf\xbd"
+    assert tokenizer.bytes_of(tokenizer.eos) == tokenizer.eos_token.encode()
+    if kind == "bpe":
+        single = {tokenizer.bytes_of(tokenizer.id(char)) for char in pre_tokenizers.ByteLevel.alphabet()}
+        assert single == {bytes([byte]) for byte in range(256)}
+
+
+@settings(deadline=None)
+@given(kind=st.sampled_from(["bpe", "llama"]), text=st.text(min_size=1, max_size=12), cut=st.integers(0, 40))
+def test_a_text_that_continues_another(kind, text, cut):
+    """Wherever the tokens are divided between characters; a character that was begun before comes whole."""
+    tokenizer = KINDS[kind]
+    tokens = tokenizer.encode("a" + text)
+    cut = min(cut, len(tokens))
+    before = tokenizer.decode(tokens[:cut])
+    if "\ufffd" in before or not tokenizer.decode(tokens).startswith(before):
+        return
+    stream = TextStream(tokenizer, before=tokens[:cut])
+    assert before + "".join(map(stream.feed, tokens[cut:])) + stream.rest() == tokenizer.decode(tokens)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -114,7 +114,7 @@ async def ask(port: int, body: dict, leave_after: int | None = None) -> Received
             for choice in chunk["choices"]:
                 texts.append(choice["text"])
                 first, finish = first or time.perf_counter() - began, choice["finish_reason"]
-            tokens = chunk.get("usage", {}).get("completion_tokens", 0)
+            tokens = (chunk.get("usage") or {}).get("completion_tokens", 0)
     finally:
         writer.close()
     return Received("".join(texts), finish, tokens, first)

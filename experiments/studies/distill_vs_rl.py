@@ -180,8 +180,8 @@ def finding(results: list[dict]) -> str:
         return f"{min(shares):.0%} to {max(shares):.0%}"
 
     return (
-        f"Of problems that no stage has seen, a student taught by texts solves {right('texts')}, the same student after "
-        f"RL {right('rl')}: {gain} points; within a seed, the interval over problems is above 0 in {clear} of "
+        f"Of problems that no stage has seen, a student taught by texts solves {right('texts')}, the same student "
+        f"after RL {right('rl')}: {gain} points; within a seed, the interval over problems is above 0 in {clear} of "
         f"{len(results)}. The trained tokens are {tokens:.0%} of RL's, {tokens + sampled:.0%} with the teacher's "
         f"samples, the seconds {seconds('texts')}, by seed. On-policy distillation after the texts reaches "
         f"{right('on-policy')} for {seconds('on-policy')} of RL's seconds, RL after the texts {right('texts-rl')}; the "

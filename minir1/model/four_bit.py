@@ -186,9 +186,9 @@ def stored_as(name: str, layout: Layout, storage: str) -> dict[str, tuple[tuple[
 
 def packed_of(tensors: dict[str, Tensor], name: str, layout: Layout) -> Packed:
     """The tensors of `stored_as` as a matrix. ValueError for another code book than that of the layout's kind."""
-    found = Packed(*(tensors.get(name + part) for part in PARTS))
+    packed = Packed(*(tensors.get(name + part) for part in PARTS))
     book = code_book(layout.kind)
-    if not torch.allclose(found.book, book, rtol=0, atol=1e-3):  # bitsandbytes uses its own, whatever is stored
-        raise ValueError(f"{name}{PARTS.book} = {shown(found.book.tolist())}: not the code book of {layout.kind}")
+    if not torch.allclose(packed.book, book, rtol=0, atol=1e-3):  # bitsandbytes uses its own, whatever is stored
+        raise ValueError(f"{name}{PARTS.book} = {shown(packed.book.tolist())}: not the code book of {layout.kind}")
     size = -(-layout.shape[0] * layout.shape[1] // 2)
-    return found._replace(data=found.data.flatten().view(torch.uint8)[:size].unsqueeze(1), book=book)
+    return packed._replace(data=packed.data.flatten().view(torch.uint8)[:size].unsqueeze(1), book=book)
