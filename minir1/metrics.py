@@ -198,12 +198,12 @@ def with_interval(mean: float, low: float, high: float, form: str = ".1%") -> st
     return f"{mean:{form}} [{f'{low:{form}}'.rstrip('%')}, {f'{high:{form}}'.rstrip('%')}]"
 
 
-def over_seeds(values: Sequence[float], form: str = ".1%", least: float = -np.inf) -> str:
+def over_seeds(values: Sequence[float], form: str = ".1%", least: float = -np.inf, most: float = np.inf) -> str:
     """The mean over seeds and, from three on, its interval (`seed_interval`).
 
-    The interval is clipped to what is possible: 0 … 1 for a share (a form in %), at least `least` for other quantities.
+    The interval is clipped to what is possible: 0 … 1 for a share (a form in %), least … most for other quantities.
     """
     if len(values) < 3:
         return f"{sum(values) / len(values):{form}}"
     mean, low, high = seed_interval(values)
-    return with_interval(mean, *np.clip((low, high), *((0, 1) if form.endswith("%") else (least, np.inf))), form)
+    return with_interval(mean, *np.clip((low, high), *((0, 1) if form.endswith("%") else (least, most))), form)

@@ -131,7 +131,7 @@ def known_rows(results: list[dict]) -> list[list[str]]:
     """How early the head knows, over seeds: after as many tokens, and at the end."""
     runs = [result["verify"] for result in results]
     mean = over(runs)
-    cell = lambda key, form: over_seeds([run[key] for run in runs], form, least=0.0) if key in mean else "-"
+    cell = lambda key, form: over_seeds([run[key] for run in runs], form, 0.0, 1.0) if key in mean else "-"
     rows = []
     for at in [*(f"after/{n}" for n in self_verify.positions(mean)), "end"]:
         name = at.removeprefix("after/") if at != "end" else "the end"
@@ -210,7 +210,7 @@ def page_budget(results: dict[str, dict]) -> str:
 def finding_verify(results: list[dict]) -> str:
     """What the head knows, in words, from the numbers."""
     runs = [result["verify"] for result in results]
-    cell = lambda key, form=".2f": over_seeds([run[key] for run in runs], form)
+    cell = lambda key, form=".2f": over_seeds([run[key] for run in runs], form, 0.0, 1.0)
     most = max(int(key.removeprefix("pass@")) for key in runs[0] if key.startswith("pass@"))
     gain = over_seeds([100 * (run[f"head@{most}"] - run[f"maj@{most}"]) for run in runs], "+.1f")
     tries = f" Before its verdict, a try is known with {cell('try/4/auc')}." if "try/4/auc" in over(runs) else ""
