@@ -272,7 +272,10 @@ def test_a_session_in_a_terminal(folders, tmp_path):
         assert len(terminal.until("stopped")) < 4000
         terminal.enter("/thinking 4\r", "thinking = 4")
         terminal.enter("\x1b[A\x1b[A\r", "<answer>9</answer>")  # the line before the last again
-        terminal.enter("half a line\x03", "Ctrl-D leaves")  # Ctrl-C at the prompt
+        terminal.enter("half a line", "half a line")
+        time.sleep(0.5)  # a signal that comes just before the prompt waits for a key is seen with the next key only
+        terminal.type("\x03")  # Ctrl-C at the prompt
+        terminal.until("Ctrl-D leaves")
         terminal.enter("/save talk.jsonl\r", "which experiments/sft.py reads")
         terminal.enter("\x04", "\r\n")  # Ctrl-D
         assert terminal.status() == 0

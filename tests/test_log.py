@@ -335,7 +335,8 @@ def test_wandb_offline_holds_the_same_numbers(tmp_path, capfd):
     run.log(0, {"train/reward": 0.25})
     run.log(7, {"train/reward": 0.5, "train/loss": math.nan})
     run.close()
-    assert capfd.readouterr() == ("", "")
+    out, err = capfd.readouterr()  # where openai is imported too, wandb recommends a product of its own
+    assert not out and not [line for line in err.splitlines() if not line.startswith("wandb: ")]
 
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 10

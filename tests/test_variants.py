@@ -113,7 +113,8 @@ def learned(name: str, model, rollout, advantage, old=None, **changes):
     reference = () if variants.COPIES.get(name, "reinforce") == "reinforce" else (None,)
     more = {"tis": (rollout.logp if old is None else old,), "hybrid": (changes.pop("documents", []),)}.get(name, ())
     if name == "self_check":
-        more = changes.pop("head", ValueHead(model.config.dim)), changes.pop("right", (advantage > 0).float())
+        head = changes.pop("head", ValueHead(model.config.dim))
+        more = head, torch.optim.SGD(head.parameters(), lr=1.0), changes.pop("right", (advantage > 0).float())
     config = config_of(name, **{"num_minibatches": 1, "grad_clip": 1e9, "beta": 0.0, **changes})
     metrics = script.learn(policy, optimizer, rollout, advantage, *reference, config, 1, *more)
     return metrics, [(b - a).detach() for a, b in zip(model.parameters(), policy.parameters())]
@@ -643,9 +644,14 @@ def test_the_squared_error_by_hand(off_policy):
     head = ValueHead(model.config.dim)
     right = (torch.arange(len(rollout.length)) % 2).float()
     plain = moved("self_check", *off_policy, check_weight=0.0, right=right)
-    assert_same(moved("self_check", *off_policy, check_weight=0.7, right=right, head=head), plain)
+    assert_same(moved("self_check", *off_policy, check_weight=0.7, right=right, head=copy.deepcopy(head)), plain)
     torch.nn.init.normal_(head.weight)
     both = moved("self_check", *off_policy, check_weight=0.7, right=right, head=copy.deepcopy(head))
+    unjudged = torch.where(torch.arange(len(right)) < 2, torch.nan, right)
+    few = moved("self_check", *off_policy, check_weight=0.7, right=unjudged, head=copy.deepcopy(head))
+    assert all(move.isfinite().all() for move in few)
+    none = torch.full_like(right, torch.nan)
+    assert_same(moved("self_check", *off_policy, check_weight=0.7, right=none, head=copy.deepcopy(head)), plain)
     policy = copy.deepcopy(model)
     _, e = policy.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask, value=head)
     error = (torch.sigmoid(e) - right[:, None]).square() * rollout.mask

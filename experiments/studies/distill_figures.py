@@ -40,8 +40,9 @@ def draw_ways(results: dict[str, list[dict[str, float]]], path: Path) -> Figure:
             panel.grid(axis="x", color=GREY, alpha=0.25)
             fig.panel_title(panel, title)
         ends = [np.mean([run["forward_kl"] for run in runs]) for runs in results.values()]
-        title = f"Ways to distil at equal tokens: KL(T‖S) from {min(ends):.3f} to {max(ends):.3f}"
-        fig.headline(figure, title, "large dots: means over seeds; bars: 95 % intervals; small dots: seeds")
+        title = f"Ways to distil at equal tokens: KL(T‖S) from {min(ends):.2f} to {max(ends):.2f}"
+        note = "large dots: means over seeds; bars: 95 % intervals; small dots: seeds"
+        fig.tall_headline(figure, title, note)
         return fig.write(figure, path)
 
 

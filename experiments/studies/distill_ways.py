@@ -239,9 +239,13 @@ def page(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def rows(results: dict[str, list[dict[str, float]]]) -> list[list[str]]:
-    """A row per way: label, and the mean of each key over its seeds, with its interval."""
-    cells = lambda runs: [over_seeds([run[key] for run in runs], form, least=0.0) for key, _, form in KEYS]
-    return [[WAYS[name].label, *cells(runs)] for name, runs in results.items()]
+    """A row per way: label, and the mean of each key over its seeds, of what was reached with its interval."""
+
+    def cell(runs: list[dict[str, float]], key: str, form: str) -> str:
+        values = [run[key] for run in runs]
+        return f"{np.mean(values):{form}}" if key in ("tokens", "seconds") else over_seeds(values, form, least=0.0)
+
+    return [[WAYS[name].label, *(cell(runs, key, form) for key, _, form in KEYS)] for name, runs in results.items()]
 
 
 def finding(results: dict[str, list[dict[str, float]]]) -> str:

@@ -18,7 +18,7 @@ METHODS = {
     f"{weight:g}": Method(f"w = {weight:g}", "variants.self_check", {"check-weight": weight})
     for weight in (0.0, 0.5, 2.0)
 }
-PANELS = {"accuracy": ("Training problems", "share"), "check_error": ("Squared error of the prediction", "")}
+PANELS = {"accuracy": ("Training problems", "share"), "check_error": ("Error of the check", "squared")}
 DEFAULT = Config(
     out=Path("runs/self-check-study"),
     results=Path("docs/results/self_check.json"),
