@@ -76,6 +76,8 @@ class Config:
         at_least(self, 1, "problems", "num_generations", "max_completion_length", "answer_length", "rows_at_once")
         at_least(self, 0, "limits", "waits", "seed")
         above(self, 0, "temperature")
+        if not self.wait:
+            raise ValueError("wait = '': at least one character")
         if not self.checkpoints or not self.limits:
             raise ValueError("checkpoints, limits: at least one of each")
 

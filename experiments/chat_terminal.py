@@ -145,7 +145,7 @@ def command(session: Session, line: str) -> None:
     """Run one line that starts with a slash. ValueError for an unknown command or value."""
     name, _, value = line[1:].partition(" ")
     examples = session.chat.examples
-    if name.isdigit() and 1 <= int(name) <= len(examples):
+    if name.isdecimal() and 1 <= int(name) <= len(examples):
         session.console.print(Text(f"> {examples[int(name) - 1]}", "bold"))
         return ask(session, examples[int(name) - 1])
     if name not in COMMANDS:

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -224,8 +224,11 @@ def about(documents: list[Document], vocab: int, config: Config) -> dict[str, st
 
 def read_stored(documents: list[Document], vocab: int, config: Config, path: Path) -> list[Example]:
     """The documents with what `store` wrote. ValueError if that was of other texts, or with other settings."""
-    with safe_open(path, "pt") as file:
-        stated, (ids, lp) = file.metadata(), (file.get_tensor(name) for name in ("ids", "lp"))
+    try:
+        with safe_open(path, "pt") as file:
+            stated, (ids, lp) = file.metadata() or {}, (file.get_tensor(name) for name in ("ids", "lp"))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no file of stored log-probs: {error}") from error
     if changed := [name for name, value in about(documents, vocab, config).items() if stated.get(name) != value]:
         raise ValueError(f"{path} was stored with another {' and '.join(changed)}: choose another file, or delete it")
     sizes = [sum(document.trained) for document in documents]

@@ -181,7 +181,10 @@ def main(config: Config) -> dict:
         text_files.files([path])  # what is missing must be known before the training
     print(f"training {made.size:,} tokens, preset {config.preset}, digits {made.digits}")
     documents = text_files.documents(config.data, config.skip)
-    tokenizer = train((text for _, text in documents if hashed(text) >= config.held_out), made)
+    used = (text for _, text in documents if hashed(text) >= config.held_out)
+    if (first := next(used, None)) is None:
+        raise ValueError("there is no document to train on: all files are blank, not UTF-8, or held out")
+    tokenizer = train(itertools.chain([first], used), made)
     if tokenizer.size < made.size:
         print(f"the texts give only {tokenizer.size:,} tokens")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -191,6 +194,8 @@ def main(config: Config) -> dict:
     documents = text_files.documents(config.data, config.skip, quiet=True)
     held_out = first_bytes((where, text) for where, text in documents if hashed(text) < config.held_out)
     kinds = ({HELD_OUT: held_out} if held_out else {}) | kinds
+    if not held_out:
+        print(f"no document is held out: the hash of none is below {config.held_out}")
     report = {"preset": config.preset, "digits": made.digits, "kinds": list(kinds), "tokenizers": {}}
     for name, backend in {f"this one ({config.preset})": tokenizer.backend, **others}.items():
         one = {"size": backend.get_vocab_size(with_added_tokens=True)} | by_length(backend)

@@ -122,7 +122,10 @@ def test_points_by_difficulty_are_parts_of_the_whole(toy):
     assert mean / 6 == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("changes", [{"limits": ()}, {"checkpoints": ()}, {"limits": (-1,)}, {"temperature": 0.0}])
+SENSELESS = ({"limits": ()}, {"checkpoints": ()}, {"limits": (-1,)}, {"temperature": 0.0}, {"wait": ""})
+
+
+@pytest.mark.parametrize("changes", SENSELESS)
 def test_senseless_settings_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         budget.Config(**changes)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from runs import assert_same_run, result_of, stop
+from safetensors.torch import save_file
 from test_preference_pairs import assert_bad_option, save_base
 from test_sft import write_dialogues
 from test_tokenizer import QWEN, pair
@@ -124,6 +125,14 @@ def test_stored_log_probs_of_all_but_one_token_are_the_teacher(config, tmp_path)
     hf.save(model, tokenizer, teacher)
     with pytest.raises(ValueError, match="with another teacher"):
         distill.main(replace(few, out=tmp_path / "trained"))
+
+
+def test_a_file_of_something_else_is_no_store(config, tmp_path):
+    for name, content in (("junk", b"junk"), ("other", None)):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(content) if content else save_file({"x": torch.zeros(1)}, path)
+        with pytest.raises(ValueError, match="is no file of stored log-probs"):
+            distill.main(replace(config, top_k=3, stored=path, out=tmp_path / name))
 
 
 def test_top_k_of_a_smaller_vocabulary_is_refused(config, tmp_path):

@@ -80,7 +80,7 @@ class Config:
     ways: tuple[str, ...] = tuple(WAYS)
     seeds: tuple[int, ...] = (0, 1, 2)
     tokens: int = 600_000  # that each student is trained on
-    batch: int = 32  # texts per step
+    batch: int = 8  # texts per step
     length: int = 192  # tokens of a text, at most
     held_out: int = 128  # texts that are measured
     learning_rate: float = 4e-3  # AdamW; half of it on policy

@@ -228,7 +228,9 @@ def main(config: Config) -> list[dict]:
     """Measure what is missing, print and write the tables and the figures; the figures of each seed."""
     seeds = range(len(config.pipelines))
     for seed in seeds:
-        checkpoint.resolve(config.pipelines[seed] / "r1-zero" / "checkpoint")  # ValueError before the work begins
+        for folder, name in ((config.pipelines, "r1-zero"), (config.students, "on-policy")):
+            if folder:
+                checkpoint.resolve(folder[seed] / name / "checkpoint")  # ValueError before the work begins
     with ProcessPoolExecutor(config.jobs, multiprocessing.get_context("spawn")) as pool:
         results = list(pool.map(seed_of, itertools.repeat(config), seeds))
     write_json(config.results, dict(enumerate(results)))
