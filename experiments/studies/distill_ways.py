@@ -239,11 +239,13 @@ def page(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def rows(results: dict[str, list[dict[str, float]]]) -> list[list[str]]:
-    """A row per way: label, and the mean of each key over its seeds, of what was reached with its interval."""
+    """A row per way: label, and over its seeds the mean of each key, of what was reached with its interval, and the
+    median of tokens and seconds, which a training that was suspended for a while does not change.
+    """
 
     def cell(runs: list[dict[str, float]], key: str, form: str) -> str:
         values = [run[key] for run in runs]
-        return f"{np.mean(values):{form}}" if key in ("tokens", "seconds") else over_seeds(values, form, least=0.0)
+        return f"{np.median(values):{form}}" if key in ("tokens", "seconds") else over_seeds(values, form, least=0.0)
 
     return [[WAYS[name].label, *(cell(runs, key, form) for key, _, form in KEYS)] for name, runs in results.items()]
 
