@@ -134,7 +134,8 @@ def test_without_a_model_the_demonstration_is_offered(tmp_path, monkeypatch):
 
 def test_make_installs_what_the_page_needs():
     """`make chat` installs the extra `chat`, and the tests of the page run where `make test` did."""
-    said = subprocess.run(["make", "-n", "-B", "chat"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = ["make", "-n", "-B", "--no-print-directory", "chat"]  # for `make test` prints its folder otherwise
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "-c constraints.txt -e '.[chat]'" in said and said.rstrip().endswith("-m experiments.chat")
     extras = dict(re.findall(r'"(test|chat)": \[(.*?)\]', (ROOT / "setup.py").read_text(encoding="utf-8"), re.S))
     chat, test = (set(re.findall(r'"([\w-]+)"', extras[name])) for name in ("chat", "test"))
