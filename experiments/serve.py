@@ -91,11 +91,10 @@ def main(config: Config) -> None:
         folder = checkpoint.resolve(config.model, prefer="best")
         model, tokenizer = hf.load(folder, device, pick_dtype(config.dtype, device), config.packed)
         model = (model if config.packed else merge(model)).eval()
-        slots, most = config.max_length or LARGE, model.config.max_positions
+        most = model.config.max_positions
         if config.max_length and config.max_length > most:
             raise ValueError(f"max_length = {config.max_length}: the model has positions for {most}")
-        slots = min(slots, most)
-        engine = Engine(model, config.rows, slots, config.waiting)
+        engine = Engine(model, config.rows, config.max_length or min(most, LARGE), config.waiting)
         name = config.name or name_of(config.model)
         service = serve_api.Service(engine, tokenizer, name, config.max_completion_length, config.timeout)
         server = serve_http.server(serve_api.create(service, config.host), engine, config.grace)

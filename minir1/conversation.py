@@ -88,11 +88,11 @@ def prepared(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[d
         raise ValueError("the chat template of this model has no place for a system prompt")
     drops = "assistant" in roles and drops_thinking(tokenizer)  # itself; some templates change white space with it
 
-    def shown(answer: str) -> str:
+    def quoted(answer: str) -> str:
         answer = answer if drops and answer.count(OPEN) <= 1 and CLOSE in answer else said(answer)
         return tokenizer.quote(answer, assistant=True)
 
-    return [m | {"content": shown(m["content"])} if m["role"] == "assistant" else m for m in messages]
+    return [m | {"content": quoted(m["content"])} if m["role"] == "assistant" else m for m in messages]
 
 
 def drops_thinking(tokenizer: Tokenizer) -> bool:
@@ -107,13 +107,13 @@ def takes_system(tokenizer: Tokenizer) -> bool:
     It has none if it refuses one, leaves it out, or writes it like an answer, as that of the tokenizers made here.
     """
 
-    def shown(role: str) -> str:
+    def rendered(role: str) -> str:
         try:
             return tokenizer.render([{"role": role, "content": MARK}, {"role": "user", "content": "a"}])
         except ValueError:
             return ""
 
-    return MARK in shown("system") and shown("system") != shown("assistant")
+    return MARK in rendered("system") and rendered("system") != rendered("assistant")
 
 
 def trained_on_turns(tokenizer: Tokenizer, template: str) -> bool:
@@ -223,7 +223,6 @@ def spoken(tokenizer: Tokenizer, tokens: Iterator[int], reply: Reply) -> Iterato
 
     An answer that stops inside a character ends before it.
     """
-
     text, splitter = TextStream(tokenizer), ThinkSplitter(reply.text == OPEN)
 
     def parts(piece: str) -> list[tuple[str, str]]:
@@ -236,6 +235,5 @@ def spoken(tokenizer: Tokenizer, tokens: Iterator[int], reply: Reply) -> Iterato
             reply.ended = True
             break
         yield from parts(text.feed(token))
-    rest = text.rest()
-    yield from parts(rest if reply.ended else rest.rstrip("\ufffd"))
+    yield from parts(text.rest(truncated=not reply.ended))
     yield from splitter.rest()

@@ -277,12 +277,12 @@ class TextStream:
 
     def rest(self, truncated: bool = False) -> str:
         """The text that was held back, after the last token. truncated: without an incomplete character at its end."""
-        text = self.tokenizer.decode(self._window)
+        text = self.tokenizer.decode(self._window)[self._sent :]  # the window may begin inside a character, too
         for dropped in range(1, CONTEXT if truncated else 1):
-            shorter = self.tokenizer.decode(self._window[:-dropped])
+            shorter = self.tokenizer.decode(self._window[:-dropped])[self._sent :]
             if text.endswith("\ufffd") and not shorter.endswith("\ufffd"):
                 text = shorter
-        return self._pending + text[self._sent :]
+        return self._pending + text
 
 
 def _each_text(value, change: Callable[[str], str]):
