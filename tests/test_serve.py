@@ -122,3 +122,9 @@ def test_names():
     assert serve.name_of(Path("/a/runs/demo/checkpoint/step-000120")) == serve.name_of(Path("/a/runs/demo")) == "demo"
     assert serve.name_of(Path("/a/runs/demo/checkpoint")) == "demo"
     assert serve.name_of(Path("/checkpoints/Qwen2.5-0.5B")) == "Qwen2.5-0.5B"
+
+
+def test_a_row_longer_than_the_positions_is_refused(toy_base):
+    config = serve.Config(toy_base() / "checkpoint", max_length=10**6, port=0, device="cpu")
+    with pytest.raises(ValueError, match="max_length = 1000000: the model has positions for"):
+        serve.main(config)
