@@ -196,10 +196,16 @@ def ask(page, question):
     page.press("#box textarea", "Enter")
 
 
+def answered(page, questions=1):
+    """Wait until the last picture of the last answer is there: after it nothing changes what is being edited."""
+    page.wait_for_function(f"document.querySelectorAll('.summary').length == {questions}")
+    page.wait_for_selector("#box button.submit-button")
+
+
 def test_a_question_streams_and_its_thinking_folds(browser, site):
     page = opened(browser, site[0])
     ask(page, "3")
-    page.wait_for_selector(".summary")
+    answered(page)
     assert "<answer>你好👨‍👩‍👧</answer>" in page.inner_text("#lane-0")
     thought = page.locator(".thought-group")
     assert "7" + SCRIPT not in thought.inner_text()  # folded, once it has ended
@@ -217,11 +223,11 @@ def test_the_stop_button_stops_and_the_next_question_is_answered(browser, site):
     page.wait_for_function("document.querySelector('#lane-0').innerText.includes('12111211')")
     grew = len(page.inner_text("#lane-0"))
     page.locator("#box button.stop-button").click()
-    page.wait_for_selector(".summary")
+    answered(page)
     assert "stopped" in page.inner_text(".summary") and len(page.inner_text("#lane-0")) > grew / 2
     wait_until_free(lanes)
     ask(page, "3")
-    page.wait_for_function("document.querySelectorAll('.summary').length == 2")
+    answered(page, 2)
     page.close()
 
 
@@ -235,7 +241,7 @@ def test_a_conversation_is_cleared_during_an_answer(browser, site):
     page.wait_for_selector("#box button.submit-button")
     assert "1211" not in page.inner_text("#lane-0")
     ask(page, "3")
-    page.wait_for_selector(".summary")
+    answered(page)
     assert page.locator("#lane-0 .user .message-content").count() == 1
     page.close()
 
@@ -262,7 +268,7 @@ def test_two_tabs_do_not_mix(browser, site):
 def test_markdown_can_be_rendered_and_html_stays_text(browser, site):
     page = opened(browser, site[0])
     ask(page, "3")
-    page.wait_for_selector(".summary")
+    answered(page)
     page.fill("#box textarea", "a draft")
     page.get_by_label("render Markdown").click()
     page.wait_for_selector(".lane .prose p")
@@ -277,7 +283,7 @@ def test_a_question_is_edited_as_it_was_typed(browser, site):
     page = opened(browser, site[0])
     question = "<b>x</b> &lt; a && b `<i>` 3"
     ask(page, question)
-    page.wait_for_selector(".summary")
+    answered(page)
     for shown in (question, question.replace("`", "")):  # without Markdown, then with it
         assert page.locator("#lane-0 .user .message-content").inner_text().replace(JOINER, "").strip() == shown
         page.get_by_label("Edit").first.click()
@@ -297,10 +303,16 @@ def test_a_question_is_edited_as_it_was_typed(browser, site):
 
 def test_retry_and_edit(browser, site):
     page = opened(browser, site[0])
-    ask(page, "3")
-    page.wait_for_selector(".summary")
+    ask(page, "11")  # long enough for each change to be seen: an answer, none, another one
+    page.wait_for_function("document.querySelector('#lane-0').innerText.includes('1211')")
+    page.locator("#box button.stop-button").click()
+    answered(page)
     page.get_by_label("Retry").last.click()
-    page.wait_for_function("document.querySelectorAll('.summary').length == 1")
+    page.wait_for_selector("#box button.stop-button")
+    page.wait_for_function("document.querySelectorAll('.summary').length == 0")
+    page.wait_for_function("document.querySelector('#lane-0').innerText.includes('1211')")
+    page.locator("#box button.stop-button").click()
+    answered(page)
     page.get_by_label("Edit").first.click()
     page.locator("#lane-0 textarea").fill("200")
     page.get_by_label("Submit").first.click()
@@ -315,7 +327,7 @@ def test_a_file_goes_into_the_context(browser, site, tmp_path):
     page.locator("#box input[type=file]").set_input_files(tmp_path / "notes.txt")
     page.wait_for_function("document.querySelector('#box .delete-button')")
     ask(page, "3")
-    page.wait_for_selector(".summary")
+    answered(page)
     assert "only the first" in page.inner_text(".summary") and "of the window" in page.inner_text(".summary")
     page.close()
 
@@ -325,6 +337,6 @@ def test_an_example_is_asked_of_both_models(browser, folder, tmp_path):
     with served(folder, other, task=str(Path(__file__).parent / "talker_task.py")) as (url, _):
         page = opened(browser, url)
         page.locator("#lane-0").get_by_text("make 11 from 3", exact=True).first.click()
-        page.wait_for_function("document.querySelectorAll('.summary').length == 2")
+        answered(page, 2)
         assert "right" in page.inner_text("#lane-0 .summary") and "wrong" in page.inner_text("#lane-1 .summary")
         page.close()
