@@ -45,6 +45,7 @@ from minir1.chat_data import Document, laid_out
 from minir1.data import packed, passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.distill import mixed
+from minir1.distributed import deal, exchanged, gathered, mine, on_first, shard, sum_of_ranks
 from minir1.log import open_run, progress, progress_line, read_metrics, steps
 from minir1.losses import nll
 from minir1.model.divergence import divergence, log_probs, top_divergence, top_log_probs
@@ -132,13 +133,15 @@ def loss_parts(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(L, CE, D_β) at every trained token, [M] each, of micro-batches; what has no part in the loss is 0.
 
-    record: receives, of each micro-batch, the `Routing` of each MoE layer.
+    Of several ranks each has its own micro-batches, times their share (`distributed.deal`). record: receives, of each
+    micro-batch, the load of each MoE layer, times the share.
     """
-    for rows in packed([len(example.document.tokens) for example in examples], config.microbatch):
+    for rows, share in deal(packed([len(example.document.tokens) for example in examples], config.microbatch)):
         tokens, cu_seqlens, trained = laid_out([examples[i].document for i in rows], model.device)
         where, how = {"cu_seqlens": cu_seqlens, "mask": trained}, (config.beta, config.temperature)
-        record.append(routing := [])
+        routing: list[Routing] = []
         h = model.states(tokens, **where, record=routing)
+        record.append([share * expert_load(layer) for layer in routing])
         ce, distance = (torch.zeros(len(h), device=h.device) for _ in range(2))
         if config.texts or not torch.is_grad_enabled():  # measured also where it is not trained
             ce = nll(log_probs(model, h, tokens[trained]))
@@ -149,7 +152,7 @@ def loss_parts(
             with torch.no_grad():
                 h_t = teacher.states(tokens, **where)
             distance = divergence(model, h, teacher, h_t, *how)
-        yield mixed(ce, distance, config.texts, config.temperature), ce, distance
+        yield share * mixed(ce, distance, config.texts, config.temperature), share * ce, share * distance
 
 
 def trained_tokens(examples: list[Example]) -> int:
@@ -165,12 +168,12 @@ def loss_backward(
     Returns the loss, and the load of each MoE layer.
     """
     total, sum_of_all = trained_tokens(examples), 0.0
-    record: list[list[Routing]] = []
+    record: list[list[Tensor]] = []
     for loss, _, _ in loss_parts(model, teacher, examples, config, record):
-        share = loss.sum() / total
-        share.backward()
-        sum_of_all += share.item()
-    return sum_of_all, [sum(map(expert_load, layer)) for layer in zip(*record)]
+        part = loss.sum() / total
+        part.backward()
+        sum_of_all += part.item()
+    return sum_of_ranks(sum_of_all), [sum_of_ranks(sum(layer)) for layer in zip(*record)]
 
 
 @torch.no_grad()
@@ -181,7 +184,7 @@ def measure(
     if not examples:
         return {}
     parts = [[x.sum() for x in batch] for batch in loss_parts(model, teacher, examples, config, [])]
-    loss, ce, distance = (sum(part).item() / trained_tokens(examples) for part in zip(*parts))
+    loss, ce, distance = (sum_of_ranks(sum(part).item()) / trained_tokens(examples) for part in zip(*parts))
     return {"eval/loss": loss, "eval/ce": ce} | ({} if config.texts == 1 else {"eval/divergence": distance})
 
 
@@ -196,9 +199,9 @@ def store(teacher: Transformer, vocab: int, documents: list[Document], config: C
             f"top_k = {config.top_k}: the teacher's vocabulary of {teacher.config.vocab:,} is smaller than the "
             f"student's of {vocab:,}; compare whole distributions, without --top-k"
         )
-    tops: list[tuple[Tensor, Tensor]] = [None] * len(documents)
-    with progress(len(documents), "teacher") as advance:
-        for rows in packed([len(document.tokens) for document in documents], config.microbatch):
+    tops: dict[int, tuple[Tensor, Tensor]] = {}
+    with progress(len(documents), "teacher") as advance, gathered(teacher):
+        for rows in mine(packed([len(document.tokens) for document in documents], config.microbatch)):
             tokens, cu_seqlens, trained = laid_out([documents[i] for i in rows], teacher.device)
             h = teacher.states(tokens, cu_seqlens=cu_seqlens, mask=trained)
             ids, lp = top_log_probs(teacher, h, config.top_k, config.temperature, vocab)
@@ -206,11 +209,16 @@ def store(teacher: Transformer, vocab: int, documents: list[Document], config: C
             for i, *top in zip(rows, ids.int().cpu().split(sizes), lp.float().cpu().split(sizes)):
                 tops[i] = top
             advance(len(rows))
-    ids, lp = (torch.cat(part) for part in zip(*tops))
-    unfinished = path.with_suffix(".unfinished")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"ids": ids, "lp": lp}, unfinished, about(documents, vocab, config))
-    unfinished.replace(path)
+    tops = dict(itertools.chain.from_iterable(part.items() for part in exchanged(tops)))
+    ids, lp = (torch.cat(part) for part in zip(*(tops[i] for i in range(len(documents)))))
+
+    def write() -> None:
+        unfinished = path.with_suffix(".unfinished")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"ids": ids, "lp": lp}, unfinished, about(documents, vocab, config))
+        unfinished.replace(path)
+
+    on_first(write)
 
 
 def about(documents: list[Document], vocab: int, config: Config) -> dict[str, str]:
@@ -248,11 +256,13 @@ def main(config: Config) -> dict[str, float]:
     speed, layers = speed_of_balance(model, config), [module for module in model.modules() if isinstance(module, MoE)]
     teacher = None
     if config.teacher is not None and not (config.top_k and path.exists()):
-        dtype = pick_dtype(config.teacher_dtype or config.dtype, device)
-        teacher = load_teacher(config.teacher, tokenizer, device, dtype)
+        used = pick_dtype(config.teacher_dtype or config.dtype, device)
+        teacher = load_teacher(config.teacher, tokenizer, device, used)
+        shard(device, used, teacher)
     documents = chat_data.load(config.data, tokenizer, config.max_length, config.template)
     train, held_out = chat_data.split(documents, config.held_out)
     end = config.steps or math.ceil(config.epochs * len(train) / config.batch)
+    shard(device, dtype, model)
     optimizer = adamw(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     parts = {"optimizer": optimizer}
     most = max(config.microbatch, *(len(document.tokens) for document in train))

@@ -34,6 +34,7 @@ from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.distill import reverse_kl_advantage
+from minir1.distributed import deal, shard
 from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate
@@ -131,11 +132,11 @@ def learn(
     for minibatch in order.tensor_split(config.num_minibatches):
         if (tokens := int(rollout.mask[minibatch].sum())) == 0:  # fewer answers than minibatches
             continue
-        for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+        for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
             rows = minibatch[rows]
             batch = rollout.select(rows)
             mask = batch.mask  # [B, T]; what follows is of its M answer tokens, in the order of the rows
-            weight, A = token_mean(mask, tokens)[mask], advantage[rows, : mask.shape[1]][mask]
+            weight, A = share * token_mean(mask, tokens)[mask], advantage[rows, : mask.shape[1]][mask]
             h = model.states(batch.tokens, lengths=batch.length, mask=mask)
             loss = torch.zeros_like(weight)
             if config.beta is not None:
@@ -174,8 +175,12 @@ def main(config: Config) -> dict[str, float]:
         raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
     opening = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "recompute": config.recompute}
     start = policy.origin(config.student, resumed)
-    model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
-    teacher = load_teacher(config.teacher, tokenizer, device, pick_dtype(config.teacher_dtype or config.dtype, device))
+    dtype = pick_dtype(config.dtype, device)
+    model, tokenizer, source = load_policy(start, device, dtype, **opening)
+    used = pick_dtype(config.teacher_dtype or config.dtype, device)
+    teacher = load_teacher(config.teacher, tokenizer, device, used)
+    shard(device, dtype, model)
+    shard(device, used, teacher)
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer}
 

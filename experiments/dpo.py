@@ -28,6 +28,7 @@ from experiments import preference_figures
 from minir1 import checkpoint, cli, policy, tasks
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import shard
 from minir1.judge import sample_answers, summary
 from minir1.log import open_run, progress_line, read_metrics, steps
 from minir1.model import hf
@@ -105,9 +106,9 @@ def means(scores: dict[str, Tensor], prefix: str) -> dict[str, float]:
 def learn(model, reference, optimizer, pairs: list[Rows], config: Config, step: int = 0) -> dict[str, float]:
     """One step on N pairs; returns averages over them."""
 
-    def backward(part: list[Rows]) -> dict[str, Tensor]:
+    def backward(part: list[Rows], share: float) -> dict[str, Tensor]:
         scores = score(model, reference, part, config)
-        (scores["loss"].sum() / len(pairs)).backward()
+        (share * scores["loss"].sum() / len(pairs)).backward()
         return scores
 
     scores = in_parts(pairs, config.microbatch, backward)
@@ -120,7 +121,7 @@ def learn(model, reference, optimizer, pairs: list[Rows], config: Config, step: 
 @torch.no_grad()
 def measure(model, reference, pairs: list[Rows], config: Config) -> dict[str, float]:
     """Losses, rewards and accuracy on held-out pairs."""
-    scores = in_parts(pairs, config.microbatch, lambda part: score(model, reference, part, config))
+    scores = in_parts(pairs, config.microbatch, lambda part, share: score(model, reference, part, config))
     values = accuracy(scores["reward_chosen"], scores["reward_rejected"], pairs)
     return means(scores, "eval") | {f"eval/{name}": value for name, value in values.items()}
 
@@ -156,6 +157,7 @@ def main(config: Config) -> dict[str, float]:
     reference = frozen_copy(model)
     opening = tokenizer, config.max_length, config.template
     train, held_out = (load(path, *opening) for path in (config.pairs, config.held_out))
+    shard(device, dtype, model, reference)
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer, "reference": reference}
 

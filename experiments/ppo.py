@@ -38,6 +38,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import at_last_token, discounted_returns, explained_variance, gae, kl_in_reward, whiten
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import deal, gathered, mine, shard, sum_of_ranks
 from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3, value_loss
@@ -163,13 +164,14 @@ def reward(answers: list[list[Answer]], rollout: Rollout, learned: ScalarModel |
 def state_values(model: Transformer, critic: ValueHead | ScalarModel, rollout: Rollout, microbatch: int) -> Tensor:
     """V(s_t) of the answers' tokens, fp32 [B, T]; no gradient."""
     values = torch.zeros_like(rollout.logp)
-    for rows in by_tokens(rollout.length.tolist(), microbatch):
-        rows = torch.tensor(rows, device=values.device)
-        batch = rollout.select(rows)
-        settings, own = {"lengths": batch.length, "mask": batch.mask}, isinstance(critic, ScalarModel)
-        part = critic.values(batch.tokens, **settings) if own else forward(model, critic, batch)[-1]
-        values[rows, : batch.tokens.shape[1]] = part
-    return values
+    with gathered(model), gathered(critic):
+        for rows in mine(by_tokens(rollout.length.tolist(), microbatch)):
+            rows = torch.tensor(rows, device=values.device)
+            batch = rollout.select(rows)
+            settings, own = {"lengths": batch.length, "mask": batch.mask}, isinstance(critic, ScalarModel)
+            part = critic.values(batch.tokens, **settings) if own else forward(model, critic, batch)[-1]
+            values[rows, : batch.tokens.shape[1]] = part
+    return sum_of_ranks(values)
 
 
 def estimate(rewards, values: Tensor, ref_logp: Tensor, rollout: Rollout, config: Config) -> tuple[Tensor, Estimate]:
@@ -200,7 +202,7 @@ def learn(model, critic, optimizers, rollout: Rollout, estimated: Estimate, conf
         order = torch.randperm(len(rollout.length), generator=generator(config.seed, step, epoch)).to(device)
         for minibatch in order.tensor_split(config.num_minibatches):
             tokens = int(rollout.mask[minibatch].sum())
-            for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+            for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
                 A, returns, old_values, ref_logp = (x[rows, : batch.tokens.shape[1]] for x in estimated)
@@ -211,7 +213,7 @@ def learn(model, critic, optimizers, rollout: Rollout, estimated: Estimate, conf
                 if config.beta and config.kl_in == "loss":
                     loss = loss + config.beta * kl_k3(logp, ref_logp)
                 error = value_loss(value, old_values, returns, config.value_clip)
-                weight = token_mean(batch.mask, tokens)
+                weight = share * token_mean(batch.mask, tokens)
                 weighted_sum(weight, loss + config.vf_coef * error).backward()
                 averages.add(weight, value_loss=error, clip_fraction=is_clipped(logp, batch.logp, A, *clips))
             norms = clip_gradients(model, config.grad_clip, step), clip_gradients(critic, config.grad_clip, step)
@@ -254,6 +256,8 @@ def main(config: Config) -> dict[str, float]:
     reference = frozen_copy(model) if config.beta else model
     head = ValueHead(model.config.dim).to(device)
     critic = head if config.critic == "trunk" else ScalarModel(copy.deepcopy(model), head)
+    shard(device, dtype, model, reference)
+    shard(device, torch.float32 if critic is head else dtype, critic)
     optimizer = adamw(model.parameters(), config.learning_rate)
     value_optimizer = adamw(critic.parameters(), config.value_learning_rate)
     parts = {"optimizer": optimizer, "critic": critic, "value_optimizer": value_optimizer}

@@ -28,6 +28,7 @@ from torch import Tensor
 from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.data import batches, by_tokens, pad_rows
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import deal, gathered, opening, shard, sum_of_ranks
 from minir1.log import open_run, progress, progress_line
 from minir1.losses import nll
 from minir1.model import hf
@@ -123,23 +124,24 @@ def loss_backward(model: Transformer, rows: list[list[int]], config: Config) -> 
     """
     total, depth = sum(len(row) - 1 for row in rows), model.config.mtp_depth
     main_loss, mtp_loss, loads = 0.0, 0.0, []
-    for part in by_tokens([len(row) for row in rows], config.microbatch):
+    for part, share in deal(by_tokens([len(row) for row in rows], config.microbatch)):
         tokens, lengths = pad_rows([rows[i] for i in part], model.device)
         record: list[Routing] = []
         logp, *ahead = model.mtp_logprob(tokens, lengths=lengths, record=record)
         columns = torch.arange(tokens.shape[1], device=model.device)
         mask = (columns > 0) & (columns < lengths.unsqueeze(1))
-        loss = weighted_sum(token_mean(mask, total), nll(logp))
+        loss = weighted_sum(share * token_mean(mask, total), nll(logp))
         main_loss += loss.item()
         for k, logp_k in enumerate(ahead, start=1):
-            loss_k = weighted_sum(token_mean(mask & (columns > k), total), nll(logp_k)) / depth
+            loss_k = weighted_sum(share * token_mean(mask & (columns > k), total), nll(logp_k)) / depth
             mtp_loss += loss_k.item()
             loss = loss + config.mtp_weight * loss_k
         if config.balance_loss:
-            loss = loss + config.balance_loss * balance(record, lengths, rows, depth)
+            loss = loss + config.balance_loss * share * balance(record, lengths, rows, depth)
         loss.backward()
-        loads.append([expert_load(routing) for routing in record])
-    return main_loss, mtp_loss, [sum(layer) for layer in zip(*loads)]
+        loads.append([share * expert_load(routing) for routing in record])
+    loads = [sum_of_ranks(sum(layer)) for layer in zip(*loads)]
+    return sum_of_ranks(main_loss), sum_of_ranks(mtp_loss), loads
 
 
 def balance(record: list[Routing], lengths: Tensor, rows: list[list[int]], depth: int) -> Tensor | float:
@@ -168,7 +170,8 @@ def skills(model: Transformer, tokenizer: Tokenizer, probes: list[list[tuple[str
     tokens, lengths = pad_rows(rows, model.device)
     labels, row, position = zip(*asked)
     row, position = torch.tensor(row, device=model.device), torch.tensor(position, device=model.device)
-    best = model.logits(model.hidden(tokens, lengths=lengths)[row, position - 1]).argmax(-1)
+    with gathered(model):
+        best = model.logits(model.hidden(tokens, lengths=lengths)[row, position - 1]).argmax(-1)
     hits = defaultdict(list)
     for label, hit in zip(labels, (best == tokens[row, position]).tolist()):
         hits[label].append(hit)
@@ -185,8 +188,10 @@ def main(config: Config) -> dict[str, float]:
     resumed = checkpoint.resume(folder) if config.resume else None
     task = task_of(config)
     tokenizer = word_level(*task.vocabulary())
-    model = build_model(config, tokenizer).to(device, pick_dtype(config.dtype, device))
+    dtype = pick_dtype(config.dtype, device)
+    model = build_model(config, tokenizer).to(*opening(device, dtype))
     model.recompute(config.recompute)
+    shard(device, dtype, model)
     matrices, rest = split_parameters(model)
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}
     layers = [module for module in model.modules() if isinstance(module, MoE)]

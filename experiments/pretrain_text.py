@@ -34,6 +34,7 @@ from experiments.pretrain import build_model, check_shape, loss_backward
 from minir1 import checkpoint, cli, memory, policy, text_data, text_files
 from minir1.data import end_to_end, packed
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import deal, gathered, on_first, opening, shard, sum_of_ranks
 from minir1.files import read_json
 from minir1.log import markdown_table, open_run, progress_line, read_metrics, steps, table
 from minir1.losses import nll
@@ -109,12 +110,13 @@ def measure(model: Transformer, corpus: Corpus, documents: np.ndarray, config: C
     """Bits per byte, and nats per token, of whole documents; nothing without documents."""
     chosen = text_data.pieces(corpus, documents, config.window)
     nats, tokens = 0.0, 0
-    for part in packed((chosen[:, 1] - chosen[:, 0]).tolist(), config.microbatch):
+    for part, share in deal(packed((chosen[:, 1] - chosen[:, 0]).tolist(), config.microbatch)):
         flat, cu_seqlens = end_to_end(text_data.rows(corpus, chosen[part]), model.device)
-        nats += nll(model.logprob(flat, cu_seqlens=cu_seqlens)).sum().item()  # 0 for the first token of each piece
-        tokens += len(flat) - len(part)
+        nats += share * nll(model.logprob(flat, cu_seqlens=cu_seqlens)).sum().item()  # 0 for each piece's first token
+        tokens += share * (len(flat) - len(part))
     if not len(documents):
         return {}
+    nats, tokens = sum_of_ranks(nats), sum_of_ranks(tokens)
     bits = nats / math.log(2) / int(corpus.sizes[documents].sum())
     return {"eval/bits_per_byte": bits, "eval/nats_per_token": nats / tokens}
 
@@ -123,7 +125,8 @@ def samples(model: Transformer, tokenizer: Tokenizer, config: Config) -> list[st
     """What the model makes of the beginnings of documents: their text and its own."""
     prompts = [[text_data.start_token(tokenizer), *tokenizer.encode(prompt)] for prompt in config.sample_prompts]
     settings = {"temperature": config.temperature, "stop": [tokenizer.eos], "seed": config.seed}
-    drawn = generate(model, prompts, max_tokens=config.sample_tokens, **settings)
+    with gathered(model):
+        drawn = generate(model, prompts, max_tokens=config.sample_tokens, **settings)
     answers = [tokens[:count].tolist() for tokens, count in zip(drawn.tokens, drawn.count)]
     return [tokenizer.decode([*p[1:], *a], keep_special=False) for p, a in zip(prompts, answers)]
 
@@ -170,13 +173,14 @@ def main(config: Config) -> dict[str, float]:
     folder = config.out / "checkpoint"
     resumed = checkpoint.resume(folder) if config.resume else None
     tokenizer = Tokenizer.load(resumed or config.tokenizer)
-    model = build_model(config, tokenizer).to(device, pick_dtype(config.dtype, device))
+    dtype = pick_dtype(config.dtype, device)
+    model = build_model(config, tokenizer).to(*opening(device, dtype))
     model.recompute(config.recompute)
-    if resumed:
-        corpus = text_data.read(config.out / "tokens")
-    else:
+    shard(device, dtype, model)
+    if not resumed:
         documents = text_files.documents(config.data, config.skip)
-        corpus = text_data.write(config.out / "tokens", documents, tokenizer)
+        on_first(lambda: text_data.write(config.out / "tokens", documents, tokenizer) and None)
+    corpus = text_data.read(config.out / "tokens")
     train, held_out = text_data.split(corpus, config.held_out)
     matrices, rest = split_parameters(model)
     parts = {"muon": muon(matrices, config.muon_lr), "adam": adamw(rest, config.adam_lr)}

@@ -29,6 +29,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import at_last_token, batch_centered, discounted_returns, kl_in_reward, moving_average
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import deal, shard
 from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import entropy_bonus, kl_k3, reinforce
@@ -125,14 +126,14 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config,
     averages, device = Averages(), rollout.tokens.device
     order = torch.randperm(len(advantage), generator=generator(config.seed, step)).to(device)
     for minibatch in order.tensor_split(config.num_minibatches):
-        for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+        for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
             rows = minibatch[rows]
             batch = rollout.select(rows)
             A = advantage[rows, : batch.tokens.shape[1]]
             settings = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
             logp, entropy = model.logprob(batch.tokens, **settings, entropy=True)
             loss = reinforce(logp, A) + config.ent_coef * entropy_bonus(entropy)
-            weight = fixed_length(batch.mask, config.max_completion_length, len(minibatch))
+            weight = share * fixed_length(batch.mask, config.max_completion_length, len(minibatch))
             weighted_sum(weight, loss).backward()
         averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
         optimizer.step()
@@ -169,6 +170,7 @@ def main(config: Config) -> dict[str, float]:
     start = policy.origin(config.checkpoint, resumed)
     model, tokenizer, source = load_policy(start, device, dtype, recompute=config.recompute)
     reference = frozen_copy(model) if config.beta else model
+    shard(device, dtype, model, reference)
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 

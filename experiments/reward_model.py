@@ -29,6 +29,7 @@ from experiments import preference_figures
 from minir1 import checkpoint, cli
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import shard
 from minir1.log import open_run, progress_line, steps, table
 from minir1.model import heads
 from minir1.model.heads import ScalarModel, ValueHead
@@ -90,9 +91,9 @@ def score(model: ScalarModel, pairs: list[Rows], config: Config) -> dict[str, Te
 def learn(model: ScalarModel, optimizer, pairs: list[Rows], config: Config, step: int = 0) -> dict[str, float]:
     """One step on N pairs; returns averages over them."""
 
-    def backward(part: list[Rows]) -> dict[str, Tensor]:
+    def backward(part: list[Rows], share: float) -> dict[str, Tensor]:
         scores = score(model, part, config)
-        (scores["loss"].sum() / len(pairs)).backward()
+        (share * scores["loss"].sum() / len(pairs)).backward()
         return scores
 
     scores = in_parts(pairs, config.microbatch, backward)
@@ -107,7 +108,7 @@ def learn(model: ScalarModel, optimizer, pairs: list[Rows], config: Config, step
 @torch.no_grad()
 def measure(model: ScalarModel, pairs: list[Rows], config: Config) -> tuple[dict[str, float], Tensor]:
     """The rewards of held-out pairs: flat figures, and the gaps r_c - r_r, [N]."""
-    scores = in_parts(pairs, config.microbatch, lambda part: score(model, part, config))
+    scores = in_parts(pairs, config.microbatch, lambda part, share: score(model, part, config))
     gap = scores["chosen"] - scores["rejected"]
     values = {"loss": scores["loss"].mean().item(), "gap": gap.mean().item()}
     values |= accuracy(scores["chosen"], scores["rejected"], pairs)
@@ -167,6 +168,7 @@ def main(config: Config) -> dict[str, float]:
     train, held_out = (load(path, *opening) for path in (config.pairs, config.held_out))
     if config.margin and any(pair.score_gap is None for pair in train + held_out):
         raise ValueError(f"margin = {config.margin}: some pairs have no score_chosen and score_rejected; 0 without")
+    shard(device, dtype, model)
     optimizer = adamw(model.parameters(), config.learning_rate)
     if resumed:
         state = checkpoint.load_state(resumed, device)

@@ -34,6 +34,7 @@ from minir1 import chat_data, checkpoint, cli, memory, policy
 from minir1.chat_data import Document, microbatches
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import shard, sum_of_ranks
 from minir1.log import open_run, progress_line, read_metrics, steps
 from minir1.losses import nll
 from minir1.model.moe import MoE, Routing, balance_step, expert_load, maximal_violation
@@ -101,24 +102,24 @@ def speed_of_balance(model: Transformer, config: Config) -> float:
 def loss_backward(model: Transformer, documents: list[Document], microbatch: int) -> tuple[float, list[Tensor]]:
     """Adds the gradient of the loss on these documents; returns the loss, and the load of each MoE layer."""
     total, loss, loads = sum(sum(document.trained) for document in documents), 0.0, []
-    for tokens, cu_seqlens, trained in microbatches(documents, microbatch, model.device):
+    for tokens, cu_seqlens, trained, share in microbatches(documents, microbatch, model.device):
         record: list[Routing] = []
         logp = model.logprob(tokens, cu_seqlens=cu_seqlens, mask=trained, record=record)
-        share = weighted_sum(token_mean(trained, total), nll(logp))
-        share.backward()
-        loss += share.item()
-        loads.append([expert_load(routing) for routing in record])
-    return loss, [sum(layer) for layer in zip(*loads)]
+        part = weighted_sum(share * token_mean(trained, total), nll(logp))
+        part.backward()
+        loss += part.item()
+        loads.append([share * expert_load(routing) for routing in record])
+    return sum_of_ranks(loss), [sum_of_ranks(sum(layer)) for layer in zip(*loads)]
 
 
 @torch.no_grad()
 def measure(model: Transformer, documents: list[Document], microbatch: int) -> dict[str, float]:
     """The loss on held-out documents, over all of their answer tokens; nothing without documents."""
     total, loss = sum(sum(document.trained) for document in documents), 0.0
-    for tokens, cu_seqlens, trained in microbatches(documents, microbatch, model.device):
+    for tokens, cu_seqlens, trained, share in microbatches(documents, microbatch, model.device):
         logp = model.logprob(tokens, cu_seqlens=cu_seqlens, mask=trained)
-        loss += weighted_sum(token_mean(trained, total), nll(logp)).item()
-    return {"eval/loss": loss} if documents else {}
+        loss += weighted_sum(share * token_mean(trained, total), nll(logp)).item()
+    return {"eval/loss": sum_of_ranks(loss)} if documents else {}
 
 
 def main(config: Config) -> dict[str, float]:
@@ -131,11 +132,13 @@ def main(config: Config) -> dict[str, float]:
     opening = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "recompute": config.recompute}
     opening |= {"packed": config.packed}
     start = policy.origin(config.checkpoint, resumed)
-    model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
+    dtype = pick_dtype(config.dtype, device)
+    model, tokenizer, source = load_policy(start, device, dtype, **opening)
     speed, layers = speed_of_balance(model, config), [module for module in model.modules() if isinstance(module, MoE)]
     documents = chat_data.load(config.data, tokenizer, config.max_length, config.template)
     train, held_out = chat_data.split(documents, config.held_out)
     end = config.steps or math.ceil(config.epochs * len(train) / config.batch)
+    shard(device, dtype, model)
     optimizer = adamw(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     parts = {"optimizer": optimizer}
     most = max(config.microbatch, *(len(document.tokens) for document in train))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from minir1 import templates
 from minir1.data import end_to_end, packed
+from minir1.distributed import deal
 from minir1.preference_data import spoken
 from minir1.seed import hashed
 from minir1.tasks.published import records
@@ -195,7 +196,10 @@ def laid_out(documents: Sequence[Document], device=None) -> tuple[Tensor, Tensor
     return tokens, cu_seqlens, torch.tensor(trained, dtype=torch.bool, device=device)
 
 
-def microbatches(documents: Sequence[Document], budget: int, device=None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """All documents, in batches of at most `budget` tokens (`packed`), each as from `laid_out`."""
-    for part in packed([len(document.tokens) for document in documents], budget):
-        yield laid_out([documents[i] for i in part], device)
+def microbatches(documents: Sequence[Document], budget: int, device=None) -> Iterator[tuple]:
+    """All documents, in batches of at most `budget` tokens (`packed`), each as from `laid_out`, and its share.
+
+    Of several ranks each has its own batches (`distributed.deal`).
+    """
+    for part, share in deal(packed([len(document.tokens) for document in documents], budget)):
+        yield *laid_out([documents[i] for i in part], device), share

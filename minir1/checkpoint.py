@@ -20,9 +20,12 @@ from typing import Literal
 
 import torch
 
+from minir1 import sharded_state
+from minir1.distributed import on_first
 from minir1.files import replace_text
 
 STATE, NONE = "training_state.pt", "none"
+WEIGHTS = (".safetensors", ".distcp")
 NAME = re.compile(r"step-[0-9]{6,}")
 READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")  # to open a model
 
@@ -34,19 +37,36 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict, *,
     goes to training_state.pt, with digests of the model's files. Then `latest`, and with `best` also `best`, names the
     new checkpoint; all but these two are deleted. A kill at any moment leaves both valid.
 
+    Of several ranks each calls this: rank 0 writes, and each its parts of the divided tensors of the state
+    (minir1/sharded_state.py).
+
     Raises ValueError for a negative step, or a state that `weights_only` would not load.
     """
     if step < 0:
         raise ValueError(f"step is {step}; allowed is step >= 0")
     folder = Path(folder)
+    final = folder / f"step-{step:06d}"
+    aside = on_first(lambda: _begin(folder, final))
+    write(aside)
+    rest, shards = sharded_state.apart(state)
+    sharded_state.write(aside, shards)
+    on_first(lambda: _end(folder, final, aside, rest, best))
+    return final
+
+
+def _begin(folder: Path, final: Path) -> Path:
+    """An empty folder with a temporary name, which becomes `final`."""
     folder.mkdir(parents=True, exist_ok=True)
     _clean(folder)
     if not (folder / "latest").exists():  # from now on only damage leaves checkpoints without it
         replace_text(folder / "latest", NONE + "\n")
-    final = folder / f"step-{step:06d}"
     aside = folder / f"{final.name}.tmp-{os.getpid()}"
     aside.mkdir()
-    write(aside)
+    return aside
+
+
+def _end(folder: Path, final: Path, aside: Path, state: dict, best: bool) -> None:
+    """Add the state, and give the folder its name."""
     torch.save(state | {"sha256": digests(aside)}, aside / STATE)
     load_state(aside, device="meta")  # a state that cannot be loaded must fail now, not at the resume
     for path in [*aside.rglob("*"), aside]:
@@ -60,7 +80,6 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict, *,
     replace_text(folder / "latest", final.name + "\n")
     _fsync(folder)
     _clean(folder)
-    return final
 
 
 def latest(folder: Path) -> Path | None:
@@ -98,10 +117,14 @@ def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
 
 def resume(folder: Path) -> Path | None:
     """`latest`, to resume from. What a killed `save` left is deleted. ValueError for a step-* that is no checkpoint."""
-    for path in Path(folder).glob("step-*"):
+    return on_first(lambda: _resume(Path(folder)))
+
+
+def _resume(folder: Path) -> Path | None:
+    for path in folder.glob("step-*"):
         if not (path.is_dir() and (NAME.fullmatch(path.name) or ".tmp-" in path.name)):
             raise ValueError(f"{path} is no checkpoint: move it elsewhere")
-    _clean(Path(folder))
+    _clean(folder)
     return latest(folder)
 
 
@@ -118,17 +141,18 @@ def load_state(path: Path, device: str = "cpu") -> dict:
         with zipfile.ZipFile(file) as archive:
             if damaged := archive.testzip():  # torch.load itself ignores the check sums
                 raise zipfile.BadZipFile(f"wrong check sum of {damaged}")
-        return torch.load(file, map_location=device, weights_only=True)
+        state = torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file} holds more than tensors and plain Python values") from error
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read, it is cut short or damaged: {error}") from error
+    return state if torch.device(device).type == "meta" else sharded_state.together(file.parent, state, device)
 
 
 def digests(path: Path) -> dict[str, str]:
     """Name -> SHA-256 of the files in `path`, and folders below, from which a model is opened; 1.4 GB/s on one core."""
     result = {}
-    for file in sorted(file for file in path.rglob("*") if file.suffix == ".safetensors" or file.name in READ):
+    for file in sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS or file.name in READ):
         digest = hashlib.sha256()
         with open(file, "rb") as opened:
             while chunk := opened.read(2**20):

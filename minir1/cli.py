@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import linecache
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 
 import tyro
+
+from minir1 import ranks
 
 REFUSED = (ValueError, OSError, ImportError, SyntaxError)  # options, files (a task is one), packages: exit code 2
 FAILED = (RuntimeError, ArithmeticError, MemoryError)  # a run, such as one whose loss is not finite: exit code 1
@@ -23,10 +27,17 @@ def run(main: Callable, config: type, **settings) -> None:
     is printed as one line, `error: what is wrong and what is allowed`. Errors that this project did not raise itself
     are named with their type. With --debug, an option of every script, the line is a traceback. Errors of other types
     than REFUSED and FAILED are bugs and always have one. Ctrl-C ends with exit code 130.
+
+    Under torchrun the run has its ranks (minir1/distributed.py), the line names the rank, and processes that it starts
+    again after a failure resume.
     """
     debug = "--debug" in sys.argv
     try:
-        main(_options(config, [word for word in sys.argv[1:] if word != "--debug"], settings))
+        options = _options(config, [word for word in sys.argv[1:] if word != "--debug"], settings)
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and hasattr(options, "resume"):
+            options = replace(options, resume=True)
+        with ranks.group():
+            main(options)
     except KeyboardInterrupt:
         advice = ": the same command with --resume continues from what was saved"
         _end("interrupted" + (advice if hasattr(config, "resume") else ""), 130)
@@ -59,7 +70,8 @@ def _options(config: type, words: list[str], settings: dict):
 
 
 def _end(line: str, code: int) -> None:
-    print(line, file=sys.stderr)
+    name = f"rank {ranks.rank()}: " if ranks.world() > 1 else ""
+    print(name + line, file=sys.stderr)
     sys.exit(code)
 
 

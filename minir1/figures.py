@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from minir1.ranks import rank
+
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e6e9ed"
 BLUE, ORANGE, GREEN, RED, VIOLET, GREY = "#2f6fb3", "#d9722e", "#2f8f6b", "#c0394b", "#7a5ba8", "#8b95a1"
 STYLE = {
@@ -129,8 +131,10 @@ def percent(share: float) -> str:
 
 
 def write(figure: Figure, path: Path) -> Figure:
-    """Save a figure as PNG, making the folder, and return it."""
+    """Save a figure as PNG, making the folder, and return it. Of several ranks the first alone writes."""
     path = Path(path)
+    if rank():
+        return figure
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
     return figure

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minir1 import rewards, templates
+from minir1.distributed import exchanged, mine
 from minir1.log import progress
 from minir1.metrics import bootstrap, maj_at_k, paired_bootstrap, pass_at_k, share_interval
 from minir1.model.transformer import Transformer
@@ -158,12 +159,13 @@ def beside(function: Callable, *args) -> Future:
 
 
 def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-    """The verdict of each (problem, text), in order; as many at once as there are cores.
+    """The verdict of each (problem, text), in order; as many at once as there are cores. Each rank judges its share.
 
     A verifier that raises loses this one answer, which is then unjudged, with the error as its reason.
     """
-    todo = iter(enumerate(asked))  # shared by the threads
-    verdicts: list[Verdict | Exception | None] = [None] * len(asked)
+    own = mine(asked)
+    todo = iter(enumerate(own))  # shared by the threads
+    verdicts: list[Verdict | Exception | None] = [None] * len(own)
 
     def work() -> None:
         for i, pair in todo:
@@ -172,9 +174,11 @@ def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
             except Exception as error:  # whatever a user's verifier may raise
                 verdicts[i] = error
 
-    for thread in [beside(work) for _ in range(min(len(asked), os.cpu_count() or 1))]:
+    for thread in [beside(work) for _ in range(min(len(own), os.cpu_count() or 1))]:
         thread.result()
-    return [Verdict("unjudged", {}, repr(v)) if isinstance(v, Exception) else v for v in verdicts]
+    verdicts = [Verdict("unjudged", {}, repr(v)) if isinstance(v, Exception) else v for v in verdicts]
+    every = exchanged(verdicts, beside=True)
+    return [every[i % len(every)][i // len(every)] for i in range(len(asked))]
 
 
 def unjudged_to_mean(rewards: Tensor, answers: list[list[Answer]]) -> Tensor:

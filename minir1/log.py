@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minir1.files import plain, read_json, replace_text, write_json
+from minir1.ranks import on_first, rank
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
 WANDB_MODES = ("off", "online", "offline")
@@ -29,7 +30,7 @@ MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # w
 
 
 class Run:
-    """A run folder. Made by `open_run`; it writes after `start`."""
+    """A run folder. Made by `open_run`; it writes after `start`. Of several ranks the first alone writes."""
 
     def __init__(self, out: Path, config: dict, wandb: str):
         self.out, self.config, self.wandb = out, config, wandb
@@ -48,6 +49,10 @@ class Run:
 
         ValueError, with nothing written, if a line is damaged, `step` has none, or another process uses the folder.
         """
+        on_first(lambda: self._start(step))
+        return self
+
+    def _start(self, step: int) -> None:
         rows = {path: _read_jsonl(path) for path in map(self.out.joinpath, LOGS) if path.exists()}
         if step > 0 and all(row["step"] != step for row in rows.get(self.out / LOGS[0], [])):
             raise ValueError(f"{self.out / LOGS[0]} lacks step {step}, from which the run resumes: put the file back")
@@ -61,7 +66,6 @@ class Run:
         write_json(self.out / "config.json", self.config)
         for path in rows:
             replace_text(path, _lines(row for row in rows[path] if row["step"] <= step))
-        return self
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append {"step": step, **metrics} to metrics.jsonl; NaN and infinity become null.
@@ -72,6 +76,8 @@ class Run:
         nested = [key for key, value in row.items() if isinstance(value, (dict, list, str))]
         if nested:
             raise ValueError(f"metrics must be numbers in a flat dict; {nested[0]!r} is {metrics[nested[0]]!r}")
+        if rank():
+            return
         _append(self.out / "metrics.jsonl", [row])
         if self.tracker is not None:
             numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
@@ -79,12 +85,13 @@ class Run:
 
     def samples(self, step: int, records: list[dict]) -> None:
         """Append {"step": step, **record} for each record to samples.jsonl."""
-        _append(self.out / "samples.jsonl", [_row(step, record) for record in records])
+        if not rank():
+            _append(self.out / "samples.jsonl", [_row(step, record) for record in records])
 
     def result(self, values: dict) -> None:
         """Merge `values` (flat keys such as "after/pass@1") into result.json, atomically."""
         path = self.out / "result.json"
-        write_json(path, (read_json(path) if path.exists() else {}) | values)
+        on_first(lambda: write_json(path, (read_json(path) if path.exists() else {}) | values))
 
 
 def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> Run:
@@ -102,6 +109,13 @@ def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> 
     if out.exists() and not out.is_dir():
         raise ValueError(f"out = {out} is a file: choose a folder")
     run = Run(out, plain(dataclasses.asdict(config)), wandb)
+    on_first(lambda: _check(run, resume))
+    return run
+
+
+def _check(run: Run, resume: bool) -> None:
+    """The refusals of `open_run`; locks a folder that holds a run."""
+    out = run.out
     present = [name for name in ("config.json", *LOGS, "result.json", "checkpoint") if (out / name).exists()]
     if present and not resume:
         raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another --out")
@@ -110,7 +124,6 @@ def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> 
         if "result.json" in present:
             read_json(out / "result.json")
         run.lock = _lock(out)
-    return run
 
 
 def read_metrics(path: Path) -> list[dict]:

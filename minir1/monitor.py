@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minir1.device import synchronize
+from minir1.distributed import sum_of_ranks
 from minir1.judge import Answer, behaviour, rights
 from minir1.log import progress_line
 from minir1.reduction import weighted_sum
@@ -58,8 +59,10 @@ class Averages:
             self._add(name, value, 1.0)
 
     def metrics(self) -> dict[str, float]:
-        """train/NAME: Σ weight · value / Σ weight."""
-        return {f"train/{name}": float(value) / float(weight) for name, (value, weight) in self.sums.items()}
+        """train/NAME: Σ weight · value / Σ weight, over all ranks."""
+        sums = [[float(x) for x in pair] for pair in self.sums.values()]
+        sums = sum_of_ranks(torch.tensor(sums, dtype=torch.float64))
+        return {f"train/{name}": value / weight for name, (value, weight) in zip(self.sums, sums.tolist())}
 
 
 def report(

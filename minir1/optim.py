@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from minir1.distributed import computed_in, divided, joint_norm, local, whole
+
 # Quintics a·σ + b·σ³ + c·σ⁵. Each minimises max |p(σ) - 1| over the interval to which the ones before it map [0.01, 1]
 # (Polar Express, arXiv:2505.16932, section 3).
 POLAR = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
@@ -37,7 +39,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: M <- μM + G, W <- W - lr·√max(1, m/n)·orthogonalize(G + μM), with decoupled decay.
 
     Parameters are matrices [m, n] or stacks of them [E, m, n] (experts); those of one shape are orthogonalized
-    together. torch.optim.Muon refuses stacks.
+    together. torch.optim.Muon refuses stacks. Of a matrix in shards each rank orthogonalises the whole, which it
+    gathers; of a stack its own experts, which are whole.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -62,11 +65,13 @@ class Muon(torch.optim.Optimizer):
                     if not state:
                         state["momentum"] = torch.zeros_like(p)
                     momentum = state["momentum"].mul_(group["momentum"]).add_(p.grad)
-                    updates.append(p.grad.add(momentum, alpha=group["momentum"]).view(-1, m, n))
+                    update = p.grad.add(momentum, alpha=group["momentum"])
+                    updates.append((local(update) if p.ndim == 3 else whole(update)).view(-1, m, n))
                 update = orthogonalize(torch.cat(updates))
                 for p, part in zip(params, update.split([len(u) for u in updates])):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(part.view_as(p), alpha=-group["lr"] * math.sqrt(max(1.0, m / n)))
+                    part = local(divided(part.view(m, n))) if p.ndim == 2 else part
+                    local(p).add_(part.view_as(local(p)), alpha=-group["lr"] * math.sqrt(max(1.0, m / n)))
 
 
 class Masters:
@@ -77,14 +82,14 @@ class Masters:
     A step below 2^-9 of a bfloat16 weight is lost in the weight, but adds up in its master. Weights of 32 or 64 bits
     are their own masters. Each backward pass adds its gradient to the master's, in fp32, and frees the 16-bit one, so
     that the sum over micro-batches is not rounded. The interface is that of torch's optimizers; the state includes the
-    masters, so a resumed run has the same bits.
+    masters, so a resumed run has the same bits. Weights in shards (minir1/distributed.py) are masters already.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]):
         parameters = list(parameters)
         self.weights = [p for p in parameters if p.dtype.itemsize < 4]
         copies = {p: nn.Parameter(p.detach().float()) for p in self.weights}
-        self.masters = list(copies.values())
+        self.masters = [copies.get(p, p) for p in parameters if computed_in(p).itemsize < 4]
         self.inner = make([copies.get(p, p) for p in parameters])
         for weight, master in copies.items():
             weight.master = master
@@ -125,9 +130,10 @@ class Masters:
         if [tuple(master.shape) for master in state.get("masters", ())] != shapes:
             raise ValueError(f"the state does not hold {len(shapes)} masters of the shapes of these weights")
         self.inner.load_state_dict(state["optimizer"])
-        for weight, master, saved in zip(self.weights, self.masters, state["masters"]):
+        for master, saved in zip(self.masters, state["masters"]):
             master.copy_(saved)
-            weight.copy_(master)
+        for weight in self.weights:
+            weight.copy_(weight.master)
 
 
 def _add_to_master(weight: nn.Parameter) -> None:
@@ -137,9 +143,9 @@ def _add_to_master(weight: nn.Parameter) -> None:
 
 
 def _with_masters(parameters, make):
-    """An optimizer of those that take a gradient; without masters where no weight has 16 bits."""
+    """An optimizer of those that take a gradient; without masters where no weight computes in 16 bits."""
     parameters = [p for p in parameters if p.requires_grad]
-    return Masters(parameters, make) if any(p.dtype.itemsize < 4 for p in parameters) else make(parameters)
+    return Masters(parameters, make) if any(computed_in(p).itemsize < 4 for p in parameters) else make(parameters)
 
 
 def adamw(
@@ -157,19 +163,20 @@ def muon(
 
 
 def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
-    """Scale the gradients, in place, to a joint norm of at most `largest`; returns the norm before.
+    """Scale the gradients, in place, to a joint norm over all ranks of at most `largest`; returns the norm before.
 
     RuntimeError with step and tensor where a gradient is not finite; no weight has changed by then.
     """
     holders = {name: getattr(p, "master", p) for name, p in model.named_parameters()}  # of 16-bit weights the masters
-    gradients = [p.grad for p in holders.values() if p.grad is not None]
+    gradients = [local(p.grad) for p in holders.values() if p.grad is not None]
     # In fp32 at least: a norm in bfloat16 has three digits.
     norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
-    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    norm = joint_norm(torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(()))
     if not norm.isfinite():
-        bad = [name for name, p in holders.items() if p.grad is not None and not p.grad.isfinite().all()]
+        bad = [name for name, p in holders.items() if p.grad is not None and not local(p.grad).isfinite().all()]
         raise RuntimeError(f"step {step}: the gradient of {', '.join(bad[:3]) or 'all tensors together'} is not finite")
-    torch.nn.utils.clip_grads_with_norm_(holders.values(), largest, norm)
+    if gradients:
+        torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm.item()
 
 

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from minir1 import checkpoint
 from minir1.data import by_tokens
+from minir1.distributed import computed_in, divided, fill, gathered, is_sharded, mine, opening, rank, sum_of_ranks
 from minir1.files import read_json, write_json
 from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel
@@ -59,7 +61,7 @@ def load_policy(
     if packed and not lora_rank:
         raise ValueError(f"packed = True with lora_rank = {lora_rank}: weights in 4 bits are not trained, adapters are")
     source = checkpoint.resolve(path)
-    model, tokenizer = hf.load(source, device, dtype, packed)
+    model, tokenizer = hf.load(source, *opening(device, dtype), packed)
     if lora_rank and adapters(model):
         raise ValueError(f"checkpoint = {source} holds adapters: merge and save them first, or train without LoRA")
     model = model if packed else merge(model)
@@ -86,13 +88,14 @@ def logprobs(model: Transformer, rollout: Rollout, microbatch: int, *, replay: b
     replay: each token goes to the experts that the sampler chose (Rollout.routes).
     """
     logp = torch.zeros_like(rollout.logp)
-    for rows in by_tokens(rollout.length.tolist(), microbatch):
-        rows = torch.tensor(rows, device=logp.device)
-        batch = rollout.select(rows)
-        settings = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
-        part = model.logprob(batch.tokens, **settings, routes=batch.routes if replay else None)
-        logp[rows, : part.shape[1]] = part
-    return logp
+    with gathered(model):
+        for rows in mine(by_tokens(rollout.length.tolist(), microbatch)):
+            rows = torch.tensor(rows, device=logp.device)
+            batch = rollout.select(rows)
+            settings = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
+            part = model.logprob(batch.tokens, **settings, routes=batch.routes if replay else None)
+            logp[rows, : part.shape[1]] = part
+    return sum_of_ranks(logp)
 
 
 def reference_logprobs(reference: Transformer, rollout: Rollout, microbatch: int) -> Tensor:
@@ -106,7 +109,7 @@ def load_teacher(path: Path, tokenizer: Tokenizer, device: torch.device, dtype: 
 
     ValueError if its tokens are not the student's, `tokenizer`.
     """
-    model, own = hf.load(checkpoint.resolve(path, prefer="best"), device, dtype)
+    model, own = hf.load(checkpoint.resolve(path, prefer="best"), *opening(device, dtype))
     ours, theirs = (t.backend.get_vocab(with_added_tokens=True) for t in (tokenizer, own))
     if differing := {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}:
         raise ValueError(
@@ -132,10 +135,11 @@ def load_reward_model(path: Path, tokenizer: Tokenizer, device: torch.device, dt
 def learned_rewards(reward_model: ScalarModel, rollout: Rollout, microbatch: int) -> Tensor:
     """The learned reward of each row, prompt and answer: fp32 [B], on the CPU."""
     result = torch.zeros(len(rollout.length))
-    for rows in by_tokens(rollout.length.tolist(), microbatch):
-        batch = rollout.select(torch.tensor(rows, device=rollout.length.device))
-        result[rows] = reward_model.score(batch.tokens, lengths=batch.length).cpu()
-    return result
+    with gathered(reward_model):
+        for rows in mine(by_tokens(rollout.length.tolist(), microbatch)):
+            batch = rollout.select(torch.tensor(rows, device=rollout.length.device))
+            result[rows] = reward_model.score(batch.tokens, lengths=batch.length).cpu()
+    return sum_of_ranks(result)
 
 
 def on_policy_check(
@@ -159,7 +163,7 @@ def on_policy_check(
     if bad:
         raise RuntimeError(f"the sampler's log-prob of token {bad[0][1]} in row {bad[0][0]} is not finite")
     if most is None:
-        most = 0.05 if model.embedding.weight.dtype.itemsize < 4 else 0.001
+        most = 0.05 if computed_in(model.embedding.weight).itemsize < 4 else 0.001
     B = len(rollout.length)
     part = rollout.select(torch.arange(min(rows, B), device=rollout.length.device) * B // min(rows, B))
     ratio = (logprobs(model, part, microbatch, replay=replay) - part.logp).exp()
@@ -176,8 +180,10 @@ def on_policy_check(
 def save(model: Transformer, tokenizer: Tokenizer, path: Path, source: Source) -> None:
     """The whole model, or its adapters alone with path and digests of their base, `source`; hf.load opens both."""
     if adapters(model):
-        save_adapters(model, path, source.path.resolve())
-        write_json(path / BASE, source.sha256)
+        with gathered(model):
+            if rank() == 0:
+                save_adapters(model, path, source.path.resolve())
+                write_json(path / BASE, source.sha256)
     else:
         hf.save(model, tokenizer, path)
 
@@ -187,18 +193,30 @@ def restore(path: Path, model: Transformer, parts: dict) -> dict:
 
     Returns the rest of training_state.pt, such as step and seconds. ValueError if a file, or the base, has changed.
     """
-    device, dtype = model.device, model.embedding.weight.dtype
-    state = checkpoint.load_state(path, device)
+    weights = opening(model.device, model.embedding.weight.dtype)
+    state = checkpoint.load_state(path, model.device)
     if not isinstance(state, dict) or not {"step", *parts} <= state.keys():
         raise ValueError(f"{path / checkpoint.STATE} is not of this training: it must hold step, {', '.join(parts)}")
     checkpoint.verify(path, state.pop("sha256", {}))
     if (path / BASE).exists():
         checkpoint.verify(hf.base_of(path), read_json(path / BASE))
     if adapters(model):
-        restore_adapters(model, path)
+        with gathered(model):
+            restore_adapters(model, path)
+            trained = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+        fill(model, trained)
     else:
         names = {uncompiled(name): name for name in model.state_dict()}
-        model.load_state_dict({names.get(n, n): t for n, t in hf.load(path, device, dtype)[0].state_dict().items()})
+        stored = hf.load(path, *weights)[0].state_dict()
+        fill(model, {names.get(name, name): tensor for name, tensor in stored.items()})
     for name, part in parts.items():
-        part.load_state_dict(state.pop(name))
+        put_back(part, state.pop(name))
     return state
+
+
+def put_back(part, saved: dict) -> None:
+    """Load the state of a module or an optimizer; what one process saved is divided, if the part is."""
+    if isinstance(part, torch.nn.Module) and is_sharded(part):
+        fill(part, saved)
+    else:
+        part.load_state_dict(tree_map_only(Tensor, divided, saved))

@@ -12,6 +12,7 @@ and so is a prompt that the dialogues repeat (UltraFeedback's, the first message
 from __future__ import annotations
 
 import gzip
+import itertools
 import re
 import zlib
 from collections import defaultdict
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from minir1 import templates
 from minir1.data import by_tokens, pad_rows
+from minir1.distributed import deal, exchanged
 from minir1.files import parse_json
 from minir1.metrics import bootstrap
 from minir1.preference import agreement
@@ -212,12 +214,20 @@ def padded(pairs: list[Rows], device=None) -> tuple[Tensor, Tensor, Tensor]:
     return tokens, lengths, (columns >= begin) & (columns < lengths.unsqueeze(1))
 
 
-def in_parts(pairs: list[Rows], budget: int, score: Callable[[list[Rows]], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """`score` of micro-batches of at most `budget` tokens, joined: each [N] in the order of the pairs, on the CPU."""
-    parts = by_tokens([2 * pair.longest for pair in pairs], budget)
-    scores = [score([pairs[i] for i in part]) for part in parts]
-    order = torch.tensor([i for part in parts for i in part]).argsort()
-    return {name: torch.cat([one[name].detach() for one in scores]).cpu()[order] for name in scores[0]}
+def in_parts(
+    pairs: list[Rows], budget: int, score: Callable[[list[Rows], float], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """`score` of micro-batches of at most `budget` tokens, and their share (`distributed.deal`), joined over all ranks:
+    each [N] in the order of the pairs, on the CPU."""
+    result: dict[str, Tensor] = {}
+    scored = []
+    for part, share in deal(by_tokens([2 * pair.longest for pair in pairs], budget)):
+        scores = score([pairs[i] for i in part], share)
+        scored.append((part, {name: values.detach().cpu() for name, values in scores.items()}))
+    for part, scores in itertools.chain.from_iterable(exchanged(scored)):
+        for name, values in scores.items():
+            result.setdefault(name, values.new_empty(len(pairs)))[part] = values
+    return result
 
 
 def by_prompt(values: Tensor, pairs: list[Rows]) -> list[float]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minir1.data import pad_rows
+from minir1.distributed import exchanged, gathered, mine, world
 from minir1.model.transformer import Transformer
 from minir1.sample import BUDGET, EOS, STOP, generate
 
@@ -37,6 +38,11 @@ class Rollout:
         longest = int(self.length[rows].max())
         grids = {name: grid[rows, :longest] for name in GRIDS if (grid := getattr(self, name)) is not None}
         return replace(self, **grids, **{name: getattr(self, name)[rows] for name in LISTS})
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same on a device."""
+        tensors = {name: x for name in (*GRIDS, *LISTS) if (x := getattr(self, name)) is not None}
+        return replace(self, **{name: x.to(device) for name, x in tensors.items()})
 
 
 GRIDS = {"tokens": 0, "mask": False, "logp": 0.0, "entropy": 0.0, "routes": -1}  # [B, T, ...], and the value at padding
@@ -92,10 +98,31 @@ def collect(
     rows: Tensor | None = None,
     record_routes: bool = False,
 ) -> Rollout:
-    """Sample `answers` answers of at most max_tokens to each prompt; arguments as for `minir1.sample.generate`."""
-    truncation = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_tokens": min_tokens}
-    settings = {"answers": answers, "max_tokens": max_tokens, "stop": stop, "seed": seed, **truncation}
-    sampled = generate(model, prompts, rows=rows, record_routes=record_routes, **settings)
+    """Sample `answers` answers of at most max_tokens to each prompt; arguments as for `minir1.sample.generate`.
+
+    Of several ranks each samples the answers to every W-th prompt, in the order of the prompts' lengths, and all return
+    all: the rows of one process, since a row's noise depends on its id alone.
+    """
+    settings = {"answers": answers, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k}
+    settings |= {"top_p": top_p, "min_tokens": min_tokens, "stop": stop, "seed": seed, "record_routes": record_routes}
+    if world() == 1:
+        return _collect(model, prompts, rows=rows, **settings)
+    P, device = len(prompts), model.device
+    ids = (torch.arange(P * answers) if rows is None else rows).view(P, answers)
+    order = sorted(range(P), key=lambda p: len(prompts[p]))
+    own, part = mine(order), None
+    if own:
+        with gathered(model):
+            part = _collect(model, [prompts[p] for p in own], rows=ids[own].flatten(), **settings)
+    parts = [part for part in exchanged(part and part.to("cpu")) if part is not None]
+    block = torch.tensor([p for r in range(world()) for p in order[r :: world()]]).argsort()  # of each prompt's rows
+    every = concatenate(parts).select((block.unsqueeze(1) * answers + torch.arange(answers)).flatten())
+    return replace(every, group=torch.arange(P).repeat_interleave(answers)).to(device)
+
+
+def _collect(model: Transformer, prompts: list[list[int]], *, answers: int, **settings) -> Rollout:
+    """`collect` on this rank alone."""
+    sampled = generate(model, prompts, answers=answers, **settings)
     prompt_rows, prompt_lengths = pad_rows(prompts, sampled.tokens.device)
     group = torch.arange(len(prompts), device=sampled.tokens.device).repeat_interleave(answers)
     prompt_len = prompt_lengths[group]
@@ -118,6 +145,6 @@ def collect(
         entropy=shifted(sampled.entropy),
         stop=sampled.stop,
         group=group,
-        temperature=temperature,
+        temperature=settings["temperature"],
         routes=None if sampled.routes is None else sampled.routes[:, : len(columns)],
     )

@@ -82,7 +82,8 @@ def probe(folder: Path, held_out: Path, config: Config) -> dict[str, float]:
     result = {"probe/pairs": len(pairs)}
     for name, group in (("as_it_is", pairs), ("swapped", swapped)) if pairs else ():
         rows = [tokenise(pair, tokenizer, config.template) for pair in group]
-        scores = in_parts(rows, config.reward.microbatch, lambda part: reward_model.score(model, part, config.reward))
+        score = lambda part, share: reward_model.score(model, part, config.reward)
+        scores = in_parts(rows, config.reward.microbatch, score)
         values = accuracy(scores["chosen"], scores["rejected"], rows)
         result |= {f"probe/{name}/{key}": value for key, value in values.items()}
     return result

@@ -26,6 +26,7 @@ from minir1.advantages import group_advantages
 from minir1.chat_data import Document, load, microbatches
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import deal, shard, sum_of_ranks
 from minir1.judge import NO_THINK, Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3, nll
@@ -127,11 +128,11 @@ def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor
 def imitate(model, documents: list[Document], config: Config) -> float:
     """Add the gradient of (1-α)·L_SFT; returns L_SFT, nats per token."""
     tokens, nats = sum(sum(document.trained) for document in documents), 0.0
-    for flat, cu_seqlens, trained in microbatches(documents, config.microbatch, model.device):
-        weight, logp = token_mean(trained, tokens), model.logprob(flat, cu_seqlens=cu_seqlens, mask=trained)
+    for flat, cu_seqlens, trained, share in microbatches(documents, config.microbatch, model.device):
+        weight, logp = share * token_mean(trained, tokens), model.logprob(flat, cu_seqlens=cu_seqlens, mask=trained)
         weighted_sum((1 - config.alpha) * weight, nll(logp)).backward()
         nats += weighted_sum(weight, nll(logp.detach())).item()
-    return nats
+    return sum_of_ranks(nats)
 
 
 def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Config, step: int, documents: list):
@@ -142,7 +143,7 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
         rng = python_random(config.seed, step, epoch)
         for minibatch in order.tensor_split(config.num_minibatches):
             answers, tokens = int(rollout.mask[minibatch].any(1).sum()), int(rollout.mask[minibatch].sum())
-            for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+            for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
                 T = batch.tokens.shape[1]
@@ -150,7 +151,7 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
                 logp = model.logprob(batch.tokens, lengths=batch.length, mask=mask, temperature=rollout.temperature)
                 loss = clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
                 clipped = is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
-                weight = reduction(mask, config, answers, tokens)
+                weight = share * reduction(mask, config, answers, tokens)
                 if ref_logp is not None:
                     kl = kl_k3(logp, ref_logp[rows, :T])
                     loss = loss + config.beta * kl
@@ -193,9 +194,11 @@ def main(config: Config) -> dict[str, float]:
         raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
     opening = {"recompute": config.recompute}
     start = policy.origin(config.checkpoint, resumed)
-    model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
+    dtype = pick_dtype(config.dtype, device)
+    model, tokenizer, source = load_policy(start, device, dtype, **opening)
     documents = load([config.sft_data], tokenizer, config.sft_max_length, config.template) if config.alpha < 1 else []
     reference = reference_of(model) if config.beta else model
+    shard(device, dtype, model, reference)
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 

@@ -23,6 +23,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import at_last_token, discounted_returns, kl_in_reward, whiten
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import deal, shard
 from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3
@@ -112,7 +113,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config,
     averages, device = Averages(), rollout.tokens.device
     order = torch.randperm(len(advantage), generator=generator(config.seed, step)).to(device)
     for minibatch in order.tensor_split(config.num_minibatches):
-        for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+        for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
             rows = minibatch[rows]
             batch = rollout.select(rows)
             A = advantage[rows, : batch.tokens.shape[1]]
@@ -120,7 +121,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config,
             logp, entropy = model.logprob(batch.tokens, **settings, entropy=True)
             loss = clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
             loss = loss + config.ent_coef * entropy_bonus(entropy)
-            weight = token_mean(batch.mask, int(rollout.mask[minibatch].sum()))
+            weight = share * token_mean(batch.mask, int(rollout.mask[minibatch].sum()))
             weighted_sum(weight, loss).backward()
             averages.add(weight, clip_fraction=is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high))
         averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
@@ -158,6 +159,7 @@ def main(config: Config) -> dict[str, float]:
     start = policy.origin(config.checkpoint, resumed)
     model, tokenizer, source = load_policy(start, device, dtype, recompute=config.recompute)
     reference = frozen_copy(model) if config.beta else model
+    shard(device, dtype, model, reference)
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 

@@ -25,6 +25,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import deal, gathered, shard
 from minir1.judge import NO_THINK, Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
@@ -124,11 +125,12 @@ def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor
 def route_difference(model, rollout: Rollout, microbatch: int) -> float:
     """The share of pairs (answer token, MoE layer) that the trainer's own routers send to other experts."""
     routes = torch.full_like(rollout.routes, -1)
-    for rows in by_tokens(rollout.length.tolist(), microbatch):
-        batch, record = rollout.select(torch.tensor(rows, device=routes.device)), []
-        model.logprob(batch.tokens, lengths=batch.length, record=record)
-        for row, part in zip(rows, routes_of(record).split(batch.length.tolist())):
-            routes[row, : len(part)] = part
+    with gathered(model):
+        for rows in by_tokens(rollout.length.tolist(), microbatch):
+            batch, record = rollout.select(torch.tensor(rows, device=routes.device)), []
+            model.logprob(batch.tokens, lengths=batch.length, record=record)
+            for row, part in zip(rows, routes_of(record).split(batch.length.tolist())):
+                routes[row, : len(part)] = part
     known = rollout.mask & (rollout.routes[..., 0, 0] >= 0)  # the last token of an answer has no route
     differs = rerouted(rollout.routes, routes).float().mean(-1)
     return (differs[known].sum() / known.sum().clamp(min=1)).item()
@@ -144,7 +146,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
             answers, tokens = int(trained[minibatch].any(1).sum()), int(trained[minibatch].sum())
             if tokens == 0:  # every answer was truncated and masked
                 continue
-            for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+            for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
                 T = batch.tokens.shape[1]
@@ -153,7 +155,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
                 logp = model.logprob(batch.tokens, lengths=batch.length, mask=mask, **settings)
                 loss = clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
                 clipped = is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
-                weight = reduction(mask, config, answers, tokens)
+                weight = share * reduction(mask, config, answers, tokens)
                 if ref_logp is not None:
                     kl = kl_k3(logp, ref_logp[rows, :T])
                     loss = loss + config.beta * kl
@@ -193,10 +195,12 @@ def main(config: Config) -> dict[str, float]:
         raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
     opening = {"recompute": config.recompute}
     start = policy.origin(config.checkpoint, resumed)
-    model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
+    dtype = pick_dtype(config.dtype, device)
+    model, tokenizer, source = load_policy(start, device, dtype, **opening)
     if model.config.moe_layers == 0:
         raise ValueError(f"checkpoint = {config.checkpoint}: a dense model has no routes to replay")
     reference = reference_of(model) if config.beta else model
+    shard(device, dtype, model, reference)
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 

@@ -24,6 +24,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import deal, shard
 from minir1.judge import NO_THINK, Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3
@@ -131,7 +132,7 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
         order = torch.randperm(len(advantage), generator=generator(config.seed, step, epoch)).to(device)
         for minibatch in order.tensor_split(config.num_minibatches):
             answers, tokens = int(rollout.mask[minibatch].any(1).sum()), int(rollout.mask[minibatch].sum())
-            for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+            for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
                 T = batch.tokens.shape[1]
@@ -140,7 +141,7 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
                 logp, e = model.logprob(batch.tokens, **where, value=head)
                 loss = clipped_surrogate(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
                 clipped = is_clipped(logp, batch.logp, A, config.epsilon_low, config.epsilon_high)
-                weight = reduction(mask, config, answers, tokens)
+                weight = share * reduction(mask, config, answers, tokens)
                 if ref_logp is not None:
                     kl = kl_k3(logp, ref_logp[rows, :T])
                     loss = loss + config.beta * kl
@@ -185,9 +186,11 @@ def main(config: Config) -> dict[str, float]:
         raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
     opening = {"recompute": config.recompute}
     start = policy.origin(config.checkpoint, resumed)
-    model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
+    dtype = pick_dtype(config.dtype, device)
+    model, tokenizer, source = load_policy(start, device, dtype, **opening)
     head = ValueHead(model.config.dim).to(device)
     reference = reference_of(model) if config.beta else model
+    shard(device, dtype, model, reference)
     optimizer = adamw(model.parameters(), config.learning_rate)
     check = adamw(head.parameters(), config.check_learning_rate)
     parts = {"optimizer": optimizer, "head": head, "check_optimizer": check}

@@ -23,6 +23,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import deal, shard
 from minir1.judge import NO_THINK, Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import grpo_sequence, is_clipped, kl_k3
@@ -117,7 +118,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
             answers, tokens = int(trained[minibatch].any(1).sum()), int(trained[minibatch].sum())
             if tokens == 0:  # every answer was truncated and masked
                 continue
-            for rows in by_tokens(rollout.length[minibatch].tolist(), config.microbatch):
+            for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
                 T = batch.tokens.shape[1]
@@ -126,7 +127,7 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, ref_logp: Tenso
                 loss = grpo_sequence(logp, batch.logp, A, config.epsilon_low, config.epsilon_high, mask)
                 log_ratio = (logp - batch.logp).where(mask, 0.0).sum(1, keepdim=True).expand_as(A)
                 clipped = is_clipped(log_ratio, torch.zeros_like(logp), A, config.epsilon_low, config.epsilon_high)
-                weight = per_answer_mean(mask, answers)
+                weight = share * per_answer_mean(mask, answers)
                 if ref_logp is not None:
                     kl = kl_k3(logp, ref_logp[rows, :T])
                     loss = loss + config.beta * kl
@@ -166,8 +167,10 @@ def main(config: Config) -> dict[str, float]:
         raise ValueError(f"prompts = {config.prompts}: the task has {len(train)} training problems")
     opening = {"recompute": config.recompute}
     start = policy.origin(config.checkpoint, resumed)
-    model, tokenizer, source = load_policy(start, device, pick_dtype(config.dtype, device), **opening)
+    dtype = pick_dtype(config.dtype, device)
+    model, tokenizer, source = load_policy(start, device, dtype, **opening)
     reference = reference_of(model) if config.beta else model
+    shard(device, dtype, model, reference)
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minir1.distributed import gathered, rank
 from minir1.model import hf
 from minir1.model.config import ModelConfig
 from minir1.model.hf_config import GRANITE, SCALAR, architecture, class_of, to_hf_config
@@ -135,8 +136,10 @@ def save(model: ScalarModel, tokenizer: Tokenizer, path: str | Path) -> None:
         "label2id": {"score": 0},
         "pad_token_id": None if pad in (tokenizer.eos, config.eos) else pad,
     }
-    hf.write(path, _tensors(model), values)
-    tokenizer.save(Path(path))
+    with gathered(model):
+        if rank() == 0:
+            hf.write(path, _tensors(model), values)
+            tokenizer.save(Path(path))
 
 
 def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[ScalarModel, Tokenizer]:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minir1.distributed import gathered, rank
 from minir1.files import read_json, write_json
 from minir1.model import four_bit, fp8
 from minir1.model.config import ModelConfig
@@ -39,16 +40,19 @@ def save(model: Transformer, tokenizer: Tokenizer, path: str | Path, shard_bytes
 
     Weights of more than `shard_bytes` are divided into files of at most that size (a larger tensor has its own file)
     with an index. Weights of an earlier save are deleted when all new files are written. ValueError where no Hugging
-    Face class computes the same, or the model has adapters or weights in 4 bits.
+    Face class computes the same, or the model has adapters or weights in 4 bits. Of a model in shards every rank
+    gathers the weights, in the dtype of the computation, and rank 0 writes them.
     """
     if adapters(model):
         raise ValueError("the model has adapters: lora.merge folds them in, lora.save_adapters writes them alone")
     if packed_layers(model):
         raise ValueError("the model's weights are in 4 bits, which are not written: lora.merge dequantises them")
     config = to_hf_config(model.config)
-    write(path, to_hf_tensors(model), config, shard_bytes)
-    write_json(Path(path) / "generation_config.json", _generation(config, tokenizer.generation))
-    tokenizer.save(path)
+    with gathered(model):
+        if rank() == 0:
+            write(path, to_hf_tensors(model), config, shard_bytes)
+            write_json(Path(path) / "generation_config.json", _generation(config, tokenizer.generation))
+            tokenizer.save(path)
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], config: dict, shard_bytes: int = 5 * 2**30) -> None:

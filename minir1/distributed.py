@@ -1,0 +1,260 @@
+"""Many processes that train one model: PyTorch's groups and FSDP2, and the few exchanges that R1 needs on top.
+
+    torchrun --nproc-per-node 8 -m experiments.r1_zero --checkpoint Qwen2.5-7B --out runs/r1-zero
+
+torchrun starts the same script once a GPU; each process is a rank. What is where:
+
+    weights, gradients, moments    a shard on each rank (`shard`); FSDP2 gathers a block's weights while it computes
+    a forward pass with gradient   each rank takes micro-batches of its own (`deal`), all equally many
+    passes without gradient        the weights are gathered once (`gathered`), then each rank works through its rows
+    a rollout and its verdicts     whole on every rank: each samples, and judges, whole groups, then all are exchanged
+    files, the terminal            rank 0 alone (`on_first`, `group`)
+
+So every rank computes the same rewards, advantages and decisions from the same numbers, and a script has no branch for
+it. The sum over ranks of a loss is the loss of one process, since its weights count tokens and answers of the whole
+batch (minir1/reduction.py): gradients are summed, never averaged. In one process there is no group, and every function
+here returns what it was given.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
+WAIT = timedelta(minutes=float(os.environ.get("MINIR1_WAIT_MINUTES", 30)))  # for a rank that does not come
+UNITS = re.compile(r"(trunk\.)?(blocks|mtp)\.\d+")  # modules whose weights are gathered together
+FORWARD = ("logprob", "mtp_logprob", "states", "hidden", "values", "score")  # methods that are a forward pass
+
+# FSDP and DTensor are imported where they are used: it takes half as long as importing torch.
+
+
+def world() -> int:
+    """The number of ranks, W."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """The process group of torchrun's processes, as long as the block lasts: NCCL between GPUs, gloo between CPUs.
+
+    Only rank 0 prints.
+    """
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing here changes one in place
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=WAIT)
+    global _beside
+    _beside = dist.new_group(backend="gloo", timeout=WAIT)
+    stdout = sys.stdout
+    if rank():
+        sys.stdout = open(os.devnull, "w")
+    try:
+        yield
+    finally:
+        sys.stdout = stdout
+    dist.destroy_process_group()
+
+
+_beside = None  # a second group, whose exchanges a thread may make while the first one's go on
+
+
+# ---- exchanges -----------------------------------------------------------------------------------
+
+
+def on_first(function: Callable[[], T]) -> T:
+    """Rank 0 calls the function; every rank returns what it returned, or raises what it raised. Others wait for it."""
+    if world() == 1:
+        return function()
+    outcome: list = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = function()
+        except Exception as error:  # raised again on every rank
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def exchanged(value: T, *, beside: bool = False) -> list[T]:
+    """The values of all ranks, in their order. beside: for a thread beside the one that trains."""
+    if world() == 1:
+        return [value]
+    values: list = [None] * world()
+    dist.all_gather_object(values, value, group=_beside if beside else None)
+    return values
+
+
+def mine(items: Sequence[T]) -> Sequence[T]:
+    """Every W-th item, from the number of this rank on."""
+    return items[rank() :: world()]
+
+
+def sum_of_ranks(value):
+    """The sum over ranks of a number or a tensor of one shape; a tensor is a new one."""
+    if world() == 1:
+        return value
+    summed = value.clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(summed)
+    return summed if isinstance(value, Tensor) else summed.item()
+
+
+def deal(parts: Sequence[list[int]]) -> list[tuple[list[int], float]]:
+    """This rank's micro-batches, each with its share in the loss: as many on every rank, as a pass gathers weights.
+
+    parts: rows of each micro-batch of the whole batch, the same on every rank, similar ones next to each other. Rank r
+    takes parts r, r + W, r + 2W … Where W does not divide their number, the ones with most rows are halved; single
+    rows, if need be, are computed by k ranks, with a share of 1/k in each. Else the share is 1.
+    """
+    parts, W = list(parts), world()
+    while len(parts) % W and max(map(len, parts)) > 1:
+        longest = max(range(len(parts)), key=lambda i: len(parts[i]))
+        rows, middle = parts[longest], len(parts[longest]) // 2
+        parts[longest : longest + 1] = [rows[:middle], rows[middle:]]
+    copies = -len(parts) % W  # of the first part, the shortest
+    shares = [1 / (1 + copies)] * (1 + copies) + [1.0] * (len(parts) - 1)
+    return list(mine(list(zip(parts[:1] * copies + parts, shares))))
+
+
+# ---- a model in shards ---------------------------------------------------------------------------
+
+
+def opening(device: torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
+    """Where, and in which dtype, to load weights for `shard`: these two in one process, else the CPU and fp32."""
+    return (device, dtype) if world() == 1 else (torch.device("cpu"), torch.float32)
+
+
+def shard(device: torch.device, dtype: torch.dtype, *models: nn.Module) -> None:
+    """Divide models over the ranks, in place: of each parameter's first dimension 1/W on each rank, on `device`.
+
+    dtype: of the computation. The parameters stay in fp32: they are the masters, and gradients are summed in fp32.
+    Blocks are units of their own; embedding, last norm and head are one, gathered for a pass and for its backward pass.
+    The head of a scalar model computes in fp32, as in one process. There nothing happens.
+    """
+    if world() == 1:
+        return
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    for model in dict.fromkeys(models):
+        units = [(module, dtype) for name, module in model.named_modules() if UNITS.fullmatch(name)]
+        units += [(model.head, torch.float32)] if hasattr(model, "trunk") else []
+        for unit, used in (*units, (model, dtype)):
+            # Inputs are not cast: the embedding already gives states in `dtype`.
+            policy = MixedPrecisionPolicy(param_dtype=used, reduce_dtype=torch.float32, cast_forward_inputs=False)
+            fully_shard(unit, mesh=mesh(device), mp_policy=policy, reshard_after_forward=True)
+            unit.set_gradient_divide_factor(1.0)  # the sum over ranks
+            unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        for name in FORWARD:
+            if hasattr(model, name):
+                register_fsdp_forward_method(model, name)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.computed_in = dtype
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """The whole weights on every rank, in the dtype of the computation, as long as the block lasts, without gradient.
+
+    In it, passes exchange nothing, so that ranks may make different numbers of them. Each rank needs the memory of one
+    more copy, in 16 bits on a GPU; a model for which there is none cannot be sampled here. May be nested.
+    """
+    units = [m for m in model.modules() if hasattr(m, "unshard") and not hasattr(m, "kept")]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        with torch.no_grad():
+            unit.unshard()
+        unit.kept = True
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not units):
+            yield
+    finally:
+        for unit in units:
+            del unit.kept
+            unit.reshard()
+            unit.set_reshard_after_forward(True, recurse=False)
+
+
+def computed_in(x: Tensor) -> torch.dtype:
+    """The dtype in which a parameter computes; it differs from its own where `shard` keeps a master."""
+    return getattr(x, "computed_in", x.dtype)
+
+
+def mesh(device: torch.device | str) -> DeviceMesh:
+    """All ranks in a row."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(torch.device(device).type, (world(),))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has divided the model."""
+    return any(map(is_shard, model.parameters()))
+
+
+def is_shard(x) -> bool:
+    """Whether this is a tensor that is divided over ranks."""
+    return hasattr(x, "full_tensor")
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a tensor, in the same memory."""
+    return x.to_local() if is_shard(x) else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of a tensor, on every rank."""
+    return x.full_tensor() if is_shard(x) else x
+
+
+def divided(x: Tensor) -> Tensor:
+    """A whole tensor, the same on every rank, divided along its first dimension."""
+    if world() == 1 or x.ndim == 0 or is_shard(x):
+        return x
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    everywhere = DTensor.from_local(x, mesh(x.device), [Replicate()], run_check=False)
+    return everywhere.redistribute(placements=[Shard(0)])
+
+
+def unread(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Memory for a tensor as `divided` returns it."""
+    if world() == 1:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    from torch.distributed.tensor import Shard, zeros
+
+    return zeros(shape, dtype=dtype, device_mesh=mesh(device), placements=[Shard(0)])
+
+
+def joint_norm(norm: Tensor) -> Tensor:
+    """‖g‖ over all ranks from that of each rank's parts."""
+    return norm if world() == 1 else sum_of_ranks(norm.square()).sqrt()
+
+
+@torch.no_grad()
+def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy tensors, whole or divided, into the parameters and buffers of these names."""
+    targets = module.state_dict()
+    for name, x in tensors.items():
+        x = x.to(targets[name].device)
+        local(targets[name]).copy_(local(divided(x) if is_shard(targets[name]) else x))
