@@ -65,7 +65,10 @@ def look_ahead(
         inside = (left[index] > k).nonzero().squeeze(1)
         index, hidden = index[inside], hidden.index_select(0, inside)
         rows = packing(layout.rows, layout.columns, (layout.lengths - k).clamp(min=0), hidden.device)
-        hidden, entry = module(embedded.index_select(0, index + k), hidden, freqs_cis[index], rows, record)
+        routings = None if record is None else []  # as in Transformer._prefill
+        hidden, entry = module(embedded.index_select(0, index + k), hidden, freqs_cis[index], rows, routings)
+        if record is not None:
+            record.extend(routings)
         if cache is not None:
             cache.layers[module.block.layer][:, : layout.columns] = rows.pad(entry)
         yield index, hidden

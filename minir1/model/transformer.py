@@ -137,7 +137,11 @@ class Transformer(nn.Module):
         freqs_cis = self.freqs_cis(positions)
         for layer, (block, experts) in enumerate(zip(self.blocks, routes or repeat(None))):
             past = cache.layers[layer][:, :start] if start else None
-            x, entry = block(x, freqs_cis, layout, record, past, experts)
+            # A list of its own: a recomputed layer appends once more, and FSDP2 would copy one with gradients in it.
+            routings = None if record is None else []
+            x, entry = block(x, freqs_cis, layout, routings, past, experts)
+            if record is not None:
+                record.extend(routings)
             if cache is not None:
                 cache.layers[layer][:, start : start + layout.columns] = layout.pad(entry)
         if cache is not None:
