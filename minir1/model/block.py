@@ -42,15 +42,14 @@ class Block(nn.Module):
         return x + out if self.scale == 1.0 else x + self.scale * out
 
     def forward(self, x: Tensor, freqs_cis: Tensor, packing: Packing, record=None, past=None, routes=None):
-        """Rows without a cache, or a chunk after the slots `past` [B, S, ...]. x: [N, D] -> [N, D], cache entries."""
+        """Rows without a cache, or a chunk after the slots `past` [B, S, ...]. x: [N, D] -> [N, D], cache entries.
+
+        The routing is appended to `record`, if any, and once more in the backward pass where it is recomputed.
+        """
         if not (self.recompute and torch.is_grad_enabled()):
             return self._forward(x, freqs_cis, packing, record, past, routes)
-        routings = None if record is None else []  # a list of its own: the second pass appends once more
-        arguments = x, freqs_cis, packing, routings, past, routes
-        out = checkpoint(self._forward, *arguments, use_reentrant=False, preserve_rng_state=False)
-        if record is not None:
-            record.extend(routings)
-        return out
+        arguments = x, freqs_cis, packing, record, past, routes
+        return checkpoint(self._forward, *arguments, use_reentrant=False, preserve_rng_state=False)
 
     def _forward(self, x: Tensor, freqs_cis: Tensor, packing: Packing, record, past, routes):
         out, entry = self.attention(self.attention_norm(x), freqs_cis, packing, past)
@@ -66,8 +65,8 @@ class Block(nn.Module):
         """`fuse()` of attention and feed-forward, made at the first token that is decoded over this cache.
 
         In a small model calling operators costs more than their arithmetic. None for large matrices, in 4 bits, with
-        adapters, and under autograd; in 16 bits and under autocast too, where products and sums of matrices are rounded
-        and the sampler would not be the policy of the loss.
+        adapters, for experts on several ranks, and under autograd; in 16 bits and under autocast too, where products
+        and sums of matrices are rounded and the sampler would not be the policy of the loss.
         """
         if torch.is_grad_enabled() or torch.is_autocast_enabled(cache.length.device.type):
             return [None, None]
@@ -77,8 +76,10 @@ class Block(nn.Module):
 
 
 def _may_fuse(module: nn.Module) -> bool:
-    """Whether all matrices of a module are small, neither in 16 nor in 4 bits, and no adapters."""
+    """Whether all matrices of a module are small, neither in 16 nor in 4 bits, here, and no adapters."""
     if any(isinstance(part, PackedLinear) for part in module.modules()):
+        return False
+    if isinstance(module, MoE) and module.experts.group is not None:
         return False
     parts = module.named_parameters()
     return all(p.numel() <= SMALL and p.dtype.itemsize >= 4 and not name.endswith((".A", ".B")) for name, p in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minir1.model.config import ModelConfig
+from minir1.model.exchange import over_ranks
 from minir1.ops.chunks import no_autocast
 
 FEW = 1024  # tokens times experts: up to here all experts on all tokens cost less than sorting the pairs
@@ -52,6 +54,8 @@ class Experts(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.total = config.experts  # E
+        self.group = None  # the ranks over which `expert_parallel.divide_experts` has divided them, each with E/W
         self.gate_up = nn.Parameter(torch.empty(config.experts, 2 * config.expert_ffn, config.dim))
         self.down = nn.Parameter(torch.empty(config.experts, config.dim, config.expert_ffn))
         self.adapters = nn.ModuleDict()  # name of the matrix -> its LoRAExperts (lora.py)
@@ -61,21 +65,32 @@ class Experts(nn.Module):
         y = grouped_linear(x, getattr(self, name), ends)
         return self.adapters[name](x, y, ends) if name in self.adapters else y
 
-    def forward(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
-        """Σ_k gates[n, k] · expert_{chosen[n, k]}(x_n). x: [N, D]; chosen, gates: [N, K_r]; returns [N, D].
+    def products(self, x: Tensor, gates: Tensor, ends: Tensor) -> Tensor:
+        """gates[n] · expert(x[n]) for rows sorted by expert. x: [N, D]; gates: [N]; ends: int32 [E] -> [N, D]."""
+        gate, up = self.linear("gate_up", x, ends).chunk(2, dim=-1)
+        return self.linear("down", F.silu(gate) * up * gates.unsqueeze(1), ends)
 
-        Dropless: the N·K_r pairs are sorted by expert, and each expert multiplies its own rows.
+    def forward(self, x: Tensor, chosen: Tensor, gates: Tensor, shared: nn.Module | None = None) -> Tensor:
+        """Σ_k gates[n, k] · expert_{chosen[n, k]}(x_n), plus shared(x_n) if there are shared experts.
+
+        Dropless: the N·K_r pairs are sorted by expert, and each expert multiplies its own rows. x: [N, D]; chosen,
+        gates: [N, K_r]; returns [N, D].
         """
         k = chosen.shape[1]
         expert, order = chosen.flatten().sort(stable=True)
         pair = torch.empty_like(order)  # index of each pair in the order of experts
         pair[order] = torch.arange(len(order), device=order.device)
-        each = torch.arange(len(self.gate_up), device=x.device)
+        each = torch.arange(self.total, device=x.device)
         ends = torch.searchsorted(expert, each, right=True, out_int32=True)  # bincount would wait for a GPU
         token, pair = order // k, pair.view(-1, k)
-        gate, up = self.linear("gate_up", Gather.apply(x, token, pair), ends).chunk(2, dim=-1)
-        inner = F.silu(gate) * up * gates.to(x.dtype).flatten().index_select(0, order).unsqueeze(1)
-        return Gather.apply(self.linear("down", inner, ends), pair, token)
+        pending = []  # exchanges between ranks, while which the shared experts compute
+        products = self.products if self.group is None else partial(over_ranks, self.products, self.group, pending)
+        out = products(Gather.apply(x, token, pair), gates.to(x.dtype).flatten().index_select(0, order), ends)
+        beside = None if shared is None else shared(x)
+        for work in pending:
+            work.wait()
+        out = Gather.apply(out, pair, token)
+        return out if beside is None else out + beside
 
 
 class Gather(torch.autograd.Function):
@@ -202,10 +217,7 @@ class MoE(nn.Module):
             record.append(routing)
         if fused and len(flat) * self.config.experts <= FEW:
             return self.every_expert(flat, routing, *fused).view_as(x)
-        out = self.experts(flat, routing.chosen, self.gates(routing))
-        if self.shared is not None:
-            out = out + self.shared(flat)
-        return out.view_as(x)
+        return self.experts(flat, routing.chosen, self.gates(routing), self.shared).view_as(x)
 
 
 def routes_of(record: list[Routing]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from minir1.model.block import Block
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
+from minir1.model.moe import Record
 from minir1.model.packing import Packing, packing
 
 
@@ -65,7 +66,10 @@ def look_ahead(
         inside = (left[index] > k).nonzero().squeeze(1)
         index, hidden = index[inside], hidden.index_select(0, inside)
         rows = packing(layout.rows, layout.columns, (layout.lengths - k).clamp(min=0), hidden.device)
-        hidden, entry = module(embedded.index_select(0, index + k), hidden, freqs_cis[index], rows, record)
+        routings = None if record is None else Record()  # as in Transformer._prefill
+        hidden, entry = module(embedded.index_select(0, index + k), hidden, freqs_cis[index], rows, routings)
+        if record is not None:
+            record.extend(routings)
         if cache is not None:
             cache.layers[module.block.layer][:, : layout.columns] = rows.pad(entry)
         yield index, hidden

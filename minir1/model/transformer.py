@@ -135,7 +135,7 @@ class Transformer(nn.Module):
         x = self.embed(tokens)
         positions = start + layout.positions() if positions is None else positions
         freqs_cis = self.freqs_cis(positions)
-        own = None if record is None else Record()
+        own = None if record is None else Record()  # its own: a layer that is recomputed appends once more
         for layer, (block, experts) in enumerate(zip(self.blocks, routes or repeat(None))):
             past = cache.layers[layer][:, :start] if start else None
             x, entry = block(x, freqs_cis, layout, own, past, experts)
@@ -332,12 +332,9 @@ class Transformer(nn.Module):
         scores = self._score(hidden.index_select(0, wanted - 1), flat, wanted, layout)
         # After the last token of a row comes the first of another, which is never wanted, or the end: one more entry.
         is_wanted = torch.zeros(len(flat) + 1, dtype=torch.bool, device=flat.device).index_fill(0, wanted, True)
-        own = None if record is None else Record()
-        for k, (index, state) in enumerate(self.look_ahead(flat, hidden, layout, record=own), start=1):
+        for k, (index, state) in enumerate(self.look_ahead(flat, hidden, layout, record=record), start=1):
             inside = is_wanted[index + k + 1].nonzero().squeeze(1)
             scores += self._score(state.index_select(0, inside), flat, index[inside] + k + 1, layout)
-        if record is not None:
-            record.extend(own)
         return scores
 
     def look_ahead(self, flat: Tensor, hidden: Tensor, layout: Packing, cache: Cache | None = None, record=None):
