@@ -29,6 +29,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -183,7 +184,8 @@ def measure(
     """The loss on held-out examples and its two parts, over all of their answer tokens; nothing without examples."""
     if not examples:
         return {}
-    parts = [[x.sum() for x in batch] for batch in loss_parts(model, teacher, examples, config, [])]
+    with gathered(model), nullcontext() if teacher is None else gathered(teacher):
+        parts = [[x.sum() for x in batch] for batch in loss_parts(model, teacher, examples, config, [])]
     loss, ce, distance = (sum_of_ranks(sum(part).item()) / trained_tokens(examples) for part in zip(*parts))
     return {"eval/loss": loss, "eval/ce": ce} | ({} if config.texts == 1 else {"eval/divergence": distance})
 

@@ -28,7 +28,7 @@ from experiments import preference_figures
 from minir1 import checkpoint, cli, policy, tasks
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import shard
+from minir1.distributed import gathered, shard
 from minir1.judge import sample_answers, summary
 from minir1.log import open_run, progress_line, read_metrics, steps
 from minir1.model import hf
@@ -121,7 +121,8 @@ def learn(model, reference, optimizer, pairs: list[Rows], config: Config, step: 
 @torch.no_grad()
 def measure(model, reference, pairs: list[Rows], config: Config) -> dict[str, float]:
     """Losses, rewards and accuracy on held-out pairs."""
-    scores = in_parts(pairs, config.microbatch, lambda part, share: score(model, reference, part, config))
+    with gathered(model):
+        scores = in_parts(pairs, config.microbatch, lambda part, share: score(model, reference, part, config))
     values = accuracy(scores["reward_chosen"], scores["reward_rejected"], pairs)
     return means(scores, "eval") | {f"eval/{name}": value for name, value in values.items()}
 

@@ -34,7 +34,7 @@ from experiments.pretrain import build_model, check_shape, loss_backward
 from minir1 import checkpoint, cli, memory, policy, text_data, text_files
 from minir1.data import end_to_end, packed
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import deal, gathered, on_first, opening, shard, sum_of_ranks
+from minir1.distributed import gathered, mine, on_first, opening, shard, sum_of_ranks
 from minir1.files import read_json
 from minir1.log import markdown_table, open_run, progress_line, read_metrics, steps, table
 from minir1.losses import nll
@@ -110,10 +110,11 @@ def measure(model: Transformer, corpus: Corpus, documents: np.ndarray, config: C
     """Bits per byte, and nats per token, of whole documents; nothing without documents."""
     chosen = text_data.pieces(corpus, documents, config.window)
     nats, tokens = 0.0, 0
-    for part, share in deal(packed((chosen[:, 1] - chosen[:, 0]).tolist(), config.microbatch)):
-        flat, cu_seqlens = end_to_end(text_data.rows(corpus, chosen[part]), model.device)
-        nats += share * nll(model.logprob(flat, cu_seqlens=cu_seqlens)).sum().item()  # 0 for each piece's first token
-        tokens += share * (len(flat) - len(part))
+    with gathered(model):
+        for part in mine(packed((chosen[:, 1] - chosen[:, 0]).tolist(), config.microbatch)):
+            flat, cu_seqlens = end_to_end(text_data.rows(corpus, chosen[part]), model.device)
+            nats += nll(model.logprob(flat, cu_seqlens=cu_seqlens)).sum().item()  # 0 for the first token of each piece
+            tokens += len(flat) - len(part)
     if not len(documents):
         return {}
     nats, tokens = sum_of_ranks(nats), sum_of_ranks(tokens)

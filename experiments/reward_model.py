@@ -29,7 +29,7 @@ from experiments import preference_figures
 from minir1 import checkpoint, cli
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import shard
+from minir1.distributed import gathered, shard
 from minir1.log import open_run, progress_line, steps, table
 from minir1.model import heads
 from minir1.model.heads import ScalarModel, ValueHead
@@ -108,7 +108,8 @@ def learn(model: ScalarModel, optimizer, pairs: list[Rows], config: Config, step
 @torch.no_grad()
 def measure(model: ScalarModel, pairs: list[Rows], config: Config) -> tuple[dict[str, float], Tensor]:
     """The rewards of held-out pairs: flat figures, and the gaps r_c - r_r, [N]."""
-    scores = in_parts(pairs, config.microbatch, lambda part, share: score(model, part, config))
+    with gathered(model):
+        scores = in_parts(pairs, config.microbatch, lambda part, share: score(model, part, config))
     gap = scores["chosen"] - scores["rejected"]
     values = {"loss": scores["loss"].mean().item(), "gap": gap.mean().item()}
     values |= accuracy(scores["chosen"], scores["rejected"], pairs)

@@ -34,7 +34,7 @@ from minir1 import chat_data, checkpoint, cli, memory, policy
 from minir1.chat_data import Document, microbatches
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import shard, sum_of_ranks
+from minir1.distributed import gathered, shard, sum_of_ranks
 from minir1.log import open_run, progress_line, read_metrics, steps
 from minir1.losses import nll
 from minir1.model.moe import MoE, Routing, balance_step, expert_load, maximal_violation
@@ -116,9 +116,10 @@ def loss_backward(model: Transformer, documents: list[Document], microbatch: int
 def measure(model: Transformer, documents: list[Document], microbatch: int) -> dict[str, float]:
     """The loss on held-out documents, over all of their answer tokens; nothing without documents."""
     total, loss = sum(sum(document.trained) for document in documents), 0.0
-    for tokens, cu_seqlens, trained, share in microbatches(documents, microbatch, model.device):
-        logp = model.logprob(tokens, cu_seqlens=cu_seqlens, mask=trained)
-        loss += weighted_sum(share * token_mean(trained, total), nll(logp)).item()
+    with gathered(model):
+        for tokens, cu_seqlens, trained, share in microbatches(documents, microbatch, model.device):
+            logp = model.logprob(tokens, cu_seqlens=cu_seqlens, mask=trained)
+            loss += weighted_sum(share * token_mean(trained, total), nll(logp)).item()
     return {"eval/loss": sum_of_ranks(loss)} if documents else {}
 
 

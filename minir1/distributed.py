@@ -63,8 +63,7 @@ def group() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing here changes one in place
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=WAIT)
-    global _beside
-    _beside = dist.new_group(backend="gloo", timeout=WAIT)
+    second_group()
     stdout = sys.stdout
     if rank():
         sys.stdout = open(os.devnull, "w")
@@ -75,7 +74,13 @@ def group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-_beside = None  # a second group, whose exchanges a thread may make while the first one's go on
+_beside = None  # made by second_group
+
+
+def second_group() -> None:
+    """Make the group over which a thread may exchange (`exchanged(beside=True)`) while the first group is in use."""
+    global _beside
+    _beside = dist.new_group(backend="gloo", timeout=WAIT)
 
 
 # ---- exchanges -----------------------------------------------------------------------------------
@@ -149,8 +154,9 @@ def shard(device: torch.device, dtype: torch.dtype, *models: nn.Module) -> None:
     """Divide models over the ranks, in place: of each parameter's first dimension 1/W on each rank, on `device`.
 
     dtype: of the computation. The parameters stay in fp32: they are the masters, and gradients are summed in fp32.
-    Blocks are units of their own; embedding, last norm and head are one, gathered for a pass and for its backward pass.
-    The head of a scalar model computes in fp32, as in one process. There nothing happens.
+    Blocks are units of their own; embedding, last norm and head are one, gathered from the beginning of a pass to the end
+    of its backward pass, so a pass without one belongs into `gathered`: after it they would be those of before the next
+    step. The head of a scalar model computes in fp32, as in one process. There nothing happens.
     """
     if world() == 1:
         return
@@ -162,14 +168,15 @@ def shard(device: torch.device, dtype: torch.dtype, *models: nn.Module) -> None:
         for unit, used in (*units, (model, dtype)):
             # Inputs are not cast: the embedding already gives states in `dtype`.
             policy = MixedPrecisionPolicy(param_dtype=used, reduce_dtype=torch.float32, cast_forward_inputs=False)
-            fully_shard(unit, mesh=mesh(device), mp_policy=policy, reshard_after_forward=True)
+            fully_shard(unit, mesh=mesh(device), mp_policy=policy, reshard_after_forward=unit is not model)
             unit.set_gradient_divide_factor(1.0)  # the sum over ranks
             unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
         for name in FORWARD:
             if hasattr(model, name):
                 register_fsdp_forward_method(model, name)
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.computed_in = dtype
+        model._get_fsdp_state()._lazy_init()  # else the first pass through a block alone, as in sampling, makes it a root
+        for parameter in model.parameters():
+            parameter.computed_in = dtype
 
 
 @contextmanager
@@ -192,7 +199,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
         for unit in units:
             del unit.kept
             unit.reshard()
-            unit.set_reshard_after_forward(True, recurse=False)
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
 
 
 def computed_in(x: Tensor) -> torch.dtype:

@@ -127,11 +127,15 @@ def _check(run: Run, resume: bool) -> None:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl, or of the one in a run folder, without a torn last line.
+    """The rows of a metrics.jsonl, or of the one in a run folder, without a torn last line. Of several ranks the first
+    reads, as it alone writes.
 
     Raises ValueError if there is no such file, or if another line is no JSON.
     """
-    path = Path(path)
+    return on_first(lambda: _read_metrics(Path(path)))
+
+
+def _read_metrics(path: Path) -> list[dict]:
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"{path} does not exist: expected a metrics.jsonl or a folder that holds one")

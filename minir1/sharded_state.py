@@ -25,7 +25,8 @@ def apart(state, name: str = "state") -> tuple:
     items = state.items() if isinstance(state, dict) else enumerate(state)
     parts = {key: apart(value, f"{name}.{key}") for key, value in items}
     rest = {key: value for key, (value, _) in parts.items()}
-    return (rest if isinstance(state, dict) else type(state)(rest.values())), _joined(found for _, found in parts.values())
+    shards = {key: shard for _, found in parts.values() for key, shard in found.items()}
+    return (rest if isinstance(state, dict) else type(state)(rest.values())), shards
 
 
 def write(path: Path, shards: dict[str, Tensor]) -> None:
@@ -63,8 +64,5 @@ def _filled(state, device, name: str) -> tuple:
     items = state.items() if isinstance(state, dict) else enumerate(state)
     parts = {key: _filled(value, device, f"{name}.{key}") for key, value in items}
     whole = {key: value for key, (value, _) in parts.items()}
-    return (whole if isinstance(state, dict) else type(state)(whole.values())), _joined(found for _, found in parts.values())
-
-
-def _joined(dicts) -> dict:
-    return {key: value for each in dicts for key, value in each.items()}
+    tensors = {key: tensor for _, found in parts.values() for key, tensor in found.items()}
+    return (whole if isinstance(state, dict) else type(state)(whole.values())), tensors

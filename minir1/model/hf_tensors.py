@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -58,8 +59,9 @@ def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
     Their classes with softmax scores have no selection bias; ValueError where a model has one that is not zero.
     """
     tensors = {}
-    for ours, tensor in model.state_dict().items():
-        ours = uncompiled(ours)
+    named = itertools.chain(model.named_parameters(remove_duplicate=False), model.named_buffers())
+    for ours, tensor in named:  # state_dict() would divide the weights of a model in shards again
+        ours, tensor = uncompiled(ours), tensor.detach()
         if ours in TOP:
             if not (ours == "head.weight" and model.config.tied):
                 tensors[TOP[ours]] = tensor
