@@ -39,6 +39,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from minir1.model.moe import Experts
@@ -89,23 +90,21 @@ def expert_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 @contextmanager
-def gather_experts(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, every rank has all experts and needs no other rank: to save the weights, load them, copy them, sample.
+def gather_experts(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
+    """Inside, every rank has all experts and needs no other rank: to save the weights, copy the model, sample.
 
-    On exit each rank keeps its part of what the weights are then. All ranks must enter it together. It needs memory for
-    all experts on each rank, in addition to their parts. Without divided experts it does nothing.
+    All ranks must enter it together. The weights inside are copies, in addition to the parts: what is written into them
+    is lost. dtype: of the copies, by default that of the parts. Without divided experts it does nothing.
     """
     layers = [(experts, experts.mesh, named(experts)) for experts in divided(model)]
     for experts, _, parameters in layers:
         for module, name, p in parameters:
-            setattr(module, name, nn.Parameter(p.detach().full_tensor(), p.requires_grad))
+            setattr(module, name, nn.Parameter(p.detach().to(dtype or p.dtype).full_tensor(), p.requires_grad))
         experts.mesh = None
     try:
         yield model
     finally:
         for experts, mesh, parameters in layers:
             for module, name, p in parameters:
-                whole = getattr(module, name).detach()
-                p.detach().to_local().copy_(whole.chunk(mesh.size())[mesh.get_local_rank()])
                 setattr(module, name, p)
             experts.mesh = mesh
