@@ -17,7 +17,7 @@ from minir1.model.moe import MoE, expert_load, sequence_balance_loss
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw
 from minir1.reduction import token_mean, weighted_sum
-from minir1.rollout import collect
+from minir1.sample import generate
 
 RANKS = 2
 CASES = {  # changes of the layer, number of tokens of each rank
@@ -164,7 +164,7 @@ def gathered():
 
 
 def sample(model):
-    return collect(model, [[1, 2, 3], [4]], answers=2, max_tokens=5, stop=[], seed=3).tokens
+    return generate(model, [[1, 2, 3], [4]], answers=2, max_tokens=5, stop=[], seed=3).tokens
 
 
 def adapted(mesh=None):

@@ -44,11 +44,6 @@ class Routing(NamedTuple):
     chosen: Tensor  # int64 [N, K_r]
 
 
-class Record(list):
-    """The routings of a pass, one per MoE layer. FSDP copies the lists among a module's arguments, but no class of its
-    own, and what is appended to a copy is lost."""
-
-
 class Experts(nn.Module):
     """E SwiGLU networks with stacked weights and grouped products: each token passes through K_r of them."""
 
