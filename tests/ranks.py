@@ -4,6 +4,7 @@ import faulthandler
 import math
 import os
 import pickle
+import sys
 import tempfile
 import time
 import traceback
@@ -59,6 +60,7 @@ def on_ranks(world: int, function, *args, timeout: float = 120.0) -> list:
 def _rank(rank: int, world: int, folder: Path, timeout: float, function, args: tuple) -> None:
     """One rank; what it returned or raised is in a file once that has its name."""
     torch.set_num_threads(1)
+    faulthandler.enable(sys.__stderr__)  # gloo aborts where collectives do not match
     with open(folder / f"{rank}.stack", "w") as stack:
         faulthandler.dump_traceback_later(timeout, file=stack)
         patience = timedelta(seconds=timeout + 60)  # the stacks are to be written first

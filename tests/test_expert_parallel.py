@@ -1,10 +1,13 @@
 """expert_parallel.py and exchange.py: two ranks with half of the experts each, against one process with all of them."""
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from minir1.losses import nll
 from minir1.model.config import ModelConfig
@@ -12,8 +15,9 @@ from minir1.model.expert_parallel import divide_experts, expert_parameters, gath
 from minir1.model.lora import add_adapters
 from minir1.model.moe import MoE, expert_load, sequence_balance_loss
 from minir1.model.transformer import Transformer
+from minir1.optim import adamw
 from minir1.reduction import token_mean, weighted_sum
-from minir1.rollout import collect
+from minir1.sample import generate
 
 RANKS = 2
 CASES = {  # changes of the layer, number of tokens of each rank
@@ -27,6 +31,7 @@ CASES = {  # changes of the layer, number of tokens of each rank
     "limited to a group": ({"groups": 2, "groups_kept": 1, "route_scale": 2.5}, (8, 6)),
     "widths of no 16 bytes": ({"dim": 7, "expert_ffn": 5}, (5, 6)),
 }
+THREE_AND_ONE, ALL_AND_NONE = (slice(0, 3), slice(3, 4)), (slice(0, 4), slice(4, 4))  # rows of each rank
 SHAPE = {"vocab": 20, "layers": 3, "heads": 2, "kv_lora": 8, "nope": 4, "rope": 4, "v_dim": 4, "mtp_depth": 1}
 
 
@@ -61,7 +66,12 @@ def passes(layer, x, grad):
     x, record = x.clone().requires_grad_(), []
     y = layer(x, record)
     y.backward(grad)
-    return y.detach(), x.grad, {name: p.grad for name, p in layer.named_parameters()}, expert_load(record[0])
+    return y.detach(), x.grad, {name: own(p.grad) for name, p in layer.named_parameters()}, expert_load(record[0])
+
+
+def own(x):
+    """This rank's part of a tensor."""
+    return x.to_local() if isinstance(x, DTensor) else x
 
 
 def model_of(seed=0, **changes):
@@ -88,89 +98,85 @@ def backward(model, rows):
     return [expert_load(routing) for routing in record]
 
 
-@torch.no_grad()
 def descend(model):
-    for p in model.parameters():
-        p -= 0.5 * p.grad
+    torch.optim.SGD(model.parameters(), lr=0.5, foreach=False).step()
 
 
 def state_of(model):
-    whole = {name: getattr(x, "full_tensor", lambda x=x: x)() for name, x in model.state_dict().items()}
-    return {name: x.clone() for name, x in whole.items()}
+    return {name: (x.full_tensor() if isinstance(x, DTensor) else x).clone() for name, x in model.state_dict().items()}
 
 
 # ---------------------------------------------------------------- what the ranks do, all in one start of processes
 
 
-def rows_of_rank():
-    return slice(0, 3) if dist.get_rank() == 0 else slice(3, 4)
+def mesh():
+    return init_device_mesh("cpu", (RANKS,))
 
 
-def step(recompute):
+def step(rows, recompute=False):
     """One step of gradient descent; the gradients of what every rank has are summed by hand."""
-    model = divide_experts(model_of(), dist.group.WORLD)
+    model = divide_experts(model_of(), mesh())
     model.recompute(recompute)
-    loads = backward(model, rows_of_rank())
-    own = set(expert_parameters(model))
+    loads = backward(model, rows[dist.get_rank()])
+    experts = set(expert_parameters(model))
     for p in model.parameters():
-        if p not in own:
+        if p not in experts:
             dist.all_reduce(p.grad)
     descend(model)
     with gather_experts(model):
         return state_of(model), loads
 
 
-def step_with_fsdp():
-    mesh = init_device_mesh("cpu", (RANKS,))
-    model = divide_experts(model_of(), mesh.get_group())
-    own = set(expert_parameters(model))
-    shards = [*model.blocks, *model.mtp, model]
-    for module in shards:
-        fully_shard(module, mesh=mesh, ignored_params=own)
-    for module in shards:
+def step_with_fsdp(rows):
+    model = divide_experts(model_of(), mesh())
+    experts = set(expert_parameters(model))
+    for module in (*model.blocks, *model.mtp, model):
+        fully_shard(module, mesh=mesh(), ignored_params=experts)
         module.set_force_sum_reduction_for_comms(True)
         module.set_gradient_divide_factor(1.0)
+    assert experts == set(expert_parameters(model))
     register_fsdp_forward_method(model, "mtp_logprob")
-    loads = backward(model, rows_of_rank())
+    loads = backward(model, rows[dist.get_rank()])
     descend(model)
-    assert all(type(p) is torch.nn.Parameter for p in expert_parameters(model))
     with gather_experts(model):
-        return state_of(model), loads
+        state = state_of(model)
+    adamw(model.parameters(), 0.1).step()  # fused, over the shards of FSDP and those of experts
+    assert all((p.full_tensor() - state[name]).abs().max() > 0.05 for name, p in model.named_parameters())
+    return state, loads
 
 
 def gathered():
     """Whether weights survive division and gathering; what ranks sample together, and one without the other."""
-    model = divide_experts(model_of(), dist.group.WORLD)
+    model = divide_experts(model_of(), mesh())
     together = sample(model)
     parameters = list(model.parameters())
-    sizes = [tuple(p.shape) for p in expert_parameters(model)]
+    sizes = [tuple(own(p).shape) for p in expert_parameters(model)]
     with gather_experts(model):
         state, none = state_of(model), expert_parameters(model)
         answers = sample(model) if dist.get_rank() == 0 else None
-        model.load_state_dict(model_of(seed=5).state_dict())
-    after = [tuple(p.shape) for p in expert_parameters(model)]
+    after = [tuple(own(p).shape) for p in expert_parameters(model)]
     with pytest.raises(KeyError), gather_experts(model):
         raise KeyError
-    with gather_experts(model):
-        other = state_of(model)
+    with gather_experts(model, torch.bfloat16):
+        half = state_of(model)
     same = all(p is q for p, q in zip(parameters, model.parameters(), strict=True))
-    return state, together, answers, other, sizes, after, none, same
+    return state, together, answers, half, sizes, after, none, same
 
 
 def sample(model):
-    return collect(model, [[1, 2, 3], [4]], answers=2, max_tokens=5, stop=[], seed=3).tokens
+    return generate(model, [[1, 2, 3], [4]], answers=2, max_tokens=5, stop=[], seed=3).tokens
 
 
-def adapted(group=None):
+def adapted(mesh=None):
     """The gradients of adapters of experts."""
     model = model_of(mtp_depth=0)
     add_adapters(model, 2, 4.0, ["experts"])
     filled(model)
-    if group is not None:
-        divide_experts(model, group)
+    if mesh is not None:
+        divide_experts(model, mesh)
     tokens, lengths = padded()
     model.logprob(tokens, lengths=lengths).sum().backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: own(p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
 
 def refused():
@@ -178,29 +184,43 @@ def refused():
     layer, messages = MoE(config(experts=5)), []
     for _ in range(2):
         with pytest.raises(ValueError) as error:
-            divide_experts(layer, dist.group.WORLD)
+            divide_experts(layer, mesh())
         messages.append(str(error.value))
-        layer = divide_experts(MoE(config()), dist.group.WORLD)
+        layer = divide_experts(MoE(config()), mesh())
     return messages
 
 
 def half_precision():
-    layer = divide_experts(layer_of("even"), dist.group.WORLD).to(torch.bfloat16)
-    return layer(tokens_of("even")[0][dist.get_rank()].bfloat16()).detach()
+    """Experts in bfloat16, and with fp32 masters whose layer computes in bfloat16."""
+    layers = [divide_experts(layer_of("even"), mesh()).to(torch.bfloat16), divide_experts(layer_of("even"), mesh())]
+    layers[1].shared.to(torch.bfloat16)
+    x = tokens_of("even")[0][dist.get_rank()].bfloat16()
+    return [layer(x).detach() for layer in layers]
+
+
+def copied():
+    """A copy, as of the policy for a reference, is divided like the original."""
+    layer, x = divide_experts(layer_of("even"), mesh()), tokens_of("even")[0][dist.get_rank()]
+    twin = copy.deepcopy(layer)
+    before = layer(x)
+    with torch.no_grad():
+        layer.experts.down.zero_()
+    return torch.equal(twin(x), before) and not torch.equal(layer(x), before)
 
 
 def everything():
     rank, layers = dist.get_rank(), {}
     for case in CASES:
         x, grad = tokens_of(case)
-        layers[case] = passes(divide_experts(layer_of(case), dist.group.WORLD), x[rank], grad[rank])
+        layers[case] = passes(divide_experts(layer_of(case), mesh()), x[rank], grad[rank])
     return {
         "layers": layers,
-        "steps": [step(False), step(True), step_with_fsdp()],
+        "steps": [step(THREE_AND_ONE), step(ALL_AND_NONE), step(THREE_AND_ONE, True), step_with_fsdp(THREE_AND_ONE)],
         "gathered": gathered(),
-        "adapted": adapted(dist.group.WORLD),
+        "adapted": adapted(mesh()),
         "refused": refused(),
         "half": half_precision(),
+        "copied": copied(),
     }
 
 
@@ -242,9 +262,9 @@ def test_without_shared_experts_the_experts_have_the_same_bits(ranks):
         assert torch.equal(torch.cat([part[2][name] for part in parts]), grads[name])
 
 
-@pytest.mark.parametrize("how", [0, 1, 2], ids=["by hand", "recomputed", "FSDP2"])
+@pytest.mark.parametrize("how", range(4), ids=["by hand", "a rank without rows", "recomputed", "FSDP2"])
 def test_a_step_equals_that_of_one_process(ranks, how):
-    """Padded rows, three on one rank and one on the other, with a module for multi-token prediction."""
+    """Padded rows, with a module for multi-token prediction."""
     model = model_of()
     before, loads = state_of(model), backward(model, slice(0, 4))
     descend(model)
@@ -262,11 +282,12 @@ def test_a_step_equals_that_of_one_process(ranks, how):
 
 
 def test_gathering_gives_all_weights_and_no_rank_waits(ranks):
-    model, other = model_of(), model_of(seed=5)
+    model = model_of()
     for rank in ranks:
-        state, together, _, loaded, sizes, after, none, same = rank["gathered"]
+        state, together, _, half, sizes, after, none, same = rank["gathered"]
         assert all(torch.equal(state[name], x) for name, x in model.state_dict().items())
-        assert all(torch.equal(loaded[name], x) for name, x in other.state_dict().items())
+        assert {name for name, x in half.items() if x.dtype == torch.bfloat16} == {n for n in half if ".experts." in n}
+        assert all(torch.equal(x, state[name].to(x.dtype)) for name, x in half.items())
         assert sizes == after == [(3, 24, 8), (3, 8, 12)] * 3
         assert none == [] and same and torch.equal(together, sample(model))
     assert torch.equal(ranks[0]["gathered"][2], sample(model))
@@ -274,7 +295,7 @@ def test_gathering_gives_all_weights_and_no_rank_waits(ranks):
 
 def test_adapters_are_divided_with_their_experts(ranks):
     want = adapted()
-    assert len(want) == 8
+    assert len(want) == 8 and want.keys() == ranks[0]["adapted"].keys()
     for name, grad in want.items():
         parts = torch.cat([rank["adapted"][name] for rank in ranks])
         close(parts / RANKS, grad)  # both ranks had all rows
@@ -282,7 +303,7 @@ def test_adapters_are_divided_with_their_experts(ranks):
 
 def test_refusals_name_the_numbers(ranks):
     assert ranks[0]["refused"] == [
-        "5 experts over 2 ranks: the ranks must divide the experts evenly",
+        "5 experts over 2 ranks: must divide evenly",
         "the experts are divided already, over 2 ranks",
     ]
 
@@ -290,9 +311,13 @@ def test_refusals_name_the_numbers(ranks):
 def test_half_precision(ranks):
     layer = layer_of("even").to(torch.bfloat16)
     want = layer(torch.cat(tokens_of("even")[0]).bfloat16())
-    have = torch.cat([rank["half"] for rank in ranks])
-    assert have.dtype == torch.bfloat16
-    torch.testing.assert_close(have, want, rtol=2e-2, atol=2e-2)
+    for parts in zip(*(rank["half"] for rank in ranks)):
+        assert parts[0].dtype == torch.bfloat16
+        torch.testing.assert_close(torch.cat(parts), want, rtol=2e-2, atol=2e-2)
+
+
+def test_a_copy_is_divided_too(ranks):
+    assert all(rank["copied"] for rank in ranks)
 
 
 def test_one_process_gathers_nothing():

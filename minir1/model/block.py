@@ -76,10 +76,10 @@ class Block(nn.Module):
 
 
 def _may_fuse(module: nn.Module) -> bool:
-    """Whether all matrices of a module are small, neither in 16 nor in 4 bits, here, and no adapters."""
+    """Whether all matrices of a module are small, on this rank, neither in 16 nor in 4 bits, and no adapters."""
     if any(isinstance(part, PackedLinear) for part in module.modules()):
         return False
-    if isinstance(module, MoE) and module.experts.group is not None:
+    if isinstance(module, MoE) and module.experts.mesh is not None:
         return False
     parts = module.named_parameters()
     return all(p.numel() <= SMALL and p.dtype.itemsize >= 4 and not name.endswith((".A", ".B")) for name, p in parts)

@@ -9,11 +9,14 @@ also none, so they first tell each other how many.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Plan(NamedTuple):
@@ -88,19 +91,19 @@ class Combine(torch.autograd.Function):
 
 def over_ranks(
     products: Callable[[Tensor, Tensor, Tensor], Tensor],
-    group: dist.ProcessGroup,
+    mesh: DeviceMesh,
     pending: list,
     x: Tensor,
     gates: Tensor,
     ends: Tensor,
 ) -> Tensor:
-    """`products(x, gates, ends)` of rows whose experts are divided over the ranks of a group, rank r of W having
+    """`products(x, gates, ends)` of rows whose experts are divided over the ranks of a mesh, rank r of W having
     those from r·E/W.
 
     x: [N, D], sorted by expert; gates: [N]; ends: int32 [E]. Each rank calls `products` with the rows of all ranks for
     its own E/W experts, in the order of ranks, and so in the order that one process would have. Returns [N, D], valid
     once the works in `pending` are waited for: until then the tokens are on their way and other work may overlap.
     """
-    plan = plan_of(ends, group)
+    plan = plan_of(ends, mesh.get_group())
     out = products(Dispatch.apply(x, plan), Dispatch.apply(gates, plan), plan.ends)
     return Combine.apply(out, plan, pending)

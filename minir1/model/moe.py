@@ -44,18 +44,12 @@ class Routing(NamedTuple):
     chosen: Tensor  # int64 [N, K_r]
 
 
-class Record(list):
-    """The routings of a pass, one per MoE layer. FSDP copies the lists among a module's arguments, but no class of its
-    own, and what is appended to a copy is lost."""
-
-
 class Experts(nn.Module):
     """E SwiGLU networks with stacked weights and grouped products: each token passes through K_r of them."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.total = config.experts  # E
-        self.group = None  # the ranks over which `expert_parallel.divide_experts` has divided them, each with E/W
+        self.mesh = None  # of the W ranks over which `expert_parallel.divide_experts` has divided them, each with E/W
         self.gate_up = nn.Parameter(torch.empty(config.experts, 2 * config.expert_ffn, config.dim))
         self.down = nn.Parameter(torch.empty(config.experts, config.dim, config.expert_ffn))
         self.adapters = nn.ModuleDict()  # name of the matrix -> its LoRAExperts (lora.py)
@@ -80,11 +74,11 @@ class Experts(nn.Module):
         expert, order = chosen.flatten().sort(stable=True)
         pair = torch.empty_like(order)  # index of each pair in the order of experts
         pair[order] = torch.arange(len(order), device=order.device)
-        each = torch.arange(self.total, device=x.device)
+        each = torch.arange(len(self.gate_up), device=x.device)
         ends = torch.searchsorted(expert, each, right=True, out_int32=True)  # bincount would wait for a GPU
         token, pair = order // k, pair.view(-1, k)
-        pending = []  # exchanges between ranks, while which the shared experts compute
-        products = self.products if self.group is None else partial(over_ranks, self.products, self.group, pending)
+        pending = []  # exchanges between ranks, during which the shared experts compute
+        products = self.products if self.mesh is None else partial(over_ranks, self.products, self.mesh, pending)
         out = products(Gather.apply(x, token, pair), gates.to(x.dtype).flatten().index_select(0, order), ends)
         beside = None if shared is None else shared(x)
         for work in pending:
@@ -120,6 +114,8 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     with zeros on CUDA; on the CPU, and always in fp64 and on Apple's GPUs, the experts run one after the other, for
     which the host waits for their counts.
     """
+    weight = weight.to_local() if hasattr(weight, "to_local") else weight  # this rank's E/W experts, of a DTensor of E
+    weight = weight.to(x.dtype)  # a master computes in another dtype
     step = 16 // x.element_size()
     padding = [-n % step for n in (weight.shape[2], weight.shape[1])]  # of in, out
     one_by_one = x.device.type == "mps" or (any(padding) and x.device.type == "cpu")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from minir1.model.block import Block
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
-from minir1.model.moe import Record
 from minir1.model.packing import Packing, packing
 
 
@@ -66,7 +65,7 @@ def look_ahead(
         inside = (left[index] > k).nonzero().squeeze(1)
         index, hidden = index[inside], hidden.index_select(0, inside)
         rows = packing(layout.rows, layout.columns, (layout.lengths - k).clamp(min=0), hidden.device)
-        routings = None if record is None else Record()  # as in Transformer._prefill
+        routings = None if record is None else []  # as in Transformer._prefill
         hidden, entry = module(embedded.index_select(0, index + k), hidden, freqs_cis[index], rows, routings)
         if record is not None:
             record.extend(routings)

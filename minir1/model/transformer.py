@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from minir1.model.block import Block
 from minir1.model.cache import Cache
 from minir1.model.config import ModelConfig
-from minir1.model.moe import Record, Routing, routes_of
+from minir1.model.moe import Routing, routes_of
 from minir1.model.mtp import MTP, look_ahead
 from minir1.model.packing import Packing, from_cu_seqlens, packing
 from minir1.model.rope import rope_freqs_cis
@@ -135,14 +135,15 @@ class Transformer(nn.Module):
         x = self.embed(tokens)
         positions = start + layout.positions() if positions is None else positions
         freqs_cis = self.freqs_cis(positions)
-        own = None if record is None else Record()  # its own: a layer that is recomputed appends once more
         for layer, (block, experts) in enumerate(zip(self.blocks, routes or repeat(None))):
             past = cache.layers[layer][:, :start] if start else None
-            x, entry = block(x, freqs_cis, layout, own, past, experts)
+            # A list of its own: a recomputed layer appends once more, and FSDP2 would copy one with gradients in it.
+            routings = None if record is None else []
+            x, entry = block(x, freqs_cis, layout, routings, past, experts)
+            if record is not None:
+                record.extend(routings)
             if cache is not None:
                 cache.layers[layer][:, start : start + layout.columns] = layout.pad(entry)
-        if record is not None:
-            record.extend(own)
         if cache is not None:
             cache.advance(layout.lengths, layout.columns)
         return self.norm(x)
