@@ -46,11 +46,12 @@ from minir1.chat_data import Document, laid_out
 from minir1.data import packed, passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.distill import mixed
-from minir1.distributed import deal, exchanged, gathered, mine, on_first, shard, sum_of_ranks
+from minir1.distributed import deal, exchanged, mine, on_first, sum_of_ranks
 from minir1.log import open_run, progress, progress_line, read_metrics, steps
 from minir1.losses import nll
 from minir1.model.divergence import divergence, log_probs, top_divergence, top_log_probs
 from minir1.model.moe import MoE, Routing, balance_step, expert_load
+from minir1.model.shards import gathered, shard
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, warmup_cosine
 from minir1.policy import load_policy, load_teacher

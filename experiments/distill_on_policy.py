@@ -34,11 +34,12 @@ from minir1.advantages import group_advantages
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.distill import reverse_kl_advantage
-from minir1.distributed import deal, shard
+from minir1.distributed import deal
 from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate
 from minir1.model.divergence import divergence, log_probs
+from minir1.model.shards import shard
 from minir1.model.transformer import Transformer
 from minir1.monitor import Averages, Clock, report, show
 from minir1.optim import adamw, clip_gradients

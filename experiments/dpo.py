@@ -28,10 +28,10 @@ from experiments import preference_figures
 from minir1 import checkpoint, cli, policy, tasks
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import gathered, shard
 from minir1.judge import sample_answers, summary
 from minir1.log import open_run, progress_line, read_metrics, steps
 from minir1.model import hf
+from minir1.model.shards import gathered, shard
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, warmup_stable_decay
 from minir1.policy import frozen_copy, load_policy

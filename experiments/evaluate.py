@@ -31,6 +31,7 @@ import numpy as np
 from experiments.evaluate_figure import draw_groups
 from minir1 import answer_file, checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype
+from minir1.distributed import on_first
 from minir1.files import write_json
 from minir1.judge import (
     NO_THINK,
@@ -332,7 +333,7 @@ def main(config: Config) -> dict[str, float]:
     for reason, count in reasons(grids["sampled"]):
         print(f"not judged {count} times: {reason}")
     if config.out:
-        write_json(config.out / "result.json", values)
+        on_first(lambda: write_json(config.out / "result.json", values))
         draw_groups(values, counts, f"{task.name}, {config.split}", str(source), config.out / "figures" / "levels.png")
         print(f"answers, result and figure are in {config.out}")
     return values

@@ -38,11 +38,12 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import at_last_token, discounted_returns, explained_variance, gae, kl_in_reward, whiten
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import deal, gathered, mine, shard, sum_of_ranks
+from minir1.distributed import deal, mine, sum_of_ranks
 from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3, value_loss
 from minir1.model.heads import ScalarModel, ValueHead
+from minir1.model.shards import gathered, shard
 from minir1.model.transformer import Transformer
 from minir1.monitor import Averages, Clock, preflight, report, show
 from minir1.optim import adamw, clip_gradients

@@ -28,13 +28,14 @@ from torch import Tensor
 from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.data import batches, by_tokens, pad_rows
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import deal, gathered, opening, shard, sum_of_ranks
+from minir1.distributed import deal, opening, sum_of_ranks
 from minir1.log import open_run, progress, progress_line
 from minir1.losses import nll
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.hf_config import to_hf_config
 from minir1.model.moe import MoE, Routing, balance_step, expert_load, maximal_violation, sequence_balance_loss
+from minir1.model.shards import gathered, shard
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.reduction import token_mean, weighted_sum

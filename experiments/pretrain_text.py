@@ -34,13 +34,14 @@ from experiments.pretrain import build_model, check_shape, loss_backward
 from minir1 import checkpoint, cli, memory, policy, text_data, text_files
 from minir1.data import end_to_end, packed
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import gathered, mine, on_first, opening, shard, sum_of_ranks
+from minir1.distributed import mine, on_first, opening, sum_of_ranks
 from minir1.files import read_json
 from minir1.log import markdown_table, open_run, progress_line, read_metrics, steps, table
 from minir1.losses import nll
 from minir1.model import hf
 from minir1.model.config import ModelConfig
 from minir1.model.moe import MoE, balance_step, maximal_violation
+from minir1.model.shards import gathered, shard
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.sample import generate

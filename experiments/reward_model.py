@@ -29,10 +29,10 @@ from experiments import preference_figures
 from minir1 import checkpoint, cli
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import gathered, shard
 from minir1.log import open_run, progress_line, steps, table
 from minir1.model import heads
 from minir1.model.heads import ScalarModel, ValueHead
+from minir1.model.shards import gathered, shard
 from minir1.optim import adamw, clip_gradients, warmup_stable_decay
 from minir1.policy import load_policy
 from minir1.preference import bradley_terry, calibration, calibration_error

@@ -34,10 +34,11 @@ from minir1 import chat_data, checkpoint, cli, memory, policy
 from minir1.chat_data import Document, microbatches
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import gathered, shard, sum_of_ranks
+from minir1.distributed import sum_of_ranks
 from minir1.log import open_run, progress_line, read_metrics, steps
 from minir1.losses import nll
 from minir1.model.moe import MoE, Routing, balance_step, expert_load, maximal_violation
+from minir1.model.shards import gathered, shard
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, warmup_cosine
 from minir1.policy import load_policy

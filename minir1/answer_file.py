@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from minir1.files import parse_json, plain, replace_text
 from minir1.judge import Answer
+from minir1.ranks import on_first, rank
 from minir1.tasks import Problem
 
 Answers = dict[str, dict[int, list[Answer]]]  # kind of sampling -> index of the problem -> its answers
@@ -31,10 +32,14 @@ class Saved(NamedTuple):
 
 
 def begin(path: Path, settings: Mapping, problems: Sequence[Problem], resume: bool) -> Answers:
-    """Start the file, or continue it; the answers that it holds.
+    """Start the file, or continue it; the answers that it holds. Of several ranks the first alone writes.
 
     ValueError if there is a file and `resume` is False, or if it has other settings or problems, naming them.
     """
+    return on_first(lambda: _begin(path, settings, problems, resume))
+
+
+def _begin(path: Path, settings: Mapping, problems: Sequence[Problem], resume: bool) -> Answers:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps({"settings": plain(dict(settings))}, ensure_ascii=False) + "\n")
@@ -53,7 +58,9 @@ def begin(path: Path, settings: Mapping, problems: Sequence[Problem], resume: bo
 def append(
     path: Path, kind: str, indices: Sequence[int], problems: Sequence[Problem], grid: list[list[Answer]]
 ) -> None:
-    """Add the answers to these problems."""
+    """Add the answers to these problems. Of several ranks the first alone writes."""
+    if rank():
+        return
     with path.open("a", encoding="utf-8") as file:
         for index, problem, answers in zip(indices, problems, grid):
             record = {"kind": kind, "index": index, "prompt": problem.prompt, "reference": problem.reference}

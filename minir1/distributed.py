@@ -4,9 +4,9 @@
 
 torchrun starts the same script once a GPU; each process is a rank. What is where:
 
-    weights, gradients, moments    a shard on each rank (`shard`); FSDP2 gathers a block's weights while it computes
+    weights, gradients, moments    a shard on each rank (model/shards.py); FSDP2 gathers a block's weights while it computes
     a forward pass with gradient   each rank takes micro-batches of its own (`deal`), all equally many
-    passes without gradient        the weights are gathered once (`gathered`), then each rank works through its rows
+    passes without gradient        the weights are gathered once, then each rank works through its rows
     a rollout and its verdicts     whole on every rank: each samples, and judges, whole groups, then all are exchanged
     files, the terminal            rank 0 alone (`on_first`, `group`)
 
@@ -19,7 +19,6 @@ here returns what it was given.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,17 +28,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 WAIT = timedelta(minutes=float(os.environ.get("MINIR1_WAIT_MINUTES", 30)))  # for a rank that does not come
-UNITS = re.compile(r"(trunk\.)?(blocks|mtp)\.\d+")  # modules whose weights are gathered together
-FORWARD = ("logprob", "mtp_logprob", "states", "hidden", "values", "score")  # methods that are a forward pass
 
-# FSDP and DTensor are imported where they are used: it takes half as long as importing torch.
+# DTensor is imported where it is used: it takes half as long as importing torch.
 
 
 def world() -> int:
@@ -142,68 +139,16 @@ def deal(parts: Sequence[list[int]]) -> list[tuple[list[int], float]]:
     return list(mine(list(zip(parts[:1] * copies + parts, shares))))
 
 
-# ---- a model in shards ---------------------------------------------------------------------------
+# ---- tensors in shards ---------------------------------------------------------------------------
 
 
 def opening(device: torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
-    """Where, and in which dtype, to load weights for `shard`: these two in one process, else the CPU and fp32."""
+    """Where, and in which dtype, to load weights for `shards.shard`: these two in one process, else the CPU and fp32."""
     return (device, dtype) if world() == 1 else (torch.device("cpu"), torch.float32)
 
 
-def shard(device: torch.device, dtype: torch.dtype, *models: nn.Module) -> None:
-    """Divide models over the ranks, in place: of each parameter's first dimension 1/W on each rank, on `device`.
-
-    dtype: of the computation. The parameters stay in fp32: they are the masters, and gradients are summed in fp32.
-    Blocks are units of their own; embedding, last norm and head are one, gathered from the beginning of a pass to the end
-    of its backward pass, so a pass without one belongs into `gathered`: after it they would be those of before the next
-    step. The head of a scalar model computes in fp32, as in one process. There nothing happens.
-    """
-    if world() == 1:
-        return
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
-    for model in dict.fromkeys(models):
-        units = [(module, dtype) for name, module in model.named_modules() if UNITS.fullmatch(name)]
-        units += [(model.head, torch.float32)] if hasattr(model, "trunk") else []
-        for unit, used in (*units, (model, dtype)):
-            # Inputs are not cast: the embedding already gives states in `dtype`.
-            policy = MixedPrecisionPolicy(param_dtype=used, reduce_dtype=torch.float32, cast_forward_inputs=False)
-            fully_shard(unit, mesh=mesh(device), mp_policy=policy, reshard_after_forward=unit is not model)
-            unit.set_gradient_divide_factor(1.0)  # the sum over ranks
-            unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
-        for name in FORWARD:
-            if hasattr(model, name):
-                register_fsdp_forward_method(model, name)
-        model._get_fsdp_state()._lazy_init()  # else the first pass through a block alone, as in sampling, makes it a root
-        for parameter in model.parameters():
-            parameter.computed_in = dtype
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """The whole weights on every rank, in the dtype of the computation, as long as the block lasts, without gradient.
-
-    In it, passes exchange nothing, so that ranks may make different numbers of them. Each rank needs the memory of one
-    more copy, in 16 bits on a GPU; a model for which there is none cannot be sampled here. May be nested.
-    """
-    units = [m for m in model.modules() if hasattr(m, "unshard") and not hasattr(m, "kept")]
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
-        with torch.no_grad():
-            unit.unshard()
-        unit.kept = True
-    try:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not units):
-            yield
-    finally:
-        for unit in units:
-            del unit.kept
-            unit.reshard()
-            unit.set_reshard_after_forward(unit is not model, recurse=False)
-
-
 def computed_in(x: Tensor) -> torch.dtype:
-    """The dtype in which a parameter computes; it differs from its own where `shard` keeps a master."""
+    """The dtype in which a parameter computes; it differs from its own where that is a master of `shards.shard`."""
     return getattr(x, "computed_in", x.dtype)
 
 
@@ -212,11 +157,6 @@ def mesh(device: torch.device | str) -> DeviceMesh:
     from torch.distributed.device_mesh import init_device_mesh
 
     return init_device_mesh(torch.device(device).type, (world(),))
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` has divided the model."""
-    return any(map(is_shard, model.parameters()))
 
 
 def is_shard(x) -> bool:
@@ -256,12 +196,3 @@ def unread(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str)
 def joint_norm(norm: Tensor) -> Tensor:
     """‖g‖ over all ranks from that of each rank's parts."""
     return norm if world() == 1 else sum_of_ranks(norm.square()).sqrt()
-
-
-@torch.no_grad()
-def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy tensors, whole or divided, into the parameters and buffers of these names."""
-    targets = module.state_dict()
-    for name, x in tensors.items():
-        x = x.to(targets[name].device)
-        local(targets[name]).copy_(local(divided(x) if is_shard(targets[name]) else x))

@@ -12,12 +12,13 @@ from torch.utils._pytree import tree_map_only
 
 from minir1 import checkpoint
 from minir1.data import by_tokens
-from minir1.distributed import computed_in, divided, fill, gathered, is_sharded, mine, opening, rank, sum_of_ranks
+from minir1.distributed import computed_in, divided, mine, opening, rank, sum_of_ranks
 from minir1.files import read_json, write_json
 from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel
 from minir1.model.hf_tensors import uncompiled
 from minir1.model.lora import adapters, adapters_off, add_adapters, merge, restore_adapters, save_adapters
+from minir1.model.shards import fill, gathered, is_sharded
 from minir1.model.transformer import Transformer
 from minir1.rollout import Rollout
 from minir1.tokenizer import Tokenizer

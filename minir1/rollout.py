@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minir1.data import pad_rows
-from minir1.distributed import exchanged, gathered, mine, world
+from minir1.distributed import exchanged, mine, world
+from minir1.model.shards import gathered
 from minir1.model.transformer import Transformer
 from minir1.sample import BUDGET, EOS, STOP, generate
 

@@ -72,7 +72,7 @@ def divide_experts(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
             raise ValueError(f"the experts are divided already, over {experts.mesh.size()} ranks")
     for experts in layers:
         for module, name, p in named(experts):
-            own = p.detach().chunk(mesh.size())[mesh.get_local_rank()].clone()
+            own = p.detach().chunk(mesh.size())[mesh.get_local_rank()].clone().to(mesh.device_type)
             shard = DTensor.from_local(own, mesh, [Shard(0)], run_check=False)
             setattr(module, name, nn.Parameter(shard, p.requires_grad))
         experts.mesh = mesh

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minir1.distributed import gathered, rank
+from minir1.distributed import rank
 from minir1.model import hf
 from minir1.model.config import ModelConfig
 from minir1.model.hf_config import GRANITE, SCALAR, architecture, class_of, to_hf_config
 from minir1.model.hf_tensors import to_hf_tensors
 from minir1.model.lora import adapters
 from minir1.model.packed_linear import packed_layers
+from minir1.model.shards import gathered
 from minir1.model.transformer import Transformer
 from minir1.ops.chunks import no_autocast
 from minir1.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minir1.distributed import gathered, rank
+from minir1.distributed import rank
 from minir1.files import read_json, write_json
 from minir1.model import four_bit, fp8
 from minir1.model.config import ModelConfig
@@ -25,6 +25,7 @@ from minir1.model.hf_files import INDEX, WEIGHTS, Stored, files_of, headers, ref
 from minir1.model.hf_tensors import EMBEDDING, copy_of, their_module, to_hf_tensors, with_mtp_of
 from minir1.model.lora import adapters, load_adapters
 from minir1.model.packed_linear import PackedLinear, packed_layers
+from minir1.model.shards import gathered
 from minir1.model.transformer import Transformer
 from minir1.model.typed import is_a, shown
 from minir1.tokenizer import Tokenizer

@@ -1,0 +1,99 @@
+"""A model divided over the ranks: FSDP2's shards, block by block, and experts that stay where they are.
+
+    shard(device, dtype, model)         before the optimizer is made; in one process nothing happens
+    with gathered(model): ...           passes without gradient, saving
+
+minir1/distributed.py has what is where.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from minir1.distributed import computed_in, divided, is_shard, local, mesh, world
+from minir1.model.expert_parallel import divide_experts, expert_parameters, gather_experts
+from minir1.model.moe import Experts
+
+UNITS = re.compile(r"(trunk\.)?(blocks|mtp)\.\d+")  # modules whose weights are gathered together
+FORWARD = ("logprob", "mtp_logprob", "states", "hidden", "values", "score")  # methods that are a forward pass
+
+
+def shard(device: torch.device, dtype: torch.dtype, *models: nn.Module) -> None:
+    """Divide models over the ranks, in place: of each parameter's first dimension 1/W on each rank, on `device`.
+
+    dtype: of the computation. The parameters stay in fp32: they are the masters, and gradients are summed in fp32.
+    Experts are divided whole, and tokens go to them (expert_parallel.py), if the ranks divide their number; else FSDP
+    gathers them like the rest. Blocks are its units; embedding, last norm and head are one, gathered from the beginning
+    of a pass to the end of its backward pass. So a pass without one belongs into `gathered`: they would still be there
+    after the next step. The head of a scalar model computes in fp32, as in one process. There nothing happens.
+    """
+    if world() == 1:
+        return
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    for model in dict.fromkeys(models):
+        experts = [module for module in model.modules() if isinstance(module, Experts)]
+        if all(len(each.gate_up) % world() == 0 for each in experts):
+            divide_experts(model, mesh(device))
+        elsewhere = set(expert_parameters(model))
+        units = [(module, dtype) for name, module in model.named_modules() if UNITS.fullmatch(name)]
+        units += [(model.head, torch.float32)] if hasattr(model, "trunk") else []
+        for unit, used in (*units, (model, dtype)):
+            # Inputs are not cast: the embedding already gives states in `dtype`.
+            policy = MixedPrecisionPolicy(param_dtype=used, reduce_dtype=torch.float32, cast_forward_inputs=False)
+            settings = {"reshard_after_forward": unit is not model, "ignored_params": elsewhere}
+            fully_shard(unit, mesh=mesh(device), mp_policy=policy, **settings)
+            unit.set_gradient_divide_factor(1.0)  # the sum over ranks
+            unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        for name in FORWARD:
+            if hasattr(model, name):
+                register_fsdp_forward_method(model, name)
+        model._get_fsdp_state()._lazy_init()  # else a first pass through blocks alone, as in sampling, makes them roots
+        for parameter in model.parameters():
+            parameter.computed_in = dtype
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """The whole weights on every rank, in the dtype of the computation, as long as the block lasts, without gradient.
+
+    In it, passes exchange nothing, so that ranks may make different numbers of them. Each rank needs the memory of one
+    more copy, in 16 bits on a GPU; a model for which there is none cannot be sampled here. May be nested.
+    """
+    units = [m for m in model.modules() if hasattr(m, "unshard") and not hasattr(m, "kept")]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        with torch.no_grad():
+            unit.unshard()
+        unit.kept = True
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not units), gather_experts(model, _dtype_of(model)):
+            yield
+    finally:
+        for unit in units:
+            del unit.kept
+            unit.reshard()
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return computed_in(next(model.parameters()))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has divided the model."""
+    return any(map(is_shard, model.parameters()))
+
+
+@torch.no_grad()
+def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy tensors, whole or divided, into the parameters and buffers of these names."""
+    targets = module.state_dict()
+    for name, x in tensors.items():
+        x = x.to(targets[name].device)
+        local(targets[name]).copy_(local(divided(x) if is_shard(targets[name]) else x))

@@ -1,0 +1,11 @@
+"""Problems of Countdown whose answers are right if their number of characters is even: half of them, from any policy."""
+
+from minir1.tasks import Problem, Verdict, countdown
+
+
+def problems(split: str, data: str | None) -> list[Problem]:
+    return countdown.problems(split, data)[:40]
+
+
+def verify(problem: Problem, text: str) -> Verdict:
+    return Verdict("wrong" if len(text) % 2 else "right", {})
