@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     title: str
     latex: str
     lines: tuple[str, ...]
-    function: tuple[str, str]  # as `file.py: name`, or `file.py` for the docstring of the file; and the path
+    function: tuple[str, str]  # as "FILE: NAME", or "FILE" for the docstring of the file; and the path
     tests: tuple[tuple[str, str], ...]
 
 
@@ -32,7 +32,7 @@ def entries(text: str) -> list[Entry]:
         after = re.split(r"\n\n?## ", after)[0].strip()
         pairs = re.findall(rf"((?:`[^`]+`\s*)+)→ ({LINK}(?:,\s*{LINK})+)", after)
         if not pairs or re.sub(rf"(?:`[^`]+`\s*)+→ {LINK}(?:,\s*{LINK})+", "", after).strip():
-            raise ValueError(f"{title}: expected `line` → [file.py: function](path), [test](path), got {after!r}")
+            raise ValueError(f"{title}: expected `line` → [FILE: NAME](path), [test](path), got {after!r}")
         for code, links, *_ in pairs:
             function, *tests = re.findall(LINK, links)
             found.append(Entry(title, latex, tuple(re.findall(r"`([^`]+)`", code)), function, tuple(tests)))
