@@ -1,6 +1,6 @@
 """What the departures of docs/departures.md change in accuracy, as far as a study has compared them.
 
-    python -m experiments.tools.departures
+A part of experiments/tools/render_docs.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,3 @@ def page(folder: Path = RESULTS) -> str:
     """The table as Markdown."""
     head = ["", "difference", "over seeds", "over problems", "significant"]
     return markdown_table(head, [row(pair, folder) for pair in PAIRS])
-
-
-if __name__ == "__main__":
-    print(page())
