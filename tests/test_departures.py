@@ -54,8 +54,10 @@ def test_defaults_are_those_of_the_scripts(said, value):
 
 def test_options_that_are_off_by_default():
     assert SHORT.reference_reset == 0 and not SHORT.mask_truncated and SHORT.reduction == "per_answer"
-    assert ppo.Config().critic == "own" and ppo.Config().gae_lambda == 1 and ppo.Config().value_clip == float("inf")
-    assert ppo.Config().epochs == 1 and cispo.Config().epsilon_low == 1 and pretrain.Config().model.mtp_depth == 0
+    critic = ppo.Config()
+    assert critic.critic == "own" and critic.gae_lambda == 1 and critic.value_clip == float("inf")
+    assert critic.epochs == 1 and critic.whiten_advantages
+    assert cispo.Config().epsilon_low == 1 and pretrain.Config().model.mtp_depth == 0
 
 
 def test_the_table_by_hand(tmp_path):

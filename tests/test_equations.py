@@ -30,8 +30,8 @@ def entries(text: str) -> list[Entry]:
     for part in re.split(r"\n(?=\*\*)", text)[1:]:
         title, latex, after = re.fullmatch(r"(?s)\*\*(.+?)\*\*.*?\n\n\$\$(.+)\$\$\n\n(.*)", part).groups()
         after = re.split(r"\n\n?## ", after)[0].strip()
-        pairs = re.findall(rf"((?:`[^`]+`\s*)+)→ ({LINK}(?:,\s*{LINK})+)", after)
-        if not pairs or re.sub(rf"(?:`[^`]+`\s*)+→ {LINK}(?:,\s*{LINK})+", "", after).strip():
+        pairs = re.findall(rf"((?:`[^`]+`[\s·]*)+)→ ({LINK}(?:,\s*{LINK})+)", after)
+        if not pairs or re.sub(rf"(?:`[^`]+`[\s·]*)+→ {LINK}(?:,\s*{LINK})+", "", after).strip():
             raise ValueError(f"{title}: expected `line` → [FILE: NAME](path), [test](path), got {after!r}")
         for code, links, *_ in pairs:
             function, *tests = re.findall(LINK, links)
