@@ -52,7 +52,7 @@ ROWS = [row for rows in SECTIONS.values() for row in rows]
 @pytest.mark.parametrize("files, stated", ROWS, ids=[Path(files[0]).stem for files, _ in ROWS])
 def test_lines_are_about_those_of_the_files(files, stated):
     have = sum(map(count, files))
-    assert abs(have - stated) <= max(10, have / 10), f"write {5 * round(have / 5)} for {', '.join(files)}"
+    assert abs(have - stated) <= max(20, have / 5), f"write {5 * round(have / 5)} for {', '.join(files)}"
 
 
 def test_the_sums_and_the_order():
