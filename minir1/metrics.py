@@ -57,6 +57,8 @@ def majority(answers: Sequence[str | None], right: Sequence[bool]) -> float:
 def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) -> float:
     """maj@k of one problem from n >= k samples: the mean of `majority` over the n // k disjoint groups of k.
 
+        maj@k = P(argmax_a Σ_{i<=k} 1[a_i = a] is right)
+
     Self-consistency, Wang et al. 2022 (cons@64 in DeepSeek-R1). The last n mod k samples are left out.
     Raises ValueError unless 1 <= k <= n.
     """

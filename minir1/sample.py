@@ -70,7 +70,9 @@ def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
 
 
 def nucleus(logits: Tensor, top_p: float | Tensor) -> Tensor:
-    """The part of `truncate` that cuts at a mass below 1. top_p: one number, or one of each row, fp64 [B, 1]."""
+    """The part of `truncate` that cuts at a mass p below 1: the smallest set V^(p) of tokens with
+    Σ_{v in V^(p)} p_v >= p remains (arXiv:1904.09751, section 3.1). top_p: one number, or one of each row, fp64 [B, 1].
+    """
     ranked, order = logits.sort(dim=-1, descending=True, stable=True)
     probs = ranked.softmax(-1, dtype=widest(ranked.device))  # an fp32 sum of many small numbers is off by 1e-5
     before = probs.cumsum(-1) - probs  # the mass of the better tokens, by rank
@@ -80,7 +82,9 @@ def nucleus(logits: Tensor, top_p: float | Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Invert the cumulative distribution at `noise`; -inf logits are never drawn.
+    """Invert the cumulative distribution at `noise` u; -inf logits are never drawn.
+
+        x = min {v : F(v) > u},    F(v) = Σ_{v' <= v} p_v'
 
     logits: fp32 or fp64 [B, V]; noise: [B] in [0, 1), from `uniform`. Returns tokens int64 [B], and their logp [B] and
     the entropy [B] in the logits' dtype. Where a row has a NaN or +inf, or only -inf, its logp is NaN.

@@ -38,7 +38,7 @@ from experiments.studies import (
     thinking,
 )
 from experiments.studies.long_context_figures import VARIANTS
-from experiments.tools import file_map, variants
+from experiments.tools import departures, file_map, variants
 from minir1 import cli
 from minir1.files import replace_text
 from minir1.log import markdown_table
@@ -289,6 +289,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "tokenizer": ("tokenizer.json", train_tokenizer.page),
     "own_text": ("own_text.json", pretrain_text.page),
     "estimators_distill": ("estimators.json", estimators.page_distill),
+    "departures": (None, departures.page),
 } | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}
 
 

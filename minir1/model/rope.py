@@ -75,7 +75,11 @@ class RopeScaling:
 
 
 def inverse_frequencies(size: int, theta: float, scaling: RopeScaling = RopeScaling(), device=None) -> Tensor:
-    """The angle of each pair per position, θ^(-2i/R) before scaling: fp64 [R/2] with R = size, fp32 without fp64."""
+    """The angle of each pair per position, θ_j = θ^(-2j/R) before scaling: fp64 [R/2] with R = size, fp32 without fp64.
+
+    yarn and llama3: θ_j <- (1 - γ_j)·θ_j + γ_j·θ_j/s, where the ramp γ_j is 0 for pairs that turn often in the original
+    window and 1 for slow ones (arXiv:2309.00071, section 3.2, whose γ is 1 - γ_j).
+    """
     device = torch.device("cpu" if device is None else device)
     even = torch.arange(0, size, 2, dtype=widest(device), device=device)
     if scaling.kind == "ntk" and size > 2:  # a single pair is the fastest
