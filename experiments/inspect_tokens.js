@@ -8,8 +8,10 @@ const quantity = Object.fromEntries(data.quantities.map((q) => [q.key, q]));
 const digits = (x) => x === null ? "not finite" : x === 0 ? "0" : Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5 ?
   x.toExponential(2) : String(Number(x.toPrecision(4)));
 const number = (x) => digits(x).replaceAll("-", "−");
-const signed = (x) => (x > 0 ? "+" : "") + number(x);
+const signed = (x, form = number) => (x > 0 ? "+" : "") + form(x);
+const brief = (x) => Math.abs(x) < 1e-6 ? "0" : number(Number(x.toPrecision(3)));
 const percent = (x) => (100 * x).toFixed(x && x < .1 ? 1 : 0) + " %";
+const short = (text) => text.length > 200 ? text.slice(0, 200) + " …" : text;
 const mean = (values) => values.reduce((sum, x) => sum + x, 0) / Math.max(1, values.length);
 const column = (key) => flat.flatMap((a) => a.columns[key]).filter((x) => x !== null);
 let chosen = data.quantities[0], layer = 0, scale = 1, pinned = false, current = null;
@@ -18,7 +20,7 @@ let chosen = data.quantities[0], layer = 0, scale = 1, pinned = false, current =
 
 const SIZE = { ratio: Math.log, logp: (x) => -x };  // what the scale measures, where it is not the number itself
 const sized = (x) => SIZE[chosen.key] ? SIZE[chosen.key](x) : x;
-const tint = (name, share) => `rgb(var(--${name}) / ${(.62 * Math.min(1, share)).toFixed(3)})`;
+const tint = (name, share) => `rgb(var(--${name}) / ${(.62 * Math.min(1, share) ** .7).toFixed(3)})`;
 const hue = (expert) => `hsl(${Math.round(expert * 137.508) % 360} 70% 55% / .5)`;
 function colour(columns, i) {
   const x = columns[chosen.key][i];
@@ -31,7 +33,7 @@ function colour(columns, i) {
 function measure() {  // 99 % of the numbers are within the scale: a few large ones would leave the others pale
   if (chosen.kind === "flag" || chosen.kind === "experts") return;
   const sizes = column(chosen.key).map((x) => Math.abs(sized(x))).filter(isFinite).sort((a, b) => a - b);
-  scale = sizes[Math.floor(.99 * (sizes.length - 1))] || sizes[sizes.length - 1] || 1;
+  scale = Math.max(1e-6, sizes[Math.floor(.99 * (sizes.length - 1))] || sizes[sizes.length - 1] || 1);  // not rounding
 }
 function legend() {
   const box = find("scale");
@@ -53,9 +55,9 @@ function legend() {
   }
   const bar = make("i"), ends = chosen.kind === "sequential" ? [0, scale] : [-scale, scale];
   const shown = chosen.key === "ratio" ? ends.map(Math.exp) : chosen.key === "logp" ? [0, -scale] : ends;
-  bar.style.background = chosen.kind === "sequential" ?
-    `linear-gradient(90deg, transparent, ${tint("strong", 1)})` :
-    `linear-gradient(90deg, ${tint("low", 1)}, transparent, ${tint("high", 1)})`;
+  const shades = (name, stops) => stops.map((share) => tint(name, share)), up = [0, .25, .5, .75, 1];
+  bar.style.background = `linear-gradient(90deg, ${chosen.kind === "sequential" ? shades("strong", up) :
+    [...shades("low", up.slice().reverse()), ...shades("high", up.slice(1))]})`;
   box.append(number(shown[0]), bar, number(shown[1]));
 }
 function paint() {
@@ -80,13 +82,13 @@ function token(piece) {
 function answerNode(group, answer) {
   const node = make("article", "answer"), side = make("div", "side"), box = make("div", "tokens");
   const mark = { right: "✓ right", wrong: "✗ wrong", unjudged: "? unjudged" }[answer.verdict];
-  side.append(make("b", answer.verdict, mark), make("span", "", `reward ${number(answer.reward)}`));
-  if (quantity.advantage) side.append(make("span", "", `advantage ${signed(mean(answer.columns.advantage))}`));
-  side.append(make("span", "", `${answer.tokens.length} tokens`));
   const held = answer.columns.clipped ? mean(answer.columns.clipped) : 0;
-  if (held) side.append(make("span", "", `${percent(held)} clipped`));
-  if (!answer.format) side.append(make("span", "", "badly formed"));
-  if (answer.truncated) side.append(make("span", "", data.masked ? "truncated, not in the loss" : "truncated"));
+  const notes = [`reward ${brief(answer.reward)}`, `advantage ${signed(mean(answer.columns.advantage), brief)}`,
+    `${answer.tokens.length} tokens`];
+  if (held) notes.push(`${percent(held)} clipped`);
+  if (!answer.format) notes.push("badly formed");
+  if (answer.truncated) notes.push(data.masked ? "truncated, not in the loss" : "truncated");
+  side.append(make("b", answer.verdict, mark), ...notes.map((note) => make("span", "", note)));
   if (answer.reason) side.title = answer.reason;
   answer.spans = answer.tokens.map((piece, i) => {
     const span = token(piece);
@@ -104,20 +106,21 @@ function answerNode(group, answer) {
   answer.text = (group.prompt + "\n" + answer.tokens.map((p) => data.pieces[p][0]).join("")).toLowerCase();
   return node;
 }
-const rewards = flat.map((a) => a.reward), floor = Math.min(0, ...rewards), top = Math.max(...rewards);
+const rewards = flat.map((a) => a.reward), lowest = Math.min(0, ...rewards), highest = Math.max(...rewards);
 function groupNode(group, index) {
   const node = make("section", "group"), head = make("div", "head"), words = make("div"), strip = make("div", "strip");
   const judged = group.answers.filter((a) => a.verdict !== "unjudged");
   const right = judged.filter((a) => a.verdict === "right").length;
-  words.append(make("h2", "", group.prompt), make("p", "", `problem ${index + 1} · ${right} of ${judged.length} right · ` +
-    `mean reward ${number(mean(group.answers.map((a) => a.reward)))}` +
-    (group.reference ? ` · reference ${group.reference}` : "")));
+  const about = [`problem ${index + 1}`, `${right} of ${judged.length} right`,
+    `mean reward ${brief(mean(group.answers.map((a) => a.reward)))}`];
+  if (group.reference) about.push(`reference ${short(group.reference)}`);
+  words.append(make("h2", "", group.prompt), make("p", "", about.join(" · ")));
   for (const answer of group.answers) {
     const button = make("button", answer.verdict), rod = make("i");
     button.type = "button";
     button.title = `answer ${answer.number}: ${answer.verdict}, reward ${number(answer.reward)}`;
     button.setAttribute("aria-label", button.title);
-    rod.style.height = `${100 * (answer.reward - floor) / (top - floor || 1)}%`;
+    rod.style.height = `${100 * (answer.reward - lowest) / (highest - lowest || 1)}%`;
     button.append(rod);
     button.onclick = () => {
       answer.node.scrollIntoView({ block: "center", behavior: "smooth" });
@@ -138,25 +141,26 @@ function groupNode(group, index) {
 // ---- the numbers of one token
 
 function rows(answer, i) {
-  const columns = answer.columns, at = (key) => columns[key] && columns[key][i], list = [];
-  const add = (key, name, text) => { if (columns[key]) list.push([key, name, text]); };
-  const chance = (x) => `${number(x)} (${percent(Math.exp(x))})`;
-  add("advantage", "advantage A", signed(at("advantage")));
-  add("logp", "log π_old", chance(at("logp")));
-  add("updated_logp", "log π_θ, after the step", chance(at("updated_logp")));
-  add("ratio", "ratio π_θ / π_old", number(at("ratio")));
-  add("clipped", "clip", at("clipped") ? "clipped: no gradient" : "not clipped");
-  if (columns.ref_logp) add("ref_logp", "log π_ref", chance(at("ref_logp")));
-  add("kl", "KL to π_ref, k3", number(at("kl")));
-  add("entropy", "entropy", `${number(at("entropy"))} nats`);
-  add("value", "value V", number(at("value")));
-  add("returns", "return R", number(at("returns")));
-  add("value_error", "value error R − V", signed(at("value_error")));
-  if (columns.experts) at("experts").forEach((e, n) => add("experts", `experts, MoE layer ${n + 1}`, e.join(", ")));
+  const chance = (x) => x === null ? number(x) : `${number(x)} (${percent(Math.exp(x))})`, list = [];
+  const add = (key, name, form) => { if (answer.columns[key]) list.push([key, name, form(answer.columns[key][i])]); };
+  add("advantage", "advantage A", signed);
+  add("logp", "log π_old", chance);
+  add("updated_logp", "log π_θ, after the step", chance);
+  add("ratio", "ratio π_θ / π_old", number);
+  add("clipped", "clip", (x) => x ? "clipped: no gradient" : "not clipped");
+  add("ref_logp", "log π_ref", chance);
+  add("kl", "KL to π_ref, k3", number);
+  add("entropy", "entropy", (x) => `${number(x)} nats`);
+  add("value", "value V", number);
+  add("returns", "return R", number);
+  add("value_error", "value error R − V", signed);
+  const routed = answer.columns.experts ? answer.columns.experts[i] : [];
+  routed.forEach((e, n) => list.push(["experts", `experts, MoE layer ${n + 1}`, e.join(", ")]));
   return list;
 }
 function show(span) {
-  const [answer, i] = span.at, [text, id, bytes] = data.pieces[answer.tokens[i]], tip = find("tip"), table = make("table");
+  const [answer, i] = span.at, [text, id, bytes] = data.pieces[answer.tokens[i]];
+  const tip = find("tip"), table = make("table");
   if (current) current.classList.remove("on");
   (current = span).classList.add("on");
   for (const [key, name, value] of rows(answer, i)) {
@@ -165,9 +169,9 @@ function show(span) {
     table.append(row);
   }
   const spelt = text.replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "→");
-  const spaced = bytes.match(/../g) || [];
-  tip.replaceChildren(make("strong", "", spelt), make("p", "", `token ${i + 1} of ${answer.tokens.length} · id ${id} · ` +
-    `bytes ${spaced.slice(0, 12).join(" ")}${spaced.length > 12 ? " …" : ""}`), table);
+  const pairs = bytes.match(/../g) || [], listed = pairs.slice(0, 12).join(" ") + (pairs.length > 12 ? " …" : "");
+  const about = `token ${i + 1} of ${answer.tokens.length} · id ${id} · bytes ${listed}`;
+  tip.replaceChildren(make("strong", "", spelt), make("p", "", about), table);
   tip.hidden = false;
   const box = span.getClientRects()[0], size = tip.getBoundingClientRect();
   const below = box.bottom + 8 + size.height < innerHeight, left = Math.min(box.left, innerWidth - size.width - 8);
@@ -180,7 +184,7 @@ function hide() {
   pinned = false;
   find("tip").hidden = true;
 }
-const spanOf = (event) => { const span = event.target.closest && event.target.closest(".t"); return span && span.at && span; };
+const spanOf = (event) => event.target.closest ? event.target.closest(".answer .t") : null;
 document.addEventListener("mouseover", (event) => {
   if (!pinned) { const span = spanOf(event); if (span) show(span); else hide(); }
 });
@@ -248,13 +252,13 @@ function filter() {
 }
 function facts() {
   const tokens = flat.flatMap((a) => a.tokens).length, judged = flat.filter((a) => a.verdict !== "unjudged");
-  const list = [["problems", data.groups.length < data.stored ? `${data.groups.length} of ${data.stored}` :
-    data.stored], ["answers", flat.length], ["tokens", tokens.toLocaleString("en")], ["mean reward", number(mean(rewards))],
-    ["right", percent(mean(judged.map((a) => a.verdict === "right")))]];
+  const problems = data.groups.length < data.stored ? `${data.groups.length} of ${data.stored}` : data.stored;
+  const list = [["problems", problems], ["answers", flat.length], ["tokens", tokens.toLocaleString("en")],
+    ["mean reward", brief(mean(rewards))], ["right", percent(mean(judged.map((a) => a.verdict === "right")))]];
   if (quantity.clipped) list.push(["tokens clipped", percent(mean(column("clipped")))]);
-  list.push(["mean |log ratio|", number(mean(column("ratio").map((x) => Math.abs(Math.log(x)))))]);
-  if (quantity.kl) list.push(["mean KL", number(mean(column("kl")))]);
-  list.push(["mean entropy", `${number(mean(column("entropy")))}`]);
+  list.push(["mean |log ratio|", brief(mean(column("ratio").map((x) => Math.abs(Math.log(x)))))]);
+  if (quantity.kl) list.push(["mean KL", brief(mean(column("kl")))]);
+  list.push(["mean entropy", brief(mean(column("entropy")))]);
   for (const [name, value] of list) {
     const pair = make("div");
     pair.append(make("dt", "", name), make("dd", "", value));

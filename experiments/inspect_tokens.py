@@ -106,14 +106,14 @@ def visible(parts: Sequence[bytes]) -> list[str]:
 
 
 def numbers(values: Tensor) -> list:
-    """JSON numbers of five digits; None for those that are not finite; bool as it is."""
+    """JSON numbers of six digits; None for those that are not finite; bool as it is."""
     if values.dtype == torch.bool:
         return values.int().tolist()
-    return [float(f"{x:.5g}") if abs(x) < float("inf") else None for x in values.tolist()]
+    return [float(f"{x:.6g}") if abs(x) < float("inf") else None for x in values.tolist()]
 
 
-def page_data(stored: Stored, groups: int, name: str, masked: bool = False) -> dict:
-    """What the page shows, for JSON. name: of the run; masked: truncated answers took no part in the loss."""
+def page_data(stored: Stored, groups: int, name: str, settings: dict | None = None) -> dict:
+    """What the page shows, for JSON. name: of the run; settings: its config.json."""
     about, tensors = stored
     G, P = about["G"], min(groups, len(about["problems"]))
     pieces: dict[tuple[str, str], int] = {}  # (token, its text here) -> index
@@ -143,7 +143,8 @@ def page_data(stored: Stored, groups: int, name: str, masked: bool = False) -> d
         "run": name,
         "step": about["step"],
         "stored": len(about["problems"]),
-        "masked": masked,
+        "steps": (settings or {}).get("steps"),
+        "masked": bool((settings or {}).get("mask_truncated")),
         "quantities": [q._asdict() for q in QUANTITIES if q.key in [*shown, *(["experts"] if routed else [])]],
         "groups": [{**problem, "answers": answers} for problem, answers in zip(asked, by_reward)],
         "pieces": [[text, int(word), hexadecimal[word], int(word in special)] for word, text in pieces],
@@ -166,9 +167,8 @@ def html(data: dict) -> str:
 def main(config: Config) -> Path:
     """Write the page, and say how large it is."""
     stored = rollout_file.read(config.run, config.step)
-    settings = config.run / "config.json"
-    masked = bool(settings.is_file() and read_json(settings).get("mask_truncated"))
-    data = page_data(stored, config.groups, config.run.resolve().name, masked)
+    settings = read_json(config.run / "config.json", "every run has one")
+    data = page_data(stored, config.groups, config.run.resolve().name, settings)
     step = stored.about["step"]
     path = config.out or config.run / rollout_file.FOLDER / f"step-{step:06d}.html"
     replace_text(path, html(data))

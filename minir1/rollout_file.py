@@ -56,7 +56,8 @@ class Stored(NamedTuple):
 
 def stored_steps(steps: int, count: int) -> set[int]:
     """`count` of the steps 1 … steps, evenly spread: the last; the first as well; the middle as well; and so on."""
-    return {steps - i * (steps - 1) // max(1, count - 1) for i in range(min(count, steps))}
+    count = min(count, steps)
+    return {steps - i * (steps - 1) // max(1, count - 1) for i in range(count)}
 
 
 @torch.no_grad()

@@ -168,7 +168,8 @@ def test_a_run_stores_and_its_page_is_written(toy_base, tmp_path, capsys):
     assert len(data["groups"]) == 1 and data["step"] == 4
 
 
-def test_a_critic_is_stored_too_and_no_clip_where_there_is_none(toy_base, tmp_path):
+def test_a_critic_is_stored_too_and_no_clip_where_there_is_none(toy_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(ppo, "reward", lambda answers, *_: torch.ones(len(answers), len(answers[0])))
     fields = {name: getattr(RL, name) for name in ("prompts", "num_generations", "max_completion_length", "min_mixed")}
     fields |= {"steps": 2, "eval_every": 2, "eval_problems": 2, "eval_answers": 1, "beta": 0.0}
     ppo.main(ppo.Config(checkpoint=toy_base("dense") / "checkpoint", out=tmp_path, value_warmup=0, **fields))
@@ -231,7 +232,7 @@ def test_the_page_has_the_numbers_of_each_token_sorted_by_reward():
     (better, worse), second = data["groups"][0]["answers"], data["groups"][1]["answers"]
     assert (better["number"], worse["number"], better["reward"]) == (2, 1, 1.1) and second[0]["reward"] == 1.0
     assert better["columns"]["ratio"] == [1.0, 1.1, 1.5] and better["columns"]["clipped"] == [0, 0, 1]
-    assert better["columns"]["kl"] == [float(f"{1 - math.log(2):.5g}")] * 3
+    assert better["columns"]["kl"] == [float(f"{1 - math.log(2):.6g}")] * 3
     assert better["columns"]["experts"][0] == [[0, 1], [2, 3]]
     words = [[data["pieces"][i][0] for i in answer["tokens"]] for answer in (better, worse)]
     assert words == [["‹e4›", "你", SCRIPT], ["<think>", " 3", "\n"]]
@@ -248,14 +249,16 @@ def test_parts_of_characters_and_controls_are_visible():
 
 
 def test_numbers_are_json():
-    assert numbers(torch.tensor([1 / 3, float("inf"), -0.0, float("nan")])) == [0.33333, None, -0.0, None]
+    assert numbers(torch.tensor([1 / 3, float("inf"), -0.0, float("nan")])) == [0.333333, None, -0.0, None]
     assert numbers(torch.tensor([True, False])) == [1, 0]
 
 
 def test_a_page_with_very_many_tokens_is_warned_of(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rollout_file, "read", lambda *_: made())
     monkeypatch.setattr(inspect_tokens, "MANY", 8)
+    (tmp_path / "config.json").write_text('{"steps": 200, "mask_truncated": true}')
     inspect_tokens.main(Config(tmp_path, out=tmp_path / "page.html"))
+    assert embedded(tmp_path / "page.html")["masked"] and "step 120 of 200" in (tmp_path / "page.html").read_text()
     assert "9 tokens" in (said := capsys.readouterr().out)
     assert "warning: a browser becomes slow above 8 tokens: choose fewer --groups than 2" in said
 
@@ -325,8 +328,9 @@ def test_hover_shows_all_numbers(page):
     assert page.locator("#tip").is_hidden()
     page.locator(".answer .t >> nth=2").hover()
     tip = page.inner_text("#tip").replace("\t", " ")
-    numbers = "advantage A +2 | log π_old −0.6931 (50 %) | log π_θ, after the step −0.2877 (75 %) | ratio π_θ / π_old 1.5"
-    numbers += " | clip clipped: no gradient | log π_ref 0 (100 %) | KL to π_ref, k3 0.3069 | entropy 0.3333 nats"
+    numbers = "advantage A +2 | log π_old −0.6931 (50 %) | log π_θ, after the step −0.2877 (75 %)"
+    numbers += " | ratio π_θ / π_old 1.5 | clip clipped: no gradient | log π_ref 0 (100 %) | KL to π_ref, k3 0.3069"
+    numbers += " | entropy 0.3333 nats"
     for text in f"token 3 of 3 · id 5 | {numbers} | experts, MoE layer 2 2, 3".split(" | "):
         assert text in tip, tip
     page.locator(".answer .t >> nth=0").hover()
