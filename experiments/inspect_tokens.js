@@ -233,14 +233,16 @@ function choices(box, list, choose) {
 }
 let wanted = "all";
 function filter() {
-  const words = find("search").value.toLowerCase(), only = find("clipped-only").checked;
+  const words = find("search").value.toLowerCase();
+  const only = find("clipped-only").checked, mixed = find("mixed-only").checked;
   document.body.classList.toggle("only", only);
   let count = 0;
   for (const group of data.groups) {
+    const differ = group.answers.some((a) => a.reward !== group.answers[0].reward);
     let visible = 0;
     for (const a of group.answers) {
       const fits = wanted === "all" || a.verdict === wanted || (wanted === "truncated" && a.truncated);
-      const on = fits && a.text.includes(words) && (!only || a.columns.clipped.includes(1));
+      const on = fits && a.text.includes(words) && (differ || !mixed) && (!only || a.columns.clipped.includes(1));
       a.node.hidden = !on;
       visible += on;
     }
@@ -276,7 +278,7 @@ const present = ["right", "wrong", "unjudged"].filter((v) => flat.some((a) => a.
 if (flat.some((a) => a.truncated)) present.push("truncated");
 choices(find("verdicts"), ["all", ...present].map((name) => [name, name]), (name) => { wanted = name; filter(); });
 find("only").hidden = !quantity.clipped;
-find("search").oninput = find("clipped-only").onchange = filter;
+find("search").oninput = find("clipped-only").onchange = find("mixed-only").onchange = filter;
 find("filters").onsubmit = (event) => event.preventDefault();
 chosen = quantity[location.hash.slice(1)] || chosen;
 paint();

@@ -377,6 +377,11 @@ def test_filters(page):
     page.fill("#search", "nothing like it")
     assert count() == "no answer matches"
     page.fill("#search", "")
+    page.check("#mixed-only")
+    assert count() == "4 of 4 answers"  # both groups are mixed
+    page.evaluate("data.groups[1].answers.forEach((a) => { a.reward = 1; }); filter()")
+    assert count() == "2 of 4 answers" and page.locator(".group:visible").count() == 1
+    page.uncheck("#mixed-only")
     page.check("#clipped-only")
     assert count() == "3 of 4 answers" and page.locator(".t.clipped").count() == 3
     opacity = "e => getComputedStyle(e).opacity"
