@@ -24,7 +24,7 @@ const tint = (name, share) => `rgb(var(--${name}) / ${(.62 * Math.min(1, share) 
 const hue = (expert) => `hsl(${Math.round(expert * 137.508) % 360} 70% 55% / .5)`;
 function colour(columns, i) {
   const x = columns[chosen.key][i];
-  if (chosen.kind === "experts") return hue(x[layer][0]);
+  if (chosen.kind === "experts") return x[layer][0] < 0 ? "" : hue(x[layer][0]);
   if (x === null) return "";
   if (chosen.kind === "flag") return x ? tint("flag", 1) : "";
   const size = sized(x) / scale;
@@ -48,8 +48,9 @@ function legend() {
     select.setAttribute("aria-label", "layer");
     select.onchange = () => { layer = select.selectedIndex; paint(); find("scale").querySelector("select").focus(); };
     box.append(select);
-    const counts = {};
+    const counts = {};  // -1: not recorded
     all.forEach((token) => { counts[token[layer][0]] = (counts[token[layer][0]] || 0) + 1; });
+    delete counts[-1];
     Object.entries(counts).slice(0, 32).forEach(([e, n]) => label(`${e}: ${percent(n / all.length)}`, hue(+e)));
     return;
   }
@@ -82,10 +83,10 @@ function token(piece) {
 function answerNode(group, answer) {
   const node = make("article", "answer"), side = make("div", "side"), box = make("div", "tokens");
   const mark = { right: "✓ right", wrong: "✗ wrong", unjudged: "? unjudged" }[answer.verdict];
-  const held = answer.columns.clipped ? mean(answer.columns.clipped) : 0;
+  const share = answer.columns.clipped ? mean(answer.columns.clipped) : 0;
   const notes = [`reward ${brief(answer.reward)}`, `advantage ${signed(mean(answer.columns.advantage), brief)}`,
     `${answer.tokens.length} tokens`];
-  if (held) notes.push(`${percent(held)} clipped`);
+  if (share) notes.push(`${percent(share)} clipped`);
   if (!answer.format) notes.push("badly formed");
   if (answer.truncated) notes.push(data.masked ? "truncated, not in the loss" : "truncated");
   side.append(make("b", answer.verdict, mark), ...notes.map((note) => make("span", "", note)));
@@ -155,7 +156,7 @@ function rows(answer, i) {
   add("returns", "return R", number);
   add("value_error", "value error R − V", signed);
   const routed = answer.columns.experts ? answer.columns.experts[i] : [];
-  routed.forEach((e, n) => list.push(["experts", `experts, MoE layer ${n + 1}`, e.join(", ")]));
+  routed.forEach((e, n) => list.push(["experts", `experts, MoE layer ${n + 1}`, e[0] < 0 ? "not recorded" : e.join(", ")]));
   return list;
 }
 function show(span) {

@@ -8,7 +8,8 @@ B = P·G answers with N tokens in all, end to end, without padding:
     updated_logp                fp32 [N]    of the policy after the last update of the step, π_θ
     advantage, ref_logp, …      fp32 [N]    what the script passes: also value and returns where there is a critic
     clipped                     bool [N]    where the objective has no gradient at π_θ
-    experts                     uint8 [N, L_moe, K_r] (int16 for more than 256), that π_θ chooses for the token
+    experts                     uint8 [N, L_moe, K_r] (int16 for more than 256), that π_θ chooses for the token;
+                                where the update replays routes, int16 of the sampler, -1 for the last token
     length                      int32 [B]   tokens of each answer
     prompt_tokens, prompt_length            int32 of the P prompts, in the same way
 
@@ -106,9 +107,9 @@ def store(
     few = rollout.select((rollout.group < groups).nonzero().squeeze(1))
     (B, T), G = few.tokens.shape, len(judged[1][0])
     logp, experts = updated(model, few, microbatch)
-    cut = {name: grid[:B] for name, grid in grids.items() if grid is not None}
-    cut = {name: grid[:, :T] if grid.ndim == 2 else grid.unsqueeze(1).expand(B, T) for name, grid in cut.items()}
-    grids = {"logp": few.logp, "entropy": few.entropy, "updated_logp": logp, **cut}
+    sliced = {name: grid[:B] for name, grid in grids.items() if grid is not None}
+    sliced = {name: grid[:, :T] if grid.ndim == 2 else grid.unsqueeze(1).expand(B, T) for name, grid in sliced.items()}
+    grids = {"logp": few.logp, "entropy": few.entropy, "updated_logp": logp, **sliced}
     tensors = {name: grid[few.mask].float() for name, grid in grids.items()}
     if clipped is not None:
         tensors["clipped"] = clipped(logp, grids["logp"], grids["advantage"])[few.mask]

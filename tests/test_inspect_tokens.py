@@ -111,6 +111,16 @@ def test_clipped_tokens_are_those_without_a_gradient(tmp_path):
     assert 0 < tensors["clipped"].sum() < len(logp)
 
 
+def test_replayed_routes_are_those_of_the_sampler(tmp_path):
+    model, rollout, advantage, (about, tensors), tokenizer = of_a_model(MOE, tmp_path)
+    routes = tensors["experts"].new_zeros(*rollout.tokens.shape, *tensors["experts"].shape[1:], dtype=torch.int16)
+    routes[..., 1] = 3
+    rollout = replace(rollout, routes=routes)
+    logp, experts = rollout_file.updated(model, rollout, 20)
+    torch.testing.assert_close(logp, logprobs(model, rollout, 10**6, replay=True))
+    assert experts is routes and (logp[rollout.mask] != logprobs(model, rollout, 10**6)[rollout.mask]).any()
+
+
 def test_another_old_policy_replaces_the_sampler(tmp_path):
     old = torch.full((6, 40), -2.0)
     tensors = of_a_model(DENSE, tmp_path, logp=old)[3].tensors
@@ -209,7 +219,7 @@ def made() -> Stored:
         "prompt_tokens": torch.tensor([7, 1, 7]), "prompt_length": torch.tensor([2, 1]),
         "logp": logp, "updated_logp": logp + ratio.log(), "ref_logp": logp + math.log(2), "entropy": torch.ones(9) / 3,
         "advantage": advantage, "clipped": is_clipped(logp + ratio.log(), logp, advantage, 0.2, 0.2),
-        "experts": torch.tensor([[[0, 1], [2, 3]]] * 9, dtype=torch.uint8),
+        "experts": torch.tensor([[[0, 1], [2, 3]]] * 8 + [[[-1, -1], [-1, -1]]], dtype=torch.int16),
     }  # fmt: skip
     return Stored(about, tensors)
 
@@ -356,7 +366,9 @@ def test_another_quantity_recolours(page):
     choose(page, "experts")
     before = shade(page, 0)
     page.select_option("#scale select", label="MoE layer 2")
-    assert shade(page, 0) != before and "2: 100 %" in page.inner_text("#scale")
+    assert shade(page, 0) != before and re.search(r"layer 2\s+2: 89 %$", page.inner_text("#scale"))
+    page.locator(".answer .t >> nth=7").hover()  # 8 of 9 tokens have experts
+    assert "MoE layer 2\tnot recorded" in page.inner_text("#tip")
     page.reload()  # the address keeps the choice
     assert page.get_by_role("radio", name="experts").get_attribute("aria-checked") == "true"
     page.requests.pop()
