@@ -36,11 +36,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from minir1.data import by_tokens
+from minir1.distributed import gathered
 from minir1.files import parse_json, plain, replace_bytes
 from minir1.judge import Answer
 from minir1.model.moe import routes_of
 from minir1.model.transformer import Transformer
 from minir1.policy import logprobs
+from minir1.ranks import on_first
 from minir1.rollout import Rollout
 from minir1.tasks import Problem
 from minir1.tokenizer import Tokenizer
@@ -65,22 +67,23 @@ def stored_steps(steps: int, count: int) -> set[int]:
 def updated(model: Transformer, rollout: Rollout, microbatch: int) -> tuple[Tensor, Tensor | None]:
     """log π of the answers, fp32 [B, T], and the experts of each token, int16 [B, T, L_moe, K_r]; None if dense.
 
-    A rollout with routes replays them, and they are the experts. -1 at padding.
+    A rollout with routes replays them, and they are the experts. -1 at padding. Every rank scores all rows.
     """
     if rollout.routes is not None:
         return logprobs(model, rollout, microbatch, replay=True), rollout.routes
     logp, routes = torch.zeros_like(rollout.logp), None
-    for rows in by_tokens(rollout.length.tolist(), microbatch):
-        rows, record = torch.tensor(rows, device=logp.device), []
-        batch = rollout.select(rows)
-        settings = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
-        part = model.logprob(batch.tokens, **settings, record=record)
-        logp[rows, : part.shape[1]] = part
-        if record:
-            chosen = routes_of(record)  # [N, L_moe, K_r], of all rows end to end
-            routes = chosen.new_full((*logp.shape, *chosen.shape[1:]), -1) if routes is None else routes
-            for row, experts in zip(rows.tolist(), chosen.split(batch.length.tolist())):
-                routes[row, : len(experts)] = experts
+    with gathered(model):
+        for rows in by_tokens(rollout.length.tolist(), microbatch):
+            rows, record = torch.tensor(rows, device=logp.device), []
+            batch = rollout.select(rows)
+            settings = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
+            part = model.logprob(batch.tokens, **settings, record=record)
+            logp[rows, : part.shape[1]] = part
+            if record:
+                chosen = routes_of(record)  # [N, L_moe, K_r], of all rows end to end
+                routes = chosen.new_full((*logp.shape, *chosen.shape[1:]), -1) if routes is None else routes
+                for row, experts in zip(rows.tolist(), chosen.split(batch.length.tolist())):
+                    routes[row, : len(experts)] = experts
     return logp, routes
 
 
@@ -102,7 +105,7 @@ def store(
     judged: problems, answers [P][G], rewards fp32 [P, G]. grids: named quantities of the tokens, [B, T], or [B] for one
     number per answer; None is left out. "logp" replaces the sampler's log-probs where π_old is not the sampler.
     clipped(logp, old_logp, advantage): bool [B, T], as `losses.is_clipped`; None for an objective without such a clip.
-    The file appears whole or not at all.
+    The file appears whole or not at all; of several ranks the first writes it.
     """
     few = rollout.select((rollout.group < groups).nonzero().squeeze(1))
     (B, T), G = few.tokens.shape, len(judged[1][0])
@@ -127,8 +130,13 @@ def store(
     about["bytes"] = {token: tokenizer.bytes_of(token).hex() for token in used}
     about["special"] = [t for t in used if tokenizer.control.fullmatch(tokenizer.decode([t]))]
     path = Path(out) / FOLDER / f"step-{step:06d}.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    replace_bytes(path, save(tensors, {KEY: json.dumps(plain(about), ensure_ascii=False)}))
+    data = save(tensors, {KEY: json.dumps(plain(about), ensure_ascii=False)})
+
+    def write() -> None:
+        path.parent.mkdir(exist_ok=True)
+        replace_bytes(path, data)
+
+    on_first(write)
     return path
 
 
