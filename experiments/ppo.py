@@ -28,6 +28,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -50,6 +51,7 @@ from minir1.optim import adamw, clip_gradients
 from minir1.policy import frozen_copy, learned_rewards, load_policy, load_reward_model, logprobs, on_policy_check
 from minir1.reduction import token_mean, weighted_sum
 from minir1.rollout import Rollout, collect
+from minir1.rollout_file import store, stored_steps
 from minir1.seed import generator, python_random, seed_everything, stream
 from minir1.settings import above, at_least, fraction
 from minir1.templates import TEMPLATES, encode
@@ -98,6 +100,8 @@ class Config:
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
     eval_answers: int = 2  # per problem
+    store_steps: int = 3  # steps whose rollouts are stored for inspect_tokens.py, from first to last; 0: none
+    store_groups: int = 8  # problems stored per such step, with all answers
     seed: int = 0
     out: Path = Path("runs/ppo")
     resume: bool = False
@@ -109,9 +113,10 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "steps", "prompts", "num_generations", "max_completion_length", "num_minibatches", "epochs")
-        at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers")
+        at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers", "store_groups")
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "vf_coef", "beta", "ent_coef", "warmup")
         at_least(self, 0, "accuracy_weight", "format_weight", "max_ratio_deviation", "seed", "value_learning_rate")
+        at_least(self, 0, "store_steps")
         fraction(self, "min_mixed", "gamma", "gae_lambda")
         above(self, 0, "temperature", "grad_clip")
         above(self, 1, "dual_clip")
@@ -312,6 +317,12 @@ def main(config: Config) -> dict[str, float]:
             metrics["train/kl"] = weighted_sum(weight, kl_k3(rollout.logp, ref_logp)).item()
         clock.lap("update")
 
+        if step in stored_steps(config.steps, config.store_steps):
+            clips = {"clip_low": config.epsilon_low, "clip_high": config.epsilon_high, "dual_clip": config.dual_clip}
+            settings = {"groups": config.store_groups, "microbatch": config.microbatch}
+            grids = estimated._asdict() if config.beta else estimated._replace(ref_logp=None)._asdict()
+            settings |= {"clipped": partial(is_clipped, **clips), **grids}
+            store(config.out, step, model, tokenizer, rollout, (problems, answers, rewards), **settings)
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout, config.epochs)
         if learned is not None:
             metrics |= {"train/gold": metrics["train/accuracy"], "train/proxy": metrics["train/reward"]}

@@ -41,10 +41,15 @@ def parse_json(text: str | bytes):
 
 def replace_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader, or a kill, sees the old file or the new, never a part."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """As `replace_text`."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -1,7 +1,8 @@
-"""A run is a folder: config.json, metrics.jsonl, samples.jsonl, result.json, figures/, checkpoint/.
+"""A run is a folder: config.json, metrics.jsonl, samples.jsonl, result.json, rollouts/, figures/, checkpoint/.
 
 The log files are plain text that any tool can read during the run. Each call opens, appends and closes, so a killed run
-loses at most its last line, and `start` truncates the files to the checkpoint from which a run resumes.
+loses at most its last line, and `start` truncates the files to the checkpoint from which a run resumes. rollouts/ has a
+file per step that is stored (rollout_file.py); those of later steps are deleted then.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -26,7 +28,9 @@ from minir1.ranks import on_first, rank
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
 WANDB_MODES = ("off", "online", "offline")
-MAY_CHANGE = ("resume", "steps", "out", "wandb", "microbatch", "recompute")  # what a resumed run may change
+MAY_CHANGE = (  # what a resumed run may change
+    "resume", "steps", "out", "wandb", "microbatch", "recompute", "store_steps", "store_groups",
+)  # fmt: skip
 
 
 class Run:
@@ -46,6 +50,7 @@ class Run:
 
     def start(self, step: int = -1) -> Run:
         """Make the folder, save config.json, and truncate the logs to `step`: that of a resumed checkpoint, or -1.
+        Stored rollouts of later steps are deleted.
 
         ValueError, with nothing written, if a line is damaged, `step` has none, or another process uses the folder.
         """
@@ -66,6 +71,9 @@ class Run:
         write_json(self.out / "config.json", self.config)
         for path in rows:
             replace_text(path, _lines(row for row in rows[path] if row["step"] <= step))
+        for path in self.out.glob("rollouts/step-*"):
+            if (number := re.match(r"step-([0-9]+)\.", path.name)) and int(number[1]) > step:
+                path.unlink()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append {"step": step, **metrics} to metrics.jsonl; NaN and infinity become null.

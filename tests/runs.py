@@ -97,10 +97,12 @@ def assert_equal_bits(a, b, where="state"):
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """All metrics but time/ and perf/, samples, checkpoints, optimizers and results are equal to the bit."""
+    """All metrics but time/ and perf/, samples, rollouts, checkpoints, optimizers and results are equal to the bit."""
     assert plain_metrics(a) == plain_metrics(b)
     if (a / "samples.jsonl").exists():
         assert (a / "samples.jsonl").read_bytes() == (b / "samples.jsonl").read_bytes()
+    stored = [{path.name: path.read_bytes() for path in (out / "rollouts").glob("*")} for out in (a, b)]
+    assert stored[0] == stored[1]
     names = [sorted(path.name for path in (out / "checkpoint").iterdir()) for out in (a, b)]
     assert names[0] == names[1]
     for pointer in (checkpoint.latest, checkpoint.best):

@@ -22,7 +22,7 @@ BELOW_SAMPLE = {
     "optim", "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
     "text_files", "text_data", "tokenizer_training", "conversation", "ranks", "distributed", "sharded_state",
 }
-BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "engine"}
+BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "rollout_file", "engine"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
 NO_TORCH = {"tasks", "rewards", "metrics", "answer_text", "address", ""}  # "": minir1/__init__.py, run before others
 DEPENDENCIES = {

@@ -75,7 +75,7 @@ SENSELESS = {int: (-1, 0, 2**63), float: (NAN, INF, -INF, -1.0)}
 ALLOWED = {  # what is senseless elsewhere and has a meaning here, which the comment beside the field states
     "seed": {0}, "seeds": {0}, "warmup": {0}, "value_warmup": {0}, "value_clip": {INF}, "reference_reset": {0},
     "lora_rank": {0}, "few_shot": {0}, "past": {0}, "whole": {0}, "double": {0}, "limits": {0}, "waits": {0},
-    "thinking": {0}, "turns": {0}, "port": {0},
+    "thinking": {0}, "turns": {0}, "port": {0}, "store_steps": {0},
 }  # fmt: skip
 REQUIRED = {"checkpoint": Path("x"), "policy": Path("x"), "base": Path("x"), "model": "deepseek-v3", "name": "rloo",
             "a": Path("x"), "b": Path("y"), "run": Path("x"), "teacher": Path("x"),

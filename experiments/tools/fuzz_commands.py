@@ -75,6 +75,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "chat": "{base}",
     "count": "deepseek-v3",
     "report": "{run} --no-measure",
+    "inspect_tokens": "{run}",
     **dict.fromkeys(("r1_zero", "ppo", "reinforce"), RL),
     **{f"variants.{path.stem}": RL for path in sorted((ROOT / "experiments/variants").glob("[a-z]*.py"))},
     "variants.dapo": RL + " --overlong-buffer 4",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,7 @@ from minir1.policy import load_policy, on_policy_check, reference_logprobs, refe
 from minir1.reduction import fixed_length, per_answer_mean, token_mean, weighted_sum
 from minir1.rewards import overlong
 from minir1.rollout import BUDGET, Rollout, collect, concatenate
+from minir1.rollout_file import store, stored_steps
 from minir1.seed import generator, python_random, seed_everything, stream
 from minir1.settings import above, at_least, fraction
 from minir1.templates import TEMPLATES, encode
@@ -77,6 +79,8 @@ class Config:
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
     eval_answers: int = 2  # per problem
+    store_steps: int = 3  # steps whose rollouts are stored for inspect_tokens.py, from first to last; 0: none
+    store_groups: int = 8  # problems stored per such step, with all answers
     seed: int = 0
     out: Path = Path("runs/dapo")
     resume: bool = False
@@ -94,9 +98,9 @@ class Config:
     def __post_init__(self):
         at_least(self, 2, "num_generations")
         at_least(self, 1, "steps", "prompts", "max_completion_length", "num_minibatches", "epochs", "microbatch")
-        at_least(self, 1, "eval_every", "eval_problems", "eval_answers")
+        at_least(self, 1, "eval_every", "eval_problems", "eval_answers", "store_groups")
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup", "max_ratio_deviation")
-        at_least(self, 0, "accuracy_weight", "format_weight", "seed")
+        at_least(self, 0, "accuracy_weight", "format_weight", "seed", "store_steps")
         fraction(self, "min_mixed")
         above(self, 0, "temperature", "grad_clip")
         at_least(self, 1, "rounds")
@@ -253,6 +257,11 @@ def main(config: Config) -> dict[str, float]:
         metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step)
         clock.lap("update")
 
+        if step in stored_steps(config.steps, config.store_steps):
+            settings = {"groups": config.store_groups, "microbatch": config.microbatch}
+            settings["clipped"] = partial(is_clipped, clip_low=config.epsilon_low, clip_high=config.epsilon_high)
+            settings |= {"advantage": advantage, "ref_logp": ref_logp}
+            store(config.out, step, model, tokenizer, rollout, (problems, answers, rewards), **settings)
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout, config.epochs)
         metrics |= sampled
         due = step % config.eval_every == 0 or step == config.steps

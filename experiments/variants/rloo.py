@@ -33,6 +33,7 @@ from minir1.optim import adamw, clip_gradients
 from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check
 from minir1.reduction import fixed_length, token_mean, weighted_sum
 from minir1.rollout import Rollout, collect
+from minir1.rollout_file import store, stored_steps
 from minir1.seed import generator, python_random, seed_everything, stream
 from minir1.settings import above, at_least, fraction
 from minir1.templates import TEMPLATES, encode
@@ -66,6 +67,8 @@ class Config:
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
     eval_answers: int = 2  # per problem
+    store_steps: int = 3  # steps whose rollouts are stored for inspect_tokens.py, from first to last; 0: none
+    store_groups: int = 8  # problems stored per such step, with all answers
     seed: int = 0
     out: Path = Path("runs/rloo")
     resume: bool = False
@@ -77,10 +80,10 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "steps", "prompts", "max_completion_length", "num_minibatches")
-        at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers")
+        at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers", "store_groups")
         at_least(self, 2, "num_generations")
         at_least(self, 0, "learning_rate", "beta", "ent_coef", "warmup", "max_ratio_deviation")
-        at_least(self, 0, "accuracy_weight", "format_weight", "seed")
+        at_least(self, 0, "accuracy_weight", "format_weight", "seed", "store_steps")
         fraction(self, "min_mixed")
         above(self, 0, "temperature", "grad_clip")
 
@@ -203,6 +206,10 @@ def main(config: Config) -> dict[str, float]:
             metrics["train/kl"] = weighted_sum(weight, kl_k3(rollout.logp, ref_logp)).item()
         clock.lap("update")
 
+        if step in stored_steps(config.steps, config.store_steps):
+            settings = {"groups": config.store_groups, "microbatch": config.microbatch}
+            settings |= {"advantage": advantage, "ref_logp": ref_logp if config.beta else None}
+            store(config.out, step, model, tokenizer, rollout, (problems, answers, rewards), **settings)
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout)
         due = step % config.eval_every == 0 or step == config.steps
         if due:
