@@ -2,7 +2,7 @@
 
     python -m experiments.plan qwen2.5-7b --gpus 8 --gpu h100 --recompute
     python -m experiments.plan Qwen2.5-0.5B --gpu rtx4090 --lora-rank 16 --prompts 16
-    python -m experiments.plan deepseek-v3 --gpus 512 --gpu h800 --experts 64 --recompute --out runs/plan.png
+    python -m experiments.plan deepseek-v3 --gpus 512 --gpu h800 --experts 64 --prompts 512 --out runs/plan.png
 
 The model is a preset (minir1/model/presets.py), a config.json, or a folder with one. The figures of the GPUs are those
 of minir1/gpus.py, the equations those of minir1/plan.py. A run that cannot fit is refused, and each setting that would
@@ -100,16 +100,17 @@ def changes(job: Job) -> Iterator[tuple[str, Job]]:
     for options, more in (("", {}), (f" --recompute --microbatch {saving['microbatch']}", saving)):
         if larger := next(filter(fits, on_more(job, **more)), None):
             divided = f" --experts {larger.experts}" if larger.experts != job.experts else ""
-            yield f"--gpus {larger.gpus}{divided}{options}", larger
+            rows = f" --prompts {larger.rows // larger.answers}" if larger.rows != job.rows else ""
+            yield f"--gpus {larger.gpus}{divided}{rows}{options}", larger
 
 
 def on_more(job: Job, **more) -> Iterator[Job]:
-    """The job on more and more GPUs, as far as each has a row; of a model with experts also with these divided."""
-    for gpus in SIZES:
-        if job.gpus < gpus <= job.rows:
-            yield replace(job, gpus=gpus, **more)
-            E = job.config.experts
-            yield from (replace(job, gpus=gpus, experts=e, **more) for e in SIZES if 1 < e <= gpus and E and E % e == 0)
+    """The job on more and more GPUs, each with a row at least; of a model with experts also with these divided."""
+    E = job.config.experts
+    for gpus in (n for n in SIZES if n > job.gpus):
+        rows = max(job.rows, -(-gpus // job.answers) * job.answers)
+        for e in (e for e in SIZES if e <= gpus and (e == 1 or E and E % e == 0)):
+            yield replace(job, gpus=gpus, rows=rows, experts=e, **more)
 
 
 def ways_to_fit(job: Job) -> list[tuple[str, float]]:
@@ -124,13 +125,14 @@ def ways_to_fit(job: Job) -> list[tuple[str, float]]:
 def show(name: str, job: Job) -> None:
     """Three tables: memory of a GPU, seconds of the step with their causes, and the bytes exchanged."""
     parts, usable = memory_parts(job), plan.USABLE * job.gpu.memory
+    bar = lambda n: "█" * (length := round(40 * n / max(usable, peak(parts)))) + "·" * (40 - length)
     when = {part: phase for phase, names in PHASES.items() for part in names}
     rows = [
-        [part, f"{n / GIB:.2f}", when.get(part, "always"), "█" * round(40 * n / usable)]
+        [part, f"{n / GIB:.2f}", when.get(part, "always"), bar(n)]
         for part, n in sorted(parts.items(), key=lambda item: -item[1])
         if n
     ]
-    rows.append(["peak", f"{peak(parts) / GIB:.2f}", f"of {usable / GIB:.1f}", "█" * round(40 * peak(parts) / usable)])
+    rows.append(["peak", f"{peak(parts) / GIB:.2f}", f"of {usable / GIB:.1f}", bar(peak(parts))])
     table(f"memory of one GPU: {name}, {job.gpus} GPUs", ["", "GiB", "in memory while", ""], rows)
     least, likely = plan.seconds(job), plan.seconds(job, realistic=True)
     rows = [[part, f"{least[part]:.3g}", f"{likely[part]:.3g}"] for part in least]

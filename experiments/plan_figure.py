@@ -7,35 +7,41 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from minir1.figures import BLUE, GREEN, GREY, HALO, INK, ORANGE, RED, STYLE, VIOLET, headline, wide_figure, write
+from minir1.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, STYLE, VIOLET, tall_headline, wide_figure, write
 from minir1.gpus import GIB
 from minir1.memory import LEARNED, SAMPLED
 from minir1.plan import USABLE, Job, memory_parts, peak
 
-COLOURS = (BLUE, ORANGE, GREEN, VIOLET, RED, GREY)
+COLOURS = [(colour, alpha) for alpha in (1.0, 0.5) for colour in (BLUE, ORANGE, GREEN, VIOLET, RED, GREY)]
+ABSENT = {"sampling": (*LEARNED, "gathered"), "training": (*SAMPLED, "copy")}  # parts that a phase does not have
 
 
 def draw(name: str, job: Job, path: Path) -> Figure:
     """Two stacked bars, sampling and training, against the usable memory."""
-    parts, usable = memory_parts(job), USABLE * job.gpu.memory / GIB
-    only = {"sampling": (*LEARNED, "gathered"), "training": (*SAMPLED, "copy")}  # parts that the phase does not have
+    parts, usable = {part: n / GIB for part, n in memory_parts(job).items() if n}, USABLE * job.gpu.memory / GIB
+    trains = f"adapters of rank {job.lora_rank} are trained" if job.lora_rank else "all weights are trained"
+    need = peak(memory_parts(job)) / GIB
+    phases = {phase: absent for phase, absent in ABSENT.items() if job.kind == "rl" or phase == "training"}
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
-        figure, (panel,) = wide_figure(height=4.2, left=0.1, top=0.78)
-        colours = {part: COLOURS[i % len(COLOURS)] for i, part in enumerate(p for p in parts if parts[p])}
-        for row, (phase, absent) in enumerate(only.items()):
+        figure, (panel,) = wide_figure(height=4.6, left=0.09, right=0.78, top=0.74, bottom=0.15)
+        for row, absent in enumerate(phases.values()):
             left = 0.0
-            for part in (p for p in parts if parts[p] and p not in absent):
-                width = parts[part] / GIB
-                panel.barh(row, width, left=left, color=colours[part], height=0.6, edgecolor="white")
-                if width > 0.045 * max(usable, peak(parts) / GIB):
-                    style = {"ha": "center", "va": "center", "size": 10, "color": INK, "path_effects": HALO}
-                    panel.text(left + width / 2, row, f"{part}\n{width:.1f}", **style)
-                left += width
+            for (part, size), (colour, alpha) in zip(parts.items(), COLOURS):
+                if part not in absent:
+                    style = {"color": colour, "alpha": alpha, "height": 0.6, "edgecolor": "white"}
+                    panel.barh(row, size, left=left, label=f"{part}, {size:.2g} GiB", **style)
+                    left += size
         panel.axvline(usable, color=INK, lw=1.5, ls=(0, (4, 3)))
-        panel.set_yticks(range(len(only)), only)
-        panel.invert_yaxis()
+        panel.set_yticks(range(len(phases)), phases)
+        panel.set_ylim(len(phases) - 0.5, -0.5)
         panel.set_xlabel("GiB of one GPU; dashed: usable")
-        enough = "fits" if peak(parts) / GIB <= usable else "does not fit"
-        note = f"{job.gpus} GPUs, {job.rows} rows; peak {peak(parts) / GIB:.1f} GiB of {usable:.1f}"
-        headline(figure, f"{name} {enough}", note)
+        handles = {text: handle for handle, text in zip(*panel.get_legend_handles_labels())}
+        figure.legend(handles.values(), handles, loc="center left", bbox_to_anchor=(0.79, 0.45), frameon=False)
+        tall_headline(
+            figure,
+            f"{name} {'fits' if need <= usable else 'does not fit'}: {need:.1f} of {usable:.1f} GiB",
+            f"{job.gpus} GPUs, {job.rows} rows in all; {trains}",
+            left=0.09,
+        )
         return write(figure, path)
+

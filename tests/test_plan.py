@@ -11,6 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments import plan as command
+from experiments import plan_figure
 from minir1 import plan
 from minir1.gpus import GIB, GPU, GPUS, collective_seconds, exchange_seconds, gpu
 from minir1.memory import step_memory
@@ -254,8 +255,14 @@ def test_sixteen_bytes_of_a_7b_model_do_not_fit_and_what_does_is_named(capsys):
     assert not plan.fits(command.job_of(replace(config, gpus=smallest // 2)))
 
 
-def test_every_way_that_is_named_is_tried():
-    config = command.Config("qwen2.5-1.5b", gpu="rtx4090", prompts=64, max_completion_length=8192, microbatch=65_536)
+TOO_LARGE = {
+    "rows": command.Config("qwen2.5-1.5b", gpu="rtx4090", prompts=64, max_completion_length=8192, microbatch=65_536),
+    "experts": command.Config("qwen3-30b-a3b", gpu="a100-40", prompts=2, num_generations=2),
+}
+
+
+@pytest.mark.parametrize("config", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_every_way_that_is_named_is_tried(config):
     job = command.job_of(config)
     ways = command.ways_to_fit(job)
     assert ways and not plan.fits(job)
@@ -270,6 +277,14 @@ def test_every_way_that_is_named_is_tried():
                 changed[words[i]], i = number if words[i] == "beta" else int(number), i + 2
         again = command.job_of(replace(config, **changed))
         assert plan.fits(again) and plan.peak(memory_parts(again)) / GIB == pytest.approx(gib), options
+
+
+def test_the_bars_of_the_figure_are_the_parts(tmp_path):
+    job = replace(JOB, gpus=4, prompt=64)
+    figure = plan_figure.draw("toy", job, tmp_path / "plan.png")
+    widths = [bar.get_x() + bar.get_width() for bar in figure.axes[0].patches]
+    assert max(widths) == pytest.approx(plan.peak(memory_parts(job)) / GIB)
+    assert len(widths) == sum(n > 0 for n in memory_parts(job).values()) + 3  # masters, moments, reference in both
 
 
 def test_a_plan_is_printed_and_drawn(tmp_path, capsys):
