@@ -125,7 +125,7 @@ def ways_to_fit(job: Job) -> list[tuple[str, float]]:
 def show(name: str, job: Job) -> None:
     """Three tables: memory of a GPU, seconds of the step with their causes, and the bytes exchanged."""
     parts, usable = memory_parts(job), plan.USABLE * job.gpu.memory
-    bar = lambda n: "█" * (length := round(40 * n / max(usable, peak(parts)))) + "·" * (40 - length)
+    bar = lambda n: "█" * (length := min(40, round(40 * n / max(usable, peak(parts))))) + "·" * (40 - length)
     when = {part: phase for phase, names in PHASES.items() for part in names}
     rows = [
         [part, f"{n / GIB:.2f}", when.get(part, "always"), bar(n)]
@@ -133,6 +133,8 @@ def show(name: str, job: Job) -> None:
         if n
     ]
     rows.append(["peak", f"{peak(parts) / GIB:.2f}", f"of {usable / GIB:.1f}", bar(peak(parts))])
+    other = peak(memory_parts(replace(job, recompute=not job.recompute)))
+    rows.append([f"peak {'without' if job.recompute else 'with'} --recompute", f"{other / GIB:.2f}", "", bar(other)])
     table(f"memory of one GPU: {name}, {job.gpus} GPUs", ["", "GiB", "in memory while", ""], rows)
     least, likely = plan.seconds(job), plan.seconds(job, realistic=True)
     rows = [[part, f"{least[part]:.3g}", f"{likely[part]:.3g}"] for part in least]
