@@ -60,7 +60,7 @@ def _size(panel: Axes, point: tuple[float, float, str], sparse: list[tuple[float
     panel.annotate(text, (total, active), xytext=(0, lower), ha=side, va="top", **style)
 
 
-def _grouped(points: list[tuple[float, float, str]], near: float = 0.05) -> list[tuple[float, float, str]]:
+def _grouped(points: list[tuple[float, float, str]], near: float = 0.09) -> list[tuple[float, float, str]]:
     """Points whose logarithms differ by less than `near` in both directions become their geometric mean."""
     groups: list[list[tuple[float, float, str]]] = []
     for point in sorted(points):

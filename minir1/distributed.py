@@ -4,7 +4,7 @@
 
 torchrun starts the same script once a GPU; each process is a rank. What is where:
 
-    weights, gradients, moments    a shard on each rank (model/shards.py); FSDP2 gathers a block's weights while it computes
+    weights, gradients, moments    a shard on each rank (model/shards.py): FSDP2 gathers a block's while it computes
     a forward pass with gradient   each rank takes micro-batches of its own (`deal`), all equally many
     passes without gradient        the weights are gathered once, then each rank works through its rows
     a rollout and its verdicts     whole on every rank: each samples, and judges, whole groups, then all are exchanged
@@ -143,7 +143,7 @@ def deal(parts: Sequence[list[int]]) -> list[tuple[list[int], float]]:
 
 
 def opening(device: torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
-    """Where, and in which dtype, to load weights for `shards.shard`: these two in one process, else the CPU and fp32."""
+    """Where, and in which dtype, to load weights for `shards.shard`: these in one process, else the CPU and fp32."""
     return (device, dtype) if world() == 1 else (torch.device("cpu"), torch.float32)
 
 

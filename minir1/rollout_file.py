@@ -36,10 +36,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from minir1.data import by_tokens
-from minir1.distributed import gathered
 from minir1.files import parse_json, plain, replace_bytes
 from minir1.judge import Answer
 from minir1.model.moe import routes_of
+from minir1.model.shards import gathered
 from minir1.model.transformer import Transformer
 from minir1.policy import logprobs
 from minir1.ranks import on_first

@@ -1,6 +1,10 @@
-"""Problems of Countdown whose answers are right if their number of characters is even: half of them, from any policy."""
+"""Problems of Countdown, whose answers are right if they have an even number of characters: half, of any policy."""
 
 from minir1.tasks import Problem, Verdict, countdown
+
+
+
+SPLITS = ("train", "validation", "test")
 
 
 def problems(split: str, data: str | None) -> list[Problem]:

@@ -12,7 +12,7 @@ from runs import plain_metrics
 from safetensors.torch import load_file
 from test_preference_pairs import save_base, write_pairs
 from test_sft import write_dialogues
-from toys import BASE, DENSE, MOE
+from toys import BASE, MOE
 
 from experiments import distill, distill_on_policy, dpo, evaluate, ppo, pretrain, r1_zero, reinforce, reward_model, sft
 from experiments.variants import ema_reference

@@ -21,10 +21,11 @@ BELOW_SAMPLE = {
     "tokenizer", "templates", "data", "preference_data", "chat_data", "log", "seed", "settings", "checkpoint",
     "optim", "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
     "text_files", "text_data", "tokenizer_training", "conversation", "ranks", "distributed", "sharded_state",
+    "plan",
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "rollout_file", "engine"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
-NO_TORCH = {"tasks", "rewards", "metrics", "answer_text", "address", ""}  # "": minir1/__init__.py, run before others
+NO_TORCH = {"tasks", "rewards", "metrics", "answer_text", "address", "gpus", ""}  # "": minir1/__init__.py, run first
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
 }

@@ -74,6 +74,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "reject_sample": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "chat": "{base}",
     "count": "deepseek-v3",
+    "plan": "minir1",
     "report": "{run} --no-measure",
     "inspect_tokens": "{run}",
     **dict.fromkeys(("r1_zero", "ppo", "reinforce"), RL),

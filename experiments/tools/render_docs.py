@@ -28,6 +28,7 @@ from experiments.studies import (
     group_size,
     hybrid,
     kl,
+    long_tail,
     overoptimization,
     preferences,
     r1_seeds,
@@ -38,7 +39,7 @@ from experiments.studies import (
     thinking,
 )
 from experiments.studies.long_context_figures import VARIANTS
-from experiments.tools import departures, file_map, variants
+from experiments.tools import departures, file_map, scaling, variants
 from minir1 import cli
 from minir1.files import replace_text
 from minir1.log import markdown_table
@@ -290,6 +291,11 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "own_text": ("own_text.json", pretrain_text.page),
     "estimators_distill": ("estimators.json", estimators.page_distill),
     "departures": (None, departures.page),
+    "refused": (None, scaling.page_refused),
+    "scales": (None, scaling.page_scales),
+    "published_v3": (None, scaling.page_v3),
+    "published_runs": (None, scaling.page_runs),
+    "long_tail": ("long_tail.json", long_tail.page),
 } | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}
 
 

@@ -29,7 +29,7 @@ DEEPSEEK_16B = ModelConfig(  # V3's small sibling
 )
 
 def qwen2(vocab: int, dim: int, layers: int, heads: int, kv_heads: int, ffn: int, **others) -> ModelConfig:
-    """A model distilled from R1 with the shape of a Qwen2.5; the distilled 1.5B is untied, Qwen2.5's is tied."""
+    """A Qwen2.5, or a model distilled from R1 with its shape; the distilled 1.5B is untied, Qwen2.5's is tied."""
     shape = {"dim": dim, "layers": layers, "heads": heads, "kv_heads": kv_heads, "ffn": ffn}
     return dense(vocab=vocab, **shape, **others, max_positions=131_072, init_std=0.02)
 
@@ -43,6 +43,13 @@ def llama3(dim: int, layers: int, heads: int, ffn: int) -> ModelConfig:
     )
 
 
+def qwen25(*shape: int, max_positions: int, **others) -> ModelConfig:
+    """A Qwen2.5, before or after it was tuned to instructions."""
+    return replace(qwen2(*shape, rope_theta=1_000_000.0, **others), max_positions=max_positions)
+
+
+LLAMA_8B = llama3(4096, 32, 32, 14_336)
+
 QWEN3 = {  # shared by the two presets
     "attention": "gqa", "vocab": 151_936, "head_dim": 128, "qk_norm": True, "rope_theta": 1_000_000.0,
     "max_positions": 40_960, "init_std": 0.02,
@@ -53,11 +60,15 @@ PRESETS = {
     "deepseek-v3": DEEPSEEK_V3,
     "deepseek-v3-16b": DEEPSEEK_16B,
     "deepseek-v2-lite": replace(DEEPSEEK_16B, score="softmax", norm_topk=False),
+    "qwen2.5-0.5b": qwen25(151_936, 896, 24, 14, 2, 4864, max_positions=32_768, tied=True),
+    "qwen2.5-1.5b": qwen25(151_936, 1536, 28, 12, 2, 8960, max_positions=131_072, tied=True),
+    "qwen2.5-7b": qwen25(152_064, 3584, 28, 28, 4, 18_944, max_positions=131_072),
+    "llama-3.1-8b": LLAMA_8B,
     "r1-distill-qwen-1.5b": qwen2(151_936, 1536, 28, 12, 2, 8960),
     "r1-distill-qwen-7b": qwen2(152_064, 3584, 28, 28, 4, 18_944),
     "r1-distill-qwen-14b": qwen2(152_064, 5120, 48, 40, 8, 13_824, rope_theta=1_000_000.0, norm_eps=1e-5),
     "r1-distill-qwen-32b": qwen2(152_064, 5120, 64, 40, 8, 27_648, rope_theta=1_000_000.0, norm_eps=1e-5),
-    "r1-distill-llama-8b": llama3(4096, 32, 32, 14_336),
+    "r1-distill-llama-8b": LLAMA_8B,
     "r1-distill-llama-70b": llama3(8192, 80, 64, 28_672),
     "qwen3-0.6b": ModelConfig(**QWEN3, dim=1024, layers=28, heads=16, kv_heads=8, ffn=3072, experts=0, tied=True),
     "qwen3-30b-a3b": ModelConfig(
