@@ -2,8 +2,6 @@
 
 from minir1.tasks import Problem, Verdict, countdown
 
-
-
 SPLITS = ("train", "validation", "test")
 
 

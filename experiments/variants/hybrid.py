@@ -27,7 +27,7 @@ from minir1.advantages import group_advantages
 from minir1.chat_data import Document, load, microbatches
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import deal, sum_of_ranks
+from minir1.distributed import deal
 from minir1.judge import NO_THINK, Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, is_clipped, kl_k3, nll
@@ -130,14 +130,13 @@ def reduction(mask: Tensor, config: Config, answers: int, tokens: int) -> Tensor
     return fixed_length(mask, config.max_completion_length, answers)
 
 
-def imitate(model, documents: list[Document], config: Config) -> float:
-    """Add the gradient of (1-α)·L_SFT; returns L_SFT, nats per token."""
-    tokens, nats = sum(sum(document.trained) for document in documents), 0.0
+def imitate(model, documents: list[Document], averages: Averages, config: Config) -> None:
+    """Add the gradient of (1-α)·L_SFT, and its nats per token to the averages."""
+    tokens = sum(sum(document.trained) for document in documents)
     for flat, cu_seqlens, trained, share in microbatches(documents, config.microbatch, model.device):
         weight, logp = share * token_mean(trained, tokens), model.logprob(flat, cu_seqlens=cu_seqlens, mask=trained)
         weighted_sum((1 - config.alpha) * weight, nll(logp)).backward()
-        nats += weighted_sum(weight, nll(logp.detach())).item()
-    return sum_of_ranks(nats)
+        averages.add(weight, sft_loss=nll(logp))
 
 
 def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Config, step: int, documents: list):
@@ -165,7 +164,7 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
                 averages.add(weight, clip_fraction=clipped)
             if config.alpha < 1:
                 drawn = rng.sample(documents, min(config.sft_batch, len(documents)))
-                averages.update(sft_loss=imitate(model, drawn, config))
+                imitate(model, drawn, averages, config)
             averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
