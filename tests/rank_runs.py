@@ -1,5 +1,6 @@
 """Runs of scripts on several ranks, for `ranks.on_ranks`; imports nothing that registers a device."""
 
+import contextlib
 import importlib
 import os
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from minir1 import distributed
+from minir1 import checkpoint, distributed
 
 
 def run_all(runs: dict, out: Path) -> None:
@@ -17,3 +18,24 @@ def run_all(runs: dict, out: Path) -> None:
         os.environ |= {"WORLD_SIZE": str(dist.get_world_size()), "RANK": str(dist.get_rank())}
     for name, (script, config) in runs.items():
         importlib.import_module(script).main(replace(config, out=out / name))
+
+
+class Stopped(BaseException):
+    """Ends a run on all ranks."""
+
+
+def stop_all(runs: dict, out: Path) -> None:
+    """`run_all`, but each run ends after its first checkpoint."""
+    save = checkpoint.save
+
+    def last(*args, **kwargs):
+        save(*args, **kwargs)
+        raise Stopped
+
+    checkpoint.save = last
+    try:
+        for name, run in runs.items():
+            with contextlib.suppress(Stopped):
+                run_all({name: run}, out)
+    finally:
+        checkpoint.save = save
