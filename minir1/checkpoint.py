@@ -39,8 +39,8 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict, *,
     new checkpoint; all but these two are deleted. A kill at any moment leaves both valid.
 
     Of several ranks each calls this: rank 0 writes, and each its parts of the divided tensors of the state
-    (minir1/sharded_state.py). The training waits for it: written beside the next steps, a folder would get its name, and
-    an error would show, at some later step, and every script would have to wait for the last one before it ends.
+    (minir1/sharded_state.py). The training waits for it: written beside the next steps, a folder would get its name at
+    some later step, an error would show there, and every script would have to wait for the last one before it ends.
 
     Raises ValueError for a negative step, or a state that `weights_only` would not load.
     """

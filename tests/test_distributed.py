@@ -6,7 +6,19 @@ from ranks import on_ranks
 
 from minir1 import distributed
 from minir1.distributed import (
-    deal, divided, exchanged, is_shard, joint_norm, local, mine, on_first, rank, sum_of_ranks, unread, whole, world,
+    deal,
+    divided,
+    exchanged,
+    is_shard,
+    joint_norm,
+    local,
+    mine,
+    on_first,
+    rank,
+    sum_of_ranks,
+    unread,
+    whole,
+    world,
 )  # fmt: skip
 
 DEALT = {  # micro-batches of the whole batch
@@ -51,7 +63,8 @@ def values():
 
 def test_in_one_process_all_is_as_it_was():
     x = torch.ones(3)
-    assert (world(), rank()) == (1, 0) and on_first(lambda: 5) == 5 and exchanged("a") == ["a"] and mine([1, 2]) == [1, 2]
+    assert (world(), rank()) == (1, 0) and on_first(lambda: 5) == 5
+    assert exchanged("a") == ["a"] and mine([1, 2]) == [1, 2]
     assert divided(x) is x and whole(x) is x and local(x) is x and sum_of_ranks(x) is x and joint_norm(x) is x
     assert deal([[0, 1], [2]]) == [([0, 1], 1.0), ([2], 1.0)]
     assert distributed.opening(torch.device("meta"), torch.bfloat16) == (torch.device("meta"), torch.bfloat16)

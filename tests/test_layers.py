@@ -20,7 +20,7 @@ CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge",
 BELOW_SAMPLE = {
     "tokenizer", "templates", "data", "preference_data", "chat_data", "log", "seed", "settings", "checkpoint",
     "optim", "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
-    "text_files", "text_data", "tokenizer_training", "conversation", "ranks", "distributed", "sharded_state",
+    "text_files", "text_data", "tokenizer_training", "conversation", "ranks", "distributed", "sharded_state", "faults",
     "plan",
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "rollout_file", "engine"}
