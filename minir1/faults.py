@@ -24,7 +24,8 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store
 
-ASKED, LOOK, ANSWERS = "asked", 1.0, 4.0  # a key of the store; seconds between looks at it, and to wait for answers
+ASKED, VERDICT = "asked", "verdict"  # keys of the store
+LOOK, ANSWERS = 1.0, 4.0  # seconds between looks at it, and to wait for answers
 ROOT = Path(__file__).parent.parent
 
 
@@ -85,6 +86,8 @@ def _causes(store: Store, rank: int, world: int, wait: timedelta, error: Excepti
         return {r: store.get(f"{kind} {r}").decode() for r in others if store.check([f"{kind} {r}"])}
 
     while not (causes := told("cause")) and len(told("place")) < len(others) and time.monotonic() < end:
+        if store.check([VERDICT]):
+            return store.get(VERDICT).decode()
         time.sleep(0.05)
     places = told("place")
     lines = [f"rank {r} failed: {cause}" for r, cause in causes.items()]
@@ -93,6 +96,8 @@ def _causes(store: Store, rank: int, world: int, wait: timedelta, error: Excepti
     if not lines:
         late = f"did not come within {wait.total_seconds() / 60:g} min: it is at"
         lines = [f"rank {r} {late} {place}" for r, place in places.items() if place]
+    if lines:
+        store.set(VERDICT, "; ".join(lines))  # for ranks that lose the others when this one ends
     return "; ".join(lines) or f"no other rank can be reached: {describe(error)}"
 
 
@@ -105,11 +110,12 @@ def _answer(store: Store, rank: int, over: threading.Event) -> None:
 
 
 def _place() -> str:
-    """File, line and function of this project at which the main thread is; "" inside of torch.distributed."""
+    """File, line and function of this project at which the main thread is; "" where it waits for others, or asks."""
     frames = sys._current_frames()
     frame = frames[threading.main_thread().ident]
     inside = [f"{os.sep}torch{os.sep}distributed{os.sep}" in f.f_code.co_filename for f in (frame, *frames.values())]
-    if inside[0] or (frame.f_code.co_filename == threading.__file__ and any(inside)):  # the latter: `judge.beside`
+    asks, joins = (frame.f_code.co_filename == file for file in (__file__, threading.__file__))
+    if inside[0] or asks or (joins and any(inside)):  # the last: it waits for a thread that exchanges, `judge.beside`
         return ""
     while frame.f_back and not frame.f_code.co_filename.startswith(str(ROOT)):
         frame = frame.f_back

@@ -4,11 +4,16 @@ import os
 import re
 import subprocess
 import sys
+import time
+from datetime import timedelta
 
 import pytest
+import torch.distributed as dist
+from ranks import on_ranks
 from runs import ROOT
 
 from experiments.tools import kill_ranks
+from minir1 import faults
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kill_ranks reads /proc")
 WAIT = 3.0  # seconds, of MINIR1_WAIT_MINUTES
@@ -26,6 +31,25 @@ def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("faults") / "out"
     assert kill_ranks.main(kill_ranks.Config(kills=1, out=out)) == {"equal": 1, "differs": 0, "fails": 0}
     return out
+
+
+def three(folder):
+    """What ranks 0 and 2 say of rank 1, which hangs."""
+    rank, store = dist.get_rank(), dist.FileStore(str(folder / "faults"), 3)
+    try:
+        with faults.named(store, rank, 3, timedelta(minutes=2)):
+            if rank == 1:
+                time.sleep(4)
+            else:
+                raise RuntimeError("[gloo/transport/tcp/pair.cc] Timed out")
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_only_the_rank_that_hangs_is_named(tmp_path):
+    first, none, last = on_ranks(3, three, tmp_path)
+    assert none is None and first == last
+    assert re.fullmatch(r"rank 1 did not come within 2 min: it is at tests/test_faults\.py, line \d+, in three", first)
 
 
 def torchrun(restarts: int, faults: str, runs, out) -> subprocess.CompletedProcess:
