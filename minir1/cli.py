@@ -79,7 +79,7 @@ def _options(config: type, words: list[str], settings: dict):
 
 def _end(line: str, code: int) -> None:
     name = f"rank {ranks.rank()}: " if ranks.world() > 1 else ""
-    print(name + line, file=sys.stderr, flush=True)
+    print(f"{name}{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, as other ranks print too
     if ranks.world() > 1:
         os._exit(code)  # threads and process groups would wait for ranks that are gone
     sys.exit(code)

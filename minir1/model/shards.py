@@ -74,7 +74,8 @@ class Sums:
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group, op, async_op: bool = False):
         """Each rank's part of the sum into output_tensor. Waits for no device."""
         self.finite = torch.linalg.vector_norm(input_tensor).isfinite() & self.finite
-        return dist.reduce_scatter_tensor(output_tensor, input_tensor, op, group, async_op)
+        reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # before torch 2.13
+        return reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
 
 
 def not_finite(model: nn.Module) -> str:
