@@ -48,7 +48,8 @@ def named(store: Store, rank: int, world: int, wait: timedelta) -> Iterator[None
     would meet it again, or resume the run that this one was not to touch.
     """
     own, over = attempt(store), threading.Event()
-    threading.Thread(target=_answer, args=(own, rank, over), daemon=True).start()
+    thread = threading.Thread(target=_answer, args=(own, rank, over), daemon=True)
+    thread.start()
     try:
         yield
     except Exception as error:
@@ -62,6 +63,7 @@ def named(store: Store, rank: int, world: int, wait: timedelta) -> Iterator[None
         raise
     finally:
         over.set()
+        thread.join(LOOK)  # Python aborts where it ends amid a call of the store
 
 
 def describe(error: Exception) -> str:
