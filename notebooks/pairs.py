@@ -25,7 +25,8 @@ from minir1.tasks import Problem, Verdict, share
 SPLITS = ("train", "validation", "test")
 DATA = None  # problems are generated
 LARGEST, NUMBERS, ORDERS = 7, 5, 6
-AT_ONCE, RIGHT, CHECKED, GIVE_UP = 0.15, 0.2, 0.35, 0.7  # shares of documents, of answers, of documents; after a try
+CHECKED, AT_ONCE, PATIENT = 0.35, 0.15, 0.2  # shares: of the documents; of the problems; of the searches
+RIGHT, GIVE_UP = 0.2, 0.8  # chances: of an answer at once to be right; of the others to give up after a try
 PROMPT = re.compile(r"make ([0-9]+) from ([0-9](?:,[0-9])*)")
 TRY = re.compile(r"([0-9])\+([0-9])=([0-9]+):([0-9]+) (yes|no)\n")
 
@@ -92,7 +93,8 @@ def probes() -> list[list[tuple[str, str]]]:
     texts = []
     for n, problem in enumerate(problems("validation")[:100]):
         target, numbers = parse(problem.prompt)
-        pairs = random.Random(n).sample(list(combinations(numbers, 2)), 2) + [tuple(map(int, problem.reference.split("+")))]
+        pairs = random.Random(n).sample([*combinations(numbers, 2)], 2)
+        pairs.append(tuple(map(int, problem.reference.split("+"))))
         pieces = [(f"User:{problem.prompt}\nAssistant:<think>", "")]
         for a, b in pairs:
             verdict = "yes" if a + b == target else "no"
@@ -110,10 +112,10 @@ def _at_once(rng: random.Random, problem: Problem) -> tuple[str, str]:
 def _searched(rng: random.Random, problem: Problem) -> tuple[str, str]:
     """Tries in the order of the prompt until one succeeds or patience ends, and the last of them."""
     target, numbers = parse(problem.prompt)
-    lines = []
+    lines, patient = [], rng.random() < PATIENT
     for a, b in combinations(numbers, 2):
         lines.append(_line(a, b, target))
-        if a + b == target or rng.random() < GIVE_UP:
+        if a + b == target or (not patient and rng.random() < GIVE_UP):
             break
     return "".join(lines), f"{a}+{b}"
 
