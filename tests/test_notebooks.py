@@ -153,10 +153,10 @@ def test_pairs_references_and_documents_are_what_it_judges():
 # ---- 05: the pipeline --------------------------------------------------------------------------
 
 
-def test_the_pipeline_reads_the_small_run_that_is_kept(tmp_path):
+def test_the_pipeline_reads_what_was_kept_of_a_run(tmp_path):
     shown = execute(PIPELINE, tmp_path / "none")
-    assert shown.count("image/png") == PICTURES["05_the_pipeline"]
-    assert "r1_small: Base, R1-Zero, Cold start" in shown and shown.count("=====") == 6
+    assert shown.count("image/png") + shown.count("no values for the figure") == PICTURES["05_the_pipeline"]
+    assert shown.count("image/png") >= 4 and "r1_kept: Base, R1-Zero, Cold start" in shown
 
 
 def test_the_pipeline_reads_a_run(tmp_path):

@@ -1,6 +1,6 @@
 """Keep what a reader needs of a run of experiments/r1.py: its results, thinned metrics and sampled answers, no weights.
 
-    python -m experiments.tools.keep_run runs/r1-small docs/results/r1_small
+    python -m experiments.tools.keep_run runs/r1 docs/results/r1_kept
 
 The result is a folder that experiments/report_run.py and notebooks/05_the_pipeline.ipynb read as they read the run.
 Of pre-training and SFT every n-th row is kept, of RL every row, and of each row the values that figures use.
