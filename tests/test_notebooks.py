@@ -141,6 +141,11 @@ def test_pairs_judges(answer, right):
     assert (PAIRS.verify(problem, f"<think>2+5=7:9 no\n</think><answer>{answer}</answer>").status == "right") == right
 
 
+def test_pairs_takes_each_number_once():
+    text = "</think><answer>4+4</answer>"
+    assert PAIRS.verify(tasks.Problem("make 8 from 2,5,4,7,1", "7+1"), text).status == "wrong"
+
+
 def test_pairs_references_and_documents_are_what_it_judges():
     for problem in PAIRS.problems("test"):
         assert PAIRS.verify(problem, f"</think><answer>{problem.reference}</answer>").status == "right"
@@ -156,7 +161,7 @@ def test_pairs_references_and_documents_are_what_it_judges():
 def test_the_pipeline_reads_what_was_kept_of_a_run(tmp_path):
     shown = execute(PIPELINE, tmp_path / "none")
     assert shown.count("image/png") + shown.count("no values for the figure") == PICTURES["05_the_pipeline"]
-    assert shown.count("image/png") >= 4 and "r1_kept: Base, R1-Zero, Cold start" in shown
+    assert shown.count("image/png") >= 4 and "r1_pipeline: Base, R1-Zero, Cold start" in shown
 
 
 def test_the_pipeline_reads_a_run(tmp_path):

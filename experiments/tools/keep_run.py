@@ -1,6 +1,6 @@
 """Keep what a reader needs of a run of experiments/r1.py: its results, thinned metrics and sampled answers, no weights.
 
-    python -m experiments.tools.keep_run runs/r1 docs/results/r1_kept
+    python -m experiments.tools.keep_run runs/r1 docs/results/r1_pipeline
 
 The result is a folder that experiments/report_run.py and notebooks/05_the_pipeline.ipynb read as they read the run.
 Of pre-training and SFT every n-th row is kept, of RL every row, and of each row the values that figures use.
@@ -88,8 +88,8 @@ def main(config: Config) -> None:
         for kind in ("test", "general"):
             if (config.run / kind / name / "result.json").exists():
                 test(config.run / kind / name, config.out / kind / name)
-    kept = [path for path in config.out.rglob("*") if path.is_file()]
-    print(f"{config.out}: {len(kept)} files, {sum(path.stat().st_size for path in kept) / 1e3:.0f} kB")
+    files = [path for path in config.out.rglob("*") if path.is_file()]
+    print(f"{config.out}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":
