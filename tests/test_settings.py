@@ -78,7 +78,7 @@ ALLOWED = {  # what is senseless elsewhere and has a meaning here, which the com
     "thinking": {0}, "turns": {0}, "port": {0}, "store_steps": {0},
 }  # fmt: skip
 REQUIRED = {"checkpoint": Path("x"), "policy": Path("x"), "base": Path("x"), "model": "deepseek-v3", "name": "rloo",
-            "a": Path("x"), "b": Path("y"), "run": Path("x"), "teacher": Path("x"),
+            "a": Path("x"), "b": Path("y"), "run": Path("x"), "out": Path("nosuch"), "teacher": Path("x"),
             "teachers": (Path("x"),), "pipelines": (Path("x"),), "data": (Path("x"),)}  # fmt: skip
 
 
