@@ -24,7 +24,7 @@ BELOW_SAMPLE = {
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "engine"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
-NO_TORCH = {"tasks", "rewards", "metrics", "answer_text", "address", ""}  # "": minir1/__init__.py, run before others
+NO_TORCH = {"tasks", "rewards", "metrics", "diagnosis", "answer_text", "address", ""}  # "": minir1/__init__.py
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
 }
