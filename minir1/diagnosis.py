@@ -19,7 +19,7 @@ import numpy as np
 
 Rows, Config = Sequence[Mapping[str, float]], Mapping[str, object]
 FALL = 0.1  # of the accuracy, from its best quarter to its last, that counts as a collapse
-SURPLUS = 16  # times what right answers need: stored runs at the usual learning rate measured 2 to 11 (docs/gallery.md)
+SURPLUS = 16  # times what right answers need: measured are 1 to 11 at a usual learning rate (docs/gallery.md)
 
 
 class Finding(NamedTuple):
