@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,3 +95,16 @@ def test_options_of_a_command_line():
     assert gallery.options("r1_zero --beta 0.05 --reference-reset 4") == {"beta": 0.05, "reference_reset": 4}
     assert gallery.options("r1_zero --steps 3") == {"beta": 0.001, "reference_reset": 0}
     assert math.isclose(gallery.options("x --beta 0.0 ")["beta"], 0)
+
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results" / "gallery.json"
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="docs/results holds nothing yet")
+def test_what_the_page_says():
+    """In every seed the set-up is recognised, and no healthy run is accused."""
+    results = json.loads(RESULTS.read_text())
+    assert results["broken"].keys() == BROKEN.keys() and results["healthy"].keys() == HEALTHY.keys()
+    for name, runs in results["broken"].items():
+        assert len(runs) == 3 and all(name in run["findings"] for run in runs.values()), name
+    assert not [name for name, runs in results["healthy"].items() for run in runs.values() if run["findings"]]
