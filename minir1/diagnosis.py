@@ -117,7 +117,8 @@ def truncated_sampling(rows: Rows, config: Config) -> str | None:
         return None
     if 1 - mean.mean() < 0.9 * deviation.mean():
         return None
-    return f"train/ratio is {mean.mean():.3f} before the first update, and train/ratio_deviation 1 less that: one-sided"
+    below = f"train/ratio is {mean.mean():.3f} before the first update, below 1 by as much as train/ratio_deviation"
+    return f"{below}, {deviation.mean():.3f}"
 
 
 def verifier_errs(rows: Rows, config: Config) -> str | None:
@@ -159,7 +160,8 @@ def end_token_not_trained(rows: Rows, config: Config) -> str | None:
     truncated, endless = values(rows, "train/truncated"), values(rows, "train/endless")
     if not len(truncated) or not len(endless) or endless.mean() < max(0.25, 0.5 * truncated.mean()):
         return None
-    return f"{truncated.mean():.0%} of the answers are truncated, {endless.mean():.0%} after </answer> (train/endless)"
+    share = f"{truncated.mean():.0%} of the answers are truncated"
+    return f"{share}, {endless.mean():.0%} after their answer (train/endless)"
 
 
 def router_collapse(rows: Rows, config: Config) -> str | None:
@@ -175,15 +177,20 @@ def router_collapse(rows: Rows, config: Config) -> str | None:
 
 
 def learning_rate_too_high(rows: Rows, config: Config) -> str | None:
-    """The accuracy fell, the reward did not rise, and the steps were long: one update took over a fifth of the tokens
-    out of the clip's interval, or the policy is far further from the reference than right answers need."""
+    """The accuracy is below that of three steps in a row, the reward did not rise, and the steps were long: one update
+    took over a fifth of the tokens out of the clip's interval, or the policy is far further from the reference than
+    right answers need. A collapse within a quarter of the run leaves no trace in the mean of that quarter."""
     accuracy, reward, moved = quarters(rows, "train/accuracy"), quarters(rows, "train/reward"), drift(rows)
-    if accuracy is None or reward is None or lost(rows, accuracy) < FALL or rise(reward, accuracy):
+    if accuracy is None or reward is None:
+        return None
+    best = np.convolve(values(rows, "train/accuracy"), np.full(3, 1 / 3), "valid").max()
+    fallen = max(best, start(rows, "preflight/pass@1") or 0.0) - accuracy.mean[-1]
+    if fallen < FALL or (lost(rows, accuracy) and rise(reward, accuracy)):
         return None
     share = values(rows, "train/clip_fraction").max(initial=0.0)
     if share < 0.2 and not far(moved):
         return None
-    text = f"train/accuracy fell by {lost(rows, accuracy):.0%}; train/clip_fraction reached {share:.0%}"
+    text = f"train/accuracy fell by {fallen:.0%}; train/clip_fraction reached {share:.0%}"
     return text + (f"; {moved[0]:.0f} nats per answer from the reference" if far(moved) else "")
 
 

@@ -40,6 +40,7 @@ def falling(top: float, bottom: float) -> np.ndarray:
 
 FAR = SURPLUS * -math.log(0.3) / 50  # nats per token at the bound, for answers of 50 tokens
 FLAT = np.tile([0.69, 0.71], 20)
+EARLY = np.array([0.7, 0.9, 0.9] + [0.4] * 7 + [0.6] * 30)  # a collapse within the first quarter, and half a recovery
 NONE = {"accuracy": 0.0, "reward": 0.0}
 BROKEN = [  # name of the finding, columns that show it, the same just within the bound, changes of the config
     ("group of one", {"grad_norm": 0.0}, {"grad_norm": 0.002}, {"num_generations": 1}),
@@ -58,6 +59,8 @@ BROKEN = [  # name of the finding, columns that show it, the same just within th
     ("learning rate too high",
      {"accuracy": falling(0.8, 0.6), "reward": falling(0.9, 0.7), "kl": 1.1 * FAR},
      {"accuracy": falling(0.8, 0.75), "reward": falling(0.9, 0.85), "kl": 1.1 * FAR}, {}),
+    ("learning rate too high",
+     {"accuracy": EARLY, "reward": EARLY, "kl": 1.1 * FAR}, {"accuracy": EARLY, "reward": EARLY, "kl": 0.9 * FAR}, {}),
     ("no KL", {"kl": 1.1 * FAR}, {"kl": 0.9 * FAR}, {"beta": 0.0}),
     ("reward hacked", {"accuracy": falling(0.6, 0.4)}, {"accuracy": falling(0.6, 0.55)}, {}),
     ("reward hacked",
