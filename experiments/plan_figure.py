@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from minir1.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, STYLE, VIOLET, tall_headline, wide_figure, write
 from minir1.gpus import GIB
-from minir1.memory import LEARNED, SAMPLED
-from minir1.plan import USABLE, Job, memory_parts, peak
+from minir1.memory import LEARNED, SAMPLED, peak
+from minir1.plan import USABLE, Job, memory_parts
 
 COLOURS = [(colour, alpha) for alpha in (1.0, 0.5) for colour in (BLUE, ORANGE, GREEN, VIOLET, RED, GREY)]
-ABSENT = {"sampling": (*LEARNED, "gathered"), "training": (*SAMPLED, "copy")}  # parts that a phase does not have
+ABSENT = {"sampling": LEARNED, "training": SAMPLED}  # parts that a phase does not have
 
 
 def draw(name: str, job: Job, path: Path) -> Figure:
