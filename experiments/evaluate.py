@@ -345,4 +345,4 @@ def reasons(grid: list[list[Answer]]) -> list[tuple[str, int]]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

@@ -34,7 +34,15 @@ from minir1.losses import nll
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.hf_config import to_hf_config
-from minir1.model.moe import MoE, Routing, balance_step, expert_load, maximal_violation, sequence_balance_loss
+from minir1.model.moe import (
+    MoE,
+    Routing,
+    balance_step,
+    expert_load,
+    idle_share,
+    maximal_violation,
+    sequence_balance_loss,
+)
 from minir1.model.shards import gathered, shard
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
@@ -230,6 +238,7 @@ def main(config: Config) -> dict[str, float]:
                 metrics["train/mtp_loss"] = mtp_loss
             if loads:
                 metrics["train/max_violation"] = max(maximal_violation(load) for load in loads)
+                metrics["train/idle_experts"] = max(idle_share(load) for load in loads)
             run.log(step, metrics | {"perf/train_tok_s": speed})
             advance()
             if step % 100 == 0 or step == config.steps:
@@ -249,4 +258,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

@@ -20,22 +20,25 @@ REFUSED = (ValueError, OSError, ImportError, SyntaxError)  # options, files (a t
 FAILED = (RuntimeError, ArithmeticError, MemoryError)  # a run, such as one whose loss is not finite: exit code 1
 
 
-def run(main: Callable, config: type, **settings) -> None:
+def run(main: Callable, config: type, *, on_ranks: bool = False, **settings) -> None:
     """Call `main` with the options of the command line, as the dataclass `config` describes them.
 
-    settings: those of tyro.cli, such as default=Config(steps=10). What is wrong with the input or went wrong in the run
-    is printed as one line, `error: what is wrong and what is allowed`. Errors that this project did not raise itself
-    are named with their type. With --debug, an option of every script, the line is a traceback. Errors of other types
-    than REFUSED and FAILED are bugs and always have one. Ctrl-C ends with exit code 130.
+    What is wrong with the input or went wrong in the run is printed as one line, `error: what is wrong and what is
+    allowed`. Errors that this project did not raise itself are named with their type. With --debug, an option of every
+    script, the line is a traceback. Errors of other types than REFUSED and FAILED are bugs and always have one. Ctrl-C
+    ends with exit code 130.
 
-    Under torchrun the run has its ranks (minir1/distributed.py), the line names the rank, and processes that it starts
-    again after a failure resume.
+    on_ranks: whether torchrun may start it in several processes, its ranks (minir1/distributed.py). The line of an
+    error then names the rank, and ranks that torchrun starts again after a failure resume. settings: those of tyro.cli,
+    such as default=Config(steps=10).
     """
     debug = "--debug" in sys.argv
     try:
         options = _options(config, [word for word in sys.argv[1:] if word != "--debug"], settings)
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and hasattr(options, "resume"):
             options = replace(options, resume=True)
+        if ranks.world() > 1 and not on_ranks:
+            raise ValueError("this script runs in one process: start it without torchrun")
         with ranks.group():
             main(options)
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel
 from minir1.model.hf_tensors import uncompiled
 from minir1.model.lora import adapters, adapters_off, add_adapters, merge, restore_adapters, save_adapters
+from minir1.model.moe import Routing, expert_load, idle_share
 from minir1.model.shards import fill, gathered, is_sharded
 from minir1.model.transformer import Transformer
 from minir1.rollout import Rollout
@@ -83,10 +84,18 @@ def reference_of(model: Transformer) -> Transformer:
 
 
 @torch.no_grad()
-def logprobs(model: Transformer, rollout: Rollout, microbatch: int, *, replay: bool = False) -> Tensor:
+def logprobs(
+    model: Transformer,
+    rollout: Rollout,
+    microbatch: int,
+    *,
+    replay: bool = False,
+    record: list[Routing] | None = None,
+) -> Tensor:
     """log π(x_t | x_<t) of the answers under a model, at the sampler's temperature: fp32 [B, T], without gradient.
 
-    replay: each token goes to the experts that the sampler chose (Rollout.routes).
+    replay: each token goes to the experts that the sampler chose (Rollout.routes). The routing of every MoE layer, in
+    each micro-batch, is appended to `record`, if any.
     """
     logp = torch.zeros_like(rollout.logp)
     with gathered(model):
@@ -94,7 +103,7 @@ def logprobs(model: Transformer, rollout: Rollout, microbatch: int, *, replay: b
             rows = torch.tensor(rows, device=logp.device)
             batch = rollout.select(rows)
             settings = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
-            part = model.logprob(batch.tokens, **settings, routes=batch.routes if replay else None)
+            part = model.logprob(batch.tokens, **settings, routes=batch.routes if replay else None, record=record)
             logp[rows, : part.shape[1]] = part
     return sum_of_ranks(logp)
 
@@ -159,6 +168,9 @@ def on_policy_check(
     bfloat16 alone moved it by 0.4. RuntimeError if the mean is above `most`, or the quantile above 10 · `most`:
     no objective is right for samples of another policy. None: 0.001, far above the rounding of fp32 and below what
     top-p = 0.9 does; 0.05 for 16-bit weights, whose rounding reaches 0.025. RuntimeError also for NaN or ∞ in logp.
+
+    Also the mean of r_t, which is below 1 if the sampler left tokens out; and of a model with experts the largest share
+    of idle ones in a layer (`moe.idle_share`).
     """
     bad = (rollout.mask & ~rollout.logp.isfinite()).nonzero().tolist()
     if bad:
@@ -167,15 +179,23 @@ def on_policy_check(
         most = 0.05 if computed_in(model.embedding.weight).itemsize < 4 else 0.001
     B = len(rollout.length)
     part = rollout.select(torch.arange(min(rows, B), device=rollout.length.device) * B // min(rows, B))
-    ratio = (logprobs(model, part, microbatch, replay=replay) - part.logp).exp()
-    deviation = (ratio - 1).abs()[part.mask].cpu().double()  # Apple's GPUs have no float64
+    record: list[Routing] = []
+    ratio = (logprobs(model, part, microbatch, replay=replay, record=record) - part.logp).exp()
+    ratio = ratio[part.mask].cpu().double()  # Apple's GPUs have no float64
+    deviation = (ratio - 1).abs()
     mean, high = deviation.mean().item(), deviation.sort().values[int(0.99 * (len(deviation) - 1))].item()
     if not (mean <= most and high <= 10 * most):
         raise RuntimeError(
             f"before the first update |ratio - 1| is {mean:.2g} on average and {high:.2g} at the 99 % quantile "
             f"(allowed: {most:g} and {10 * most:g}): sampler and trainer do not compute the same policy"
         )
-    return {"train/ratio_deviation": mean, "train/ratio_deviation_q99": high}
+    metrics = {"train/ratio": ratio.mean().item(), "train/ratio_deviation": mean, "train/ratio_deviation_q99": high}
+    if layers := model.config.moe_layers:
+        loads = torch.zeros(layers, model.config.experts, dtype=torch.int64, device=model.device)
+        for index, routing in enumerate(record):
+            loads[index % layers] += expert_load(routing)
+        metrics["train/idle_experts"] = max(map(idle_share, sum_of_ranks(loads)))
+    return metrics
 
 
 def save(model: Transformer, tokenizer: Tokenizer, path: Path, source: Source) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from experiments import pretrain_text, reward_model, train_tokenizer
+from experiments import gallery, pretrain_text, reward_model, train_tokenizer
 from experiments.benchmarks import bench_chat, serving, verifiers
 from experiments.count import human
 from experiments.studies import (
@@ -297,6 +297,10 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "published_v3": (None, scaling.page_v3),
     "published_runs": (None, scaling.page_runs),
     "long_tail": ("long_tail.json", long_tail.page),
+    "gallery": ("gallery.json", gallery.page),
+    "gallery_healthy": ("gallery.json", gallery.page_healthy),
+    "gallery_stored": ("gallery.json", gallery.page_stored),
+    "gallery_seconds": ("gallery.json", gallery.page_seconds),
 } | {f"diff_{name}": (None, partial(variants.page, name)) for name in variants.COPIES}
 
 
