@@ -24,12 +24,11 @@ from experiments.count import find, human
 from minir1 import cli, plan
 from minir1.gpus import GIB, GPUS, gpu
 from minir1.log import table
-from minir1.memory import LEARNED, SAMPLED, peak
+from minir1.memory import peak
 from minir1.plan import Job, copy_bytes, fits, host_bytes, memory_parts
 from minir1.settings import above, at_least, new_file
 
 SIZES = (1, 2, 4, *(8 << n for n in range(12)))  # numbers of GPUs that are tried
-PHASES = {"sampling": SAMPLED, "training": LEARNED}
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def show(name: str, job: Job) -> None:
     """Three tables: memory of a GPU, seconds of the step with their causes, and the bytes exchanged."""
     parts, usable = memory_parts(job), plan.USABLE * job.gpu.memory
     bar = lambda n: "█" * (length := min(40, round(40 * n / max(usable, peak(parts))))) + "·" * (40 - length)
-    when = {part: phase for phase, names in PHASES.items() for part in names}
+    when = {part: phase for phase, names in plan_figure.phases(job).items() for part in names}
     rows = [
         [part, f"{n / GIB:.2f}", when.get(part, "always"), bar(n)]
         for part, n in sorted(parts.items(), key=lambda item: -item[1])
