@@ -86,8 +86,8 @@ def same_training(one: Path, two: Path) -> None:
 
 def same_evaluation(one: Path, two: Path) -> None:
     """Texts, verdicts and figures to the last digit; entropies but for the rounding of sums over other batches."""
-    lines = ([json.loads(line) for line in (path / "answers.jsonl").read_text().splitlines()[1:]] for path in (one, two))
-    for line, other in zip(*lines, strict=True):
+    texts = ((path / "answers.jsonl").read_text().splitlines()[1:] for path in (one, two))
+    for line, other in zip(*([json.loads(line) for line in text] for text in texts), strict=True):
         for answer in line["answers"]:
             answer["entropy"] = pytest.approx(answer["entropy"], abs=1e-5)
         assert line == other

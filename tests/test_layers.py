@@ -25,7 +25,7 @@ BELOW_SAMPLE = {
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "rollout_file", "engine"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
-NO_TORCH = {"tasks", "rewards", "metrics", "diagnosis", "answer_text", "address", "gpus", ""}  # "": __init__.py, run first
+NO_TORCH = {"tasks", "rewards", "metrics", "diagnosis", "answer_text", "address", "gpus", ""}  # "": __init__.py
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
 }
