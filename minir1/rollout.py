@@ -112,8 +112,8 @@ def collect(
     ids = (torch.arange(P * answers) if rows is None else rows).view(P, answers)
     order = sorted(range(P), key=lambda p: len(prompts[p]))
     own, part = mine(order), None
-    if own:
-        with gathered(model):
+    with gathered(model):  # by all ranks, also one for which no prompt is left
+        if own:
             part = _collect(model, [prompts[p] for p in own], rows=ids[own].flatten(), **settings)
     parts = [part for part in exchanged(part and part.to("cpu")) if part is not None]
     block = torch.tensor([p for r in range(world()) for p in order[r :: world()]]).argsort()  # of each prompt's rows

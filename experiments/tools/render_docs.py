@@ -292,6 +292,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "estimators_distill": ("estimators.json", estimators.page_distill),
     "departures": (None, departures.page),
     "refused": (None, scaling.page_refused),
+    "too_large": (None, scaling.page_too_large),
     "scales": (None, scaling.page_scales),
     "published_v3": (None, scaling.page_v3),
     "published_runs": (None, scaling.page_runs),
