@@ -29,12 +29,13 @@ from experiments import preference_figures
 from minir1 import checkpoint, cli
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
+from minir1.distributed import opening
 from minir1.log import open_run, progress_line, steps, table
 from minir1.model import heads
 from minir1.model.heads import ScalarModel, ValueHead
 from minir1.model.shards import gathered, shard
 from minir1.optim import adamw, clip_gradients, warmup_stable_decay
-from minir1.policy import load_policy
+from minir1.policy import load_policy, put_back
 from minir1.preference import bradley_terry, calibration, calibration_error
 from minir1.preference_data import Rows, accuracy, in_parts, load, padded
 from minir1.seed import seed_everything
@@ -159,14 +160,14 @@ def main(config: Config) -> dict[str, float]:
     resumed = checkpoint.resume(folder) if config.resume else None
     dtype = pick_dtype(config.dtype, device)
     if resumed:
-        model, tokenizer = heads.load(resumed, device, dtype)
+        model, tokenizer = heads.load(resumed, *opening(device, dtype))
         model.trunk.recompute(config.recompute)
     else:
         trunk, tokenizer, _ = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
         heads.scalar_class(trunk.config)  # what cannot be saved is refused before it is trained
-        model = ScalarModel(trunk, ValueHead(trunk.config.dim).to(device, dtype))
-    opening = tokenizer, config.max_length, config.template
-    train, held_out = (load(path, *opening) for path in (config.pairs, config.held_out))
+        model = ScalarModel(trunk, ValueHead(trunk.config.dim).to(trunk.embedding.weight))
+    reading = tokenizer, config.max_length, config.template
+    train, held_out = (load(path, *reading) for path in (config.pairs, config.held_out))
     if config.margin and any(pair.score_gap is None for pair in train + held_out):
         raise ValueError(f"margin = {config.margin}: some pairs have no score_chosen and score_rejected; 0 without")
     shard(device, dtype, model)
@@ -175,7 +176,7 @@ def main(config: Config) -> dict[str, float]:
         state = checkpoint.load_state(resumed, device)
         checkpoint.verify(resumed, state.pop("sha256", {}))
         same_steps(config.steps, state["steps"])
-        optimizer.load_state_dict(state["optimizer"])
+        put_back(optimizer, state["optimizer"])
     else:
         state = {"step": 0, "seconds": 0.0}
     run.start(state["step"] if resumed else -1)

@@ -14,18 +14,19 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from minir1 import sharded_state
-from minir1.distributed import on_first
+from minir1.distributed import exchanged, mine, on_first
 from minir1.files import replace_text
 
 STATE, NONE = "training_state.pt", "none"
 WEIGHTS = (".safetensors", ".distcp")
+INDEX = ".metadata"  # of the .distcp files
 NAME = re.compile(r"step-[0-9]{6,}")
 READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")  # to open a model
 
@@ -38,7 +39,8 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict, *,
     new checkpoint; all but these two are deleted. A kill at any moment leaves both valid.
 
     Of several ranks each calls this: rank 0 writes, and each its parts of the divided tensors of the state
-    (minir1/sharded_state.py).
+    (minir1/sharded_state.py). The training waits for it: written beside the next steps, a folder would get its name, and
+    an error would show, at some later step, and every script would have to wait for the last one before it ends.
 
     Raises ValueError for a negative step, or a state that `weights_only` would not load.
     """
@@ -50,6 +52,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict, *,
     write(aside)
     rest, shards = sharded_state.apart(state)
     sharded_state.write(aside, shards)
+    rest = rest | {"sha256": digests(aside)}
     on_first(lambda: _end(folder, final, aside, rest, best))
     return final
 
@@ -67,7 +70,7 @@ def _begin(folder: Path, final: Path) -> Path:
 
 def _end(folder: Path, final: Path, aside: Path, state: dict, best: bool) -> None:
     """Add the state, and give the folder its name."""
-    torch.save(state | {"sha256": digests(aside)}, aside / STATE)
+    torch.save(state, aside / STATE)
     load_state(aside, device="meta")  # a state that cannot be loaded must fail now, not at the resume
     for path in [*aside.rglob("*"), aside]:
         _fsync(path)
@@ -132,7 +135,7 @@ def load_state(path: Path, device: str = "cpu") -> dict:
     """The `state` of the checkpoint folder `path`, its tensors on `device`; its key sha256 is for `verify`.
 
     Raises ValueError naming the file if it is missing, damaged (every byte is checked), or holds more than tensors and
-    plain Python values.
+    plain Python values. The files of divided tensors are verified before they are read, as one of them is a pickle.
     """
     file = Path(path) / STATE
     if not file.is_file():
@@ -146,25 +149,40 @@ def load_state(path: Path, device: str = "cpu") -> dict:
         raise ValueError(f"{file} holds more than tensors and plain Python values") from error
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read, it is cut short or damaged: {error}") from error
-    return state if torch.device(device).type == "meta" else sharded_state.together(file.parent, state, device)
+    if torch.device(device).type == "meta":
+        return state
+    if isinstance(state, dict) and (expected := state.get("sha256")):
+        shards = {name for name in expected if name.startswith(sharded_state.FOLDER)}
+        verify(file.parent, {name: expected[name] for name in shards})
+        state["sha256"] = {name: expected[name] for name in expected.keys() - shards}
+    return sharded_state.together(file.parent, state, device)
 
 
-def digests(path: Path) -> dict[str, str]:
-    """Name -> SHA-256 of the files in `path`, and folders below, from which a model is opened; 1.4 GB/s on one core."""
+def digests(path: Path, only: Collection[str] | None = None) -> dict[str, str]:
+    """Name -> SHA-256 of the files in `path`, and folders below, from which a model is opened, and of divided tensors.
+
+    only: names of files, to read no others. Of several ranks each calls this and reads some of the files, 1.4 GB/s on
+    one core.
+    """
+    names = on_first(lambda: sorted(str(file.relative_to(path)) for file in path.rglob("*") if _is_read(file)))
     result = {}
-    for file in sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS or file.name in READ):
+    for name in mine([name for name in names if only is None or name in only]):
         digest = hashlib.sha256()
-        with open(file, "rb") as opened:
+        with open(path / name, "rb") as opened:
             while chunk := opened.read(2**20):
                 digest.update(chunk)
-        result[str(file.relative_to(path))] = digest.hexdigest()
-    return result
+        result[name] = digest.hexdigest()
+    return dict(sorted((name, digest) for part in exchanged(result) for name, digest in part.items()))
+
+
+def _is_read(file: Path) -> bool:
+    return file.suffix in WEIGHTS or file.name in (*READ, INDEX)
 
 
 def verify(path: Path, expected: dict[str, str]) -> None:
     """ValueError naming the first file that is not as it was when `digests` returned `expected`."""
-    present = digests(path) if expected else {}
-    for name in expected:
+    present = digests(path, expected) if expected else {}
+    for name in sorted(expected):
         if present.get(name) != expected[name]:
             raise ValueError(f"{path / name} has changed since the run saved its digest: put the old file back")
 

@@ -45,14 +45,22 @@ def run(main: Callable, config: type, *, on_ranks: bool = False, **settings) -> 
         advice = ": the same command with --resume continues from what was saved"
         _end("interrupted" + (advice if hasattr(config, "resume") else ""), 130)
     except (*REFUSED, *FAILED) as error:
-        if debug:
+        if debug and ranks.world() == 1:
             raise
+        if debug:
+            traceback.print_exc()
         text = " ".join(str(error).split())
-        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|size calculation overflow", text):
+        exhausted = re.search("out of memory|allocate memory|size calculation overflow", text)
+        if isinstance(error, MemoryError) or (exhausted and not _raised_here(error)):
             text = f"out of memory: {text[:300]}"
         elif not (isinstance(error, OSError) or _raised_here(error)):
             text = f"{type(error).__name__}: {text[:300]} (--debug shows where)"
         _end(f"error: {text}", 2 if isinstance(error, REFUSED) else 1)
+    except Exception as error:
+        if ranks.world() == 1:
+            raise
+        traceback.print_exc()
+        _end(f"error: {type(error).__name__}", 1)
 
 
 def _options(config: type, words: list[str], settings: dict):
@@ -74,7 +82,9 @@ def _options(config: type, words: list[str], settings: dict):
 
 def _end(line: str, code: int) -> None:
     name = f"rank {ranks.rank()}: " if ranks.world() > 1 else ""
-    print(name + line, file=sys.stderr)
+    print(name + line, file=sys.stderr, flush=True)
+    if ranks.world() > 1:
+        os._exit(code)  # threads and process groups would wait for ranks that are gone
     sys.exit(code)
 
 

@@ -30,6 +30,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from minir1 import faults
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -53,19 +55,24 @@ def rank() -> int:
 def group() -> Iterator[None]:
     """The process group of torchrun's processes, as long as the block lasts: NCCL between GPUs, gloo between CPUs.
 
-    Only rank 0 prints.
+    Only rank 0 prints. Where one rank fails, the errors of the others name it (minir1/faults.py).
     """
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing here changes one in place
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=WAIT)
-    second_group()
+    store, number, size = next(dist.rendezvous("env://", timeout=WAIT))
+    faults.refused_before(store)
+    started = {"store": faults.attempt(store), "rank": number, "world_size": size, "timeout": WAIT}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", **started)
     stdout = sys.stdout
     if rank():
         sys.stdout = open(os.devnull, "w")
     try:
-        yield
+        with faults.named(store, number, size, WAIT):
+            second_group()
+            yield
+            dist.barrier()  # the first to end would close the connections of the others
     finally:
         sys.stdout = stdout
     dist.destroy_process_group()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minir1.distributed import computed_in, divided, joint_norm, local, whole
+from minir1.model.shards import not_finite
 
 # Quintics a·σ + b·σ³ + c·σ⁵. Each minimises max |p(σ) - 1| over the interval to which the ones before it map [0.01, 1]
 # (Polar Express, arXiv:2505.16932, section 3).
@@ -165,7 +166,8 @@ def muon(
 def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
     """Scale the gradients, in place, to a joint norm over all ranks of at most `largest`; returns the norm before.
 
-    RuntimeError with step and tensor where a gradient is not finite; no weight has changed by then.
+    RuntimeError with step and tensor where a gradient is not finite, on all ranks and with the one where it began; no
+    weight has changed by then.
     """
     holders = {name: getattr(p, "master", p) for name, p in model.named_parameters()}  # of 16-bit weights the masters
     gradients = [local(p.grad) for p in holders.values() if p.grad is not None]
@@ -174,7 +176,8 @@ def clip_gradients(model: nn.Module, largest: float, step: int) -> float:
     norm = joint_norm(torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(()))
     if not norm.isfinite():
         bad = [name for name, p in holders.items() if p.grad is not None and not local(p.grad).isfinite().all()]
-        raise RuntimeError(f"step {step}: the gradient of {', '.join(bad[:3]) or 'all tensors together'} is not finite")
+        names = ", ".join(bad[:3]) or "all tensors together"
+        raise RuntimeError(f"step {step}: the gradient of {names} is not finite{not_finite(model)}")
     if gradients:
         torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm.item()

@@ -6,6 +6,7 @@ that file a tensor without memory (on the meta device) stands for each divided o
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -30,11 +31,23 @@ def apart(state, name: str = "state") -> tuple:
 
 
 def write(path: Path, shards: dict[str, Tensor]) -> None:
-    """Write the divided tensors below the checkpoint `path`, if there are any; every rank calls this."""
-    if shards:
-        import torch.distributed.checkpoint as dcp  # half as long as importing torch
+    """Write the divided tensors below the checkpoint `path`, if there are any; every rank calls this.
 
+    RuntimeError on all ranks, with the rank and its cause, if one cannot write its part.
+    """
+    if not shards:
+        return
+    import torch.distributed.checkpoint as dcp  # half as long as importing torch
+
+    try:
         dcp.save(shards, checkpoint_id=path / FOLDER)
+    except dcp.api.CheckpointException as error:
+        raise RuntimeError(f"{path / FOLDER} cannot be written: {_failures(error)}") from error
+
+
+def _failures(error) -> str:
+    """What each rank that failed says, in one line."""
+    return "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in error.failures.items())
 
 
 def together(path: Path, state, device: torch.device | str):
@@ -48,8 +61,12 @@ def together(path: Path, state, device: torch.device | str):
     import torch.distributed.checkpoint as dcp
 
     try:
-        dcp.load(tensors, checkpoint_id=path / FOLDER, no_dist=world() == 1)
-    except (dcp.api.CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that there is one process
+            dcp.load(tensors, checkpoint_id=path / FOLDER, no_dist=world() == 1)
+    except dcp.api.CheckpointException as error:
+        raise ValueError(f"{path / FOLDER} cannot be read: {_failures(error)}") from error
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise ValueError(f"{path / FOLDER} cannot be read, it is cut short or damaged: {error}") from error
     return state
 

@@ -1,5 +1,6 @@
 """Runs of scripts on several ranks, for `ranks.on_ranks`; imports nothing that registers a device."""
 
+import contextlib
 import copy
 import importlib
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from minir1 import distributed, memory
+from minir1 import checkpoint, distributed, memory
 from minir1.distributed import local
 from minir1.model.config import ModelConfig, dense
 from minir1.model.heads import ScalarModel, ValueHead
@@ -77,6 +78,27 @@ def memory_of_a_step(config: ModelConfig, tokens: int, recompute: bool) -> tuple
     with tracker:
         step()
     return parts, held, sum(each["Total"] for each in tracker.get_tracker_snapshot("peak").values())
+
+
+class Stopped(BaseException):
+    """Ends a run on all ranks."""
+
+
+def stop_all(runs: dict, out: Path) -> None:
+    """`run_all`, but each run ends after its first checkpoint."""
+    save = checkpoint.save
+
+    def last(*args, **kwargs):
+        save(*args, **kwargs)
+        raise Stopped
+
+    checkpoint.save = last
+    try:
+        for name, run in runs.items():
+            with contextlib.suppress(Stopped):
+                run_all({name: run}, out)
+    finally:
+        checkpoint.save = save
 
 
 if __name__ == "__main__":  # by torchrun: the file with the runs, and the folder for them

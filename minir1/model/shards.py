@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from minir1.distributed import computed_in, divided, is_shard, local, mesh, world
+from minir1.distributed import computed_in, divided, exchanged, is_shard, local, mesh, world
 from minir1.model.expert_parallel import divide_experts, expert_parameters, gather_experts
 from minir1.model.moe import Experts
 
@@ -43,6 +44,7 @@ def shard(device: torch.device, dtype: torch.dtype, *models: nn.Module) -> None:
         elsewhere = set(expert_parameters(model))
         units = [(module, dtype) for name, module in model.named_modules() if UNITS.fullmatch(name)]
         units += [(model.head, torch.float32)] if hasattr(model, "trunk") else []
+        model.sums = Sums()
         for unit, used in (*units, (model, dtype)):
             # Inputs are not cast: the embedding already gives states in `dtype`.
             policy = MixedPrecisionPolicy(param_dtype=used, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -50,12 +52,43 @@ def shard(device: torch.device, dtype: torch.dtype, *models: nn.Module) -> None:
             fully_shard(unit, mesh=mesh(device), mp_policy=policy, **settings)
             unit.set_gradient_divide_factor(1.0)  # the sum over ranks
             unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
+            unit.set_custom_reduce_scatter(model.sums)
         for name in FORWARD:
             if hasattr(model, name):
                 register_fsdp_forward_method(model, name)
         model._get_fsdp_state()._lazy_init()  # else a first pass through blocks alone, as in sampling, makes them roots
         for parameter in model.parameters():
             parameter.computed_in = dtype
+
+
+class Sums:
+    """FSDP's sum of gradients over ranks; remembers whether this rank's own were finite, as the sum does not show whose
+    were not."""
+
+    finite: Tensor | bool = True
+
+    def allocate(self, size: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for input and output."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group, op, async_op: bool = False):
+        """Each rank's part of the sum into output_tensor. Waits for no device."""
+        self.finite = torch.linalg.vector_norm(input_tensor).isfinite() & self.finite
+        return dist.reduce_scatter_tensor(output_tensor, input_tensor, op, group, async_op)
+
+
+def not_finite(model: nn.Module) -> str:
+    """", first on rank 1": where a gradient that is not finite comes from; all ranks ask. "" in one process.
+
+    It is the rank whose part of the weights is not finite, if there is one, or else whose loss or backward pass is not.
+    """
+    if not is_sharded(model):
+        return ""
+    weights = [name for name, p in model.named_parameters() if not local(p).isfinite().all()]
+    of_ranks = exchanged((weights[:1], bool(model.sums.finite)))
+    bad = [f"rank {r}, in its part of {weight}" for r, (names, _) in enumerate(of_ranks) for weight in names]
+    bad = bad or [f"rank {r}, in its own loss or backward pass" for r, (_, finite) in enumerate(of_ranks) if not finite]
+    return f", first on {' and '.join(bad)}" if bad else ""
 
 
 @contextmanager
