@@ -113,7 +113,7 @@ def test_it_answers_to_the_names_of_its_address():
         app.launch = lambda **settings: launched.append(settings["app_kwargs"]["middleware"])
     for host in ("0:0:0:0:0:0:0:1", "0.0.0.0"):
         chat_web.launch(app, host, 7860)
-    names = [[layer.kwargs["allowed_hosts"] for layer in layers if "allowed_hosts" in layer.kwargs] for layers in launched]
+    names = [[more["allowed_hosts"] for _, _, more in layers if "allowed_hosts" in more] for layers in launched]
     assert names == [[["localhost", "127.0.0.1", "[::1]", "[0:0:0:0:0:0:0:1]"]], []]
 
 
