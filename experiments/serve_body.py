@@ -59,6 +59,13 @@ Text = Annotated[str, AfterValidator(whole)]
 Stop = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(whole)]
 
 
+def drawable(temperature: float | None) -> float | None:
+    """A temperature that logits can be divided by, or 0."""
+    if temperature and temperature < 1e-6:
+        raise ValueError("0 (the most likely token), or at least 1e-6")
+    return temperature
+
+
 def listed(value):
     """One text as a list of one."""
     if not isinstance(value, str | list):
@@ -105,7 +112,8 @@ class Sampling(Body):
     }  # fmt: skip
 
     model: str
-    temperature: float | None = Field(None, ge=0, le=2)  # None: as generation_config.json recommends, else 1
+    # None: as generation_config.json recommends, else 1
+    temperature: Annotated[float | None, AfterValidator(drawable)] = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)  # None: as generation_config.json recommends, else 1
     top_k: int = Field(0, ge=0, lt=2**31)  # not OpenAI's; 0: all
     n: int = Field(1, ge=1, le=128)  # answers to each prompt

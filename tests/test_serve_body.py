@@ -139,6 +139,7 @@ def test_bodies_that_are_no_json(server):
         ("", {"stop": 3}, "'stop': expected a text, or a list of texts."),
         ("", {"stop": [3]}, "'stop[0]': expected a text."),
         ("", {"stop": ""}, "'stop[0]': expected at least 1 character."),
+        ("", {"temperature": 1e-9}, "'temperature': expected 0 (the most likely token), or at least 1e-6."),
         ("", {"stream_options": 3}, "'stream_options': expected an object."),
     ],
 )  # fmt: skip

@@ -150,6 +150,8 @@ def test_a_tokenizer_to_compare_with_neither_truncates_nor_pads(tmp_path):
         ("--against corpus.jsonl", "corpus.jsonl is no tokenizer"),
         ("--kinds prose none", "there is no file or folder none"),
         ("--special a a", "special = ('a', 'a'): different texts"),
+        ("--digits whole --bound 100000000", "size = 4096: at least 100000253, 6 special"),
+        ("--out corpus.jsonl/x", "corpus.jsonl is no folder that can be written to"),
         ("--out corpus.jsonl", "out = corpus.jsonl is a file: choose a folder"),
     ],
 )
