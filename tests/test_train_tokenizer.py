@@ -116,8 +116,8 @@ def test_what_is_held_out_is_not_trained_on(config, monkeypatch):
 
 def test_the_options_replace_what_the_preset_says(config):
     assert recipe(replace(config, size=None)) == PRESETS["code"]
-    assert recipe(replace(config, digits="whole", bound=99, special=("<a>",))) == replace(
-        PRESETS["code"], digits="whole", bound=99, size=270, special=("<a>",)
+    assert recipe(replace(config, digits="whole", bound=99, size=400, special=("<a>",))) == replace(
+        PRESETS["code"], digits="whole", bound=99, size=400, special=("<a>",)
     )
 
 
