@@ -106,7 +106,8 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "epochs", "steps", "batch", "eval_every", "max_length", "microbatch", "top_k")
         at_least(self, 0, "learning_rate", "warmup", "weight_decay", "balance_speed", "lora_rank", "lora_alpha", "seed")
-        above(self, 0, "grad_clip", "temperature")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
         fraction(self, "held_out", "beta", "ce_weight")
         new_file(self, "stored")
         if not self.data:

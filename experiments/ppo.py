@@ -118,7 +118,8 @@ class Config:
         at_least(self, 0, "accuracy_weight", "format_weight", "max_ratio_deviation", "seed", "value_learning_rate")
         at_least(self, 0, "store_steps")
         fraction(self, "min_mixed", "gamma", "gae_lambda")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
         above(self, 1, "dual_clip")
         if not 0 <= self.value_warmup < self.steps:
             raise ValueError(f"value_warmup = {self.value_warmup}: 0 to {self.steps - 1}, below steps")

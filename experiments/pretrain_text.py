@@ -46,7 +46,7 @@ from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.sample import generate
 from minir1.seed import hashed, seed_everything
-from minir1.settings import above, at_least, fraction, same_steps
+from minir1.settings import above, at_least, fraction, same_steps, zero_or_at_least
 from minir1.text_data import Corpus
 from minir1.tokenizer import Tokenizer
 
@@ -89,7 +89,7 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "window", "eval_every", "sample_tokens", "steps", "batch", "microbatch")
         at_least(self, 0, "muon_lr", "adam_lr", "warmup", "balance_speed", "balance_loss", "mtp_weight", "seed")
-        at_least(self, 0, "temperature")
+        zero_or_at_least(self, 1e-6, "temperature")
         above(self, 0, "clip")
         fraction(self, "held_out")
         if not self.data or not self.sample_prompts:

@@ -101,21 +101,39 @@ def best(folder: Path) -> Path | None:
 def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
     """The latest checkpoint in `folder`, or the best if there is one (else it says so); any other folder as it is.
 
-    folder: of checkpoints, or of a run, which has them in `checkpoint`. ValueError where there is no folder.
+    folder: of checkpoints, or of a run, which has them in `checkpoint`; of the demonstration's runs, base and rl, the
+    last is taken. ValueError where there is no folder, and for that of other runs, as of a pipeline.
     """
-    for checkpoints in (Path(folder), Path(folder) / "checkpoint"):
+    folder = Path(folder)
+    places = [folder, folder / "checkpoint"]
+    if not any(folder.glob("*.safetensors")):
+        places.append(folder / "rl" / "checkpoint")
+    for checkpoints in places:
         if prefer == "best" and (path := best(checkpoints)):
             return path
         if path := latest(checkpoints):
             if prefer == "best":
                 print(f"{checkpoints} has no best checkpoint: the latest is used, {path.name}")
             return path
-    if not Path(folder).is_dir():
+    if not folder.is_dir():
         raise ValueError(
             f"{folder} is no folder: need a Hugging Face checkpoint, or the folder of a run such as runs/base, which "
             "`python -m experiments.pretrain` makes"
         )
-    return Path(folder)
+    _refuse_runs(folder)
+    return folder
+
+
+def _refuse_runs(folder: Path) -> None:
+    """ValueError for a folder of runs, such as the stages of a pipeline, that has no weights of its own."""
+    if any(folder.glob("*.safetensors")):
+        return
+    if made := sorted(folder.glob("*/checkpoint/latest"), key=lambda path: path.stat().st_mtime):
+        names = ", ".join(path.parts[-3] for path in made)
+        raise ValueError(
+            f"{folder} is the folder of several runs, as of a pipeline: name one of its stages, such as "
+            f"{made[-1].parents[1]} (there are {names})"
+        )
 
 
 def resume(folder: Path) -> Path | None:

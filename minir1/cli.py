@@ -11,10 +11,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import tyro
 
 from minir1 import ranks
+from minir1.settings import below_folders
 
 REFUSED = (ValueError, OSError, ImportError, SyntaxError)  # options, files (a task is one), packages: exit code 2
 FAILED = (RuntimeError, ArithmeticError, MemoryError)  # a run, such as one whose loss is not finite: exit code 1
@@ -35,6 +37,8 @@ def run(main: Callable, config: type, *, on_ranks: bool = False, **settings) -> 
     debug = "--debug" in sys.argv
     try:
         options = _options(config, [word for word in sys.argv[1:] if word != "--debug"], settings)
+        if isinstance(getattr(options, "out", None), Path):
+            below_folders(options, "out")  # before anything is loaded
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and hasattr(options, "resume"):
             options = replace(options, resume=True)
         if ranks.world() > 1 and not on_ranks:

@@ -163,9 +163,9 @@ def alarms(metrics: dict[str, float]) -> list[str]:
     """Warnings of a collapse, and of figures that are not finite. The best checkpoint is kept in any case."""
     signs = [f"{name} is {value}" for name, value in metrics.items() if not abs(value) < float("inf")]
     if metrics["train/entropy"] < 1e-3:
-        signs.append("the entropy is gone, every answer is nearly certain: lower --learning-rate or raise --beta")
+        signs.append("the entropy is gone, every answer is nearly certain: lower --learning-rate")
     if metrics["train/entropy"] > 2.0:
-        signs.append("the entropy runs away, the answers are nearly noise: lower --learning-rate or raise --beta")
+        signs.append("the entropy runs away, the answers are nearly noise: lower --learning-rate")
     if metrics["train/truncated"] > 0.5:
         signs.append("more than half of the answers are truncated: raise --max-completion-length, or see what repeats")
     if metrics.get("train/unjudged", 0.0) > 0.05:

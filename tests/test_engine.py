@@ -310,18 +310,25 @@ def test_closing_ends_what_runs_and_what_waits(small):
         assert len(list(engine.submit(Request([1], 3)))) == 3
 
 
+def test_a_cache_that_does_not_fit_names_what_to_lower(small):
+    most = 2**31 - 1
+    said = f"^a cache of {most} rows of {most} tokens: lower --rows, or the tokens of a row"
+    with pytest.raises(MemoryError, match=said):
+        Engine(small, rows=most, slots=most)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"prompt": []}, "prompts: need at least one"),
-        ({"prompt": [V]}, "the model's vocabulary is 0 to 47"),
+        ({"prompt": [V]}, "^token 48: the model's vocabulary is 0 to 47"),
         ({"max_tokens": 0}, "max_tokens = 0"),
         ({"max_tokens": 38}, "3 tokens of the prompt and max_tokens = 38 do not fit into the 40 tokens of a row"),
         ({"temperature": -1.0}, "temperature = -1.0"),
         ({"temperature": float("nan")}, "temperature = nan"),
         ({"top_p": 0.0}, "top_p = 0.0"),
         ({"top_k": -1}, "top_k = -1"),
-        ({"stop": (99,)}, "tokens 1 to 99"),
+        ({"stop": (99,)}, "^token 99: "), ({"prompt": [3, -1]}, "^token -1: "), ({"prompt": [0.5]}, "^token 0.5: "),
         ({"seed": -1}, "seed = -1"),
         ({"top_logprobs": 49}, "top_logprobs = 49: an integer, 0 to 48"),
         ({"row": -1}, "row = -1"),
@@ -336,7 +343,7 @@ def test_senseless_requests_are_refused(small, changes, message):
 @pytest.mark.parametrize("name", ["rows", "slots", "waiting"])
 def test_sizes_are_checked(small, name):
     for value in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match=f"^{name} = {value}: an integer of at least 1$"):
+        with pytest.raises(ValueError, match=f"^{name} = {value}: an integer of at least 1, below 2.31$"):
             Engine(small, **{name: value})
     assert Engine(small, rows=1).slots == small.config.max_positions
 

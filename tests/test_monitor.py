@@ -140,13 +140,14 @@ def test_preflight_of_single_answers_takes_all_as_one_group():
 def test_alarms():
     assert alarms(QUIET) == []
     for change, word in (
-        ({"train/entropy": 1e-4}, "entropy is gone"),
-        ({"train/entropy": 2.5}, "entropy runs away"),
+        ({"train/entropy": 1e-4}, "nearly certain: lower --learning-rate"),
+        ({"train/entropy": 2.5}, "nearly noise: lower --learning-rate"),
         ({"train/truncated": 0.6}, "more than half of the answers are truncated: raise --max-completion-length"),
         ({"train/unjudged": 0.06}, "verifier failed on more than 5 %"),
     ):
         (sign,) = alarms(QUIET | change)
         assert word in sign
+        assert "--beta" not in sign  # the interpolation of generalised JSD in distill_on_policy
     assert len(alarms({"train/entropy": 0.0, "train/truncated": 1.0, "train/unjudged": 1.0})) == 3
     nan = float("nan")  # neither above nor below any limit
     assert alarms({"train/entropy": nan, "train/truncated": 0.0}) == ["train/entropy is nan"]

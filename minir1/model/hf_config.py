@@ -220,6 +220,8 @@ def from_hf_config(values: dict) -> ModelConfig:
     Fields that do not change the result (dropout, losses, caches, storage of weights) and unknown names are ignored.
     """
     name = class_of(values)
+    if name == "?":
+        raise ValueError("config.json names no architecture: it is no model's (a run's model is in its checkpoint/)")
     if name not in SUPPORTED:
         raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
     only = ONLY | ONLY_IN.get(name, {}) | {"model_type": SUPPORTED[name]}
