@@ -46,7 +46,7 @@ from minir1.chat_data import Document, laid_out
 from minir1.data import packed, passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.distill import mixed
-from minir1.distributed import deal, exchanged, mine, on_first, sum_of_ranks
+from minir1.distributed import deal, exchanged, my_share, on_first, sum_of_ranks
 from minir1.log import open_run, progress, progress_line, read_metrics, steps
 from minir1.losses import nll
 from minir1.model.divergence import divergence, log_probs, top_divergence, top_log_probs
@@ -205,7 +205,7 @@ def store(teacher: Transformer, vocab: int, documents: list[Document], config: C
         )
     tops: dict[int, tuple[Tensor, Tensor]] = {}
     with progress(len(documents), "teacher") as advance, gathered(teacher):
-        for rows in mine(packed([len(document.tokens) for document in documents], config.microbatch)):
+        for rows in my_share(packed([len(document.tokens) for document in documents], config.microbatch)):
             tokens, cu_seqlens, trained = laid_out([documents[i] for i in rows], teacher.device)
             h = teacher.states(tokens, cu_seqlens=cu_seqlens, mask=trained)
             ids, lp = top_log_probs(teacher, h, config.top_k, config.temperature, vocab)

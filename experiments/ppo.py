@@ -39,7 +39,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import at_last_token, discounted_returns, explained_variance, gae, kl_in_reward, whiten
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import deal, mine, sum_of_ranks
+from minir1.distributed import deal, my_share, sum_of_ranks
 from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3, value_loss
@@ -172,7 +172,7 @@ def state_values(model: Transformer, critic: ValueHead | ScalarModel, rollout: R
     """V(s_t) of the answers' tokens, fp32 [B, T]; no gradient."""
     values = torch.zeros_like(rollout.logp)
     with gathered(model), gathered(critic):
-        for rows in mine(by_tokens(rollout.length.tolist(), microbatch)):
+        for rows in my_share(by_tokens(rollout.length.tolist(), microbatch)):
             rows = torch.tensor(rows, device=values.device)
             batch = rollout.select(rows)
             settings, own = {"lengths": batch.length, "mask": batch.mask}, isinstance(critic, ScalarModel)

@@ -28,7 +28,7 @@ from torch import Tensor
 from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.data import batches, by_tokens, pad_rows
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import deal, opening, sum_of_ranks
+from minir1.distributed import deal, load_target, sum_of_ranks
 from minir1.log import open_run, progress, progress_line
 from minir1.losses import nll
 from minir1.model import hf
@@ -198,7 +198,7 @@ def main(config: Config) -> dict[str, float]:
     task = task_of(config)
     tokenizer = word_level(*task.vocabulary())
     dtype = pick_dtype(config.dtype, device)
-    model = build_model(config, tokenizer).to(*opening(device, dtype))
+    model = build_model(config, tokenizer).to(*load_target(device, dtype))
     model.recompute(config.recompute)
     shard(device, dtype, model)
     matrices, rest = split_parameters(model)

@@ -41,7 +41,7 @@ def run(main: Callable, config: type, *, on_ranks: bool = False, **settings) -> 
             below_folders(options, "out")  # before anything is loaded
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and hasattr(options, "resume"):
             options = replace(options, resume=True)
-        if ranks.world() > 1 and not on_ranks:
+        if ranks.started() > 1 and not on_ranks:
             raise ValueError("this script runs in one process: start it without torchrun")
         with ranks.group():
             main(options)
@@ -49,7 +49,7 @@ def run(main: Callable, config: type, *, on_ranks: bool = False, **settings) -> 
         advice = ": the same command with --resume continues from what was saved"
         _end("interrupted" + (advice if hasattr(config, "resume") else ""), 130)
     except (*REFUSED, *FAILED) as error:
-        if debug and ranks.world() == 1:
+        if debug and ranks.started() == 1:
             raise
         if debug:
             traceback.print_exc()
@@ -61,7 +61,7 @@ def run(main: Callable, config: type, *, on_ranks: bool = False, **settings) -> 
             text = f"{type(error).__name__}: {text[:300]} (--debug shows where)"
         _end(f"error: {text}", 2 if isinstance(error, REFUSED) else 1)
     except Exception as error:
-        if ranks.world() == 1:
+        if ranks.started() == 1:
             raise
         traceback.print_exc()
         _end(f"error: {type(error).__name__}", 1)
@@ -85,9 +85,9 @@ def _options(config: type, words: list[str], settings: dict):
 
 
 def _end(line: str, code: int) -> None:
-    name = f"rank {ranks.rank()}: " if ranks.world() > 1 else ""
+    name = f"rank {os.environ['RANK']}: " if ranks.started() > 1 else ""
     print(name + line, file=sys.stderr, flush=True)
-    if ranks.world() > 1:
+    if ranks.started() > 1:
         os._exit(code)  # threads and process groups would wait for ranks that are gone
     sys.exit(code)
 

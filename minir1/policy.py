@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from minir1 import checkpoint
 from minir1.data import by_tokens
-from minir1.distributed import computed_in, divided, mine, opening, rank, sum_of_ranks
+from minir1.distributed import computed_in, divided, is_shard, load_target, my_share, rank, sum_of_ranks
 from minir1.files import read_json, write_json
 from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel
@@ -63,7 +63,7 @@ def load_policy(
     if packed and not lora_rank:
         raise ValueError(f"packed = True with lora_rank = {lora_rank}: weights in 4 bits are not trained, adapters are")
     source = checkpoint.resolve(path)
-    model, tokenizer = hf.load(source, *opening(device, dtype), packed)
+    model, tokenizer = hf.load(source, *load_target(device, dtype), packed)
     if lora_rank and adapters(model):
         raise ValueError(f"checkpoint = {source} holds adapters: merge and save them first, or train without LoRA")
     model = model if packed else merge(model)
@@ -99,12 +99,15 @@ def logprobs(
     """
     logp = torch.zeros_like(rollout.logp)
     with gathered(model):
-        for rows in mine(by_tokens(rollout.length.tolist(), microbatch)):
+        for rows in my_share(by_tokens(rollout.length.tolist(), microbatch)):
             rows = torch.tensor(rows, device=logp.device)
             batch = rollout.select(rows)
             settings = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
-            part = model.logprob(batch.tokens, **settings, routes=batch.routes if replay else None, record=record)
+            routings = None if record is None else []  # of its own, as in Transformer._prefill
+            part = model.logprob(batch.tokens, **settings, routes=batch.routes if replay else None, record=routings)
             logp[rows, : part.shape[1]] = part
+            if record is not None:
+                record.extend(routings)
     return sum_of_ranks(logp)
 
 
@@ -119,7 +122,7 @@ def load_teacher(path: Path, tokenizer: Tokenizer, device: torch.device, dtype: 
 
     ValueError if its tokens are not the student's, `tokenizer`.
     """
-    model, own = hf.load(checkpoint.resolve(path, prefer="best"), *opening(device, dtype))
+    model, own = hf.load(checkpoint.resolve(path, prefer="best"), *load_target(device, dtype))
     ours, theirs = (t.backend.get_vocab(with_added_tokens=True) for t in (tokenizer, own))
     if differing := {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}:
         raise ValueError(
@@ -146,7 +149,7 @@ def learned_rewards(reward_model: ScalarModel, rollout: Rollout, microbatch: int
     """The learned reward of each row, prompt and answer: fp32 [B], on the CPU."""
     result = torch.zeros(len(rollout.length))
     with gathered(reward_model):
-        for rows in mine(by_tokens(rollout.length.tolist(), microbatch)):
+        for rows in my_share(by_tokens(rollout.length.tolist(), microbatch)):
             batch = rollout.select(torch.tensor(rows, device=rollout.length.device))
             result[rows] = reward_model.score(batch.tokens, lengths=batch.length).cpu()
     return sum_of_ranks(result)
@@ -214,7 +217,7 @@ def restore(path: Path, model: Transformer, parts: dict) -> dict:
 
     Returns the rest of training_state.pt, such as step and seconds. ValueError if a file, or the base, has changed.
     """
-    weights = opening(model.device, model.embedding.weight.dtype)
+    weights = load_target(model.device, model.embedding.weight.dtype)
     state = checkpoint.load_state(path, model.device)
     if not isinstance(state, dict) or not {"step", *parts} <= state.keys():
         raise ValueError(f"{path / checkpoint.STATE} is not of this training: it must hold step, {', '.join(parts)}")
@@ -238,6 +241,10 @@ def restore(path: Path, model: Transformer, parts: dict) -> dict:
 def put_back(part, saved: dict) -> None:
     """Load the state of a module or an optimizer; what one process saved is divided, if the part is."""
     if isinstance(part, torch.nn.Module) and is_sharded(part):
+        if missing := part.state_dict().keys() - saved.keys():
+            raise ValueError(f"the saved state lacks {', '.join(sorted(missing)[:3])}")
         fill(part, saved)
-    else:
-        part.load_state_dict(tree_map_only(Tensor, divided, saved))
+        return
+    groups = getattr(part, "param_groups", [])
+    in_shards = any(is_shard(p) for group in groups for p in group["params"])
+    part.load_state_dict(tree_map_only(Tensor, divided, saved) if in_shards else saved)

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import importlib
-import os
 import pickle
 import sys
 from dataclasses import replace
@@ -24,9 +23,8 @@ from minir1.rollout import collect
 
 def run_all(runs: dict, out: Path) -> None:
     """Every run, to its own folder in `out`."""
-    if dist.is_initialized():  # what torchrun would have set
-        distributed.second_group()
-        os.environ |= {"WORLD_SIZE": str(dist.get_world_size()), "RANK": str(dist.get_rank())}
+    if dist.is_initialized():
+        distributed.second_group()  # as distributed.group does
     for name, (script, config) in runs.items():
         importlib.import_module(script).main(replace(config, out=out / name))
 

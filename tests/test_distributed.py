@@ -6,7 +6,18 @@ from ranks import on_ranks
 
 from minir1 import distributed
 from minir1.distributed import (
-    deal, divided, exchanged, is_shard, joint_norm, local, mine, on_first, rank, sum_of_ranks, unread, whole, world,
+    deal,
+    divided,
+    exchanged,
+    is_shard,
+    joint_norm,
+    local,
+    on_first,
+    rank,
+    sum_of_ranks,
+    unread,
+    whole,
+    world,
 )  # fmt: skip
 
 DEALT = {  # micro-batches of the whole batch
@@ -35,8 +46,8 @@ def values():
     return {
         "first": on_first(lambda: me),
         "exchanged": exchanged("abc"[me]),
-        "beside": exchanged(me, beside=True),
-        "mine": mine(range(7)),
+        "beside": exchanged(me, in_thread=True),
+        "mine": my_share(range(7)),
         "sums": (sum_of_ranks(me + 0.5), sum_of_ranks(tensor * (me + 1)), tensor),
         "deal": {name: deal(parts) for name, parts in DEALT.items()},
         "local": local(parts),
@@ -44,17 +55,17 @@ def values():
         "whole": [whole(parts), whole(matrix)],
         "unread": (is_shard(empty), empty.shape, empty.dtype, local(empty).shape == local(parts).shape),
         "norm": norm.item(),
-        "opening": distributed.opening(torch.device("meta"), torch.bfloat16),
+        "opening": distributed.load_target(torch.device("meta"), torch.bfloat16),
         "mesh": mesh.size() == W,
     }
 
 
 def test_in_one_process_all_is_as_it_was():
     x = torch.ones(3)
-    assert (world(), rank()) == (1, 0) and on_first(lambda: 5) == 5 and exchanged("a") == ["a"] and mine([1, 2]) == [1, 2]
+    assert (world(), rank()) == (1, 0) and on_first(lambda: 5) == 5 and exchanged("a") == ["a"] and my_share([1, 2]) == [1, 2]
     assert divided(x) is x and whole(x) is x and local(x) is x and sum_of_ranks(x) is x and joint_norm(x) is x
     assert deal([[0, 1], [2]]) == [([0, 1], 1.0), ([2], 1.0)]
-    assert distributed.opening(torch.device("meta"), torch.bfloat16) == (torch.device("meta"), torch.bfloat16)
+    assert distributed.load_target(torch.device("meta"), torch.bfloat16) == (torch.device("meta"), torch.bfloat16)
     assert not unread((2,), torch.float32, "cpu").any()
 
 

@@ -15,14 +15,15 @@ from test_sft import write_dialogues
 from toys import BASE, MOE
 
 from experiments import distill, distill_on_policy, dpo, evaluate, ppo, pretrain, r1_zero, reinforce, reward_model, sft
-from experiments.variants import ema_reference
+from experiments.variants import ema_reference, replayed_routes, self_check
 from minir1 import checkpoint
 
 RL = {"prompts": 4, "num_generations": 4, "max_completion_length": 24, "min_mixed": 0.0, "eval_answers": 1}
 RL |= {"steps": 3, "eval_every": 2, "eval_problems": 3, "microbatch": 200, "warmup": 1, "device": "cpu"}
 RL |= {"task": str(Path(__file__).parent / "rank_task.py")}
 TRAIN = {"steps": 3, "warmup": 1, "device": "cpu"}
-SAMPLED = ("r1_zero", "r1_zero-lora", "r1_zero-dense", "reinforce", "ppo", "ppo-own", "ema_reference", "on_policy")
+SAMPLED = ("r1_zero", "r1_zero-lora", "r1_zero-dense", "reinforce", "ppo", "ppo-own", "on_policy")
+SAMPLED += ("ema_reference", "replayed_routes", "self_check")
 
 
 def configs(folder: Path, base: Path, dense: Path) -> dict:
@@ -45,6 +46,8 @@ def configs(folder: Path, base: Path, dense: Path) -> dict:
         "reinforce": (reinforce, reinforce.Config(base, **RL)),
         "ppo": (ppo, ppo.Config(base, **RL, beta=0.01)),
         "ppo-own": (ppo, ppo.Config(base, **RL, critic="own", value_warmup=1)),
+        "replayed_routes": (replayed_routes, replayed_routes.Config(base, **RL)),
+        "self_check": (self_check, self_check.Config(base, **RL)),
         "ema_reference": (ema_reference, ema_reference.Config(base, **RL)),
         "reward_model": (reward_model, reward_model.Config(**on_pairs)),
         "dpo": (dpo, dpo.Config(**on_pairs, task=None)),

@@ -186,7 +186,8 @@ def main(config: Config) -> dict[str, float]:
     dtype = pick_dtype(config.dtype, device)
     model, tokenizer, source = load_policy(start, device, dtype, **opening)
     reference = frozen_copy(model).float()
-    shard(device, dtype, model, reference)
+    shard(device, dtype, model)
+    shard(device, torch.float32, reference)
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer, "reference": reference}
 

@@ -197,6 +197,7 @@ def main(config: Config) -> dict[str, float]:
     head = ValueHead(model.config.dim).to(device)
     reference = reference_of(model) if config.beta else model
     shard(device, dtype, model, reference)
+    shard(device, torch.float32, head)
     optimizer = adamw(model.parameters(), config.learning_rate)
     check = adamw(head.parameters(), config.check_learning_rate)
     parts = {"optimizer": optimizer, "head": head, "check_optimizer": check}

@@ -263,4 +263,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, on_ranks=True)
+    cli.run(main, Config)
