@@ -59,7 +59,9 @@ def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
     Their classes with softmax scores have no selection bias; ValueError where a model has one that is not zero.
     """
     tensors = {}
-    named = itertools.chain(model.named_parameters(remove_duplicate=False), model.named_buffers())
+    hidden = {f"{path}.{name}" for path, part in model.named_modules() for name in part._non_persistent_buffers_set}
+    buffers = ((name, tensor) for name, tensor in model.named_buffers() if name not in hidden)  # not of PackedLinear
+    named = itertools.chain(model.named_parameters(remove_duplicate=False), buffers)
     for ours, tensor in named:  # state_dict() would divide the weights of a model in shards again
         ours, tensor = uncompiled(ours), tensor.detach()
         if ours in TOP:
