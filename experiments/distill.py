@@ -215,11 +215,12 @@ def store(teacher: Transformer, vocab: int, documents: list[Document], config: C
             advance(len(rows))
     tops = dict(itertools.chain.from_iterable(part.items() for part in exchanged(tops)))
     ids, lp = (torch.cat(part) for part in zip(*(tops[i] for i in range(len(documents)))))
+    facts = about(documents, vocab, config)
 
     def write() -> None:
         unfinished = path.with_suffix(".unfinished")
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"ids": ids, "lp": lp}, unfinished, about(documents, vocab, config))
+        save_file({"ids": ids, "lp": lp}, unfinished, facts)
         unfinished.replace(path)
 
     on_first(write)

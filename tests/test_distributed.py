@@ -12,6 +12,7 @@ from minir1.distributed import (
     is_shard,
     joint_norm,
     local,
+    my_share,
     on_first,
     rank,
     sum_of_ranks,
@@ -62,7 +63,8 @@ def values():
 
 def test_in_one_process_all_is_as_it_was():
     x = torch.ones(3)
-    assert (world(), rank()) == (1, 0) and on_first(lambda: 5) == 5 and exchanged("a") == ["a"] and my_share([1, 2]) == [1, 2]
+    assert (world(), rank()) == (1, 0) and on_first(lambda: 5) == 5
+    assert exchanged("a") == ["a"] and my_share([1, 2]) == [1, 2]
     assert divided(x) is x and whole(x) is x and local(x) is x and sum_of_ranks(x) is x and joint_norm(x) is x
     assert deal([[0, 1], [2]]) == [([0, 1], 1.0), ([2], 1.0)]
     assert distributed.load_target(torch.device("meta"), torch.bfloat16) == (torch.device("meta"), torch.bfloat16)

@@ -20,8 +20,8 @@ CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge",
 BELOW_SAMPLE = {
     "tokenizer", "templates", "data", "preference_data", "chat_data", "log", "seed", "settings", "checkpoint",
     "optim", "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
-    "text_files", "text_data", "tokenizer_training", "conversation", "ranks", "distributed", "sharded_state",
-    "plan",
+    "text_files", "text_data", "text_stream", "tokenizer_training", "conversation", "ranks", "distributed",
+    "sharded_state", "plan",
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "rollout_file", "engine"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}

@@ -90,7 +90,8 @@ def _named(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """As `state_dict`, which would divide the weights of a model in shards again."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            yield f"{prefix}.{name}".lstrip("."), tensor
+            if name not in module._non_persistent_buffers_set:  # such as PackedLinear's
+                yield f"{prefix}.{name}".lstrip("."), tensor
 
 
 def copy_of(name: str, config: ModelConfig) -> str | None:
