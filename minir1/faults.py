@@ -6,7 +6,7 @@
 A rank that fails leaves its cause in torchrun's store before it ends. The others lose their connection to it, or wait
 for it in vain for the time of `distributed.WAIT`; then they ask in the store. A thread of each rank answers with the
 line of code at which its rank is: one outside of torch.distributed is where the rank hangs. Ranks that do not answer
-are gone. torchrun ends those that hang, once one rank has ended.
+have been killed. torchrun ends those that hang, once one rank has ended.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def refused_before(store: Store) -> None:
 
 
 @contextmanager
-def named(store: Store, rank: int, world: int, wait: timedelta):
+def named(store: Store, rank: int, world: int, wait: timedelta) -> Iterator[None]:
     """In the block, an error that comes from other ranks becomes a RuntimeError that names them and their causes.
 
     An error of this rank itself is left in the store. A refusal (ValueError) is kept for torchrun's restarts, which
@@ -53,9 +54,10 @@ def named(store: Store, rank: int, world: int, wait: timedelta):
         if lost(error):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, which may have seen the failure before
             raise RuntimeError(_causes(own, rank, world, wait, error)) from error
-        own.set(f"cause {rank}", describe(error))
-        if isinstance(error, ValueError):
-            store.set("refused", str(error))
+        with suppress(RuntimeError):  # the store has ended with torchrun
+            own.set(f"cause {rank}", describe(error))
+            if isinstance(error, ValueError):
+                store.set("refused", str(error))
         raise
     finally:
         over.set()
@@ -87,7 +89,7 @@ def _causes(store: Store, rank: int, world: int, wait: timedelta, error: Excepti
     places = told("place")
     lines = [f"rank {r} failed: {cause}" for r, cause in causes.items()]
     if not lines:
-        lines = [f"rank {r} is gone without a word: it was killed" for r in others if r not in places]
+        lines = [f"rank {r} ended without an error of its own: it was killed" for r in others if r not in places]
     if not lines:
         late = f"did not come within {wait.total_seconds() / 60:g} min: it is at"
         lines = [f"rank {r} {late} {place}" for r, place in places.items() if place]
@@ -96,13 +98,10 @@ def _causes(store: Store, rank: int, world: int, wait: timedelta, error: Excepti
 
 def _answer(store: Store, rank: int, over: threading.Event) -> None:
     """Wait until a rank asks; then say where this one is, or nothing if it waits for others."""
-    try:
+    with suppress(RuntimeError):  # the store has ended with torchrun
         while not over.wait(LOOK):
             if store.check([ASKED]):
-                store.set(f"place {rank}", _place())
-                return
-    except RuntimeError:  # torchrun, and with it the store, has ended
-        return
+                return store.set(f"place {rank}", _place())
 
 
 def _place() -> str:

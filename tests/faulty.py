@@ -1,7 +1,6 @@
-"""r1_zero under torchrun, in which rank 1 fails in its third update: `torchrun tests/faulty.py FAULT OPTIONS`.
+"""r1_zero in which rank 1 fails: `torchrun tests/faulty.py FAULTS OPTIONS`, a fault of each start, joined by +.
 
-FAULT: kill | hang | nan | memory, in the first start alone; early is `kill` before the first checkpoint; refuse is a
-ValueError of rank 1 alone.
+    kill | hang | memory | nan, each followed by the number of the micro-batch in which it happens; none
 """
 
 import os
@@ -9,34 +8,37 @@ import signal
 import sys
 import time
 
-import torch
+START, FAULT = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), sys.argv.pop(1).split("+")
+kind, _, moment = (FAULT[START] if START < len(FAULT) else "none").partition(":")
+calls = 0
 
-from experiments import r1_zero
-from minir1 import cli
-from minir1.distributed import rank
 
-FAULT = sys.argv.pop(1)
-calls, real = 0, r1_zero.weighted_sum
+def note(what: str) -> None:
+    print(f"rank {os.environ['RANK']} {what} at {time.time():.2f}", file=sys.stderr, flush=True)
 
 
 def faulty(weights, loss):
     """The loss of a micro-batch, or the fault."""
     global calls
     calls += 1
-    if rank() != 1 or calls != (1 if FAULT == "early" else 12) or int(os.environ["TORCHELASTIC_RESTART_COUNT"]):
+    if os.environ["RANK"] != "1" or kind == "none" or calls != int(moment):
         return real(weights, loss)
-    print("the fault", file=sys.stderr, flush=True)
-    if FAULT in ("kill", "early"):
+    note(f"has the fault {kind}")
+    if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if FAULT == "hang":
+    if kind == "hang":
         time.sleep(600)
-    if FAULT == "memory":
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-    if FAULT == "refuse":
-        raise ValueError("rank 1 does not like this")
+    if kind == "memory":
+        torch.empty(2**60)
     return real(weights, loss) * float("nan")
 
 
 if __name__ == "__main__":
-    r1_zero.weighted_sum = faulty
+    note("starts")
+    import torch
+
+    from experiments import r1_zero
+    from minir1 import cli
+
+    r1_zero.weighted_sum, real = faulty, r1_zero.weighted_sum
     cli.run(r1_zero.main, r1_zero.Config)

@@ -34,8 +34,8 @@ SPLITS = ("train", "validation")
 problems = lambda split, data: countdown.problems(split, data)[:40]
 verify = lambda problem, text: Verdict("wrong" if len(text) % 2 else "right", {})
 '''
-OPTIONS = """--steps 8 --eval-every 2 --prompts 4 --num-generations 4 --max-completion-length 24 --min-mixed 0 --warmup 1
-    --eval-problems 4 --eval-answers 1 --beta 0.01 --learning-rate 1e-2 --microbatch 200 --device cpu"""
+OPTIONS = """--steps 8 --eval-every 2 --prompts 4 --num-generations 4 --max-completion-length 24 --min-mixed 0
+    --warmup 1 --eval-problems 4 --eval-answers 1 --beta 0.01 --learning-rate 1e-2 --microbatch 200 --device cpu"""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def main(config: Config) -> dict[str, int]:
     moments = [began, *(wait_for(process, whole, count) for count in range(1, 10))]  # 8 steps, and the one before them
     if process.wait():
         raise ValueError(f"the run that nobody kills fails: see {whole.with_suffix('.txt')}")
-    rng, ends, seconds = random.Random(f"kill ranks {config.seed}"), dict.fromkeys(("equal", "differs", "fails"), 0), []
+    rng, seconds = random.Random(f"kill ranks {config.seed}"), []
+    ends = dict.fromkeys(("equal", "differs", "fails"), 0)
     with progress(config.kills, "kills") as advance:
         while len(seconds) < config.kills:
             folder, after, rank = out / f"killed-{len(seconds)}", rng.randrange(9), rng.randrange(config.ranks)

@@ -1,0 +1,60 @@
+"""faults.py: torchrun's runs in which a rank fails, each way; all end soon, name it, and the restarts are equal."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from runs import ROOT
+
+from experiments.tools import kill_ranks
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kill_ranks reads /proc")
+WAIT = 3.0  # seconds, of MINIR1_WAIT_MINUTES
+FAULTS = {  # with its micro-batch: what the other rank says, and seconds in which all ranks have ended
+    "kill:3": (r"rank 1 ended without an error of its own: it was killed", 12),  # before the first checkpoint
+    "hang:11": (r"rank 1 did not come within 0\.05 min: it is at tests/faulty\.py, line \d+, in faulty", WAIT + 12),
+    "memory:8": (r"rank 1 failed: out of memory: .*DefaultCPUAllocator: can't allocate memory", 12),
+    "nan:3": (r"step \d: the gradient of .* is not finite, first on rank 1, in its own loss or backward pass", 12),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of kill_ranks, with a run that was never killed in `whole`, after one kill."""
+    out = tmp_path_factory.mktemp("faults") / "out"
+    assert kill_ranks.main(kill_ranks.Config(kills=1, out=out)) == {"equal": 1, "differs": 0, "fails": 0}
+    return out
+
+
+def torchrun(restarts: int, faults: str, runs, out) -> subprocess.CompletedProcess:
+    """kill_ranks' run with these faults."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--max-restarts", restarts]
+    words += [ROOT / "tests" / "faulty.py", faults, "--checkpoint", runs / "base", "--task", runs / "task.py"]
+    words += [*kill_ranks.OPTIONS.split(), "--out", out]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MINIR1_WAIT_MINUTES": f"{WAIT / 60}", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_every_fault_ends_all_ranks_is_named_and_resumed(runs):
+    done = torchrun(4, "+".join(FAULTS), runs, runs / "faulty")
+    assert done.returncode == 0, done.stderr
+    assert kill_ranks.differing(runs / "faulty", runs / "whole") == []
+    starts = re.split("(?m)^rank 0 starts at ", done.stderr)[1:]
+    assert len(starts) == 5
+    for (fault, (words, most)), text, after in zip(FAULTS.items(), starts, starts[1:]):
+        ended = float(after.split()[0]) - float(re.search(r"has the fault .* at ([\d.]+)", text)[1])
+        print(f"{fault}: {ended:.1f} s")
+        assert re.search(f"(?m)^rank 0: error: {words}", text), text
+        assert ended < most, (fault, ended)
+    assert re.search("(?m)^rank 1: error: out of memory: ", starts[2]) and "exitcode: -9" in starts[0]
+
+
+def test_a_refusal_is_not_resumed_by_restarts(runs):
+    """The second start would resume the run that the first refused to touch."""
+    before = kill_ranks.rows(runs / "whole"), (runs / "whole" / "config.json").read_bytes()
+    done = torchrun(1, "none", runs, runs / "whole")
+    refusals = re.findall("(?m)^rank [01]: error: .*whole already holds a run: continue it with --resume", done.stderr)
+    assert done.returncode == 1 and len(refusals) >= 2
+    assert (kill_ranks.rows(runs / "whole"), (runs / "whole" / "config.json").read_bytes()) == before
