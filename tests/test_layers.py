@@ -21,7 +21,7 @@ BELOW_SAMPLE = {
     "tokenizer", "templates", "data", "preference_data", "chat_data", "log", "seed", "settings", "checkpoint",
     "optim", "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
     "text_files", "text_data", "text_stream", "tokenizer_training", "conversation", "ranks", "distributed",
-    "sharded_state", "plan",
+    "sharded_state", "plan", "faults",
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "rollout_file", "engine"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}

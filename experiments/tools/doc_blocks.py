@@ -275,6 +275,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "gallery_stored": ("gallery.json", gallery.page_stored),
     "gallery_seconds": ("gallery.json", gallery.page_seconds),
     "refused": (None, scaling.page_refused),
+    "too_large": (None, scaling.page_too_large),
     "scales": (None, scaling.page_scales),
     "published_v3": (None, scaling.page_v3),
     "published_runs": (None, scaling.page_runs),
