@@ -117,7 +117,8 @@ class Config:
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup", "max_ratio_deviation")
         at_least(self, 0, "accuracy_weight", "format_weight", "seed")
         fraction(self, "min_mixed")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
         at_least(self, 0, "language_weight")
         at_least(self, 0, "reference_reset", "lora_rank", "lora_alpha")
         if self.reference_reset and (self.lora_rank or not self.beta):
@@ -328,4 +329,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

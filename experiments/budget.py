@@ -1,6 +1,6 @@
 """Thinking as a budget: accuracy against tokens, spent on one longer thinking or on several answers.
 
-    python -m experiments.budget --checkpoints runs/r1-zero/checkpoint
+    python -m experiments.budget --checkpoints runs/r1-zero/checkpoint --waits 0
     python -m experiments.budget --checkpoints runs/r1/r1-zero/checkpoint runs/r1/rl-2/checkpoint --task world
     python -m experiments.budget --checkpoints R1-Distill-Qwen-1.5B --task math:boxed --data math500 --wait Wait
 
@@ -33,7 +33,7 @@ import torch
 from experiments import budget_figure
 from minir1 import checkpoint, cli, tasks, templates
 from minir1.answer_text import CLOSE, OPEN
-from minir1.conversation import forced_end
+from minir1.conversation import forced_end, unreadable
 from minir1.device import pick, pick_dtype
 from minir1.files import plain, read_json, write_json
 from minir1.judge import Answer, groups_of, judge, majority_vote, rights
@@ -43,7 +43,7 @@ from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.rollout import BUDGET, answers_of, collect
 from minir1.seed import stream
-from minir1.settings import above, at_least
+from minir1.settings import at_least
 from minir1.templates import TEMPLATES, encode
 from minir1.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "problems", "num_generations", "max_completion_length", "answer_length", "rows_at_once")
         at_least(self, 0, "limits", "waits", "seed")
-        above(self, 0, "temperature")
+        at_least(self, 1e-6, "temperature")
         if not self.wait:
             raise ValueError("wait = '': at least one character")
         if not self.checkpoints or not self.limits:
@@ -210,6 +210,9 @@ def curves(path: Path, task: tasks.Task, problems: list[tasks.Problem], config: 
     """way -> budget -> its point, of one checkpoint."""
     device = pick(config.device)
     policy, tokenizer = hf.load(path, device, pick_dtype(config.dtype, device))
+    if config.waits and (words := unreadable(tokenizer, config.wait)):
+        allowed = "choose words that it knows, or --waits 0"
+        raise ValueError(f"wait = {config.wait!r}: {path} has no tokens for {', '.join(words)}; {allowed}")
     opened = templates.opened(templates.prompt(tokenizer, problems[0].prompt, config.template))
     samples = sampled(policy, tokenizer, problems, config)
     judged = lambda rows: measured(task, problems, tokenizer, opened, samples, rows)

@@ -161,7 +161,7 @@ def serve(path: Path, config: Config) -> None:
 
     shared = {name: getattr(config, name) for name in ("host", "max_completion_length", "packed", "device", "dtype")}
     shared |= {"port": config.port or 8000, "rows": config.rows or 64, "max_length": config.window}
-    serve.main(serve.Config(chat_model.last_stage(path), **shared))
+    serve.main(serve.Config(path, **shared))
 
 
 def warm_up(chat: Model) -> None:

@@ -70,7 +70,7 @@ def opened(
     for a model that was trained on single questions. window: None is the model's, at most LARGE. ValueError for a
     window that the model does not have, turns with a template that has none, and as `hf.load` and `tasks.load`.
     """
-    folder = checkpoint.resolve(last_stage(path), prefer="best")
+    folder = checkpoint.resolve(path, prefer="best")
     on = pick(device)
     model, tokenizer = hf.load(folder, on, pick_dtype(dtype, on), packed)
     model = (model if packed else merge(model)).requires_grad_(False)
@@ -95,11 +95,6 @@ def opened(
         examples=chat_task.examples(known, template),
         verdict=chat_task.verifier(known),
     )
-
-
-def last_stage(path: Path) -> Path:
-    """The run of the demonstration's last stage, if this is its folder; else the folder itself."""
-    return path / "rl" if (path / "rl" / "checkpoint").is_dir() else path
 
 
 def checked(settings: Settings) -> Settings:

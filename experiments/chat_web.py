@@ -18,7 +18,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from experiments import chat_model
 from experiments.chat_entries import JOINER, Entry, Lane, Stop, answering, messages, names_of, number_of
 from experiments.chat_model import Model, Settings
-from minir1.address import is_loopback
+from minir1.address import is_loopback, own_names
 from minir1.conversation import trained_on_turns
 from minir1.engine import Engine
 
@@ -74,8 +74,7 @@ def launch(app: gr.Blocks, host: str, port: int) -> None:
     look = {"theme": theme, "css": CSS, "footer_links": [], "run_history": False, "quiet": True, "show_error": True}
     layers = [Middleware(WithPolicy)]
     if is_loopback(host):  # a page from elsewhere, whose name now leads to this machine, is no page of this server
-        names = ["localhost", "127.0.0.1", "[::1]", "::1", host]
-        layers.append(Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False))
+        layers.append(Middleware(TrustedHostMiddleware, allowed_hosts=own_names(host), www_redirect=False))
     where = {"server_name": host, "server_port": port, "share": False, "prevent_thread_lock": True}
     try:
         app.launch(**where, **look, max_file_size="16mb", app_kwargs={"middleware": layers})

@@ -163,7 +163,7 @@ def _finding(result: dict) -> tuple[str, str]:
     """The headline, and the line below it, that `result` supports."""
     before, after = result.get("before/pass@1"), result.get("after/pass@1")
     if before is None or after is None:
-        return "Accuracy over the steps of reinforcement learning with rule rewards alone", ""
+        return "Accuracy over the steps of RL with rule rewards alone", ""
     title = f"Held-out pass@1: {percent(before)} → {percent(after)} by RL with rule rewards alone"
     notes = []
     if "after/pass@1_low" in result and "after/pass@1_high" in result:

@@ -46,7 +46,7 @@ from minir1.chat_data import Document, laid_out
 from minir1.data import packed, passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.distill import mixed
-from minir1.distributed import deal, exchanged, mine, on_first, sum_of_ranks
+from minir1.distributed import deal, exchanged, my_share, on_first, sum_of_ranks
 from minir1.log import open_run, progress, progress_line, read_metrics, steps
 from minir1.losses import nll
 from minir1.model.divergence import divergence, log_probs, top_divergence, top_log_probs
@@ -106,7 +106,8 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "epochs", "steps", "batch", "eval_every", "max_length", "microbatch", "top_k")
         at_least(self, 0, "learning_rate", "warmup", "weight_decay", "balance_speed", "lora_rank", "lora_alpha", "seed")
-        above(self, 0, "grad_clip", "temperature")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
         fraction(self, "held_out", "beta", "ce_weight")
         new_file(self, "stored")
         if not self.data:
@@ -204,7 +205,7 @@ def store(teacher: Transformer, vocab: int, documents: list[Document], config: C
         )
     tops: dict[int, tuple[Tensor, Tensor]] = {}
     with progress(len(documents), "teacher") as advance, gathered(teacher):
-        for rows in mine(packed([len(document.tokens) for document in documents], config.microbatch)):
+        for rows in my_share(packed([len(document.tokens) for document in documents], config.microbatch)):
             tokens, cu_seqlens, trained = laid_out([documents[i] for i in rows], teacher.device)
             h = teacher.states(tokens, cu_seqlens=cu_seqlens, mask=trained)
             ids, lp = top_log_probs(teacher, h, config.top_k, config.temperature, vocab)
@@ -214,11 +215,12 @@ def store(teacher: Transformer, vocab: int, documents: list[Document], config: C
             advance(len(rows))
     tops = dict(itertools.chain.from_iterable(part.items() for part in exchanged(tops)))
     ids, lp = (torch.cat(part) for part in zip(*(tops[i] for i in range(len(documents)))))
+    facts = about(documents, vocab, config)
 
     def write() -> None:
         unfinished = path.with_suffix(".unfinished")
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"ids": ids, "lp": lp}, unfinished, about(documents, vocab, config))
+        save_file({"ids": ids, "lp": lp}, unfinished, facts)
         unfinished.replace(path)
 
     on_first(write)
@@ -331,4 +333,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

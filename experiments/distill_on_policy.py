@@ -96,7 +96,8 @@ class Config:
         at_least(self, 1, "microbatch", "eval_every", "eval_problems", "eval_answers")
         at_least(self, 0, "learning_rate", "warmup", "epsilon_low", "epsilon_high", "max_ratio_deviation")
         at_least(self, 0, "reward_weight", "lora_rank", "lora_alpha", "seed")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
         fraction(self, "beta")
         if self.reward_weight and self.num_generations == 1:
             raise ValueError(f"reward_weight = {self.reward_weight}: needs a group, num_generations of 2 or more")
@@ -248,4 +249,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

@@ -38,7 +38,7 @@ from minir1.policy import frozen_copy, load_policy
 from minir1.preference import dpo, implicit_reward
 from minir1.preference_data import Rows, accuracy, in_parts, load, padded
 from minir1.seed import seed_everything
-from minir1.settings import above, at_least, same_steps
+from minir1.settings import above, at_least, same_steps, zero_or_at_least
 from minir1.templates import TEMPLATES
 
 
@@ -80,7 +80,8 @@ class Config:
         at_least(self, 1, "eval_problems", "eval_answers", "max_completion_length")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing = {self.label_smoothing}: 0 to below 0.5")
-        at_least(self, 0, "learning_rate", "warmup", "temperature", "seed")
+        at_least(self, 0, "learning_rate", "warmup", "seed")
+        zero_or_at_least(self, 1e-6, "temperature")
         above(self, 0, "beta", "grad_clip")
 
 
@@ -206,4 +207,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

@@ -50,7 +50,7 @@ from minir1.metrics import bootstrap, share_interval, with_interval
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.seed import python_random
-from minir1.settings import at_least
+from minir1.settings import at_least, zero_or_at_least
 from minir1.templates import TEMPLATES
 from minir1.tokenizer import Tokenizer
 
@@ -88,7 +88,8 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "problems", "num_generations", "max_completion_length", "rows_at_once")
-        at_least(self, 0, "temperature", "seed", "few_shot")
+        at_least(self, 0, "seed", "few_shot")
+        zero_or_at_least(self, 1e-6, "temperature")
         at_least(self, 1, "k")
         if self.k and not self.rescore and max(self.k) > self.num_generations:
             raise ValueError(f"k = {self.k}: at most num_generations = {self.num_generations}")
@@ -345,4 +346,4 @@ def reasons(grid: list[list[Answer]]) -> list[tuple[str, int]]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

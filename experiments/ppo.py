@@ -39,7 +39,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.advantages import at_last_token, discounted_returns, explained_variance, gae, kl_in_reward, whiten
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import deal, mine, sum_of_ranks
+from minir1.distributed import deal, my_share, sum_of_ranks
 from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3, value_loss
@@ -118,7 +118,8 @@ class Config:
         at_least(self, 0, "accuracy_weight", "format_weight", "max_ratio_deviation", "seed", "value_learning_rate")
         at_least(self, 0, "store_steps")
         fraction(self, "min_mixed", "gamma", "gae_lambda")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
         above(self, 1, "dual_clip")
         if not 0 <= self.value_warmup < self.steps:
             raise ValueError(f"value_warmup = {self.value_warmup}: 0 to {self.steps - 1}, below steps")
@@ -171,7 +172,7 @@ def state_values(model: Transformer, critic: ValueHead | ScalarModel, rollout: R
     """V(s_t) of the answers' tokens, fp32 [B, T]; no gradient."""
     values = torch.zeros_like(rollout.logp)
     with gathered(model), gathered(critic):
-        for rows in mine(by_tokens(rollout.length.tolist(), microbatch)):
+        for rows in my_share(by_tokens(rollout.length.tolist(), microbatch)):
             rows = torch.tensor(rows, device=values.device)
             batch = rollout.select(rows)
             settings, own = {"lengths": batch.length, "mask": batch.mask}, isinstance(critic, ScalarModel)
@@ -345,4 +346,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

@@ -60,7 +60,7 @@ class Config:
         at_least(self, 1, "problems", "pairs", "max_completion_length")
         at_least(self, 2, "num_generations")
         at_least(self, 0, "format_weight", "seed")
-        above(self, 0, "temperature")  # or the answers to a problem are all the same
+        at_least(self, 1e-6, "temperature")  # or the answers to a problem are all the same
         above(self, 0, "min_gap")
 
 

@@ -28,13 +28,21 @@ from torch import Tensor
 from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.data import batches, by_tokens, pad_rows
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import deal, opening, sum_of_ranks
+from minir1.distributed import deal, load_target, sum_of_ranks
 from minir1.log import open_run, progress, progress_line
 from minir1.losses import nll
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.hf_config import to_hf_config
-from minir1.model.moe import MoE, Routing, balance_step, expert_load, maximal_violation, sequence_balance_loss
+from minir1.model.moe import (
+    MoE,
+    Routing,
+    balance_step,
+    expert_load,
+    idle_share,
+    maximal_violation,
+    sequence_balance_loss,
+)
 from minir1.model.shards import gathered, shard
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
@@ -190,7 +198,7 @@ def main(config: Config) -> dict[str, float]:
     task = task_of(config)
     tokenizer = word_level(*task.vocabulary())
     dtype = pick_dtype(config.dtype, device)
-    model = build_model(config, tokenizer).to(*opening(device, dtype))
+    model = build_model(config, tokenizer).to(*load_target(device, dtype))
     model.recompute(config.recompute)
     shard(device, dtype, model)
     matrices, rest = split_parameters(model)
@@ -230,6 +238,7 @@ def main(config: Config) -> dict[str, float]:
                 metrics["train/mtp_loss"] = mtp_loss
             if loads:
                 metrics["train/max_violation"] = max(maximal_violation(load) for load in loads)
+                metrics["train/idle_experts"] = max(idle_share(load) for load in loads)
             run.log(step, metrics | {"perf/train_tok_s": speed})
             advance()
             if step % 100 == 0 or step == config.steps:
@@ -249,4 +258,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

@@ -34,7 +34,7 @@ from experiments.pretrain import build_model, check_shape, loss_backward
 from minir1 import checkpoint, cli, memory, policy, text_data, text_files
 from minir1.data import end_to_end, packed
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import mine, on_first, opening, sum_of_ranks
+from minir1.distributed import load_target, my_share, on_first, sum_of_ranks
 from minir1.files import read_json
 from minir1.log import markdown_table, open_run, progress_line, read_metrics, steps, table
 from minir1.losses import nll
@@ -46,7 +46,7 @@ from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.sample import generate
 from minir1.seed import hashed, seed_everything
-from minir1.settings import above, at_least, fraction, same_steps
+from minir1.settings import above, at_least, fraction, same_steps, zero_or_at_least
 from minir1.text_data import Corpus
 from minir1.tokenizer import Tokenizer
 
@@ -89,7 +89,7 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "window", "eval_every", "sample_tokens", "steps", "batch", "microbatch")
         at_least(self, 0, "muon_lr", "adam_lr", "warmup", "balance_speed", "balance_loss", "mtp_weight", "seed")
-        at_least(self, 0, "temperature")
+        zero_or_at_least(self, 1e-6, "temperature")
         above(self, 0, "clip")
         fraction(self, "held_out")
         if not self.data or not self.sample_prompts:
@@ -112,7 +112,7 @@ def measure(model: Transformer, corpus: Corpus, documents: np.ndarray, config: C
     chosen = text_data.pieces(corpus, documents, config.window)
     nats, tokens = 0.0, 0
     with gathered(model):
-        for part in mine(packed((chosen[:, 1] - chosen[:, 0]).tolist(), config.microbatch)):
+        for part in my_share(packed((chosen[:, 1] - chosen[:, 0]).tolist(), config.microbatch)):
             flat, cu_seqlens = end_to_end(text_data.rows(corpus, chosen[part]), model.device)
             nats += nll(model.logprob(flat, cu_seqlens=cu_seqlens)).sum().item()  # 0 for the first token of each piece
             tokens += len(flat) - len(part)
@@ -176,12 +176,16 @@ def main(config: Config) -> dict[str, float]:
     resumed = checkpoint.resume(folder) if config.resume else None
     tokenizer = Tokenizer.load(resumed or config.tokenizer)
     dtype = pick_dtype(config.dtype, device)
-    model = build_model(config, tokenizer).to(*opening(device, dtype))
+    model = build_model(config, tokenizer).to(*load_target(device, dtype))
     model.recompute(config.recompute)
     shard(device, dtype, model)
     if not resumed:
         documents = text_files.documents(config.data, config.skip)
-        on_first(lambda: text_data.write(config.out / "tokens", documents, tokenizer) and None)
+
+        def write() -> None:
+            text_data.write(config.out / "tokens", documents, tokenizer)
+
+        on_first(write)
     corpus = text_data.read(config.out / "tokens")
     train, held_out = text_data.split(corpus, config.held_out)
     matrices, rest = split_parameters(model)
@@ -257,4 +261,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

@@ -120,7 +120,8 @@ class Config:
         fraction(self, "difficulty_window")
         if self.difficulty_window and self.difficulty_window[0] > self.difficulty_window[1]:
             raise ValueError(f"difficulty_window = {self.difficulty_window}: the lower share comes first")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
         at_least(self, 0, "language_weight")
         at_least(self, 0, "reference_reset", "lora_rank", "lora_alpha")
         if self.reference_reset and (self.lora_rank or not self.beta):
@@ -301,4 +302,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

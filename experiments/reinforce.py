@@ -93,7 +93,8 @@ class Config:
         at_least(self, 0, "learning_rate", "beta", "ent_coef", "warmup", "max_ratio_deviation")
         at_least(self, 0, "accuracy_weight", "format_weight", "seed", "store_steps")
         fraction(self, "min_mixed", "baseline_decay", "gamma")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
@@ -248,4 +249,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

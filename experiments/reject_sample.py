@@ -55,7 +55,7 @@ from minir1.metrics import share_interval
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.seed import python_random
-from minir1.settings import above, at_least, fraction
+from minir1.settings import at_least, fraction
 from minir1.tasks import Problem, Task
 from minir1.tasks.published import records
 from minir1.templates import TEMPLATES
@@ -102,7 +102,7 @@ class Config:
         at_least(self, 1, "problems", "num_generations", "max_completion_length", "rows_at_once")
         at_least(self, 1, "max_length", "per_problem")
         at_least(self, 0, "seed")
-        above(self, 0, "temperature")  # or the answers to a problem are all the same
+        at_least(self, 1e-6, "temperature")  # or the answers to a problem are all the same
         fraction(self, "min_language", "max_repetition", "general_share")
         if self.general_share is not None and not self.general:
             raise ValueError(f"general_share = {self.general_share}: give the general data with --general")

@@ -29,7 +29,7 @@ from experiments import preference_figures
 from minir1 import checkpoint, cli
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
-from minir1.distributed import opening
+from minir1.distributed import load_target
 from minir1.log import open_run, progress_line, steps, table
 from minir1.model import heads
 from minir1.model.heads import ScalarModel, ValueHead
@@ -160,7 +160,7 @@ def main(config: Config) -> dict[str, float]:
     resumed = checkpoint.resume(folder) if config.resume else None
     dtype = pick_dtype(config.dtype, device)
     if resumed:
-        model, tokenizer = heads.load(resumed, *opening(device, dtype))
+        model, tokenizer = heads.load(resumed, *load_target(device, dtype))
         model.trunk.recompute(config.recompute)
     else:
         trunk, tokenizer, _ = load_policy(config.checkpoint, device, dtype, recompute=config.recompute)
@@ -211,4 +211,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

@@ -45,7 +45,7 @@ from minir1.metrics import calibration, with_interval
 from minir1.model import hf
 from minir1.model.heads import SelfCheckHead
 from minir1.model.transformer import Transformer
-from minir1.optim import warmup_cosine
+from minir1.optim import clip_gradients, warmup_cosine
 from minir1.rollout import Rollout, collect
 from minir1.seed import generator, seed_everything, stream
 from minir1.settings import above, at_least
@@ -86,7 +86,8 @@ class Config:
         at_least(self, 2, "num_generations")
         at_least(self, 1, "rows_at_once")
         at_least(self, 0, "weight_decay", "seed")
-        above(self, 0, "temperature", "learning_rate")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "learning_rate")
         if not self.thresholds or not all(0 < threshold < 1 for threshold in self.thresholds):
             raise ValueError(f"thresholds = {self.thresholds}: each above 0 and below 1")
 
@@ -170,6 +171,7 @@ def train(head: SelfCheckHead, data: list[Trace], config: Config, run) -> None:
         of_answer, of_tries = loss_of(head, [data[row] for row in rows])
         optimizer.param_groups[0]["lr"] = config.learning_rate * warmup_cosine(step - 1, config.steps, 10)
         (of_answer + of_tries).backward()
+        clip_gradients(head, float("inf"), step)  # stops where one is not finite
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         run.log(step, {"train/answer": of_answer.item(), "train/try": of_tries.item()})

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from minir1.answer_text import ANSWER, THINKING, StopStrings, ThinkSplitter
 from minir1.engine import BUDGET, CANCELLED, Answer, Token
-from minir1.tokenizer import TextStream, Tokenizer
+from minir1.text_stream import TextStream
+from minir1.tokenizer import Tokenizer
 
 
 class Drawn(NamedTuple):

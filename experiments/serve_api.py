@@ -2,8 +2,9 @@
 
 Every answer to a request is a row of the engine: choice i of a request with a seed is row i of
 `sample.generate(model, prompts, answers=n, seed=seed)`. When the client leaves, the rows are free within a step. Errors
-have OpenAI's shape: 400 what cannot be answered, 404 another model or path, 413 a body above MOST_BYTES, 429 a full
-queue, 503 no answer within the time limit or a server that shuts down, 500 an engine that failed.
+have OpenAI's shape: 400 what cannot be answered, 404 another model or path, 408 a body that does not arrive within
+MOST_SECONDS, 413 one above MOST_BYTES, 429 a full queue, 503 no answer within the time limit or a server that shuts
+down, 500 an engine that failed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from experiments.serve_answer import (
     Choice,
@@ -33,14 +33,15 @@ from experiments.serve_answer import (
     completion_logprobs,
     usage,
 )
-from experiments.serve_body import ApiError, Chat, Completion, Message, Sampling, explained
-from experiments.serve_http import limited
+from experiments.serve_body import ApiError, Chat, Completion, Message, Sampling, explained, unread
+from experiments.serve_http import limited, named, shown
 from minir1 import conversation, engine, templates
 from minir1.address import is_loopback, own_names
 from minir1.engine import Engine, Full
 from minir1.tokenizer import Tokenizer
 
 MOST_BYTES = 2**23  # of the body of a request
+MOST_SECONDS = 60.0  # until it has arrived
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ def create(service: Service, host: str) -> FastAPI:
             yield
 
     app = FastAPI(title="minir1", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(limited, most=MOST_BYTES)
-    if is_loopback(host):  # against DNS rebinding
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_names(host))
+    app.add_middleware(limited, most=MOST_BYTES, seconds=MOST_SECONDS)
+    if is_loopback(host):
+        app.add_middleware(named, names=own_names(host))
     app.add_exception_handler(ApiError, lambda _, error: shown(error))
     app.add_exception_handler(RequestValidationError, lambda _, error: shown(explained(error.errors())))
-    app.add_exception_handler(HTTPException, lambda _, error: shown(ApiError(error.status_code, str(error.detail))))
+    app.add_exception_handler(HTTPException, lambda _, error: shown(failed(error)))
     app.add_exception_handler(Closed, lambda _, error: shown(failed(error)))
     app.add_exception_handler(Exception, lambda _, error: shown(failed(error)))
     model = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "minir1"}
@@ -330,11 +331,8 @@ def failed(error: Exception) -> ApiError:
     """What a client sees of an error."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, HTTPException):
+        return unread(error) or ApiError(error.status_code, str(error.detail))
     if isinstance(error, Closed):
         return ApiError(503, f"{error}.", "shutting_down")
     return ApiError(500, f"The server failed: {type(error).__name__}: {error}")
-
-
-def shown(error: ApiError) -> JSONResponse:
-    """An error as a response; a client may try again after 429 and 503."""
-    return JSONResponse(error.body, error.status, {"Retry-After": "1"} if error.status in (429, 503) else None)

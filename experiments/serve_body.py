@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -45,13 +45,38 @@ class Body(BaseModel):
         return used
 
 
+HALF = "Unicode text; half of a surrogate pair is none"
+
+
+def whole(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON can write as \\ud800 and no encoding has."""
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(HALF)
+    return text
+
+
+Text = Annotated[str, AfterValidator(whole)]
+Stop = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(whole)]
+
+
+def drawable(temperature: float | None) -> float | None:
+    """A temperature that logits can be divided by, or 0."""
+    if temperature and temperature < 1e-6:
+        raise ValueError("0 (the most likely token), or at least 1e-6")
+    return temperature
+
+
 def listed(value):
     """One text as a list of one."""
+    if not isinstance(value, str | list):
+        raise ValueError("a text, or a list of texts")
     return [value] if isinstance(value, str) else value
 
 
 def parts(content):
     """A text as a list of parts of a message."""
+    if not isinstance(content, str | list):
+        raise ValueError("a text, or a list of parts such as {'type': 'text', 'text': '…'}")
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
@@ -59,11 +84,10 @@ def prompts(value):
     """A text, tokens, or a list of either, as a list of texts and lists of tokens."""
     tokens = lambda entry: isinstance(entry, list) and all(type(token) is int for token in entry)
     entries = [value] if isinstance(value, str) or tokens(value) else value
-    text = lambda entry: isinstance(entry, str) and not re.search("[\ud800-\udfff]", entry)  # half a character
-    fine = lambda entry: entry and (text(entry) or tokens(entry))
+    fine = lambda entry: entry and (isinstance(entry, str) or tokens(entry))
     if not isinstance(entries, list) or not all(map(fine, entries)):
         raise ValueError("a text, a list of tokens, or a list of either; none of them empty")
-    return entries
+    return [whole(entry) if isinstance(entry, str) else entry for entry in entries]
 
 
 class StreamOptions(Body):
@@ -88,14 +112,13 @@ class Sampling(Body):
     }  # fmt: skip
 
     model: str
-    temperature: float | None = Field(None, ge=0, le=2)  # None: as generation_config.json recommends, else 1
+    # None: as generation_config.json recommends, else 1
+    temperature: Annotated[float | None, AfterValidator(drawable)] = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)  # None: as generation_config.json recommends, else 1
     top_k: int = Field(0, ge=0, lt=2**31)  # not OpenAI's; 0: all
     n: int = Field(1, ge=1, le=128)  # answers to each prompt
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)  # None: another for each request
-    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], BeforeValidator(listed)] = Field(
-        [], max_length=4
-    )
+    stop: Annotated[list[Stop], BeforeValidator(listed)] = Field([], max_length=4)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -112,7 +135,7 @@ class Part(Body):
     """Text in a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Body):
@@ -148,6 +171,15 @@ class Completion(Sampling):
     logprobs: int | None = Field(None, ge=0, le=5)  # how many of the most likely tokens; None: no log-probs
 
 
+UNREADABLE = {UnicodeDecodeError: "not UTF-8", RecursionError: "nested too deeply"}
+
+
+def unread(error: Exception) -> ApiError | None:
+    """Why a body could not be read as JSON, from what FastAPI raises in place of the cause; None for other errors."""
+    why = UNREADABLE.get(type(error.__cause__))
+    return why and ApiError(400, f"The body of the request is {why}.")
+
+
 def explained(errors: list[dict]) -> ApiError:
     """The first thing that pydantic found wrong with a body, in OpenAI's words."""
     first = errors[0]
@@ -157,11 +189,16 @@ def explained(errors: list[dict]) -> ApiError:
     if "param" in first.get("ctx", {}):
         path = ".".join(filter(None, (path, first["ctx"]["param"])))
         return ApiError(400, first["ctx"]["text"], kind, path)
+    if not path and isinstance(first.get("input"), bytes):  # FastAPI leaves the body of other types as it is
+        return ApiError(400, "The Content-Type of the request must be application/json.")
     if kind == "json_invalid" or not path:
-        return ApiError(400, "The body of the request is no JSON object with a content type of application/json.")
+        return ApiError(400, "The body of the request is no JSON object.")
     if kind == "missing":
         return ApiError(400, f"Missing required parameter: '{path}'.", "missing_required_parameter", path)
     if kind == "extra_forbidden":
         return ApiError(400, f"Unknown parameter: '{path}'.", "unknown_parameter", path)
-    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    said = re.sub("^(Value error, |Input should be |(List|String) should have )", "", first["msg"])
+    reason = {"list_type": "a list", "string_type": "a text", "string_unicode": HALF}
+    reason |= dict.fromkeys(("model_type", "model_attributes_type"), "an object")
+    reason = reason.get(kind, said)
     return ApiError(400, f"Invalid value for '{path}': expected {reason}.", "invalid_value", path)

@@ -65,8 +65,9 @@ class Config:
         fraction(self, "held_out")
         if not self.data:
             raise ValueError("data = (): at least one file or folder")
-        if self.bound is not None and recipe(replace(self, bound=None)).digits != "whole":
+        if self.bound is not None and (self.digits or PRESETS[self.preset].digits) != "whole":
             raise ValueError(f"bound = {self.bound}: only --digits whole has a bound")
+        recipe(self)
         if HELD_OUT in self.kinds:
             raise ValueError(f"kinds: {HELD_OUT!r} is the name of the documents of --data that are not trained on")
 

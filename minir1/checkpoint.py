@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 
 from minir1 import sharded_state
-from minir1.distributed import exchanged, mine, on_first
+from minir1.distributed import exchanged, my_share, on_first
 from minir1.files import replace_text
 
 STATE, NONE = "training_state.pt", "none"
@@ -39,8 +39,8 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict, *,
     new checkpoint; all but these two are deleted. A kill at any moment leaves both valid.
 
     Of several ranks each calls this: rank 0 writes, and each its parts of the divided tensors of the state
-    (minir1/sharded_state.py). The training waits for it: written beside the next steps, a folder would get its name at
-    some later step, an error would show there, and every script would have to wait for the last one before it ends.
+    (minir1/sharded_state.py). The training waits for it: written beside the next steps, a folder would get its name,
+    and an error would show, at some later step, and every script would have to wait for the last one before it ends.
 
     Raises ValueError for a negative step, or a state that `weights_only` would not load.
     """
@@ -52,7 +52,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict, *,
     write(aside)
     rest, shards = sharded_state.apart(state)
     sharded_state.write(aside, shards)
-    rest = rest | {"sha256": digests(aside)}
+    rest = rest | {"sha256": digests(aside, state=True)}
     on_first(lambda: _end(folder, final, aside, rest, best))
     return final
 
@@ -101,21 +101,39 @@ def best(folder: Path) -> Path | None:
 def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
     """The latest checkpoint in `folder`, or the best if there is one (else it says so); any other folder as it is.
 
-    folder: of checkpoints, or of a run, which has them in `checkpoint`. ValueError where there is no folder.
+    folder: of checkpoints, or of a run, which has them in `checkpoint`; of the demonstration's runs, base and rl, the
+    last is taken. ValueError where there is no folder, and for that of other runs, as of a pipeline.
     """
-    for checkpoints in (Path(folder), Path(folder) / "checkpoint"):
+    folder = Path(folder)
+    places = [folder, folder / "checkpoint"]
+    if not any(folder.glob("*.safetensors")):
+        places.append(folder / "rl" / "checkpoint")
+    for checkpoints in places:
         if prefer == "best" and (path := best(checkpoints)):
             return path
         if path := latest(checkpoints):
             if prefer == "best":
                 print(f"{checkpoints} has no best checkpoint: the latest is used, {path.name}")
             return path
-    if not Path(folder).is_dir():
+    if not folder.is_dir():
         raise ValueError(
             f"{folder} is no folder: need a Hugging Face checkpoint, or the folder of a run such as runs/base, which "
             "`python -m experiments.pretrain` makes"
         )
-    return Path(folder)
+    _refuse_runs(folder)
+    return folder
+
+
+def _refuse_runs(folder: Path) -> None:
+    """ValueError for a folder of runs, such as the stages of a pipeline, that has no weights of its own."""
+    if any(folder.glob("*.safetensors")):
+        return
+    if made := sorted(folder.glob("*/checkpoint/latest"), key=lambda path: path.stat().st_mtime):
+        names = ", ".join(path.parts[-3] for path in made)
+        raise ValueError(
+            f"{folder} is the folder of several runs, as of a pipeline: name one of its stages, such as "
+            f"{made[-1].parents[1]} (there are {names})"
+        )
 
 
 def resume(folder: Path) -> Path | None:
@@ -158,15 +176,16 @@ def load_state(path: Path, device: str = "cpu") -> dict:
     return sharded_state.together(file.parent, state, device)
 
 
-def digests(path: Path, only: Collection[str] | None = None) -> dict[str, str]:
-    """Name -> SHA-256 of the files in `path`, and folders below, from which a model is opened, and of divided tensors.
+def digests(path: Path, only: Collection[str] | None = None, *, state: bool = False) -> dict[str, str]:
+    """Name -> SHA-256 of the files in `path`, and folders below, from which a model is opened.
 
-    only: names of files, to read no others. Of several ranks each calls this and reads some of the files, 1.4 GB/s on
-    one core.
+    only: names of files, to read no others; state: also those of divided tensors of the training state. Of several
+    ranks each calls this and reads some of the files, 1.4 GB/s on one core.
     """
     names = on_first(lambda: sorted(str(file.relative_to(path)) for file in path.rglob("*") if _is_read(file)))
+    names = [name for name in names if state or not name.startswith(sharded_state.FOLDER)]
     result = {}
-    for name in mine([name for name in names if only is None or name in only]):
+    for name in my_share([name for name in names if only is None or name in only]):
         digest = hashlib.sha256()
         with open(path / name, "rb") as opened:
             while chunk := opened.read(2**20):
@@ -181,7 +200,7 @@ def _is_read(file: Path) -> bool:
 
 def verify(path: Path, expected: dict[str, str]) -> None:
     """ValueError naming the first file that is not as it was when `digests` returned `expected`."""
-    present = digests(path, expected) if expected else {}
+    present = digests(path, expected, state=True) if expected else {}
     for name in sorted(expected):
         if present.get(name) != expected[name]:
             raise ValueError(f"{path / name} has changed since the run saved its digest: put the old file back")

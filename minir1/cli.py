@@ -11,38 +11,45 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import tyro
 
 from minir1 import ranks
+from minir1.settings import below_folders
 
 REFUSED = (ValueError, OSError, ImportError, SyntaxError)  # options, files (a task is one), packages: exit code 2
 FAILED = (RuntimeError, ArithmeticError, MemoryError)  # a run, such as one whose loss is not finite: exit code 1
 
 
-def run(main: Callable, config: type, **settings) -> None:
+def run(main: Callable, config: type, *, on_ranks: bool = False, **settings) -> None:
     """Call `main` with the options of the command line, as the dataclass `config` describes them.
 
-    settings: those of tyro.cli, such as default=Config(steps=10). What is wrong with the input or went wrong in the run
-    is printed as one line, `error: what is wrong and what is allowed`. Errors that this project did not raise itself
-    are named with their type. With --debug, an option of every script, the line is a traceback. Errors of other types
-    than REFUSED and FAILED are bugs and always have one. Ctrl-C ends with exit code 130.
+    What is wrong with the input or went wrong in the run is printed as one line, `error: what is wrong and what is
+    allowed`. Errors that this project did not raise itself are named with their type. With --debug, an option of every
+    script, the line is a traceback. Errors of other types than REFUSED and FAILED are bugs and always have one. Ctrl-C
+    ends with exit code 130.
 
-    Under torchrun the run has its ranks (minir1/distributed.py), the line names the rank, and processes that it starts
-    again after a failure resume.
+    on_ranks: whether torchrun may start it in several processes, its ranks (minir1/distributed.py). The line of an
+    error then names the rank, and ranks that torchrun starts again after a failure resume. settings: those of tyro.cli,
+    such as default=Config(steps=10).
     """
     debug = "--debug" in sys.argv
     try:
         options = _options(config, [word for word in sys.argv[1:] if word != "--debug"], settings)
+        if isinstance(getattr(options, "out", None), Path):
+            below_folders(options, "out")  # before anything is loaded
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and hasattr(options, "resume"):
             options = replace(options, resume=True)
+        if ranks.started() > 1 and not on_ranks:
+            raise ValueError("this script runs in one process: start it without torchrun")
         with ranks.group():
             main(options)
     except KeyboardInterrupt:
         advice = ": the same command with --resume continues from what was saved"
         _end("interrupted" + (advice if hasattr(config, "resume") else ""), 130)
     except (*REFUSED, *FAILED) as error:
-        if debug and ranks.world() == 1:
+        if debug and ranks.started() == 1:
             raise
         if debug:
             traceback.print_exc()
@@ -54,7 +61,7 @@ def run(main: Callable, config: type, **settings) -> None:
             text = f"{type(error).__name__}: {text[:300]} (--debug shows where)"
         _end(f"error: {text}", 2 if isinstance(error, REFUSED) else 1)
     except Exception as error:
-        if ranks.world() == 1:
+        if ranks.started() == 1:
             raise
         traceback.print_exc()
         _end(f"error: {type(error).__name__}", 1)
@@ -78,9 +85,9 @@ def _options(config: type, words: list[str], settings: dict):
 
 
 def _end(line: str, code: int) -> None:
-    name = f"rank {ranks.rank()}: " if ranks.world() > 1 else ""
+    name = f"rank {os.environ['RANK']}: " if ranks.started() > 1 else ""
     print(f"{name}{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, as other ranks print too
-    if ranks.world() > 1:
+    if ranks.started() > 1:
         os._exit(code)  # threads and process groups would wait for ranks that are gone
     sys.exit(code)
 

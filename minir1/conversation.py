@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from minir1 import templates
 from minir1.answer_text import CLOSE, OPEN, THINKING, ThinkSplitter
-from minir1.tokenizer import CONTEXT, TEMPLATE, TextStream, Tokenizer
+from minir1.text_stream import CONTEXT, TextStream
+from minir1.tokenizer import TEMPLATE, Tokenizer
 
 MARK = "\ufdd1"  # a noncharacter, which no text holds: shows whether a template writes what it is given
 CHUNK = 2**14  # characters of a document that are tokenised at a time

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from minir1.ranks import world
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WITHOUT_FLOAT64 = ("mps",)  # types of devices
 
@@ -25,6 +27,8 @@ def pick(name: str | torch.device = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:  # a name that torch does not know
         device = None
+    if device is not None and device.index is not None and world() > 1:
+        raise ValueError(f"device = {str(name)!r}: each of {world()} ranks has the GPU of its number, without an index")
     here = device is not None and device.type in (*kinds, "cpu")
     if not here or (device.index or 0) >= torch.get_device_module(device).device_count():
         raise ValueError(f"device = {str(name)!r}: this machine has {', '.join((*kinds, 'cpu'))}, or auto")

@@ -6,8 +6,8 @@ torchrun starts the same script once a GPU; each process is a rank. What is wher
 
     weights, gradients, moments    a shard on each rank (model/shards.py): FSDP2 gathers a block's while it computes
     a forward pass with gradient   each rank takes micro-batches of its own (`deal`), all equally many
-    passes without gradient        the weights are gathered once, then each rank works through its rows
-    a rollout and its verdicts     whole on every rank: each samples, and judges, whole groups, then all are exchanged
+    passes without gradient        the weights are gathered once, then each rank works through rows of its own
+    a rollout and its verdicts     whole on every rank: each samples whole groups, judges every W-th answer, exchanges
     files, the terminal            rank 0 alone (`on_first`, `group`)
 
 So every rank computes the same rewards, advantages and decisions from the same numbers, and a script has no branch for
@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -31,6 +32,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minir1 import faults
+from minir1.ranks import rank, world
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -41,16 +43,6 @@ WAIT = timedelta(minutes=float(os.environ.get("MINIR1_WAIT_MINUTES", 30)))  # fo
 # DTensor is imported where it is used: it takes half as long as importing torch.
 
 
-def world() -> int:
-    """The number of ranks, W."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """The number of this process, from 0."""
-    return dist.get_rank() if world() > 1 else 0
-
-
 @contextmanager
 def group() -> Iterator[None]:
     """The process group of torchrun's processes, as long as the block lasts: NCCL between GPUs, gloo between CPUs.
@@ -59,7 +51,7 @@ def group() -> Iterator[None]:
     """
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing here changes one in place
     store, number, size = next(dist.rendezvous("env://", timeout=WAIT))
     faults.refused_before(store)
@@ -78,13 +70,13 @@ def group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-_beside = None  # made by second_group
+_thread_group = None  # made by second_group
 
 
 def second_group() -> None:
-    """Make the group over which a thread may exchange (`exchanged(beside=True)`) while the first group is in use."""
-    global _beside
-    _beside = dist.new_group(backend="gloo", timeout=WAIT)
+    """Make the group over which a thread may exchange (`exchanged(in_thread=True)`) while the first group is in use."""
+    global _thread_group
+    _thread_group = dist.new_group(backend="gloo", timeout=WAIT)
 
 
 # ---- exchanges -----------------------------------------------------------------------------------
@@ -106,22 +98,22 @@ def on_first(function: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def exchanged(value: T, *, beside: bool = False) -> list[T]:
-    """The values of all ranks, in their order. beside: for a thread beside the one that trains."""
+def exchanged(value: T, *, in_thread: bool = False) -> list[T]:
+    """The values of all ranks, in their order. in_thread: for a thread beside the one that trains."""
     if world() == 1:
         return [value]
     values: list = [None] * world()
-    dist.all_gather_object(values, value, group=_beside if beside else None)
+    dist.all_gather_object(values, value, group=_thread_group if in_thread else None)
     return values
 
 
-def mine(items: Sequence[T]) -> Sequence[T]:
+def my_share(items: Sequence[T]) -> Sequence[T]:
     """Every W-th item, from the number of this rank on."""
     return items[rank() :: world()]
 
 
 def sum_of_ranks(value):
-    """The sum over ranks of a number or a tensor of one shape; a tensor is a new one."""
+    """The sum over ranks of a number, or of a tensor of the same shape on each."""
     if world() == 1:
         return value
     summed = value.clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
@@ -142,14 +134,14 @@ def deal(parts: Sequence[list[int]]) -> list[tuple[list[int], float]]:
         rows, middle = parts[longest], len(parts[longest]) // 2
         parts[longest : longest + 1] = [rows[:middle], rows[middle:]]
     copies = -len(parts) % W  # of the first part, the shortest
-    shares = [1 / (1 + copies)] * (1 + copies) + [1.0] * (len(parts) - 1)
-    return list(mine(list(zip(parts[:1] * copies + parts, shares))))
+    shares = [1 / (1 + copies) if copies else 1] * (1 + copies) + [1] * (len(parts) - 1)
+    return list(my_share(list(zip(parts[:1] * copies + parts, shares))))
 
 
 # ---- tensors in shards ---------------------------------------------------------------------------
 
 
-def opening(device: torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
+def load_target(device: torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
     """Where, and in which dtype, to load weights for `shards.shard`: these in one process, else the CPU and fp32."""
     return (device, dtype) if world() == 1 else (torch.device("cpu"), torch.float32)
 
@@ -161,9 +153,14 @@ def computed_in(x: Tensor) -> torch.dtype:
 
 def mesh(device: torch.device | str) -> DeviceMesh:
     """All ranks in a row."""
+    return _mesh(torch.device(device).type)
+
+
+@cache
+def _mesh(kind: str) -> DeviceMesh:
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh(torch.device(device).type, (world(),))
+    return init_device_mesh(kind, (world(),))
 
 
 def is_shard(x) -> bool:

@@ -139,10 +139,14 @@ class Engine:
     def __init__(self, model: Transformer, rows: int = 64, slots: int | None = None, waiting: int = 256):
         slots = model.config.max_positions if slots is None else slots
         for name, value in {"rows": rows, "slots": slots, "waiting": waiting}.items():
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name} = {value!r}: an integer of at least 1")
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value < 2**31:
+                raise ValueError(f"{name} = {value!r}: an integer of at least 1, below 2^31")
         self.model, self.rows, self.slots, self.waiting = model, rows, slots, waiting
-        self._cache = model.cache(rows, slots)
+        try:
+            self._cache = model.cache(rows, slots)
+        except RuntimeError as error:  # from the allocator
+            lower = "lower --rows, or the tokens of a row (--max-length of serve, --window of chat)"
+            raise MemoryError(f"a cache of {rows} rows of {slots} tokens: {lower}") from error
         self._queue: deque[Answer] = deque()
         self._running: list[Answer] = []  # the answer in row 0, 1, …
         self._changed = Condition()

@@ -5,6 +5,7 @@ Figures are made without pyplot, so nothing global changes and no display is nee
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,10 @@ def write(figure: Figure, path: Path) -> Figure:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
     return figure
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG, for a notebook."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minir1 import rewards, templates
-from minir1.distributed import exchanged, mine
+from minir1.distributed import exchanged, my_share
 from minir1.log import progress
 from minir1.metrics import bootstrap, maj_at_k, paired_bootstrap, pass_at_k, share_interval
 from minir1.model.transformer import Transformer
@@ -159,11 +159,11 @@ def beside(function: Callable, *args) -> Future:
 
 
 def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-    """The verdict of each (problem, text), in order; as many at once as there are cores. Each rank judges its share.
+    """The verdict of each (problem, text), in order; as many at once as there are cores. Each rank judges every W-th.
 
     A verifier that raises loses this one answer, which is then unjudged, with the error as its reason.
     """
-    own = mine(asked)
+    own = my_share(asked)
     todo = iter(enumerate(own))  # shared by the threads
     verdicts: list[Verdict | Exception | None] = [None] * len(own)
 
@@ -174,10 +174,11 @@ def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
             except Exception as error:  # whatever a user's verifier may raise
                 verdicts[i] = error
 
-    for thread in [beside(work) for _ in range(min(len(own), os.cpu_count() or 1))]:
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this rank
+    for thread in [beside(work) for _ in range(min(len(own), max(1, cores)))]:
         thread.result()
     verdicts = [Verdict("unjudged", {}, repr(v)) if isinstance(v, Exception) else v for v in verdicts]
-    every = exchanged(verdicts, beside=True)
+    every = exchanged(verdicts, in_thread=True)
     return [every[i % len(every)][i // len(every)] for i in range(len(asked))]
 
 

@@ -126,7 +126,8 @@ def _check(run: Run, resume: bool) -> None:
     out = run.out
     present = [name for name in ("config.json", *LOGS, "result.json", "checkpoint") if (out / name).exists()]
     if present and not resume:
-        raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another --out")
+        continued = "continue it with --resume, or " if "resume" in run.config else ""  # not every script can
+        raise ValueError(f"{out} already holds a run: {continued}choose another --out")
     if present:
         _same_config(read_json(out / "config.json", f"{present[0]} is there: choose another --out"), run.config, out)
         if "result.json" in present:

@@ -68,7 +68,10 @@ class Averages:
 def report(
     task: Task, problems: Sequence[Problem], rollout: Rollout, answers: list[list[Answer]], rewards: Tensor
 ) -> dict[str, float]:
-    """What the sampled answers were like. rewards: fp32 [P, G]."""
+    """What the sampled answers were like. rewards: fp32 [P, G].
+
+    endless: the share of answers that were truncated after their `</answer>`, so not for want of tokens.
+    """
     flat = [a for group in answers for a in group]
     judged = [a for a in flat if not a.unjudged]
     metrics = {
@@ -77,7 +80,9 @@ def report(
         "format": sum(a.format for a in flat) / len(flat),
         "length": sum(a.tokens for a in flat) / len(flat),
         "truncated": sum(a.truncated for a in flat) / len(flat),
+        "endless": sum(a.truncated and "</answer>" in a.text for a in flat) / len(flat),
         "unjudged": sum(a.unjudged for a in flat) / len(flat),
+        "contradictions": contradictions(answers),
         "entropy": (rollout.entropy.sum() / rollout.mask.sum()).item(),
         "mixed_groups": (rewards != rewards[:, :1]).any(1).float().mean().item(),
         "sampled_tokens": int(rollout.mask.sum()),
@@ -86,11 +91,21 @@ def report(
     return {f"train/{name}": value for name, value in metrics.items()} | thinking
 
 
-def preflight(answers: list[list[Answer]], min_mixed: float) -> dict[str, float]:
-    """Is there anything to learn from? answers: [P][G], of the policy before training; those not judged do not count.
+def contradictions(answers: list[list[Answer]]) -> float:
+    """The share of groups in which one text was judged both right and wrong: 0 unless the verifier errs."""
 
-    ValueError, with advice, if fewer than `min_mixed` of the groups hold both right and wrong answers. With G = 1 all
-    answers are one group. RuntimeError if no answer was judged.
+    def contradicts(group: list[Answer]) -> bool:
+        verdicts = {(a.text, a.right) for a in group if not a.unjudged}
+        return len({text for text, _ in verdicts}) < len(verdicts)
+
+    return sum(map(contradicts, answers)) / len(answers)
+
+
+def outlook(answers: list[list[Answer]]) -> dict[str, float]:
+    """What a run will learn from. answers: [P][G], of the policy before training; those not judged do not count.
+
+    pass@1, pass@G; mixed_groups, the share with right and wrong answers (with G = 1 all answers are one group);
+    truncated and format, the shares of all answers; contradictions. RuntimeError if no answer was judged.
     """
     share, G = rights(answers), len(answers[0])
     share = share[~np.isnan(share)]
@@ -98,13 +113,27 @@ def preflight(answers: list[list[Answer]], min_mixed: float) -> dict[str, float]
         raise RuntimeError(f"no answer could be judged: {answers[0][0].reason or 'no reason given'}")
     groups = share if G > 1 else share.mean(keepdims=True)
     mixed = ((groups > 0) & (groups < 1)).mean().item()
+    flat = [a for group in answers for a in group]
     metrics = {"pass@1": share.mean().item(), f"pass@{G}": (share > 0).mean().item(), "mixed_groups": mixed}
-    print("preflight: " + "  ".join(f"{name} {value:.1%}" for name, value in metrics.items()))
-    if mixed < min_mixed:
+    metrics |= {name: sum(getattr(a, name) for a in flat) / len(flat) for name in ("truncated", "format")}
+    return metrics | {"contradictions": contradictions(answers)}
+
+
+def preflight(answers: list[list[Answer]], min_mixed: float) -> dict[str, float]:
+    """Is there anything to learn from? answers: [P][G], of the policy before training.
+
+    ValueError, with advice, if fewer than `min_mixed` of the groups hold both right and wrong answers; `outlook`
+    measures. experiments/doctor.py looks for the reason.
+    """
+    metrics = outlook(answers)
+    print("preflight: " + "  ".join(f"{name} {metrics[name]:.1%}" for name in metrics if name != "contradictions"))
+    if metrics["contradictions"]:
+        print("warning: the verifier judged one text both right and wrong")
+    if metrics["mixed_groups"] < min_mixed:
         raise ValueError(
-            f"only {mixed:.1%} of the groups hold both right and wrong answers, so there is no signal: start from a "
-            f"better base or an easier --task (pass@1 is {share.mean():.1%}), or raise --num-generations or "
-            "--temperature"
+            f"only {metrics['mixed_groups']:.1%} of the groups hold both right and wrong answers, so there is no "
+            f"signal: start from a better base or an easier --task (pass@1 is {metrics['pass@1']:.1%}), or raise "
+            "--num-generations or --temperature; python -m experiments.doctor with these options says more"
         )
     return {f"preflight/{name}": value for name, value in metrics.items()}
 
@@ -134,9 +163,9 @@ def alarms(metrics: dict[str, float]) -> list[str]:
     """Warnings of a collapse, and of figures that are not finite. The best checkpoint is kept in any case."""
     signs = [f"{name} is {value}" for name, value in metrics.items() if not abs(value) < float("inf")]
     if metrics["train/entropy"] < 1e-3:
-        signs.append("the entropy is gone, every answer is nearly certain: lower --learning-rate or raise --beta")
+        signs.append("the entropy is gone, every answer is nearly certain: lower --learning-rate")
     if metrics["train/entropy"] > 2.0:
-        signs.append("the entropy runs away, the answers are nearly noise: lower --learning-rate or raise --beta")
+        signs.append("the entropy runs away, the answers are nearly noise: lower --learning-rate")
     if metrics["train/truncated"] > 0.5:
         signs.append("more than half of the answers are truncated: raise --max-completion-length, or see what repeats")
     if metrics.get("train/unjudged", 0.0) > 0.05:

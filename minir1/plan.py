@@ -1,10 +1,11 @@
 """Memory, communication, arithmetic and time of a training step on one or many GPUs, predicted from shapes.
 
-Assumed is fully sharded data parallelism (FSDP2, block by block): each of n ranks holds an n-th of the fp32 masters,
-of AdamW's moments and of the gradients, gathers the weights of a block in bf16 when it computes it, in the forward and
-again in the backward pass, and reduces its gradients in fp32. Routed experts may be divided over e ranks, to which
-tokens are sent. For sampling the policy is gathered once per rollout as a copy in bf16 (of the experts, a rank's own).
-One GPU needs none of this, and its parts are those of minir1/memory.py.
+It follows what several ranks do (minir1/distributed.py): each of n has an n-th of the weights in fp32, which are their
+own masters, of AdamW's moments and of the gradients. FSDP2 gathers the weights of a block in the dtype that computes,
+in the forward and again in the backward pass, and sums its gradients in fp32. Where n divides the number of routed
+experts, each rank keeps an n-th of them, to which tokens are sent; else they are gathered like the rest. For sampling
+and every other pass without gradient a rank gathers the whole model, its experts too, as one copy. Memory is that of
+minir1/memory.py.
 
 Seconds are a lower bound, with every unit at the data sheet's rate and all answers of equal length; communication is
 hidden behind arithmetic. `REALISTIC` are the shares of those rates that good programs reach, and nothing is hidden.
@@ -38,7 +39,7 @@ class Job:
     gpus: int = 1  # n
     kind: str = "rl"  # KINDS
     rows: int = 256  # B: in RL all answers of a step, P·G
-    answers: int = 8  # G, answers per prompt
+    answers: int = 8  # G, answers per prompt; otherwise 1
     prompt: int = 256  # tokens of a prompt
     completion: int = 1024  # largest number of tokens of an answer, or of a text
     mean: float | None = None  # tokens of an answer or text on average; None: all have the largest number
@@ -47,21 +48,27 @@ class Job:
     lora_rank: int = 0  # r; 0: all weights are trained
     recompute: bool = False
     reference: bool = True  # RL with a KL term
-    experts: int = 1  # e, ranks over which the routed experts are divided
+    experts: int | None = None  # e, ranks over which another program divides routed experts, for sampling as well
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"kind = {self.kind!r}: one of {', '.join(KINDS)}")
-        if self.gpus > self.rows:
-            raise ValueError(f"gpus = {self.gpus}: at most the {self.rows} rows of a step")
-        if self.experts > 1 and (self.gpus % self.experts or (self.config.experts or 1) % self.experts):
+        if self.gpus > self.rows // self.answers:
+            what = "prompts" if self.kind == "rl" else "rows"
+            raise ValueError(f"gpus = {self.gpus}: at most the {self.rows // self.answers} {what} of a step")
+        if self.experts is not None and (self.gpus % self.experts or (self.config.experts or 1) % self.experts):
             allowed = f"must divide the {self.gpus} GPUs and the model's {self.config.experts} experts"
             raise ValueError(f"experts = {self.experts}: {allowed}")
 
     @property
+    def divided(self) -> int:
+        """Ranks over which the routed experts are divided while the policy is trained; 1: they are not."""
+        return self.experts or (self.gpus if memory.divides_experts(self.config, self.gpus) else 1)
+
+    @property
     def rows_here(self) -> int:
-        """Rows of one rank."""
-        return -(-self.rows // self.gpus)
+        """Rows that one rank samples: those of whole prompts."""
+        return -(-self.rows // self.answers // self.gpus) * self.answers
 
     @property
     def length(self) -> float:
@@ -70,8 +77,8 @@ class Job:
 
     @property
     def passes(self) -> int:
-        """Forward passes of a rank over its rows."""
-        return max(1, -(-round(self.rows_here * self.length) // self.microbatch))
+        """Micro-batches of a rank in one update; all ranks have as many."""
+        return max(1, -(-round(self.rows * self.length) // (self.microbatch * self.gpus)))
 
     @property
     def itemsize(self) -> int:
@@ -102,69 +109,44 @@ def parameters(job: Job) -> tuple[int, int]:
     return sum(n for n, _ in sizes) - routed, routed
 
 
-def outside(job: Job) -> int:
-    """Parameters that lie in no block: embedding, head and the last norm."""
-    named = job.model.named_parameters()
-    return sum(p.numel() for name, p in named if not name.startswith(("blocks.", "mtp.")))
-
-
-def largest_block(job: Job) -> int:
-    """Parameters of the largest block that one rank gathers: of the routed experts, an e-th."""
-    return max(
-        sum(p.numel() // (job.experts if ".experts." in name else 1) for name, p in block.named_parameters())
-        for block in job.model.blocks
-    )
-
-
 def trained(job: Job) -> int:
     """Parameters with a gradient."""
     return sum(p.numel() for p in job.model.parameters() if p.requires_grad)
 
 
 def copied(job: Job) -> int:
-    """Parameters of the copy that a rank samples from: all but the routed experts of other ranks."""
+    """Parameters of the copy that a rank samples from: all, or without the routed experts of other ranks."""
     dense, routed = parameters(job)
-    return dense + routed // job.experts
+    return dense + routed // (job.experts or 1)
 
 
 # ---- memory --------------------------------------------------------------------------------------
 
 
 def memory_parts(job: Job) -> dict[str, int]:
-    """Bytes of each part on one GPU; `peak` says which of them are there at the same time.
-
-    On one GPU those of `memory.step_memory`. On n, masters (4N), moments (8N), gradients (4N), frozen weights and the
-    reference (of b bytes per number) are divided by n, and two parts are added: copy, b·(N_dense + N_experts/e), while
-    answers are sampled; gathered while the policy is trained, of which there are at most two blocks and what lies
-    outside all blocks (embedding and head) in b bytes, and the gradients of one block in b and, reduced, in 4 bytes.
-    """
+    """Bytes of each part on one GPU, by `memory.step_memory`, whose `peak` says which are there at the same time."""
     sampled = job.kind == "rl"
-    shape = {"microbatch": job.microbatch, "recompute": job.recompute}
-    shape |= {"rows": job.rows_here if sampled else 0, "length": job.prompt + job.completion if sampled else 0}
-    reference = sampled and job.reference and not job.lora_rank
-    parts = memory.step_memory(job.model, **shape, reference=reference) | {"copy": 0, "gathered": 0}
-    if job.gpus == 1:
-        return parts
-    n, size, numbers = job.gpus, job.itemsize, trained(job)
-    everything, block = sum(parameters(job)), largest_block(job)
-    parts["weights"] = size * (everything - numbers) // n  # the masters are what a rank holds of the others
-    parts["masters"] = 4 * numbers // n
-    for name in ("moments", "gradients", "reference"):
-        parts[name] //= n
-    parts["copy"] = size * copied(job) if sampled else 0
-    parts["gathered"] = size * (2 * block + outside(job)) + (size + 4) * (0 if job.lora_rank else block)
-    return parts
+    shape = {"microbatch": job.microbatch, "recompute": job.recompute, "ranks": job.gpus}
+    if sampled:
+        shape |= {"rows": job.rows_here * job.gpus, "length": job.prompt + job.completion}
+    return memory.step_memory(job.model, **shape, reference=sampled and job.reference and not job.lora_rank)
 
 
-def peak(parts: dict[str, int]) -> int:
-    """Bytes of the larger of the two phases, sampling and training."""
-    phases = {"cache": parts["cache"] + parts["copy"], "activations": parts["activations"] + parts["gathered"]}
-    return memory.peak({name: n for name, n in parts.items() if name not in ("copy", "gathered")} | phases)
+def copy_bytes(job: Job) -> int:
+    """b·N: what every rank needs in addition to its shards whenever it samples, validates or saves; 0 on one GPU."""
+    return job.itemsize * sum(parameters(job)) if job.gpus > 1 else 0
+
+
+def host_bytes(job: Job) -> int:
+    """Bytes of a node's own memory while a run starts: every rank reads all weights in fp32 before it keeps its shard,
+    4·N, and as much again is copied for the reference. 0 on one GPU, to which weights are read file by file."""
+    copies = 1 + (job.kind == "rl" and job.reference and not job.lora_rank)
+    return 4 * sum(parameters(job)) * copies * min(job.gpus, job.gpu.node) if job.gpus > 1 else 0
 
 
 def fits(job: Job) -> bool:
     """Whether the peak is within the usable memory of a GPU."""
-    return peak(memory_parts(job)) <= USABLE * job.gpu.memory
+    return memory.peak(memory_parts(job)) <= USABLE * job.gpu.memory
 
 
 # ---- arithmetic and communication of a step ------------------------------------------------------
@@ -188,48 +170,45 @@ def flops(job: Job) -> dict[str, float]:
 
 
 def sharded(job: Job) -> list[tuple[int, int, int]]:
-    """(numbers, ranks, gathers per pass) of what a rank gathers: what lies outside the blocks, the blocks without their
-    routed experts, and the rank's share of these.
+    """(numbers, ranks, gathers per pass) of what a rank gathers in an update: what lies outside the blocks, the blocks
+    without their routed experts, and the rank's share of these.
 
-    Experts divided over e ranks are sharded over the n/e ranks that hold the same. A block is gathered again for the
+    Experts divided over e ranks are sharded over the n/e ranks that have the same. A block is gathered again for the
     backward pass; what lies outside stays.
     """
-    (dense, routed), other, e = parameters(job), outside(job), job.experts
+    (dense, routed), other, e = parameters(job), memory.numbers_of_units(job.model, False)[0], job.divided
     return [(other, job.gpus, 1), (dense - other, job.gpus, 2), (routed // e, job.gpus // e, 2)]
 
 
 def sent(job: Job) -> float:
-    """Bytes that a rank sends to experts in a forward pass over all its rows: K_r copies of each token's D numbers, to
-    the experts and back, in every MoE layer."""
+    """Bytes that a rank sends to experts in a forward pass over its share of the rows: K_r copies of each token's D
+    numbers, to the experts and back, in every MoE layer."""
     config = job.config
     numbers = 2 * config.dim * config.experts_per_token * config.moe_layers
-    return job.itemsize * numbers * job.rows_here * job.length if job.experts > 1 else 0.0
+    return job.itemsize * numbers * job.rows * job.length / job.gpus if job.divided > 1 else 0.0
 
 
-def exchanges(job: Job) -> dict[str, int]:
-    """Passes that send tokens to experts: the backward pass sends as much as a forward pass."""
-    return {"update": 2 + job.recompute, "reference": int(job.kind == "rl" and job.reference)}
+def copies(job: Job) -> dict[str, int]:
+    """How often a step of RL gathers a whole model: to sample, and to check the first ratio and for the reference."""
+    return {"rollout": 1, "reference": 1 + job.reference} if job.kind == "rl" else {}
 
 
 def traffic(job: Job) -> dict[str, float]:
-    """Bytes that one GPU receives in a step of k passes over micro-batches; m ranks share S numbers of b bytes.
+    """Bytes that one GPU receives in a step of k micro-batches; m ranks share S numbers of b bytes.
 
-    gather     k·b·Σ S·(m-1)/m, as often as `sharded` says, for the forward and the backward pass; and once for the
-               reference
+    gather     k·b·Σ S·(m-1)/m, as often as `sharded` says
     reduce     k·4·Σ S·(m-1)/m, gradients in fp32
-    experts    `sent`·(e-1)/e in each of `exchanges`
-    copy       b·(N_dense + N_experts/e)·(n-1)/n, once per rollout
+    experts    `sent`·(e-1)/e in the forward and the backward pass, and once more where activations are recomputed
+    copy       b·N·(n-1)/n, as often as `copies` says
     """
-    size, sampled = job.itemsize, job.kind == "rl"
+    size, e = job.itemsize, job.divided
     share = trained(job) / sum(parameters(job))
     received = [(numbers * (ranks - 1) / ranks, times) for numbers, ranks, times in sharded(job)]
-    once = sum(numbers for numbers, _ in received)
-    gathered = sum(numbers * times for numbers, times in received) + once * (sampled and job.reference)
     return {
-        "gather": job.passes * size * gathered,
-        "reduce": job.passes * 4 * once * share,
-        "experts": sum(exchanges(job).values()) * sent(job) * (job.experts - 1) / job.experts,
-        "copy": size * copied(job) * (job.gpus - 1) / job.gpus if sampled else 0.0,
+        "gather": job.passes * size * sum(numbers * times for numbers, times in received),
+        "reduce": job.passes * 4 * share * sum(numbers for numbers, _ in received),
+        "experts": (2 + job.recompute) * sent(job) * (e - 1) / e,
+        "copy": sum(copies(job).values()) * size * copied(job) * (job.gpus - 1) / job.gpus,
     }
 
 
@@ -239,14 +218,16 @@ def traffic(job: Job) -> dict[str, float]:
 def decode_seconds(job: Job, rows: int, keys: float, rates: dict[str, float] | None = None) -> float:
     """Seconds of one token in each of `rows` rows of a rank that have `keys` tokens: the slower of two.
 
-    Reading the weights and the cache, b·(N_dense + used·N_experts/e + rows·keys·c), at the memory's bandwidth, where c
-    are the cached numbers of a token; and rows·(2N + attention) FLOPs. Of the experts min(1, rows·e·K_r/E) are used.
+    Reading the weights and the cache, b·(N_dense + used·N_experts + rows·keys·c), at the memory's bandwidth, where c
+    are the cached numbers of a token; and rows·(2N + attention) FLOPs. Of the experts min(1, rows·K_r/E) are used; of
+    those that another program divides over e ranks, a rank reads an e-th, for e times as many rows.
     """
     rates = rates or dict.fromkeys(REALISTIC, 1.0)
     dense, routed = parameters(job)
     dense -= 0 if job.config.tied else job.model.embedding.weight.numel()
-    used = min(1.0, rows * job.experts * job.config.experts_per_token / max(1, job.config.experts))
-    numbers = dense + used * routed / job.experts + rows * keys * cache_values(job.config)
+    e = job.experts or 1
+    used = min(1.0, rows * e * job.config.experts_per_token / max(1, job.config.experts))
+    numbers = dense + used * routed / e + rows * keys * cache_values(job.config)
     work = rows * (matrix_flops(job.model) + attention_flops(job.config, job.config.layers, keys, absorbed=True))
     read, done = job.itemsize * numbers / job.gpu.bandwidth, work / job.gpu.flops
     return max(read / rates["memory"], done / rates["compute"])
@@ -265,23 +246,19 @@ def seconds(job: Job, realistic: bool = False) -> dict[str, float]:
     if job.kind == "rl":
         answer = job.length - job.prompt
         step = decode_seconds(job, job.rows_here, job.prompt + answer / 2, rates)
-        result["rollout"] = links["copy"] + work["prefill"] / rate + answer * step
-        result["reference"] = both(work["reference"] / rate, links["reference"])
+        result["rollout"] = links["rollout"] + work["prefill"] / rate + answer * step
+        result["reference"] = links["reference"] + work["reference"] / rate
     return result
 
 
 def link_seconds(job: Job) -> dict[str, float]:
-    """Seconds of communication at full width: of the update, of the reference, and of the copy for sampling."""
-    size, share, passes = job.itemsize, trained(job) / sum(parameters(job)), exchanges(job)
+    """Seconds of communication at full width: of the update, and of the copies for the rollout and the reference."""
+    size, share = job.itemsize, trained(job) / sum(parameters(job))
     gather = [(collective_seconds(job.gpu, ranks, size * numbers), times) for numbers, ranks, times in sharded(job)]
-    exchange = exchange_seconds(job.gpu, job.experts, sent(job))
-    once = sum(time for time, _ in gather)
-    update = sum(time * times for time, times in gather) + once * 4 / size * share
-    return {
-        "update": job.passes * update + passes["update"] * exchange,
-        "reference": (job.passes * once if passes["reference"] else 0.0) + passes["reference"] * exchange,
-        "copy": collective_seconds(job.gpu, job.gpus, size * copied(job)),
-    }
+    passes = sum(time * (times + 4 / size * share) for time, times in gather)
+    exchange = (2 + job.recompute) * exchange_seconds(job.gpu, job.divided, sent(job))
+    copy = collective_seconds(job.gpu, job.gpus, size * copied(job))
+    return {"update": job.passes * passes + exchange} | {part: times * copy for part, times in copies(job).items()}
 
 
 def utilisation(flops: float, gpu: GPU, gpu_hours: float) -> float:

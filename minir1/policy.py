@@ -12,12 +12,13 @@ from torch.utils._pytree import tree_map_only
 
 from minir1 import checkpoint
 from minir1.data import by_tokens
-from minir1.distributed import computed_in, divided, mine, opening, rank, sum_of_ranks
+from minir1.distributed import computed_in, divided, is_shard, load_target, my_share, rank, sum_of_ranks
 from minir1.files import read_json, write_json
 from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel
 from minir1.model.hf_tensors import uncompiled
 from minir1.model.lora import adapters, adapters_off, add_adapters, merge, restore_adapters, save_adapters
+from minir1.model.moe import Routing, expert_load, idle_share
 from minir1.model.shards import fill, gathered, is_sharded
 from minir1.model.transformer import Transformer
 from minir1.rollout import Rollout
@@ -62,7 +63,7 @@ def load_policy(
     if packed and not lora_rank:
         raise ValueError(f"packed = True with lora_rank = {lora_rank}: weights in 4 bits are not trained, adapters are")
     source = checkpoint.resolve(path)
-    model, tokenizer = hf.load(source, *opening(device, dtype), packed)
+    model, tokenizer = hf.load(source, *load_target(device, dtype), packed)
     if lora_rank and adapters(model):
         raise ValueError(f"checkpoint = {source} holds adapters: merge and save them first, or train without LoRA")
     model = model if packed else merge(model)
@@ -83,19 +84,30 @@ def reference_of(model: Transformer) -> Transformer:
 
 
 @torch.no_grad()
-def logprobs(model: Transformer, rollout: Rollout, microbatch: int, *, replay: bool = False) -> Tensor:
+def logprobs(
+    model: Transformer,
+    rollout: Rollout,
+    microbatch: int,
+    *,
+    replay: bool = False,
+    record: list[Routing] | None = None,
+) -> Tensor:
     """log π(x_t | x_<t) of the answers under a model, at the sampler's temperature: fp32 [B, T], without gradient.
 
-    replay: each token goes to the experts that the sampler chose (Rollout.routes).
+    replay: each token goes to the experts that the sampler chose (Rollout.routes). The routing of every MoE layer, in
+    each micro-batch, is appended to `record`, if any.
     """
     logp = torch.zeros_like(rollout.logp)
     with gathered(model):
-        for rows in mine(by_tokens(rollout.length.tolist(), microbatch)):
+        for rows in my_share(by_tokens(rollout.length.tolist(), microbatch)):
             rows = torch.tensor(rows, device=logp.device)
             batch = rollout.select(rows)
             settings = {"lengths": batch.length, "mask": batch.mask, "temperature": rollout.temperature}
-            part = model.logprob(batch.tokens, **settings, routes=batch.routes if replay else None)
+            routings = None if record is None else []  # of its own, as in Transformer._prefill
+            part = model.logprob(batch.tokens, **settings, routes=batch.routes if replay else None, record=routings)
             logp[rows, : part.shape[1]] = part
+            if record is not None:
+                record.extend(routings)
     return sum_of_ranks(logp)
 
 
@@ -110,7 +122,7 @@ def load_teacher(path: Path, tokenizer: Tokenizer, device: torch.device, dtype: 
 
     ValueError if its tokens are not the student's, `tokenizer`.
     """
-    model, own = hf.load(checkpoint.resolve(path, prefer="best"), *opening(device, dtype))
+    model, own = hf.load(checkpoint.resolve(path, prefer="best"), *load_target(device, dtype))
     ours, theirs = (t.backend.get_vocab(with_added_tokens=True) for t in (tokenizer, own))
     if differing := {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}:
         raise ValueError(
@@ -137,7 +149,7 @@ def learned_rewards(reward_model: ScalarModel, rollout: Rollout, microbatch: int
     """The learned reward of each row, prompt and answer: fp32 [B], on the CPU."""
     result = torch.zeros(len(rollout.length))
     with gathered(reward_model):
-        for rows in mine(by_tokens(rollout.length.tolist(), microbatch)):
+        for rows in my_share(by_tokens(rollout.length.tolist(), microbatch)):
             batch = rollout.select(torch.tensor(rows, device=rollout.length.device))
             result[rows] = reward_model.score(batch.tokens, lengths=batch.length).cpu()
     return sum_of_ranks(result)
@@ -159,6 +171,9 @@ def on_policy_check(
     bfloat16 alone moved it by 0.4. RuntimeError if the mean is above `most`, or the quantile above 10 · `most`:
     no objective is right for samples of another policy. None: 0.001, far above the rounding of fp32 and below what
     top-p = 0.9 does; 0.05 for 16-bit weights, whose rounding reaches 0.025. RuntimeError also for NaN or ∞ in logp.
+
+    Also the mean of r_t, which is below 1 if the sampler left tokens out; and of a model with experts the largest share
+    of idle ones in a layer (`moe.idle_share`).
     """
     bad = (rollout.mask & ~rollout.logp.isfinite()).nonzero().tolist()
     if bad:
@@ -167,15 +182,23 @@ def on_policy_check(
         most = 0.05 if computed_in(model.embedding.weight).itemsize < 4 else 0.001
     B = len(rollout.length)
     part = rollout.select(torch.arange(min(rows, B), device=rollout.length.device) * B // min(rows, B))
-    ratio = (logprobs(model, part, microbatch, replay=replay) - part.logp).exp()
-    deviation = (ratio - 1).abs()[part.mask].cpu().double()  # Apple's GPUs have no float64
+    record: list[Routing] = []
+    ratio = (logprobs(model, part, microbatch, replay=replay, record=record) - part.logp).exp()
+    ratio = ratio[part.mask].cpu().double()  # Apple's GPUs have no float64
+    deviation = (ratio - 1).abs()
     mean, high = deviation.mean().item(), deviation.sort().values[int(0.99 * (len(deviation) - 1))].item()
     if not (mean <= most and high <= 10 * most):
         raise RuntimeError(
             f"before the first update |ratio - 1| is {mean:.2g} on average and {high:.2g} at the 99 % quantile "
             f"(allowed: {most:g} and {10 * most:g}): sampler and trainer do not compute the same policy"
         )
-    return {"train/ratio_deviation": mean, "train/ratio_deviation_q99": high}
+    metrics = {"train/ratio": ratio.mean().item(), "train/ratio_deviation": mean, "train/ratio_deviation_q99": high}
+    if layers := model.config.moe_layers:
+        loads = torch.zeros(layers, model.config.experts, dtype=torch.int64, device=model.device)
+        for index, routing in enumerate(record):
+            loads[index % layers] += expert_load(routing)
+        metrics["train/idle_experts"] = max(map(idle_share, sum_of_ranks(loads)))
+    return metrics
 
 
 def save(model: Transformer, tokenizer: Tokenizer, path: Path, source: Source) -> None:
@@ -194,7 +217,7 @@ def restore(path: Path, model: Transformer, parts: dict) -> dict:
 
     Returns the rest of training_state.pt, such as step and seconds. ValueError if a file, or the base, has changed.
     """
-    weights = opening(model.device, model.embedding.weight.dtype)
+    weights = load_target(model.device, model.embedding.weight.dtype)
     state = checkpoint.load_state(path, model.device)
     if not isinstance(state, dict) or not {"step", *parts} <= state.keys():
         raise ValueError(f"{path / checkpoint.STATE} is not of this training: it must hold step, {', '.join(parts)}")
@@ -218,6 +241,10 @@ def restore(path: Path, model: Transformer, parts: dict) -> dict:
 def put_back(part, saved: dict) -> None:
     """Load the state of a module or an optimizer; what one process saved is divided, if the part is."""
     if isinstance(part, torch.nn.Module) and is_sharded(part):
+        if missing := part.state_dict().keys() - saved.keys():
+            raise ValueError(f"the saved state lacks {', '.join(sorted(missing)[:3])}")
         fill(part, saved)
-    else:
-        part.load_state_dict(tree_map_only(Tensor, divided, saved))
+        return
+    groups = getattr(part, "param_groups", [])
+    in_shards = any(is_shard(p) for group in groups for p in group["params"])
+    part.load_state_dict(tree_map_only(Tensor, divided, saved) if in_shards else saved)

@@ -6,6 +6,7 @@ What they exchange is in minir1/distributed.py, which is imported only where the
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -13,23 +14,30 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def world() -> int:
-    """How many ranks torchrun has started; 1 without it."""
+def started() -> int:
+    """How many processes torchrun has started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def rank() -> int:
-    """The number of this one, from 0."""
-    return int(os.environ.get("RANK", 0)) if world() > 1 else 0
-
-
 def group() -> AbstractContextManager:
-    """`distributed.group`, if there are several ranks."""
-    if world() == 1:
+    """`distributed.group`, if torchrun has started several processes."""
+    if started() == 1:
         return nullcontext()
     from minir1 import distributed
 
     return distributed.group()
+
+
+def world() -> int:
+    """The number of ranks in the group; 1 outside of it."""
+    module = sys.modules.get("torch.distributed")
+    inside = module is not None and module.is_available() and module.is_initialized()
+    return module.get_world_size() if inside else 1
+
+
+def rank() -> int:
+    """The number of this one, from 0."""
+    return sys.modules["torch.distributed"].get_rank() if world() > 1 else 0
 
 
 def on_first(function: Callable[[], T]) -> T:

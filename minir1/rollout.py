@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minir1.data import pad_rows
-from minir1.distributed import exchanged, mine, world
+from minir1.distributed import exchanged, my_share, world
 from minir1.model.shards import gathered
 from minir1.model.transformer import Transformer
 from minir1.sample import BUDGET, EOS, STOP, generate
@@ -111,9 +111,9 @@ def collect(
     P, device = len(prompts), model.device
     ids = (torch.arange(P * answers) if rows is None else rows).view(P, answers)
     order = sorted(range(P), key=lambda p: len(prompts[p]))
-    own, part = mine(order), None
-    if own:
-        with gathered(model):
+    own, part = my_share(order), None
+    with gathered(model):  # by all ranks, also one for which no prompt is left
+        if own:
             part = _collect(model, [prompts[p] for p in own], rows=ids[own].flatten(), **settings)
     parts = [part for part in exchanged(part and part.to("cpu")) if part is not None]
     block = torch.tensor([p for r in range(world()) for p in order[r :: world()]]).argsort()  # of each prompt's rows

@@ -143,8 +143,8 @@ def check(
         raise ValueError("prompts: need at least one, each of at least one token")
     stop, vocab = [stop] if isinstance(stop, Integral) else list(stop), model.config.vocab
     used = {*stop}.union(*prompts)
-    if not all(isinstance(token, Integral) for token in used) or min(used) < 0 or max(used) >= vocab:
-        raise ValueError(f"tokens {min(used)} to {max(used)}: the model's vocabulary is 0 to {vocab - 1}, integers")
+    if wrong := [token for token in used if not isinstance(token, Integral) or not 0 <= token < vocab]:
+        raise ValueError(f"token {min(wrong, key=repr)!r}: the model's vocabulary is 0 to {vocab - 1}, integers")
     if min_tokens and len({*stop}) == vocab:
         raise ValueError(f"min_tokens = {min_tokens}: must be 0 where all {vocab} tokens of the vocabulary are stops")
     count = len(prompts) * answers

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 def at_least(config, least: float, *names: str) -> None:
     """Each of these fields is at least `least`."""
-    _check(config, names, f"at least {least}", lambda entry: entry >= least)
+    _check(config, names, f"at least {least:g}", lambda entry: entry >= least)
 
 
 def above(config, bound: float, *names: str) -> None:
@@ -22,6 +22,21 @@ def above(config, bound: float, *names: str) -> None:
 def fraction(config, *names: str) -> None:
     """Each of these fields is in 0 … 1."""
     _check(config, names, "0 to 1", lambda entry: 0 <= entry <= 1)
+
+
+def zero_or_at_least(config, least: float, *names: str) -> None:
+    """Each of these fields is 0 or at least `least`: as a temperature, by which logits are divided unless it is 0."""
+    _check(config, names, f"0, or at least {least:g}", lambda entry: entry == 0 or entry >= least)
+
+
+def below_folders(config, *names: str) -> None:
+    """Each of these paths is there or can be made: its nearest parent that exists is a folder to write to."""
+    for name in names:
+        path = getattr(config, name)
+        if path is not None and not path.is_file():
+            at = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+            if not at.is_dir() or not os.access(at, os.W_OK):
+                raise ValueError(f"{name} = {path}: {at} is no folder that can be written to")
 
 
 def new_file(config, *names: str) -> None:

@@ -38,12 +38,27 @@ GROUPS = {  # patterns that divide a number, one after another
 }
 
 
+def numbers(digits: str, bound: int) -> list[str]:
+    """The numbers of several digits that are one token in any case."""
+    if digits == "single":
+        return []
+    if digits == "whole":
+        return [str(n) for n in range(10, bound + 1)]
+    return [f"{n:0{length}}" for length in (2, 3) for n in range(10**length)]
+
+
+def count_numbers(digits: str, bound: int) -> int:
+    """How many `numbers` there are."""
+    return {"single": 0, "whole": bound - 9}.get(digits, 10**2 + 10**3)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a tokenizer is trained by.
 
     patterns: regular expressions of Oniguruma, applied one after another to what lies between numbers. What a pattern
-    matches is a piece, and so is what lies between two matches; nothing of a text is lost.
+    matches is a piece, and so is what lies between two matches; nothing of a text is lost. ValueError if `size` is too
+    small for the special tokens, the 256 bytes and the numbers.
     """
 
     patterns: tuple[str, ...]
@@ -58,6 +73,10 @@ class Recipe:
         if self.digits not in DIGITS:
             raise ValueError(f"digits = {self.digits!r}: one of {', '.join(DIGITS)}")
         fixed = [EOS, PAD, *TAGS]
+        count, whole = len([*fixed, *self.special]), count_numbers(self.digits, self.bound)
+        if self.size < (least := count + 256 + whole):
+            parts = f"{count} special tokens, 256 bytes and {whole} numbers"
+            raise ValueError(f"size = {self.size}: at least {least}, {parts}")
         if not all(self.special) or len({*fixed, *self.special}) < len(fixed) + len(self.special):
             raise ValueError(f"special = {self.special}: different texts, none of them empty or one of {fixed}")
 
@@ -81,15 +100,6 @@ PRESETS = {
 }
 
 
-def numbers(digits: str, bound: int) -> list[str]:
-    """The numbers of several digits that are one token in any case."""
-    if digits == "single":
-        return []
-    if digits == "whole":
-        return [str(n) for n in range(10, bound + 1)]
-    return [f"{n:0{length}}" for length in (2, 3) for n in range(10**length)]
-
-
 def pre_tokenizer(patterns: Iterable[str], digits: str) -> pre_tokenizers.PreTokenizer:
     """Divides a text into numbers, these by the policy, and the rest by the patterns; writes bytes as characters."""
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in (NUMBER, *GROUPS[digits], *patterns)]
@@ -99,14 +109,9 @@ def pre_tokenizer(patterns: Iterable[str], digits: str) -> pre_tokenizers.PreTok
 def train(texts: Iterable[str], recipe: Recipe) -> Tokenizer:
     """Learn a tokenizer from texts, which may be a stream: only the number of each different piece is in memory.
 
-    ValueError if `size` is too small for the special tokens, the 256 bytes and the numbers, and for a pattern that is
-    no regular expression.
+    ValueError for a pattern that is no regular expression.
     """
     fixed = numbers(recipe.digits, recipe.bound)
-    count = len([EOS, PAD, *TAGS, *recipe.special])
-    if recipe.size < (least := count + 256 + len(fixed)):
-        parts = f"{count} special tokens, 256 bytes and {len(fixed)} numbers"
-        raise ValueError(f"size = {recipe.size}: at least {least}, {parts}")
     try:
         learn, divide = (pre_tokenizer(recipe.patterns, digits) for digits in ("single", recipe.digits))
     except Exception as error:  # the library raises the bare class

@@ -22,13 +22,15 @@ if not (find_spec("triton") and find_spec("minir1.kernels")):  # the latter is a
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs CUDA; skipped without")
+    config.addinivalue_line("markers", "multigpu: needs two GPUs; skipped with fewer")
 
 
 def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+    needed = {"gpu": (1, "needs CUDA"), "multigpu": (2, "needs two GPUs")}
+    for marker, (gpus, reason) in needed.items():
+        for item in items if torch.cuda.device_count() < gpus else ():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

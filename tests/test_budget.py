@@ -87,7 +87,7 @@ def test_rows_of_any_batch_continue_alike(toy):
 def test_a_run_at_toy_size_is_measured_once(toy_base, tmp_path, monkeypatch):
     config = budget.Config(
         checkpoints=(toy_base() / "checkpoint", toy_base("dense") / "checkpoint"), problems=3, num_generations=4,
-        max_completion_length=16, limits=(0, 8), answer_length=4, waits=1, out=tmp_path, device="cpu",
+        max_completion_length=16, limits=(0, 8), answer_length=4, waits=1, wait=" no\n", out=tmp_path, device="cpu",
     )  # fmt: skip
     results = budget.main(config)
     assert [*results] == [str(path) for path in config.checkpoints]
@@ -120,6 +120,15 @@ def test_points_by_difficulty_are_parts_of_the_whole(toy):
     levels = groups.keys() & {"easy", "middle", "hard"}
     mean = sum(point[f"right_{name}"] * len(groups[name]) for name in levels)
     assert mean / 6 == pytest.approx(0.5)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_refused_before_anything_is_sampled(toy_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "collect", lambda *_, **__: pytest.fail("sampled"))
+    shared = {"problems": 1, "out": tmp_path, "device": "cpu", "wait": " hmm no Hmm\n"}
+    with pytest.raises(ValueError, match=r"^wait = ' hmm no Hmm\\n': .* has no tokens for .*hmm.*; choose"):
+        budget.main(budget.Config(checkpoints=(toy_base("moe"),), **shared))
+    with pytest.raises(pytest.fail.Exception):  # nothing waits, so nothing has to be known
+        budget.main(budget.Config(checkpoints=(toy_base("moe"),), waits=0, **shared))
 
 
 SENSELESS = ({"limits": ()}, {"checkpoints": ()}, {"limits": (-1,)}, {"temperature": 0.0}, {"wait": ""})

@@ -104,6 +104,19 @@ def test_loopback(host, here):
     assert chat_web.is_loopback(host) == here
 
 
+def test_it_answers_to_the_names_of_its_address():
+    gradio = pytest.importorskip("gradio")
+    from experiments import chat_web
+
+    launched = []
+    with gradio.Blocks() as app:
+        app.launch = lambda **settings: launched.append(settings["app_kwargs"]["middleware"])
+    for host in ("0:0:0:0:0:0:0:1", "0.0.0.0"):
+        chat_web.launch(app, host, 7860)
+    names = [[more["allowed_hosts"] for _, _, more in layers if "allowed_hosts" in more] for layers in launched]
+    assert names == [[["localhost", "127.0.0.1", "[::1]", "[0:0:0:0:0:0:0:1]"]], []]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_whoever_opens_it_to_others_is_warned(host, folder, monkeypatch, capsys):
     pytest.importorskip("gradio")

@@ -1,6 +1,7 @@
 """checkpoint.py: what is left after a kill at any moment, the two pointers, damaged files."""
 
 import hashlib
+import os
 import re
 import signal
 import subprocess
@@ -63,6 +64,27 @@ def test_the_folder_of_a_run_stands_for_its_checkpoints(tmp_path):
     (tmp_path / "run" / "config.json").write_text("{}")  # of the run, not of a model
     assert checkpoint.resolve(tmp_path / "run").name == "step-000002"
     assert checkpoint.resolve(tmp_path / "run", "best").name == "step-000001"
+
+
+def test_the_folder_of_the_demonstration_stands_for_its_last_run(tmp_path):
+    for step, name in enumerate(("rl", "base"), start=1):
+        checkpoint.save(tmp_path / name / "checkpoint", step, write, state(step))
+    assert checkpoint.resolve(tmp_path) == tmp_path / "rl" / "checkpoint" / "step-000001"
+    assert checkpoint.resolve(tmp_path, "best") == tmp_path / "rl" / "checkpoint" / "step-000001"
+    (tmp_path / "model.safetensors").write_text("")  # a model in whose folder somebody trains
+    assert checkpoint.resolve(tmp_path) == tmp_path
+
+
+def test_the_folder_of_a_pipeline_is_refused_with_its_stages(tmp_path):
+    for name, seconds in (("base", 1), ("rl-2", 3), ("sft-1", 2)):
+        checkpoint.save(tmp_path / name / "checkpoint", 1, write, state(1))
+        os.utime(tmp_path / name / "checkpoint" / "latest", (seconds, seconds))
+    (tmp_path / "config.json").write_text("{}")  # of the pipeline
+    for prefer in ("latest", "best"):
+        with pytest.raises(ValueError, match=f"such as {tmp_path}/rl-2 \\(there are base, sft-1, rl-2\\)$"):
+            checkpoint.resolve(tmp_path, prefer)
+    (tmp_path / "model.safetensors").write_text("")
+    assert checkpoint.resolve(tmp_path) == tmp_path
 
 
 def test_a_path_that_is_no_folder_is_refused_with_what_makes_one(tmp_path):

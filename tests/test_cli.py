@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,6 +96,22 @@ def test_an_error_is_one_line_and_a_traceback_with_debug(monkeypatch, capsys, ma
     assert end.value.code == code and not out and err.startswith(line) and err.count("\n") == 1, err
     with pytest.raises((*cli.REFUSED, *cli.FAILED)):
         run(monkeypatch, main, "--debug", "--name", "x")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(monkeypatch, capsys):
+    @dataclass
+    class WithOut:
+        out: Path | None = None
+
+    for words, code in ((["--out", "/dev/null/x"], 2), (["--out", "runs/x"], None), ([], None)):
+        monkeypatch.setattr(sys, "argv", ["script", *words])
+        reached = []
+        with pytest.raises(SystemExit) if code else nullcontext() as end:
+            cli.run(reached.append, WithOut)
+        assert bool(reached) == (code is None)
+        if code:
+            said = "error: out = /dev/null/x: /dev/null is no folder that can be written to\n"
+            assert end.value.code == code and capsys.readouterr().err == said
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -12,7 +12,7 @@ from minir1.distributed import (
     is_shard,
     joint_norm,
     local,
-    mine,
+    my_share,
     on_first,
     rank,
     sum_of_ranks,
@@ -47,8 +47,8 @@ def values():
     return {
         "first": on_first(lambda: me),
         "exchanged": exchanged("abc"[me]),
-        "beside": exchanged(me, beside=True),
-        "mine": mine(range(7)),
+        "beside": exchanged(me, in_thread=True),
+        "mine": my_share(range(7)),
         "sums": (sum_of_ranks(me + 0.5), sum_of_ranks(tensor * (me + 1)), tensor),
         "deal": {name: deal(parts) for name, parts in DEALT.items()},
         "local": local(parts),
@@ -56,7 +56,7 @@ def values():
         "whole": [whole(parts), whole(matrix)],
         "unread": (is_shard(empty), empty.shape, empty.dtype, local(empty).shape == local(parts).shape),
         "norm": norm.item(),
-        "opening": distributed.opening(torch.device("meta"), torch.bfloat16),
+        "opening": distributed.load_target(torch.device("meta"), torch.bfloat16),
         "mesh": mesh.size() == W,
     }
 
@@ -64,10 +64,10 @@ def values():
 def test_in_one_process_all_is_as_it_was():
     x = torch.ones(3)
     assert (world(), rank()) == (1, 0) and on_first(lambda: 5) == 5
-    assert exchanged("a") == ["a"] and mine([1, 2]) == [1, 2]
+    assert exchanged("a") == ["a"] and my_share([1, 2]) == [1, 2]
     assert divided(x) is x and whole(x) is x and local(x) is x and sum_of_ranks(x) is x and joint_norm(x) is x
     assert deal([[0, 1], [2]]) == [([0, 1], 1.0), ([2], 1.0)]
-    assert distributed.opening(torch.device("meta"), torch.bfloat16) == (torch.device("meta"), torch.bfloat16)
+    assert distributed.load_target(torch.device("meta"), torch.bfloat16) == (torch.device("meta"), torch.bfloat16)
     assert not unread((2,), torch.float32, "cpu").any()
 
 

@@ -12,7 +12,7 @@ import pytest
 import tyro
 
 from experiments.studies import seeds
-from experiments.tools import render_docs
+from experiments.tools import doc_blocks, render_docs
 from minir1 import sample
 from minir1.model import hf
 from minir1.tokenizer import train_bpe
@@ -181,14 +181,14 @@ def test_marks_that_do_not_pair_are_named(tree, text, message):
 
 
 def test_fewer_seeds_claim_no_interval():
-    one = render_docs.headline({"0": result(0)})
+    one = doc_blocks.headline({"0": result(0)})
     assert "30.0% → 80.0% of problems" in one and "one seed" in one and one.endswith("solve 10.0%.")
-    assert "| after | 80.0% | 81.0% | - |" in render_docs.r1_zero({"0": result(0), "1": result(0.01)})
+    assert "| after | 80.0% | 81.0% | - |" in doc_blocks.r1_zero({"0": result(0), "1": result(0.01)})
 
 
 def test_the_table_has_the_rows_of_seeds():
     full = {key: 0.5 for _, key in seeds.KEYS}
-    lines = render_docs.r1_zero({"0": full, "1": full, "2": full}).splitlines()
+    lines = doc_blocks.r1_zero({"0": full, "1": full, "2": full}).splitlines()
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == [label for label, _ in seeds.KEYS]
 
 
@@ -196,7 +196,7 @@ def test_the_table_of_speculation():
     one = {"accepted_1": 0.8, "accepted_2": 0.5, "tokens_a_pass": 2.2}
     one |= {"generate_tok_s": 1000.0, "speculate_tok_s": 1250.0}
     found = {"steps": 300} | {f"D=2/rows=64/T=0/{key}": value for key, value in one.items()}
-    lines = render_docs.speculative(found).splitlines()
+    lines = doc_blocks.speculative(found).splitlines()
     assert lines[2:] == ["| 2 | 64 | 0 | 80.0%, 50.0% | 2.20 | 1,000 | 1,250 | 1.25 times |"]
     assert {line.count("|") for line in lines} == {9}
 
@@ -208,14 +208,14 @@ def test_it_runs_from_the_command_line(tree):
 
 
 def test_long_context_has_a_row_a_variant():
-    names = render_docs.VARIANTS
+    names = doc_blocks.VARIANTS
     one = {f"{name}/{length}/{part}": 0.4 + 0.1 * part for name in names for length in (9, 64, 512) for part in (0, 1)}
     one |= {f"{name}/{side}": share for name in names for side, share in (("inside", 1.0), ("outside", 0.8))}
     other, third = (dict(one, **{"yarn/outside": share}) for share in (0.78, 0.82))
-    lines = render_docs.long_context({"0": one, "1": other, "2": third}).splitlines()
+    lines = doc_blocks.long_context({"0": one, "1": other, "2": third}).splitlines()
     assert lines[0] == "|  | within the window | beyond it | 512 tokens |" and len(lines) == 2 + len(names)
     assert "| YaRN | 100.0% [100.0, 100.0] | 80.0% [75.0, 85.0] | 45.0% [45.0, 45.0] |" in lines  # ± 4.303·2/√3
-    assert render_docs.long_context({"0": one}).splitlines()[2] == "| as trained | 100.0% | 80.0% | 45.0% |"
+    assert doc_blocks.long_context({"0": one}).splitlines()[2] == "| as trained | 100.0% | 80.0% | 45.0% |"
 
 
 def test_prefill_leaves_open_what_was_not_read_in_one_call():
@@ -223,5 +223,5 @@ def test_prefill_leaves_open_what_was_not_read_in_one_call():
     for way, length, seconds in (("one_call", 8192, 4.0), ("chunks", 8192, 5.0), ("chunks", 16384, 20.0)):
         found |= {f"{way}/{length}/seconds": 9.0, f"{way}/{length}/cpu_seconds": seconds}
         found[f"{way}/{length}/peak_gib"] = 0.25
-    lines = render_docs.prefill(found).splitlines()
+    lines = doc_blocks.prefill(found).splitlines()
     assert lines[2:] == ["| 8,192 | 0.010 | 5.0 | 0.25 | 4.0 | 0.25 |", "| 16,384 | 0.020 | 20.0 | 0.25 | - | - |"]

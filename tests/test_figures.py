@@ -138,3 +138,10 @@ def test_figures_need_no_pyplot_and_leave_the_style(tmp_path):
     code = "import sys, minir1.figures; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_figure_for_a_notebook_is_the_png_that_would_be_written(tmp_path):
+    figure, (panel,) = figures.wide_figure()
+    panel.plot([1, 2])
+    figures.write(figure, tmp_path / "a.png")
+    assert figures.png(figure) == (tmp_path / "a.png").read_bytes()

@@ -421,3 +421,12 @@ def test_a_special_token_of_minus_one_is_none():
     assert from_hf_config(values).pad is None
     with pytest.raises(ValueError, match="ModelConfig.pad = -2"):
         from_hf_config(values | {"pad_token_id": -2})
+
+
+def test_the_config_of_a_run_is_told_from_one_of_an_unknown_model():
+    said = "^config.json names no architecture: it is no model's .a run's model is in its checkpoint/.; supported are "
+    for values in ({"steps": 3, "seed": 0}, {"architectures": []}, {"architectures": 5}):
+        with pytest.raises(ValueError, match=said):
+            from_hf_config(values)
+    with pytest.raises(ValueError, match="^architecture 'Nosuch' is not supported"):
+        from_hf_config({"architectures": ["Nosuch"]})

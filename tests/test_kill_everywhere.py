@@ -1,12 +1,13 @@
 """experiments/tools/kill_everywhere.py: a sample of its kills, and that it finds what is left over or differs."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from runs import command
 
-from experiments.tools import kill_everywhere
+from experiments.tools import kill_everywhere, kill_trainings
 from minir1 import checkpoint
 
 DAMAGE = {
@@ -30,6 +31,12 @@ def test_killed_runs_resume_to_the_same_bits(tmp_path, script, words, least):
     done, (events, killed, equal, *others) = tool(script, tmp_path / "out", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert events > 100 and killed == equal >= least and others == [0, 0, 0]
+
+
+def test_every_script_that_saves_checkpoints_can_be_killed():
+    root = Path(kill_everywhere.__file__).parent.parent
+    saving = {path.stem for path in root.glob("*.py") if "checkpoint.save(" in path.read_text(encoding="utf-8")}
+    assert len(saving) >= 11 and saving <= {*kill_trainings.SCRIPTS}
 
 
 def test_the_events_are_those_of_a_checkpoint_and_the_logs(tmp_path):

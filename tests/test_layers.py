@@ -20,12 +20,12 @@ CHAIN = ("kernels", "ops", "model", "sample", "speculative", "rollout", "judge",
 BELOW_SAMPLE = {
     "tokenizer", "templates", "data", "preference_data", "chat_data", "log", "seed", "settings", "checkpoint",
     "optim", "chat_template", "device", "memory", "files", "figures", "cli", "workers", "sandbox", "sandboxed",
-    "text_files", "text_data", "tokenizer_training", "conversation", "ranks", "distributed", "sharded_state", "faults",
-    "plan",
+    "text_files", "text_data", "text_stream", "tokenizer_training", "conversation", "ranks", "distributed",
+    "sharded_state", "plan", "faults",
 }
 BESIDE_JUDGE = {"policy", "monitor", "curriculum", "answer_file", "rollout_file", "engine"}
 TORCH_ONLY = {"enumeration", "advantages", "losses", "reduction", "preference", "distill"}
-NO_TORCH = {"tasks", "rewards", "metrics", "answer_text", "address", "gpus", ""}  # "": minir1/__init__.py, run first
+NO_TORCH = {"tasks", "rewards", "metrics", "diagnosis", "answer_text", "address", "gpus", ""}  # "": __init__.py
 DEPENDENCIES = {
     "torch", "numpy", "einops", "safetensors", "tokenizers", "tyro", "rich", "matplotlib", "jinja2",
 }

@@ -240,8 +240,11 @@ def test_only_one_process_writes_to_a_folder(tmp_path):
 def test_a_run_that_has_come_and_gone_since_the_check_is_not_overwritten(tmp_path):
     early = log.open_run(tmp_path, Empty())
     log.open_run(tmp_path, Empty()).start().close()
-    with pytest.raises(ValueError, match=f"^{tmp_path} already holds a run: choose another --out$"):
-        early.start()
+    for begin in (early.start, lambda: log.open_run(tmp_path, Empty())):  # no field `resume`, so no such option
+        with pytest.raises(ValueError, match=f"^{tmp_path} already holds a run: choose another --out$"):
+            begin()
+    with pytest.raises(ValueError, match=f"^{tmp_path} already holds a run: continue it with --resume, or choose"):
+        log.open_run(tmp_path, Config())
 
 
 def test_a_child_of_a_killed_process_does_not_hold_its_folder(tmp_path):

@@ -1,9 +1,14 @@
 """memory.py: predicted bytes against allocated ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from rank_runs import memory_of_steps
+from ranks import on_ranks
 
-from minir1.memory import activation_bytes, line, peak, show, step_memory
+from minir1 import memory
+from minir1.memory import LEARNED, activation_bytes, line, peak, show, step_memory
 from minir1.model.config import ModelConfig, dense
 from minir1.model.heads import ScalarModel, ValueHead
 from minir1.model.lora import add_adapters
@@ -83,6 +88,34 @@ def test_adapters_train_little():
     parts = step_memory(model, microbatch=64)
     assert parts["moments"] == 8 * adapters and parts["gradients"] == 4 * adapters
     assert parts["weights"] == full["weights"] + 4 * adapters and parts["reference"] == parts["critic"] == 0
+
+
+MOE = ModelConfig(vocab=63, dim=64, layers=3, heads=4, **LATENT, ffn=256, experts=8, expert_ffn=128)
+WIDE = dense(vocab=1023, dim=128, layers=4, heads=4, ffn=510)
+ON_TWO = {"gqa": (WIDE, 1024, True), "mla moe": (MOE, 64, False), "seven experts": (replace(MOE, experts=7), 64, False)}
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    """Name -> what the first of two ranks needs."""
+    return dict(zip(ON_TWO, on_ranks(2, memory_of_steps, list(ON_TWO.values()))[0]))
+
+
+@pytest.mark.parametrize("name", ON_TWO)
+def test_on_two_ranks_shards_are_exact_and_the_peak_is_near_what_torch_tracks(two_ranks, name):
+    parts, tensors, tracked = two_ranks[name]
+    assert {part: parts[part] for part in tensors} == tensors and parts["masters"] == 0
+    predicted = sum(parts[part] for part in ("weights", "moments", *LEARNED))
+    assert 0.75 < tracked / predicted < 1.1
+
+
+def test_a_scripts_line_is_of_one_rank(monkeypatch):
+    """step_memory takes as many ranks as run, and the line says so."""
+    model, shape = on_meta(CONFIGS["gqa"]), {"microbatch": 64, "rows": 8, "length": 16}
+    monkeypatch.setattr(memory, "world", lambda: 4)
+    parts = step_memory(model, **shape)
+    assert parts == step_memory(model, **shape, ranks=4) != step_memory(model, **shape, ranks=1)
+    assert line(parts, None).startswith("predicted memory of each of 4 ranks: ")
 
 
 def test_the_peak_is_that_of_the_larger_phase(capsys):

@@ -18,6 +18,7 @@ from minir1.model.moe import (
     balance_step,
     expert_load,
     grouped_linear,
+    idle_share,
     maximal_violation,
     rerouted,
     routes_of,
@@ -366,6 +367,12 @@ def test_repeated_steps_balance_an_unbalanced_load(score):
         balance_step(layer.bias, expert_load(layer.route(x)), 0.005)
     after = maximal_violation(expert_load(layer.route(x)))
     assert before > 0.8 and after < 0.15
+
+
+def test_an_idle_expert_has_less_than_a_tenth_of_the_mean_load():
+    assert idle_share(torch.tensor([107, 8, 3, 2])) == 0.25  # a tenth of the mean is 3
+    assert idle_share(torch.tensor([5, 5])) == idle_share(torch.tensor([0, 0])) == 0
+    assert idle_share(torch.tensor([8, 0, 0, 0])) == 0.75
 
 
 def test_maximal_violation():

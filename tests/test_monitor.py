@@ -5,7 +5,7 @@ import torch
 
 from minir1 import monitor
 from minir1.judge import Answer
-from minir1.monitor import Averages, Clock, alarms, preflight, report, show
+from minir1.monitor import Averages, Clock, alarms, contradictions, outlook, preflight, report, show
 from minir1.rollout import EOS, Rollout
 from minir1.tasks import Problem, Task, Verdict
 
@@ -77,6 +77,8 @@ def test_report_by_hand():
         "train/format": 2 / 4,
         "train/length": (3 * 4 + 8) / 4,
         "train/truncated": 1 / 4,
+        "train/endless": 0.0,
+        "train/contradictions": 1 / 2,  # of the first group, whose texts are equal
         "train/unjudged": 1 / 4,
         "train/entropy": 2.0,  # (1 + 2 + 3) / 3 tokens
         "train/mixed_groups": 1 / 2,
@@ -87,13 +89,27 @@ def test_report_by_hand():
     assert metrics["behaviour/words"] == 3.0 and metrics["behaviour/e"] == 2.0
 
 
+def test_endless_answers_were_truncated_after_their_answer():
+    texts = ["<answer>7</answer> 7", "<answer>7</answer>", "<answer>7"]
+    cut = [answer(text=text, truncated=text != texts[1]) for text in texts]
+    assert report(task(), PROBLEMS, rollout(), [cut], torch.zeros(1, 3))["train/endless"] == 1 / 3
+
+
+def test_a_contradiction_is_one_text_judged_both_ways_in_a_group():
+    a, b, late = answer(True, text="a"), answer(text="b"), answer(text="a", unjudged=True)
+    assert contradictions([[a, b, a], [a, late], [b, b]]) == 0  # between groups it is another problem
+    assert contradictions([[a, b, answer(text="a")], [a, b]]) == 0.5
+
+
 def test_preflight_by_hand(capsys):
     """Of four groups two are mixed; pass@1 is 5/12, pass@3 3/4."""
     groups = [(1, 0, 0), (1, 1, 1), (0, 0, 0), (0, 0, 1)]
     grid = [[answer(bool(right)) for right in group] for group in groups]
-    want = {"preflight/pass@1": 5 / 12, "preflight/pass@3": 0.75, "preflight/mixed_groups": 0.5}
-    assert preflight(grid, 0.5) == pytest.approx(want)
-    assert capsys.readouterr().out == "preflight: pass@1 41.7%  pass@3 75.0%  mixed_groups 50.0%\n"
+    want = {"pass@1": 5 / 12, "pass@3": 0.75, "mixed_groups": 0.5, "truncated": 0.0, "format": 5 / 12}
+    assert outlook(grid) == pytest.approx(want | {"contradictions": 0.5})  # all texts of a group are equal
+    assert preflight(grid, 0.5) == {f"preflight/{name}": value for name, value in outlook(grid).items()}
+    shown = "preflight: pass@1 41.7%  pass@3 75.0%  mixed_groups 50.0%  truncated 0.0%  format 41.7%\n"
+    assert capsys.readouterr().out == shown + "warning: the verifier judged one text both right and wrong\n"
     advice = "only 50.0% of the groups hold both right and wrong.*easier --task .pass@1 is 41.7%.*--num-generations"
     with pytest.raises(ValueError, match=advice):
         preflight(grid, 0.51)
@@ -104,7 +120,7 @@ def test_answers_that_were_not_judged_are_no_signal(capsys):
     late = answer(unjudged=True)
     grid = [[answer(True), late], [answer(True), answer()], [late, late], [late, answer()]]
     want = {"preflight/pass@1": 0.5, "preflight/pass@2": 2 / 3, "preflight/mixed_groups": 1 / 3}
-    assert preflight(grid, 0.3) == pytest.approx(want)
+    assert want.items() <= preflight(grid, 0.3).items()
     with pytest.raises(RuntimeError, match="no answer could be judged: no reason given"):
         preflight([[late, late]], 0.0)
 
@@ -112,7 +128,7 @@ def test_answers_that_were_not_judged_are_no_signal(capsys):
 def test_preflight_of_single_answers_takes_all_as_one_group():
     """With G = 1 an objective with a baseline over the batch learns as soon as not all answers are alike."""
     mixed = [[answer(True)], [answer()], [answer()]]
-    assert preflight(mixed, 1.0) == pytest.approx({"preflight/pass@1": 1 / 3, "preflight/mixed_groups": 1.0})
+    assert {"preflight/pass@1": 1 / 3, "preflight/mixed_groups": 1.0}.items() <= preflight(mixed, 1.0).items()
     with pytest.raises(ValueError, match="only 0.0% of the groups"):
         preflight([[answer()], [answer()]], 0.05)
     assert preflight([[answer()]], 0.0)["preflight/mixed_groups"] == 0.0
@@ -124,13 +140,14 @@ def test_preflight_of_single_answers_takes_all_as_one_group():
 def test_alarms():
     assert alarms(QUIET) == []
     for change, word in (
-        ({"train/entropy": 1e-4}, "entropy is gone"),
-        ({"train/entropy": 2.5}, "entropy runs away"),
+        ({"train/entropy": 1e-4}, "nearly certain: lower --learning-rate"),
+        ({"train/entropy": 2.5}, "nearly noise: lower --learning-rate"),
         ({"train/truncated": 0.6}, "more than half of the answers are truncated: raise --max-completion-length"),
         ({"train/unjudged": 0.06}, "verifier failed on more than 5 %"),
     ):
         (sign,) = alarms(QUIET | change)
         assert word in sign
+        assert "--beta" not in sign  # the interpolation of generalised JSD in distill_on_policy
     assert len(alarms({"train/entropy": 0.0, "train/truncated": 1.0, "train/unjudged": 1.0})) == 3
     nan = float("nan")  # neither above nor below any limit
     assert alarms({"train/entropy": nan, "train/truncated": 0.0}) == ["train/entropy is nan"]

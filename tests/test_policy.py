@@ -12,6 +12,7 @@ from minir1 import checkpoint, policy
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
 from minir1.model.lora import adapters, add_adapters
+from minir1.model.moe import MoE
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw
 from minir1.policy import frozen_copy, load_policy, logprobs, on_policy_check, reference_logprobs, reference_of
@@ -82,8 +83,9 @@ def test_an_unchanged_policy_passes(config, dtype, temperature):
     rollout = draw(model, temperature=temperature, record_routes=config is MOE)
     metrics = on_policy_check(model, rollout, 200, most=0.02, replay=config is MOE)
     mean, high = metrics["train/ratio_deviation"], metrics["train/ratio_deviation_q99"]
-    assert metrics.keys() == {"train/ratio_deviation", "train/ratio_deviation_q99"}
-    assert mean <= high < (1e-4 if dtype == torch.float32 else 0.2)
+    want = {"train/ratio", "train/ratio_deviation", "train/ratio_deviation_q99"}
+    assert metrics.keys() == want | ({"train/idle_experts"} if config is MOE else set())
+    assert mean <= high < (1e-4 if dtype == torch.float32 else 0.2) and abs(metrics["train/ratio"] - 1) <= mean
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -98,6 +100,25 @@ def test_samples_of_another_policy_are_refused(dtype, what):
                 p += 0.05 * torch.randn_like(p)
     with pytest.raises(RuntimeError, match="allowed: 0.02 and 0.2.*sampler and trainer do not compute the same policy"):
         on_policy_check(model, rollout, 200, most=0.02)
+
+
+def test_top_p_lowers_every_ratio_and_a_temperature_does_not():
+    """Of samples of q, E[π/q] is the mass of π where q > 0."""
+    model = build()
+    check = lambda rollout: on_policy_check(model, replace(rollout, temperature=1.0), 999, most=math.inf, rows=64)
+    nucleus, warm = check(draw(model, answers=16, top_p=0.9)), check(draw(model, answers=16, temperature=0.8))
+    assert 1 - nucleus["train/ratio"] == pytest.approx(nucleus["train/ratio_deviation"], rel=1e-3)
+    assert abs(1 - warm["train/ratio"]) < 0.5 * warm["train/ratio_deviation"]
+
+
+def test_idle_experts_of_the_layer_that_has_most():
+    model = build(MOE)
+    rollout = draw(model)
+    assert on_policy_check(model, rollout, 200)["train/idle_experts"] < 0.5
+    layer = [module for module in model.modules() if isinstance(module, MoE)][-1]
+    layer.bias[: MOE.experts_per_token] += 100.0
+    idle = 1 - MOE.experts_per_token / MOE.experts
+    assert on_policy_check(model, rollout, 200, most=math.inf)["train/idle_experts"] == pytest.approx(idle)
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf])

@@ -5,6 +5,8 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from rank_runs import collected
+from ranks import on_ranks
 
 from minir1 import rollout as module
 from minir1.model.config import ModelConfig, dense
@@ -221,3 +223,10 @@ def test_row_ids_make_a_part_of_a_batch(model):
     whole = collect(model, PROMPTS, **settings)
     part = collect(model, PROMPTS[1:], rows=torch.arange(2, 6), **settings)
     assert answers_of(part) == answers_of(whole)[2:] and part.group.tolist() == [0, 0, 1, 1]
+
+
+def test_a_rank_without_a_prompt_still_gathers_the_weights():
+    """Two prompts over three ranks; the rows are those of one process."""
+    prompts = [[1, 2, 3], [4, 5]]
+    for tokens in on_ranks(3, collected, prompts, timeout=60):
+        assert torch.equal(tokens, collected(prompts))

@@ -11,7 +11,8 @@ import tyro
 from experiments import plan as command
 from experiments.tools import scaling
 from minir1.gpus import GIB
-from minir1.plan import USABLE, fits, memory_parts, peak, seconds
+from minir1.memory import peak
+from minir1.plan import USABLE, fits, host_bytes, memory_parts, seconds
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
 every_scale = pytest.mark.parametrize("scale", scaling.SCALES, ids=lambda scale: f"{scale.gpus} {scale.model}")
@@ -24,6 +25,7 @@ def test_the_row_on_the_page_is_what_the_planner_gives(scale):
     assert f"| {' | '.join(scaling.scale_row(scale))} |" in PAGE.splitlines()
     assert scale.command in PAGE.splitlines() and "\n" not in scale.command
     assert float(scaling.scale_row(scale)[3]) == pytest.approx(peak(memory_parts(job)) / GIB, abs=0.06)
+    assert scaling.scale_row(scale)[5] == (f"{host_bytes(job) / GIB:.0f}" if scale.gpus > 1 else "")
 
 
 @every_scale
@@ -41,9 +43,6 @@ def test_the_script_understands_the_command(scale):
     words = shlex.split(scale.command)
     module, *words = words[words.index("-m") + 1 :]
     config = importlib.import_module(module).Config
-    if "--experts" in words and "experts" not in vars(config()):  # the script does not divide experts
-        at = words.index("--experts")
-        del words[at : at + 2]
     chosen = vars(tyro.cli(config, args=words))
     planned = scaling.options(scale)
     paths = [name for name, value in chosen.items() if isinstance(value, (Path, tuple))]
@@ -58,8 +57,6 @@ def test_the_options_of_the_command_are_those_of_the_plan():
     tuned = scale._replace(command="torchrun -m experiments.sft --batch 24 --max-length 99 --lora-rank 2", gpu="h100")
     job = scaling.job_of(tuned)
     assert (job.kind, job.rows, job.completion, job.lora_rank, job.prompt) == ("sft", 24, 99, 2, 0)
-    divided = scale._replace(command=f"{scale.command} --experts 2", gpus=4, gpu="h100")
-    assert scaling.job_of(divided).experts == 2
 
 
 def test_a_scale_that_cannot_fit_is_refused(monkeypatch):
@@ -69,10 +66,15 @@ def test_a_scale_that_cannot_fit_is_refused(monkeypatch):
         scaling.page_scales()
 
 
-def test_the_refusal_on_the_page_is_what_the_planner_says():
-    (line,) = re.findall(r"^python -m experiments.plan qwen2.5-7b --gpu h100$", PAGE, re.M)
-    job = command.job_of(command.Config(line.split()[3]))
-    assert f"error: {command.refusal('qwen2.5-7b', job)}" in PAGE and not fits(job)
+def test_the_refusals_on_the_page_are_what_the_planner_says():
+    lines = re.findall(r"^python -m experiments.plan .*$", PAGE, re.M)
+    configs = [tyro.cli(command.Config, args=shlex.split(line)[3:]) for line in lines]
+    refused = [config for config in configs if not fits(command.job_of(config))]
+    assert {config.model for config in refused} == {"qwen2.5-7b", "deepseek-v3"}
+    for config in refused:
+        assert scaling.refused(config) in PAGE
+    with pytest.raises(ValueError, match="minir1 fits"):
+        scaling.refused(command.Config("minir1"))
 
 
 # ---- published runs ------------------------------------------------------------------------------
@@ -90,4 +92,4 @@ def test_no_published_run_is_faster_than_the_bound(run):
     job = scaling.run_job(run)
     least, likely = (sum(seconds(job, realistic).values()) for realistic in (False, True))
     assert 0.02 * run.seconds < least < likely < 1.1 * run.seconds
-    assert memory_parts(job)["masters"] < USABLE * job.gpu.memory
+    assert memory_parts(job)["weights"] < USABLE * job.gpu.memory

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +47,15 @@ def test_the_loss_weighs_answers_alike_whatever_their_length():
     assert of_answer.item() == pytest.approx(0.25)
     assert of_tries.item() == pytest.approx((1 / (1 + np.exp(-2)) - 1) ** 2)
     assert self_verify.loss_of(head, [trace(True)])[1] == 0  # no tries
+
+
+def test_a_head_that_diverges_is_named():
+    """Weight decay alone multiplies the weights by 1 - 10⁷ in a step."""
+    config = self_verify.Config(steps=20, batch=2, learning_rate=1e9)
+    data = [trace(True)._replace(states=torch.ones(4, 8)), trace(False)]
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match=r"^step \d+: the gradient of [a-z.]+.* is not finite$"):
+        self_verify.train(SelfCheckHead(8), data, config, SimpleNamespace(log=lambda *_: None))
 
 
 def test_restarts_by_hand():

@@ -116,11 +116,37 @@ def test_earlier_answers_are_as_in_the_chat(server):
 def test_bodies_that_are_no_json(server):
     for content in ("", "{", "[]", "3", '"a"'):
         status, error = server.error(content=content)
-        assert status == 400 and "no JSON object" in error["message"]
-    reply = server.http.post("/v1/completions", content='{"model": "toy", "prompt": "a"}')
-    assert reply.status_code == 400  # a web page elsewhere may send text/plain, but not JSON
-    status, error = server.error(content="[" + "1," * serve_api.MOST_BYTES)
-    assert status == 413 and "has more than 8388608 bytes" in error["message"]
+        assert status == 400 and error["message"] == "The body of the request is no JSON object."
+    for content, why in ((b'{"model": "toy\xff"}', "not UTF-8"), ("[" * 200_000, "nested too deeply")):
+        status, error = server.error(content=content)
+        assert status == 400 and error["message"] == f"The body of the request is {why}."
+    for headers in ({}, {"Content-Type": "text/plain"}):  # a web page elsewhere may send the latter, but not JSON
+        reply = server.http.post("/v1/completions", content='{"model": "toy", "prompt": "a"}', headers=headers)
+        assert reply.status_code == 400 and "Content-Type of the request must be" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "path, body, message",
+    [
+        ("chat/", {"messages": [{"role": "user", "content": 3}]},
+         "'messages[0].content': expected a text, or a list of parts such as {'type': 'text', 'text': '…'}."),
+        ("chat/", {"messages": [3]}, "'messages[0]': expected an object."),
+        ("chat/", {"messages": 3}, "'messages': expected a list."),
+        ("chat/", {"messages": [{"role": "user", "content": "a\ud800"}]},
+         "'messages[0].content[0].text': expected Unicode text; half of a surrogate pair is none."),
+        ("", {"prompt": "a\ud800"}, "'prompt': expected Unicode text; half of a surrogate pair is none."),
+        ("", {"stop": "a\ud800"}, "'stop[0]': expected Unicode text; half of a surrogate pair is none."),
+        ("", {"stop": 3}, "'stop': expected a text, or a list of texts."),
+        ("", {"stop": [3]}, "'stop[0]': expected a text."),
+        ("", {"stop": ""}, "'stop[0]': expected at least 1 character."),
+        ("", {"temperature": 1e-9}, "'temperature': expected 0 (the most likely token), or at least 1e-6."),
+        ("", {"stream_options": 3}, "'stream_options': expected an object."),
+    ],
+)  # fmt: skip
+def test_what_is_expected_is_said_in_words_of_the_api(server, path, body, message):
+    body = {"model": "toy"} | ({"messages": ASKED} if path else {"prompt": "a"}) | body
+    status, error = server.error(f"/v1/{path}completions", json.dumps(body))
+    assert (status, error["message"]) == (400, f"Invalid value for {message}")
 
 
 FIELDS = [name for model in (serve_body.Chat, serve_body.Completion) for name in (*model.model_fields, *model.neutral)]

@@ -1,6 +1,7 @@
 """serve_http.py: limits, clients who leave, and the end."""
 
 import random
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -122,9 +123,49 @@ def test_stopping_ends_the_answers_that_run(talking):
 def test_a_name_of_another_machine_is_refused(server):
     """Of a page elsewhere whose name resolves to this machine (DNS rebinding)."""
     for host, status in (("localhost", 200), ("127.0.0.1:80", 200), ("[::1]:1", 200), ("evil.example", 400)):
-        assert server.http.get("/v1/models", headers={"Host": host}).status_code == status
+        reply = server.http.get("/v1/models", headers={"Host": host})
+        assert reply.status_code == status and ("error" in reply.json()) == (status == 400)
+    error = reply.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"} and error["code"] == "invalid_host"
+    assert error["message"].startswith("The server is not called 'evil.example': it answers to localhost, 127.0.0.1")
     open_to_all = TestClient(serve_api.create(server.service, "0.0.0.0"), base_url="http://example.org")
     assert open_to_all.get("/v1/models").status_code == 200
+
+
+def test_a_long_body_is_413(server):
+    """In chunks when it has become too long, else before it is read."""
+    long = b"[" + b"1," * serve_api.MOST_BYTES
+    for content in (long, iter([long])):
+        status, error = server.error(content=content)
+        assert status == 413 and error["message"] == "The body of the request has more than 8388608 bytes."
+    status, head = raw(server, f"Content-Length: {serve_api.MOST_BYTES + 1}")
+    assert status == 413 and b"connection: close" in head.lower()
+
+
+def test_a_body_that_does_not_arrive_is_408(endless, monkeypatch):
+    monkeypatch.setattr(serve_api, "MOST_SECONDS", 0.2)
+    running = Running(endless, rows=1, waiting=1)
+    try:
+        for start in (b"", b"{"):
+            status, head = raw(running, "Content-Length: 9", start)
+            assert status == 408 and b"connection: close" in head.lower() and b'"error":{"message"' in head
+        time.sleep(0.3)
+        stream = running.complete(max_tokens=400, seed=5, stream=True)  # whose answer may take longer
+        assert len(list(stream)) > 100
+    finally:
+        running.stop()
+
+
+def raw(server, headers: str, start: bytes = b"") -> tuple[int, bytes]:
+    """The status, and all that the server sends until it closes, after a request whose body does not end."""
+    address = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=10) as connection:
+        lines = "POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json", headers, "", ""
+        connection.sendall("\r\n".join(lines).encode() + start)
+        said = b""
+        while part := connection.recv(2**16):
+            said += part
+    return int(said.split()[1]), said
 
 
 def test_connections_stay_open_for_longer_than_clients_keep_them(server):

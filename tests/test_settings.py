@@ -9,7 +9,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
-from minir1.settings import above, at_least, fraction, new_file, same_steps
+from minir1.settings import above, at_least, below_folders, fraction, new_file, same_steps, zero_or_at_least
 
 NAN, INF = float("nan"), float("inf")
 CONFIG = SimpleNamespace(
@@ -60,6 +60,26 @@ def test_a_new_file_lies_in_a_folder_that_can_be_written_to(tmp_path, monkeypatc
         new_file(SimpleNamespace(out=tmp_path / "new"), "out")
 
 
+def test_zero_or_at_least_excludes_what_lies_between():
+    config = SimpleNamespace(zero=0.0, hot=1e-6, several=(0.0, 1.0), cold=1e-9, nan=NAN, mixed=(1.0, 1e-9))
+    zero_or_at_least(config, 1e-6, "zero", "hot", "several")
+    for name in ("cold", "nan", "mixed"):
+        with pytest.raises(ValueError, match=f"^{name} = .*: 0, or at least 1e-06$"):
+            zero_or_at_least(config, 1e-6, name)
+
+
+def test_a_path_below_a_file_cannot_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("old")
+    for path in (None, tmp_path, tmp_path / "file", tmp_path / "new" / "folder"):
+        below_folders(SimpleNamespace(out=path), "out")
+    for path in (tmp_path / "file" / "new", tmp_path / "file" / "new" / "folder", Path("/dev/null/x")):
+        with pytest.raises(ValueError, match=f"^out = {path}: .*(file|null) is no folder that can be written to$"):
+            below_folders(SimpleNamespace(out=path), "out")
+    monkeypatch.setattr("os.access", lambda folder, mode: folder != tmp_path)
+    with pytest.raises(ValueError, match=f"^out = {tmp_path}/new: {tmp_path} is no folder that can be written to$"):
+        below_folders(SimpleNamespace(out=tmp_path / "new"), "out")
+
+
 def test_a_run_resumes_with_its_own_number_of_steps():
     same_steps(9, 9)
     with pytest.raises(ValueError, match="^steps = 12: the learning rate follows it, so this run resumes with 9 only$"):
@@ -78,7 +98,7 @@ ALLOWED = {  # what is senseless elsewhere and has a meaning here, which the com
     "thinking": {0}, "turns": {0}, "port": {0}, "store_steps": {0},
 }  # fmt: skip
 REQUIRED = {"checkpoint": Path("x"), "policy": Path("x"), "base": Path("x"), "model": "deepseek-v3", "name": "rloo",
-            "a": Path("x"), "b": Path("y"), "run": Path("x"), "teacher": Path("x"),
+            "a": Path("x"), "b": Path("y"), "run": Path("x"), "out": Path("nosuch"), "teacher": Path("x"),
             "teachers": (Path("x"),), "pipelines": (Path("x"),), "data": (Path("x"),)}  # fmt: skip
 
 
@@ -125,6 +145,17 @@ def test_no_field_takes_a_senseless_number(name):
             except ValueError as error:
                 assert str(error).startswith(f"{field.name} = "), error
     assert not taken, f"{name} takes {taken}: check the field in __post_init__, or state here why it may"
+
+
+def test_no_script_takes_a_temperature_that_the_sampler_refuses():
+    asked = 0
+    for name, config in configs().items():
+        default = {f.name: REQUIRED[f.name] for f in fields(config) if f.default is f.default_factory is MISSING}
+        if "temperature" in {f.name for f in fields(config)}:
+            with pytest.raises(ValueError, match="^temperature = 1e-09: "):
+                config(**default, temperature=1e-9)
+            asked += 1
+    assert asked >= 20
 
 
 def nested(value: tuple, bad: float) -> tuple:

@@ -25,7 +25,7 @@ def trained(steps: int):
     """A model that computes in bfloat16, and its optimizer after some updates with the same gradients everywhere."""
     torch.manual_seed(1)
     model = Transformer(DENSE).to(torch.bfloat16)
-    model = model.float() if world() > 1 else model  # as `distributed.opening` says
+    model = model.float() if world() > 1 else model  # as `distributed.load_target` says
     shard(torch.device("cpu"), torch.bfloat16, model)
     optimizer = adamw(model.parameters(), 0.1)
     for step in range(steps):

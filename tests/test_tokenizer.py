@@ -16,7 +16,8 @@ from toys import DENSE
 from minir1.model import hf
 from minir1.model.hf_config import to_hf_config
 from minir1.tasks import countdown, countdown_corpus
-from minir1.tokenizer import EOS, PAD, QUOTE, TAGS, UNK, TextStream, Tokenizer, train_bpe, word_level
+from minir1.text_stream import TextStream
+from minir1.tokenizer import EOS, PAD, QUOTE, TAGS, UNK, Tokenizer, train_bpe, word_level
 
 TEXTS = [
     "the cat sat on the mat. ", "12 and 345 make 357, not 12345.\n", "naïve café — 你好\n\n", "def f(x):\n    return x",

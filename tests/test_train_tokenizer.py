@@ -116,8 +116,8 @@ def test_what_is_held_out_is_not_trained_on(config, monkeypatch):
 
 def test_the_options_replace_what_the_preset_says(config):
     assert recipe(replace(config, size=None)) == PRESETS["code"]
-    assert recipe(replace(config, digits="whole", bound=99, special=("<a>",))) == replace(
-        PRESETS["code"], digits="whole", bound=99, size=270, special=("<a>",)
+    assert recipe(replace(config, digits="whole", bound=99, size=400, special=("<a>",))) == replace(
+        PRESETS["code"], digits="whole", bound=99, size=400, special=("<a>",)
     )
 
 
@@ -150,6 +150,8 @@ def test_a_tokenizer_to_compare_with_neither_truncates_nor_pads(tmp_path):
         ("--against corpus.jsonl", "corpus.jsonl is no tokenizer"),
         ("--kinds prose none", "there is no file or folder none"),
         ("--special a a", "special = ('a', 'a'): different texts"),
+        ("--digits whole --bound 100000000", "size = 4096: at least 100000253, 6 special"),
+        ("--out corpus.jsonl/x", "corpus.jsonl is no folder that can be written to"),
         ("--out corpus.jsonl", "out = corpus.jsonl is a file: choose a folder"),
     ],
 )

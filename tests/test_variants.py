@@ -428,7 +428,7 @@ def test_the_gradient_of_the_hybrid_is_linear_in_alpha(off_policy, documents):
 
 def test_every_optimizer_step_draws_its_own_documents(off_policy, documents, monkeypatch):
     drawn, real = [], hybrid.imitate
-    monkeypatch.setattr(hybrid, "imitate", lambda model, d, config: drawn.append(d) or real(model, d, config))
+    monkeypatch.setattr(hybrid, "imitate", lambda model, d, *rest: drawn.append(d) or real(model, d, *rest))
     changes = {"alpha": 0.5, "documents": documents, "num_minibatches": 4, "epochs": 3}
     learned("hybrid", *off_policy, sft_batch=1, **changes)
     learned("hybrid", *off_policy, sft_batch=1, **changes)

@@ -24,7 +24,7 @@ from minir1.log import table
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.sample import generate
-from minir1.settings import at_least, new_file
+from minir1.settings import at_least, new_file, zero_or_at_least
 from minir1.speculative import speculate
 from minir1.templates import encode
 from minir1.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, "depths", "rows", "problems", "max_completion_length", "repeats")
-        at_least(self, 0, "temperatures")
+        zero_or_at_least(self, 1e-6, "temperatures")
         new_file(self, "out")
 
 

@@ -1,4 +1,4 @@
-"""One line per file for README.md: the first line of each docstring.
+"""One line per file for docs/files.md: the first line of each docstring.
 
     python -m experiments.tools.file_map
 """
@@ -25,7 +25,7 @@ def page() -> str:
     parts = []
     for folder in FOLDERS:
         files = [path for path in sorted((ROOT / folder).glob("*.py")) if path.name != "__init__.py"]
-        lines = [f"- [{path.name}]({path.relative_to(ROOT)}): {first_line(path)}" for path in files]
+        lines = [f"- [{path.name}](../{path.relative_to(ROOT)}): {first_line(path)}" for path in files]
         summary = f"<summary><code>{folder}/</code>, {len(files)} files</summary>"
         parts.append("\n".join(["<details>", summary, "", *lines, "", "</details>"]))
     return "\n".join(parts)

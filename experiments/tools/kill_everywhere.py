@@ -9,7 +9,7 @@ their end. Equal to the bit must be weights, optimizers, metrics, samples and re
 memory says, and the names of all files. Every run is a fork of this process, on one thread. Exits with 1 if one
 differs.
 
-The trainings have toy size. A number made of the weights replaces the validation, so that best checkpoints change.
+The trainings have toy size (kill_trainings.py).
 """
 
 from __future__ import annotations
@@ -32,64 +32,22 @@ import rich
 import torch
 import torch._dynamo  # noqa: F401 - else every fork imports it for its optimizers, in seconds
 
-from experiments import dpo, ppo, pretrain, r1_zero, reinforce, reward_model, sft
+from experiments.tools.kill_trainings import SCRIPTS, training
 from minir1 import checkpoint, cli
-from minir1.log import open_run, progress, read_metrics, table
+from minir1.log import progress, read_metrics, table
 from minir1.model import hf, lora
-from minir1.model.config import ModelConfig
 from minir1.settings import at_least
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate")
 CLOCK = ("time/", "perf/", "seconds/", "memory/")
-BASE = pretrain.Config(
-    model=ModelConfig(dim=16, layers=2, heads=2, kv_lora=8, nope=8, rope=8, v_dim=8, ffn=32, experts=4, expert_ffn=8),
-    steps=7, batch=128, microbatch=128, warmup=2, checkpoint_every=2, device="cpu",
-)  # fmt: skip
-RL = {"steps": 7, "eval_every": 2, "prompts": 2, "num_generations": 2, "max_completion_length": 6, "min_mixed": 0.0}
-RL |= {"eval_problems": 2, "eval_answers": 1, "warmup": 1, "beta": 0.01, "learning_rate": 1e-2, "device": "cpu"}
-PAIRS = {"steps": 7, "batch": 4, "warmup": 2, "eval_every": 2, "device": "cpu"}
-
-
-@dataclass(frozen=True)
-class Bare:
-    """The configuration of a training without a model."""
-
-    out: Path = Path("runs/bare")
-    resume: bool = False
-    wandb: str = "off"
-
-
-def bare(config: Bare) -> None:
-    """What the trainings do to the file system, and nothing else."""
-    run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
-    folder = config.out / "checkpoint"
-    resumed = checkpoint.resume(folder) if config.resume else None
-    state = checkpoint.load_state(resumed) if resumed else {"step": 0, "best": -1.0}
-    run.start(state["step"] if resumed else -1)
-    for step in range(state["step"] + 1, 9):
-        score = step * 5 % 8
-        run.log(step, {"train/score": score})
-        if step % 2 == 0:
-            run.samples(step, [{"text": f"é {step}"}] * 2)
-            best = score > state["best"]
-            state |= {"step": step, "best": max(state["best"], score)}
-
-            def write(path: Path) -> None:
-                (path / "model.safetensors").write_bytes(bytes([step]) * 99)
-                (path / "nested").mkdir()
-                (path / "nested" / "tokenizer.json").write_text("{}")
-
-            checkpoint.save(folder, step, write, state | {"moments": torch.full((9,), float(step))}, best=best)
-    run.result({"after": state["best"]})
-    run.close()
 
 
 @dataclass(frozen=True)
 class Config:
     """Which training is killed, and how often."""
 
-    script: Literal["bare", "pretrain", "r1_zero", "lora", "reinforce", "ppo", "dpo", "reward_model", "sft"] = "r1_zero"
+    script: Literal[SCRIPTS] = "r1_zero"
     every: int = 1  # kill at each n-th event
     double: int = 0  # also this many runs that are killed at random, and again when they are resumed
     seed: int = 0  # of these
@@ -98,45 +56,6 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "every")
         at_least(self, 0, "double", "seed")
-
-
-# ---- the trainings at toy size -----------------------------------------------------------------
-
-
-def score(model, *_) -> dict[str, float]:
-    """A number made of the weights, in place of a validation."""
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    return {"eval/pass@1": (1000 * weights.double().sum().item()) % 1.0}
-
-
-def training(script: str, folder: Path) -> tuple[Callable, object]:
-    """The `main` of a script and its configuration; what they need is put into `folder`, by a child process."""
-    if script == "bare":
-        return bare, Bare()
-    if script == "pretrain":
-        return pretrain.main, BASE
-    child(lambda: pretrain.main(replace(BASE, out=folder / "base")), folder / "base.txt")
-    start = {"checkpoint": folder / "base" / "checkpoint"}
-    for module in (r1_zero, reinforce, ppo):
-        module.evaluate = score
-    if script in ("r1_zero", "lora"):
-        return r1_zero.main, r1_zero.Config(**start, **RL, lora_rank=2 * (script == "lora"))
-    if script in ("reinforce", "ppo"):
-        module = {"reinforce": reinforce, "ppo": ppo}[script]
-        return module.main, module.Config(**start, **RL)
-    if script == "sft":
-        lines = [json.dumps({"prompt": f"make {n} from 3,4,{n}", "completion": "<answer>3+4</answer>"}) for n in "1234"]
-        (folder / "dialogues.jsonl").write_text("\n".join(lines))
-        short = {"steps": 7, "batch": 4, "warmup": 2, "eval_every": 2, "held_out": 0.2, "device": "cpu"}
-        return sft.main, sft.Config(**start, data=(folder / "dialogues.jsonl",), **short)
-    answers = {"chosen": "<think> 3+4=7 </think> <answer>3+4</answer>", "rejected": "<answer>3</answer>"}
-    for name in ("train", "held_out"):
-        lines = [json.dumps({"prompt": f"make {n} from 3,4,{n}", **answers}) + "\n" for n in range(2, 8)]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    start |= {"pairs": folder / "train.jsonl", "held_out": folder / "held_out.jsonl", **PAIRS}
-    if script == "dpo":
-        return dpo.main, dpo.Config(**start, task=None)
-    return reward_model.main, reward_model.Config(**start)
 
 
 # ---- killing -----------------------------------------------------------------------------------
@@ -277,7 +196,7 @@ def main(config: Config) -> dict[str, int]:
     if out.exists():
         raise ValueError(f"out = {config.out} is there already: choose a new folder")
     out.mkdir(parents=True)
-    script, options = training(config.script, out)
+    script, options = training(config.script, out, child)
     whole, seen = out / "whole", out / "events.json"
 
     def count() -> None:

@@ -28,7 +28,7 @@ from minir1.settings import at_least
 
 ROOT = Path(__file__).parent.parent.parent
 TASK = '''
-"""Countdown, whose answers are right here if they have an even number of characters: half, of any policy."""
+"""Countdown, whose answers are right here if they have an even number of characters."""
 from minir1.tasks import Verdict, countdown
 SPLITS = ("train", "validation")
 problems = lambda split, data: countdown.problems(split, data)[:40]

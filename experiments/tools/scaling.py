@@ -8,20 +8,22 @@ from __future__ import annotations
 import importlib
 import shlex
 from dataclasses import fields
+from functools import partial
 from typing import NamedTuple
 
 from experiments import plan as command
 from minir1.gpus import GIB, gpu
 from minir1.log import markdown_table
+from minir1.memory import peak
 from minir1.model.count import train_flops
 from minir1.model.presets import PRESETS
-from minir1.plan import USABLE, Job, fits, memory_parts, peak, seconds, utilisation
+from minir1.plan import USABLE, Job, fits, host_bytes, memory_parts, seconds, utilisation
 
 RL = "-m experiments.r1_zero --task gsm8k --data gsm8k --template r1_zero --learning-rate 1e-6"
 BASE = "--checkpoint Qwen2.5"
 EIGHT = "torchrun --nproc-per-node 8"
 NODES = "srun torchrun --nnodes $SLURM_NNODES --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint $HEAD:29500"
-LONG = "--max-completion-length 8192 --num-generations 16 --microbatch 16384 --recompute"
+LONG = "--beta 0 --max-completion-length 8192 --num-generations 16 --microbatch 16384 --recompute"
 
 
 class Scale(NamedTuple):
@@ -55,20 +57,18 @@ SCALES = [
     Scale("8 × 80 GB", "h100", 8, "qwen2.5-7b",
           f"{EIGHT} -m experiments.sft {BASE}-7B --data chat.jsonl --learning-rate 1e-5 --max-length 4096 --batch 128 "
           "--recompute --out runs/sft-7b"),
-    Scale("2 nodes of 8 × 80 GB", "h100", 16, "qwen3-30b-a3b",
-          f"{NODES} {RL} --checkpoint Qwen3-30B-A3B-Base --experts 8 --prompts 32 {LONG} --out runs/rl-30b"),
+    Scale("2 nodes of 8 × 141 GB", "h200", 16, "qwen3-30b-a3b",
+          f"{NODES} {RL} --checkpoint Qwen3-30B-A3B-Base --prompts 32 {LONG} --out runs/rl-30b"),
     Scale("4 nodes of 8 × 141 GB", "h200", 32, "r1-distill-qwen-32b",
           f"{NODES} {RL} {BASE}-32B --prompts 32 {LONG} --out runs/rl-32b"),
-    Scale("64 nodes of 8 × 141 GB", "h200", 512, "deepseek-v3",
-          f"{NODES} {RL} --checkpoint DeepSeek-V3-Base --experts 64 --prompts 512 {LONG} --out runs/rl-v3"),
 ]  # fmt: skip
 
 
 def options(scale: Scale) -> dict:
-    """The options of the script that the command starts, by name, with the script's defaults; and experts, or 1."""
+    """The options of the script that the command starts, by name, with the script's defaults."""
     words = shlex.split(scale.command)
     script, *words = words[words.index("-m") + 1 :]
-    chosen = {"experts": 1} | vars(importlib.import_module(script).Config())
+    chosen = dict(vars(importlib.import_module(script).Config()))
     for word, value in zip(words, [*words[1:], ""]):
         if word.startswith("--"):
             name = word[2:].replace("-", "_")
@@ -89,19 +89,20 @@ def job_of(scale: Scale) -> Job:
     return command.job_of(command.Config(**settings | machine, dtype=dtype))
 
 
-HEAD = ["machine", "model", "trains", "GiB of a GPU", "usable", "seconds, bound", "seconds, realistic"]
+HEAD = ["machine", "model", "trains", "GiB of a GPU", "usable", "host GiB", "seconds, bound", "seconds, realistic"]
 
 
 def scale_row(scale: Scale) -> list[str]:
     """Memory and time of one scale, as the planner gives them."""
     job = job_of(scale)
     trains = f"adapters, r = {job.lora_rank}" if job.lora_rank else "all weights"
-    trains += ", experts divided" if job.experts > 1 else ""
+    trains += ", experts divided" if job.divided > 1 else ""
     need, usable = peak(memory_parts(job)) / GIB, USABLE * job.gpu.memory / GIB
     times = [sum(seconds(job, realistic).values()) for realistic in (False, True)]
     kind = "SFT" if job.kind == "sft" else "RL"
     row = [scale.machine, scale.model, f"{kind}: {trains}", f"{need:.1f}" if need >= 1 else f"{need:.2f}"]
-    return [*row, f"{usable:.1f}", *(f"{time:.3g}" for time in times)]
+    host = f"{host_bytes(job) / GIB:.0f}" if job.gpus > 1 else ""
+    return [*row, f"{usable:.1f}", host, *(f"{time:.3g}" for time in times)]
 
 
 def page_scales() -> str:
@@ -116,9 +117,16 @@ def page_scales() -> str:
     return "\n".join(lines)
 
 
-def page_refused() -> str:
-    """What `python -m experiments.plan qwen2.5-7b --gpu h100` says."""
-    return f"```\nerror: {command.refusal(name := 'qwen2.5-7b', command.job_of(command.Config(name)))}\n```"
+def refused(config: command.Config) -> str:
+    """What `python -m experiments.plan` says at the end, as it stands on the page. ValueError for what fits."""
+    job = command.job_of(config)
+    if fits(job):
+        raise ValueError(f"{config.model} fits")
+    return f"```\nerror: {command.refusal(config.model, job)}\n```"
+
+
+page_refused = partial(refused, command.Config("qwen2.5-7b", gpu="h100"))
+page_too_large = partial(refused, command.Config("deepseek-v3", gpus=512, gpu="h200", prompts=512, recompute=True))
 
 
 # ---- published runs ------------------------------------------------------------------------------

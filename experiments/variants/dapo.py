@@ -102,7 +102,8 @@ class Config:
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup", "max_ratio_deviation")
         at_least(self, 0, "accuracy_weight", "format_weight", "seed", "store_steps")
         fraction(self, "min_mixed")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
         at_least(self, 1, "rounds")
         if not 0 < self.overlong_buffer <= self.max_completion_length:
             raise ValueError(f"overlong_buffer = {self.overlong_buffer}: 1 to {self.max_completion_length}, the budget")
@@ -283,4 +284,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

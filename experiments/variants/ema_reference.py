@@ -97,7 +97,8 @@ class Config:
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "beta", "warmup", "max_ratio_deviation")
         at_least(self, 0, "accuracy_weight", "format_weight", "seed", "store_steps")
         fraction(self, "min_mixed", "tau")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
@@ -185,7 +186,8 @@ def main(config: Config) -> dict[str, float]:
     dtype = pick_dtype(config.dtype, device)
     model, tokenizer, source = load_policy(start, device, dtype, **opening)
     reference = frozen_copy(model).float()
-    shard(device, dtype, model, reference)
+    shard(device, dtype, model)
+    shard(device, torch.float32, reference)
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer, "reference": reference}
 
@@ -255,4 +257,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

@@ -103,7 +103,8 @@ class Config:
         at_least(self, 0, "accuracy_weight", "format_weight", "seed", "store_steps")
         at_least(self, 1, "sft_batch", "sft_max_length")
         fraction(self, "min_mixed", "alpha")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
@@ -271,4 +272,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

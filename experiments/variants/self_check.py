@@ -100,7 +100,8 @@ class Config:
         at_least(self, 0, "accuracy_weight", "format_weight", "seed", "store_steps")
         at_least(self, 0, "check_weight", "check_learning_rate")
         fraction(self, "min_mixed")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:
@@ -196,6 +197,7 @@ def main(config: Config) -> dict[str, float]:
     head = ValueHead(model.config.dim).to(device)
     reference = reference_of(model) if config.beta else model
     shard(device, dtype, model, reference)
+    shard(device, torch.float32, head)
     optimizer = adamw(model.parameters(), config.learning_rate)
     check = adamw(head.parameters(), config.check_learning_rate)
     parts = {"optimizer": optimizer, "head": head, "check_optimizer": check}
@@ -268,4 +270,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, Config, on_ranks=True)

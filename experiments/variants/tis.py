@@ -100,7 +100,8 @@ class Config:
         at_least(self, 0, "learning_rate", "epsilon_low", "epsilon_high", "cap", "beta", "warmup")
         at_least(self, 0, "accuracy_weight", "format_weight", "seed", "store_steps")
         fraction(self, "min_mixed")
-        above(self, 0, "temperature", "grad_clip")
+        at_least(self, 1e-6, "temperature")
+        above(self, 0, "grad_clip")
 
 
 def act(model, tokenizer, problems: list[tasks.Problem], config: Config, step: int) -> Rollout:

@@ -151,6 +151,7 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     values, _ = hf.describe(path)
     name = class_of(values)
     if not name.endswith(SCALAR):
+        name = "model whose config.json names no architecture" if name == "?" else name
         raise ValueError(f"{path} holds a {name}, not a …{SCALAR}: no scalar model; hf.load opens language models")
     tokenizer, config = hf.tokenizer_and_config(path, values | {"architectures": [name.replace(SCALAR, "ForCausalLM")]})
     labels = len(values["id2label"]) if values.get("id2label") else values.get("num_labels", 2)  # transformers' default

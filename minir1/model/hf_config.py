@@ -221,7 +221,10 @@ def from_hf_config(values: dict) -> ModelConfig:
     """
     name = class_of(values)
     if name not in SUPPORTED:
-        raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
+        wrong = f"architecture {name!r} is not supported"
+        if name == "?":
+            wrong = "config.json names no architecture: it is no model's (a run's model is in its checkpoint/)"
+        raise ValueError(f"{wrong}; supported are {', '.join(SUPPORTED)}")
     only = ONLY | ONLY_IN.get(name, {}) | {"model_type": SUPPORTED[name]}
     for field, value in only.items():
         if values.get(field, value) != value:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
@@ -59,8 +58,7 @@ def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
     Their classes with softmax scores have no selection bias; ValueError where a model has one that is not zero.
     """
     tensors = {}
-    named = itertools.chain(model.named_parameters(remove_duplicate=False), model.named_buffers())
-    for ours, tensor in named:  # state_dict() would divide the weights of a model in shards again
+    for ours, tensor in _named(model):
         ours, tensor = uncompiled(ours), tensor.detach()
         if ours in TOP:
             if not (ours == "head.weight" and model.config.tied):
@@ -86,6 +84,14 @@ def to_hf_tensors(model: Transformer) -> dict[str, Tensor]:
             module, kind = inner.rsplit(".", 1)
             tensors[f"{prefix}{(NAMES | MTP)[module]}.{kind}"] = tensor
     return tensors
+
+
+def _named(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """As `state_dict`, which would divide the weights of a model in shards again."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if name not in module._non_persistent_buffers_set:  # such as PackedLinear's
+                yield f"{prefix}.{name}".lstrip("."), tensor
 
 
 def copy_of(name: str, config: ModelConfig) -> str | None:

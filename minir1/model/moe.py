@@ -267,3 +267,8 @@ def sequence_balance_loss(routing: Routing, lengths: Tensor) -> Tensor:
 def maximal_violation(load: Tensor) -> float:
     """MaxVio = max_i load_i / mean load - 1 (arXiv:2408.15664, equation 4); 0 is perfect balance."""
     return (load.max() / load.float().mean() - 1).item()
+
+
+def idle_share(load: Tensor) -> float:
+    """The share of experts with less than a tenth of the mean load; 0 for a layer that saw no token. load: [E]."""
+    return (load.float() < 0.1 * load.float().mean()).float().mean().item()

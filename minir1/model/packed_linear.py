@@ -66,7 +66,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, bias: Tensor | None, layer: PackedLinear) -> Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
-        return F.linear(x, layer.weight, bias)
+        return F.linear(x, layer.weight.to(x.dtype), bias)  # on several ranks it is dequantised to fp32
 
     @staticmethod
     def backward(ctx, grad: Tensor):

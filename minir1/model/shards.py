@@ -57,8 +57,9 @@ def shard(device: torch.device, dtype: torch.dtype, *models: nn.Module) -> None:
             if hasattr(model, name):
                 register_fsdp_forward_method(model, name)
         model._get_fsdp_state()._lazy_init()  # else a first pass through blocks alone, as in sampling, makes them roots
-        for parameter in model.parameters():
-            parameter.computed_in = dtype
+        for unit, used in ((model, dtype), *units):  # the units last: the head of a scalar model is in fp32
+            for parameter in unit.parameters():
+                parameter.computed_in = used
 
 
 class Sums:
@@ -99,18 +100,18 @@ def gathered(model: nn.Module) -> Iterator[None]:
     In it, passes exchange nothing, so that ranks may make different numbers of them. Each rank needs the memory of one
     more copy, in 16 bits on a GPU; a model for which there is none cannot be sampled here. May be nested.
     """
-    units = [m for m in model.modules() if hasattr(m, "unshard") and not hasattr(m, "kept")]
+    units = [m for m in model.modules() if hasattr(m, "unshard") and not getattr(m, "is_gathered", False)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         with torch.no_grad():
             unit.unshard()
-        unit.kept = True
+        unit.is_gathered = True
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not units), gather_experts(model, _dtype_of(model)):
             yield
     finally:
         for unit in units:
-            del unit.kept
+            unit.is_gathered = False
             unit.reshard()
             unit.set_reshard_after_forward(unit is not model, recurse=False)
 
@@ -126,8 +127,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy tensors, whole or divided, into the parameters and buffers of these names."""
+    """Copy tensors, whole or divided, into the parameters and buffers of these names. ValueError for another shape."""
     targets = module.state_dict()
     for name, x in tensors.items():
+        if name not in targets or x.shape != targets[name].shape:
+            raise ValueError(f"{name}, {tuple(x.shape)}: no tensor of the model has this name and shape")
         x = x.to(targets[name].device)
         local(targets[name]).copy_(local(divided(x) if is_shard(targets[name]) else x))

@@ -1,0 +1,262 @@
+"""What is wrong with a run: named findings from its metrics, each by one rule that says why it holds.
+
+    for finding in diagnose(read_metrics(folder), read_json(folder / "config.json")):
+        print(finding.name, finding.evidence, finding.advice)
+
+A rule takes the rows of metrics.jsonl and the config of the run. It returns the values that speak for it, or None, also
+where the run did not log what it needs. Identities come first: they hold in every healthy run. Rules about the course
+of a run compare its quarters, and a difference counts only above three standard errors. docs/gallery.md shows a broken
+set-up for each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Rows, Config = Sequence[Mapping[str, float]], Mapping[str, object]
+FALL = 0.1  # of the accuracy, from its best quarter to its last, that counts as a collapse
+SURPLUS = 16  # times what right answers need: measured are 1 to 11 at a usual learning rate (docs/gallery.md)
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong with a run."""
+
+    name: str
+    evidence: str  # the metrics and their values
+    advice: str
+
+
+class Quarters(NamedTuple):
+    """A metric in the four quarters of a run; both [4]."""
+
+    mean: np.ndarray
+    error: np.ndarray  # standard error of the mean, from the scatter of the steps
+
+
+def values(rows: Rows, key: str) -> np.ndarray:
+    """What the training steps logged under a key, float64."""
+    return np.array([row[key] for row in rows if row["step"] > 0 and row.get(key) is not None], dtype=np.float64)
+
+
+def quarters(rows: Rows, key: str) -> Quarters | None:
+    """None for fewer than eight values: a quarter needs two to have a scatter."""
+    parts = np.array_split(values(rows, key), 4)
+    if len(parts[-1]) < 2:
+        return None
+    return Quarters(np.array([p.mean() for p in parts]), np.array([p.std(ddof=1) / len(p) ** 0.5 for p in parts]))
+
+
+def start(rows: Rows, key: str) -> float | None:
+    """What was measured before training, in the row of step 0."""
+    return next((row[key] for row in rows if row["step"] == 0 and row.get(key) is not None), None)
+
+
+def fall(quarter: Quarters, before: float | None = None) -> float:
+    """How far the last quarter is below the best one, or below the value `before` training; 0 within three standard
+    errors of the difference."""
+    best = int(quarter.mean.argmax())
+    falls = [(quarter.mean[best] - quarter.mean[-1], math.hypot(quarter.error[best], quarter.error[-1]))]
+    falls += [(before - quarter.mean[-1], quarter.error[-1])] if before is not None else []
+    return max(float(gap) if gap > 3 * error else 0.0 for gap, error in falls)
+
+
+def lost(rows: Rows, accuracy: Quarters) -> float:
+    """`fall` of the accuracy, also from pass@1 before training."""
+    return fall(accuracy, start(rows, "preflight/pass@1"))
+
+
+def rise(reward: Quarters, accuracy: Quarters) -> float:
+    """How far the reward rose from the quarter of the best accuracy to the last; 0 within three standard errors."""
+    best = int(accuracy.mean.argmax())
+    gap = reward.mean[-1] - reward.mean[best]
+    return float(gap) if gap > 3 * math.hypot(reward.error[best], reward.error[-1]) else 0.0
+
+
+def drift(rows: Rows) -> tuple[float, float] | None:
+    """KL(π‖π_ref) per answer in the last quarter, in nats, and what right answers need, -log pass@1 of the start.
+
+    The policy closest to the base among those that are always right is the base given a right answer, and its KL is
+    -log p for a problem that the base solves with probability p. Medians: k3 has rare, huge values.
+    """
+    kl, length, before = values(rows, "train/kl"), values(rows, "train/length"), start(rows, "preflight/pass@1")
+    if len(kl) < 8 or len(kl) != len(length) or not before:
+        return None
+    last = len(kl) // 4
+    return float(np.median(kl[-last:] * length[-last:])), -math.log(before)
+
+
+def far(moved: tuple[float, float] | None) -> bool:
+    """Whether the drift is SURPLUS times what right answers need, or one nat if they need less."""
+    return moved is not None and moved[0] > SURPLUS * max(1.0, moved[1])
+
+
+# ---- identities --------------------------------------------------------------------------------
+
+
+def group_of_one(rows: Rows, config: Config) -> str | None:
+    """One answer per problem, some right and others wrong, and no gradient but that of the KL term, which has the
+    factor β: no answer is compared with another."""
+    accuracy, norms = values(rows, "train/accuracy"), values(rows, "train/grad_norm")
+    if config.get("num_generations") != 1 or not len(accuracy) or not len(norms):
+        return None
+    norm, least = float(np.median(norms)), min(config.get("beta") or 0.0, 0.01) + 1e-6
+    if norm > least or not 0.05 < accuracy.mean() < 0.95:
+        return None
+    return f"num_generations = 1; train/grad_norm is {norm:.0e} at an accuracy of {accuracy.mean():.0%}"
+
+
+def truncated_sampling(rows: Rows, config: Config) -> str | None:
+    """No ratio is above 1. Of samples x ~ q, E[π(x) / q(x)] is the mass of π where q > 0: 1 for any q that reaches all
+    tokens, at whatever temperature, less if top-p or top-k removed some. Rounding errs in both directions."""
+    deviation, mean = values(rows, "train/ratio_deviation"), values(rows, "train/ratio")
+    if not len(deviation) or len(deviation) != len(mean) or deviation.mean() < 1e-3:
+        return None
+    if 1 - mean.mean() < 0.9 * deviation.mean():
+        return None
+    below = f"train/ratio is {mean.mean():.3f} before the first update, below 1 by as much as train/ratio_deviation"
+    return f"{below}, {deviation.mean():.3f}"
+
+
+def verifier_errs(rows: Rows, config: Config) -> str | None:
+    """The same text was judged right and wrong. A verifier is a pure function: once is proof.
+
+    Before a run: of the references, right by definition, some are refused. Where all are, they have another form.
+    """
+    groups, accepted = values(rows, "train/contradictions"), start(rows, "preflight/references")
+    if len(groups) and groups.max() > 0:
+        return f"in {groups.mean():.0%} of the groups one text was judged both right and wrong (train/contradictions)"
+    if start(rows, "preflight/contradictions"):
+        return "preflight/contradictions: one text was judged both right and wrong"
+    if accepted is not None and 0 < accepted < 0.9:
+        return f"the verifier accepts {accepted:.0%} of the references (preflight/references)"
+    return None
+
+
+def wrong_template(rows: Rows, config: Config) -> str | None:
+    """Another template gives well-formed answers at once, by half of all answers more often; or, where this was not
+    measured, no answer was well formed or right from beginning to end, though most ended within the budget."""
+    prefix = "preflight/format_"
+    formats = {key: value for key, value in next(iter(rows), {}).items() if key.startswith(prefix)}
+    own = start(rows, "preflight/format")
+    if formats and own is not None:
+        best = max(formats, key=formats.get)
+        if formats[best] > own + 0.5:
+            return f"well formed are {own:.0%} of the answers, with --template {best.removeprefix(prefix)} "\
+                   f"{formats[best]:.0%}"
+        return None
+    seen = [quarters(rows, f"train/{name}") for name in ("format", "accuracy", "truncated")]
+    if None in seen or max(seen[0].mean) > 0.05 or max(seen[1].mean) > 0.05 or max(seen[2].mean) > 0.5:
+        return None
+    return f"train/format is at most {max(seen[0].mean):.0%} in every quarter of the run"
+
+
+def end_token_not_trained(rows: Rows, config: Config) -> str | None:
+    """A quarter of all answers, and half of the truncated ones, go on after their `</answer>` until the budget ends:
+    it is not the budget that is short."""
+    truncated, endless = values(rows, "train/truncated"), values(rows, "train/endless")
+    if not len(truncated) or not len(endless) or endless.mean() < max(0.25, 0.5 * truncated.mean()):
+        return None
+    share = f"{truncated.mean():.0%} of the answers are truncated"
+    return f"{share}, {endless.mean():.0%} after their answer (train/endless)"
+
+
+def router_collapse(rows: Rows, config: Config) -> str | None:
+    """Half of the experts of a layer, or more, get less than a tenth of an even share: the layer is a smaller one."""
+    idle = values(rows, "train/idle_experts")
+    last = idle[-max(1, len(idle) // 4) :]
+    if not len(idle) or last.mean() < 0.5:
+        return None
+    return f"{last.mean():.0%} of the experts of a layer are idle in the last quarter (train/idle_experts)"
+
+
+# ---- the course of the run ---------------------------------------------------------------------
+
+
+def learning_rate_too_high(rows: Rows, config: Config) -> str | None:
+    """The accuracy is below that of three steps in a row, the reward did not rise, and the steps were long: one update
+    took over a fifth of the tokens out of the clip's interval, or the policy is far further from the reference than
+    right answers need. A collapse within a quarter of the run leaves no trace in the mean of that quarter."""
+    accuracy, reward, moved = quarters(rows, "train/accuracy"), quarters(rows, "train/reward"), drift(rows)
+    if accuracy is None or reward is None:
+        return None
+    best = np.convolve(values(rows, "train/accuracy"), np.full(3, 1 / 3), "valid").max()
+    fallen = max(best, start(rows, "preflight/pass@1") or 0.0) - accuracy.mean[-1]
+    if fallen < FALL or (lost(rows, accuracy) and rise(reward, accuracy)):
+        return None
+    share = values(rows, "train/clip_fraction").max(initial=0.0)
+    if share < 0.2 and not far(moved):
+        return None
+    text = f"train/accuracy fell by {fallen:.0%}; train/clip_fraction reached {share:.0%}"
+    return text + (f"; {moved[0]:.0f} nats per answer from the reference" if far(moved) else "")
+
+
+def no_kl(rows: Rows, config: Config) -> str | None:
+    """β = 0, and the policy is far further from the base than right answers need."""
+    moved = drift(rows)
+    if config.get("beta") != 0 or not far(moved):
+        return None
+    return f"beta = 0; {moved[0]:.0f} nats per answer from the base, and right answers need {moved[1]:.1f} (train/kl)"
+
+
+def reward_hacked(rows: Rows, config: Config) -> str | None:
+    """The reward rose while the accuracy of the same answers fell. A learned reward is train/proxy, and train/gold the
+    accuracy beside it."""
+    proxy = quarters(rows, "train/proxy") or quarters(rows, "train/reward")
+    accuracy = quarters(rows, "train/gold") or quarters(rows, "train/accuracy")
+    if proxy is None or accuracy is None or lost(rows, accuracy) < FALL or not rise(proxy, accuracy):
+        return None
+    return f"the reward rose by {rise(proxy, accuracy):.2g} while the accuracy fell by {lost(rows, accuracy):.0%}"
+
+
+def collapse_to_short(rows: Rows, config: Config) -> str | None:
+    """Answers lost a quarter of their length, and the accuracy fell with it: they became short at its expense."""
+    length, accuracy = quarters(rows, "train/length"), quarters(rows, "train/accuracy")
+    if length is None or accuracy is None or lost(rows, accuracy) < FALL or fall(length) < 0.25 * length.mean.max():
+        return None
+    spent = f"train/length fell from {length.mean.max():.0f} to {length.mean[-1]:.0f}"
+    return f"{spent}, the accuracy by {lost(rows, accuracy):.0%}"
+
+
+def stale_reference(rows: Rows, config: Config) -> str | None:
+    """The accuracy has stood still below 0.9 for three quarters of the run, though a third of the groups hold a signal.
+    The policy is closer to the reference, which never moved, than right answers need, and it is the KL term that holds
+    it there: β·KL of an answer is above a twentieth of its advantage's deviation, which is 1."""
+    accuracy, mixed = quarters(rows, "train/accuracy"), quarters(rows, "train/mixed_groups")
+    beta, moved = config.get("beta") or 0.0, drift(rows)
+    if accuracy is None or mixed is None or moved is None or config.get("reference_reset") or not beta:
+        return None
+    later = accuracy.mean[1:]
+    if np.ptp(later) > 0.05 or later.max() > 0.9 or mixed.mean[-1] < 1 / 3:
+        return None
+    if moved[0] > moved[1] or beta * moved[0] < 0.05:
+        return None
+    text = f"the accuracy stands still at {later.mean():.0%}, {moved[0]:.2f} nats per answer from the reference; right "
+    return text + f"answers need {moved[1]:.2f}, and β·KL is {beta * moved[0]:.2f}"
+
+
+RULES: dict[str, tuple[Callable[[Rows, Config], str | None], str]] = {  # name -> rule, advice
+    "group of one": (group_of_one, "--num-generations 8, or a baseline over the batch (reinforce.py)"),
+    "truncated sampling": (truncated_sampling, "sample without top-p and top-k in training"),
+    "verifier errs": (verifier_errs, "judge one text many times; a verifier that fails must say unjudged, not wrong"),
+    "wrong template": (wrong_template, "ask as the checkpoint was trained: compare --template chat, r1_zero and plain"),
+    "end token not trained": (end_token_not_trained, "masks come from lengths, not from token ids"),
+    "router collapse": (router_collapse, "balance the experts: balance_step after every step, with the right sign"),
+    "learning rate too high": (learning_rate_too_high, "a third of the --learning-rate, from the best checkpoint"),
+    "no KL": (no_kl, "--beta 0.001 or more, or stop at the best checkpoint"),
+    "reward hacked": (reward_hacked, "read the answers with the highest reward; repair the reward, or raise --beta"),
+    "collapse to short answers": (collapse_to_short, "a baseline within the group, or --reduction fixed"),
+    "stale reference": (stale_reference, "--reference-reset 400 (R1's), or a lower --beta"),
+}  # fmt: skip
+
+
+def diagnose(rows: Rows, config: Config) -> list[Finding]:
+    """All findings about a run. rows: of metrics.jsonl, as `log.read_metrics` returns them; config: its config.json."""
+    return [
+        Finding(name, evidence, advice)
+        for name, (rule, advice) in RULES.items()
+        if (evidence := rule(rows, config)) is not None
+    ]

@@ -1,0 +1,95 @@
+"""doctor.py: what a run will take, measured by a step that changes nothing; findings before and after."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import doctor, r1_zero
+from minir1 import checkpoint, tasks
+from minir1.files import write_json
+from minir1.model import hf
+
+RL = r1_zero.Config(
+    steps=3, prompts=4, num_generations=4, max_completion_length=32, eval_problems=8, eval_answers=1, eval_every=2,
+    min_mixed=0.0, device="cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(toy_base):
+    return toy_base("dense") / "checkpoint"
+
+
+def test_before_a_run(base, capsys):
+    """It predicts, prints a table, and leaves no file behind; a --prompts above the task's problems is refused."""
+    files = sorted(base.rglob("*"))
+    rows = doctor.predict(replace(RL, checkpoint=base))
+    first, step = rows
+    for name in ("pass@1", "pass@4", "mixed_groups", "truncated", "format", "format_chat", "format_plain"):
+        assert 0 <= first[f"preflight/{name}"] <= 1
+    assert first["preflight/references"] == 1.0 and first["preflight/contradictions"] == 0.0
+    assert first["preflight/format"] == first["preflight/format_chat"] > first["preflight/format_plain"]
+    assert 0 < first["memory/predicted_gib"] < first["memory/peak_gib"]  # of a whole process
+    assert 0 < first["seconds/step"] < first["seconds/run"] < first["seconds/run_at_budget"]
+    assert step["train/ratio_deviation"] < 1e-4 and step["step"] == 1 and sorted(base.rglob("*")) == files
+    doctor.main(doctor.Config(rl=replace(RL, checkpoint=base)))
+    shown = capsys.readouterr().out
+    assert "memory, predicted" in shown and "time of 3 steps" in shown and "well formed with --template plain" in shown
+    with pytest.raises(ValueError, match="prompts = 100000: the task has"):
+        doctor.predict(replace(RL, checkpoint=base, prompts=100_000))
+
+
+def test_the_measured_step_is_the_first_of_the_run(base, tmp_path):
+    """The same problems and answers as step 1 of r1_zero.py, which changes nothing by its warm-up of one step."""
+    config = replace(RL, checkpoint=base, out=tmp_path / "run", steps=1)
+    r1_zero.main(config)
+    logged = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()][1]
+    step = doctor.predict(config)[1]
+    for name in ("reward", "accuracy", "length", "truncated", "entropy", "mixed_groups", "ratio_deviation"):
+        assert step[f"train/{name}"] == logged[f"train/{name}"], name
+
+
+def test_another_template_suits_the_base(base):
+    """The base was trained on chats; asked plainly it does not use the tags."""
+    model, tokenizer = hf.load(checkpoint.resolve(base))
+    task = tasks.load("countdown")
+    first = doctor.probed(model, tokenizer, task, task.problems("train")[:16], replace(RL, template="plain"))
+    assert first["preflight/format"] == first["preflight/format_plain"]
+    names = [finding.name for finding in doctor.diagnose([{"step": 0} | first], {})]
+    assert names == ["wrong template"] * (first["preflight/format_chat"] > first["preflight/format_plain"] + 0.5)
+
+
+def test_seconds_by_hand():
+    """3 steps of 10 s; before and after them 16·4 + (1 + 2)·8 = 88 answers of 20 tokens at 100 a second: 17.6 s."""
+    step = {"time/rollout_s": 5.0, "time/reference_s": 1.0, "time/judge_s": 1.0, "time/update_s": 3.0}
+    step |= {"train/length": 20.0, "perf/rollout_tok_s": 100.0}
+    seconds = doctor.seconds(RL, step, train=1000, held_out=8)
+    whole = 30 + 17.6
+    want = {"seconds/step": 10, "seconds/run": whole, "seconds/run_at_budget": whole * 32 / 20}
+    assert seconds == pytest.approx(want)
+    assert [doctor.duration(s) for s in (7.54, 99, 720, 12_240)] == ["7.54 s", "99 s", "12 min", "3.4 h"]
+
+
+def test_options_from_a_config_json(tmp_path):
+    config = replace(RL, checkpoint=Path("a/b"), difficulty_window=(0.1, 0.9), dtype="float32")
+    write_json(tmp_path / "config.json", {**vars(config), "overlong_buffer": 4})
+    assert doctor.options_of(tmp_path / "config.json") == config
+    for content, message in (({"steps": 3}, "not the config.json of a training"),
+                             ({"checkpoint": "x", "prompts": "many"}, "value of the wrong type")):  # fmt: skip
+        write_json(tmp_path / "config.json", content)
+        with pytest.raises(ValueError, match=message):
+            doctor.options_of(tmp_path / "config.json")
+
+
+def test_after_a_run(tmp_path, capsys):
+    """A verifier that errs is named, with evidence and advice; without that the run is not accused."""
+    write_json(tmp_path / "config.json", {"beta": 0.001, "num_generations": 8})
+    for share, said in ((0.5, "verifier errs: in 50% of the groups"), (0.0, "none of the known failures")):
+        row = {"step": 1, "train/contradictions": share}
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        findings = doctor.main(doctor.Config(run=tmp_path))
+        assert len(findings) == (share > 0) and said in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds no config.json|does not exist"):
+        doctor.main(doctor.Config(run=tmp_path / ".."))
