@@ -42,4 +42,4 @@ if __name__ == "__main__":
     from minir1 import cli
 
     r1_zero.weighted_sum, real = faulty, r1_zero.weighted_sum
-    cli.run(r1_zero.main, r1_zero.Config)
+    cli.run(r1_zero.main, r1_zero.Config, on_ranks=True)

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments import pretrain
-from experiments.tools.kill_everywhere import BASE, content, names
+from experiments.tools.kill_everywhere import content, names
+from experiments.tools.kill_trainings import BASE
 from minir1 import cli, sharded_state
 from minir1.log import progress, table
 from minir1.settings import at_least
