@@ -64,7 +64,7 @@ def group() -> Iterator[None]:
         with faults.named(store, number, size, WAIT):
             second_group()
             yield
-            exchanged(None, beside=True)  # the first to end would close the connections of the others
+            exchanged(None, in_thread=True)  # the first to end would close the connections of the others
     finally:
         sys.stdout = stdout
     dist.destroy_process_group()
