@@ -348,8 +348,8 @@ def test_microbatches_hold_every_document_once():
     documents = [Document(row, [False] + [True] * (len(row) - 1), "") for row in rows]
     parts = list(microbatches(documents, 6))
     assert [tokens.tolist() for tokens, *_ in parts] == [[11, 12, 1, 2, 3], [31, 32, 33, 34], [21, 22, 23, 24, 25]]
-    assert [cu_seqlens.tolist() for _, cu_seqlens, _ in parts] == [[0, 2, 5], [0, 4], [0, 5]]
-    assert [trained.tolist().count(False) for *_, trained in parts] == [2, 1, 1]
+    assert [cu_seqlens.tolist() for _, cu_seqlens, *_ in parts] == [[0, 2, 5], [0, 4], [0, 5]]
+    assert [(trained.tolist().count(False), share) for *_, trained, share in parts] == [(2, 1), (1, 1), (1, 1)]
 
 
 def test_a_saved_folder_trains_the_same_tokens(tmp_path):

@@ -137,7 +137,7 @@ def test_devices_without_fp64_sample_and_train(monkeypatch):
         speculate(model, PROMPTS, **SAMPLING)
         logp = model.logprob(rollout.tokens, lengths=rollout.length, mask=rollout.mask)
         logp.sum().backward()
-    torch.testing.assert_close(logp.detach(), rollout.logp, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logp.detach(), rollout.logp, atol=2e-5, rtol=0)
 
 
 def test_adapters_and_heads():

@@ -178,7 +178,7 @@ def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
         ("--num-generations 1", "num_generations = 1: at least 2"),
         ("--pairs 0", "pairs = 0: at least 1"),
         ("--template r1", "chat"),
-        ("--temperature 0", "temperature = 0.0: above 0"),
+        ("--temperature 0", "temperature = 0.0: at least 1e-06"),
         ("--min-gap 0", "min_gap = 0.0: above 0"),
     ],
 )

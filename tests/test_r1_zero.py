@@ -65,7 +65,7 @@ def config_of(kind: str, toy_base, out: Path, **changes) -> r1_zero.Config:
         ("--steps 0", "steps = 0: at least 1"),
         ("--num-minibatches 0", "num_minibatches = 0: at least 1"),
         ("--eval-every 0", "eval_every = 0: at least 1"),
-        ("--temperature 0", "temperature = 0.0: above 0"),
+        ("--temperature 0", "temperature = 0.0: at least 1e-06"),
         ("--max-completion-length 0", "max_completion_length = 0: at least 1"),
         ("--epsilon-high -0.1", "epsilon_high = -0.1: at least 0"),
         ("--language-weight -1", "language_weight = -1.0: at least 0"),

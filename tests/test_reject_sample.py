@@ -352,7 +352,7 @@ def test_the_files_of_gsm8k(source, tmp_path):
 @pytest.mark.parametrize("options, message", [
     ({"general_share": 0.5}, "general_share = 0.5: give the general data with --general"),
     ({"general_share": 1.0, "general": (Path("x"),)}, "general_share = 1.0: below 1"),
-    ({"temperature": 0.0}, "temperature = 0.0: above 0"),
+    ({"temperature": 0.0}, "temperature = 0.0: at least 1e-06"),
     ({"min_language": 1.5}, "min_language = 1.5: 0 to 1"),
     ({"per_problem": 0}, "per_problem = 0: at least 1"),
     ({"out": Path(__file__)}, "is a file: choose a folder"),

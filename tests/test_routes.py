@@ -8,7 +8,7 @@ import torch
 
 from experiments import pretrain
 from experiments.studies import routes
-from experiments.tools import render_docs
+from experiments.tools import doc_blocks
 from minir1 import tasks
 from minir1.model import hf
 from minir1.model.config import ModelConfig
@@ -64,5 +64,5 @@ def test_the_table():
         "bf16, 0", "50.000% [47.516, 52.484]", "75.000% [75.000, 75.000]", "2.00e-03", "1.00e-03", "3.1e-01", "2.0e-01"
     ]
     assert routes.rows({"0": results["1"]})[0][1] == "50.000%"
-    page = render_docs.routed(results).splitlines()
+    page = doc_blocks.routed(results).splitlines()
     assert page[3].startswith("| bf16, 0 | 50.000% [47.516, 52.484] |") and {line.count("|") for line in page} == {8}

@@ -213,7 +213,7 @@ def test_fused_matrices_are_made_once_a_cache_and_only_where_they_are_exact(mode
     fused = decoded()
     assert len(made) == len({id(module) for module in made}) == 2 * len(model.blocks)
     monkeypatch.setattr(blocks, "SMALL", 0)
-    torch.testing.assert_close(decoded(), fused, **CLOSE)
+    torch.testing.assert_close(decoded(), fused, rtol=0, atol=2e-5)  # sums in another order
     half, adapted = copy.deepcopy(model).bfloat16(), copy.deepcopy(model)
     monkeypatch.undo()
     add_adapters(adapted, 2, 4.0)

@@ -68,7 +68,7 @@ TOY = {  # options at toy size of the scripts that run; of the others only the o
     "self_verify": "--checkpoint {base} --problems 2 --answers 2 --test-problems 2 --num-generations 2 --steps 1 "
     "--max-completion-length 8",
     "budget": "--checkpoints {base} --problems 2 --num-generations 2 --max-completion-length 8 --limits 2 "
-    "--answer-length 4 --waits 0",
+    "--answer-length 4",
     "preference_pairs": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "evaluate": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",
     "reject_sample": "--checkpoint {base} --problems 2 --num-generations 2 --max-completion-length 8",

@@ -240,8 +240,7 @@ def main(config: Config) -> dict[str, float]:
         clock.lap("judge")
 
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
-        flat = [a for group in answers for a in group]
-        right = torch.tensor([float("nan") if a.unjudged else float(a.right) for a in flat], device=device)
+        right = torch.tensor([torch.nan if a.unjudged else float(a.right) for g in answers for a in g], device=device)
         metrics |= learn(model, optimizer, rollout, advantage, ref_logp, config, step, head, check, right)
         clock.lap("update")
 
