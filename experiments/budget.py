@@ -211,7 +211,8 @@ def curves(path: Path, task: tasks.Task, problems: list[tasks.Problem], config: 
     device = pick(config.device)
     policy, tokenizer = hf.load(path, device, pick_dtype(config.dtype, device))
     if config.waits and (words := unreadable(tokenizer, config.wait)):
-        print(f"warning: {path} has no tokens for {', '.join(words)} in --wait {config.wait!r}: it sees an unknown token")
+        unknown = f"it has no tokens for {', '.join(words)}, and sees its unknown token instead"
+        print(f"warning: --wait {config.wait!r} of {path}: {unknown}")
     opened = templates.opened(templates.prompt(tokenizer, problems[0].prompt, config.template))
     samples = sampled(policy, tokenizer, problems, config)
     judged = lambda rows: measured(task, problems, tokenizer, opened, samples, rows)

@@ -25,7 +25,7 @@ from minir1.distributed import exchanged, my_share, on_first
 from minir1.files import replace_text
 
 STATE, NONE = "training_state.pt", "none"
-WEIGHTS = (".safetensors", ".distcp")
+TENSORS = (".safetensors", ".distcp")  # suffixes of files
 INDEX = ".metadata"  # of the .distcp files
 NAME = re.compile(r"step-[0-9]{6,}")
 READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")  # to open a model
@@ -195,7 +195,7 @@ def digests(path: Path, only: Collection[str] | None = None, *, state: bool = Fa
 
 
 def _is_read(file: Path) -> bool:
-    return file.suffix in WEIGHTS or file.name in (*READ, INDEX)
+    return file.suffix in TENSORS or file.name in (*READ, INDEX)
 
 
 def verify(path: Path, expected: dict[str, str]) -> None:

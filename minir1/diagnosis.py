@@ -145,8 +145,8 @@ def wrong_template(rows: Rows, config: Config) -> str | None:
     if formats and own is not None:
         best = max(formats, key=formats.get)
         if formats[best] > own + 0.5:
-            return f"well formed are {own:.0%} of the answers, with --template {best.removeprefix(prefix)} "\
-                   f"{formats[best]:.0%}"
+            other = f"with --template {best.removeprefix(prefix)} {formats[best]:.0%}"
+            return f"well formed are {own:.0%} of the answers, {other}"
         return None
     seen = [quarters(rows, f"train/{name}") for name in ("format", "accuracy", "truncated")]
     if None in seen or max(seen[0].mean) > 0.05 or max(seen[1].mean) > 0.05 or max(seen[2].mean) > 0.5:

@@ -51,7 +51,9 @@ def group() -> Iterator[None]:
     """
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        if "LOCAL_RANK" not in os.environ:
+            raise ValueError("LOCAL_RANK, the GPU of this rank, is not set: start the script with torchrun")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing here changes one in place
     store, number, size = next(dist.rendezvous("env://", timeout=WAIT))
     faults.refused_before(store)

@@ -228,7 +228,7 @@ def restore(path: Path, model: Transformer, parts: dict) -> dict:
         with gathered(model):
             restore_adapters(model, path)
             trained = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
-        fill(model, trained)
+        fill(model, trained)  # what is written into gathered weights is lost
     else:
         names = {uncompiled(name): name for name in model.state_dict()}
         stored = hf.load(path, *weights)[0].state_dict()

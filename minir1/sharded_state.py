@@ -7,6 +7,7 @@ that file a tensor without memory (on the meta device) stands for each divided o
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,17 +18,26 @@ from minir1.distributed import is_shard, unread, world
 FOLDER = "training_state"
 
 
-def apart(state, name: str = "state") -> tuple:
+def apart(state) -> tuple:
     """The state without its divided tensors, and those by name. state: dicts and lists of tensors and plain values."""
-    if is_shard(state):
-        return torch.empty(state.shape, dtype=state.dtype, device="meta"), {name: state}
-    if not isinstance(state, (dict, list, tuple)):
-        return state, {}
-    items = state.items() if isinstance(state, dict) else enumerate(state)
-    parts = {key: apart(value, f"{name}.{key}") for key, value in items}
-    rest = {key: value for key, (value, _) in parts.items()}
-    shards = {key: shard for _, found in parts.values() for key, shard in found.items()}
-    return (rest if isinstance(state, dict) else type(state)(rest.values())), shards
+    shards: dict[str, Tensor] = {}
+
+    def without(name: str, value):
+        if not is_shard(value):
+            return value
+        shards[name] = value
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+
+    return _each(state, without), shards
+
+
+def _each(state, function: Callable, name: str = "state"):
+    """The state with function(name, value) in place of each value in its dicts and lists."""
+    if isinstance(state, dict):
+        return {key: _each(value, function, f"{name}.{key}") for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_each(value, function, f"{name}.{i}") for i, value in enumerate(state))
+    return function(name, state)
 
 
 def write(path: Path, shards: dict[str, Tensor]) -> None:
@@ -55,7 +65,15 @@ def together(path: Path, state, device: torch.device | str):
 
     ValueError naming the folder if it is missing or damaged.
     """
-    state, tensors = _filled(state, device, "state")
+    tensors: dict[str, Tensor] = {}
+
+    def with_memory(name: str, value):
+        if not (isinstance(value, Tensor) and value.is_meta):
+            return value
+        tensors[name] = unread(value.shape, value.dtype, device)
+        return tensors[name]
+
+    state = _each(state, with_memory)
     if not tensors:
         return state
     import torch.distributed.checkpoint as dcp
@@ -69,17 +87,3 @@ def together(path: Path, state, device: torch.device | str):
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise ValueError(f"{path / FOLDER} cannot be read, it is cut short or damaged: {error}") from error
     return state
-
-
-def _filled(state, device, name: str) -> tuple:
-    """The state with memory for each divided tensor, and these by name."""
-    if isinstance(state, Tensor) and state.is_meta:
-        tensor = unread(state.shape, state.dtype, device)
-        return tensor, {name: tensor}
-    if not isinstance(state, (dict, list, tuple)):
-        return state, {}
-    items = state.items() if isinstance(state, dict) else enumerate(state)
-    parts = {key: _filled(value, device, f"{name}.{key}") for key, value in items}
-    whole = {key: value for key, (value, _) in parts.items()}
-    tensors = {key: tensor for _, found in parts.values() for key, tensor in found.items()}
-    return (whole if isinstance(state, dict) else type(state)(whole.values())), tensors

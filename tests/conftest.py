@@ -1,5 +1,6 @@
 """What must be set before the first import of triton, transformers or matplotlib in the test process."""
 import os
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -80,3 +81,16 @@ def endless(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("endless")
     return saved(folder, {"\nAssistant:": "7", "7": "8", "8": "7"}, window=100_000)
+
+
+@pytest.fixture(scope="module")  # playwright's event loop must not outlive the tests that need it
+def browser():
+    """A headless Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
+        pytest.skip("needs chromium; CHROMIUM may name its path")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

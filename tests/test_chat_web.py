@@ -1,7 +1,5 @@
 """chat_web.py: the questions of several tabs, and the page in a browser."""
 
-import os
-import shutil
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -141,24 +139,10 @@ def test_without_gradio_one_line_names_the_extra(folder, monkeypatch):
         chat.main(chat.Config(folder, web=True, template="plain"))
 
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    pytest.importorskip("gradio")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM:
-        pytest.skip("needs chromium; CHROMIUM may name its path")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @contextmanager
 def served(*folders, **options):
     """The address of the page, and its lanes."""
+    pytest.importorskip("gradio")
     from experiments import chat_web
 
     with lanes_of(*folders, **options) as lanes:
@@ -261,6 +245,7 @@ def test_a_conversation_is_cleared_during_an_answer(browser, site):
 
 def test_the_page_is_usable_soon_after_the_command(browser, folder):
     """The bound leaves time for a machine that is busy: docs/chat.md has the measured time."""
+    pytest.importorskip("gradio")
     from experiments.benchmarks.bench_chat import page_usable
 
     assert page_usable(folder, browser) < 60

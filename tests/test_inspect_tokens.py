@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -274,19 +272,6 @@ def test_a_page_with_very_many_tokens_is_warned_of(tmp_path, monkeypatch, capsys
 
 
 # ---- the page in a browser ---------------------------------------------------------------------
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM:
-        pytest.skip("needs chromium; CHROMIUM may name its path")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
