@@ -15,11 +15,12 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from experiments import gallery_figure, gallery_setups
+from experiments import gallery_figure, gallery_setups, r1_zero
 from experiments.gallery_setups import BROKEN, HEALTHY, Setup
 from minir1 import cli
-from minir1.diagnosis import diagnose
+from minir1.diagnosis import SURPLUS, diagnose, drift, surplus
 from minir1.files import read_json
 from minir1.log import markdown_table, progress
 from minir1.settings import at_least, new_file
@@ -60,9 +61,10 @@ def examined(setup: Setup, seed: int, config: Config) -> dict:
     return result | {name: round(value, 2) for name, value in seconds.items()}
 
 
-def of_studies(folder: Path) -> dict[str, list[str]]:
-    """The findings about each run whose curves a study stored, by file and name."""
-    result = {}
+def of_studies(folder: Path) -> dict[str, dict]:
+    """What the rules say of each run whose curves a study stored: by file and name its findings, and by learning rate
+    how many times further the runs are from the reference than right answers need."""
+    findings, times = {}, {}
     for name in STORED:
         path = folder / f"{name}.json"
         stored = read_json(path) if path.exists() else {}
@@ -72,15 +74,18 @@ def of_studies(folder: Path) -> dict[str, list[str]]:
                 steps = range(len(run["curve"]["accuracy"]))
                 curve = [{f"train/{k}": column[t] for k, column in run["curve"].items()} for t in steps]
                 rows = [{"step": 0, "preflight/pass@1": before}, *({"step": t + 1} | curve[t] for t in steps)]
-                result[f"{name}/{key}"] = [f.name for f in diagnose(rows, options(run["command"]))]
-    return result
+                known = options(run["command"])
+                findings[f"{name}/{key}"] = [f.name for f in diagnose(rows, known)]
+                if (moved := drift(rows)) is not None:
+                    times.setdefault(f"{known['learning_rate']:g}", []).append(round(surplus(moved), 1))
+    return {"stored": findings, "surplus": dict(sorted(times.items()))}
 
 
 def options(command: str) -> dict[str, float]:
-    """What the rules ask of a config, from a command line; r1_zero.py's default where it says nothing."""
-    said = {key: re.search(rf"--{key.replace('_', '-')} (\S+)", command) for key in ("beta", "reference_reset")}
-    return {"beta": float(said["beta"][1]) if said["beta"] else 0.001,
-            "reference_reset": int(said["reference_reset"][1]) if said["reference_reset"] else 0}  # fmt: skip
+    """β, resets and learning rate from a command line; r1_zero.py's default where it says nothing."""
+    usual = {key: getattr(r1_zero.Config, key) for key in ("beta", "reference_reset", "learning_rate")}
+    said = {key: re.search(rf"--{key.replace('_', '-')} (\S+)", command) for key in usual}
+    return {key: type(usual[key])(found[1]) if found else usual[key] for key, found in said.items()}
 
 
 # ---- the page ----------------------------------------------------------------------------------
@@ -122,6 +127,16 @@ def page_stored(results: dict) -> str:
     return markdown_table(["finding", "runs"], [*rows, ["none", f"{silent} of {len(stored)}"]], words=2)
 
 
+def page_surplus(results: dict) -> str:
+    """A row per learning rate of the stored runs: how many times as far from the reference as right answers need."""
+    rows = []
+    for rate, times in results["surplus"].items():
+        beyond = sum(value > SURPLUS for value in times)
+        rows.append([rate, str(len(times)), *(f"{f(times):.1f}" for f in (min, median, max)), str(beyond)])
+    head = ["learning rate", "runs", "least", "median", "most", f"above {SURPLUS}"]
+    return markdown_table(head, rows)
+
+
 def page_seconds(results: dict) -> str:
     """One sentence: how many runs, and what they took."""
     runs = [run for kind in ("broken", "healthy") for one in results[kind].values() for run in one.values()]
@@ -136,7 +151,7 @@ def main(config: Config) -> dict:
     if config.only:
         chosen = {kind: {k: v for k, v in of.items() if k in config.only} for kind, of in chosen.items()}
     kept = read_json(config.results) if config.only and config.results.exists() else {}
-    results: dict = {"broken": {}, "healthy": {}} | kept | {"stored": of_studies(config.stored)}
+    results: dict = {"broken": {}, "healthy": {}} | kept | of_studies(config.stored)
     with progress(len(config.seeds) * sum(map(len, chosen.values())), "set-ups") as advance:
         for kind, setups in chosen.items():
             for name, setup in setups.items():

@@ -66,8 +66,9 @@ def store(results: dict, path: Path) -> None:
     for kind in ("broken", "healthy"):
         setups = [f"  {line(name)}: {line(runs)}" for name, runs in results[kind].items()]
         parts.append(f'"{kind}": {{\n' + ",\n".join(setups) + "\n}")
+    parts += [f'"{kind}": {line(results[kind])}' for kind in ("stored", "surplus")]
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, "{\n" + ",\n".join([*parts, f'"stored": {line(results["stored"])}']) + "\n}\n")
+    replace_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def draw(name: str, results: dict, path: Path) -> Figure:
@@ -93,10 +94,11 @@ def draw(name: str, results: dict, path: Path) -> Figure:
             left.axhline(beyond, color=GREY, lw=1.2, ls=(0, (4, 3)))
         names = [(name, RED)] + ([(telltale.healthy, BLUE)] if healthy else [])
         caption(left, telltale.label, names)
-        caption(right, "accuracy", names)
-        ends = [np.mean([run["accuracy"][-5:] for run in runs]) for runs in (broken, healthy) if runs]
+        caption(right, "right answers in training", names)
+        pairs = (results["broken"][name], results["healthy"].get(telltale.healthy, {}))
+        ends = [np.mean([run["after"] for run in runs.values()]) for runs in pairs if runs]
         seen = sum(name in run["findings"] for run in results["broken"][name].values())
-        title = f"{name[0].upper()}{name[1:]}: accuracy {' against '.join(map(percent, ends))}"
+        title = f"{name[0].upper()}{name[1:]}: pass@1 {' against '.join(map(percent, ends))}"
         note = f"recognised in {seen} of {len(broken)} seeds"
         note += "" if beyond is None else "; dashed: the bound of the rule"
         tall_headline(figure, title, note, left=0.075)

@@ -19,7 +19,7 @@ import numpy as np
 
 Rows, Config = Sequence[Mapping[str, float]], Mapping[str, object]
 FALL = 0.1  # of the accuracy, from its best quarter to its last, that counts as a collapse
-SURPLUS = 16  # times what right answers need: measured are 1 to 11 at a usual learning rate (docs/gallery.md)
+SURPLUS = 16  # times what right answers need; at a usual learning rate hardly a run gets there (docs/gallery.md)
 
 
 class Finding(NamedTuple):
@@ -89,9 +89,14 @@ def drift(rows: Rows) -> tuple[float, float] | None:
     return float(np.median(kl[-last:] * length[-last:])), -math.log(before)
 
 
+def surplus(moved: tuple[float, float]) -> float:
+    """The drift over what right answers need, or over one nat if they need less."""
+    return moved[0] / max(1.0, moved[1])
+
+
 def far(moved: tuple[float, float] | None) -> bool:
-    """Whether the drift is SURPLUS times what right answers need, or one nat if they need less."""
-    return moved is not None and moved[0] > SURPLUS * max(1.0, moved[1])
+    """Whether the drift is SURPLUS times what right answers need."""
+    return moved is not None and surplus(moved) > SURPLUS
 
 
 # ---- identities --------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def test_drift_is_the_median_of_the_last_quarter():
 @pytest.mark.skipif(not (RESULTS / "overoptimization.json").exists(), reason="docs/results holds nothing yet")
 def test_the_runs_of_the_studies():
     """Those against a learned reward are hacked, with and without KL; of the others only unstable ones are accused."""
-    found = of_studies(RESULTS)
+    found = of_studies(RESULTS)["stored"]
     assert len(found) > 100
     for name, findings in found.items():
         hacked = name.startswith("overoptimization/") and "rules" not in name

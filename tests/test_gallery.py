@@ -91,9 +91,16 @@ def test_the_gallery_writes_results_figures_and_tables(tmp_path, capsys, monkeyp
         gallery.Config(only=("nosuch",))
 
 
+def test_page_of_the_surplus():
+    """By hand: of 1, 3 and 20 times as much the median is 3, and one is above 16."""
+    table = gallery.page_surplus({"surplus": {"0.0003": [3.0, 1.0, 20.0], "0.0009": [17.5]}})
+    assert "| 0.0003 | 3 | 1.0 | 3.0 | 20.0 | 1 |" in table and "| 0.0009 | 1 | 17.5 | 17.5 | 17.5 | 1 |" in table
+
+
 def test_options_of_a_command_line():
-    assert gallery.options("r1_zero --beta 0.05 --reference-reset 4") == {"beta": 0.05, "reference_reset": 4}
-    assert gallery.options("r1_zero --steps 3") == {"beta": 0.001, "reference_reset": 0}
+    said = gallery.options("r1_zero --beta 0.05 --reference-reset 4 --learning-rate 9e-4")
+    assert said == {"beta": 0.05, "reference_reset": 4, "learning_rate": 9e-4}
+    assert gallery.options("r1_zero --steps 3") == {"beta": 0.001, "reference_reset": 0, "learning_rate": 3e-4}
     assert math.isclose(gallery.options("x --beta 0.0 ")["beta"], 0)
 
 

@@ -33,7 +33,7 @@ def draw(results: dict, path: Path) -> Figure:
                 gpus.plot(*points(results, "after/gpus/", f"/{way}/{name}"), style, color=colour, lw=2.0, mfc="white")
         caption(rows, "GPU time lost, one GPU", [("wait", ORANGE), ("refill", BLUE)])
         caption(gpus, "GPU time lost, many GPUs", [("wait", ORANGE), ("refill", BLUE)])
-        gpus.text(0.03, 0.95, "solid: as they come\ndotted: balanced", transform=gpus.transAxes, va="top", size=10)
+        gpus.text(0.03, 0.95, "solid: dealt in turn\ndotted: balanced", transform=gpus.transAxes, va="top", size=10)
         for panel, name in ((rows, "rows at once"), (gpus, "GPUs, 64 rows each")):
             panel.set_xscale("log", base=2)
             panel.xaxis.set_major_locator(FixedLocator(panel.lines[0].get_xdata()))

@@ -273,6 +273,7 @@ BLOCKS = {  # name -> file under docs/results (None: made from the code), functi
     "gallery": ("gallery.json", gallery.page),
     "gallery_healthy": ("gallery.json", gallery.page_healthy),
     "gallery_stored": ("gallery.json", gallery.page_stored),
+    "gallery_surplus": ("gallery.json", gallery.page_surplus),
     "gallery_seconds": ("gallery.json", gallery.page_seconds),
     "refused": (None, scaling.page_refused),
     "too_large": (None, scaling.page_too_large),
