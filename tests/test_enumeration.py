@@ -469,7 +469,7 @@ def test_k2_in_the_loss_is_the_gradient_of_every_steps_kl_without_its_effect_on_
     assert missing.norm() > 0.01 * whole.norm()
 
 
-def test_k3_in_the_loss_is_the_gradient_of_the_reverse_kl_over_the_policys_states(pair):
+def test_k3_in_the_loss_is_the_gradient_of_the_kl_from_reference_to_policy(pair):
     policy, reference = pair
     p = policy.logp.detach().sum(1).exp()
     reverse = policy.gradient(p @ exact.step_kl(reference.lp.detach(), policy.lp, MASK).sum(1))

@@ -122,7 +122,7 @@ def finding(results: Sequence[dict[str, float]]) -> str:
     for key, words in (
         ("language_consistency", "language consistency"),
         ("repetition", "repetition"),
-        ("tidiness", "tidy"),
+        ("tidiness", "thinking that closes with the answer"),
     ):
         text += f"{words} {mean(f'{zero}/{key}'):.1%} → {mean(f'{final}/{key}'):.1%}, "
     return text.replace("). language", "). From R1-Zero to the end: language").removesuffix(", ") + "."
