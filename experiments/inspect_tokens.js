@@ -272,7 +272,7 @@ facts();
 find("groups").append(...data.groups.map(groupNode));
 choices(find("quantities"), data.quantities.map((q) => [q.key, q.label]), (key) => {
   chosen = quantity[key];
-  history.replaceState(null, "", "#" + key);
+  if (location.protocol !== "about:") history.replaceState(null, "", "#" + key);  // a frame's srcdoc has no address
   paint();
 });
 const present = ["right", "wrong", "unjudged"].filter((v) => flat.some((a) => a.verdict === v));

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from functools import partial
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -357,6 +358,21 @@ def test_another_quantity_recolours(page):
     page.reload()  # the address keeps the choice
     assert page.get_by_role("radio", name="experts").get_attribute("aria-checked") == "true"
     page.requests.pop()
+
+
+def test_in_a_frame_as_the_notebook_shows_it(browser, tmp_path):
+    """A frame's srcdoc has no address to keep the choice in."""
+    inside = escape(inspect_tokens.html(page_data(made(), 8, "run")))
+    (tmp_path / "outer.html").write_text(f'<iframe srcdoc="{inside}" width="950" height="700"></iframe>', "utf-8")
+    page = browser.new_page(viewport={"width": 1000, "height": 800})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "outer.html").as_uri())
+    frame = page.frames[1]
+    before = shade(frame, 2)
+    choose(frame, "ratio")
+    assert shade(frame, 2) != before and "π_θ / π_old" in frame.inner_text("#meaning") and not errors
+    page.close()
 
 
 def test_filters(page):
