@@ -47,8 +47,8 @@ def r1_zero(metrics: list[dict], path: Path, *, result: dict | None = None) -> F
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 8.2 if names else 5.2), dpi=DPI)
         panels = list(figure.subplots(2, 2).flat) if names else list(figure.subplots(1, 3))
-        top, bottom = (0.81, 0.075) if names else (0.68, 0.12)
-        figure.subplots_adjust(left=0.075, right=0.925, top=top, bottom=bottom, wspace=0.33, hspace=0.5)
+        top, bottom, wspace = (0.81, 0.075, 0.43) if names else (0.68, 0.12, 0.33)  # two axes between the columns
+        figure.subplots_adjust(left=0.075, right=0.925, top=top, bottom=bottom, wspace=wspace, hspace=0.5)
         _accuracy(panels[0], metrics, result)
         _length(panels[1], metrics)
         if names:

@@ -78,6 +78,15 @@ def test_two_axes_of_a_panel_share_their_grid(tmp_path):
         np.testing.assert_allclose(*heights, atol=1e-12)
 
 
+@pytest.mark.parametrize("behaviour", [True, False])
+def test_no_label_of_an_axis_lies_over_another(tmp_path, behaviour):
+    rows = [row | {"train/entropy": 0.11, "train/kl": 0.0011} for row in run(behaviour=behaviour)]  # long tick labels
+    figure = demo_figure.r1_zero(rows, tmp_path / "a.png")
+    words = [text for axes in figure.axes for text in (axes.yaxis.label, *axes.get_yticklabels()) if text.get_visible()]
+    boxes = [text.get_window_extent() for text in words if text.get_text()]
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+
+
 @pytest.mark.parametrize("missing", [*KEYS, *BEHAVIOUR, "all"])
 def test_r1_zero_survives_missing_keys_and_nulls(tmp_path, missing):
     keys = [*KEYS, *BEHAVIOUR, "eval/pass@1"] if missing == "all" else [missing]
