@@ -6,7 +6,7 @@ B = P·G answers with N tokens in all, end to end, without padding:
     tokens                      int32 [N]   the EOS included
     logp, entropy               fp32 [N]    of the sampler, π_old
     updated_logp                fp32 [N]    of the policy after the last update of the step, π_θ
-    advantage, ref_logp, …      fp32 [N]    what the script passes: also value and returns where there is a critic
+    advantage, ref_logp, …      fp32 [N]    what the script passes: also values and returns where there is a critic
     clipped                     bool [N]    where the objective has no gradient at π_θ
     experts                     uint8 [N, L_moe, K_r] (int16 for more than 256), that π_θ chooses for the token;
                                 where the update replays routes, int16 of the sampler, -1 for the last token
