@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 Rows, Config = Sequence[Mapping[str, float]], Mapping[str, object]
-FALL = 0.1  # of the accuracy, from its best quarter to its last, that counts as a collapse
+FALL = 0.1  # of the accuracy, from its best to the last quarter, that counts as a collapse
 SURPLUS = 16  # times what right answers need; at a usual learning rate hardly a run gets there (docs/gallery.md)
 
 
@@ -104,12 +104,12 @@ def far(moved: tuple[float, float] | None) -> bool:
 
 def group_of_one(rows: Rows, config: Config) -> str | None:
     """One answer per problem, some right and others wrong, and no gradient but that of the KL term, which has the
-    factor β: no answer is compared with another."""
+    factor β (a norm above 0.01 is never accused): no answer is compared with another."""
     accuracy, norms = values(rows, "train/accuracy"), values(rows, "train/grad_norm")
     if config.get("num_generations") != 1 or not len(accuracy) or not len(norms):
         return None
-    norm, least = float(np.median(norms)), min(config.get("beta") or 0.0, 0.01) + 1e-6
-    if norm > least or not 0.05 < accuracy.mean() < 0.95:
+    norm, bound = float(np.median(norms)), min(config.get("beta") or 0.0, 0.01) + 1e-6
+    if norm > bound or not 0.05 < accuracy.mean() < 0.95:
         return None
     return f"num_generations = 1; train/grad_norm is {norm:.0e} at an accuracy of {accuracy.mean():.0%}"
 
@@ -142,8 +142,8 @@ def verifier_errs(rows: Rows, config: Config) -> str | None:
 
 
 def wrong_template(rows: Rows, config: Config) -> str | None:
-    """Another template gives well-formed answers at once, by half of all answers more often; or, where this was not
-    measured, no answer was well formed or right from beginning to end, though most ended within the budget."""
+    """With another template the share of well-formed answers is higher by more than a half; or, where this was not
+    measured, hardly an answer was well formed or right from beginning to end, though most ended within the budget."""
     prefix = "preflight/format_"
     formats = {key: value for key, value in next(iter(rows), {}).items() if key.startswith(prefix)}
     own = start(rows, "preflight/format")
@@ -182,9 +182,10 @@ def router_collapse(rows: Rows, config: Config) -> str | None:
 
 
 def learning_rate_too_high(rows: Rows, config: Config) -> str | None:
-    """The accuracy is below that of three steps in a row, the reward did not rise, and the steps were long: one update
-    took over a fifth of the tokens out of the clip's interval, or the policy is far further from the reference than
-    right answers need. A collapse within a quarter of the run leaves no trace in the mean of that quarter."""
+    """The accuracy fell by a tenth, from its best three steps in a row or pass@1 before training, to the last quarter;
+    the reward did not rise, and the steps were long: one update took a fifth of the tokens out of the clip's interval,
+    or the policy is far further from the reference than right answers need. Three steps, since a collapse within a
+    quarter leaves no trace in the mean of that quarter."""
     accuracy, reward, moved = quarters(rows, "train/accuracy"), quarters(rows, "train/reward"), drift(rows)
     if accuracy is None or reward is None:
         return None
