@@ -135,8 +135,8 @@ def naive_and_ours(kl: bool) -> tuple[Callable, Callable[..., Callable]]:
 # ---- on the CPU ----------------------------------------------------------------------------------------------------
 
 
-def _work(kl: bool, name: str, shape: Shape, chunk_bytes: int):
-    """The argument of cpu_peak, which a new process must be able to import."""
+def passes(kl: bool, name: str, shape: Shape, chunk_bytes: int):
+    """A forward and backward pass of one way, ready to run: an argument of cpu_peak, which a new process imports."""
     base, make = naive_and_ours(kl)
     f = base if name == "naive" else make(chunk_bytes=chunk_bytes)
     run, small = (both_ways(f, [inputs(size, "cpu", torch.float32, teacher=kl)]) for size in (shape, (8, 8, 8)))
@@ -151,7 +151,7 @@ def cpu_large(shape: Shape, chunks_mib: tuple[int, ...], repeats: int, kl: bool)
     sizes = {f"torch/{mib}": mib << 20 for mib in chunks_mib}
     ways = {"naive": base} | {name: make(chunk_bytes=size) for name, size in sizes.items()}
     times = interleaved({name: both_ways(f, batch) for name, f in ways.items()}, repeats, "cpu")
-    peaks = {name: cpu_peak(_work, kl, name, shape, sizes.get(name, 1)) for name in ways}
+    peaks = {name: cpu_peak(passes, kl, name, shape, sizes.get(name, 1)) for name in ways}
     figures = {}
     for name, (seconds, ratio) in against(times, "naive").items():
         key = f"{prefix}{name}"
