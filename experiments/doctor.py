@@ -47,6 +47,10 @@ class Config:
     run: Annotated[Path | None, tyro.conf.Positional] = None  # the folder of a run, or a config.json
     rl: tyro.conf.OmitArgPrefixes[r1_zero.Config] = field(default_factory=r1_zero.Config)  # its options, without --rl
 
+    def __post_init__(self):
+        if self.run is not None and not self.run.exists():
+            raise ValueError(f"run = {self.run} does not exist: the folder of a run, or a config.json")
+
 
 def options_of(path: Path) -> r1_zero.Config:
     """The options of r1_zero.py in a config.json. ValueError if it has no checkpoint, or an option is refused."""
@@ -142,10 +146,10 @@ def duration(value: float) -> str:
 def show_prediction(first: dict[str, float], config: r1_zero.Config) -> None:
     """The table of what a run will take."""
     formats = {name: first[f"preflight/format_{name}"] for name in TEMPLATES if f"preflight/format_{name}" in first}
-    G = config.num_generations
+    G, process = config.num_generations, pick(config.device).type != "cuda"
     rows = [
-        ["memory, predicted at the peak", f"{first['memory/predicted_gib']:.3g} GiB"],
-        ["memory, peak of this step", f"{first['memory/peak_gib']:.3g} GiB"],
+        ["memory of tensors, predicted at the peak", f"{first['memory/predicted_gib']:.3g} GiB"],
+        [f"memory, peak so far{', Python and torch included' * process}", f"{first['memory/peak_gib']:.3g} GiB"],
         ["time of a step", duration(first["seconds/step"])],
         [f"time of {config.steps} steps, answers as long as now", duration(first["seconds/run"])],
         ["the same, every answer uses the whole budget", duration(first["seconds/run_at_budget"])],

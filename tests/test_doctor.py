@@ -36,7 +36,7 @@ def test_before_a_run(base, capsys):
     assert step["train/ratio_deviation"] < 1e-4 and step["step"] == 1 and sorted(base.rglob("*")) == files
     doctor.main(doctor.Config(rl=replace(RL, checkpoint=base)))
     shown = capsys.readouterr().out
-    assert "memory, predicted" in shown and "time of 3 steps" in shown and "well formed with --template plain" in shown
+    assert "memory of tensors, predicted" in shown and "Python and torch included" in shown and "time of 3 steps" in shown and "well formed with --template plain" in shown
     with pytest.raises(ValueError, match="prompts = 100000: the task has"):
         doctor.predict(replace(RL, checkpoint=base, prompts=100_000))
 
@@ -93,3 +93,5 @@ def test_after_a_run(tmp_path, capsys):
         assert len(findings) == (share > 0) and said in capsys.readouterr().out
     with pytest.raises(ValueError, match="holds no config.json|does not exist"):
         doctor.main(doctor.Config(run=tmp_path / ".."))
+    with pytest.raises(ValueError, match="run = .*none does not exist: the folder of a run, or a config.json"):
+        doctor.Config(run=tmp_path / "none")
