@@ -25,6 +25,14 @@ def test_every_finding_has_a_set_up_and_a_figure():
         assert 0 < sum(getattr(setup, f) != getattr(HEALTHY["as in the scripts"], f) for f in vars(setup)) <= 3
 
 
+def test_the_page_leads_to_every_set_up_from_what_one_sees():
+    page = (Path(__file__).parent.parent / "docs" / "gallery.md").read_text(encoding="utf-8")
+    seen = page.partition("**The toy.**")[0]
+    for name in BROKEN:
+        assert f"[{name}](#{name.lower().replace(' ', '-')})" in seen
+        assert f"\n## {name[0].upper()}{name[1:]}\n\n![" in page and f"(results/{gallery_figure.file(name)})" in page
+
+
 def test_the_corpus_says_what_the_task_judges():
     texts = gallery_task.documents(0)
     problems = {problem.prompt: problem for problem in TASK.problems("train")}
