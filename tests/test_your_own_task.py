@@ -16,6 +16,7 @@ PAGE = (ROOT / "docs" / "your_own_task.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.M | re.S)
 (CODE,) = (text for kind, text in BLOCKS if kind == "python")
 COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines()]
+(DOCTOR,) = re.findall(r"`(python -m experiments\.doctor [^`]+)`", PAGE)
 
 
 def test_forty_lines_in_all():
@@ -40,10 +41,11 @@ def test_the_task_says_what_the_page_says(tmp_path):
 def test_its_commands_teach_the_model_to_read_along(tmp_path):
     (tmp_path / "largest.py").write_text(CODE, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for command in COMMANDS:
+    for command in [*COMMANDS, DOCTOR]:
         words = [sys.executable, *shlex.split(command)[1:]]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
+    assert "none of the known failures" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "runs/largest-rl/metrics.jsonl").read_text("utf-8").splitlines()]
     result = json.loads((tmp_path / "runs/largest-test/result.json").read_text(encoding="utf-8"))
     assert rows[0]["eval/pass@1"] < 0.35 and result["pass@1"] > 0.67
