@@ -47,10 +47,6 @@ class Config:
     run: Annotated[Path | None, tyro.conf.Positional] = None  # the folder of a run, or a config.json
     rl: tyro.conf.OmitArgPrefixes[r1_zero.Config] = field(default_factory=r1_zero.Config)  # its options, without --rl
 
-    def __post_init__(self):
-        if self.run is not None and not self.run.exists():
-            raise ValueError(f"run = {self.run} does not exist: the folder of a run, or a config.json")
-
 
 def options_of(path: Path) -> r1_zero.Config:
     """The options of r1_zero.py in a config.json. ValueError if it has no checkpoint, or an option is refused."""
@@ -178,6 +174,8 @@ def show_findings(findings: list[Finding], what: str) -> None:
 
 def main(config: Config) -> list[Finding]:
     """Examine, print and return the findings."""
+    if config.run is not None and not config.run.exists():
+        raise ValueError(f"run = {config.run} does not exist: the folder of a run, or a config.json")
     if config.run is not None and config.run.is_dir():
         findings = diagnose(read_metrics(config.run), read_json(config.run / "config.json"))
         show_findings(findings, str(config.run))

@@ -95,4 +95,4 @@ def test_after_a_run(tmp_path, capsys):
     with pytest.raises(ValueError, match="holds no config.json|does not exist"):
         doctor.main(doctor.Config(run=tmp_path / ".."))
     with pytest.raises(ValueError, match="run = .*none does not exist: the folder of a run, or a config.json"):
-        doctor.Config(run=tmp_path / "none")
+        doctor.main(doctor.Config(run=tmp_path / "none"))
