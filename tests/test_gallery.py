@@ -123,3 +123,19 @@ def test_what_the_page_says():
     for name, runs in results["broken"].items():
         assert len(runs) == 3 and all(name in run["findings"] for run in runs.values()), name
     assert not [name for name, runs in results["healthy"].items() for run in runs.values() if run["findings"]]
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="docs/results holds nothing yet")
+def test_what_the_page_says_of_the_search_for_a_learning_rate():
+    page = " ".join((RESULTS.parent.parent / "gallery.md").read_text(encoding="utf-8").split())
+    stored = json.loads(RESULTS.read_text())["stored"]
+    runs = json.loads((RESULTS.parent / "algorithms.json").read_text())
+    at = lambda name, rate: 100 * runs[f"sweep/{name}/{rate}"]["pass@1"]
+    span = lambda values: f"{min(values):.0f} to {max(values):.0f}"
+    names = [key.split("/")[1] for key in runs if key.startswith("sweep/") and key.endswith("/0.0009")]
+    named = [name for name in names if stored[f"algorithms/sweep/{name}/0.0009"]]
+    others = [name for name in names if name not in named and name != "cispo"]
+    assert f"ended at {span([at(name, 0.0009) for name in named])} % where a third of it" in page
+    assert f"reached {span([at(name, 0.0003) for name in named])} %" in page and len(others) == 6
+    assert f"ended {span([at(n, 0.0003) - at(n, 0.0009) for n in others])} points lower" in page
+    assert f"CISPO at the largest rate, which ended at {at('cispo', 0.0009):.0f} %" in page
