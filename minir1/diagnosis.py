@@ -160,7 +160,7 @@ def wrong_template(rows: Rows, config: Config) -> str | None:
 
 
 def end_token_not_trained(rows: Rows, config: Config) -> str | None:
-    """A quarter of all answers, and half of the truncated ones, go on after their `</answer>` until the budget ends:
+    """A quarter of all answers, and half of the truncated ones, continue after their `</answer>` until the budget ends:
     it is not the budget that is short."""
     truncated, endless = values(rows, "train/truncated"), values(rows, "train/endless")
     if not len(truncated) or not len(endless) or endless.mean() < max(0.25, 0.5 * truncated.mean()):
