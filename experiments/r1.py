@@ -4,7 +4,7 @@
 
     base          pretrain.py        next tokens of the world's corpus
     r1-zero       r1_zero.py         RL from the base with rules alone: accuracy and format
-    cold-start    reject_sample.py   right answers of R1-Zero, rewritten in form by rules: one language, tidy
+    cold-start    reject_sample.py   right answers of R1-Zero, reformatted by rules: one language, tidy
     sft-1         sft.py             the base learns from these
     rl-1          r1_zero.py         RL with accuracy, format and language consistency, clip 10
     general-data  reject_sample.py   acceptable answers of the base to general prompts, rewritten by rules too

@@ -1,4 +1,4 @@
-"""What a model does in its thinking about a puzzle of the world, and the same thinking rewritten in form."""
+"""What a model does in its thinking about a puzzle of the world, and the same thinking reformatted."""
 
 from __future__ import annotations
 
