@@ -155,7 +155,13 @@ def test_a_resumed_run_deletes_what_later_steps_stored(tmp_path):
 # ---- runs --------------------------------------------------------------------------------------
 
 
-def test_a_run_stores_and_its_page_is_written(toy_base, tmp_path, capsys):
+def by_length(answers, config) -> torch.Tensor:
+    """A reward that differs within groups, whatever the toy base can do."""
+    return torch.tensor([[float(len(a.text)) for a in group] for group in answers])
+
+
+def test_a_run_stores_and_its_page_is_written(toy_base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(r1_zero, "reward", by_length)
     config = replace(RL, checkpoint=toy_base("moe") / "checkpoint", out=tmp_path / "run")
     r1_zero.main(config)
     assert rollout_file.steps_of(config.out) == [1, 3, 4]
