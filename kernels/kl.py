@@ -105,7 +105,8 @@ def linear_kl(h_s, w_s, h_t, w_t, *, temperature=1.0, kind="forward", beta=0.5, 
     """h_s [N, D_s], w_s [V, D_s] of the student, h_t [N, D_t], w_t [V, D_t] of the teacher -> kl [N] fp32.
 
     h and w of a model share a dtype (fp32, bf16, fp16). Differentiable in h_s and w_s. The backward pass needs about
-    dx_bytes for a part of [N, V], and in fp32 dh [N, D_s] and as many rows of dw as that part has columns.
+    dx_bytes for a part of [N, V], as much at most for the rows of dw that belong to it, in fp32 (D_s up to 8,192), and
+    dh [N, D_s] in fp32.
     """
     assert w_s.shape[1:] == h_s.shape[1:] and w_t.shape[1:] == h_t.shape[1:]
     assert len(h_s) == len(h_t) and len(w_s) == len(w_t) and kind in ("forward", "reverse", "js")

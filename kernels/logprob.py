@@ -119,7 +119,8 @@ def _two_products(h, w, fill, dx_bytes: int, want_h: bool, want_w: bool):
         w = w.masked_fill(w == -torch.inf, 0.0)
     dtype = torch.float32 if INTERPRET else h.dtype  # the interpreter rounds to bf16 unlike a GPU
     rows = min(N, max(1, dx_bytes // (DX_COLUMNS * dtype.itemsize)))
-    width = min(V, max(DX_COLUMNS, dx_bytes // (max(rows, 1) * dtype.itemsize) // 256 * 256))
+    fitting = dx_bytes // max(1, rows * dtype.itemsize, D * 4)  # columns of dx, and rows of dw in fp32
+    width = min(V, max(DX_COLUMNS, fitting // 256 * 256))
     dh = torch.zeros(N, D, dtype=torch.float32, device=h.device) if want_h else None
     dw = torch.zeros_like(w) if want_w else None
     scratch = torch.empty(rows, width, dtype=dtype, device=h.device)
@@ -173,8 +174,8 @@ def linear_logprob(h, w, target, *, temperature=1.0, softcap=None, logit_scale=1
     """h [N, D], w [V, D] of one dtype (fp32, bf16, fp16), target [N] int64 -> logp, entropy | None, [N] fp32.
 
     Differentiable in h and w. A target outside [0, V) gives NaN, since a check would synchronise the device. The
-    backward pass needs about dx_bytes for a part of [N, V], and in fp32 dh [N, D] and as many rows of dw as that part
-    has columns.
+    backward pass needs about dx_bytes for a part of [N, V], as much at most for the rows of dw that belong to it, in
+    fp32 (D up to 8,192), and dh [N, D] in fp32.
     """
     assert w.shape[1:] == h.shape[1:] and target.shape == h.shape[:1] and target.dtype == torch.int64
     assert h.dtype == w.dtype and engine in ("hybrid", "fused")

@@ -238,6 +238,14 @@ def test_stride_0_is_read_as_it_is(stretched, engine):
 # ---------------------------------------------------------------- with a GPU
 
 
+def test_a_piece_of_dw_fits_the_bytes_of_dx_too():
+    """By hand: 4 tokens leave dx room for 16,384 columns, but 256 rows of dw of width 256 are 262,144 bytes."""
+    h, w, columns = torch.randn(4, 256), torch.randn(1000, 256), []
+    kernel._two_products(h, w, lambda dx, n, v: columns.append(v) or dx.zero_(), 256 * 256 * 4, True, True)
+    least = min(1000, max(256, kernel.DX_COLUMNS))
+    assert [(v.start, v.stop) for v in columns] == [(a, min(1000, a + least)) for a in range(0, 1000, least)]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @each_engine
