@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import all_scenarios, ppo, pretrain, r1, r1_zero, reward_model, sft
+from experiments import all_scenarios, distill, ppo, pretrain, r1, r1_zero, reward_model, sft
 from experiments.tools import departures
 from experiments.variants import cispo, dapo
 from minir1.model.config import ModelConfig
@@ -42,6 +42,8 @@ SHORT = r1_zero.Config()
         (r"at most `--rounds (\d)`", dapo.Config().rounds),
         (r"(\d+) of 384 tokens \| a policy", dapo.Config().overlong_buffer),
         (r"no lower bound, ([\d.]+) \|", cispo.Config().epsilon_high),
+        (r"lr (\S+), batches of 32, along the same", distill.Config().learning_rate),
+        (r"lr 2e-3, batches of (\d+), along the same", distill.Config().batch),
         (r"batches of (\d+), lr 1e-3, 90 steps", reward_model.Config().batch),
         (r"batches of 32, lr (\S+), 90 steps", reward_model.Config().learning_rate),
         (r"batches of 32, lr 1e-3, (\d+) steps", reward_model.Config().steps),
