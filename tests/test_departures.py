@@ -8,7 +8,7 @@ import pytest
 
 from experiments import all_scenarios, distill, ppo, pretrain, r1, r1_zero, reward_model, sft
 from experiments.tools import departures
-from experiments.variants import cispo, dapo
+from experiments.variants import cispo, dapo, gspo, sequence_grpo
 from minir1.model.config import ModelConfig
 
 PAGE = (Path(__file__).parent.parent / "docs" / "departures.md").read_text(encoding="utf-8")
@@ -52,6 +52,13 @@ SHORT = r1_zero.Config()
 def test_defaults_are_those_of_the_scripts(said, value):
     (found,) = re.findall(said, PAGE)
     assert (found if isinstance(value, str) else float(found)) == value
+
+
+def test_clips_that_are_those_of_the_papers():
+    """DAPO, section 4.1; GSPO, section 5.1; R1 in Nature. Of the three only R1 has a KL term."""
+    of = lambda config: (config.epsilon_low, config.epsilon_high, config.beta)
+    assert of(dapo.Config()) == (0.2, 0.28, 0) and dapo.Config().reduction == "token"
+    assert of(gspo.Config()) == (3e-4, 4e-4, 0) and of(sequence_grpo.Config()) == (10, 10, 0.001)
 
 
 def test_options_that_are_off_by_default():
