@@ -8,6 +8,7 @@
     A_i  = (R_i - mean R) / (std R + 1e-6)         R_i = accuracy + 0.1·format + w·language
     r_it = π_θ(o_it | q, o_i<t) / π_old(…)         k3 = π_ref/π_θ - log(π_ref/π_θ) - 1
 
+At ratio 1, ∇J(θ) = E 1/G Σ_i 1/|o_i| Σ_t (A_i + β (π_ref/π_θ - 1)) ∇log π_θ(o_it | q, o_i<t).
 This is DeepSeekMath's objective, with one ratio per token (arXiv:2402.03300, equation 3). R1's paper writes one ratio
 per answer, r_i = π_θ(o_i | q) / π_old(o_i | q), clips that, and has no 1/|o_i| (variants/sequence_grpo.py).
 `--reduction` chooses the weights of the tokens: per_answer (1/G·1/|o_i|, as above), token (as in DAPO), fixed (as in

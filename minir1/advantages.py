@@ -28,7 +28,7 @@ def _checked(rewards: Tensor, least: int = 2) -> Tensor:
 def batch_centered(rewards: Tensor) -> Tensor:
     """A_i = r_i - b, b the mean reward of the whole batch of N answers, itself included. [P, G] -> [P, G].
 
-    The baseline of REINFORCE (Williams 1992, section 2). Since b contains r_i itself, the expected gradient is
+    A baseline of REINFORCE (Williams 1992, section 4). Since b contains r_i itself, the expected gradient is
     (N - 1)/N of the true one. Raises ValueError for no answers and for rewards that are not finite.
     """
     rewards = _checked(rewards, least=1)

@@ -76,8 +76,10 @@ def bootstrap(
 ) -> tuple[float, float, float]:
     """(mean, low, high): the mean over problems and its percentile bootstrap interval.
 
-    Problems are redrawn with replacement (Efron 1979), for the problems, not the samples of one, are the independent
-    draws. values_per_problem: floats [P], for example each problem's pass@1. Equal values give a point, however few.
+        [q_0.025, q_0.975] of x̄* = 1/P Σ_p x_{i_p},  i_p drawn with replacement from the P problems  (at level 0.95)
+
+    Problems are redrawn (Efron 1979), since they, not the samples of one, are the independent draws.
+    values_per_problem: floats [P], for example each problem's pass@1. Equal values give a point, however few.
     Raises ValueError for no values, a shape other than [P], or a value that is not finite.
     """
     values = np.asarray(values_per_problem, dtype=np.float64)

@@ -23,7 +23,7 @@ def orthogonalize(g: Tensor) -> Tensor:
 
     X <- (aI + bA + cA²)X with A = XXᵀ, from X = G / ‖G‖_F. g: [..., m, n], any number of matrices at once; the result
     has its shape and dtype. A singular value of at least 0.01·‖G‖_F becomes one between 0.73 and 1.27, a smaller one is
-    multiplied by at most 78.
+    multiplied by at most 78.4.
     """
     x = g.flatten(0, -3) if g.ndim > 2 else g.unsqueeze(0)
     x = x.mT if g.shape[-2] > g.shape[-1] else x

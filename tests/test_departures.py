@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import all_scenarios, ppo, pretrain, r1, r1_zero, reward_model, sft
+from experiments import all_scenarios, distill, ppo, pretrain, r1, r1_zero, reward_model, sft
 from experiments.tools import departures
-from experiments.variants import cispo, dapo
+from experiments.variants import cispo, dapo, gspo, sequence_grpo
 from minir1.model.config import ModelConfig
 
 PAGE = (Path(__file__).parent.parent / "docs" / "departures.md").read_text(encoding="utf-8")
@@ -42,6 +42,8 @@ SHORT = r1_zero.Config()
         (r"at most `--rounds (\d)`", dapo.Config().rounds),
         (r"(\d+) of 384 tokens \| a policy", dapo.Config().overlong_buffer),
         (r"no lower bound, ([\d.]+) \|", cispo.Config().epsilon_high),
+        (r"lr (\S+), batches of 32, along the same", distill.Config().learning_rate),
+        (r"lr 2e-3, batches of (\d+), along the same", distill.Config().batch),
         (r"batches of (\d+), lr 1e-3, 90 steps", reward_model.Config().batch),
         (r"batches of 32, lr (\S+), 90 steps", reward_model.Config().learning_rate),
         (r"batches of 32, lr 1e-3, (\d+) steps", reward_model.Config().steps),
@@ -50,6 +52,13 @@ SHORT = r1_zero.Config()
 def test_defaults_are_those_of_the_scripts(said, value):
     (found,) = re.findall(said, PAGE)
     assert (found if isinstance(value, str) else float(found)) == value
+
+
+def test_clips_that_are_those_of_the_papers():
+    """DAPO, section 4.1; GSPO, section 5.1; R1 in Nature. Of the three only R1 has a KL term."""
+    of = lambda config: (config.epsilon_low, config.epsilon_high, config.beta)
+    assert of(dapo.Config()) == (0.2, 0.28, 0) and dapo.Config().reduction == "token"
+    assert of(gspo.Config()) == (3e-4, 4e-4, 0) and of(sequence_grpo.Config()) == (10, 10, 0.001)
 
 
 def test_options_that_are_off_by_default():

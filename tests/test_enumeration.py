@@ -152,6 +152,8 @@ def test_the_gradient_of_j_by_finite_differences():
 
     expected = [(J(base + step * e) - J(base - step * e)) / (2 * step) for e in torch.eye(12).view(12, 4, 3)]
     torch.testing.assert_close(truth(tabular(0)), torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
+    uniform = REWARDS[0] / 3 + REWARDS[1:].sum() / 9  # one token, or two
+    assert J(torch.zeros(4, 3, dtype=torch.float64)) == pytest.approx(uniform.item())
 
 
 def test_the_value_of_a_state_is_the_mean_of_what_follows(policy):

@@ -460,6 +460,27 @@ def test_a_refused_start_leaves_nothing_behind(base, tmp_path, name):
 # ---- multi-token prediction --------------------------------------------------------------------
 
 
+def test_the_loss_of_multi_token_prediction_written_out():
+    """The gradient is that of L_main + λ/D · Σ_k L_k, with 1/T of the main loss in each; one row has no second token
+    ahead. T counts all predicted tokens of the batch."""
+    config = replace(SMALL, model=replace(MOE, mtp_depth=2), mtp_weight=0.3, balance_loss=0.0)
+    tokenizer = word_level(*COUNTDOWN.vocabulary())
+    rows = [[5, 6, 7, 8, 9, 5, 6], [7, 5], [6, 5, 8, 9]]
+    torch.manual_seed(0)
+    model = pretrain.build_model(config, tokenizer)
+    losses = torch.zeros(3)
+    for row in rows:
+        losses = losses - torch.stack([logp.sum() for logp in model.mtp_logprob(torch.tensor([row]))])
+    losses = losses / (6 + 1 + 3)
+    (losses[0] + 0.3 / 2 * (losses[1] + losses[2])).backward()
+    want = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    main_loss, ahead, _ = pretrain.loss_backward(model, rows, config)
+    assert (main_loss, ahead) == pytest.approx((losses[0].item(), losses[1:].mean().item()), rel=1e-5)
+    for p, gradient in zip(model.parameters(), want):
+        torch.testing.assert_close(p.grad, gradient, atol=1e-6, rtol=1e-4)
+
+
 def test_multi_token_prediction_does_not_depend_on_the_microbatch():
     """Its loss, its gradients and the loads of its experts; and the loss is linear in the weight λ."""
     config = replace(SMALL, model=replace(MOE, mtp_depth=2), mtp_weight=0.5, balance_loss=0.1)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from minir1.losses import nll
 from minir1.model.config import ModelConfig, dense
 from minir1.model.hf import load, save
-from minir1.model.lora import adapters, adapters_off, add_adapters, load_adapters, merge, save_adapters
+from minir1.model.lora import LoRALinear, adapters, adapters_off, add_adapters, load_adapters, merge, save_adapters
 from minir1.model.moe import MoE
 from minir1.model.transformer import Transformer
 from minir1.sample import generate
@@ -81,6 +81,18 @@ def test_nested_and_after_an_error_adapters_come_back_on_at_the_outer_end(config
         assert not any(adapter.on for adapter in adapters(model).values())
         raise KeyError
     assert all(adapter.on for adapter in adapters(model).values())
+
+
+@torch.no_grad()
+def test_an_adapter_by_hand():
+    """W x + bias + α/r · B(A x) with α = 6, r = 2: W x = (2, 1), A x = (3, -1), B(A x) = (-1, 6), three times that."""
+    layer = LoRALinear(torch.nn.Linear(2, 2), rank=2, alpha=6.0)
+    layer.base.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    layer.base.bias.copy_(torch.tensor([10.0, 20.0]))
+    layer.A.copy_(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+    layer.B.copy_(torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+    assert layer(torch.tensor([1.0, 2.0])).tolist() == [2 + 10 - 3, 1 + 20 + 18]
+    assert layer.weight.tolist() == [[3, -2], [7, 6]]
 
 
 @torch.no_grad()

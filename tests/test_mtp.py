@@ -44,6 +44,21 @@ def states(model: Transformer, tokens: torch.Tensor) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
+def test_a_module_against_the_equations(model):
+    """h'_i = W_eh [RMSNorm(emb) ; RMSNorm(h)], the embedding first, and h^k = RMSNorm(Block(h')), norms written out."""
+    module, rows = model.mtp[0], packing(2, 5, None, TOKENS.device)
+    for norm in (module.enorm, module.hnorm, module.norm):
+        torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    embedded, hidden = torch.randn(2, 10, model.config.dim)
+    normed = lambda norm, x: norm.weight * x / (x.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
+    D, W = model.config.dim, module.eh_proj.weight
+    combined = normed(module.enorm, embedded) @ W[:, :D].T + normed(module.hnorm, hidden) @ W[:, D:].T
+    freqs_cis = model.freqs_cis(rows.positions())
+    want, _ = module.block(combined, freqs_cis, rows)
+    torch.testing.assert_close(module(embedded, hidden, freqs_cis, rows)[0], normed(module.norm, want), **CLOSE)
+
+
+@torch.no_grad()
 def test_the_log_probs_are_those_of_the_chained_modules(model):
     have = model.mtp_logprob(TOKENS)
     assert len(have) == 1 + DEPTH

@@ -237,6 +237,9 @@ def test_calibration_by_hand():
     # The same confidence with every pair wrong: 4/6·0.75 + 1/6·0 + 1/6·1
     assert calibration_error(calibration(-gap.abs(), bins=5)) == pytest.approx((4 * 0.75 + 1) / 6)
     assert calibration_error(calibration(vector(log(3.0)), bins=1)) == pytest.approx(0.25)  # surer than said
+    # Errors of two bins do not cancel: three pairs said to be 3 to 1 are right, one said to be 19 to 1 is not.
+    both = calibration(vector(*[log(3.0)] * 3, -log(19.0)), bins=5)
+    assert calibration_error(both) == pytest.approx(3 / 4 * 0.25 + 1 / 4 * 0.95)
 
 
 def test_true_rewards_are_calibrated_and_stretched_ones_are_not():

@@ -258,6 +258,17 @@ def test_the_gradient_of_the_kl_term(sampled):
     assert_same(moves, [-p.grad for p in policy.parameters()])
 
 
+def test_the_gradient_coefficient_at_ratio_one(sampled):
+    """Each ∇log π has the weight (A_i + β (π_ref/π - 1)) / (16 |o_i|) (DeepSeekMath, appendix A.1.6)."""
+    model, ref_logp, rollout, advantage = sampled
+    _, moves = step(sampled, beta=0.5)
+    policy, mask = copy.deepcopy(model), rollout.mask
+    logp = policy.logprob(rollout.tokens, lengths=rollout.length, mask=mask)
+    coefficient = advantage.view(16, 1) + 0.5 * ((ref_logp - logp.detach()).exp() - 1)
+    (coefficient * logp * mask / (16 * mask.sum(1, keepdim=True))).sum().backward()
+    assert_same(moves, [p.grad for p in policy.parameters()])
+
+
 def test_masked_truncated_answers_take_no_part(sampled):
     _, _, rollout, advantage = sampled
     other = torch.where(rollout.stop == BUDGET, advantage + 5, advantage)

@@ -2,12 +2,12 @@
 
     python -m experiments.variants.self_check --checkpoint runs/base/checkpoint --check-weight 0.5 --out runs/self-check
 
-    L(θ) = L_RL + w · mean_t (σ(e_t) - R_t)²          e_t = u·h_t, R_t = 1 if the answer is right, else 0
+    L(θ) = L_RL + w/G · Σ_i 1/|o_i| · Σ_t (σ(e_it) - R_i)²        e_it = u·h_it, R_i = 1 if o_i is right, else 0
 
-A copy of r1_zero.py. The squared error reaches the policy's weights through h_t, the state before each token; its
-weights over tokens are those of the RL loss, and answers that could not be judged have none. w is --check-weight; 0 is
-r1_zero.py. u begins at 0 and has a learning rate of its own. experiments/self_verify.py trains such a head on a frozen
-policy.
+A copy of r1_zero.py. The squared error reaches the policy's weights through h_it, the state before each token; its
+weights over tokens are those of the RL loss (--reduction), and answers that could not be judged add nothing. w is
+--check-weight; 0 is r1_zero.py. u begins at 0 and has a learning rate of its own. experiments/self_verify.py trains
+such a head on a frozen policy.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ KINDS = ("none", "linear", "ntk", "yarn", "llama3")
 class RopeScaling:
     """How a model trained on `original` positions reaches `factor` times as many.
 
-    linear  every frequency divided by s (arXiv:2306.15595)
+    linear  θ_j <- θ_j/s for every pair (position interpolation, arXiv:2306.15595)
     ntk     θ <- θ·s^(R/(R-2)): the fastest pair unchanged, the slowest divided by s
     yarn    pairs that turn more than β times in the window unchanged, those that turn less than α times divided by s,
             a ramp between (arXiv:2309.00071, section 3.2); attention's logits are rescaled, see `magnitude`
