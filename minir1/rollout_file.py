@@ -26,6 +26,7 @@ ratios differ from 1. That is 25 bytes per answer token with a reference, 8 more
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -154,7 +155,8 @@ def _words(problems: Sequence[Problem], answers: list[list[Answer]], rewards: Te
 
 def steps_of(out: Path) -> list[int]:
     """The steps whose rollouts a run has stored, in order."""
-    return sorted(int(path.stem[5:]) for path in (Path(out) / FOLDER).glob("step-*.safetensors"))
+    names = (re.fullmatch(r"step-([0-9]{6,})\.safetensors", path.name) for path in (Path(out) / FOLDER).glob("step-*"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def read(out: Path, step: int | None = None) -> Stored:
