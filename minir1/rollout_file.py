@@ -49,6 +49,8 @@ from minir1.tasks import Problem
 from minir1.tokenizer import Tokenizer
 
 FOLDER, KEY = "rollouts", "minir1"
+ALWAYS = {"tokens", "length", "prompt_tokens", "prompt_length", "logp", "updated_logp", "entropy", "advantage"}
+ABOUT = {"step", "temperature", "G", "problems", "answers", "bytes", "special"}
 
 
 class Stored(NamedTuple):
@@ -176,4 +178,6 @@ def read(out: Path, step: int | None = None) -> Stored:
             stored = Stored(about, {name: file.get_tensor(name) for name in file.keys()})
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or not written by minir1: {error}") from error
+    if lacking := sorted((ALWAYS - stored.tensors.keys()) | (ABOUT - set(about))):
+        raise ValueError(f"{path} lacks {', '.join(lacking)}: another version, or another program, has written it")
     return stored

@@ -137,9 +137,14 @@ def test_what_cannot_be_read_is_named(tmp_path):
     for name in ("step-000007 (copy).safetensors", "step-best.safetensors", "step-8.safetensors"):
         path.with_name(name).touch()
     assert rollout_file.steps_of(tmp_path) == [7]  # no other name is one of a run
-    path.write_bytes(path.read_bytes()[:-9])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
     with pytest.raises(ValueError, match="step-000007.safetensors is damaged, or not written by minir1"):
         rollout_file.read(tmp_path)
+    for name, changed in (("entropy", "entropi"), ("special", "speziel")):
+        path.write_bytes(whole.replace(name.encode(), changed.encode()))
+        with pytest.raises(ValueError, match=f"step-000007.safetensors lacks {name}: another version"):
+            rollout_file.read(tmp_path)
 
 
 def test_a_resumed_run_deletes_what_later_steps_stored(tmp_path):
