@@ -27,7 +27,7 @@ from experiments import r1_zero
 from minir1 import cli, memory, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.device import free_memory_gib, peak_memory_gib, pick, pick_dtype
-from minir1.diagnosis import Finding, diagnose
+from minir1.diagnosis import Finding, diagnose, values
 from minir1.files import plain, read_json
 from minir1.judge import judge, judge_rollout
 from minir1.log import read_metrics, table
@@ -79,10 +79,22 @@ def probed(
         asked = replace(config, template=template)
         found = outlook(r1_zero.sample(model, tokenizer, task, problems, asked, config.num_generations, template))
         result |= {f"format_{template}": found["format"]} | (found if template == config.template else {})
-    texts = [f"<think>.</think><answer>{problem.reference}</answer>" for problem in problems]
-    verdicts = judge(task, list(zip(problems, texts)))
-    result["references"] = sum(v.status == "right" for v in verdicts) / len(verdicts)
+    result |= accepted(task, problems)
     return {f"preflight/{name}": value for name, value in result.items()}
+
+
+def accepted(task: tasks.Task, problems: list[tasks.Problem]) -> dict[str, float]:
+    """The share of the problems' references that the verifier accepts as an answer; nothing if it judged none.
+
+    Of a mixture those tasks count of which it accepts any: the references of the others have another form.
+    """
+    asked = [(p, f"<think>.</think><answer>{p.reference}</answer>") for p in problems if p.reference]
+    of_task: dict[str, list[bool]] = {}
+    for (problem, _), verdict in zip(asked, judge(task, asked)):
+        if verdict.status != "unjudged":
+            of_task.setdefault(problem.task, []).append(verdict.status == "right")
+    counted = [right for found in of_task.values() if any(found) for right in found]
+    return {"references": sum(counted) / max(1, len(counted))} if of_task else {}
 
 
 def predict(config: r1_zero.Config) -> list[dict[str, float]]:
@@ -154,8 +166,9 @@ def show_prediction(first: dict[str, float], config: r1_zero.Config) -> None:
         ["mixed groups", f"{first['preflight/mixed_groups']:.1%}"],
         ["truncated answers", f"{first['preflight/truncated']:.1%}"],
         *([f"well formed with --template {name}", f"{share:.1%}"] for name, share in formats.items()),
-        ["references accepted in <answer> tags", f"{first['preflight/references']:.1%}"],
     ]
+    if "preflight/references" in first:
+        rows.append(["references accepted in <answer> tags", f"{first['preflight/references']:.1%}"])
     if "memory/free_gib" in first:
         rows.insert(1, ["memory, free", f"{first['memory/free_gib']:.3g} GiB"])
     table(f"a run of {config.task}, before it starts", ["", ""], rows)
@@ -176,9 +189,17 @@ def main(config: Config) -> list[Finding]:
     """Examine, print and return the findings."""
     if config.run is not None and not config.run.exists():
         raise ValueError(f"run = {config.run} does not exist: the folder of a run, or a config.json")
+    if config.run is not None and config.rl != r1_zero.Config():
+        raise ValueError(f"run = {config.run}: its options are those of its config.json, and no others can be given")
     if config.run is not None and config.run.is_dir():
-        findings = diagnose(read_metrics(config.run), read_json(config.run / "config.json"))
+        rows, settings = read_metrics(config.run), read_json(config.run / "config.json")
+        try:
+            findings = diagnose(rows, settings)
+        except TypeError as error:
+            raise ValueError(f"{config.run}: a metric or an option has a value of the wrong type: {error}") from error
         show_findings(findings, str(config.run))
+        if (steps := len(values(rows, "train/accuracy"))) < 8:
+            print(f"train/accuracy is there for {steps} steps: what goes wrong in the course of a run shows from 8 on")
         return findings
     rl = config.rl if config.run is None else options_of(config.run)
     rows = predict(rl)

@@ -52,7 +52,7 @@ def examined(setup: Setup, seed: int, config: Config) -> dict:
     gallery_setups.base(setup.experts, setup.end, setup.balance, seed, config.base_steps)
     ready = time.process_time()
     rows = gallery_setups.train(setup, seed, config.base_steps)
-    known = {name: getattr(setup, name) for name in ("beta", "num_generations", "reference_reset")}
+    known = {name: getattr(setup, name) for name in ("beta", "num_generations", "prompts", "reference_reset")}
     findings = diagnose(rows, known)
     result = {"findings": [f.name for f in findings], "evidence": [f.evidence for f in findings]}
     curves = gallery_figure.curves(rows, setup.beta)
@@ -82,8 +82,8 @@ def of_studies(folder: Path) -> dict[str, dict]:
 
 
 def options(command: str) -> dict[str, float]:
-    """β, resets and learning rate from a command line; r1_zero.py's default where it says nothing."""
-    usual = {key: getattr(r1_zero.Config, key) for key in ("beta", "reference_reset", "learning_rate")}
+    """β, resets, problems a step and learning rate from a command line; r1_zero.py's default where it says nothing."""
+    usual = {key: getattr(r1_zero.Config, key) for key in ("beta", "reference_reset", "prompts", "learning_rate")}
     said = {key: re.search(rf"--{key.replace('_', '-')} (\S+)", command) for key in usual}
     return {key: type(usual[key])(found[1]) if found else usual[key] for key, found in said.items()}
 

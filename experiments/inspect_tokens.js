@@ -9,11 +9,13 @@ const digits = (x) => x === null ? "not finite" : x === 0 ? "0" : Math.abs(x) < 
   x.toExponential(2) : String(Number(x.toPrecision(4)));
 const number = (x) => digits(x).replaceAll("-", "−");
 const signed = (x, form = number) => (x > 0 ? "+" : "") + form(x);
-const brief = (x) => Math.abs(x) < 1e-6 ? "0" : number(Number(x.toPrecision(3)));
-const percent = (x) => (100 * x).toFixed(x && x < .1 ? 1 : 0) + " %";
+const brief = (x) => x === null || !isFinite(x) ? number(null) : Math.abs(x) < 1e-6 ? "0" :
+  number(Number(x.toPrecision(3)));
+const percent = (x) => x === null ? "none" : (100 * x).toFixed(x && x < .1 ? 1 : 0) + " %";
 const short = (text) => text.length > 200 ? text.slice(0, 200) + " …" : text;
-const mean = (values) => values.reduce((sum, x) => sum + x, 0) / Math.max(1, values.length);
-const column = (key) => flat.flatMap((a) => a.columns[key]).filter((x) => x !== null);
+const mean = (values) => values.length ? values.reduce((sum, x) => sum + x, 0) / values.length : null;  // of nothing
+const finite = (values) => values.filter((x) => x !== null);
+const column = (key) => finite(flat.flatMap((a) => a.columns[key]));
 let chosen = data.quantities[0], layer = 0, scale = 1, pinned = false, current = null;
 
 // ---- colours: a hue by the sign or the expert, its strength by the size
@@ -43,7 +45,7 @@ function legend() {
   if (chosen.kind === "flag") { label("clipped", tint("flag", 1)); box.append("the others have a gradient"); return; }
   if (chosen.kind === "experts") {
     const all = column("experts"), select = make("select");
-    all[0].forEach((_, n) => select.append(make("option", "", `MoE layer ${n + 1}`)));
+    (all[0] || []).forEach((_, n) => select.append(make("option", "", `MoE layer ${n + 1}`)));
     select.selectedIndex = layer;
     select.setAttribute("aria-label", "layer");
     select.onchange = () => { layer = select.selectedIndex; paint(); find("scale").querySelector("select").focus(); };
@@ -70,12 +72,13 @@ function paint() {
 
 // ---- tokens and answers
 
+const SIGN = { " ": "·", "\n": "↵", "\t": "→" };
 const SPACE = { " ": "space", "\n": "newline", "\t": "tab" };
 function token(piece) {
   const [text, , , special] = data.pieces[piece], span = make("span", "t");
   if (special) span.classList.add("special");
   if (/^‹.*›$/.test(text)) span.classList.add("part");
-  for (const part of text.split(/([ \n\t])/)) {
+  for (const part of text.split(/(‹[^›]*›|[ \n\t])/)) {  // the blanks between bytes are not the model's
     if (SPACE[part]) span.append(make("i", SPACE[part], part)); else if (part) span.append(part);
   }
   return span;
@@ -84,7 +87,7 @@ function answerNode(group, answer) {
   const node = make("article", "answer"), side = make("div", "side"), box = make("div", "tokens");
   const mark = { right: "✓ right", wrong: "✗ wrong", unjudged: "? unjudged" }[answer.verdict];
   const share = answer.columns.clipped ? mean(answer.columns.clipped) : 0;
-  const notes = [`reward ${brief(answer.reward)}`, `advantage ${signed(mean(answer.columns.advantage), brief)}`,
+  const notes = [`reward ${brief(answer.reward)}`, `advantage ${signed(mean(finite(answer.columns.advantage)), brief)}`,
     `${answer.tokens.length} tokens`];
   if (share) notes.push(`${percent(share)} clipped`);
   if (!answer.format) notes.push("badly formed");
@@ -169,7 +172,7 @@ function show(span) {
     row.append(make("td", "", name), make("td", "", value));
     table.append(row);
   }
-  const spelt = text.replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "→");
+  const spelt = short(text.replace(/‹[^›]*›|[ \n\t]/g, (part) => SIGN[part] || part));
   const pairs = bytes.match(/../g) || [], listed = pairs.slice(0, 12).join(" ") + (pairs.length > 12 ? " …" : "");
   const about = `token ${i + 1} of ${answer.tokens.length} · id ${id} · bytes ${listed}`;
   tip.replaceChildren(make("strong", "", spelt), make("p", "", about), table);
@@ -201,6 +204,7 @@ document.addEventListener("keydown", (event) => {
   const answer = event.target.answer, move = { ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9 }[event.key];
   if (!answer || !move) return;
   event.preventDefault();
+  if (!answer.spans.length) return;
   const last = answer.spans.length - 1, from = current && current.at[0] === answer ? current.at[1] : -1;
   const i = Math.max(0, Math.min(last, from + move));
   answer.spans[i].scrollIntoView({ block: "nearest" });

@@ -26,6 +26,7 @@ import base64
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ from minir1.losses import kl_k3
 from minir1.rollout_file import Stored
 from minir1.settings import at_least, new_file
 
+HIDDEN = re.compile("[\u00ad\u061c\u200b\u2060-\u2064\ufeff\U000e0000-\U000e007f]")  # nothing is drawn for them
+JOINERS = re.compile("[\u200c\u200d\ufe00-\ufe0f]+")  # nor for these alone; in a token with others they shape it
 MANY = 200_000  # tokens in a page, above which a browser becomes slow
 
 
@@ -94,11 +97,18 @@ def quantities(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return shown
 
 
+def spelt(text: str) -> str:
+    """Characters that are not drawn, or that turn the direction of a text, as ‹u+202e›."""
+    number = lambda match: "".join(f"‹u+{ord(sign):04x}›" for sign in match[0])
+    text = HIDDEN.sub(number, CONTROLS.sub(number, text))
+    return JOINERS.sub(number, text) if JOINERS.fullmatch(text) else text
+
+
 def visible(parts: Sequence[bytes]) -> list[str]:
     """The text of each of some tokens in order. Bytes of a character that is not complete yet are shown as ‹e4 bd›."""
     decoder, texts = codecs.getincrementaldecoder("utf-8")("replace"), []
     for part in parts:
-        text = CONTROLS.sub(lambda match: f"‹u+{ord(match[0]):04x}›", decoder.decode(part))
+        text = spelt(decoder.decode(part))
         open_bytes = decoder.getstate()[0]
         tail = part[len(part) - min(len(part), len(open_bytes)) :]
         texts.append(text + (f"‹{tail.hex(' ')}›" if tail else "") or "‹›")
@@ -135,9 +145,12 @@ def page_data(stored: Stored, groups: int, name: str, settings: dict | None = No
         columns = {key: numbers(values[row]) for key, values in shown.items()}
         if routed is not None:
             columns["experts"] = routed[row].tolist()  # [T][L_moe][K_r]
-        return {**about["answers"][g][i], "number": i + 1, "tokens": indices(tokens[row]), "columns": columns}
+        judged = about["answers"][g][i]
+        judged = judged | {"reason": spelt(judged["reason"])}
+        return {**judged, "number": i + 1, "tokens": indices(tokens[row]), "columns": columns}
 
-    asked = [{**about["problems"][g], "tokens": indices(prompts[g])} for g in range(P)]
+    shown_as_text = [{key: spelt(text) for key, text in problem.items()} for problem in about["problems"][:P]]
+    asked = [{**shown_as_text[g], "tokens": indices(prompts[g])} for g in range(P)]
     by_reward = [sorted((answer(g, i) for i in range(G)), key=lambda a: -a["reward"]) for g in range(P)]
     return {
         "run": name,
@@ -171,6 +184,7 @@ def main(config: Config) -> Path:
     data = page_data(stored, config.groups, config.run.resolve().name, settings)
     step = stored.about["step"]
     path = config.out or config.run / rollout_file.FOLDER / f"step-{step:06d}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, html(data))
     P, answers = len(data["groups"]), [a for group in data["groups"] for a in group["answers"]]
     count = sum(len(a["tokens"]) for a in answers)

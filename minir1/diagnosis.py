@@ -31,10 +31,11 @@ class Finding(NamedTuple):
 
 
 class Quarters(NamedTuple):
-    """A metric in the four quarters of a run; both [4]."""
+    """A metric in the four quarters of a run."""
 
-    mean: np.ndarray
-    error: np.ndarray  # standard error of the mean, from the scatter of the steps
+    mean: np.ndarray  # [4]
+    error: np.ndarray  # [4], standard error of the mean, from the scatter of the steps
+    step: float  # deviation of one step, in the median quarter
 
 
 def values(rows: Rows, key: str) -> np.ndarray:
@@ -43,11 +44,18 @@ def values(rows: Rows, key: str) -> np.ndarray:
 
 
 def quarters(rows: Rows, key: str) -> Quarters | None:
-    """None for fewer than eight values: a quarter needs two to have a scatter."""
+    """None for fewer than eight values: a quarter needs two to have a scatter.
+
+    Few steps may agree by chance: no quarter's error is below that which the scatter of the median quarter gives it,
+    and with f = 4 (n - 1) degrees of freedom of the four it is f / (f - 2) times as large, about Student's t.
+    """
     parts = np.array_split(values(rows, key), 4)
     if len(parts[-1]) < 2:
         return None
-    return Quarters(np.array([p.mean() for p in parts]), np.array([p.std(ddof=1) / len(p) ** 0.5 for p in parts]))
+    deviation = np.array([p.std(ddof=1) for p in parts])
+    step, freedom = float(np.median(deviation)), 4 * (len(parts[-1]) - 1)
+    error = np.maximum(deviation, step) / [len(p) ** 0.5 for p in parts] * freedom / (freedom - 2)
+    return Quarters(np.array([p.mean() for p in parts]), error, step)
 
 
 def start(rows: Rows, key: str) -> float | None:
@@ -57,16 +65,39 @@ def start(rows: Rows, key: str) -> float | None:
 
 def fall(quarter: Quarters, before: float | None = None) -> float:
     """How far the last quarter is below the best one, or below the value `before` training; 0 within three standard
-    errors of the difference."""
+    errors of the difference. What was measured before has the error of one step: it is of about as many answers."""
     best = int(quarter.mean.argmax())
     falls = [(quarter.mean[best] - quarter.mean[-1], math.hypot(quarter.error[best], quarter.error[-1]))]
-    falls += [(before - quarter.mean[-1], quarter.error[-1])] if before is not None else []
+    if before is not None:
+        falls.append((before - quarter.mean[-1], math.hypot(quarter.step, quarter.error[-1])))
     return max(float(gap) if gap > 3 * error else 0.0 for gap, error in falls)
 
 
-def lost(rows: Rows, accuracy: Quarters) -> float:
+def accuracy_key(config: Config) -> str:
+    """The accuracy whose course says something: with a difficulty window problems get harder as the policy gets better,
+    and only those of the validation stay the same."""
+    return "eval/pass@1" if config.get("difficulty_window") else "train/accuracy"
+
+
+def lost(rows: Rows, accuracy: Quarters, config: Config) -> float:
     """`fall` of the accuracy, also from pass@1 before training."""
-    return fall(accuracy, start(rows, "preflight/pass@1"))
+    return fall(accuracy, start(rows, "eval/pass@1" if config.get("difficulty_window") else "preflight/pass@1"))
+
+
+def fall_from_best_steps(accuracy: np.ndarray, prompts: int | None) -> float:
+    """How far the last quarter is below the best steps in a row: three, or a twelfth of a long run. 0 within luck.
+
+    Of m means of w steps the best is about √(2 ln m) standard errors up by luck. A step's variance is that of P draws,
+    p(1-p)/P, if a problem's answers are all right or all wrong, and p(1-p)/(PG) if problems are alike; half of the
+    first is assumed. The scatter of the steps would not do: a policy that collapses and comes back has a large one.
+    """
+    steps = len(accuracy)
+    width, last = max(3, steps // 12), np.array_split(accuracy, 4)[-1]
+    best = np.convolve(accuracy, np.full(width, 1 / width), "valid").max()
+    p = float(np.clip((best + last.mean()) / 2, 0, 1))
+    error = math.sqrt(p * (1 - p) / (2 * prompts) * (1 / width + 1 / len(last))) if prompts else 0.0
+    gap = float(best - last.mean())
+    return gap if gap > math.sqrt(2 * math.log(steps / width)) * error else 0.0
 
 
 def rise(reward: Quarters, accuracy: Quarters) -> float:
@@ -161,9 +192,11 @@ def wrong_template(rows: Rows, config: Config) -> str | None:
 
 def end_token_not_trained(rows: Rows, config: Config) -> str | None:
     """A quarter of all answers, and half of the truncated ones, continue after their `</answer>` until the budget ends:
-    it is not the budget that is short."""
+    it is not the budget that is short. In the last quarter of the run too: an end that is trained is soon learned."""
     truncated, endless = values(rows, "train/truncated"), values(rows, "train/endless")
     if not len(truncated) or not len(endless) or endless.mean() < max(0.25, 0.5 * truncated.mean()):
+        return None
+    if endless[-max(1, len(endless) // 4) :].mean() < 0.25:
         return None
     share = f"{truncated.mean():.0%} of the answers are truncated"
     return f"{share}, {endless.mean():.0%} after their answer (train/endless)"
@@ -182,21 +215,21 @@ def router_collapse(rows: Rows, config: Config) -> str | None:
 
 
 def learning_rate_too_high(rows: Rows, config: Config) -> str | None:
-    """The accuracy fell by a tenth, from its best three steps in a row or pass@1 before training, to the last quarter;
-    the reward did not rise, and the steps were long: one update took a fifth of the tokens out of the clip's interval,
-    or the policy is far further from the reference than right answers need. Three steps, since a collapse within a
+    """The accuracy fell by a tenth, from its best steps in a row or pass@1 before training, to the last quarter; the
+    reward did not rise, and the steps were long: one update took a fifth of the tokens out of the clip's interval, or
+    the policy is far further from the reference than right answers need. Steps in a row, since a collapse within a
     quarter leaves no trace in the mean of that quarter."""
-    accuracy, reward, moved = quarters(rows, "train/accuracy"), quarters(rows, "train/reward"), drift(rows)
+    key, reward, moved = accuracy_key(config), quarters(rows, "train/reward"), drift(rows)
+    accuracy = quarters(rows, key)
     if accuracy is None or reward is None:
         return None
-    best = np.convolve(values(rows, "train/accuracy"), np.full(3, 1 / 3), "valid").max()
-    fallen = max(best, start(rows, "preflight/pass@1") or 0.0) - accuracy.mean[-1]
-    if fallen < FALL or (lost(rows, accuracy) and rise(reward, accuracy)):
+    fallen = max(fall_from_best_steps(values(rows, key), config.get("prompts")), lost(rows, accuracy, config))
+    if fallen < FALL or (lost(rows, accuracy, config) and rise(reward, accuracy)):
         return None
     share = values(rows, "train/clip_fraction").max(initial=0.0)
     if share < 0.2 and not far(moved):
         return None
-    text = f"train/accuracy fell by {fallen:.0%}; train/clip_fraction reached {share:.0%}"
+    text = f"{key} fell by {fallen:.0%}; train/clip_fraction reached {share:.0%}"
     return text + (f"; {moved[0]:.0f} nats per answer from the reference" if far(moved) else "")
 
 
@@ -212,26 +245,32 @@ def reward_hacked(rows: Rows, config: Config) -> str | None:
     """The reward rose while the accuracy of the same answers fell. A learned reward is train/proxy, and train/gold the
     accuracy beside it."""
     proxy = quarters(rows, "train/proxy") or quarters(rows, "train/reward")
-    accuracy = quarters(rows, "train/gold") or quarters(rows, "train/accuracy")
-    if proxy is None or accuracy is None or lost(rows, accuracy) < FALL or not rise(proxy, accuracy):
+    accuracy = quarters(rows, "train/gold") or quarters(rows, accuracy_key(config))
+    if proxy is None or accuracy is None:
         return None
-    return f"the reward rose by {rise(proxy, accuracy):.2g} while the accuracy fell by {lost(rows, accuracy):.0%}"
+    fallen, risen = lost(rows, accuracy, config), rise(proxy, accuracy)
+    if fallen < FALL or not risen:
+        return None
+    return f"the reward rose by {risen:.2g} while the accuracy fell by {fallen:.0%}"
 
 
 def collapse_to_short(rows: Rows, config: Config) -> str | None:
     """Answers lost a quarter of their length, and the accuracy fell with it: they became short at its expense."""
-    length, accuracy = quarters(rows, "train/length"), quarters(rows, "train/accuracy")
-    if length is None or accuracy is None or lost(rows, accuracy) < FALL or fall(length) < 0.25 * length.mean.max():
+    length, accuracy = quarters(rows, "train/length"), quarters(rows, accuracy_key(config))
+    if length is None or accuracy is None:
+        return None
+    fallen = lost(rows, accuracy, config)
+    if fallen < FALL or fall(length) < 0.25 * length.mean.max():
         return None
     spent = f"train/length fell from {length.mean.max():.0f} to {length.mean[-1]:.0f}"
-    return f"{spent}, the accuracy by {lost(rows, accuracy):.0%}"
+    return f"{spent}, the accuracy by {fallen:.0%}"
 
 
 def stale_reference(rows: Rows, config: Config) -> str | None:
     """The accuracy has stood still below 0.9 for three quarters of the run, though a third of the groups hold a signal.
     The policy is closer to the reference, which never moved, than right answers need, and it is the KL term that holds
     it there: β·KL of an answer is above a twentieth of its advantage's deviation, which is 1."""
-    accuracy, mixed = quarters(rows, "train/accuracy"), quarters(rows, "train/mixed_groups")
+    accuracy, mixed = quarters(rows, accuracy_key(config)), quarters(rows, "train/mixed_groups")
     beta, moved = config.get("beta") or 0.0, drift(rows)
     if accuracy is None or mixed is None or moved is None or config.get("reference_reset") or not beta:
         return None

@@ -26,6 +26,7 @@ ratios differ from 1. That is 25 bytes per answer token with a reference, 8 more
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,8 @@ from minir1.tasks import Problem
 from minir1.tokenizer import Tokenizer
 
 FOLDER, KEY = "rollouts", "minir1"
+ALWAYS = {"tokens", "length", "prompt_tokens", "prompt_length", "logp", "updated_logp", "entropy", "advantage"}
+ABOUT = {"step", "temperature", "G", "problems", "answers", "bytes", "special"}
 
 
 class Stored(NamedTuple):
@@ -154,7 +157,8 @@ def _words(problems: Sequence[Problem], answers: list[list[Answer]], rewards: Te
 
 def steps_of(out: Path) -> list[int]:
     """The steps whose rollouts a run has stored, in order."""
-    return sorted(int(path.stem[5:]) for path in (Path(out) / FOLDER).glob("step-*.safetensors"))
+    names = (re.fullmatch(r"step-([0-9]{6,})\.safetensors", path.name) for path in (Path(out) / FOLDER).glob("step-*"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def read(out: Path, step: int | None = None) -> Stored:
@@ -174,4 +178,6 @@ def read(out: Path, step: int | None = None) -> Stored:
             stored = Stored(about, {name: file.get_tensor(name) for name in file.keys()})
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or not written by minir1: {error}") from error
+    if lacking := sorted((ALWAYS - stored.tensors.keys()) | (ABOUT - set(about))):
+        raise ValueError(f"{path} lacks {', '.join(lacking)}: another version, or another program, has written it")
     return stored

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 
 from experiments.gallery import of_studies
-from minir1.diagnosis import RULES, SURPLUS, diagnose, drift, fall, far, quarters, start, values
+from minir1.diagnosis import (
+    RULES,
+    SURPLUS,
+    Quarters,
+    diagnose,
+    drift,
+    fall,
+    fall_from_best_steps,
+    far,
+    quarters,
+    start,
+    values,
+)
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 CONFIG = {"beta": 0.001, "num_generations": 8, "reference_reset": 0}
@@ -121,10 +133,27 @@ def test_quarters_and_falls_by_hand():
     table = [{"step": 0, "x": 9.0}] + [{"step": t + 1, "x": x} for t, x in enumerate([1, 3, 4, 4, 2, 2, 0, 2])]
     assert values(table, "x").tolist() == [1, 3, 4, 4, 2, 2, 0, 2] and start(table, "x") == 9.0
     quarter = quarters(table, "x")
-    assert quarter.mean.tolist() == [2, 4, 2, 1] and quarter.error.tolist() == [1, 0, 0, 1]  # √2 / √2
-    assert fall(quarter) == 0.0  # 4 - 1 is not above 3·√(0² + 1²)
-    assert fall(quarter._replace(mean=np.array([2, 4.1, 2, 1]))) == pytest.approx(3.1)
+    assert quarter.mean.tolist() == [2, 4, 2, 1]
+    # √2 / √2, and where both values agree the median of √2, 0, 0, √2 in place of 0; times 4 / (4 - 2)
+    assert quarter.error == pytest.approx([2, 1, 1, 2]) and quarter.step == pytest.approx(0.5 * 2**0.5)
+    assert fall(quarter) == 0.0  # 4 - 1 is not above 3·√(1² + 2²) = 6.7
+    assert fall(quarter._replace(mean=np.array([2, 7.8, 2, 1]))) == pytest.approx(6.8)
     assert quarters(table[:-1], "x") is None and quarters(table, "y") is None
+
+
+def test_what_was_measured_before_has_the_error_of_a_step():
+    quarter = Quarters(np.array([0.5, 0.5, 0.5, 0.5]), np.full(4, 0.03), step=0.04)
+    assert fall(quarter, 0.64) == 0.0 and fall(quarter, 0.66) == pytest.approx(0.16)  # 3·√(0.04² + 0.03²) = 0.15
+
+
+def test_the_best_steps_are_lucky():
+    """0.8 in three steps, 0.6 in the last quarter of twelve: m = 4, √(2 ln 4) = 1.67, p = 0.7."""
+    accuracy = np.array([0.6] * 3 + [0.8] * 3 + [0.6] * 6)
+    assert fall_from_best_steps(accuracy, None) == pytest.approx(0.2)
+    # √(0.7·0.3 / 2P · (1/3 + 1/3)): 0.108 for P = 6, 0.132 for P = 4; times 1.67 it is 0.18 and 0.22
+    assert fall_from_best_steps(accuracy, 6) == pytest.approx(0.2) and fall_from_best_steps(accuracy, 4) == 0.0
+    long = np.repeat([0.6, 0.6, 0.8, 0.6], [200, 97, 3, 100])  # three steps of 400, a twelfth is 33
+    assert fall_from_best_steps(long, None) == pytest.approx(0.2 * 3 / 33)
 
 
 def test_drift_is_the_median_of_the_last_quarter():
@@ -133,6 +162,56 @@ def test_drift_is_the_median_of_the_last_quarter():
     assert drift(rows(kl=kl)) == pytest.approx((0.02 * 50, -math.log(0.3)))
     assert drift(rows({"pass@1": 0.0})) is None
     assert far((17.0, 0.1)) and not far((15.0, 0.1)) and not far((31.0, 2.0)) and not far(None)
+
+
+# ---- noise -------------------------------------------------------------------------------------
+
+
+def measured(rng: np.random.Generator, p: float, problems: int) -> float:
+    """The share of right answers, eight to each of some problems of different difficulty."""
+    return rng.binomial(8, rng.beta(2 * p, 2 * (1 - p), problems)).mean() / 8
+
+
+def noisy(rng: np.random.Generator, steps: int, P: int, course: np.ndarray, length: np.ndarray) -> list[dict]:
+    """The rows of a healthy run, with the noise of the problems drawn."""
+    first = {"step": 0, "preflight/pass@1": measured(rng, course[0], min(64, 4 * P))}
+    found = [measured(rng, p, P) for p in course]
+    columns = {"accuracy": found, "reward": [a + 0.1 for a in found], "length": length, "kl": [0.05] * steps}
+    named = [{f"train/{name}": float(column[t]) for name, column in columns.items()} for t in range(steps)]
+    return [first, *({"step": t + 1} | row for t, row in enumerate(named))]
+
+
+@pytest.mark.parametrize("P", [4, 32])
+@pytest.mark.parametrize("steps", [8, 40, 200])
+def test_noise_is_rarely_accused(steps, P):
+    """Long answers, whose KL is far beyond what right answers need, with a rising accuracy; and a constant accuracy
+    with answers that become half as long, as is right."""
+    rng, accused = np.random.default_rng(0), [0, 0]
+    for _ in range(40):
+        rising = noisy(rng, steps, P, np.linspace(0.4, 0.6, steps), np.full(steps, 1000.0))
+        shorter = noisy(rng, steps, P, np.full(steps, 0.5), np.linspace(100, 50, steps))
+        for kind, table in enumerate((rising, shorter)):
+            accused[kind] += bool(names(table, prompts=P))
+    assert max(accused) <= 4, accused
+
+
+def test_problems_that_get_harder_are_no_fall():
+    """With a difficulty window the accuracy in training falls to that of the window; the validation says what holds."""
+    harder = {"accuracy": falling(0.8, 0.4), "reward": falling(0.9, 0.5), "clip_fraction": 0.3}
+    window = {"difficulty_window": (0.2, 0.8)}
+    assert names(rows(**harder)) == ["learning rate too high"] and names(rows(**harder), **window) == []
+    for validation, found in ((RISE, []), (falling(0.8, 0.4), ["learning rate too high"])):
+        table = rows(**harder)
+        for t, row in enumerate(table[1:]):
+            row["eval/pass@1"] = float(validation[t])
+        assert names(table, **window) == found
+    flat = rows(accuracy=FLAT, kl=0.01)  # the window keeps it where it is
+    assert names(flat, beta=1.0) == ["stale reference"] and names(flat, beta=1.0, **window) == []
+
+
+def test_an_end_that_is_learned_is_trained():
+    endless = np.repeat([0.9, 0.0], [20, 20])
+    assert names(rows(truncated=endless, endless=endless)) == []
 
 
 # ---- runs that were made for something else ----------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from experiments import doctor, r1_zero
 from minir1 import checkpoint, tasks
 from minir1.files import write_json
 from minir1.model import hf
+from minir1.tasks import Problem, Verdict
 
 RL = r1_zero.Config(
     steps=3, prompts=4, num_generations=4, max_completion_length=32, eval_problems=8, eval_answers=1, eval_every=2,
@@ -96,3 +98,36 @@ def test_after_a_run(tmp_path, capsys):
         doctor.main(doctor.Config(run=tmp_path / ".."))
     with pytest.raises(ValueError, match="run = .*none does not exist: the folder of a run, or a config.json"):
         doctor.main(doctor.Config(run=tmp_path / "none"))
+
+
+def test_what_was_not_looked_at_is_said(tmp_path, capsys):
+    """Too few steps, another kind of training; options beside a run, which would be ignored, and values of other types
+    are refused."""
+    write_json(tmp_path / "config.json", {"beta": 0.001, "num_generations": 8})
+    for name, steps, said in (("train/accuracy", 7, "there for 7 steps"), ("train/loss", 30, "there for 0 steps"),
+                              ("train/accuracy", 8, "")):  # fmt: skip
+        rows = [json.dumps({"step": t, name: 0.5}) for t in range(1, steps + 1)]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+        doctor.main(doctor.Config(run=tmp_path))
+        shown = capsys.readouterr().out
+        assert said in shown and ("the course of a run shows from 8 on" in shown) == bool(said)
+    with pytest.raises(ValueError, match="its options are those of its config.json"):
+        doctor.main(doctor.Config(run=tmp_path, rl=RL))
+    write_json(tmp_path / "config.json", {"num_generations": 1, "beta": "much"})
+    rows = [json.dumps({"step": t, "train/accuracy": 0.5, "train/grad_norm": 0.0}) for t in range(9)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match="a metric or an option has a value of the wrong type"):
+        doctor.main(doctor.Config(run=tmp_path))
+
+
+def test_which_references_count():
+    """Not those without text, those not judged, and those of a task in a mixture of which none is accepted."""
+    words = "right wrong unjudged".split()
+    task = SimpleNamespace(verify=lambda problem, text: Verdict(next(w for w in words if f">{w}" in text), {}))
+
+    def share(*references: str) -> dict[str, float]:
+        return doctor.accepted(task, [Problem(r, r.partition(":")[0], task=r.partition(":")[2]) for r in references])
+
+    assert share("right", "right", "wrong", "", "unjudged") == {"references": 2 / 3}
+    assert share("right:a", "right:a", "wrong:b", "wrong:b") == {"references": 1.0}
+    assert share("wrong:a", "wrong:b") == {"references": 0.0} and share("unjudged", "") == {}

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "equations.md"
 LINK = r"\[([^\]]+)\]\(([^)]+)\)"
 GREEK = dict(zip("αβγδεθλμπρστφ", "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi".split()))
+OPERATOR = re.compile(r"[=<>≤≥~+·/|⊙(]| - |->")
 
 
 class Entry(NamedTuple):
@@ -66,10 +67,13 @@ def wrong(entry: Entry) -> list[str]:
         return [f"{entry.title}: {file} has no {name}"]
     docstring = plain(ast.get_docstring(known[name]))
     lacking = [f"{entry.title}: the docstring of {label} lacks `{x}`" for x in entry.lines if plain(x) not in docstring]
+    lacking += [f"{entry.title}: `{line}` is no formula" for line in entry.lines if not OPERATOR.search(line)]
     for test, link in entry.tests:
         path = (PAGE.parent / link).resolve()
         if not path.is_file() or test not in definitions(path):
             lacking.append(f"{entry.title}: there is no {test} in {link}")
+        elif (own := name.rpartition(".")[2]).lower() not in path.read_text(encoding="utf-8").lower():
+            lacking.append(f"{entry.title}: {link} does not name {own}")
     # A letter in the docstring's line that the equation lacks is another equation. ε is also written epsilon.
     letters = {GREEK[letter] for line in entry.lines for letter in line if letter in GREEK}
     have = {word.removeprefix("var") for word in re.findall(r"\\([a-z]+)", entry.latex)}
@@ -116,13 +120,15 @@ $$a = \\beta b$$
         ({}, None),
         ({"line": "-A_t  log π(x_t | x_<t)"}, "the equation has no pi"),
         ({"line": "-A_t log p"}, "lacks `-A_t log p`"),
+        ({"line": "Both [B, T]"}, "`Both [B, T]` is no formula"),
         ({"name": "reinforced"}, "losses.py has no reinforced"),
+        ({"test": "test_a_row_is_independent_of_the_batch", "at": "../tests/test_sample.py"}, "not name reinforce"),
         ({"test": "test_none"}, "there is no test_none"),
         ({"at": "../tests/test_none.py"}, "there is no test_two_clips in ../tests/test_none.py"),
     ],
 )
 def test_each_fault_is_named(change, message):
-    good = {"line": "Both [B, T]", "name": "reinforce", "test": "test_two_clips", "at": "../tests/test_losses.py"}
+    good = {"line": "0 for A_t = 0", "name": "reinforce", "test": "test_two_clips", "at": "../tests/test_losses.py"}
     (entry,) = entries(PIECE.format(**good | change))
     assert (message in " ".join(wrong(entry))) if message else wrong(entry) == []
 

@@ -106,9 +106,10 @@ def test_page_of_the_surplus():
 
 
 def test_options_of_a_command_line():
-    said = gallery.options("r1_zero --beta 0.05 --reference-reset 4 --learning-rate 9e-4")
-    assert said == {"beta": 0.05, "reference_reset": 4, "learning_rate": 9e-4}
-    assert gallery.options("r1_zero --steps 3") == {"beta": 0.001, "reference_reset": 0, "learning_rate": 3e-4}
+    said = gallery.options("r1_zero --beta 0.05 --reference-reset 4 --prompts 16 --learning-rate 9e-4")
+    assert said == {"beta": 0.05, "reference_reset": 4, "prompts": 16, "learning_rate": 9e-4}
+    usual = {"beta": 0.001, "reference_reset": 0, "prompts": 32, "learning_rate": 3e-4}
+    assert gallery.options("r1_zero --steps 3") == usual
     assert math.isclose(gallery.options("x --beta 0.0 ")["beta"], 0)
 
 

@@ -135,9 +135,17 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"^step = 8: .* stored rollouts at 7$"):
         rollout_file.read(tmp_path, 8)
     path = tmp_path / "rollouts" / "step-000007.safetensors"
-    path.write_bytes(path.read_bytes()[:-9])
+    for name in ("step-000007 (copy).safetensors", "step-best.safetensors", "step-8.safetensors"):
+        path.with_name(name).touch()
+    assert rollout_file.steps_of(tmp_path) == [7]  # no other name is one of a run
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
     with pytest.raises(ValueError, match="step-000007.safetensors is damaged, or not written by minir1"):
         rollout_file.read(tmp_path)
+    for name, changed in (("entropy", "entropi"), ("special", "speziel")):
+        path.write_bytes(whole.replace(name.encode(), changed.encode()))
+        with pytest.raises(ValueError, match=f"step-000007.safetensors lacks {name}: another version"):
+            rollout_file.read(tmp_path)
 
 
 def test_a_resumed_run_deletes_what_later_steps_stored(tmp_path):
@@ -263,6 +271,25 @@ def test_parts_of_characters_and_controls_are_visible():
     assert visible(["\u202e\x07".encode(), b"", "👨‍👩‍👧".encode()]) == ["‹u+202e›‹u+0007›", "‹›", "👨‍👩‍👧"]
 
 
+def test_what_is_not_drawn_is_visible():
+    parts = ["a\u200bb", "\ufeff", "\u200d", "👩\u200d🔧", "❤\ufe0f", "\u061c\U000e0041"]
+    shown = ["a‹u+200b›b", "‹u+feff›", "‹u+200d›", "👩\u200d🔧", "❤\ufe0f", "‹u+061c›‹u+e0041›"]
+    assert visible([part.encode() for part in parts]) == shown
+    about, tensors = made()
+    about["problems"][0] = {"prompt": "a \u202e b", "reference": "\u200b"}
+    about["answers"][0][0]["reason"] = "\u2066"
+    group = page_data(Stored(about, tensors), 1, "run")["groups"][0]
+    assert (group["prompt"], group["reference"]) == ("a ‹u+202e› b", "‹u+200b›")
+    assert group["answers"][1]["reason"] == "‹u+2066›"
+
+
+def test_a_page_in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(rollout_file, "read", lambda *_: made())
+    (tmp_path / "config.json").write_text("{}")
+    page = tmp_path / "new" / "folder" / "page.html"
+    assert inspect_tokens.main(Config(tmp_path, out=page)) == page and page.stat().st_size > 1000
+
+
 def test_numbers_are_json():
     assert numbers(torch.tensor([1 / 3, float("inf"), -0.0, float("nan")])) == [0.333333, None, -0.0, None]
     assert numbers(torch.tensor([True, False])) == [1, 0]
@@ -282,10 +309,12 @@ def test_a_page_with_very_many_tokens_is_warned_of(tmp_path, monkeypatch, capsys
 
 
 @pytest.fixture
-def page(browser, tmp_path):
-    """The page of `made`, opened as a file; page.requests has what it asked for, page.errors what went wrong."""
+def page(browser, tmp_path, request):
+    """The page of `made`, opened as a file, or of what a test names; page.requests has what it asked for, page.errors
+    what went wrong."""
     file = tmp_path / "page.html"
-    file.write_text(inspect_tokens.html(page_data(made(), 8, "run <i>")), encoding="utf-8")
+    stored = getattr(request, "param", made)()
+    file.write_text(inspect_tokens.html(page_data(stored, 8, "run <i>")), encoding="utf-8")
     page = browser.new_page(viewport={"width": 1000, "height": 800})
     page.set_default_timeout(10_000)
     page.requests, page.errors = [], []
@@ -432,3 +461,58 @@ def test_dark_and_narrow(page):
     page.locator(".answer .t >> nth=2").click()
     box = page.locator("#tip").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+
+
+def odd() -> Stored:
+    """As `made`, with a very long token, nothing finite, no verdict, and an answer without tokens."""
+    about, tensors = made()
+    about["bytes"]["1"] = ("W" * 3000).encode().hex()
+    for group in about["answers"]:
+        for answer in group:
+            answer["verdict"] = "unjudged"
+    nothing = torch.full((9,), math.nan)
+    tensors |= {"length": torch.tensor([3, 4, 0, 2]), "updated_logp": nothing, "entropy": nothing, "advantage": nothing}
+    return Stored(about, tensors)
+
+
+@pytest.mark.parametrize("page", [odd], indirect=True)
+def test_odd_values(page):
+    facts = page.inner_text("#facts")
+    assert re.search(r"right\s+none\s", facts) and re.search(r"mean entropy\s+not finite", facts)
+    assert "advantage not finite" in page.inner_text(".side >> nth=0")
+    for key in ("log-prob", "ratio", "clip", "KL", "entropy", "experts"):
+        choose(page, key)
+    page.focus(".answer .tokens >> nth=3")  # the empty one
+    page.keyboard.press("ArrowRight")
+    assert not page.errors
+    page.locator(".answer .t", has_text="WWW").first.evaluate("span => show(span)")
+    tip = page.locator("#tip").bounding_box()
+    assert tip["height"] < 600 and page.inner_text("#tip strong").endswith("W …")
+
+
+def lengthy() -> Stored:
+    """As `made`, with ten times 400 tokens in an answer."""
+    about, tensors = made()
+    many = {key: values.repeat_interleave(400, 0) for key, values in tensors.items() if len(values) == 9}
+    return Stored(about, tensors | many | {"length": tensors["length"] * 400})
+
+
+@pytest.mark.parametrize("page", [lengthy], indirect=True)
+def test_the_bar_hides_no_token_that_a_key_chose(page):
+    page.focus(".answer .tokens >> nth=0")
+    page.keyboard.press("End")
+    page.keyboard.press("Home")
+    bar, token = page.locator(".bar").bounding_box(), page.locator(".t.on").bounding_box()
+    assert bar["y"] == 0 and token["y"] >= bar["height"]
+
+
+def test_blanks_between_bytes_are_not_those_of_the_model(browser, tmp_path):
+    about, tensors = made()
+    about["bytes"]["3"] = "e4bd"
+    (tmp_path / "page.html").write_text(inspect_tokens.html(page_data(Stored(about, tensors), 8, "run")), "utf-8")
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.locator(".answer .t >> nth=0").locator(".space").count() == 0
+    page.locator(".answer .t >> nth=0").hover()
+    assert page.inner_text("#tip strong") == "‹e4 bd›"
+    page.close()

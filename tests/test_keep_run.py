@@ -50,3 +50,15 @@ def test_weights_and_other_answers_are_not_kept(both):
 def test_an_old_folder_is_refused(both):
     with pytest.raises(ValueError, match="exists: name a new folder"):
         keep_run.Config(*both)
+
+
+def test_what_is_damaged_is_named_and_nothing_is_left(tmp_path):
+    with pytest.raises(ValueError, match="holds no result.json: the run has not ended"):
+        keep_run.main(keep_run.Config(tmp_path, tmp_path / "kept"))
+    build(tmp_path / "run")
+    answers = next((tmp_path / "run").rglob("answers.jsonl"))
+    for text, said in (("", "line 1: no answers"), (answers.read_text("utf-8") + '{"x": 1}\n', "no answers of an")):
+        answers.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=said):
+            keep_run.main(keep_run.Config(tmp_path / "run", tmp_path / "kept"))
+        assert not (tmp_path / "kept").exists()

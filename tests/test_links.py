@@ -31,10 +31,16 @@ def prose(text: str) -> str:
 
 
 def links(text: str) -> list[str]:
-    """The targets of links and images, also those in HTML."""
+    """The targets of links and images, also those in HTML; of a reference without a definition the whole of it."""
     text = prose(text)
-    found = re.findall(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)", text)
-    return found + re.findall(r"^\[[^\]]+\]:\s*(\S+)", text, re.M) + re.findall(r"(?:href|src)=\"([^\"]+)\"", text)
+    title = r"(?:\s+(?:\"[^\"]*\"|'[^']*'|\([^()]*\)))?\s*\)"
+    found = [bare or wrapped for wrapped, bare in re.findall(r"\]\(\s*(?:<([^>]*)>|([^)\s<]+))" + title, text)]
+    defined = dict(re.findall(r"^\[([^\]]+)\]:\s*(\S+)", text, re.M))
+    known = {name.lower() for name in defined}
+    named = re.findall(r"\[([^\[\]]+)\]\[([^\[\]]*)\]", text)
+    lacking = [f"[{shown}][{name}]" for shown, name in named if (name or shown).lower() not in known]
+    html = re.findall(r"(?:href|src)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))", text)
+    return found + lacking + list(defined.values()) + ["".join(forms) for forms in html]
 
 
 def anchors(text: str) -> set[str]:
@@ -131,6 +137,10 @@ def test_faults_are_found():
     for link in ("none.md", "tasks.md#none", "../minir1/none.py", "../../x.md", "../minir1/losses.py#L10"):
         assert dead(f"see [a]({link}).", page) == [link]
     assert dead('<img src="none.png">\n```\n[a](none.md)\n```', page) == ["none.png"]
+    for link in ("<none file.md>", "none.md 'title'", "none.md (title)", 'none.md "title"', "<none.md>"):
+        assert dead(f"[a]({link})", page) == [re.sub("[<>]| ['\"(]title.$", "", link)]
+    assert dead("<a href=none.md>x</a> <img src='none.png'>", page) == ["none.md", "none.png"]
+    assert dead("[a][b] [c][] [d][E]\n\n[e]: tasks.md\n[f]: none.md", page) == ["[a][b]", "[c][]", "none.md"]
     headings = "## A `b`, c: d\n# A b\n## A b\n```\n# no\n```\n### [x](y.md) z"
     assert anchors(headings) == {"a-b-c-d", "a-b", "a-b-1", "x-z"}
     source = ROOT / "minir1" / "losses.py"

@@ -9,6 +9,7 @@ Of pre-training and SFT every n-th row is kept, of RL every row, and of each row
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from experiments.report_run import STAGES
-from minir1 import cli
+from minir1 import answer_file, cli
 from minir1.files import read_json, replace_text, write_json
 from minir1.log import read_metrics
 from minir1.settings import at_least
@@ -73,21 +74,25 @@ def stage(source: Path, target: Path, rows: int) -> None:
 def test(source: Path, target: Path) -> None:
     """Result of one test, and its sampled answers; greedy and forced ones are left out."""
     write_json(target / "result.json", {key: short(value) for key, value in read_json(source / "result.json").items()})
-    settings, *records = map(json.loads, (source / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+    answer_file.read(source)  # ValueError if it is none
+    records = [json.loads(line) for line in (source / "answers.jsonl").read_bytes().split(b"\n")[1:-1]]
     chosen = [{"settings": {}}] + [record for record in records if record["kind"] == "sampled"]
     replace_text(target / "answers.jsonl", lines(chosen))
 
 
 def main(config: Config) -> None:
     """Copy what is kept of every finished stage and test."""
-    whole = read_json(config.run / "result.json")
-    write_json(config.out / "result.json", {k: short(v) for k, v in whole.items() if k.startswith("seconds/")})
+    whole = read_json(config.run / "result.json", "the run has not ended, or is none of r1.py")
+    part = config.out.with_name(f"{config.out.name}.tmp")  # an error leaves nothing that the next attempt would refuse
+    shutil.rmtree(part, ignore_errors=True)
+    write_json(part / "result.json", {k: short(v) for k, v in whole.items() if k.startswith("seconds/")})
     for name in STAGES:
         if (config.run / name / "result.json").exists():
-            stage(config.run / name, config.out / name, config.rows)
+            stage(config.run / name, part / name, config.rows)
         for kind in ("test", "general"):
             if (config.run / kind / name / "result.json").exists():
-                test(config.run / kind / name, config.out / kind / name)
+                test(config.run / kind / name, part / kind / name)
+    part.rename(config.out)
     files = [path for path in config.out.rglob("*") if path.is_file()]
     print(f"{config.out}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e3:.0f} kB")
 
