@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 .PHONY: demo r1 chat test lint bench
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m experiments.demo $(ARGS)
+	$(BIN)/python -m experiments.demo --resume $(ARGS)
 
 r1: $(VENV)/.demo
 	$(BIN)/python -m experiments.r1 --resume $(ARGS)

@@ -165,6 +165,7 @@ def main(config: Config) -> dict:
                 print(f"{kind}: {name}: {'; '.join(found)}", flush=True)
     for name in results["broken"]:
         gallery_figure.draw(name, results, config.results.parent / gallery_figure.file(name))
+    print(f"written: {config.results}, and a figure of each broken set-up beside it")
     return results
 
 

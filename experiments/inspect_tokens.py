@@ -1,7 +1,7 @@
 """The token inspector: a page of a run's rollouts, each token coloured by what the training step did to it.
 
-    python -m experiments.inspect_tokens runs/r1-zero
-    python -m experiments.inspect_tokens runs/ppo --step 20 --groups 4
+    python -m experiments.inspect_tokens runs/demo/rl
+    python -m experiments.inspect_tokens runs/demo/rl --step 21 --groups 4
 
 Reads what an RL script stored with --store-steps (minir1/rollout_file.py) and writes one HTML file, which needs neither
 a network nor another file. A token is coloured by one of these; the others stand in its tooltip:

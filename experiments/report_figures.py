@@ -43,10 +43,9 @@ FLAWS = {  # label -> colour, key, whether the flaw is one minus the value
     "language consistency below 1": (RED, "language_consistency", True), "repeated": (ORANGE, "repetition", False),
     "untidy": (VIOLET, "tidiness", True), "malformed": (BLUE, "format", True), "truncated": (GREY, "truncated", False),
 }  # fmt: skip
-BEHAVIOUR = {  # key -> label
-    "tries": "Tries per answer", "checks": "Explicit checks per answer",
-    "corrections": "Failed checks, corrected", "false_yes": "Checks that wrongly say yes",
-    "reflections": "Reflective words per answer",
+BEHAVIOUR = {  # key -> label; hardly a try is without a check, so that tries would be the same curve again
+    "checks": "Explicit checks per answer", "corrections": "Failed checks, corrected",
+    "false_yes": "Checks that wrongly say yes", "reflections": "Reflective words per answer",
 }  # fmt: skip
 SHARES = ("corrections", "false_yes")
 LEVELS = {"easy": GREEN, "middle": BLUE, "medium": BLUE, "hard": RED}
@@ -163,7 +162,7 @@ def behaviour(run: Pipeline, levels: list[str], path: Path) -> Figure | None:
     keys = [key for key in BEHAVIOUR if _over_stages(run, key)[0]]
     if not keys:
         return None
-    columns = min(3, len(keys))
+    columns = min(2, len(keys))
     rows = -(-len(keys) // columns)
     figure = Figure(figsize=(WIDTH, 1.6 + 3.7 * rows), dpi=DPI)
     panels = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))

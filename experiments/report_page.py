@@ -99,7 +99,7 @@ def page(
 ALT = {  # what a figure shows, for those who do not see it
     "scores": "Bars: accuracy of the base, R1-Zero and the final stage by difficulty and kind.",
     "flaws": "Lines over the stages: lost language consistency, repetition, untidy, malformed, truncated answers.",
-    "behaviour": "Lines over the stages by difficulty: tries, checks, corrections, wrong yes, reflective words.",
+    "behaviour": "Lines over the stages by difficulty: checks, corrections, wrong yes, reflective words.",
     "budget": "Lines: accuracy against the token budget of an answer.",
     "distillation": "Lines: accuracy of RL on a small student by tokens. Dots: test accuracy of each way to teach it.",
     "sft_loss": "Lines: loss of each fine-tuning over its steps, on batches and on held-out documents.",

@@ -26,7 +26,9 @@ def test_a_report_reads_the_same(both):
     assert list(kept.tests) == list(whole.tests) == list(TESTED)
     for name in TESTED:
         assert kept.tests[name] == pytest.approx(whole.tests[name], rel=1e-4)
-        assert kept.answers[name].answers["sampled"] == whole.answers[name].answers["sampled"]
+        for index, answers in kept.answers[name].answers["sampled"].items():
+            own = whole.answers[name].answers["sampled"][index]
+            assert [(a.text, a.right, a.tokens) for a in answers] == [(a.text, a.right, a.tokens) for a in own]
         assert kept.budget[name] == whole.budget[name]
 
 
@@ -45,6 +47,15 @@ def test_weights_and_other_answers_are_not_kept(both):
     assert names == {"result.json", "config.json", "metrics.jsonl", "answers.jsonl"}
     text = (kept / "test" / "base" / "answers.jsonl").read_text()
     assert '"sampled"' in text and '"forced"' not in text and '"greedy"' not in text
+
+
+def test_of_large_tests_the_same_problems_are_kept_of_every_stage(both, tmp_path):
+    whole, _ = both
+    keep_run.main(keep_run.Config(whole, tmp_path / "few", problems=3, answers=1))
+    few = read(tmp_path / "few")  # refuses answers to different problems
+    for name, saved in few.answers.items():
+        assert len(saved.asked) == 3 and all(len(row) == 1 for row in saved.answers["sampled"].values())
+        assert few.tests[name] == pytest.approx(read(whole).tests[name], rel=1e-4)
 
 
 def test_an_old_folder_is_refused(both):

@@ -3,7 +3,8 @@
     python -m experiments.tools.keep_run runs/r1 docs/results/r1_pipeline
 
 The result is a folder that experiments/report_run.py and notebooks/05_the_pipeline.ipynb read as they read the run.
-Of pre-training and SFT every n-th row is kept, of RL every row, and of each row the values that figures use.
+Of pre-training and SFT every n-th row is kept, of RL every row, and of each row the values that figures use; of the
+tests all results, and the answers to some problems, from which figures and claims then have wider intervals.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from experiments.report_run import STAGES
-from minir1 import answer_file, cli
+from minir1 import answer_file, cli, tasks
 from minir1.files import read_json, replace_text, write_json
 from minir1.log import read_metrics
 from minir1.settings import at_least
@@ -36,15 +37,21 @@ class Config:
     run: Annotated[Path, tyro.conf.Positional]  # the folder of experiments/r1.py
     out: Annotated[Path, tyro.conf.Positional]  # a new folder
     rows: int = 60  # of the metrics of a stage that is not RL, about
+    problems: int = 100  # of each test whose answers are kept, at most
+    answers: int = 4  # to each of them, at most
 
     def __post_init__(self):
-        at_least(self, 1, "rows")
+        at_least(self, 1, "rows", "problems", "answers")
         if self.out.exists():
             raise ValueError(f"out = {self.out} exists: name a new folder")
 
 
-def short(value: object) -> object:
-    """Numbers with five digits, everything else as it is."""
+def short(value: Any) -> Any:
+    """All numbers in it with five digits, everything else as it is."""
+    if isinstance(value, dict):
+        return {key: short(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [short(one) for one in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
@@ -63,7 +70,7 @@ def lines(records: list[dict]) -> str:
 
 def stage(source: Path, target: Path, rows: int) -> None:
     """Result, settings and metrics of one stage."""
-    write_json(target / "result.json", {key: short(value) for key, value in read_json(source / "result.json").items()})
+    write_json(target / "result.json", short(read_json(source / "result.json")))
     if (source / "config.json").exists():
         config = read_json(source / "config.json")
         write_json(target / "config.json", {key: config[key] for key in SETTINGS if key in config})
@@ -71,13 +78,16 @@ def stage(source: Path, target: Path, rows: int) -> None:
         replace_text(target / "metrics.jsonl", lines(thinned(read_metrics(source), rows)))
 
 
-def test(source: Path, target: Path) -> None:
-    """Result of one test, and its sampled answers; greedy and forced ones are left out."""
-    write_json(target / "result.json", {key: short(value) for key, value in read_json(source / "result.json").items()})
-    answer_file.read(source)  # ValueError if it is none
+def test(source: Path, target: Path, problems: int, answers: int) -> None:
+    """Result of one test, and the first sampled answers to some of its problems; greedy and forced ones are left out."""
+    write_json(target / "result.json", short(read_json(source / "result.json")))
+    saved = answer_file.read(source)  # ValueError if it is none
     records = [json.loads(line) for line in (source / "answers.jsonl").read_bytes().split(b"\n")[1:-1]]
-    chosen = [{"settings": {}}] + [record for record in records if record["kind"] == "sampled"]
-    replace_text(target / "answers.jsonl", lines(chosen))
+    sampled = [record for record in records if record["kind"] == "sampled"]
+    some = tasks.spread(sorted(sampled, key=lambda record: record["index"]), problems)  # the same ones of every stage
+    chosen = [short(record | {"answers": record["answers"][:answers]}) for record in some]
+    settings = {key: saved.settings[key] for key in ("task", "data") if key in saved.settings}
+    replace_text(target / "answers.jsonl", lines([{"settings": settings}, *chosen]))
 
 
 def main(config: Config) -> None:
@@ -85,13 +95,13 @@ def main(config: Config) -> None:
     whole = read_json(config.run / "result.json", "the run has not ended, or is none of r1.py")
     part = config.out.with_name(f"{config.out.name}.tmp")  # an error leaves nothing that the next attempt would refuse
     shutil.rmtree(part, ignore_errors=True)
-    write_json(part / "result.json", {k: short(v) for k, v in whole.items() if k.startswith("seconds/")})
+    write_json(part / "result.json", short({k: v for k, v in whole.items() if k.startswith("seconds/")}))
     for name in STAGES:
         if (config.run / name / "result.json").exists():
             stage(config.run / name, part / name, config.rows)
         for kind in ("test", "general"):
             if (config.run / kind / name / "result.json").exists():
-                test(config.run / kind / name, part / kind / name)
+                test(config.run / kind / name, part / kind / name, config.problems, config.answers)
     part.rename(config.out)
     files = [path for path in config.out.rglob("*") if path.is_file()]
     print(f"{config.out}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e3:.0f} kB")
