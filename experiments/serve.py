@@ -1,6 +1,6 @@
 """Serve a model by OpenAI's API: chats and completions, streamed, many at once.
 
-    python -m experiments.serve runs/demo/rl
+    python -m experiments.serve runs/demo
     python -m experiments.serve DeepSeek-R1-Distill-Qwen-1.5B --port 8000 --rows 16 --max-length 8192
 
 Then `curl http://127.0.0.1:8000/v1/models`, or the client of the package openai with this address and any api_key

@@ -1,6 +1,7 @@
 """serve.py: the process, and what it serves."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -122,6 +123,13 @@ def test_names():
     assert serve.name_of(Path("/a/runs/demo/checkpoint/step-000120")) == serve.name_of(Path("/a/runs/demo")) == "demo"
     assert serve.name_of(Path("/a/runs/demo/checkpoint")) == "demo"
     assert serve.name_of(Path("/checkpoints/Qwen2.5-0.5B")) == "Qwen2.5-0.5B"
+
+
+def test_the_page_asks_for_the_model_that_its_command_serves():
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    path = re.search(r"^python -m experiments.serve (\S+)$", page, re.M)[1]
+    asked = re.findall(r'model(?:": |=)"([^"]+)"', page)
+    assert len(asked) == 2 and set(asked) == {serve.name_of(Path(path))}
 
 
 def test_a_row_longer_than_the_positions_is_refused(toy_base):
