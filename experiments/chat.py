@@ -57,7 +57,7 @@ class Config:
     system: str = ""  # the system prompt
     temperature: float | None = None  # None: as generation_config.json recommends, else 1
     top_p: float | None = None  # None: as generation_config.json recommends, else 1
-    max_completion_length: int = 1024  # tokens of an answer, at most
+    max_completion_length: int | None = None  # tokens of an answer, at most; None: as in the run's training, else 1024
     thinking: int | None = None  # tokens after which the thinking is closed by force; None: never
     seed: int = 0
     packed: bool = False  # weights in bitsandbytes' 4 bits stay as they are: 28 to 45 % of bf16's memory, and slower
@@ -71,7 +71,7 @@ class Config:
         above(self, 0, "top_p")
         if self.port is not None and self.port > 65535:
             raise ValueError(f"port = {self.port}: at most 65535")
-        chat_model.checked(wanted(self, 1.0, 1.0))
+        chat_model.checked(wanted(self, 1.0, 1.0, 1024))
         if self.web and self.serve:
             raise ValueError("web, serve: one of them, in one process each")
         changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
@@ -85,12 +85,12 @@ class Config:
             raise ValueError(f"{', '.join(names)}: {why}")
 
 
-def wanted(config: Config, temperature: float, top_p: float) -> Settings:
+def wanted(config: Config, temperature: float, top_p: float, most: int) -> Settings:
     """The settings that the options ask for, with these values where they leave it to the model."""
     return Settings(
         temperature if config.temperature is None else config.temperature,
         top_p if config.top_p is None else config.top_p,
-        config.max_completion_length,
+        config.max_completion_length or most,
         config.thinking,
         config.system,
         config.seed,
@@ -102,7 +102,7 @@ def settings_of(config: Config, chat: Model) -> Settings:
     if config.system and not chat.takes_system:
         raise ValueError("system: the chat template of this model has no place for a system prompt")
     recommended = chat.tokenizer.recommended
-    return wanted(config, recommended("temperature", 1.0), recommended("top_p", 1.0))
+    return wanted(config, recommended("temperature", 1.0), recommended("top_p", 1.0), chat.most)
 
 
 # ---- which model ---------------------------------------------------------------------------------
@@ -116,10 +116,15 @@ def chosen(path: Path | None) -> Path:
     if not (DEMO / "rl" / "checkpoint" / "latest").is_file():
         none = f"{DEMO} holds no finished demonstration"
         if not sys.stdin.isatty():
-            raise ValueError(f"{none}: make it with `make demo`, in about ten minutes, or name a model")
+            raise ValueError(
+                f"{none}: make it with `make demo`, in about ten minutes (it continues one that was interrupted), or "
+                "name a model"
+            )
         if input(f"{none}. Make it now, in about ten minutes? [y/N] ").strip().lower() not in ("y", "yes"):
             raise ValueError(f"{none}: name a model, a Hugging Face folder or a run")
         demo.main(demo.Config(resume=DEMO.exists()))
+    elif not (DEMO / "result.json").is_file():
+        print(f"{DEMO} is not finished: this is its policy so far; `make demo` continues it")
     return DEMO
 
 

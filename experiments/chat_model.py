@@ -35,6 +35,7 @@ class Model(NamedTuple):
     takes_system: bool
     examples: list[str]
     verdict: Callable[[str, str], tuple[str, str] | None]  # see chat_task.verifier
+    most: int  # tokens of an answer, unless the user asks for another number
 
 
 class Settings(NamedTuple):
@@ -94,6 +95,7 @@ def opened(
         takes_system=template == "chat" and conversation.takes_system(tokenizer),
         examples=chat_task.examples(known, template),
         verdict=chat_task.verifier(known),
+        most=chat_task.budget(folder),
     )
 
 

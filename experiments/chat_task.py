@@ -25,32 +25,45 @@ GENERAL = (  # for a model that no task is known of
 TEXTS = ("Once upon a time", "The three most important", "def fibonacci(n):")  # for one that continues a text
 
 
+def config_of_run(checkpoint: Path) -> dict:
+    """The config.json of a checkpoint's run, as the first that names a task; {} if none does."""
+    for folder in (checkpoint, *checkpoint.absolute().parents[:2]):  # the run, checkpoint/ or step-*
+        values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        if isinstance(values.get("task"), str) and values["task"]:
+            return values
+    return {}
+
+
 def of_run(checkpoint: Path) -> tuple[str, str | None] | None:
     """(task, data) that the run of a checkpoint states in its config.json, or None.
 
     A task that is a .py file is not returned: opening a model must run no code that came with it.
     """
-    for folder in (checkpoint, *checkpoint.absolute().parents[:2]):  # the run, checkpoint/ or step-*
-        if (folder / "config.json").is_file():
-            values = read_json(folder / "config.json")
-            spec, data = values.get("task"), values.get("data")
-            if isinstance(spec, str) and spec and ".py" not in spec:
-                return spec, data if isinstance(data, str) else None
-    return None
+    values = config_of_run(checkpoint)
+    spec, data = values.get("task", ""), values.get("data")
+    return (spec, data if isinstance(data, str) else None) if spec and ".py" not in spec else None
+
+
+def budget(checkpoint: Path) -> int:
+    """Tokens of an answer, unless the user says otherwise: as in the training of the checkpoint's run, else 1,024."""
+    most = config_of_run(checkpoint).get("max_completion_length")
+    return most if isinstance(most, int) and most > 0 else 1024
 
 
 def find(checkpoint: Path, spec: str | None, data: str | None, allow_code: bool) -> Task | None:
     """The task that `spec` names, else the one that the run of the checkpoint states; None if there is none.
 
-    ValueError as `tasks.load` for a task that was named. If the run's own cannot be loaded (its data lie elsewhere, or
-    it runs programs), a line says why, and there is none.
+    ValueError as `tasks.load` for a task that was named. If the run's own cannot be loaded (it is a .py file, its data
+    lie elsewhere, or it runs programs), a line says why, and there is none.
     """
     if spec is not None:
         return tasks.load(spec, data, allow_code=allow_code)
-    if (stated := of_run(checkpoint)) is None:
+    if (named := of_run(checkpoint)) is None:
+        if own := config_of_run(checkpoint).get("task"):
+            print(f"the run's task is code, which runs only if you name it, for questions and verdicts: --task {own!r}")
         return None
     try:
-        return tasks.load(stated[0], data or stated[1], allow_code=allow_code)
+        return tasks.load(named[0], data or named[1], allow_code=allow_code)
     except ValueError as error:
         print(f"answers are not judged: {error}")
         return None

@@ -105,7 +105,7 @@ def final_test(
             policy = hf.load(path, device, pick_dtype(config.dtype, device))
             settings = evaluate.Config(checkpoint=path, **shared)
             values, grids[split, name] = evaluate.measure(*policy, task, problems[split], settings)
-            columns[f"{name}, {split}"] = values
+            columns[f"{name}, {split}"] = evaluate.applicable(values, grids[split, name])
             prefix = name if split == first else f"{name}_{split}"
             result |= {f"{prefix}/{key}": value for key, value in values.items()}
     both = np.array([rights(grids[first, name]) for name in ("after", "before")])

@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.evaluate_figure import draw_groups
-from minir1 import answer_file, checkpoint, cli, tasks
+from minir1 import answer_file, checkpoint, cli, rewards, tasks
 from minir1.device import pick, pick_dtype
 from minir1.distributed import on_first
 from minir1.files import write_json
@@ -235,7 +235,8 @@ READABLE = {  # a key of `readability` -> its label and format in the table
 def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
     """(label, key, group or "", format) of each row of the table, by the keys that `figures` returned.
 
-    A value's key is key + group, its interval key + "_low" + group; `rates` are the task's.
+    A value's key is key + group, its interval key + "_low" + group; `rates` are the task's. What no answer has, such as
+    reflective words where the model knows none, has no row.
     """
     groups = [key.removeprefix("length") for key in values if key.startswith("length_")]  # such as "_hard"
     whole = [key for key in values if not key.endswith(("_low", "_high", *groups))]
@@ -256,7 +257,8 @@ def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[st
     lines += [("not judged", "unjudged", "", ".1%")] if values.get("unjudged") else []
     lines += [("tokens", "length", "", ".1f")]
     lines += [(f"  {group_name(group)}", "length", group, ".1f") for group in groups]
-    lines += [(label, key, "", form) for key, (label, form) in READABLE.items() if key in values]
+    found = [key for key in READABLE if values.get(key) or (key in values and key not in ("tidiness", "reflections"))]
+    lines += [(READABLE[key][0], key, "", READABLE[key][1]) for key in found]
     for name in counts:
         rate = (f"{words(name)}, share of {words(rates[name])}", name, "", ".1%") if name in rates else None
         lines.append(rate or (f"{words(name)} per answer", name, "", ".2f"))
@@ -274,6 +276,12 @@ def group_name(group: str) -> str:
     return f"{name} problems" if name.islower() and not name.startswith("level ") else name
 
 
+def applicable(values: dict[str, float], grid: Sequence[Sequence[Answer]]) -> dict[str, float]:
+    """The values for the table: without the language of the thinking if no thinking has a word, which counts as 0."""
+    worded = any(rewards.words(rewards.thinking(a.text)) for row in grid for a in row)
+    return values if worded else {key: value for key, value in values.items() if key != "language_consistency"}
+
+
 def show(title: str, columns: Mapping[str, Mapping[str, float]], rates: Mapping[str, str]) -> None:
     """Print measurements side by side, with intervals where there are any."""
 
@@ -284,7 +292,8 @@ def show(title: str, columns: Mapping[str, Mapping[str, float]], rates: Mapping[
             return with_interval(*(values[f"{key}{end}{group}"] for end in ("", "_low", "_high")), form)
         return f"{values[key + group]:{form}}"
 
-    every = {key: value for values in columns.values() for key, value in values.items()}
+    keys = dict.fromkeys(key for values in columns.values() for key in values)
+    every = {key: max(values[key] for values in columns.values() if key in values) for key in keys}
     lines = [[label, *(cell(values, *rest) for values in columns.values())] for label, *rest in rows(every, rates)]
     table(title, ["", *columns], lines)
 
@@ -330,7 +339,8 @@ def main(config: Config) -> dict[str, float]:
         speed = {"tokens_per_s": tokens_per_s} if tokens_per_s else {}  # nothing was left to sample
     values = figures(task, problems, grids, config) | speed
     print(source)
-    show(f"{task.name}, {config.split}: {len(problems)} problems", {config.split: values}, task.rates)
+    columns = {config.split: applicable(values, grids["sampled"])}
+    show(f"{task.name}, {config.split}: {len(problems)} problems", columns, task.rates)
     for reason, count in reasons(grids["sampled"]):
         print(f"not judged {count} times: {reason}")
     if config.out:

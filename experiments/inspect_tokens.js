@@ -285,6 +285,7 @@ choices(find("verdicts"), ["all", ...present].map((name) => [name, name]), (name
 find("only").hidden = !quantity.clipped;
 find("search").oninput = find("clipped-only").onchange = find("mixed-only").onchange = filter;
 find("filters").onsubmit = (event) => event.preventDefault();
-chosen = quantity[location.hash.slice(1)] || chosen;
+const named = ({ key, label }) => ["#" + key, "#" + encodeURI(label)].includes(location.hash);  // by a button's text too
+chosen = data.quantities.find(named) || chosen;
 paint();
 filter();

@@ -29,7 +29,7 @@ from minir1 import checkpoint, cli, memory, policy, tasks
 from minir1.data import batches, by_tokens, pad_rows
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.distributed import deal, load_target, sum_of_ranks
-from minir1.log import open_run, progress, progress_line
+from minir1.log import open_run, progress_line, steps
 from minir1.losses import nll
 from minir1.model import hf
 from minir1.model.config import ModelConfig, dense
@@ -217,37 +217,35 @@ def main(config: Config) -> dict[str, float]:
     print(f"pre-training {parameters / 1e6:.2f}M parameters for {config.steps} steps of {config.batch} tokens")
     memory.show(memory.step_memory(model, microbatch=config.microbatch, muon=True, recompute=config.recompute), device)
     began, trained = time.perf_counter() - spent, 0
-    with progress(config.steps, "pre-training") as advance:
-        advance(start)
-        for step, rows in enumerate(itertools.islice(corpus, start, config.steps), start=start + 1):
-            factor = warmup_stable_decay(step - 1, config.steps, config.warmup)
-            parts["muon"].param_groups[0]["lr"] = config.muon_lr * factor
-            parts["adam"].param_groups[0]["lr"] = config.adam_lr * factor
-            loss, mtp_loss, loads = loss_backward(model, rows, config)
-            norm = clip_gradients(model, config.clip, step)
-            for optimizer in parts.values():
-                optimizer.step()
-            model.zero_grad(set_to_none=True)
-            for layer, load in zip(layers, loads):
-                balance_step(layer.bias, load, config.balance_speed)
+    batches = itertools.islice(corpus, start, config.steps)
+    for step, rows in zip(steps(start, config.steps, "pre-training"), batches):
+        factor = warmup_stable_decay(step - 1, config.steps, config.warmup)
+        parts["muon"].param_groups[0]["lr"] = config.muon_lr * factor
+        parts["adam"].param_groups[0]["lr"] = config.adam_lr * factor
+        loss, mtp_loss, loads = loss_backward(model, rows, config)
+        norm = clip_gradients(model, config.clip, step)
+        for optimizer in parts.values():
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        for layer, load in zip(layers, loads):
+            balance_step(layer.bias, load, config.balance_speed)
 
-            trained += sum(len(row) for row in rows)
-            speed = trained / (time.perf_counter() - began - spent)
-            metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": config.muon_lr * factor}
-            if model.mtp:
-                metrics["train/mtp_loss"] = mtp_loss
-            if loads:
-                metrics["train/max_violation"] = max(maximal_violation(load) for load in loads)
-                metrics["train/idle_experts"] = max(idle_share(load) for load in loads)
-            run.log(step, metrics | {"perf/train_tok_s": speed})
-            advance()
-            if step % 100 == 0 or step == config.steps:
-                fields = [("loss", f"{loss:.3f}"), ("grad", f"{norm:.2f}"), ("tok/s", f"{speed:,.0f}")]
-                progress_line(step, config.steps, fields)
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                state = {"step": step, "steps": config.steps, "seconds": time.perf_counter() - began}
-                state |= {name: part.state_dict() for name, part in parts.items()}
-                checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state)
+        trained += sum(len(row) for row in rows)
+        speed = trained / (time.perf_counter() - began - spent)
+        metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": config.muon_lr * factor}
+        if model.mtp:
+            metrics["train/mtp_loss"] = mtp_loss
+        if loads:
+            metrics["train/max_violation"] = max(maximal_violation(load) for load in loads)
+            metrics["train/idle_experts"] = max(idle_share(load) for load in loads)
+        run.log(step, metrics | {"perf/train_tok_s": speed})
+        if step % 100 == 0 or step == config.steps:
+            fields = [("loss", f"{loss:.3f}"), ("grad", f"{norm:.2f}"), ("tok/s", f"{speed:,.0f}")]
+            progress_line(step, config.steps, fields)
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            state = {"step": step, "steps": config.steps, "seconds": time.perf_counter() - began}
+            state |= {name: part.state_dict() for name, part in parts.items()}
+            checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state)
 
     result = skills(model, tokenizer, task.probes()) if task.probes else {}
     seconds = time.perf_counter() - began

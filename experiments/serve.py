@@ -1,6 +1,6 @@
 """Serve a model by OpenAI's API: chats and completions, streamed, many at once.
 
-    python -m experiments.serve runs/demo/rl
+    python -m experiments.serve runs/demo
     python -m experiments.serve DeepSeek-R1-Distill-Qwen-1.5B --port 8000 --rows 16 --max-length 8192
 
 Then `curl http://127.0.0.1:8000/v1/models`, or the client of the package openai with this address and any api_key
@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments import chat_task
 from minir1 import checkpoint, cli
 from minir1.address import is_loopback
 from minir1.device import pick, pick_dtype
@@ -40,7 +41,7 @@ class Config:
     port: int = 8000  # 0: a free one
     rows: int = 64  # answers at once; more wait
     max_length: int | None = None  # tokens of a prompt with its answer; None: the model's, but at most 8192
-    max_completion_length: int = 1024  # tokens of an answer to a request that names no limit
+    max_completion_length: int | None = None  # of a request that names no limit; None: as the run's training, else 1024
     waiting: int = 256  # answers that may wait; further ones are refused with 429
     timeout: float = 600.0  # seconds for a whole answer, waiting included; then it ends with 503
     grace: float = 5.0  # seconds that running answers get when the server is stopped
@@ -91,12 +92,13 @@ def main(config: Config) -> None:
         folder = checkpoint.resolve(config.model, prefer="best")
         model, tokenizer = hf.load(folder, device, pick_dtype(config.dtype, device), config.packed)
         model = (model if config.packed else merge(model)).eval()
-        most = model.config.max_positions
-        if config.max_length and config.max_length > most:
-            raise ValueError(f"max_length = {config.max_length}: the model has positions for {most}")
-        engine = Engine(model, config.rows, config.max_length or min(most, LARGE), config.waiting)
+        largest = model.config.max_positions
+        if config.max_length and config.max_length > largest:
+            raise ValueError(f"max_length = {config.max_length}: the model has positions for {largest}")
+        engine = Engine(model, config.rows, config.max_length or min(largest, LARGE), config.waiting)
         name = config.name or name_of(config.model)
-        service = serve_api.Service(engine, tokenizer, name, config.max_completion_length, config.timeout)
+        most = config.max_completion_length or chat_task.budget(folder)
+        service = serve_api.Service(engine, tokenizer, name, most, config.timeout)
         server = serve_http.server(serve_api.create(service, config.host), engine, config.grace)
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(f"{name} at http://{host}:{listener.getsockname()[1]}/v1", flush=True)

@@ -254,7 +254,9 @@ def progress(total: int, description: str) -> Iterator[Callable]:
 
 
 def steps(start: int, end: int, description: str) -> Iterator[int]:
-    """The steps start + 1 … end of a training, under a progress bar."""
+    """The steps start + 1 … end of a training, under a progress bar. A line says so if none is left."""
+    if start >= end:
+        print(f"nothing is left to train: {start:,} of {end:,} steps are done")
     with progress(end, description) as advance:
         advance(start)
         for step in range(start + 1, end + 1):

@@ -170,11 +170,13 @@ def language_consistency(text: str, language: str) -> float:
     """
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r}: no script is known for it; allowed: {', '.join(LANGUAGES)}")
-    words = _words(thinking(text).translate(FOLDS))
-    return sum(map(bool, map(SCRIPTS[LANGUAGES[language]].fullmatch, words))) / max(1, len(words))
+    found = words(thinking(text))
+    return sum(map(bool, map(SCRIPTS[LANGUAGES[language]].fullmatch, found))) / max(1, len(found))
 
 
-def _words(folded: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """The words of a text, folded, as `language_consistency` counts them."""
+    folded = text.translate(FOLDS)
     return [word for word in WORDS.findall(folded) if word and not VARIABLE.fullmatch(word)]
 
 
@@ -211,8 +213,8 @@ def tidiness(text: str) -> float:
         return 0.0
     *earlier, last = (match[1] for match in map(SUMMARY.match, lines) if match)
     others = (claim for claim in earlier if _bare(claim) not in ("", wanted) and ("=" not in claim or "=" in wanted))
-    words = len(_words(final.translate(FOLDS)))
-    return float(_bare(last) == wanted and all(len(_words(claim.translate(FOLDS))) > words for claim in others))
+    most = len(words(final))
+    return float(_bare(last) == wanted and all(len(words(claim)) > most for claim in others))
 
 
 def _bare(claim: str) -> str:

@@ -75,8 +75,10 @@ def test_the_folder_of_the_demonstration_is_its_last_stage(tmp_path, folders):
     step.parent.mkdir(parents=True)
     step.symlink_to(folders["ends"])
     (step.parent / "best").write_text("step-000001\n")
-    (tmp_path / "rl" / "config.json").write_text(json.dumps({"task": "countdown"}))
+    (tmp_path / "rl" / "config.json").write_text(json.dumps({"task": "countdown", "max_completion_length": 384}))
     model = chat_model.opened(tmp_path)
+    most = [chat.settings_of(config, model).most for config in (chat.Config(), chat.Config(max_completion_length=5))]
+    assert most == [384, 5]
     assert model.task == "countdown" and re.fullmatch(r"make \d+ from [\d,]+", model.examples[0])
 
 
@@ -111,7 +113,7 @@ def test_options_that_are_refused(options, match):
         chat.Config(web=True, **options)
 
 
-def test_without_a_model_the_demonstration_is_offered(tmp_path, monkeypatch):
+def test_without_a_model_the_demonstration_is_offered(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     made = []
     monkeypatch.setattr(chat.demo, "main", made.append)
@@ -129,7 +131,11 @@ def test_without_a_model_the_demonstration_is_offered(tmp_path, monkeypatch):
     assert [config.resume for config in made] == [False, True] and made[0].out == chat.DEMO
     (Path("runs/demo/rl/checkpoint")).mkdir(parents=True)
     Path("runs/demo/rl/checkpoint/latest").write_text("x")
+    capsys.readouterr()
     assert chat.chosen(None) == chat.DEMO and len(made) == 2 and chat.chosen(Path("x")) == Path("x")
+    assert capsys.readouterr().out == "runs/demo is not finished: this is its policy so far; `make demo` continues it\n"
+    Path("runs/demo/result.json").write_text("{}")
+    assert chat.chosen(None) == chat.DEMO and capsys.readouterr().out == ""
 
 
 def test_make_installs_what_the_page_needs():

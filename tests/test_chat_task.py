@@ -29,12 +29,19 @@ def test_the_task_of_the_run(tmp_path):
     assert chat_task.find(tmp_path / "b", None, None, False) is None
 
 
-def test_to_open_a_model_runs_no_code_beside_it(tmp_path):
+def test_the_longest_answer_is_that_of_the_runs_training(tmp_path):
+    assert chat_task.budget(run_folder(tmp_path / "a", task="x.py", max_completion_length=384)) == 384
+    assert chat_task.budget(run_folder(tmp_path / "b", task="countdown", max_completion_length=None)) == 1024
+    assert chat_task.budget(tmp_path / "none") == 1024
+
+
+def test_to_open_a_model_runs_no_code_beside_it(tmp_path, capsys):
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     for spec in (f"{tmp_path}/evil.py", f"countdown+{tmp_path}/evil.py:x"):
         step = run_folder(tmp_path / f"{len(spec)}", task=spec)
         assert chat_task.of_run(step) is None
         assert chat_task.find(step, None, None, False) is None
+        assert capsys.readouterr().out.rstrip().endswith(f"for questions and verdicts: --task {spec!r}")
 
 
 def test_a_task_that_cannot_be_loaded_is_a_line(tmp_path, capsys):

@@ -66,8 +66,9 @@ def test_how_readable_the_answers_are_is_measured_by_group_and_shown(config, cap
         odd, even = (values[f"{name}_level {level}"] for level in "21")  # three problems each
         assert values[name] == pytest.approx((odd + even) / 2)
     shown = capsys.readouterr().out
-    for label, form in evaluate.READABLE.values():
-        assert shown.count(label) == 1, label
+    assert values["tidiness"] == values["reflections"] == 0  # the corpus knows neither
+    for key, (label, _) in evaluate.READABLE.items():
+        assert shown.count(label) == (key not in ("tidiness", "reflections")), label
     words = next(line for line in shown.splitlines() if evaluate.READABLE["words"][0] in line)
     assert words.split()[-1] == f"{values['words']:.1f}"
 
@@ -85,6 +86,25 @@ def test_rows_of_readability():
         ("reflective words of the thinking", "reflections", "", ".2f"),
         ("tries per answer", "tries", "", ".2f"),
     ]
+
+
+def test_what_no_answer_has_gets_no_row():
+    values = {"pass@1": 0.5, "language_consistency": 0.0, "repetition": 0.0, "tidiness": 0.0, "reflections": 0.0}
+    assert [key for _, key, *_ in evaluate.rows(values, {})][-2:] == ["language_consistency", "repetition"]
+    one = [[Answer("1+2=3</think><answer>3</answer>", 9, False, True, True)]]
+    assert evaluate.applicable(values, one) == {key: values[key] for key in values if key != "language_consistency"}
+    foreign = [[Answer("一加二</think><answer>3</answer>", 9, False, True, True)]]
+    assert evaluate.applicable(values, foreign) == values  # 0 % of its words: that says something
+
+
+def test_a_row_that_one_column_needs_is_shown(capsys):
+    columns = {"before": {"tidiness": 0.25, "unjudged": 0.5}, "after": {"tidiness": 0.0, "unjudged": 0.0}}
+    every = {"pass@1": 0.5, "pass@1_formed": 0.5, "greedy": 0.5, "format": 1.0, "truncated": 0.0, "length": 9.0}
+    evaluate.show("two", {name: every | values for name, values in columns.items()}, {})
+    shown = capsys.readouterr().out
+    assert "not judged" in shown and next(
+        line.split()[-2:] for line in shown.splitlines() if evaluate.READABLE["tidiness"][0] in line
+    ) == ["25.0%", "0.0%"]
 
 
 def test_a_count_of_the_task_with_the_name_of_a_measure_is_refused(config, tmp_path):

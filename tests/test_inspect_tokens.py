@@ -395,6 +395,14 @@ def test_another_quantity_recolours(page):
     page.requests.pop()
 
 
+@pytest.mark.parametrize("typed, shown", [("log-prob",) * 2, ("logp", "log-prob"), ("KL", "KL"), ("clip",) * 2])
+def test_the_address_takes_keys_and_the_texts_of_the_buttons(page, typed, shown):
+    page.goto(page.url + "#" + typed)
+    page.reload()
+    assert page.get_by_role("radio", name=shown, exact=True).get_attribute("aria-checked") == "true"
+    del page.requests[1:]
+
+
 def test_in_a_frame_as_the_notebook_shows_it(browser, tmp_path):
     """A frame's srcdoc has no address to keep the choice in."""
     inside = escape(inspect_tokens.html(page_data(made(), 8, "run")))

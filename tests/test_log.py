@@ -374,6 +374,13 @@ def test_lines_appear_above_a_running_bar(monkeypatch):
     assert "  0/600  reward 0.41" in above and "  1/600  reward 0.41" in above and "2/2" in screen.getvalue()
 
 
+def test_a_training_with_no_step_left_says_so(capsys):
+    assert list(log.steps(1, 3, "sft")) == [2, 3] and capsys.readouterr().out == ""
+    assert list(log.steps(1200, 1200, "sft")) == list(log.steps(1200, 40, "sft")) == []  # of fewer --steps too
+    said = "nothing is left to train: 1,200 of {} steps are done\n"
+    assert capsys.readouterr().out == said.format("1,200") + said.format(40)
+
+
 def test_results_are_written_as_plain_json(tmp_path):
     path = tmp_path / "new" / "a.json"
     files.write_json(path, {"ε": np.float32(0.5), "loss": math.nan, "rows": torch.tensor([1, 2]), "out": Path("b")})

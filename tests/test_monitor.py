@@ -1,5 +1,8 @@
 """monitor.py: averages, clock, report, preflight and alarms by hand."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,7 +10,7 @@ from minir1 import monitor
 from minir1.judge import Answer
 from minir1.monitor import Averages, Clock, alarms, contradictions, outlook, preflight, report, show
 from minir1.rollout import EOS, Rollout
-from minir1.tasks import Problem, Task, Verdict
+from minir1.tasks import Problem, Task, Verdict, countdown
 
 PROBLEMS = [Problem("a", "1"), Problem("b", "2")]
 QUIET = {"train/entropy": 0.5, "train/truncated": 0.1}
@@ -159,3 +162,12 @@ def test_a_step_is_one_line_with_what_was_measured_and_its_alarms(capsys):
     line, alarm = capsys.readouterr().out.splitlines()
     assert line.split() == "3/40 reward 0.5 entropy 0.5 validation 25.0% tries 2".split()
     assert alarm.startswith("warning, step 3: more than half of the answers are truncated")
+
+
+def test_the_fields_of_a_step_are_explained():
+    page = (Path(__file__).parent.parent / "docs" / "commands.md").read_text(encoding="utf-8")
+    section = page.partition("## What a step prints\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([^`]+)` \| (?:`([^`]+)` \| )?", section, re.M)
+    assert [(key, label) for label, key in rows if key] == [(key, label) for key, label, _ in monitor.SHOWN]
+    counts = countdown.behaviour(Problem("make 24 from 11,3,3", ""), "")
+    assert [label for label, key in rows if not key] == list(counts)

@@ -118,7 +118,20 @@ def test_r1_zero_reads_a_run(tmp_path):
     shown = execute(ZERO, tmp_path / "run")
     check(shown)
     assert f"{tmp_path / 'run'}: 3 steps of 4 problems, 2 answers each" in shown
+    assert next(tasks.load("countdown").documents(0)) in shown  # what its base read, not that of pairs.py
     assert sorted((tmp_path / "run").rglob("*")) == files  # it only reads
+
+
+@pytest.mark.parametrize(
+    "path, line",
+    [(ZERO, "RUN = {} is no finished run of experiments/demo.py"), (PIPELINE, "{} is no run of experiments/r1.py")],
+    ids=["03", "05"],
+)
+def test_a_mistyped_run_is_named(path, line, tmp_path):
+    nbclient = pytest.importorskip("nbclient")
+    with pytest.raises(nbclient.exceptions.CellExecutionError) as error:
+        execute(path, tmp_path / "none")
+    assert error.value.ename == "ValueError" and error.value.evalue.startswith(line.format(tmp_path / "none"))
 
 
 PAIRS = tasks.load(ROOT / "notebooks" / "pairs.py")
@@ -159,7 +172,12 @@ def test_pairs_references_and_documents_are_what_it_judges():
 
 
 def test_the_pipeline_reads_what_was_kept_of_a_run(tmp_path):
-    shown = execute(PIPELINE, tmp_path / "none")
+    """In a checkout without runs."""
+    notebook = tmp_path / "notebooks" / PIPELINE.name
+    notebook.parent.mkdir()
+    notebook.write_text(PIPELINE.read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    shown = execute(notebook)
     assert shown.count("image/png") + shown.count("no values for the figure") == PICTURES["05_the_pipeline"]
     assert shown.count("image/png") >= 4 and "r1_pipeline: Base, R1-Zero, Cold start" in shown
 

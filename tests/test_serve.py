@@ -1,6 +1,7 @@
 """serve.py: the process, and what it serves."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 from served import PROMPT, wait_for  # noqa: E402
 from test_four_bit import CONFIGS, plain, quantised  # noqa: E402
 
-from experiments import serve  # noqa: E402
+from experiments import serve, serve_api  # noqa: E402
 from minir1.engine import Engine, Request  # noqa: E402
 from minir1.model.packed_linear import packed_layers  # noqa: E402
 from minir1.model.transformer import Transformer  # noqa: E402
@@ -122,6 +123,27 @@ def test_names():
     assert serve.name_of(Path("/a/runs/demo/checkpoint/step-000120")) == serve.name_of(Path("/a/runs/demo")) == "demo"
     assert serve.name_of(Path("/a/runs/demo/checkpoint")) == "demo"
     assert serve.name_of(Path("/checkpoints/Qwen2.5-0.5B")) == "Qwen2.5-0.5B"
+
+
+def test_the_page_asks_for_the_model_that_its_command_serves():
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    path = re.search(r"^python -m experiments.serve (\S+)$", page, re.M)[1]
+    asked = re.findall(r'model(?:": |=)"([^"]+)"', page)
+    assert len(asked) == 2 and set(asked) == {serve.name_of(Path(path))}
+
+
+@pytest.mark.parametrize("asked, most", [(None, 384), (5, 5)])
+def test_the_longest_answer_is_that_of_the_runs_training(toy_base, tmp_path, monkeypatch, asked, most):
+    (tmp_path / "checkpoint").symlink_to(toy_base() / "checkpoint")
+    (tmp_path / "config.json").write_text('{"task": "countdown", "max_completion_length": 384}')
+
+    def service(engine, tokenizer, name, tokens, timeout):
+        engine.close()
+        raise RuntimeError(f"{tokens} tokens")
+
+    monkeypatch.setattr(serve_api, "Service", service)
+    with pytest.raises(RuntimeError, match=f"^{most} tokens"):
+        serve.main(serve.Config(tmp_path, max_completion_length=asked, port=0, device="cpu"))
 
 
 def test_a_row_longer_than_the_positions_is_refused(toy_base):

@@ -197,8 +197,12 @@ def test_a_file_without_the_functions(tmp_path, has, lacks):
 
 
 def test_an_unknown_split():
-    with pytest.raises(ValueError, match="task countdown has no split 'dev'; it has train, validation, test, unseen"):
+    lacking = "task countdown has no split 'dev'; it has train, validation, test, unseen"
+    with pytest.raises(ValueError, match=lacking) as e:
         load("countdown").problems("dev")
+    assert "--eval-split" in str(e.value)
+    with pytest.raises(ValueError, match="task aime has no split 'train'; it has test$"):
+        load("aime", "x").problems("train")  # no option chooses another
 
 
 # ---------------------------------------------------------------- mixtures

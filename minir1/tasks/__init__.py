@@ -213,7 +213,7 @@ def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
 
     def problems(split: str) -> list[Problem]:
         if split not in splits:
-            raise ValueError(f"task {full_name} has no split {split!r}; it has {', '.join(splits)}")
+            raise ValueError(f"task {full_name} has no split {split!r}; it has {', '.join(splits)}{_other(split)}")
         listed = module.problems(split, data, **bound)
         listed = list(listed) if isinstance(listed, Iterable) else [listed]
         if wrong := [item for item in listed if not isinstance(item, Problem)]:
@@ -233,6 +233,11 @@ def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
     own = {key: getattr(module, key) for key in ("same",) if hasattr(module, key)}
     final, rates = getattr(module, "final", _final), getattr(module, "RATES", {})
     return Task(full_name, splits, problems, verify, final, rates, **own, **of_text, **of_variant)
+
+
+def _other(split: str) -> str:
+    """How a script is told to use another split than this one, which the task lacks; `train` is no option of theirs."""
+    return "" if split == "train" else ": choose one of these, --eval-split (or --split, whichever the script has)"
 
 
 def _final(problem: Problem, text: str) -> str | None:
@@ -255,7 +260,7 @@ def _mixture(tasks: list[Task]) -> Task:
 
     def problems(split: str) -> list[Problem]:
         if split not in splits:
-            raise ValueError(f"split {split!r} is in none of {name}; they have {', '.join(splits)}")
+            raise ValueError(f"split {split!r} is in none of {name}; they have {', '.join(splits)}{_other(split)}")
         having = [task for task in tasks if split in task.splits]
         return [replace(problem, task=task.name) for task in having for problem in task.problems(split)]
 
