@@ -191,8 +191,9 @@ def wrong_template(rows: Rows, config: Config) -> str | None:
 
 
 def end_token_not_trained(rows: Rows, config: Config) -> str | None:
-    """A quarter of all answers, and half of the truncated ones, continue after their `</answer>` until the budget ends:
-    it is not the budget that is short. In the last quarter of the run too: an end that is trained is soon learned."""
+    """A quarter of all answers, and half of the truncated ones, continue with further text after their `</answer>` until
+    the budget ends: it is not the budget that is short, which ends an answer before the tag, or directly after it. In the
+    last quarter of the run too: an end that is trained is soon learned."""
     truncated, endless = values(rows, "train/truncated"), values(rows, "train/endless")
     if not len(truncated) or not len(endless) or endless.mean() < max(0.25, 0.5 * truncated.mean()):
         return None

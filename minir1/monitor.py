@@ -70,7 +70,8 @@ def report(
 ) -> dict[str, float]:
     """What the sampled answers were like. rewards: fp32 [P, G].
 
-    endless: the share of answers that were truncated after their `</answer>`, so not for want of tokens.
+    endless: the share of answers that were truncated in further text after their `</answer>`. Those truncated directly
+    after the tag do not count: they may have lacked the budget of one token, the end token.
     """
     flat = [a for group in answers for a in group]
     judged = [a for a in flat if not a.unjudged]
@@ -80,7 +81,7 @@ def report(
         "format": sum(a.format for a in flat) / len(flat),
         "length": sum(a.tokens for a in flat) / len(flat),
         "truncated": sum(a.truncated for a in flat) / len(flat),
-        "endless": sum(a.truncated and "</answer>" in a.text for a in flat) / len(flat),
+        "endless": sum(a.truncated and a.text.partition("</answer>")[2].strip() != "" for a in flat) / len(flat),
         "unjudged": sum(a.unjudged for a in flat) / len(flat),
         "contradictions": contradictions(answers),
         "entropy": (rollout.entropy.sum() / rollout.mask.sum()).item(),

@@ -90,9 +90,11 @@ def test_report_by_hand():
 
 
 def test_endless_answers_were_truncated_after_their_answer():
-    texts = ["<answer>7</answer> 7", "<answer>7</answer>", "<answer>7"]
-    cut = [answer(text=text, truncated=text != texts[1]) for text in texts]
-    assert report(task(), PROBLEMS, rollout(), [cut], torch.zeros(1, 3))["train/endless"] == 1 / 3
+    """Of the text after the tag: a budget that is short by the end token alone ends in the tag, or in a blank."""
+    cut = {"<answer>7</answer> 7": True, "<answer>7</answer> 8": False, "<answer>7": True}
+    cut |= {"<answer>7</answer>": True, "<answer>7</answer>\n": True}
+    group = [answer(text=text, truncated=truncated) for text, truncated in cut.items()]
+    assert report(task(), PROBLEMS, rollout(), [group], torch.zeros(1, 5))["train/endless"] == 1 / 5
 
 
 def test_a_contradiction_is_one_text_judged_both_ways_in_a_group():
