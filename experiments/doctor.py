@@ -27,7 +27,7 @@ from experiments import r1_zero
 from minir1 import cli, memory, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.device import free_memory_gib, peak_memory_gib, pick, pick_dtype
-from minir1.diagnosis import Finding, diagnose, values
+from minir1.diagnosis import Finding, diagnose, no_signal, values
 from minir1.files import plain, read_json
 from minir1.judge import judge, judge_rollout
 from minir1.log import read_metrics, table
@@ -67,7 +67,8 @@ def options_of(path: Path) -> r1_zero.Config:
 def probed(
     model: Transformer, tokenizer: Tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: r1_zero.Config
 ) -> dict[str, float]:
-    """preflight/…: `outlook` of G sampled answers per problem, the format with every template, accepted references."""
+    """preflight/…: `outlook` of G sampled answers per problem, as the preflight of a run measures it; the format with
+    every other template, of the first 16 problems; accepted references."""
     result = {}
     for template in TEMPLATES:
         try:
@@ -76,8 +77,8 @@ def probed(
             if template == config.template:
                 raise
             continue  # the tokenizer cannot render this one
-        asked = replace(config, template=template)
-        found = outlook(r1_zero.sample(model, tokenizer, task, problems, asked, config.num_generations, template))
+        asked, some = replace(config, template=template), problems if template == config.template else problems[:16]
+        found = outlook(r1_zero.sample(model, tokenizer, task, some, asked, config.num_generations, template))
         result |= {f"format_{template}": found["format"]} | (found if template == config.template else {})
     result |= accepted(task, problems)
     return {f"preflight/{name}": value for name, value in result.items()}
@@ -114,8 +115,8 @@ def predict(config: r1_zero.Config) -> list[dict[str, float]]:
     first = {"memory/predicted_gib": memory.peak(memory.step_memory(model, **shape)) / 2**30}
     if (free := free_memory_gib(device)) is not None:
         first["memory/free_gib"] = free
-    problems = python_random(config.seed, 0).sample(train, min(16, len(train)))
-    first |= probed(model, tokenizer, task, problems, config)
+    asked = python_random(config.seed, 0).sample(train, min(64, 4 * config.prompts, len(train)))  # as r1_zero.py asks
+    first |= probed(model, tokenizer, task, asked, config)
 
     clock, problems = Clock(device), python_random(config.seed, 1).sample(train, config.prompts)
     rollout = r1_zero.act(model, tokenizer, problems, config, 1)
@@ -204,7 +205,9 @@ def main(config: Config) -> list[Finding]:
     rl = config.rl if config.run is None else options_of(config.run)
     rows = predict(rl)
     show_prediction(rows[0], rl)
-    findings = diagnose(rows, plain(vars(rl)))
+    measured = {key.partition("/")[2]: value for key, value in rows[0].items() if key.startswith("preflight/")}
+    refused = no_signal(measured, rl.min_mixed)
+    findings = [refused] * (refused is not None) + diagnose(rows, plain(vars(rl)))
     show_findings(findings, "before the run")
     return findings
 

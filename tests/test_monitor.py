@@ -115,6 +115,8 @@ def test_preflight_by_hand(capsys):
     advice = "only 50.0% of the groups hold both right and wrong.*easier --task .pass@1 is 41.7%.*--num-generations"
     with pytest.raises(ValueError, match=advice):
         preflight(grid, 0.51)
+    with pytest.raises(ValueError, match="only 0.0% of the groups .* a harder --task .pass@1 is 100.0%"):
+        preflight([[answer(True), answer(True)]], 0.05)
 
 
 def test_answers_that_were_not_judged_are_no_signal(capsys):
