@@ -30,7 +30,7 @@ from minir1.device import free_memory_gib, peak_memory_gib, pick, pick_dtype
 from minir1.diagnosis import Finding, diagnose, no_signal, values
 from minir1.files import plain, read_json
 from minir1.judge import judge, judge_rollout
-from minir1.log import read_metrics, table
+from minir1.log import read_metrics, run_holding, table
 from minir1.model.transformer import Transformer
 from minir1.monitor import Clock, outlook, report
 from minir1.optim import adamw
@@ -193,12 +193,13 @@ def main(config: Config) -> list[Finding]:
     if config.run is not None and config.rl != r1_zero.Config():
         raise ValueError(f"run = {config.run}: its options are those of its config.json, and no others can be given")
     if config.run is not None and config.run.is_dir():
-        rows, settings = read_metrics(config.run), read_json(config.run / "config.json")
+        run = run_holding(config.run, "metrics.jsonl")
+        rows, settings = read_metrics(run), read_json(run / "config.json")
         try:
             findings = diagnose(rows, settings)
         except TypeError as error:
-            raise ValueError(f"{config.run}: a metric or an option has a value of the wrong type: {error}") from error
-        show_findings(findings, str(config.run))
+            raise ValueError(f"{run}: a metric or an option has a value of the wrong type: {error}") from error
+        show_findings(findings, str(run))
         if (steps := len(values(rows, "train/accuracy"))) < 8:
             print(f"train/accuracy is there for {steps} steps: what goes wrong in the course of a run shows from 8 on")
         return findings

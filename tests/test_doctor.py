@@ -119,10 +119,26 @@ def test_after_a_run(tmp_path, capsys):
         (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         findings = doctor.main(doctor.Config(run=tmp_path))
         assert len(findings) == (share > 0) and said in capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds no config.json|does not exist"):
-        doctor.main(doctor.Config(run=tmp_path / ".."))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty/metrics.jsonl does not exist"):
+        doctor.main(doctor.Config(run=tmp_path / "empty"))
     with pytest.raises(ValueError, match="run = .*none does not exist: the folder of a run, or a config.json"):
         doctor.main(doctor.Config(run=tmp_path / "none"))
+
+
+def test_the_folder_of_the_demonstration_stands_for_its_last_run(tmp_path, capsys):
+    """Of a pipeline a stage must be named; a config.json in a folder that does not exist is said to be so."""
+    for name in ("base", "rl"):
+        write_json(tmp_path / "demo" / name / "config.json", {"beta": 0.001, "num_generations": 8})
+        row = {"step": 1, "train/contradictions": float(name == "rl")}
+        (tmp_path / "demo" / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (finding,) = doctor.main(doctor.Config(run=tmp_path / "demo"))
+    assert finding.name == "verifier errs"
+    (tmp_path / "demo" / "rl").rename(tmp_path / "demo" / "rl-1")
+    with pytest.raises(ValueError, match=r"demo is the folder of several runs: .* such as .*/rl-1 \(base, rl-1\)$"):
+        doctor.main(doctor.Config(run=tmp_path / "demo"))
+    with pytest.raises(ValueError, match=f"^{tmp_path}/none is no folder$"):
+        doctor.options_of(tmp_path / "none" / "config.json")
 
 
 def test_what_was_not_looked_at_is_said(tmp_path, capsys):
