@@ -137,7 +137,7 @@ def test_the_folder_of_the_demonstration_stands_for_its_last_run(tmp_path, capsy
     (tmp_path / "demo" / "rl").rename(tmp_path / "demo" / "rl-1")
     with pytest.raises(ValueError, match=r"demo is the folder of several runs: .* such as .*/rl-1 \(base, rl-1\)$"):
         doctor.main(doctor.Config(run=tmp_path / "demo"))
-    with pytest.raises(ValueError, match=f"^{tmp_path}/none is no folder$"):
+    with pytest.raises(ValueError, match=f"^{tmp_path}/none holds no config.json, as there is no such folder$"):
         doctor.options_of(tmp_path / "none" / "config.json")
 
 
