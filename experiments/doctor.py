@@ -8,7 +8,8 @@ The first takes the options of r1_zero.py, and the second reads them from a file
 then one step is run without moving a weight. So it knows memory and time, how many answers are truncated and how many
 groups are mixed, whether another template suits the checkpoint better, and whether the verifier accepts the references.
 The third reads the metrics of a run, also of one that has not ended. In each case minir1/diagnosis.py names what is
-wrong; docs/gallery.md shows an example of every finding.
+wrong; docs/gallery.md shows an example of every finding. The first two also say "no signal" where the preflight of the
+run would refuse to start.
 
 Answers grow longer in training, so the time is also given for answers that all use the whole token budget. Of another
 script's config.json the fields are read that r1_zero.py has: the time is that of GRPO.

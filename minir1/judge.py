@@ -163,8 +163,8 @@ def beside(function: Callable, *args) -> Future:
 def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
     """The verdict of each (problem, text), in order; as many at once as there are cores. Each rank judges every W-th.
 
-    A verifier that raises loses this one answer, which is then unjudged, with the error and its
-    line in the task's file as the reason.
+    A verifier that raises loses this one answer, which is then unjudged. The reason is the error, with its line in the
+    file of the task.
     """
     own = my_share(asked)
     todo = iter(enumerate(own))  # shared by the threads

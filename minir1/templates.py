@@ -85,7 +85,6 @@ def encode(
     texts = [text + forced.removeprefix(opened(text)) for text in texts]
     rows, unknown = [tokenizer.encode(text) for text in texts], tokenizer.unknown
     for text, row in zip(texts, rows):
-        if unknown in row:
-            part = tokenizer.lacking(text)[0]
-            raise ValueError(f"the tokenizer has no token for {part!r} in the prompt {text[:80]!r}")
+        if unknown in row and (parts := tokenizer.lacking(text)):
+            raise ValueError(f"the tokenizer has no token for {parts[0]!r} in the prompt {text[:80]!r}")
     return rows

@@ -97,7 +97,8 @@ class Tokenizer:
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def lacking(self, text: str) -> list[str]:
-        """The parts of a text that `encode` makes the unknown token, each once."""
+        """The parts of a text that `encode` makes the unknown token, each once; not that token itself, which some
+        tokenizers also use as their end token."""
         if (unknown := self.unknown) is None:
             return []
         found: dict[str, None] = {}
@@ -105,7 +106,7 @@ class Tokenizer:
             encoding = self.backend.encode(part, add_special_tokens=False)
             spans = (span for token, span in zip(encoding.ids, encoding.offsets) if token == unknown)
             found |= dict.fromkeys(part[start:end] for start, end in spans)
-        return list(found)
+        return [part for part in found if part != self.backend.id_to_token(unknown)]
 
     def quote(self, text: str, assistant: bool = False) -> str:
         """The text for `encode`, with its control tokens as plain text, for what a user writes.
