@@ -8,7 +8,8 @@ The first takes the options of r1_zero.py, and the second reads them from a file
 then one step is run without moving a weight. So it knows memory and time, how many answers are truncated and how many
 groups are mixed, whether another template suits the checkpoint better, and whether the verifier accepts the references.
 The third reads the metrics of a run, also of one that has not ended. In each case minir1/diagnosis.py names what is
-wrong; docs/gallery.md shows an example of every finding.
+wrong; docs/gallery.md shows an example of every finding. The first two also say "no signal" where the preflight of the
+run would refuse to start.
 
 Answers grow longer in training, so the time is also given for answers that all use the whole token budget. Of another
 script's config.json the fields are read that r1_zero.py has: the time is that of GRPO.
@@ -27,10 +28,10 @@ from experiments import r1_zero
 from minir1 import cli, memory, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.device import free_memory_gib, peak_memory_gib, pick, pick_dtype
-from minir1.diagnosis import Finding, diagnose, values
+from minir1.diagnosis import Finding, diagnose, no_signal, values
 from minir1.files import plain, read_json
 from minir1.judge import judge, judge_rollout
-from minir1.log import read_metrics, table
+from minir1.log import read_metrics, run_holding, table
 from minir1.model.transformer import Transformer
 from minir1.monitor import Clock, outlook, report
 from minir1.optim import adamw
@@ -67,7 +68,8 @@ def options_of(path: Path) -> r1_zero.Config:
 def probed(
     model: Transformer, tokenizer: Tokenizer, task: tasks.Task, problems: list[tasks.Problem], config: r1_zero.Config
 ) -> dict[str, float]:
-    """preflight/…: `outlook` of G sampled answers per problem, the format with every template, accepted references."""
+    """preflight/…: `outlook` of G sampled answers per problem, as the preflight of a run measures it; the format with
+    every other template, of the first 16 problems; accepted references."""
     result = {}
     for template in TEMPLATES:
         try:
@@ -76,8 +78,8 @@ def probed(
             if template == config.template:
                 raise
             continue  # the tokenizer cannot render this one
-        asked = replace(config, template=template)
-        found = outlook(r1_zero.sample(model, tokenizer, task, problems, asked, config.num_generations, template))
+        asked, some = replace(config, template=template), problems if template == config.template else problems[:16]
+        found = outlook(r1_zero.sample(model, tokenizer, task, some, asked, config.num_generations, template))
         result |= {f"format_{template}": found["format"]} | (found if template == config.template else {})
     result |= accepted(task, problems)
     return {f"preflight/{name}": value for name, value in result.items()}
@@ -114,8 +116,8 @@ def predict(config: r1_zero.Config) -> list[dict[str, float]]:
     first = {"memory/predicted_gib": memory.peak(memory.step_memory(model, **shape)) / 2**30}
     if (free := free_memory_gib(device)) is not None:
         first["memory/free_gib"] = free
-    problems = python_random(config.seed, 0).sample(train, min(16, len(train)))
-    first |= probed(model, tokenizer, task, problems, config)
+    asked = python_random(config.seed, 0).sample(train, min(64, 4 * config.prompts, len(train)))  # as r1_zero.py asks
+    first |= probed(model, tokenizer, task, asked, config)
 
     clock, problems = Clock(device), python_random(config.seed, 1).sample(train, config.prompts)
     rollout = r1_zero.act(model, tokenizer, problems, config, 1)
@@ -192,19 +194,22 @@ def main(config: Config) -> list[Finding]:
     if config.run is not None and config.rl != r1_zero.Config():
         raise ValueError(f"run = {config.run}: its options are those of its config.json, and no others can be given")
     if config.run is not None and config.run.is_dir():
-        rows, settings = read_metrics(config.run), read_json(config.run / "config.json")
+        run = run_holding(config.run, "metrics.jsonl")
+        rows, settings = read_metrics(run), read_json(run / "config.json")
         try:
             findings = diagnose(rows, settings)
         except TypeError as error:
-            raise ValueError(f"{config.run}: a metric or an option has a value of the wrong type: {error}") from error
-        show_findings(findings, str(config.run))
+            raise ValueError(f"{run}: a metric or an option has a value of the wrong type: {error}") from error
+        show_findings(findings, str(run))
         if (steps := len(values(rows, "train/accuracy"))) < 8:
             print(f"train/accuracy is there for {steps} steps: what goes wrong in the course of a run shows from 8 on")
         return findings
     rl = config.rl if config.run is None else options_of(config.run)
     rows = predict(rl)
     show_prediction(rows[0], rl)
-    findings = diagnose(rows, plain(vars(rl)))
+    measured = {key.partition("/")[2]: value for key, value in rows[0].items() if key.startswith("preflight/")}
+    refused = no_signal(measured, rl.min_mixed)
+    findings = [refused] * (refused is not None) + diagnose(rows, plain(vars(rl)))
     show_findings(findings, "before the run")
     return findings
 

@@ -40,6 +40,7 @@ from torch import Tensor
 from experiments.report_page import CONTROLS
 from minir1 import cli, rollout_file
 from minir1.files import read_json, replace_text
+from minir1.log import run_holding
 from minir1.losses import kl_k3
 from minir1.rollout_file import Stored
 from minir1.settings import at_least, new_file
@@ -179,11 +180,12 @@ def html(data: dict) -> str:
 
 def main(config: Config) -> Path:
     """Write the page, and say how large it is."""
-    stored = rollout_file.read(config.run, config.step)
-    settings = read_json(config.run / "config.json", "every run has one")
-    data = page_data(stored, config.groups, config.run.resolve().name, settings)
+    run = run_holding(config.run, rollout_file.FOLDER)
+    stored = rollout_file.read(run, config.step)
+    settings = read_json(run / "config.json", "every run has one")
+    data = page_data(stored, config.groups, run.resolve().name, settings)
     step = stored.about["step"]
-    path = config.out or config.run / rollout_file.FOLDER / f"step-{step:06d}.html"
+    path = config.out or run / rollout_file.FOLDER / f"step-{step:06d}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, html(data))
     P, answers = len(data["groups"]), [a for group in data["groups"] for a in group["answers"]]

@@ -113,6 +113,15 @@ def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     return Transformer(replace(shape, vocab=-(-tokenizer.size // 16) * 16, eos=tokenizer.eos, pad=tokenizer.pad))
 
 
+def check_vocabulary(config: Config, task: tasks.Task, tokenizer: Tokenizer) -> None:
+    """ValueError if a part of the corpus, by its first documents, has no token: the model would read and write
+    <|unk|> in its place."""
+    for text in itertools.islice(task.documents(config.seed, **config.mix), 100):
+        if parts := tokenizer.lacking(text):
+            named = ", ".join(map(repr, parts[:5]))
+            raise ValueError(f"task {config.task}: vocabulary() lacks {named} of the document {text[:80]!r}")
+
+
 def token_batches(config: Config, task: tasks.Task, tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
     """Endless batches of tokenised documents of the corpus, a function of the seed alone."""
     texts = task.documents(config.seed, **config.mix)
@@ -197,6 +206,7 @@ def main(config: Config) -> dict[str, float]:
     resumed = checkpoint.resume(folder) if config.resume else None
     task = task_of(config)
     tokenizer = word_level(*task.vocabulary())
+    check_vocabulary(config, task, tokenizer)
     dtype = pick_dtype(config.dtype, device)
     model = build_model(config, tokenizer).to(*load_target(device, dtype))
     model.recompute(config.recompute)

@@ -102,7 +102,8 @@ def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
     """The latest checkpoint in `folder`, or the best if there is one (else it says so); any other folder as it is.
 
     folder: of checkpoints, or of a run, which has them in `checkpoint`; of the demonstration's runs, base and rl, the
-    last is taken. ValueError where there is no folder, and for that of other runs, as of a pipeline.
+    last is taken. ValueError where there is no folder, for that of other runs, as of a pipeline, and for a run that has
+    saved none yet.
     """
     folder = Path(folder)
     places = [folder, folder / "checkpoint"]
@@ -125,7 +126,8 @@ def resolve(folder: Path, prefer: Literal["latest", "best"] = "latest") -> Path:
 
 
 def _refuse_runs(folder: Path) -> None:
-    """ValueError for a folder of runs, such as the stages of a pipeline, that has no weights of its own."""
+    """ValueError for a folder without weights of its own: of runs, such as the stages of a pipeline, or of a run that
+    has saved no checkpoint yet."""
     if any(folder.glob("*.safetensors")):
         return
     if made := sorted(folder.glob("*/checkpoint/latest"), key=lambda path: path.stat().st_mtime):
@@ -134,6 +136,8 @@ def _refuse_runs(folder: Path) -> None:
             f"{folder} is the folder of several runs, as of a pipeline: name one of its stages, such as "
             f"{made[-1].parents[1]} (there are {names})"
         )
+    if any((folder / name).exists() for name in ("metrics.jsonl", ".lock", "latest")):  # a run's, or its checkpoint/
+        raise ValueError(f"{folder}: this run has saved no checkpoint yet")
 
 
 def resume(folder: Path) -> Path | None:

@@ -128,9 +128,7 @@ def trained_on_turns(tokenizer: Tokenizer, template: str) -> bool:
 
 def unreadable(tokenizer: Tokenizer, text: str) -> list[str]:
     """The parts of a text that the tokenizer has no token for, each once; a model cannot tell them apart."""
-    encoding, number = tokenizer.backend.encode(text, add_special_tokens=False), tokenizer.unknown
-    spans = [span for token, span in zip(encoding.ids, encoding.offsets) if token == number]
-    parts = [text[start:end].strip() for start, end in spans]
+    parts = (part.strip() for part in tokenizer.lacking(text))
     return list(dict.fromkeys(filter(None, parts)))
 
 

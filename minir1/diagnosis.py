@@ -191,8 +191,9 @@ def wrong_template(rows: Rows, config: Config) -> str | None:
 
 
 def end_token_not_trained(rows: Rows, config: Config) -> str | None:
-    """A quarter of all answers, and half of the truncated ones, continue after their `</answer>` until the budget ends:
-    it is not the budget that is short. In the last quarter of the run too: an end that is trained is soon learned."""
+    """A quarter of all answers, and half of the truncated ones, continue with further text after their `</answer>`
+    until the budget ends: it is not the budget that is short, which ends an answer before the tag or directly after it.
+    In the last quarter of the run too: an end that is trained is soon learned."""
     truncated, endless = values(rows, "train/truncated"), values(rows, "train/endless")
     if not len(truncated) or not len(endless) or endless.mean() < max(0.25, 0.5 * truncated.mean()):
         return None
@@ -281,6 +282,21 @@ def stale_reference(rows: Rows, config: Config) -> str | None:
         return None
     text = f"the accuracy stands still at {later.mean():.0%}, {moved[0]:.2f} nats per answer from the reference; right "
     return text + f"answers need {moved[1]:.2f}, and β·KL is {beta * moved[0]:.2f}"
+
+
+def no_signal(outlook: Mapping[str, float], min_mixed: float) -> Finding | None:
+    """Before a run: too few groups hold both right and wrong answers, from which alone a policy learns. It is none of
+    RULES, since the scripts refuse such a run. outlook: as `monitor.outlook` returns it."""
+    mixed, right = outlook["mixed_groups"], outlook["pass@1"]
+    if mixed >= min_mixed:
+        return None
+    evidence = f"only {mixed:.1%} of the groups hold both right and wrong answers, so there is no signal"
+    if right > 0.5:
+        advice = f"choose a harder --task (pass@1 is {right:.1%})"
+    else:
+        advice = f"start from a better base or an easier --task (pass@1 is {right:.1%}), ask with the --template that "
+        advice += f"the base knows, raise --max-completion-length ({outlook['truncated']:.1%} are truncated)"
+    return Finding("no signal", evidence, f"{advice}, or raise --num-generations or --temperature")
 
 
 RULES: dict[str, tuple[Callable[[Rows, Config], str | None], str]] = {  # name -> rule, advice

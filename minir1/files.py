@@ -11,7 +11,8 @@ from pathlib import Path
 def read_json(path: Path, why: str = "") -> dict:
     """The object in a JSON file. ValueError, with `why`, if the file is absent or damaged."""
     if not path.is_file():
-        raise ValueError(f"{path.parent} holds no {path.name}" + (f": {why}" if why else ""))
+        absent = "" if path.parent.is_dir() else ", as there is no such folder"
+        raise ValueError(f"{path.parent} holds no {path.name}{absent}" + (f": {why}" if why else ""))
     try:
         values = parse_json(path.read_bytes())
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minir1 import rewards, templates
+from minir1 import rewards, tasks, templates
 from minir1.distributed import exchanged, my_share
 from minir1.log import progress
 from minir1.metrics import bootstrap, maj_at_k, paired_bootstrap, pass_at_k, share_interval
@@ -20,6 +21,7 @@ from minir1.model.transformer import Transformer
 from minir1.rollout import BUDGET, Rollout, answers_of, collect
 from minir1.tasks import Problem, Task, Verdict
 from minir1.tokenizer import Tokenizer
+from minir1.workers import raised_at
 
 EASE = ("easy", "middle", "medium", "hard")  # groups of these names in this order, before all others
 RESERVED = ("low", "high", "formed", "consistency")  # others' keys end so: pass@1_low, language_consistency
@@ -161,25 +163,32 @@ def beside(function: Callable, *args) -> Future:
 def judge(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
     """The verdict of each (problem, text), in order; as many at once as there are cores. Each rank judges every W-th.
 
-    A verifier that raises loses this one answer, which is then unjudged, with the error as its reason.
+    A verifier that raises loses this one answer, which is then unjudged. The reason is the error, with its line in the
+    file of the task.
     """
     own = my_share(asked)
     todo = iter(enumerate(own))  # shared by the threads
-    verdicts: list[Verdict | Exception | None] = [None] * len(own)
+    verdicts: list[Verdict | None] = [None] * len(own)
 
     def work() -> None:
         for i, pair in todo:
             try:
                 verdicts[i] = task.verify(*pair)
             except Exception as error:  # whatever a user's verifier may raise
-                verdicts[i] = error
+                verdicts[i] = Verdict("unjudged", {}, repr(error) + _place(error))
 
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this rank
     for thread in [beside(work) for _ in range(min(len(own), max(1, cores)))]:
         thread.result()
-    verdicts = [Verdict("unjudged", {}, repr(v)) if isinstance(v, Exception) else v for v in verdicts]
     every = exchanged(verdicts, in_thread=True)
     return [every[i % len(every)][i // len(every)] for i in range(len(asked))]
+
+
+def _place(error: Exception) -> str:
+    """The innermost line of the verifier's file that an error went through, as " at FILE:LINE"; "" if there is none."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    outside = [file for file in files if file not in (__file__, tasks.__file__)]
+    return raised_at(error, outside[0]) if outside else ""
 
 
 def unjudged_to_mean(rewards: Tensor, answers: list[list[Answer]]) -> Tensor:

@@ -135,6 +135,24 @@ def _check(run: Run, resume: bool) -> None:
         run.lock = _lock(out)
 
 
+def run_holding(folder: Path, name: str) -> Path:
+    """The run with a file or folder `name`: `folder` itself, or one below it. Of the demonstration's runs, base and rl,
+    the last is taken, as `checkpoint.resolve` does.
+
+    `folder` itself if no run has it. ValueError where there is no folder, and if several runs have it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: need the folder of a run, such as runs/r1-zero")
+    below = sorted(path.parent for path in folder.glob(f"*/{name}"))
+    if (folder / name).exists() or not below:
+        return folder
+    if len(below) > 1 and folder / "rl" not in below:
+        names = ", ".join(path.name for path in below)
+        raise ValueError(f"{folder} is the folder of several runs: name one of them, such as {below[-1]} ({names})")
+    return folder / "rl" if folder / "rl" in below else below[0]
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl, or of the one in a run folder, without a torn last line. Of several ranks the first
     reads, as it alone writes.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minir1.device import synchronize
+from minir1.diagnosis import no_signal
 from minir1.distributed import sum_of_ranks
 from minir1.judge import Answer, behaviour, rights
 from minir1.log import progress_line
@@ -70,7 +71,8 @@ def report(
 ) -> dict[str, float]:
     """What the sampled answers were like. rewards: fp32 [P, G].
 
-    endless: the share of answers that were truncated after their `</answer>`, so not for want of tokens.
+    endless: the share of answers that were truncated in further text after their `</answer>`. Those truncated directly
+    after the tag do not count: they may have lacked the budget of one token, the end token.
     """
     flat = [a for group in answers for a in group]
     judged = [a for a in flat if not a.unjudged]
@@ -80,7 +82,7 @@ def report(
         "format": sum(a.format for a in flat) / len(flat),
         "length": sum(a.tokens for a in flat) / len(flat),
         "truncated": sum(a.truncated for a in flat) / len(flat),
-        "endless": sum(a.truncated and "</answer>" in a.text for a in flat) / len(flat),
+        "endless": sum(a.truncated and a.text.partition("</answer>")[2].strip() != "" for a in flat) / len(flat),
         "unjudged": sum(a.unjudged for a in flat) / len(flat),
         "contradictions": contradictions(answers),
         "entropy": (rollout.entropy.sum() / rollout.mask.sum()).item(),
@@ -123,18 +125,15 @@ def preflight(answers: list[list[Answer]], min_mixed: float) -> dict[str, float]
     """Is there anything to learn from? answers: [P][G], of the policy before training.
 
     ValueError, with advice, if fewer than `min_mixed` of the groups hold both right and wrong answers; `outlook`
-    measures. experiments/doctor.py looks for the reason.
+    measures. experiments/doctor.py says the same, and looks for the reason.
     """
     metrics = outlook(answers)
     print("preflight: " + "  ".join(f"{name} {metrics[name]:.1%}" for name in metrics if name != "contradictions"))
     if metrics["contradictions"]:
         print("warning: the verifier judged one text both right and wrong")
-    if metrics["mixed_groups"] < min_mixed:
-        raise ValueError(
-            f"only {metrics['mixed_groups']:.1%} of the groups hold both right and wrong answers, so there is no "
-            f"signal: start from a better base or an easier --task (pass@1 is {metrics['pass@1']:.1%}), or raise "
-            "--num-generations or --temperature; python -m experiments.doctor with these options says more"
-        )
+    if found := no_signal(metrics, min_mixed):
+        more = "python -m experiments.doctor with these options says more"
+        raise ValueError(f"{found.evidence}: {found.advice}; {more}")
     return {f"preflight/{name}": value for name, value in metrics.items()}
 
 

@@ -76,7 +76,15 @@ def encode(
     forced: str = "",
     shots: Sequence[Sequence[Problem]] = (),
 ) -> list[list[int]]:
-    """The prompt of each problem as tokens, with the `forced` beginning of its answers; shots: of each problem."""
+    """The prompt of each problem as tokens, with the `forced` beginning of its answers; shots: of each problem.
+
+    ValueError for a prompt with a part that the vocabulary has no token for: the model could not tell it from others.
+    """
     shown = shots or [()] * len(problems)
     texts = [prompt(tokenizer, problem.prompt, template, s) for problem, s in zip(problems, shown)]
-    return [tokenizer.encode(text + forced.removeprefix(opened(text))) for text in texts]
+    texts = [text + forced.removeprefix(opened(text)) for text in texts]
+    rows, unknown = [tokenizer.encode(text) for text in texts], tokenizer.unknown
+    for text, row in zip(texts, rows):
+        if unknown in row and (parts := tokenizer.lacking(text)):
+            raise ValueError(f"the tokenizer has no token for {parts[0]!r} in the prompt {text[:80]!r}")
+    return rows

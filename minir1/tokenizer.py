@@ -96,6 +96,18 @@ class Tokenizer:
         """Tokens of each text."""
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
+    def lacking(self, text: str) -> list[str]:
+        """The parts of a text that `encode` makes the unknown token, each once; not that token itself, which some
+        tokenizers also use as their end token."""
+        if (unknown := self.unknown) is None:
+            return []
+        found: dict[str, None] = {}
+        for part in text.split(QUOTE):
+            encoding = self.backend.encode(part, add_special_tokens=False)
+            spans = (span for token, span in zip(encoding.ids, encoding.offsets) if token == unknown)
+            found |= dict.fromkeys(part[start:end] for start, end in spans)
+        return [part for part in found if part != self.backend.id_to_token(unknown)]
+
     def quote(self, text: str, assistant: bool = False) -> str:
         """The text for `encode`, with its control tokens as plain text, for what a user writes.
 

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 
 START = 120  # seconds for a worker to start and to import a function's module, which are not in a call's limit
@@ -100,6 +101,12 @@ def call(function: Callable, *args, seconds: float):
     return reply["result"]
 
 
+def raised_at(error: Exception, file: str) -> str:
+    """The innermost line of a file that an error went through, as " at FILE:LINE"; "" if it went through none."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" at {file}:{lines[-1]}" if lines else ""
+
+
 def _ready() -> Worker:
     """An idle worker whose process still runs, or a new one."""
     with contextlib.suppress(IndexError):  # asking first whether there is one would not be atomic
@@ -127,7 +134,7 @@ def serve() -> None:
             function = _function(*source)
             reply = json.dumps({"result": None if args is None else function(*args)})
         except Exception as error:  # whatever a function raises is the caller's to judge
-            reply = json.dumps({"error": f"{type(error).__name__}: {str(error)[:300]}"})
+            reply = json.dumps({"error": f"{type(error).__name__}: {str(error)[:300]}{raised_at(error, source[1])}"})
         if hasattr(signal, "alarm"):
             signal.alarm(0)
         print(reply, file=replies, flush=True)

@@ -6,12 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from minir1 import checkpoint
+from minir1.log import open_run
 
 
 def write(path: Path) -> None:
@@ -64,6 +66,25 @@ def test_the_folder_of_a_run_stands_for_its_checkpoints(tmp_path):
     (tmp_path / "run" / "config.json").write_text("{}")  # of the run, not of a model
     assert checkpoint.resolve(tmp_path / "run").name == "step-000002"
     assert checkpoint.resolve(tmp_path / "run", "best").name == "step-000001"
+
+
+def test_a_run_before_its_first_checkpoint_is_named(tmp_path):
+    """Not as a folder whose config.json names no architecture; in a model's own folder a run may have begun."""
+
+    @dataclass
+    class Config:
+        steps: int = 3
+
+    out = tmp_path / "rl"
+    open_run(out, Config()).start().close()
+    (out / "checkpoint").mkdir()
+    (out / "checkpoint" / "latest").write_text("none\n")  # as `save` does before it writes the first
+    for prefer in ("latest", "best"):
+        for folder in (out, out / "checkpoint"):
+            with pytest.raises(ValueError, match=f"^{folder}: this run has saved no checkpoint yet$"):
+                checkpoint.resolve(folder, prefer)
+    (out / "model.safetensors").write_text("")
+    assert checkpoint.resolve(out) == out
 
 
 def test_the_folder_of_the_demonstration_stands_for_its_last_run(tmp_path):

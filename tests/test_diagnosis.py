@@ -17,6 +17,7 @@ from minir1.diagnosis import (
     fall,
     fall_from_best_steps,
     far,
+    no_signal,
     quarters,
     start,
     values,
@@ -108,6 +109,17 @@ def test_a_healthy_run_and_one_without_metrics_are_not_accused():
     assert diagnose(bare, {}) == []
     nulls = [{key: None if key != "step" else value for key, value in row.items()} for row in rows()]
     assert names(nulls) == []
+
+
+def test_too_few_mixed_groups_are_no_signal():
+    """The advice depends on whether answers are wrong or right."""
+    outlook = {"mixed_groups": 0.04, "pass@1": 0.02, "truncated": 0.75}
+    name, evidence, advice = no_signal(outlook, 0.05)
+    assert name == "no signal" and "only 4.0% of the groups" in evidence
+    assert "an easier --task (pass@1 is 2.0%)" in advice and "--max-completion-length (75.0% are truncated)" in advice
+    advice = no_signal(outlook | {"pass@1": 0.98}, 0.05).advice
+    assert "a harder --task (pass@1 is 98.0%)" in advice and "--max-completion-length" not in advice
+    assert no_signal(outlook, 0.04) is no_signal(outlook, 0.0) is None
 
 
 def test_what_is_measured_before_the_run():

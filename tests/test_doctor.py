@@ -1,6 +1,7 @@
 """doctor.py: what a run will take, measured by a step that changes nothing; findings before and after."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,14 +45,38 @@ def test_before_a_run(base, capsys):
         doctor.predict(replace(RL, checkpoint=base, prompts=100_000))
 
 
+@pytest.mark.parametrize(
+    "verdict,advice",
+    [("wrong", r"start from a better base or an easier --task \(pass@1 is 0.0%\)"),
+     ("right", r"choose a harder --task \(pass@1 is 100.0%\)")],
+)  # fmt: skip
+def test_what_a_run_would_refuse_is_a_finding(base, tmp_path, capsys, verdict, advice):
+    """The doctor says what the run says, of the same answers, whether all are wrong or all are right."""
+    code = "from minir1.tasks import Verdict\nfrom minir1.tasks.countdown import problems\n\n"
+    code += f"SPLITS = ('train', 'validation')\n\n\ndef verify(problem, text):\n    return Verdict('{verdict}', {{}})\n"
+    (tmp_path / "same.py").write_text(code, encoding="utf-8")
+    config = replace(RL, checkpoint=base, task=str(tmp_path / "same.py"), min_mixed=0.05, out=tmp_path / "run")
+    finding = doctor.main(doctor.Config(rl=config))[0]
+    assert finding.name == "no signal" and re.match(advice, finding.advice)
+    shown = capsys.readouterr().out
+    assert f"no signal: {finding.evidence}\n    {finding.advice}" in shown and "none of the known" not in shown
+    with pytest.raises(ValueError) as refused:
+        r1_zero.main(config)
+    assert str(refused.value).startswith(f"{finding.evidence}: {finding.advice}; ")
+    assert "no signal" not in [f.name for f in doctor.main(doctor.Config(rl=replace(config, min_mixed=0.0)))]
+
+
 def test_the_measured_step_is_the_first_of_the_run(base, tmp_path):
-    """The same problems and answers as step 1 of r1_zero.py, which changes nothing by its warm-up of one step."""
+    """The same problems and answers as step 1 of r1_zero.py, which changes nothing by its warm-up of one step; before
+    it, those of its preflight."""
     config = replace(RL, checkpoint=base, out=tmp_path / "run", steps=1)
     r1_zero.main(config)
-    logged = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()][1]
-    step = doctor.predict(config)[1]
+    before, logged = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()][:2]
+    first, step = doctor.predict(config)
     for name in ("reward", "accuracy", "length", "truncated", "entropy", "mixed_groups", "ratio_deviation"):
         assert step[f"train/{name}"] == logged[f"train/{name}"], name
+    for name in ("pass@1", "pass@4", "mixed_groups", "truncated", "format"):
+        assert first[f"preflight/{name}"] == before[f"preflight/{name}"], name
 
 
 def test_another_template_suits_the_base(base):
@@ -94,10 +119,26 @@ def test_after_a_run(tmp_path, capsys):
         (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         findings = doctor.main(doctor.Config(run=tmp_path))
         assert len(findings) == (share > 0) and said in capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds no config.json|does not exist"):
-        doctor.main(doctor.Config(run=tmp_path / ".."))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty/metrics.jsonl does not exist"):
+        doctor.main(doctor.Config(run=tmp_path / "empty"))
     with pytest.raises(ValueError, match="run = .*none does not exist: the folder of a run, or a config.json"):
         doctor.main(doctor.Config(run=tmp_path / "none"))
+
+
+def test_the_folder_of_the_demonstration_stands_for_its_last_run(tmp_path, capsys):
+    """Of a pipeline a stage must be named; a config.json in a folder that does not exist is said to be so."""
+    for name in ("base", "rl"):
+        write_json(tmp_path / "demo" / name / "config.json", {"beta": 0.001, "num_generations": 8})
+        row = {"step": 1, "train/contradictions": float(name == "rl")}
+        (tmp_path / "demo" / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (finding,) = doctor.main(doctor.Config(run=tmp_path / "demo"))
+    assert finding.name == "verifier errs"
+    (tmp_path / "demo" / "rl").rename(tmp_path / "demo" / "rl-1")
+    with pytest.raises(ValueError, match=r"demo is the folder of several runs: .* such as .*/rl-1 \(base, rl-1\)$"):
+        doctor.main(doctor.Config(run=tmp_path / "demo"))
+    with pytest.raises(ValueError, match=f"^{tmp_path}/none holds no config.json, as there is no such folder$"):
+        doctor.options_of(tmp_path / "none" / "config.json")
 
 
 def test_what_was_not_looked_at_is_said(tmp_path, capsys):

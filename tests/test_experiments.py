@@ -132,6 +132,26 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_trained(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_vocabulary_that_lacks_a_word_of_the_corpus_is_refused_before_the_training(tmp_path):
+    code = (ROOT / "tests" / "talker_task.py").read_text(encoding="utf-8")
+    code += """
+def documents(seed):
+    while True:
+        yield "User:largest 3,9\\nAssistant:<think>9</think><answer>9</answer>"
+
+
+def vocabulary():
+    return WORDS, 9
+"""
+    for name, words in (("lacks", '("User:", "\\nAssistant:")'), ("whole", '("User:", "\\nAssistant:", "largest ")')):
+        (tmp_path / f"{name}.py").write_text(code.replace("WORDS", words), encoding="utf-8")
+    small = replace(SMALL, model=DENSE, mix={}, steps=1, out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"vocabulary\(\) lacks 'largest ' of the document 'User:largest 3,9"):
+        pretrain.main(replace(small, task=str(tmp_path / "lacks.py")))
+    assert not (tmp_path / "out").exists()
+    pretrain.main(replace(small, task=str(tmp_path / "whole.py")))
+
+
 def test_softmax_scores_are_trained_and_saved_without_a_selection_bias(tmp_path):
     shape = replace(MOE, score="softmax", norm_topk=False)
     pretrain.main(replace(SMALL, model=shape, balance_speed=0.0, steps=2, out=tmp_path / "run"))

@@ -290,6 +290,18 @@ def test_a_page_in_a_new_folder(tmp_path, monkeypatch):
     assert inspect_tokens.main(Config(tmp_path, out=page)) == page and page.stat().st_size > 1000
 
 
+def test_the_folder_of_the_demonstration_stands_for_its_last_run(tmp_path, capsys):
+    of_a_model(DENSE, tmp_path / "rl")
+    (tmp_path / "rl" / "config.json").write_text("{}")
+    (tmp_path / "base").mkdir()
+    page = inspect_tokens.main(Config(tmp_path))
+    assert page == tmp_path / "rl" / "rollouts" / "step-000007.html" and page.is_file()
+    with pytest.raises(ValueError, match=r"base holds no rollouts/: the RL scripts store some"):
+        inspect_tokens.main(Config(tmp_path / "base"))
+    with pytest.raises(ValueError, match="none is no folder: need the folder of a run"):
+        inspect_tokens.main(Config(tmp_path / "none"))
+
+
 def test_numbers_are_json():
     assert numbers(torch.tensor([1 / 3, float("inf"), -0.0, float("nan")])) == [0.333333, None, -0.0, None]
     assert numbers(torch.tensor([True, False])) == [1, 0]

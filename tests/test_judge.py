@@ -206,9 +206,40 @@ def test_a_verifier_that_raises_loses_one_answer():
 
     asked = [(PROBLEMS[0], text) for text in "747"]
     verdicts = judge.judge(replace(task(), verify=verify), asked)
-    assert [v.status for v in verdicts] == ["right", "unjudged", "right"] and verdicts[1].reason == "KeyError('four')"
+    assert [v.status for v in verdicts] == ["right", "unjudged", "right"]
+    assert verdicts[1].reason == f"KeyError('four') at {__file__}:{verify.__code__.co_firstlineno + 2}"
     ((answer,),) = judge_rollout(rollout("4", stop=[BUDGET]), TOKENIZER, replace(task(), verify=verify), PROBLEMS[:1])
-    assert answer.unjudged and not answer.right and answer.reason == "KeyError('four')"
+    assert answer.unjudged and not answer.right and answer.reason == verdicts[1].reason
+
+
+def test_an_error_of_a_verifier_names_its_line_in_the_task(tmp_path):
+    """Also where a library raises, in a mixture, and in a worker process; an error of no line of the task has none."""
+    code = """
+import json
+from minir1 import workers
+from minir1.tasks import Problem, Verdict
+
+def problems(split, data):
+    return [Problem("a", "7")]
+
+def verify(problem, text):
+    if text == "worker":
+        return workers.call(inside, text, seconds=20)
+    return None if text == "none" else inside(text)
+
+def inside(text):
+    return json.loads(text)
+"""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    path = tmp_path / "one.py"
+    for spec in (path, f"{path}+{tmp_path / 'two.py'}"):
+        loaded = load(spec)
+        problem = loaded.problems("train")[0]
+        library, worker, none = judge.judge(loaded, [(problem, text) for text in ("{", "worker", "none")])
+        assert library.reason.startswith("JSONDecodeError(") and library.reason.endswith(f" at {path}:15")
+        assert worker.reason.endswith(f" at {path}:15') at {path}:11") and "inside: JSONDecodeError" in worker.reason
+        assert none.reason.endswith("which is no Verdict\")") and {library.status, worker.status} == {"unjudged"}
 
 
 def test_several_verdicts_are_waited_for_at_once():

@@ -388,6 +388,21 @@ def test_results_are_written_as_plain_json(tmp_path):
     assert json.loads(path.read_text()) == {"ε": 0.5, "loss": None, "rows": [1, 2], "out": "b"}
 
 
+def test_the_run_that_a_folder_stands_for(tmp_path):
+    """Itself, the demonstration's rl, or the only one below it."""
+    assert log.run_holding(tmp_path, "rollouts") == tmp_path
+    for name, expected in (("base", "base"), ("rl", "rl"), ("sft", "rl")):
+        (tmp_path / name / "rollouts").mkdir(parents=True)
+        assert log.run_holding(tmp_path, "rollouts") == tmp_path / expected
+        assert log.run_holding(tmp_path / name, "rollouts") == tmp_path / name
+    assert log.run_holding(tmp_path, "metrics.jsonl") == tmp_path
+    (tmp_path / "rl" / "rollouts").rmdir()
+    with pytest.raises(ValueError, match=rf"several runs: name one of them, such as {tmp_path}/sft \(base, sft\)$"):
+        log.run_holding(tmp_path, "rollouts")
+    with pytest.raises(ValueError, match="none is no folder: need the folder of a run"):
+        log.run_holding(tmp_path / "none", "rollouts")
+
+
 def test_a_table_for_a_document():
     assert log.markdown_table(["", "b", "c"], [["a|b", "1", "2"]]).splitlines() == [
         "|  | b | c |", "| --- | ---: | ---: |", "| a\\|b | 1 | 2 |"

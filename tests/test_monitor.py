@@ -93,9 +93,11 @@ def test_report_by_hand():
 
 
 def test_endless_answers_were_truncated_after_their_answer():
-    texts = ["<answer>7</answer> 7", "<answer>7</answer>", "<answer>7"]
-    cut = [answer(text=text, truncated=text != texts[1]) for text in texts]
-    assert report(task(), PROBLEMS, rollout(), [cut], torch.zeros(1, 3))["train/endless"] == 1 / 3
+    """Of the text after the tag: a budget that is short by the end token alone ends in the tag, or in a blank."""
+    cut = {"<answer>7</answer> 7": True, "<answer>7</answer> 8": False, "<answer>7": True}
+    cut |= {"<answer>7</answer>": True, "<answer>7</answer>\n": True}
+    group = [answer(text=text, truncated=truncated) for text, truncated in cut.items()]
+    assert report(task(), PROBLEMS, rollout(), [group], torch.zeros(1, 5))["train/endless"] == 1 / 5
 
 
 def test_a_contradiction_is_one_text_judged_both_ways_in_a_group():
@@ -116,6 +118,8 @@ def test_preflight_by_hand(capsys):
     advice = "only 50.0% of the groups hold both right and wrong.*easier --task .pass@1 is 41.7%.*--num-generations"
     with pytest.raises(ValueError, match=advice):
         preflight(grid, 0.51)
+    with pytest.raises(ValueError, match="only 0.0% of the groups .* a harder --task .pass@1 is 100.0%"):
+        preflight([[answer(True), answer(True)]], 0.05)
 
 
 def test_answers_that_were_not_judged_are_no_signal(capsys):

@@ -223,7 +223,7 @@ def test_the_finding_is_made_of_the_means():
     text = r1_seeds.finding([one, other])
     assert "the base solves 21.0%, R1-Zero 61.0% and the final model 71.0%, +11.0 points more than R1-Zero" in text
     assert "(the mean of 2 seeds). From R1-Zero to the end: language consistency 61.0% → 100.0%, " in text
-    assert text.endswith("repetition 11.0% → 5.0%, tidy 41.0% → 91.0%.")
+    assert text.endswith("repetition 11.0% → 5.0%, thinking that closes with the answer 41.0% → 91.0%.")
 
 
 def test_the_cost_sums_tests_and_shows_shares():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from runs import result_of
+from toys import BASE
 
-from experiments import self_verify
+from experiments import pretrain, self_verify
 from experiments.self_verify import Trace
 from minir1 import checkpoint, tasks
 from minir1.judge import Answer
@@ -114,11 +115,14 @@ def test_tries_of_a_head_that_knows():
 @pytest.mark.parametrize("task", ["countdown", "world"])
 def test_a_run_at_toy_size(toy_base, tmp_path, monkeypatch, task):
     """Where half of the verdicts are by chance, so that both kinds are there."""
-    real = tasks.load(task)
+    base, real = toy_base(), tasks.load(task)
+    if task == "world":  # the toy base has no tokens for its words
+        base = tmp_path / "base"
+        pretrain.main(replace(BASE, task=task, mix={}, steps=60, out=base))
     by_length = lambda problem, text: tasks.Verdict("right" if len(text) % 2 else "wrong", {})
     monkeypatch.setattr(self_verify.tasks, "load", lambda *_, **__: replace(real, verify=by_length))
     config = self_verify.Config(
-        checkpoint=toy_base() / "checkpoint", task=task, problems=8, answers=2, test_problems=4, num_generations=4,
+        checkpoint=base / "checkpoint", task=task, problems=8, answers=2, test_problems=4, num_generations=4,
         max_completion_length=24, steps=8, batch=4, out=tmp_path / "run", device="cpu",
     )  # fmt: skip
     values = self_verify.main(config)

@@ -41,6 +41,19 @@ def test_what_is_refused():
     assert prompt(words, "make 24 from 11,3,3", "chat") == "User:make 24 from 11,3,3\nAssistant:"
 
 
+def test_a_prompt_with_a_word_that_has_no_token_is_refused():
+    """In the question, in the template or in the forced beginning; a byte-level vocabulary has tokens for any text."""
+    asked = [Problem("make 24", ""), Problem("largest 3,100", "")]
+    words = word_level(["User:", "\nAssistant:", "make "], 99)
+    assert len(encode(words, asked[:1], "chat")) == 1 and len(encode(BPE, asked, "chat")) == 2
+    with pytest.raises(ValueError, match="no token for 'largest ' in the prompt 'User:largest 3,100"):
+        encode(words, asked, "chat")
+    with pytest.raises(ValueError, match="no token for ' Wait' in the prompt 'User:make 24"):
+        encode(words, asked[:1], "chat", forced="<think> Wait")
+    with pytest.raises(ValueError, match="no token for 'User:' in the prompt"):
+        encode(word_level(["\nAssistant:", "make "], 99), asked[:1], "chat")
+
+
 def test_thinking_that_the_prompt_opened():
     assert opened("<|assistant|><think>\n") == opened("<think>") == "<think>"
     assert opened("User: x. Assistant:") == opened("<think>a thought</think>") == opened("") == ""

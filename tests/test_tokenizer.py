@@ -668,6 +668,9 @@ def test_a_control_token_inside_another():
 def test_the_token_of_what_is_unknown():
     assert WORDS.unknown == WORDS.id(UNK) and WORDS.unknown in WORDS.encode("zebra") and BPE[True].unknown is None
     assert Tokenizer(base_bpe(), eos="a", pad="a").unknown is None
+    assert WORDS.lacking("make 24 from zebra 3,zebra 3\t") == ["zebra ", "\t"]
+    assert WORDS.lacking(WORDS.quote("make<think>")) == ["make", "<", "think", ">"] and BPE[True].lacking("zebra") == []
+    assert WORDS.lacking(f"{UNK}zebra") == ["zebra"]
     unnamed = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="b"))
     assert Tokenizer(unnamed, eos="a", pad="a").unknown is None
 
