@@ -79,7 +79,7 @@ def stage(source: Path, target: Path, rows: int) -> None:
 
 
 def test(source: Path, target: Path, problems: int, answers: int) -> None:
-    """Result of one test, and the first sampled answers to some of its problems; greedy and forced ones are left out."""
+    """Result of one test, and the first sampled answers to some of its problems, without greedy and forced ones."""
     write_json(target / "result.json", short(read_json(source / "result.json")))
     saved = answer_file.read(source)  # ValueError if it is none
     records = [json.loads(line) for line in (source / "answers.jsonl").read_bytes().split(b"\n")[1:-1]]
