@@ -4,7 +4,7 @@
     rank 0: error: rank 1 failed: out of memory: ...
 
 A rank that fails leaves its cause in torchrun's store before it ends. The others lose their connection to it, or wait
-for it in vain for the time of `distributed.WAIT`; then they ask in the store. A thread of each rank answers with the
+for it in vain for the time of `distributed.WAIT`, or torchrun ends them first; then they ask in the store. A thread of each rank answers with the
 line of code at which its rank is: one outside of torch.distributed is where the rank hangs. Ranks that do not answer
 have been killed. torchrun ends those that hang, once one rank has ended.
 """
@@ -29,6 +29,10 @@ LOOK, ANSWERS = 1.0, 4.0  # seconds between looks at it, and to wait for answers
 ROOT = Path(__file__).parent.parent
 
 
+class Ended(RuntimeError):
+    """SIGTERM has come: torchrun has seen that a rank failed, or somebody ends the run."""
+
+
 def attempt(store: Store) -> PrefixStore:
     """The store with keys of this start alone: torchrun keeps it over its restarts, with addresses of dead ranks."""
     return PrefixStore(f"minir1 {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -47,20 +51,26 @@ def named(store: Store, rank: int, world: int, wait: timedelta) -> Iterator[None
     An error of this rank itself is left in the store. A refusal (ValueError) is kept for torchrun's restarts, which
     would meet it again, or resume the run that this one was not to touch.
     """
+    def end(number, frame):
+        raise Ended("ended by SIGTERM")
+
     own, over = attempt(store), threading.Event()
+    before = signal.signal(signal.SIGTERM, end)
     thread = threading.Thread(target=_answer, args=(own, rank, over), daemon=True)
     thread.start()
     try:
         yield
     except Exception as error:
         if lost(error):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, which may have seen the failure before
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, which sees the failure at about the same time
             raise RuntimeError(_causes(own, rank, world, wait, error)) from error
         with suppress(RuntimeError):  # the store has ended with torchrun
             own.set(f"cause {rank}", describe(error))
             if isinstance(error, ValueError):
                 store.set("refused", str(error))
         raise
+    else:
+        signal.signal(signal.SIGTERM, before)
     finally:
         over.set()
         thread.join(LOOK)  # Python aborts where it ends amid a call of the store
@@ -75,8 +85,8 @@ def describe(error: Exception) -> str:
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error says that other ranks cannot be reached."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    """Whether an error comes from other ranks: they cannot be reached, or torchrun ends this one for their sake."""
+    return isinstance(error, (dist.DistError, Ended)) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _causes(store: Store, rank: int, world: int, wait: timedelta, error: Exception) -> str:
@@ -100,7 +110,7 @@ def _causes(store: Store, rank: int, world: int, wait: timedelta, error: Excepti
         lines = [f"rank {r} {late} {place}" for r, place in places.items() if place]
     if lines:
         store.set(VERDICT, "; ".join(lines))  # for ranks that lose the others when this one ends
-    return "; ".join(lines) or f"no other rank can be reached: {describe(error)}"
+    return "; ".join(lines) or f"no other rank says why: {describe(error)}"
 
 
 def _answer(store: Store, rank: int, over: threading.Event) -> None:

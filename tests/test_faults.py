@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,23 @@ def test_only_the_rank_that_hangs_is_named(tmp_path):
     first, none, last = on_ranks(3, three, tmp_path)
     assert none is None and first == last
     assert re.fullmatch(r"rank 1 did not come within 2 min: it is at tests/test_faults\.py, line \d+, in three", first)
+
+
+def alone(folder):
+    """What a rank says that is ended before it has met the others, of which none has failed."""
+    try:
+        with faults.named(dist.FileStore(str(folder / "faults"), 2), dist.get_rank(), 2, timedelta(minutes=2)):
+            if dist.get_rank() == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(3)
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_a_rank_that_torchrun_ends_still_asks_who_has_failed(tmp_path):
+    first, other = on_ranks(2, alone, tmp_path)
+    assert re.fullmatch(r"rank 1 did not come within 2 min: it is at tests/test_faults\.py, line \d+, in alone", first)
+    assert other is None
 
 
 def torchrun(restarts: int, faults: str, runs, out) -> subprocess.CompletedProcess:
