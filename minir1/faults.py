@@ -4,9 +4,9 @@
     rank 0: error: rank 1 failed: out of memory: ...
 
 A rank that fails leaves its cause in torchrun's store before it ends. The others lose their connection to it, or wait
-for it in vain for the time of `distributed.WAIT`, or torchrun ends them first; then they ask in the store. A thread of each rank answers with the
-line of code at which its rank is: one outside of torch.distributed is where the rank hangs. Ranks that do not answer
-have been killed. torchrun ends those that hang, once one rank has ended.
+for it in vain for the time of `distributed.WAIT`, or torchrun ends them first; then they ask in the store. A thread of
+each rank answers with the line of code at which its rank is: one outside of torch.distributed is where the rank hangs.
+Ranks that do not answer have been killed. torchrun ends those that hang, once one rank has ended.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import command
 
 from experiments import r1_zero
 from minir1 import cli, tasks
@@ -222,14 +224,24 @@ LINES = {
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_bad_input_of_each_script_is_one_line(base, strange, other_layout, tmp_path, line):
-    words = line.format(base=base, strange=strange, data=other_layout).split()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", f"experiments.{words[0]}", *words[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and LINES[line] in done.stderr, done.stderr
-    assert done.stderr.count("\n") == 1
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_bad_input_of_each_script_is_one_line(base, strange, other_layout, tmp_path, monkeypatch, capfd, line):
+    """In this process, as a new one imports for seconds."""
+    script, *words = line.format(base=base, strange=strange, data=other_layout).split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"experiments.{script}", run_name="__main__", alter_sys=True)
+    error = capfd.readouterr().err
+    assert end.value.code == 2 and error.startswith("error: ") and LINES[line] in error, error
+    assert error.count("\n") == 1
     assert not list(tmp_path.rglob("config.json"))  # no folder of a run is left behind
+
+
+def test_it_is_one_line_in_a_process_of_its_own_too(tmp_path):
+    done = command("-m", "experiments.r1_zero", "--task", "nope", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: unknown task 'nope'")
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_an_unknown_choice_shows_those_that_there_are(tmp_path):

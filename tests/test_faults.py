@@ -93,10 +93,15 @@ def test_every_fault_ends_all_ranks_is_named_and_resumed(runs):
     assert re.search("(?m)^rank 1: error: out of memory: ", starts[2]) and "exitcode: -9" in starts[0]
 
 
-def test_a_refusal_is_not_resumed_by_restarts(runs):
+def test_a_refusal_is_not_resumed_by_restarts(tmp_path):
     """The second start would resume the run that the first refused to touch."""
-    before = kill_ranks.rows(runs / "whole"), (runs / "whole" / "config.json").read_bytes()
-    done = torchrun(1, "none", runs, runs / "whole")
-    refusals = re.findall("(?m)^rank [01]: error: .*whole already holds a run: continue it with --resume", done.stderr)
-    assert done.returncode == 1 and len(refusals) >= 2
-    assert (kill_ranks.rows(runs / "whole"), (runs / "whole" / "config.json").read_bytes()) == before
+    (tmp_path / "whole").mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / "whole" / name).write_text('{"step": 1}\n')
+    done = torchrun(1, "none", tmp_path, tmp_path / "whole")
+    errors = re.findall("(?m)^rank [01]: error: (.*)", done.stderr)
+    assert done.returncode == 1 and len(errors) >= 2
+    assert all("whole already holds a run: continue it with --resume" in error for error in errors), errors
+    assert {path.name: path.read_text() for path in (tmp_path / "whole").iterdir()} == dict.fromkeys(
+        ("config.json", "metrics.jsonl"), '{"step": 1}\n'
+    )
