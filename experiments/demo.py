@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from experiments import demo_figure, evaluate, pretrain, r1_zero
+from experiments import demo_figure, evaluate, evaluate_table, pretrain, r1_zero
 from minir1 import checkpoint, cli, tasks
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.files import read_json
@@ -105,7 +105,7 @@ def final_test(
             policy = hf.load(path, device, pick_dtype(config.dtype, device))
             settings = evaluate.Config(checkpoint=path, **shared)
             values, grids[split, name] = evaluate.measure(*policy, task, problems[split], settings)
-            columns[f"{name}, {split}"] = evaluate.applicable(values, grids[split, name])
+            columns[f"{name}, {split}"] = evaluate_table.applicable(values, grids[split, name])
             prefix = name if split == first else f"{name}_{split}"
             result |= {f"{prefix}/{key}": value for key, value in values.items()}
     both = np.array([rights(grids[first, name]) for name in ("after", "before")])
@@ -114,7 +114,7 @@ def final_test(
     for name in controls(result):
         for end in ("", "_low", "_high"):
             result[f"{name}/pass@1{end}"] = result[f"after/{name}{end}"]
-    evaluate.show(f"{task.name}: problems never trained on", columns, task.rates)
+    evaluate_table.show(f"{task.name}: problems never trained on", columns, task.rates)
     n = len(problems[first])
     shown = [n * i // 6 + n // 12 for i in (0, 2, 4)]  # three, by their position alone
     before, after = grids[first, "before"], grids[first, "after"]

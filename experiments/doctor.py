@@ -208,8 +208,9 @@ def main(config: Config) -> list[Finding]:
     rows = predict(rl)
     show_prediction(rows[0], rl)
     measured = {key.partition("/")[2]: value for key, value in rows[0].items() if key.startswith("preflight/")}
-    refused = no_signal(measured, rl.min_mixed)
-    findings = [refused] * (refused is not None) + diagnose(rows, plain(vars(rl)))
+    findings = diagnose(rows, plain(vars(rl)))
+    if refused := no_signal(measured, rl.min_mixed):
+        findings = [refused, *findings]
     show_findings(findings, "before the run")
     return findings
 

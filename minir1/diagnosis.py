@@ -5,8 +5,8 @@
 
 A rule takes the rows of metrics.jsonl and the config of the run. It returns the values that speak for it, or None, also
 where the run did not log what it needs. Identities come first: they hold in every healthy run. Rules about the course
-of a run compare its quarters, and a difference counts only above three standard errors. docs/gallery.md shows a broken
-set-up for each.
+of a run compare its quarters, and a difference counts only above three standard errors, or above luck where the best of
+many steps is one side of it. docs/gallery.md shows a broken set-up for each.
 """
 
 from __future__ import annotations

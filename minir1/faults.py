@@ -29,8 +29,9 @@ LOOK, ANSWERS = 1.0, 4.0  # seconds between looks at it, and to wait for answers
 ROOT = Path(__file__).parent.parent
 
 
-class Ended(RuntimeError):
-    """SIGTERM has come: torchrun has seen that a rank failed, or somebody ends the run."""
+class Ended(BaseException):
+    """SIGTERM has come: torchrun has seen that a rank failed, or somebody ends the run. As with KeyboardInterrupt, no
+    code on the way takes it for an error of its own."""
 
 
 def attempt(store: Store) -> PrefixStore:
@@ -51,8 +52,8 @@ def named(store: Store, rank: int, world: int, wait: timedelta) -> Iterator[None
     An error of this rank itself is left in the store. A refusal (ValueError) is kept for torchrun's restarts, which
     would meet it again, or resume the run that this one was not to touch.
     """
-    def end(number, frame):
-        raise Ended("ended by SIGTERM")
+    def end(*_):
+        raise Ended("SIGTERM")
 
     own, over = attempt(store), threading.Event()
     before = signal.signal(signal.SIGTERM, end)
@@ -60,7 +61,7 @@ def named(store: Store, rank: int, world: int, wait: timedelta) -> Iterator[None
     thread.start()
     try:
         yield
-    except Exception as error:
+    except (Exception, Ended) as error:
         if lost(error):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, which sees the failure at about the same time
             raise RuntimeError(_causes(own, rank, world, wait, error)) from error
@@ -76,7 +77,7 @@ def named(store: Store, rank: int, world: int, wait: timedelta) -> Iterator[None
         thread.join(LOOK)  # Python aborts where it ends amid a call of the store
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())[:300]
     if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
@@ -89,7 +90,7 @@ def lost(error: BaseException) -> bool:
     return isinstance(error, (dist.DistError, Ended)) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _causes(store: Store, rank: int, world: int, wait: timedelta, error: Exception) -> str:
+def _causes(store: Store, rank: int, world: int, wait: timedelta, error: BaseException) -> str:
     """Which other ranks failed, and why, as far as the store says; waits ANSWERS seconds for those that say nothing."""
     store.set(ASKED, "")
     others, end = [r for r in range(world) if r != rank], time.monotonic() + ANSWERS

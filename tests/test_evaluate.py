@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from runs import command, kill
 
-from experiments import compare, evaluate
+from experiments import compare, evaluate, evaluate_table
 from experiments.benchmarks import bench_evaluate, verifiers
 from minir1 import answer_file, judge, rewards, tasks
 from minir1.judge import Answer
@@ -67,9 +67,9 @@ def test_how_readable_the_answers_are_is_measured_by_group_and_shown(config, cap
         assert values[name] == pytest.approx((odd + even) / 2)
     shown = capsys.readouterr().out
     assert values["tidiness"] == values["reflections"] == 0  # the corpus knows neither
-    for key, (label, _) in evaluate.READABLE.items():
+    for key, (label, _) in evaluate_table.READABLE.items():
         assert shown.count(label) == (key not in ("tidiness", "reflections")), label
-    words = next(line for line in shown.splitlines() if evaluate.READABLE["words"][0] in line)
+    words = next(line for line in shown.splitlines() if evaluate_table.READABLE["words"][0] in line)
     assert words.split()[-1] == f"{values['words']:.1f}"
 
 
@@ -77,7 +77,7 @@ def test_rows_of_readability():
     keys = {"language_consistency": 0.5, "repetition": 0.1, "tidiness": 0.2, "reflections": 1.0, "words": 9.0}
     values = {"pass@1": 0.5, "length": 9.0, "length_hard": 9.0, "tries": 1.0, **keys}
     values |= {f"{key}_hard": value for key, value in keys.items()}
-    rows = evaluate.rows(values, {})
+    rows = evaluate_table.rows(values, {})
     assert rows[-6:] == [
         ("words, numbers and signs of the thinking", "words", "", ".1f"),
         ("words of the thinking in the problem's language", "language_consistency", "", ".1%"),
@@ -90,20 +90,21 @@ def test_rows_of_readability():
 
 def test_what_no_answer_has_gets_no_row():
     values = {"pass@1": 0.5, "language_consistency": 0.0, "repetition": 0.0, "tidiness": 0.0, "reflections": 0.0}
-    assert [key for _, key, *_ in evaluate.rows(values, {})][-2:] == ["language_consistency", "repetition"]
+    assert [key for _, key, *_ in evaluate_table.rows(values, {})][-2:] == ["language_consistency", "repetition"]
     one = [[Answer("1+2=3</think><answer>3</answer>", 9, False, True, True)]]
-    assert evaluate.applicable(values, one) == {key: values[key] for key in values if key != "language_consistency"}
+    others = {key: values[key] for key in values if key != "language_consistency"}
+    assert evaluate_table.applicable(values, one) == others
     foreign = [[Answer("一加二</think><answer>3</answer>", 9, False, True, True)]]
-    assert evaluate.applicable(values, foreign) == values  # 0 % of its words: that says something
+    assert evaluate_table.applicable(values, foreign) == values  # 0 % of its words: that says something
 
 
 def test_a_row_that_one_column_needs_is_shown(capsys):
     columns = {"before": {"tidiness": 0.25, "unjudged": 0.5}, "after": {"tidiness": 0.0, "unjudged": 0.0}}
     every = {"pass@1": 0.5, "pass@1_formed": 0.5, "greedy": 0.5, "format": 1.0, "truncated": 0.0, "length": 9.0}
-    evaluate.show("two", {name: every | values for name, values in columns.items()}, {})
+    evaluate_table.show("two", {name: every | values for name, values in columns.items()}, {})
     shown = capsys.readouterr().out
     assert "not judged" in shown and next(
-        line.split()[-2:] for line in shown.splitlines() if evaluate.READABLE["tidiness"][0] in line
+        line.split()[-2:] for line in shown.splitlines() if evaluate_table.READABLE["tidiness"][0] in line
     ) == ["25.0%", "0.0%"]
 
 

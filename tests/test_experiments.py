@@ -15,7 +15,7 @@ import tyro
 from runs import ROOT, assert_same_run, command, kill, plain_metrics, result_of, stop
 from toys import BASE, DENSE, MOE
 
-from experiments import demo, evaluate, pretrain, r1_zero
+from experiments import demo, evaluate, evaluate_table, pretrain, r1_zero
 from experiments.tools.variants import COPIES
 from minir1 import checkpoint, tasks
 from minir1.judge import Answer
@@ -278,7 +278,7 @@ def test_the_table_of_a_task_has_rows_for_what_it_offers():
     plain = {"pass@1": 0.5, "pass@1_low": 0.4, "pass@1_high": 0.6, "pass@4": 0.7, "maj@4": 0.6, "format": 1.0}
     plain |= {"pass@1_formed": 0.5, "length": 9.0, "truncated": 0.0, "unjudged": 0.0, "entropy": 0.1, "greedy": 0.5}
     plain |= {"forced": 0.1}
-    labels = [label for label, *_ in evaluate.rows(plain, {})]
+    labels = [label for label, *_ in evaluate_table.rows(plain, {})]
     assert labels == [
         "pass@1, sampled", "  among well-formed answers", "pass@4", "maj@4", "pass@1, greedy",
         "pass@1, forced to answer at once", "well-formed", "truncated by the budget", "tokens",
@@ -286,7 +286,7 @@ def test_the_table_of_a_task_has_rows_for_what_it_offers():
     more = {"steps": 2.0, "slips": 0.1, "guess": 0.2, "guess_low": 0.1, "guess_high": 0.3, "over_guess": 0.3}
     groups = ("easy", "very_hard")
     grouped = {f"{key}_{group}": value for group in groups for key, value in (plain | {"steps": 1}).items()}
-    rows = evaluate.rows(plain | {"unjudged": 0.1} | more | grouped, {"slips": "steps"})
+    rows = evaluate_table.rows(plain | {"unjudged": 0.1} | more | grouped, {"slips": "steps"})
     added = [row for row in rows if row[0] not in labels]
     assert added == [
         ("  easy problems", "pass@1", "_easy", ".1%"),
@@ -304,7 +304,7 @@ def test_the_table_of_a_task_has_rows_for_what_it_offers():
 def test_a_cell_of_the_table_shows_the_interval(capsys):
     values = {"pass@1": 0.5, "pass@1_low": 0.25, "pass@1_high": 0.75, "pass@1_hard": 0.1, "length_hard": 3.0}
     values |= {"pass@1_low_hard": 0.0, "pass@1_high_hard": 0.2, "length": 2.0}
-    evaluate.show("toy", {"test": values}, {})
+    evaluate_table.show("toy", {"test": values}, {})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert "pass@1, sampled 50.0% [25.0, 75.0]".split() in lines and "hard problems 10.0% [0.0, 20.0]".split() in lines
     assert "hard problems 3.0".split() in lines and "well-formed -".split() in lines
@@ -360,7 +360,7 @@ def test_problems_without_judged_answers_are_not_in_the_gain(tmp_path, monkeypat
         return {"pass@1": 0.5, "forced": 0.0, "forced_low": 0.0, "forced_high": 0.0}, [[a] for a in next(measured)]
 
     monkeypatch.setattr(evaluate, "measure", measure)
-    monkeypatch.setattr(evaluate, "show", lambda *_: None)
+    monkeypatch.setattr(evaluate_table, "show", lambda *_: None)
     monkeypatch.setattr(demo.hf, "load", lambda *_: (None, None))
     monkeypatch.setattr(demo.checkpoint, "resolve", lambda *_: tmp_path)
     values, _ = demo.final_test(demo.Config(problems=3), r1_zero.Config())
