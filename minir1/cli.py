@@ -65,6 +65,9 @@ def run(main: Callable, config: type, *, on_ranks: bool = False, **settings) -> 
             raise
         traceback.print_exc()
         _end(f"error: {type(error).__name__}", 1)
+    else:
+        if ranks.started() > 1:
+            _end("", 0)
 
 
 def _options(config: type, words: list[str], settings: dict):
@@ -85,10 +88,14 @@ def _options(config: type, words: list[str], settings: dict):
 
 
 def _end(line: str, code: int) -> None:
-    name = f"rank {os.environ['RANK']}: " if ranks.started() > 1 else ""
-    print(f"{name}{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, as other ranks print too
+    """Print the line, if there is one, and end; ranks at once, without the end of Python: threads of torch's process
+    groups would wait there for ranks that are gone, or abort it where they still free the tensors of an exchange."""
+    if line:
+        name = f"rank {os.environ['RANK']}: " if ranks.started() > 1 else ""
+        print(f"{name}{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, as other ranks print too
     if ranks.started() > 1:
-        os._exit(code)  # threads and process groups would wait for ranks that are gone
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -125,6 +125,19 @@ def interrupted(config):
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("count, codes", [(1, []), (2, [0])])
+def test_only_ranks_end_without_the_end_of_python(monkeypatch, capsys, count, codes):
+    """A thread of gloo that frees the tensors of the last exchange while Python ends would abort the process."""
+    ended = []
+    monkeypatch.setattr(cli.ranks, "started", lambda: count)
+    monkeypatch.setattr(cli.ranks, "group", nullcontext)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with nullcontext() if count == 1 else pytest.raises(SystemExit):  # os._exit returns here
+        cli.run(lambda config: print("done"), Config, on_ranks=True)
+    assert ended == codes and capsys.readouterr() == ("done\n", "")
+
+
 def test_an_interrupt_says_how_to_resume(monkeypatch, capsys):
     advice = ": the same command with --resume continues from what was saved"
     for config, more in ((Config, ""), (r1_zero.Config, advice)):
