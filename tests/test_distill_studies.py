@@ -30,7 +30,7 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture
 def ways(teacher, tmp_path):
-    small = {"tokens": 300, "batch": 4, "length": 12, "held_out": 4, "seeds": (0,)}
+    small = {"tokens": 300, "batch": 32, "length": 12, "held_out": 4, "seeds": (0,)}
     figure = tmp_path / "ways.png"
     return distill_ways.Config(teacher, out=tmp_path / "ways", results=tmp_path / "ways.json", figure=figure, **small)
 

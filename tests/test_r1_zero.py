@@ -647,10 +647,10 @@ def test_a_resumed_run_knows_the_best_so_far(toy_base, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["r1_zero", "reinforce", "ppo", *(f"variants.{name}" for name in COPIES)])
 def test_a_checkpoint_is_the_best_if_it_beats_the_base(toy_base, tmp_path, monkeypatch, name, scores, best):
     script, left = importlib.import_module(f"experiments.{name}"), iter(scores)
-    fields = {field: getattr(RL, field) for field in ("prompts", "num_generations", "max_completion_length")}
-    more = {"variants.dapo": {"overlong_buffer": 4}, "ppo": {"value_warmup": 0}, "variants.hybrid": {"alpha": 1.0}}
-    more = more.get(name, {})
-    config = script.Config(checkpoint=toy_base() / "checkpoint", out=tmp_path, steps=2, eval_every=1, **fields, **more)
+    fields = {"prompts": 1, "num_generations": 2, "max_completion_length": 2, "eval_problems": 1}
+    more = {"variants.dapo": {"overlong_buffer": 1}, "ppo": {"value_warmup": 0}, "variants.hybrid": {"alpha": 1.0}}
+    fields |= more.get(name, {})
+    config = script.Config(checkpoint=toy_base() / "checkpoint", out=tmp_path, steps=2, eval_every=1, **fields)
     monkeypatch.setattr(script, "evaluate", lambda *_: {"eval/pass@1": next(left)})
     for function in ("preflight", "learn", "show", "on_policy_check"):  # only the bookkeeping is tested
         monkeypatch.setattr(script, function, lambda *_, **__: {})

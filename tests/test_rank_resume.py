@@ -17,8 +17,10 @@ from experiments import ppo, pretrain, r1_zero, reward_model
 from minir1 import checkpoint
 
 RL = RL | {"steps": 2, "eval_every": 1}
-NAMES = ("pretrain", "lora", "ppo", "reward_model", "bfloat16")
-WAYS = {"2 to 2": (2, 2), "2 to 1": (2, 1), "2 to 3": (2, 3), "1 to 2": (1, 2)}  # ranks before, ranks after
+NAMES = ("pretrain", "ppo", "lora", "reward_model", "bfloat16")
+WAYS = {  # ranks before, ranks after, runs; in 16 bits another number of ranks rounds otherwise
+    "2 to 2": (2, 2, NAMES), "2 to 1": (2, 1, NAMES[:-1]), "2 to 3": (2, 3, NAMES[:2]), "1 to 2": (1, 2, NAMES[:2]),
+}  # fmt: skip
 
 
 def configs(folder, base) -> dict:
@@ -45,16 +47,14 @@ def test_resumed_on_another_number_of_ranks(tmp_path_factory, toy_base):
     folder = tmp_path_factory.mktemp("resume")
     runs = configs(folder, toy_base("moe"))
     start(2, run_all, runs, folder / "whole")
-    for ranks in (1, 2):
-        start(ranks, stop_all, runs, folder / f"stopped {ranks}")
+    start(2, stop_all, runs, folder / "stopped 2")
+    start(1, stop_all, {name: runs[name] for name in WAYS["1 to 2"][2]}, folder / "stopped 1")
     resumed = {name: (script, replace(config, resume=True)) for name, (script, config) in runs.items()}
-    for way, (before, after) in WAYS.items():
-        if way != "2 to 2":  # in 16 bits another number of ranks rounds otherwise
-            resumed.pop("bfloat16", None)
+    for way, (before, after, names) in WAYS.items():
         shutil.copytree(folder / f"stopped {before}", folder / way)
-        start(after, run_all, resumed, folder / way)
-    for way in WAYS:
-        for name in NAMES if way == "2 to 2" else NAMES[:-1]:  # without bfloat16
+        start(after, run_all, {name: resumed[name] for name in names}, folder / way)
+    for way, (*_, names) in WAYS.items():
+        for name in names:
             same(folder, name, way)
 
 
