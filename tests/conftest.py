@@ -24,9 +24,11 @@ if not (find_spec("triton") and find_spec("minir1.kernels")):  # the latter is a
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs CUDA; skipped without")
     config.addinivalue_line("markers", "multigpu: needs two GPUs; skipped with fewer")
+    config.addinivalue_line("markers", "first: takes long, so that it must not be the last, for which all workers wait")
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     needed = {"gpu": (1, "needs CUDA"), "multigpu": (2, "needs two GPUs")}
     for marker, (gpus, reason) in needed.items():
         for item in items if torch.cuda.device_count() < gpus else ():

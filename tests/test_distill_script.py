@@ -220,8 +220,8 @@ def test_the_student_comes_closer_on_its_own_samples(on_policy, tmp_path):
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 def test_both_estimates_have_the_same_mean(on_policy, temperature):
     """Sampled gradients over many answers approach the exact one of KL(S‖T) on the same prefixes."""
-    student, _ = hf.load(on_policy.student, dtype=torch.float64)
-    teacher = hf.load(on_policy.teacher, dtype=torch.float64)[0].requires_grad_(False)
+    student, _ = hf.load(on_policy.student)
+    teacher = hf.load(on_policy.teacher)[0].requires_grad_(False)
     config = replace(on_policy, num_minibatches=1, grad_clip=1e9, microbatch=10**6, temperature=temperature)
     class Keep:  # an optimizer that keeps the gradient
         def step(self):

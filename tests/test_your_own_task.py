@@ -9,6 +9,8 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import pytest
+
 from minir1 import tasks
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +40,7 @@ def test_the_task_says_what_the_page_says(tmp_path):
     assert 0.1 < sum(text.count(",") == 8 for text in texts) / 500 < 0.3  # one in five reads along
 
 
+@pytest.mark.first
 def test_its_commands_teach_the_model_to_read_along(tmp_path):
     (tmp_path / "largest.py").write_text(CODE, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
