@@ -17,10 +17,10 @@ from experiments.tools import kill_ranks
 from minir1 import faults
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kill_ranks reads /proc")
-WAIT = 3.0  # seconds, of MINIR1_WAIT_MINUTES
+WAIT = 6.0  # seconds, of MINIR1_WAIT_MINUTES; a rank of a busy machine is late by one or two
 FAULTS = {  # with its micro-batch: what the other rank says, and seconds in which all ranks have ended
     "kill:3": (r"rank 1 ended without an error of its own: it was killed", 12),  # before the first checkpoint
-    "hang:11": (r"rank 1 did not come within 0\.05 min: it is at tests/faulty\.py, line \d+, in faulty", WAIT + 12),
+    "hang:11": (r"rank 1 did not come within 0\.1 min: it is at tests/faulty\.py, line \d+, in faulty", WAIT + 12),
     "memory:8": (r"rank 1 failed: out of memory: .*DefaultCPUAllocator: can't allocate memory", 12),
     "nan:3": (r"step \d: the gradient of .* is not finite, first on rank 1, in its own loss or backward pass", 12),
 }
