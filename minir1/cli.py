@@ -94,7 +94,8 @@ def _end(line: str, code: int) -> None:
         name = f"rank {os.environ['RANK']}: " if ranks.started() > 1 else ""
         print(f"{name}{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, as other ranks print too
     if ranks.started() > 1:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # a pipe that nobody reads any more
+            sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
 
