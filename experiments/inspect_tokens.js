@@ -111,11 +111,11 @@ function answerNode(group, answer) {
   return node;
 }
 const rewards = flat.map((a) => a.reward), lowest = Math.min(0, ...rewards), highest = Math.max(...rewards);
-function groupNode(group, index) {
+function groupNode(group) {
   const node = make("section", "group"), head = make("div", "head"), words = make("div"), strip = make("div", "strip");
   const judged = group.answers.filter((a) => a.verdict !== "unjudged");
   const right = judged.filter((a) => a.verdict === "right").length;
-  const about = [`problem ${index + 1}`, `${right} of ${judged.length} right`,
+  const about = [`problem ${group.number}`, `${right} of ${judged.length} right`,
     `mean reward ${brief(mean(group.answers.map((a) => a.reward)))}`];
   if (group.reference) about.push(`reference ${short(group.reference)}`);
   words.append(make("h2", "", group.prompt), make("p", "", about.join(" · ")));

@@ -124,9 +124,11 @@ def numbers(values: Tensor) -> list:
 
 
 def page_data(stored: Stored, groups: int, name: str, settings: dict | None = None) -> dict:
-    """What the page shows, for JSON. name: of the run; settings: its config.json."""
+    """What the page shows, for JSON: so many groups, those whose rewards differ first, as the others teach nothing.
+    name: of the run; settings: its config.json."""
     about, tensors = stored
-    G, P = about["G"], min(groups, len(about["problems"]))
+    equal = [len({a["reward"] for a in answers}) == 1 for answers in about["answers"]]
+    order = sorted(range(len(equal)), key=equal.__getitem__)[:groups]
     pieces: dict[tuple[str, str], int] = {}  # (token, its text here) -> index
     special, hexadecimal = {str(t) for t in about["special"]}, about["bytes"]
 
@@ -142,7 +144,7 @@ def page_data(stored: Stored, groups: int, name: str, settings: dict | None = No
     routed = None if experts is None else experts.split(lengths)
 
     def answer(g: int, i: int) -> dict:
-        row = g * G + i
+        row = g * about["G"] + i
         columns = {key: numbers(values[row]) for key, values in shown.items()}
         if routed is not None:
             columns["experts"] = routed[row].tolist()  # [T][L_moe][K_r]
@@ -150,9 +152,12 @@ def page_data(stored: Stored, groups: int, name: str, settings: dict | None = No
         judged = judged | {"reason": spelt(judged["reason"])}
         return {**judged, "number": i + 1, "tokens": indices(tokens[row]), "columns": columns}
 
-    shown_as_text = [{key: spelt(text) for key, text in problem.items()} for problem in about["problems"][:P]]
-    asked = [{**shown_as_text[g], "tokens": indices(prompts[g])} for g in range(P)]
-    by_reward = [sorted((answer(g, i) for i in range(G)), key=lambda a: -a["reward"]) for g in range(P)]
+    def group(g: int) -> dict:
+        problem = {key: spelt(text) for key, text in about["problems"][g].items()}
+        answers = sorted((answer(g, i) for i in range(about["G"])), key=lambda a: -a["reward"])
+        return {**problem, "number": g + 1, "tokens": indices(prompts[g]), "answers": answers}
+
+    in_order = [group(g) for g in order]
     return {
         "run": name,
         "step": about["step"],
@@ -160,7 +165,7 @@ def page_data(stored: Stored, groups: int, name: str, settings: dict | None = No
         "steps": (settings or {}).get("steps"),
         "masked": bool((settings or {}).get("mask_truncated")),
         "quantities": [q._asdict() for q in QUANTITIES if q.key in [*shown, *(["experts"] if routed else [])]],
-        "groups": [{**problem, "answers": answers} for problem, answers in zip(asked, by_reward)],
+        "groups": in_order,
         "pieces": [[text, int(word), hexadecimal[word], int(word in special)] for word, text in pieces],
     }
 

@@ -264,6 +264,16 @@ def test_the_page_has_the_numbers_of_each_token_sorted_by_reward():
     assert len(page_data(made(), 1, "run")["groups"]) == 1
 
 
+def test_groups_whose_rewards_differ_come_first():
+    """They keep their number; of equal kinds the order stays."""
+    stored = made()
+    for answer in stored.about["answers"][0]:
+        answer["reward"] = 1.0
+    for groups, order in ((8, [2, 1]), (1, [2])):
+        assert [group["number"] for group in page_data(stored, groups, "run")["groups"]] == order
+    assert [group["number"] for group in page_data(made(), 8, "run")["groups"]] == [1, 2]
+
+
 def test_parts_of_characters_and_controls_are_visible():
     assert visible([b"\xe4", b"\xbd\xa0"]) == ["‹e4›", "你"]
     assert visible([b"a \xe4\xbd", b"\xa0b\xf0\x9f", b"\xa4", b"\x96"]) == ["a ‹e4 bd›", "你b‹f0 9f›", "‹a4›", "🤖"]
