@@ -124,11 +124,11 @@ def numbers(values: Tensor) -> list:
 
 
 def page_data(stored: Stored, groups: int, name: str, settings: dict | None = None) -> dict:
-    """What the page shows, for JSON: so many groups, those whose rewards differ first, as the others teach nothing.
-    name: of the run; settings: its config.json."""
+    """What the page shows, for JSON. groups: how many, at most; those whose rewards differ come first. name: of the
+    run; settings: its config.json."""
     about, tensors = stored
     equal = [len({a["reward"] for a in answers}) == 1 for answers in about["answers"]]
-    order = sorted(range(len(equal)), key=equal.__getitem__)[:groups]
+    order = sorted(range(len(equal)), key=lambda g: equal[g])[:groups]
     pieces: dict[tuple[str, str], int] = {}  # (token, its text here) -> index
     special, hexadecimal = {str(t) for t in about["special"]}, about["bytes"]
 
@@ -157,7 +157,7 @@ def page_data(stored: Stored, groups: int, name: str, settings: dict | None = No
         answers = sorted((answer(g, i) for i in range(about["G"])), key=lambda a: -a["reward"])
         return {**problem, "number": g + 1, "tokens": indices(prompts[g]), "answers": answers}
 
-    in_order = [group(g) for g in order]
+    shown_groups = [group(g) for g in order]
     return {
         "run": name,
         "step": about["step"],
@@ -165,7 +165,7 @@ def page_data(stored: Stored, groups: int, name: str, settings: dict | None = No
         "steps": (settings or {}).get("steps"),
         "masked": bool((settings or {}).get("mask_truncated")),
         "quantities": [q._asdict() for q in QUANTITIES if q.key in [*shown, *(["experts"] if routed else [])]],
-        "groups": in_order,
+        "groups": shown_groups,
         "pieces": [[text, int(word), hexadecimal[word], int(word in special)] for word, text in pieces],
     }
 

@@ -67,7 +67,7 @@ def run(main: Callable, config: type, *, on_ranks: bool = False, **settings) -> 
         _end(f"error: {type(error).__name__}", 1)
     else:
         if ranks.started() > 1:
-            _end("", 0)
+            _exit(0)
 
 
 def _options(config: type, words: list[str], settings: dict):
@@ -88,11 +88,14 @@ def _options(config: type, words: list[str], settings: dict):
 
 
 def _end(line: str, code: int) -> None:
-    """Print the line, if there is one, and end; ranks at once, without the end of Python: threads of torch's process
-    groups would wait there for ranks that are gone, or abort it where they still free the tensors of an exchange."""
-    if line:
-        name = f"rank {os.environ['RANK']}: " if ranks.started() > 1 else ""
-        print(f"{name}{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, as other ranks print too
+    name = f"rank {os.environ['RANK']}: " if ranks.started() > 1 else ""
+    print(f"{name}{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, as other ranks print too
+    _exit(code)
+
+
+def _exit(code: int) -> None:
+    """End this process; a rank without the shutdown of Python, in which the threads of torch's process groups would wait
+    for ranks that are gone, or abort the process while they free the tensors of the last exchange."""
     if ranks.started() > 1:
         with contextlib.suppress(OSError):  # a pipe that nobody reads any more
             sys.stdout.flush()

@@ -24,7 +24,7 @@ if not (find_spec("triton") and find_spec("minir1.kernels")):  # the latter is a
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs CUDA; skipped without")
     config.addinivalue_line("markers", "multigpu: needs two GPUs; skipped with fewer")
-    config.addinivalue_line("markers", "first: takes long, so that it must not be the last, for which all workers wait")
+    config.addinivalue_line("markers", "first: takes long, so it runs first: no worker waits for it at the end")
 
 
 def pytest_collection_modifyitems(items):

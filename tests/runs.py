@@ -96,15 +96,6 @@ def assert_equal_bits(a, b, where="state"):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
 
 
-def assert_near_weights(a: dict, b: dict) -> None:
-    """Weights after a few steps of Adam are equal within 1e-6, but for one in a thousand, within 1e-5: where a gradient
-    is next to nothing, Adam divides its rounding by itself."""
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(b[name], a[name], rtol=0, atol=1e-5)
-        assert ((b[name] - a[name]).abs() > 1e-6).double().mean() <= 1e-3, name
-
-
 def assert_same_run(a: Path, b: Path) -> None:
     """All metrics but time/ and perf/, samples, rollouts, checkpoints, optimizers and results are equal to the bit."""
     assert plain_metrics(a) == plain_metrics(b)

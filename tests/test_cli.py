@@ -126,8 +126,8 @@ def interrupted(config):
 
 
 @pytest.mark.parametrize("count, codes", [(1, []), (2, [0])])
-def test_only_ranks_end_without_the_end_of_python(monkeypatch, capsys, count, codes):
-    """A thread of gloo that frees the tensors of the last exchange while Python ends would abort the process."""
+def test_only_ranks_end_without_the_shutdown_of_python(monkeypatch, capsys, count, codes):
+    """A thread of gloo that frees the tensors of the last exchange during the shutdown would abort the process."""
     ended = []
     monkeypatch.setattr(cli.ranks, "started", lambda: count)
     monkeypatch.setattr(cli.ranks, "group", nullcontext)

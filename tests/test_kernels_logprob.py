@@ -93,12 +93,12 @@ def test_many_chunks_in_the_backward(engine):
 ])
 def test_as_accurate_as_torch(engine, kw):
     """Logits of deviation 6, under caps that most are far below or far above. The largest error of many tokens
-    is random, and on another CPU another; the norm of all is not."""
+    is random to a tenth; the norm of all is not."""
     h, w, target = put(*problem(512, D=32, V=500, dtype=torch.float32, size=6.0, ignored=0))
     exact = reference(h.double(), w.double(), target, **kw)
     theirs = reference(h, w, target, **kw)
     for a, b, want in zip(ours(target, engine, **kw)(h, w), theirs, exact):
-        assert (a - want).abs().max() <= 1.5 * (b - want).abs().max()
+        assert (a - want).abs().max() <= 1.2 * (b - want).abs().max()
         assert (a - want).norm() <= 1.1 * (b - want).norm()
 
 

@@ -4,9 +4,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from rank_runs import run_all, stop_all
 from ranks import on_ranks
-from runs import assert_equal_bits, assert_near_weights, plain_metrics
+from runs import assert_equal_bits, plain_metrics
 from safetensors.torch import load_file
 from test_distributed_scripts import RL, TRAIN
 from test_preference_pairs import write_pairs
@@ -16,10 +17,8 @@ from experiments import ppo, pretrain, r1_zero, reward_model
 from minir1 import checkpoint
 
 RL = RL | {"steps": 2, "eval_every": 1}
-NAMES = ("pretrain", "ppo", "lora", "reward_model", "bfloat16")
-WAYS = {  # ranks before, ranks after, runs; in 16 bits another number of ranks rounds otherwise
-    "2 to 2": (2, 2, NAMES), "2 to 1": (2, 1, NAMES[:-1]), "2 to 3": (2, 3, NAMES[:2]), "1 to 2": (1, 2, NAMES[:2]),
-}  # fmt: skip
+NAMES = ("pretrain", "lora", "ppo", "reward_model", "bfloat16")
+WAYS = {"2 to 2": (2, 2), "2 to 1": (2, 1), "2 to 3": (2, 3), "1 to 2": (1, 2)}  # ranks before, ranks after
 
 
 def configs(folder, base) -> dict:
@@ -46,19 +45,21 @@ def test_resumed_on_another_number_of_ranks(tmp_path_factory, toy_base):
     folder = tmp_path_factory.mktemp("resume")
     runs = configs(folder, toy_base("moe"))
     start(2, run_all, runs, folder / "whole")
-    start(2, stop_all, runs, folder / "stopped 2")
-    start(1, stop_all, {name: runs[name] for name in WAYS["1 to 2"][2]}, folder / "stopped 1")
+    for ranks in (1, 2):
+        start(ranks, stop_all, runs, folder / f"stopped {ranks}")
     resumed = {name: (script, replace(config, resume=True)) for name, (script, config) in runs.items()}
-    for way, (before, after, names) in WAYS.items():
+    for way, (before, after) in WAYS.items():
+        if way != "2 to 2":  # in 16 bits another number of ranks rounds otherwise
+            resumed.pop("bfloat16", None)
         shutil.copytree(folder / f"stopped {before}", folder / way)
-        start(after, run_all, {name: resumed[name] for name in names}, folder / way)
-    for way, (*_, names) in WAYS.items():
-        for name in names:
+        start(after, run_all, resumed, folder / way)
+    for way in WAYS:
+        for name in NAMES if way == "2 to 2" else NAMES[:-1]:  # without bfloat16
             same(folder, name, way)
 
 
 def same(folder, name: str, way: str) -> None:
-    """Metrics and weights are those of the run that never stopped: to the bit on as many ranks, else nearly."""
+    """Metrics and weights are those of the run that never stopped: to the bit on as many ranks, else within 1e-6."""
     whole, resumed = folder / "whole" / name, folder / way / name
     assert len(plain_metrics(folder / "stopped 2" / name)) == len(plain_metrics(whole)) - 1
     rows = plain_metrics(whole), plain_metrics(resumed)
@@ -67,9 +68,9 @@ def same(folder, name: str, way: str) -> None:
     if way == "2 to 2":
         assert rows[0] == rows[1]
         assert_equal_bits(*map(checkpoint.load_state, paths))
-        assert_equal_bits(*weights)
     assert [row.keys() for row in rows[0]] == [row.keys() for row in rows[1]]
     for row, other in zip(*rows):
         for key, value in row.items():
             assert other[key] == pytest.approx(value, rel=2e-6, abs=1e-6), (row["step"], key)
-    assert_near_weights(*weights)
+    for tensor in weights[0]:
+        torch.testing.assert_close(weights[1][tensor], weights[0][tensor], rtol=0, atol=0 if way == "2 to 2" else 1e-6)
