@@ -94,8 +94,8 @@ def _end(line: str, code: int) -> None:
 
 
 def _exit(code: int) -> None:
-    """End this process; a rank without the shutdown of Python, in which the threads of torch's process groups would wait
-    for ranks that are gone, or abort the process while they free the tensors of the last exchange."""
+    """End this process. A rank ends without the shutdown of Python, in which threads of torch's process groups would
+    wait for ranks that are gone, or abort the process while they free the tensors of the last exchange."""
     if ranks.started() > 1:
         with contextlib.suppress(OSError):  # a pipe that nobody reads any more
             sys.stdout.flush()

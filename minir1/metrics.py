@@ -88,7 +88,7 @@ def bootstrap(
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; allowed is between 0 and 1")
     draw, P = np.random.default_rng(seed), values.size
-    blocks = [min(20, resamples - done) for done in range(0, resamples, 20)]  # vectorised, yet small enough for the cache
+    blocks = [min(20, resamples - done) for done in range(0, resamples, 20)]  # vectorised, yet within the cache
     means = np.concatenate([values[draw.integers(P, size=(count, P))].mean(1) for count in blocks])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)
