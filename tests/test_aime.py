@@ -3,10 +3,10 @@
 import csv
 import gzip
 import json
-import time
 
 import number_gallery
 import pytest
+from clock import quickest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,10 +137,4 @@ def test_no_text_raises(text, n):
 @pytest.mark.parametrize("piece", ["9", "\\boxed{1}", "= 1 ", "x + 1 = ", "{", "-"])
 def test_a_text_of_1_mb_takes_less_than_50_ms(piece):
     text = piece * (1_000_000 // len(piece))
-
-    def seconds():
-        start = time.perf_counter()
-        verify(P, text)
-        return time.perf_counter() - start
-
-    assert any(seconds() < 0.05 for _ in range(5))  # other programs may take the processor
+    assert quickest(verify, P, text) < 0.05

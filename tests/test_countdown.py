@@ -1,11 +1,11 @@
 import hashlib
 import random
-import time
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations, product
 
 import pytest
+from clock import quickest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -235,11 +235,9 @@ LONG += ["<think>", "</think>", "</answer>"]
 @pytest.mark.parametrize("piece", LONG)
 def test_long_garbage_is_fast(piece):
     long = piece * (100_000 // len(piece))
-    start = time.perf_counter()
     for text in (long, said(long), said("24", long), said("24", long + "!")):
         assert verify(P, text).status == "wrong"
-        behaviour(P, text)
-    assert time.perf_counter() - start < 1
+        assert quickest(verify, P, text) + quickest(behaviour, P, text) < 0.25
 
 
 # Problems and splits
@@ -520,9 +518,8 @@ def test_other_questions():
     other_order = countdown.recognise("make 24 from 3,11,3")
     assert verify(other_order, said(other_order.reference)).status == "right"
     assert countdown.recognise("make 1000 from 1,2,3").reference == ""  # out of reach
-    began = time.perf_counter()
     many = countdown.recognise("make 24 from 1,2,3,4,5,6,7,8,9")
-    assert many.reference == "" and time.perf_counter() - began < 1
+    assert many.reference == "" and quickest(countdown.recognise, many.prompt) < 1
     assert verify(many, said("1+2+3+4+5+6+7+8-9-3")).status == "wrong"
     for text in ("hello", "make 24", "Make 24 from 1,2", "make 24 from 1,2 please", "", f"make {'9' * 5000} from 1"):
         assert countdown.recognise(text) is None

@@ -1,7 +1,7 @@
-import time
 import unicodedata
 
 import pytest
+from clock import quickest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,10 +103,9 @@ def test_invisible_characters_are_blank(blank):
     assert answer(f"<think>a</think><answer>{blank}</answer>") is None
     assert format_reward(f"<think>{blank}a</think><answer>8{blank}</answer>") == 1.0
     assert answer(f"<think>{blank}</think><answer>8</answer>") == "8"
-    long = blank * (1_000_000 // len(blank))
-    start = time.perf_counter()
-    assert format_reward(f"<think>{long}</think><answer>8</answer>") == 0.0
-    assert time.perf_counter() - start < 0.5
+    long = f"<think>{blank * (1_000_000 // len(blank))}</think><answer>8</answer>"
+    assert format_reward(long) == 0.0
+    assert quickest(format_reward, long) < 0.5
 
 
 @pytest.mark.parametrize("visible", [".", "é", "é", "中", "مرحبا", "👍", "∞", "\ufffd", "_", "0"])
@@ -124,10 +123,9 @@ def test_whatever_is_well_formed_has_an_answer(text):
 
 @pytest.mark.parametrize("piece", [*TAGS, "<", "<think", " ", "<answer>8</answer>"])
 def test_long_texts_are_fast(piece):
-    start = time.perf_counter()
     text = piece * 20_000
     assert format_reward(text) == 0.0 and answer(text) is None
-    assert time.perf_counter() - start < 1
+    assert quickest(format_reward, text) + quickest(answer, text) < 1
 
 
 def test_overlong_by_hand():
@@ -411,7 +409,4 @@ def test_measures_of_long_texts_are_fast(piece):
     """1e5 characters, folded: within the thinking, and as the answer and its summary."""
     long = piece * (100_000 // max(len(piece), len(piece.translate(rewards.FOLDS))))
     for text in (whole(long), whole(f"so {long}", long), whole(f"so the{long}x\nso 8", "8"), f"<think>{long}"):
-        start = time.perf_counter()
-        for measure in (*OF_THINKING[:4], tidiness):
-            measure(text)
-        assert time.perf_counter() - start < 3
+        assert sum(quickest(measure, text, times=1) for measure in (*OF_THINKING[:4], tidiness)) < 3
