@@ -71,6 +71,7 @@ def report(
 ) -> dict[str, float]:
     """What the sampled answers were like. rewards: fp32 [P, G].
 
+    accuracy: of the answers that were judged; absent where none was.
     endless: the share of answers that were truncated in further text after their `</answer>`. Those truncated directly
     after the tag do not count: they may have lacked the budget of one token, the end token.
     """
@@ -78,7 +79,6 @@ def report(
     judged = [a for a in flat if not a.unjudged]
     metrics = {
         "reward": rewards.mean().item(),
-        "accuracy": sum(a.right for a in judged) / max(1, len(judged)),
         "format": sum(a.format for a in flat) / len(flat),
         "length": sum(a.tokens for a in flat) / len(flat),
         "truncated": sum(a.truncated for a in flat) / len(flat),
@@ -89,6 +89,8 @@ def report(
         "mixed_groups": (rewards != rewards[:, :1]).any(1).float().mean().item(),
         "sampled_tokens": int(rollout.mask.sum()),
     }
+    if judged:
+        metrics["accuracy"] = sum(a.right for a in judged) / len(judged)
     thinking = {f"behaviour/{name}": value for name, value in behaviour(task, problems, answers).items()}
     return {f"train/{name}": value for name, value in metrics.items()} | thinking
 

@@ -144,7 +144,8 @@ def refill(model, tokenizer, task: tasks.Task, train: list[tasks.Problem], confi
     rollout = concatenate([whole.select((whole.group == p).nonzero().squeeze(1)) for p in chosen])
     tokens, right = int(whole.mask.sum()), [a.right for _, group in groups for a in group if not a.unjudged]
     metrics = {"train/rounds": len(rollouts), "train/kept": len(chosen) / len(groups), "train/sampled_tokens": tokens}
-    metrics["train/accuracy"] = sum(right) / max(1, len(right))
+    if right:
+        metrics["train/accuracy"] = sum(right) / len(right)
     metrics["perf/rollout_tok_s"] = tokens / clock.seconds["rollout"]
     return [groups[p][0] for p in chosen], rollout, [groups[p][1] for p in chosen], metrics
 
