@@ -68,6 +68,7 @@ def test_every_command_is_understood(path):
     for _, _, script, *args in commands(path.read_text(encoding="utf-8")):
         file = ROOT / (script.replace(".", "/") + ".py")
         assert file.is_file(), f"{path.name} runs {script}, which does not exist"
+        args = [sys.executable if word == "/usr/bin/chromium" else word for word in args]  # not every machine has it
         if config := getattr(importlib.import_module(script), "Config", None):
             tyro.cli(config, args=args)
 
