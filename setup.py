@@ -30,6 +30,7 @@ setup(
         "safetensors",
         "tokenizers",
         "tyro",
+        "typeguard",
         "rich",
         "matplotlib",
         "jinja2>=3.1.6",  # its sandbox: older ones have known ways out

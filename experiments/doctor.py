@@ -18,17 +18,18 @@ script's config.json the fields are read that r1_zero.py has: the time is that o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import tyro
+from typeguard import TypeCheckError, check_type
 
 from experiments import r1_zero
 from minir1 import cli, memory, policy, tasks
 from minir1.advantages import group_advantages
 from minir1.device import free_memory_gib, peak_memory_gib, pick, pick_dtype
-from minir1.diagnosis import Finding, diagnose, no_signal, values
+from minir1.diagnosis import Finding, accuracy_key, diagnose, no_signal, values
 from minir1.files import plain, read_json
 from minir1.judge import judge, judge_rollout
 from minir1.log import read_metrics, run_holding, table
@@ -51,15 +52,21 @@ class Config:
 
 def options_of(path: Path) -> r1_zero.Config:
     """The options of r1_zero.py in a config.json. ValueError if it has no checkpoint, or an option is refused."""
-    stored, default = read_json(path), r1_zero.Config()
+    stored, options = read_json(path), {}
     if "checkpoint" not in stored:
         raise ValueError(f"{path} is not the config.json of a training with a --checkpoint")
-    known = {f.name: stored[f.name] for f in fields(r1_zero.Config) if f.name in stored}
-    typed = {k: Path(v) if isinstance(getattr(default, k), Path) else v for k, v in known.items()}
+    for name, kind in get_type_hints(r1_zero.Config).items():
+        if name in stored:
+            value = tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
+            options[name] = Path(value) if kind is Path and isinstance(value, str) else value
+            try:
+                check_type(options[name], kind)
+            except TypeCheckError as error:
+                raise ValueError(f"{path}: {name} = {stored[name]!r}: {error}") from error
     try:
-        return replace(default, **{k: tuple(v) if isinstance(v, list) else v for k, v in typed.items()})
-    except TypeError as error:
-        raise ValueError(f"{path}: an option has a value of the wrong type: {error}") from error
+        return r1_zero.Config(**options)
+    except ValueError as error:
+        raise ValueError(f"{path}, with the limits of r1_zero.py: {error}") from error
 
 
 # ---- before a run ------------------------------------------------------------------------------
@@ -137,11 +144,11 @@ def predict(config: r1_zero.Config) -> list[dict[str, float]]:
 
 
 def seconds(config: r1_zero.Config, step: dict[str, float], train: int, held_out: int) -> dict[str, float]:
-    """seconds/step; seconds/run, with the preflight and the validations, if answers keep their length; and
-    seconds/run_at_budget, if all use the whole budget. step: the metrics of a measured step."""
+    """seconds/step; seconds/run, with the preflight, the validations and what a difficulty window measures, if answers
+    keep their length; and seconds/run_at_budget, if all use the whole budget. step: the metrics of a measured step."""
     each = sum(step[f"time/{name}_s"] for name in ("rollout", "reference", "judge", "update"))
     validations = 1 + math.ceil(config.steps / config.eval_every)
-    before = min(64, 4 * config.prompts, train) * config.num_generations
+    before = (min(64, 4 * config.prompts, train) + train * bool(config.difficulty_window)) * config.num_generations
     sampled = before + validations * held_out * config.eval_answers
     whole = config.steps * each + sampled * step["train/length"] / step["perf/rollout_tok_s"]
     longer = config.max_completion_length / max(1.0, step["train/length"])
@@ -198,11 +205,12 @@ def main(config: Config) -> list[Finding]:
         rows, settings = read_metrics(run), read_json(run / "config.json")
         try:
             findings = diagnose(rows, settings)
-        except TypeError as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{run}: a metric or an option has a value of the wrong type: {error}") from error
         show_findings(findings, str(run))
-        if (steps := len(values(rows, "train/accuracy"))) < 8:
-            print(f"train/accuracy is there for {steps} steps: what goes wrong in the course of a run shows from 8 on")
+        key = accuracy_key(settings)
+        if (steps := len(values(rows, key))) < 8:
+            print(f"{key} is there for {steps} steps: what goes wrong in the course of a run shows from 8 on")
         return findings
     rl = config.rl if config.run is None else options_of(config.run)
     rows = predict(rl)

@@ -135,12 +135,17 @@ def far(moved: tuple[float, float] | None) -> bool:
 
 def group_of_one(rows: Rows, config: Config) -> str | None:
     """One answer per problem, some right and others wrong, and no gradient but that of the KL term, which has the
-    factor β (a norm above 0.01 is never accused): no answer is compared with another."""
+    factor β (a norm above 0.01 is never accused): no answer is compared with another.
+
+    Never with returns discounted by γ or with a teacher: these have another baseline, and a small gradient may be
+    theirs (of an answer in a long budget; of PPO while the critic alone learns)."""
     accuracy, norms = values(rows, "train/accuracy"), values(rows, "train/grad_norm")
-    if config.get("num_generations") != 1 or not len(accuracy) or not len(norms):
+    if config.get("num_generations") != 1 or "gamma" in config or "teacher" in config:
+        return None
+    if not len(accuracy) or not len(norms) or not 0.05 < accuracy.mean() < 0.95:
         return None
     norm, bound = float(np.median(norms)), min(config.get("beta") or 0.0, 0.01) + 1e-6
-    if norm > bound or not 0.05 < accuracy.mean() < 0.95:
+    if not norm <= bound:
         return None
     return f"num_generations = 1; train/grad_norm is {norm:.0e} at an accuracy of {accuracy.mean():.0%}"
 
@@ -273,7 +278,8 @@ def stale_reference(rows: Rows, config: Config) -> str | None:
     it there: β·KL of an answer is above a twentieth of its advantage's deviation, which is 1."""
     accuracy, mixed = quarters(rows, accuracy_key(config)), quarters(rows, "train/mixed_groups")
     beta, moved = config.get("beta") or 0.0, drift(rows)
-    if accuracy is None or mixed is None or moved is None or config.get("reference_reset") or not beta:
+    moves = config.get("reference_reset") or config.get("tau")
+    if accuracy is None or mixed is None or moved is None or moves or not beta:
         return None
     later = accuracy.mean[1:]
     if np.ptp(later) > 0.05 or later.max() > 0.9 or mixed.mean[-1] < 1 / 3:

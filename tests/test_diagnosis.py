@@ -59,6 +59,7 @@ BROKEN = [  # name of the finding, columns that show it, the same just within th
     ("group of one", {"grad_norm": 0.0}, {"grad_norm": 0.002}, {"num_generations": 1}),
     ("group of one", {"grad_norm": 0.001}, {"grad_norm": 0.02}, {"num_generations": 1, "beta": 1.0}),
     ("group of one", {"grad_norm": 0.0}, {"grad_norm": 0.0} | NONE, {"num_generations": 1}),
+    ("group of one", {"grad_norm": 0.0}, {"grad_norm": math.nan}, {"num_generations": 1}),
     ("truncated sampling", {"ratio": 0.95, "ratio_deviation": 0.05}, {"ratio": 0.96, "ratio_deviation": 0.05}, {}),
     ("truncated sampling", {"ratio": 0.99, "ratio_deviation": 0.01}, {"ratio": 1.01, "ratio_deviation": 0.01}, {}),
     ("verifier errs", {"contradictions": 0.1}, {"contradictions": 0.0}, {}),
@@ -93,6 +94,18 @@ BROKEN = [  # name of the finding, columns that show it, the same just within th
 def test_a_rule_accuses_beyond_its_bound_and_not_within(name, columns, within, config):
     assert names(rows(**columns), **config) == [name]
     assert names(rows(**within), **config) == []
+
+
+def test_what_does_not_compare_within_groups_may_have_groups_of_one_and_a_small_gradient():
+    assert names(rows(grad_norm=0.0), num_generations=1) == ["group of one"]
+    for script in ({"gamma": 1.0}, {"teacher": "runs/large/checkpoint"}):
+        assert names(rows(grad_norm=0.0), num_generations=1, **script) == []
+
+
+def test_a_reference_that_moves_is_not_stale():
+    assert names(rows(accuracy=FLAT, kl=0.01), beta=1.0) == ["stale reference"]
+    for moves in ({"reference_reset": 5}, {"tau": 0.02}):
+        assert names(rows(accuracy=FLAT, kl=0.01), beta=1.0, **moves) == []
 
 
 def test_every_rule_is_tested_and_gives_evidence_and_advice():

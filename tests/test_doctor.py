@@ -97,6 +97,8 @@ def test_seconds_by_hand():
     whole = 30 + 17.6
     want = {"seconds/step": 10, "seconds/run": whole, "seconds/run_at_budget": whole * 32 / 20}
     assert seconds == pytest.approx(want)
+    window = doctor.seconds(replace(RL, difficulty_window=(0.1, 0.9)), step, train=1000, held_out=8)
+    assert window["seconds/run"] == pytest.approx(whole + 800)  # 4 answers to each of 1,000 problems, likewise
     assert [doctor.duration(s) for s in (7.54, 99, 720, 12_240)] == ["7.54 s", "99 s", "12 min", "3.4 h"]
 
 
@@ -104,11 +106,18 @@ def test_options_from_a_config_json(tmp_path):
     config = replace(RL, checkpoint=Path("a/b"), difficulty_window=(0.1, 0.9), dtype="float32")
     write_json(tmp_path / "config.json", {**vars(config), "overlong_buffer": 4})
     assert doctor.options_of(tmp_path / "config.json") == config
-    for content, message in (({"steps": 3}, "not the config.json of a training"),
-                             ({"checkpoint": "x", "prompts": "many"}, "value of the wrong type")):  # fmt: skip
-        write_json(tmp_path / "config.json", content)
-        with pytest.raises(ValueError, match=message):
+    write_json(tmp_path / "config.json", {"steps": 3})
+    with pytest.raises(ValueError, match="not the config.json of a training"):
+        doctor.options_of(tmp_path / "config.json")
+    wrong = {"prompts": 4.0, "beta": "much", "data": 5, "reduction": "nope", "checkpoint": None}
+    wrong |= {"difficulty_window": [0.1]}
+    for name, value in wrong.items():
+        write_json(tmp_path / "config.json", {"checkpoint": "x", name: value})
+        with pytest.raises(ValueError, match=rf"config.json: {name} = {re.escape(repr(value))}: "):
             doctor.options_of(tmp_path / "config.json")
+    write_json(tmp_path / "config.json", {"checkpoint": "x", "num_generations": 1})  # ppo.py's are not compared
+    with pytest.raises(ValueError, match="config.json, with the limits of r1_zero.py: num_generations = 1: at least 2"):
+        doctor.options_of(tmp_path / "config.json")
 
 
 def test_after_a_run(tmp_path, capsys):
@@ -152,11 +161,18 @@ def test_what_was_not_looked_at_is_said(tmp_path, capsys):
         doctor.main(doctor.Config(run=tmp_path))
         shown = capsys.readouterr().out
         assert said in shown and ("the course of a run shows from 8 on" in shown) == bool(said)
+    write_json(tmp_path / "config.json", {"difficulty_window": [0.2, 0.8]})  # the accuracy of the validation counts
+    doctor.main(doctor.Config(run=tmp_path))
+    assert "eval/pass@1 is there for 0 steps: what goes wrong" in capsys.readouterr().out
     with pytest.raises(ValueError, match="its options are those of its config.json"):
         doctor.main(doctor.Config(run=tmp_path, rl=RL))
     write_json(tmp_path / "config.json", {"num_generations": 1, "beta": "much"})
     rows = [json.dumps({"step": t, "train/accuracy": 0.5, "train/grad_norm": 0.0}) for t in range(9)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match="a metric or an option has a value of the wrong type"):
+        doctor.main(doctor.Config(run=tmp_path))
+    write_json(tmp_path / "config.json", {})
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/accuracy": "high"}) + "\n")
     with pytest.raises(ValueError, match="a metric or an option has a value of the wrong type"):
         doctor.main(doctor.Config(run=tmp_path))
 

@@ -137,6 +137,10 @@ WRONG = [
     ("def verify(problem, text): return True", "task own: verify returns 'True', which is no Verdict"),
     ("def verify(problem, text): pass", "task own: verify returns 'None', which is no Verdict"),
     ("def verify(problem, text): return Verdict('yes', {})", "verify returns .*status='yes'.*, which is no Verdict"),
+    ("def verify(problem, text): return Verdict('wrong', {}, None)", "returns reason = None, which is no text"),
+    ("def problems(split, data): return [Problem('1+1', 2)]", "with reference = 2, which is no text"),
+    ("def problems(split, data): return [Problem('1+1', None)]", "with reference = None, which is no text"),
+    ("def problems(split, data): return [Problem('1+\\ud83d', '2')]", r"with prompt = '1\+\\ud83d', which is no text"),
     ("def problems(split, data): pass", "task own: problems returns 'None', which is no Problem"),
     ("def problems(split, data): return ['1+1']", r"task own: problems returns '1\+1', which is no Problem"),
     ("def problems(split, data): return Problem('1+1', '2')", None),  # a problem that is no list of one: as one

@@ -57,6 +57,8 @@ from typing import Literal
 
 from minir1 import rewards, sandbox
 
+TEXTS = ("prompt", "reference", "language", "level", "task", "subject", "solution")  # of a problem
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair; JSON may hold it, but no file in UTF-8
 SOURCE = re.compile(r"(.*?\.py|[^:]*)(?::(.*))?", re.DOTALL)  # a name or path, and the variant
 
 
@@ -196,6 +198,11 @@ def _data_by_name(names: list[str], data) -> dict:
     return dict(data)
 
 
+def _is_text(value) -> bool:
+    """Whether a value is a string that a file can hold: without halves of surrogate pairs."""
+    return isinstance(value, str) and not SURROGATE.search(value)
+
+
 def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
     for key in ("SPLITS", "VARIANTS"):
         if not isinstance(value := getattr(module, key, ()), (tuple, list)):
@@ -216,14 +223,20 @@ def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
             raise ValueError(f"task {full_name} has no split {split!r}; it has {', '.join(splits)}{_other(split)}")
         listed = module.problems(split, data, **bound)
         listed = list(listed) if isinstance(listed, Iterable) else [listed]
-        if wrong := [item for item in listed if not isinstance(item, Problem)]:
-            raise ValueError(f"task {full_name}: problems returns {str(wrong[0])[:60]!r}, which is no Problem")
+        for item in listed:
+            if not isinstance(item, Problem):
+                raise ValueError(f"task {full_name}: problems returns {str(item)[:60]!r}, which is no Problem")
+            if wrong := [name for name in TEXTS if not _is_text(getattr(item, name))]:
+                what = f"{wrong[0]} = {getattr(item, wrong[0])!r:.60}"
+                raise ValueError(f"task {full_name}: problems returns a Problem with {what}, which is no text")
         return listed
 
     def verify(problem: Problem, text: str) -> Verdict:
         verdict = module.verify(problem, text)
         if not isinstance(verdict, Verdict) or verdict.status not in ("right", "wrong", "unjudged"):
             raise ValueError(f"task {full_name}: verify returns {str(verdict)[:60]!r}, which is no Verdict")
+        if not _is_text(verdict.reason):
+            raise ValueError(f"task {full_name}: verify returns reason = {verdict.reason!r:.60}, which is no text")
         return verdict
 
     optional = ("behaviour", "attempts", "difficulty", "baselines", "rewrite")
