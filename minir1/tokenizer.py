@@ -66,7 +66,7 @@ class Tokenizer:
     def stops(self) -> list[int]:
         """The tokens that end an answer: the EOS, then the further ones that generation_config.json names."""
         also = self.generation.get("eos_token_id")
-        return list(dict.fromkeys([self.eos, *(also if isinstance(also, list) else [])]))
+        return list(dict.fromkeys([self.eos, *(also if isinstance(also, list) else [] if also is None else [also])]))
 
     def recommended(self, name: str, otherwise: float) -> float:
         """The temperature or top_p that generation_config.json recommends, if it recommends to draw at random."""

@@ -106,7 +106,9 @@ WHOLE = {  # texts as a whole, for the reference B
                   "Options A, B, C and D", "We rule out A, C and D.", "B\nC", "A\nB", "B\n\nQuestion: what?\nC"],
     "lists": ["The answer is A. B. C. D.", "Answer:\nB. Paris\nC. Rome", "The answer is B. C.", "Answer: B) C) D)",
               "The answer is **B**. **C**.", "Answer: B. Paris. C. Rome. D. Oslo.",
-              "The answer is B. London", "The answer is B. Rome."],
+              "The answer is B. London", "The answer is B. Rome.",
+              "The answer is B. A. London is also right.", "The answer is B. C. D. One of them is not wrong.",
+              "The answer is B. A, C and D are right as well.", "Answer: B. Paris; A. London; C. Rome"],
 }
 # fmt: on
 
@@ -132,6 +134,12 @@ def test_what_follows_a_sentence_does_not_matter():
         "The answer is B. This rules out C.",
         "The answer is B.\n\nA. London is in England.",
         "Answer: B\nDone",
+        "The answer is B. A, C and D are wrong.",
+        "The answer is (B). (A), (C) and (D) are all incorrect.",
+        "The answer is B.\nA. London is in England.\nC. Rome is in Italy.",
+        "Answer: B. Paris. A. London is in England.",
+        "Therefore, B is the answer.",
+        "\\boxed{(B)\\ Paris}",
     ):
         assert final(P, text) == "B", text
 

@@ -24,17 +24,21 @@ WRAPPED = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 LETTERED = re.compile(
-    r"""(?: (?i: the | therefore | thus | clearly | most\ likely | probably | definitely )\ )*
+    r"""(?: (?i: the | therefore | thus | clearly | most\ likely | probably | definitely ),?\ )*
         (?: (?i: option | choice | letter | answer )\ )?
         (?:\*\*)? (?P<open>[(\[])? (?P<letter>[A-Z]) (?![\w'’]) (?(open)[)\]]) (?:\*\*)?
         (?: [.):,] | \ ?[:–—-](?=\ ) )? \s* (?P<rest>.*)""",
     re.VERBOSE | re.DOTALL,
 )
 EMPHASIS = re.compile(
-    r"is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?|(?:because|since|as|which) (?P<why>.*)"
+    r"is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?|is the answer|(?:because|since|as|which) (?P<why>.*)"
 )
 ENDS = re.compile(r"[.?!]?\n(?!\n)|[.?!](?=\s)")  # of sentences and lines, but not of paragraphs
-NEXT = re.compile(r"\(?[A-Z][.):,; ]+\(?([A-Z])(?=[.):,;]|$)")
+NEXT = re.compile(  # a second letter, unless it and those after it are rejected: `B. A, C and D are wrong`
+    r"\(?[A-Z][.):,; ]+\(?([A-Z])(?=[.):,;]|$)"
+    r"(?!(?:[^a-z]|and\b|or\b)*(?:are|is) (?:all |both )?(?:wrong|incorrect|false|not (?:correct|right|true))\b)"
+)
+EXPLAINED = r" (?!and\b|or\b|(?:is|are) (?:\w+ )?(?:right|correct|true|possible)\b)[a-z][^;]*(?:; |$)"  # after a choice
 OTHER = re.compile(r"\b(?:[A-Z]|or|not|nor|but|either|neither|both)\b|n't\b")  # in a reason: may take the letter back
 
 
@@ -110,10 +114,16 @@ def _letter(said: str, choices: Sequence[str]) -> str | None:
 
 
 def _lists(text: str, letter: str, choices: Sequence[str]) -> bool:
-    """Whether what the text states goes on with other choices: `A. London B. Paris`, `A. B. C.`, `A. Paris`."""
+    """Whether what the text states goes on with other choices: `A. London B. Paris`, `A. B. C.`, `A. Paris`.
+
+    A sentence about another choice, such as `C. Rome is in Italy`, lists nothing.
+    """
     shown = (conclusion(text) or "")[-5 * MAX_CHARS :]
     paragraph = claim(ENDS.sub("; ", shown), _chosen) or ""  # without ends of sentences a claim is a whole paragraph
     paragraph = _bare(paragraph.replace("*", ""))
+    for name, choice in zip(ascii_uppercase, choices):
+        if name != letter:
+            paragraph = re.sub(rf"(?<!\w)\(?{name}[.;):]+ ?{re.escape(_bare(choice))}{EXPLAINED}", "", paragraph)
     if (second := NEXT.match(paragraph)) and second[1] in ascii_uppercase[: len(choices)].replace(letter, ""):
         return True
     own = choices[ascii_uppercase.index(letter)]
@@ -137,7 +147,7 @@ def _text(said: str, choices: Sequence[str]) -> str | None:
 
 def _bare(text: str) -> str:
     """Without outer marks such as ** or $, LaTeX's text styles, repeated white space and a full stop at the end."""
-    text = " ".join(STYLE.sub(r"\1", text).split()).removesuffix(".")
+    text = " ".join(STYLE.sub(r"\1", text).replace("\\ ", " ").split()).removesuffix(".")
     for _ in range(3):
         if not (wrapped := WRAPPED.fullmatch(text)):
             break

@@ -57,7 +57,15 @@ COUNTED = re.compile(  # the number of something else: `in three years`
     rf"\b(?:in|for|the|after|over|per|all|those|these|next|last|first|other) (?:{CARDINALS})(?= [a-z])", re.IGNORECASE
 )
 CONTEXT = re.compile(  # what follows says why, or for what, the number before it holds: `$10 for 50 minutes`
-    r",? (?:(?:because|since|as|given|which)\b|(?:for|in|after|over|during|on|at|out of)\b(?!.*=))", re.IGNORECASE
+    r",? (?:(?:because|since|as(?! well as)(?<!well as)|given|which)\b|(?:for|in|after|over|during|on|at|out of)\b(?!.*=))",
+    re.IGNORECASE,
+)
+REASON = re.compile(  # words of a reason do not concern the number before it, unless they offer another one
+    r",? (?:because|since|given)\b(?!.*\b(?:or|maybe|perhaps|possibly)\b)", re.IGNORECASE
+)
+LISTED = re.compile(  # a second number that has a context of its own: `72 in case 1, 73 in case 2`
+    r"(?:[,;]|\band) [-+$]*[0-9][0-9.,/]* (?:[A-Za-z]+ )?(?:for|in|after|over|during|on|at|out of)\b(?! (?:all|total))",
+    re.IGNORECASE,
 )
 FOREIGN = re.compile(  # notations that are no plain number
     "|".join([
@@ -204,6 +212,10 @@ def _stated(text: str, alone: bool, computed: Fraction | None = None) -> Number 
     end = len(text)
     if alone and numbers and (context := CONTEXT.search(text, numbers[0].end)):
         end = context.start()
+        if REASON.match(text, end):
+            text = text[:end]
+        elif LISTED.search(text, end):
+            return None
         numbers = [number for number in numbers if number.start < end]
     equals = text.rfind("=", 0, end)
     results = [i for i, number in enumerate(numbers) if number.start > equals >= 0]
