@@ -237,9 +237,24 @@ class Tokenizer:
         for token in added or []:  # the library numbers them itself
             if (number := backend.token_to_id(token["content"])) != token["id"]:
                 raise ValueError(f"{file}: token {token['content']!r} is number {token['id']}, but read as {number}")
+        _add_tokens(backend, config.get("added_tokens_decoder", {}), stated)
         tokenizer = cls(backend, templates.pop("default", ""), eos, text("pad_token") or eos, text("bos_token"))
         tokenizer.config, tokenizer.templates = config, templates
         return tokenizer
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, listed: dict[str, dict], path: Path) -> None:
+    """Add the tokens of `added_tokens_decoder`, by number, that tokenizer.json lacks; ValueError if one gets another
+    number."""
+    try:
+        tokens = {int(number): tokenizers.AddedToken(**token) for number, token in listed.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: added_tokens_decoder = {str(listed)[:60]}: must be tokens by number") from error
+    for number, token in sorted(tokens.items()):
+        if backend.token_to_id(token.content) is None:
+            backend.add_tokens([token])
+        if (read := backend.token_to_id(token.content)) != number:
+            raise ValueError(f"{path}: token {token.content!r} is number {number}, but read as {read}")
 
 
 def _each_text(value, change: Callable[[str], str]):

@@ -327,6 +327,11 @@ EQUAL = {  # kind -> pairs, each in both directions
         864 \mbox{ inches}^2 | 864 \text{ sq in}
         9 | 9 \text{ units}
         5 | 5\text{ m}
+        72 | 72^\circ\text{C}
+        -5 | -5^\circ\text{F}
+        72 | 72 \text{ m²}
+        72 | 72\text{ m^2}
+        72 | 72_{10}
         90 | 90\%
         10 \text{ m/s} | 10
         16 \sqrt{3} | 16\sqrt{3} \text{ cm}
@@ -590,6 +595,13 @@ DIFFERENT = {  # nothing here is ever called equal, in either direction
         5 \text{ square feet} | 5 \text{ feet}
         \$5 | 5 \text{ cents}
         5 | 5 \text{ dozen}
+        72 | 72 \text{ halves}
+        72 | 72 \text{ thirds}
+        72 | 72 \text{ fifths}
+        72 | 72 \text{ tens}
+        72 | 72 \text{ lakh}
+        72 | 72 \text{ factorial}
+        72 | 72\text{ pi}
         \$1.25 | \$125
         5 \text{ cm} | 5 \text{ m}
         5 \text{ cm}^2 | 5 \text{ cm}^3

@@ -223,6 +223,11 @@ def test_long_texts_take_little_time(problem, piece):
     assert quickest(final, problem, text[:60000]) < 0.25
 
 
+def test_an_indented_fence_is_no_body(problem):
+    fenced = "   ```python\n" + WHOLE + "```"
+    assert "```" not in final(problem, fenced) and statuses(problem, [fenced]) == ["right"]
+
+
 def test_a_continuation_ends_with_the_function(problem):
     assert final(problem, SOLUTION + "\nx = 1\n").endswith("return scale(best)\n\n")
     assert final(problem, RIGHT["continuation and more"]) == final(problem, SOLUTION + "\n")

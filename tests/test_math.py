@@ -315,6 +315,8 @@ STATED = {  # reference -> texts
         "The minimum value is 42, which occurs when x = 3.", "The number of ways is $6 \\cdot 7 = 42$.",
         r"\boxed{f(2) = 42}", r"\boxed{|S| = 42}", r"\boxed{f(-2)+f(1) = 40 + 2 = 42}",
         "If $x$ is $3$, then $y$ is $42$.",
+        "The answer is 42, which is half of 84.", "The answer is $42$, since $x=3$ or $4$.",
+        "The answer is 42, since otherwise the inequality is false.",
         "Final Answer: The final answer is $42$. I hope it is correct.\n\nProblem: What is 1 + 1?\n\\boxed{2}",
         "The answer is $\\boxed{42}$.<|im_end|>", r"\boxed{\color{red}{42}}", r"\boxed{84 \over 2}", "It is 42.</s>",
     ],
@@ -334,6 +336,8 @@ NOT_42 = [
     "It is $42$ for $a$ or $43$ for $b$.", "It is $43$ when $x$ is $42$.", "The values are 41 and 42.", "It isn't 42.",
     "Is it 42?", r"\boxed{2x = 42}", r"\boxed{|x| = 42}", r"\boxed{42'}", r"\boxed{42 \text{ base } 8}",
     r"\boxed{42 \over 43}", r"\boxed{\begin{aligned} x &= 43 \\ y &= 42 \end{aligned}}", r"\boxed{42_9 = 42}",
+    r"\boxed{42, which is wrong}", "The answer is $42$, which is incorrect.",
+    "The answer is 42 because I am guessing, or 43",
     r"\boxed{41}" + "\n\nProblem: x\n" + r"\boxed{42}", r"\boxed{9^{9^{9^9}}}", r"\boxed{(x+y+z)^{5000}}",
 ]  # fmt: skip
 COPIES = [  # question, reference, what repeats the question

@@ -44,6 +44,8 @@ RIGHT = {  # target -> texts
         "3·8−5",
         "3\\times 8-5",
         "3 \\cdot 8 - 5",
+        "\\(3 \\times 8 - 5\\)",
+        "\\[3 \\times 8 - 5\\]",
         "$3*8-5$",
         "\\boxed{3*8-5}",
         "$\\boxed{3 \\times 8 - 5}$",

@@ -442,6 +442,31 @@ def test_a_file_whose_numbers_the_library_changes_is_refused(tmp_path):
         Tokenizer.load(tmp_path)
 
 
+def test_tokens_that_only_the_config_names_are_added(tmp_path):
+    """As transformers does; at another number they are refused."""
+    WORDS.save(tmp_path)
+    token = {"content": "<|im_end|>", "special": True}
+    change(tmp_path, added_tokens_decoder={str(WORDS.size): token}, eos_token="<|im_end|>")
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.eos == WORDS.size and loaded.size == WORDS.size + 1
+    assert loaded.encode("<|im_end|>") == transformers.AutoTokenizer.from_pretrained(tmp_path).encode("<|im_end|>")
+    change(tmp_path, added_tokens_decoder={"900": token})
+    with pytest.raises(ValueError, match=f"token '<.im_end.>' is number 900, but read as {WORDS.size}"):
+        Tokenizer.load(tmp_path)
+    for wrong in ([], {"x": token}, {"1": "text"}, {"1": {"content": 5}}):
+        change(tmp_path, added_tokens_decoder=wrong)
+        with pytest.raises(ValueError, match="added_tokens_decoder = .*: must be tokens by number"):
+            Tokenizer.load(tmp_path)
+
+
+def test_an_end_token_named_as_one_number(tmp_path):
+    WORDS.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    for named, stops in ((None, [0]), (0, [0]), (7, [0, 7]), ([7, 0], [0, 7])):
+        loaded.generation = {"eos_token_id": named}
+        assert loaded.stops == stops
+
+
 def test_truncation_and_padding_of_a_folder_are_off(tmp_path):
     backend = tokenizers.Tokenizer.from_str(BPE[True].backend.to_str())
     backend.enable_truncation(4)

@@ -176,6 +176,8 @@ def compare(a: Answer, b: Answer) -> bool | None:
         return a.detail == b.detail
     if a.kind == "based" and b.kind == "value":
         return b.detail is None and b.parts[0] == algebra.number(int(a.detail[0])) if a.detail[0].isdigit() else False
+    if a.kind == "value" and b.kind == "based" and b.detail[1] == 10:
+        return compare(b, a)
     if kinds == {"ratio"}:
         return _same_ratio(a, b)
     if kinds == {"ratio", "value"}:

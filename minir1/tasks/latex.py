@@ -215,7 +215,9 @@ def _words(match: re.Match) -> str:
         return f"\\{inner} "
     if re.fullmatch(r"(?i),?\s*(?:and|or)\s*,?", inner):
         return " , "
-    unit = match.string[: match.start()].rstrip(" ~\\")[-1:].isdigit()
+    unit = match.string[: match.start()].rstrip(" ~\\").endswith((*"0123456789", "°"))
+    if unit and (power := re.fullmatch(r"([A-Za-z]+)(\^\{?[23]\}?)", inner)):  # m^2
+        return f"\x01{power[1]}\x02{power[2]}"
     letters = inner in ("i", "e") or (not unit and re.fullmatch(r"\(?[A-Z]\)?(?:,? ?(?:and )?\(?[A-Z]\)?)*", inner))
     words = re.search(r"[A-Za-z]", inner) and not letters
     if not words or re.search(r"[\\^+=<>]|[0-9].*[A-Za-z]", inner):

@@ -29,6 +29,11 @@ WORK = re.compile(r"[-+/^_|!]|\\(?:frac|sqrt|binom|sin|cos|tan|cot|sec|csc|arc|l
 DENIED = re.compile(rf"{readings.OTHERWISE.pattern}|n['’]t\b", re.IGNORECASE)
 DEGREES = re.compile(r"([0-9.]+)\s*(?:°|\^\s*\{?\s*\\circ\s*\}?)")
 REASON = re.compile(r",?\s(?:which|because|since)\b")  # after an answer in a sentence
+RETRACTED = re.compile(  # in a reason: `72, which is wrong`, `72 because I guess, or 73`
+    r"\bwhich (?:is|was|seems|may be|might be) (?:\w+ )?(?:wrong|incorrect|false|not (?:the )?(?:correct|right|answer))\b|"
+    r",\s+(?:or|maybe|perhaps|possibly) [-$\\({]*[0-9.]+\W*$",
+    re.IGNORECASE,
+)
 MARK = "\0"  # a formula, in its sentence
 STATEMENT = re.compile(rf"(?:^|\b(?:is|are|be|equals?)\b)([^{MARK}]*)({MARK}(?:(?:,|,? and|,? or) {MARK})*)")
 CONTEXT = re.compile(  # when or where the statement before it holds
@@ -163,7 +168,7 @@ def _answer(text: str) -> str | None:
     claim = answers.claim(text, otherwise=_conclusion)
     if claim is None:
         return None
-    return _in_sentence(claim) or REASON.split(claim)[0]
+    return None if RETRACTED.search(claim) else _in_sentence(claim) or REASON.split(claim)[0]
 
 
 def _in_sentence(sentence: str) -> str | None:

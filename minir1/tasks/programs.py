@@ -103,7 +103,7 @@ def completed(prompt: str, text: str, name: str) -> str | None:
     first = next((line for line in said.split("\n") if line.strip()), "")
     if not first:
         return None
-    if not re.match(r"  +\S|\t", first):  # else the body of the function, at once
+    if not re.match(r"  +(?!```)\S|\t", first):  # else the body of the function, at once
         block = chosen(said, [name])
         said = block if block is not None else whole(said, [name]) if defines(said, name) else said
         if defines(said, name):

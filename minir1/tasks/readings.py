@@ -21,7 +21,8 @@ PLURALS = """
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 OTHERWISE = re.compile(  # words after a number that are no unit but change or deny it
     r"\b(?:not|no|never|or|and|nor|but|to|wrong|incorrect|false|maybe|perhaps|more|less|fewer|than|plus|minus|times|over|"
-    r"squared|cubed|half|third|tenths?|hundredths?|base|mod|if|when|for|where|except|negative|at|approx\w*|about|is)\b",
+    r"squared|cubed|half|halves|thirds?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tens|tenths?|hundredths?|"
+    r"lakhs?|crores?|factorial|pi|base|mod|if|when|for|where|except|negative|at|approx\w*|about|is)\b",
     re.IGNORECASE,
 )
 LABEL = re.compile(  # x, AB, f(x), |S|, f(-2)+f(0)

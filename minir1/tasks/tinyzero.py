@@ -31,7 +31,7 @@ SIGNS = {
     "\\left(": "(",
     "\\right)": ")",
 }
-MARKS = ("**", "$$", "$", "`")  # around an expression
+MARKS = {"**": "**", "$$": "$$", "$": "$", "`": "`", "\\(": "\\)", "\\[": "\\]"}  # around an expression
 
 
 def problems(split: str, data: str | Path) -> list[Problem]:
@@ -149,7 +149,7 @@ def _equation(answer: str) -> tuple[str, str, str]:
         answer = boxed(answer) or ""
     for written, sign in SIGNS.items():
         answer = answer.replace(written, sign)
-    for mark in MARKS:
-        if answer.startswith(mark) and answer.endswith(mark) and len(answer) > 2 * len(mark):
+    for mark, end in MARKS.items():
+        if answer.startswith(mark) and answer.endswith(end) and len(answer) > 2 * len(mark):
             answer = answer[len(mark) : -len(mark)].strip()
     return answer.strip().removesuffix(".").partition("=")
