@@ -30,7 +30,8 @@ DENIED = re.compile(rf"{readings.OTHERWISE.pattern}|n['’]t\b", re.IGNORECASE)
 DEGREES = re.compile(r"([0-9.]+)\s*(?:°|\^\s*\{?\s*\\circ\s*\}?)")
 REASON = re.compile(r",?\s(?:which|because|since)\b")  # after an answer in a sentence
 RETRACTED = re.compile(  # in a reason: `72, which is wrong`, `72 because I guess, or 73`
-    r"\bwhich (?:is|was|seems|may be|might be) (?:\w+ )?(?:wrong|incorrect|false|not (?:the )?(?:correct|right|answer))\b|"
+    r"\bwhich (?:is|was|seems|may be|might be) (?:\w+ )?"
+    r"(?:wrong|incorrect|false|not (?:the )?(?:correct|right|answer))\b|"
     r",\s+(?:or|maybe|perhaps|possibly) [-$\\({]*[0-9.]+\W*$",
     re.IGNORECASE,
 )

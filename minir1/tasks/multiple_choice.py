@@ -31,7 +31,8 @@ LETTERED = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 EMPHASIS = re.compile(
-    r"is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?|is the answer|(?:because|since|as|which) (?P<why>.*)"
+    r"is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?|is the answer|"
+    r"(?:because|since|as|which) (?P<why>.*)"
 )
 ENDS = re.compile(r"[.?!]?\n(?!\n)|[.?!](?=\s)")  # of sentences and lines, but not of paragraphs
 NEXT = re.compile(  # a second letter, unless it and those after it are rejected: `B. A, C and D are wrong`

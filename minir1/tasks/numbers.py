@@ -57,7 +57,8 @@ COUNTED = re.compile(  # the number of something else: `in three years`
     rf"\b(?:in|for|the|after|over|per|all|those|these|next|last|first|other) (?:{CARDINALS})(?= [a-z])", re.IGNORECASE
 )
 CONTEXT = re.compile(  # what follows says why, or for what, the number before it holds: `$10 for 50 minutes`
-    r",? (?:(?:because|since|as(?! well as)(?<!well as)|given|which)\b|(?:for|in|after|over|during|on|at|out of)\b(?!.*=))",
+    r",? (?:(?:because|since|as(?! well as)(?<!well as)|given|which)\b|"
+    r"(?:for|in|after|over|during|on|at|out of)\b(?!.*=))",
     re.IGNORECASE,
 )
 REASON = re.compile(  # words of a reason do not concern the number before it, unless they offer another one
