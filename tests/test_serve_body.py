@@ -128,6 +128,14 @@ def test_earlier_answers_are_as_in_the_chat(server):
         assert status == 400 and "has no place for a system prompt" in error["message"]
 
 
+def test_a_chat_with_a_model_without_a_chat_template_is_sent_to_completions(server, monkeypatch):
+    monkeypatch.setattr(server.tokenizer, "template", None)
+    status, error = server.error("/v1/chat/completions", json.dumps({"model": "toy", "messages": ASKED}))
+    assert (status, error["code"], error["param"]) == (400, "invalid_value", "messages")
+    assert error["message"] == "This model has no chat template: send the whole prompt to /v1/completions instead."
+    assert server.complete(max_tokens=1).usage.completion_tokens == 1
+
+
 def test_bodies_that_are_no_json(server):
     for content in ("", "{", "[]", "3", '"a"'):
         status, error = server.error(content=content)
