@@ -15,7 +15,7 @@ For each problem n answers are sampled, once, with the whole token budget. Then:
 
 The table and figures/budget.png have accuracy by mean tokens per problem for each checkpoint, and by difficulty. What
 is forced (the end of the thinking, "wait") counts as tokens, too. Answers that could not be judged count in no
-accuracy, and problems with one in no majority and no "any".
+accuracy, and problems with one in no majority and no "any". A point or a group with no judged answer is left out.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ def measured(
     verdicts = judge(task, [(problems[s.problem], text) for s, text in zip(samples, texts)])
     grid: list[list[Answer]] = [[] for _ in problems]
     for sample, answer, text, verdict in zip(samples, answers, texts, verdicts):
-        unjudged = verdict.status == "unjudged"
-        judged = Answer(text, len(answer), False, verdict.status == "right", False, unjudged=unjudged)
+        right, unjudged = verdict.status == "right", verdict.status == "unjudged"
+        judged = Answer(text, len(answer), False, right, False, unjudged=unjudged, reason=verdict.reason)
         grid[sample.problem].append(judged)
     return grid, float(np.mean([len(answer) for answer in answers]))
 
@@ -200,14 +200,16 @@ def point(task: tasks.Task, problems: list, grid: list[list[Answer]], tokens: fl
 
 
 def of_shares(task: tasks.Task, problems: list, share: np.ndarray, tokens: float) -> dict[str, float]:
-    """`point` of the share of right answers to each problem, NaN where it is not known."""
+    """`point` of the share of right answers to each problem, NaN where it is not known; empty where none is known."""
+    if np.isnan(share).all():
+        return {}
     values = dict(zip(("right", "low", "high"), share_interval(share[~np.isnan(share)]))) | {"tokens": tokens}
-    groups = groups_of(task, problems)
-    return values | {f"right_{name}": float(np.nanmean(share[rows])) for name, rows in groups.items()}
+    groups = {name: share[rows] for name, rows in groups_of(task, problems).items()}
+    return values | {f"right_{name}": float(np.nanmean(one)) for name, one in groups.items() if not np.isnan(one).all()}
 
 
 def curves(path: Path, task: tasks.Task, problems: list[tasks.Problem], config: Config) -> dict[str, dict[str, dict]]:
-    """way -> budget -> its point, of one checkpoint."""
+    """way -> budget -> its point, of one checkpoint. RuntimeError if no answer with the whole budget was judged."""
     device = pick(config.device)
     policy, tokenizer = hf.load(path, device, pick_dtype(config.dtype, device))
     if config.waits and (words := unreadable(tokenizer, config.wait)):
@@ -216,11 +218,14 @@ def curves(path: Path, task: tasks.Task, problems: list[tasks.Problem], config: 
     opened = templates.opened(templates.prompt(tokenizer, problems[0].prompt, config.template))
     samples = sampled(policy, tokenizer, problems, config)
     judged = lambda rows: measured(task, problems, tokenizer, opened, samples, rows)
+    grid, tokens = judged([sample.answer for sample in samples])
+    flat = [answer for row in grid for answer in row]
+    if all(answer.unjudged for answer in flat):
+        raise RuntimeError(f"none of {len(flat)} answers could be judged: {flat[0].reason or 'no reason given'}")
     result: dict[str, dict[str, dict]] = {"limit": {}, "wait": {}, "majority": {}, "any": {}}
     for limit in sorted(set(config.limits)):
         answers = closed_at(policy, tokenizer, samples, opened, limit, config)
         result["limit"][str(limit)] = point(task, problems, *judged(answers))
-    grid, tokens = judged([sample.answer for sample in samples])
     result["limit"]["none"] = result["wait"]["0"] = point(task, problems, grid, tokens)
     longer = samples
     for times in range(1, config.waits + 1):
@@ -233,7 +238,7 @@ def curves(path: Path, task: tasks.Task, problems: list[tasks.Problem], config: 
         for way, share in (("majority", np.array(votes)), ("any", np.where(known, hits, np.nan))):
             result[way][str(k)] = of_shares(task, problems, share, k * tokens)
         k *= 2
-    return result
+    return {way: {budget: values for budget, values in points.items() if values} for way, points in result.items()}
 
 
 def main(config: Config) -> dict[str, dict]:

@@ -77,10 +77,11 @@ def _levels(panel: Axes, ways: dict[str, dict[str, dict]], levels: Sequence[str]
     """Solid: the limit; dotted: the majority."""
     for level, colour in zip(levels, COLOURS):
         for way, style in (("limit", "o-"), ("majority", "s:")):
-            points = sorted(ways[way].values(), key=lambda p: p["tokens"])
+            known = [p for p in ways[way].values() if p.get(f"right_{level}") is not None]
+            points = sorted(known, key=lambda p: p["tokens"])
             values = [p[f"right_{level}"] for p in points]
             panel.plot([p["tokens"] for p in points], values, style, color=colour, ms=4, lw=1.6)
-            if way == "limit":
+            if way == "limit" and points:
                 panel.annotate(level, (points[-1]["tokens"], values[-1]), (5, 3), textcoords="offset points",
                                color=colour, path_effects=HALO)  # fmt: skip
     _axes(panel)

@@ -236,6 +236,8 @@ def main(config: Config) -> dict[str, float]:
         if other := [name for name in fixed if getattr(config, name) != old.get(name)]:
             raise ValueError(f"rescore: {config.rescore} has its own {', '.join(other)}: leave the option out")
         config = replace(config, **old | ({"data": config.data} if config.data else {}))
+        if config.k and max(config.k) > config.num_generations:
+            raise ValueError(f"k = {config.k}: {config.rescore} has {config.num_generations} answers to each problem")
         if config.out and (config.out / "answers.jsonl").exists():
             raise ValueError(f"{config.out} holds answers: choose another --out for the new verdicts")
     task = tasks.load(config.task, config.data, allow_code=config.allow_code)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.report_run import Pipeline
-from minir1 import tasks
+from minir1 import answer_file, tasks
 from minir1.answer_file import Saved
 from minir1.judge import EASE, Answer, behaviour, majority_vote, rights
 from minir1.metrics import paired_bootstrap, with_interval
@@ -141,20 +141,19 @@ def _checks(run: Pipeline) -> Claim | None:
 def _tested(run: Pipeline, name: str) -> tuple[tasks.Task, dict[int, tuple[tasks.Problem, list[Answer]]]] | None:
     """The task of a stage's test, and by index each problem with its sampled answers; None without answers.
 
-    Also None where the answers do not say their task, or its file is no longer there.
+    Also None where the answers do not say their task, its file is no longer there, or it has other problems now.
     """
     saved = run.answers.get(name)
     if not saved or "task" not in saved.settings:
         return None
     try:
         task = tasks.load(saved.settings["task"], saved.settings.get("data"))
+        listed = task.problems(saved.settings["split"])
+        problems = tasks.spread(listed, saved.settings["problems"] or len(listed))
+        answer_file.same_problems(saved, problems)
     except ValueError:
         return None
-    rows = {}
-    for index, row in saved.answers.get("sampled", {}).items():
-        subject, language = saved.about[index]
-        rows[index] = tasks.Problem(*saved.asked[index], language, subject=subject), row
-    return task, rows
+    return task, {index: (problems[index], row) for index, row in saved.answers.get("sampled", {}).items()}
 
 
 def _counted(run: Pipeline, name: str, key: str) -> dict[int, float]:

@@ -121,8 +121,12 @@ def check_name(service: Service, name: str) -> None:
 def chat_prompt(tokenizer: Tokenizer, messages: list[Message]) -> tuple[list[int], bool]:
     """The tokens of the chat template over some messages, and whether it has opened <think> for the model.
 
-    The thinking of earlier answers is left out, and their special tokens are plain text, as in the chat.
+    The thinking of earlier answers is left out, and their special tokens are plain text, as in the chat. ApiError for a
+    model without a template.
     """
+    if not tokenizer.template:
+        message = "This model has no chat template: send the whole prompt to /v1/completions instead."
+        raise ApiError(400, message, "invalid_value", "messages")
     roles = {"developer": "system"}  # the newer name
     turns = [
         {"role": roles.get(message.role, message.role), "content": "".join(part.text for part in message.content)}

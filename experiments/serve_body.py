@@ -102,13 +102,14 @@ class Sampling(Body):
     """What chats and completions have in common."""
 
     ignored = frozenset(
-        "user metadata store service_tier safety_identifier prompt_cache_key parallel_tool_calls".split()
+        "user metadata store service_tier safety_identifier parallel_tool_calls prompt_cache_key prompt_cache_options "
+        "prompt_cache_retention".split()
     )
     neutral = {
         "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],), "functions": ([],),
         "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
         "modalities": (["text"],), "echo": (False,), "suffix": ("",), "best_of": (1,), "reasoning_effort": ("none",),
-        "web_search_options": ({},),
+        "web_search_options": ({},), "verbosity": ("medium",), "prediction": (), "audio": (), "moderation": (),
     }  # fmt: skip
 
     model: str
@@ -134,6 +135,8 @@ class Sampling(Body):
 class Part(Body):
     """Text in a message."""
 
+    ignored = frozenset(["prompt_cache_breakpoint"])
+
     type: Literal["text"]
     text: Text
 
@@ -142,7 +145,7 @@ class Message(Body):
     """A turn of a chat."""
 
     ignored = frozenset("name refusal annotations reasoning_content".split())
-    neutral = {"tool_calls": ([],)}
+    neutral = {"tool_calls": ([],), "function_call": (), "audio": ()}
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], BeforeValidator(parts)]

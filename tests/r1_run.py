@@ -28,6 +28,7 @@ SECONDS = {"base": 600, "r1-zero": 420, "cold-start": 35, "sft-1": 40, "rl-1": 2
 OWN = {name: seconds - 3 for name, seconds in SECONDS.items()}  # without the time in which a script starts
 HOSTILE = '<think>```` <script>alert("x")</script> & \u202e \x00 |pipe| <img src=http://x.y/z>'  # never closed
 WORLD = tasks.load("world")
+SETTINGS = {"task": "world", "split": "test", "problems": 60}  # of the test
 PROBLEMS = tasks.spread(WORLD.problems("test"), 60)
 
 
@@ -116,7 +117,7 @@ def write_test(path: Path, name: str) -> None:
                              index == 0 and name in ("base", "sft-1")) for _ in range(count)]  # fmt: skip
             grids[kind].append(row)
     file = path / "test" / name / "answers.jsonl"
-    answer_file.begin(file, {"task": "world", "checkpoint": str(path / name)}, PROBLEMS, resume=False)
+    answer_file.begin(file, SETTINGS | {"checkpoint": str(path / name)}, PROBLEMS, resume=False)
     for kind, grid in grids.items():
         answer_file.append(file, kind, range(len(PROBLEMS)), PROBLEMS, grid)
     config = evaluate.Config(task="world", num_generations=4)

@@ -122,6 +122,45 @@ def test_points_by_difficulty_are_parts_of_the_whole(toy):
     assert mean / 6 == pytest.approx(0.5)
 
 
+FLAKY = """
+import itertools
+from minir1.tasks import Problem, Verdict
+def problems(split, data=None):
+    return [Problem(f"make {n} from {n},1", "x", level=("easy", "hard")[n % 2]) for n in range(4)]
+CALLS = {n: itertools.count() for n in range(4)}
+def verify(problem, text):
+    if FAILS:
+        raise OSError("no sandbox")
+    return Verdict("right" if len(text) % 2 else "wrong", {})
+"""
+
+
+@pytest.mark.parametrize("fails, left_out", [
+    ("problem.level == 'hard'", {"right_level hard"}),
+    ("next(CALLS[int(problem.prompt[5])]) % 2", {"majority", "any"}),  # one of the two answers to each problem
+])  # fmt: skip
+def test_what_could_not_be_judged_is_left_out(toy_base, tmp_path, fails, left_out):
+    (tmp_path / "flaky.py").write_text(FLAKY.replace("FAILS", fails))
+    config = budget.Config(
+        checkpoints=(toy_base() / "checkpoint",), task=str(tmp_path / "flaky.py"), num_generations=2, waits=0,
+        max_completion_length=16, limits=(4,), answer_length=4, out=tmp_path / "out", device="cpu",
+    )  # fmt: skip
+    (ways,) = budget.main(config).values()
+    assert {way for way, points in ways.items() if not points} == left_out & ways.keys()
+    groups = {"right_level easy", "right_level hard"}
+    for point in (point for points in ways.values() for point in points.values()):
+        assert groups - point.keys() == left_out & groups
+    assert budget.main(config) == {str(config.checkpoints[0]): ways}  # drawn from the file
+
+
+def test_where_nothing_could_be_judged_the_reason_is_named(toy_base, tmp_path):
+    (tmp_path / "flaky.py").write_text(FLAKY.replace("FAILS", "True"))
+    small = {"problems": 2, "num_generations": 2, "max_completion_length": 4, "device": "cpu", "out": tmp_path}
+    config = budget.Config(checkpoints=(toy_base() / "checkpoint",), task=str(tmp_path / "flaky.py"), **small)
+    with pytest.raises(RuntimeError, match="none of 4 answers could be judged: OSError.'no sandbox'. at .*flaky.py"):
+        budget.main(config)
+
+
 def test_words_that_the_tokenizer_does_not_know_are_named_first(toy_base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(budget, "collect", lambda *_, **__: pytest.fail("sampled"))
     shared = {"problems": 1, "out": tmp_path, "device": "cpu", "wait": " hmm no Hmm\n"}

@@ -182,6 +182,15 @@ def test_rescoring_refuses_settings_that_the_file_contradicts(config):
             evaluate.main(evaluate.Config(rescore=config.out, **{name: value}))
 
 
+def test_rescoring_refuses_a_k_above_the_number_of_saved_answers_before_it_judges(config, tmp_path, monkeypatch):
+    evaluate.main(config)
+    monkeypatch.setattr(evaluate, "judge", lambda *_: pytest.fail("judged"))
+    again = evaluate.Config(rescore=config.out / "answers.jsonl", k=(2, 5), out=tmp_path / "again")
+    with pytest.raises(ValueError, match=r"k = \(2, 5\): .*answers.jsonl has 4 answers to each problem"):
+        evaluate.main(again)
+    assert not again.out.exists()
+
+
 def test_answers_are_saved_where_the_verifier_always_fails(config, tmp_path):
     (tmp_path / "toy.py").write_text(TASK.replace("return Verdict(", "return 1 / 0, Verdict("))
     with pytest.raises(RuntimeError, match="none of 24 answers could be judged: ZeroDivisionError"):

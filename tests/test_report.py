@@ -11,7 +11,7 @@ import pytest
 import r1_run
 import torch
 from matplotlib.text import Text
-from r1_run import HOSTILE, PROBLEMS, SMALL, TESTED, build
+from r1_run import HOSTILE, PROBLEMS, SETTINGS, SMALL, TESTED, build
 
 from experiments import (
     report,
@@ -226,13 +226,12 @@ def pipeline(path: Path, tests: dict, answers: dict | None = None, **more) -> re
     checked = more.pop("checked", {})
     text = lambda right, checks: "<think>" + "1=1:1 yes\n" * checks + f"</think><answer>{2 - right}</answer>"
     make = lambda row, checks: [Answer(text(r, checks), 10 + 5 * r, False, r > 0, True) for r in row]
-    problem = PROBLEMS[0]
     saved = {
         name: answer_file.Saved(
-            {"task": "world"},
+            dict(SETTINGS),
             {"sampled": {p: make(row, checked.get(name, 0)) for p, row in enumerate(grid)}},
-            {p: (problem.prompt, problem.reference) for p in range(len(grid))},
-            {p: (problem.subject, problem.language) for p in range(len(grid))},
+            {p: (PROBLEMS[p].prompt, PROBLEMS[p].reference) for p in range(len(grid))},
+            {p: (PROBLEMS[p].subject, PROBLEMS[p].language) for p in range(len(grid))},
         )
         for name, grid in (answers or {}).items()
     }
@@ -320,6 +319,33 @@ def test_claims_that_need_a_task_which_is_gone_are_left_out(tmp_path):
     run = pipeline(tmp_path, {"r1-zero": {"pass@1": 0.6, "maj@3": 0.8}}, {"r1-zero": [[1, 1, 0]]})
     run.answers["r1-zero"].settings["task"] = "gone.py"
     assert not [c for c in report_claims.claims(run) if "majority" in c.text]
+
+
+OWN = """
+from minir1.tasks import Problem, Verdict
+def problems(split, data=None):
+    return [Problem(f"say {n}", "x", extra={"checks": n}) for n in range(8)]
+def verify(problem, text):
+    return Verdict("right", {})
+def final(problem, text):
+    return text[problem.extra["checks"]:]
+def behaviour(problem, text):
+    return {"checks": problem.extra["checks"]}
+"""
+
+
+def test_claims_see_the_whole_problem_of_a_task(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    tests = {"base": {"checks": 4.0}, "r1-zero": {"checks": 4.0, "pass@1": 0.7, "maj@3": 1.0}}
+    run = pipeline(tmp_path, tests, dict.fromkeys(tests, [[1, 1, 0]] * 4))
+    asked = {p: (f"say {2 * p}", "x") for p in range(4)}  # every second problem
+    settings = {"task": str(tmp_path / "own.py"), "split": "test", "problems": 4}
+    run = run._replace(answers={k: v._replace(settings=settings, asked=asked) for k, v in run.answers.items()})
+    shown = [claim.shown for claim in report_claims.claims(run)]
+    assert "4.00 → 4.00 explicit checks per answer: +0.00 [0.00, 0.00]" in shown
+    assert shown[-1] == "R1-Zero: 70.0% by one answer, 100.0% by maj@3: +33.3 points [33.3, 33.3]"
+    (tmp_path / "own.py").write_text(OWN.replace("say", "tell"))  # other problems now
+    assert not [c for c in report_claims.claims(run) if "majority" in c.text or "Checking" in c.text]
 
 
 def test_preferences_are_those_of_the_verifier(built, tmp_path):

@@ -70,6 +70,13 @@ def test_errors_of_a_completion(server, body, code, param):
         ({"top_logprobs": 3}, "invalid_value", "top_logprobs"),
         ({"logprobs": 3}, "invalid_value", "logprobs"),
         ({"tools": [{}]}, "unsupported_parameter", "tools"),
+        ({"verbosity": "low"}, "unsupported_parameter", "verbosity"),
+        ({"prediction": {"type": "content", "content": "a"}}, "unsupported_parameter", "prediction"),
+        ({"modalities": ["text", "audio"]}, "unsupported_parameter", "modalities"),
+        ({"audio": {"voice": "ash", "format": "wav"}}, "unsupported_parameter", "audio"),
+        ({"moderation": {"model": "a"}}, "unsupported_parameter", "moderation"),
+        ({"messages": [{"role": "assistant", "content": "a", "audio": {"id": "a"}}]}, "unsupported_parameter",
+         "messages[0].audio"),
     ],
 )  # fmt: skip
 def test_errors_of_a_chat(server, body, code, param):
@@ -85,6 +92,14 @@ def test_fields_that_ask_for_nothing_are_accepted(server):
     assert same.choices[0].message == server.chat(seed=server.seed).choices[0].message
     earlier = server.chat(seed=server.seed).choices[0].message.model_dump()  # sent back as it came
     assert server.chat([*ASKED, earlier, *ASKED]).usage.prompt_tokens > 20
+
+
+def test_newer_fields_that_ask_for_nothing_are_accepted(server):
+    nothing = {"verbosity": "medium", "modalities": ["text"], "prediction": None, "audio": None, "moderation": None}
+    nothing |= {"prompt_cache_retention": "24h", "prompt_cache_options": {"ttl": "30m"}}
+    part = {"type": "text", "text": ASKED[0]["content"], "prompt_cache_breakpoint": {"mode": "explicit"}}
+    same = server.chat([{"role": "user", "content": [part]}], seed=server.seed, extra_body=nothing)
+    assert same.choices[0].message == server.chat(seed=server.seed).choices[0].message
 
 
 def test_a_prompt_is_text_unless_it_is_a_raw_one(server):
@@ -111,6 +126,14 @@ def test_earlier_answers_are_as_in_the_chat(server):
         body = {"model": "toy", "messages": [{"role": role, "content": "a"}, *ASKED]}
         status, error = server.error("/v1/chat/completions", json.dumps(body))
         assert status == 400 and "has no place for a system prompt" in error["message"]
+
+
+def test_a_chat_with_a_model_without_a_chat_template_is_sent_to_completions(server, monkeypatch):
+    monkeypatch.setattr(server.tokenizer, "template", None)
+    status, error = server.error("/v1/chat/completions", json.dumps({"model": "toy", "messages": ASKED}))
+    assert (status, error["code"], error["param"]) == (400, "invalid_value", "messages")
+    assert error["message"] == "This model has no chat template: send the whole prompt to /v1/completions instead."
+    assert server.complete(max_tokens=1).usage.completion_tokens == 1
 
 
 def test_bodies_that_are_no_json(server):
