@@ -49,6 +49,14 @@ def new_file(config, *names: str) -> None:
                 raise ValueError(f"{name} = {path}: name a file, in a folder that can be written to")
 
 
+def no_training(config, *names: str) -> None:
+    """None of these folders holds a training: the script would overwrite its result.json."""
+    for name in names:
+        path = getattr(config, name)
+        if path is not None and (path / "config.json").exists():
+            raise ValueError(f"{name} = {path} holds a training, whose result.json would be lost: choose another")
+
+
 def same_steps(steps: int, began_with: int, why: str = "the learning rate follows it") -> None:
     """A resumed run has as many steps as it began with. why: what depends on their number."""
     if steps != began_with:
