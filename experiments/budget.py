@@ -43,7 +43,7 @@ from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.rollout import BUDGET, answers_of, collect
 from minir1.seed import stream
-from minir1.settings import at_least, no_training
+from minir1.settings import at_least, new_folder, no_training
 from minir1.templates import TEMPLATES, encode
 from minir1.tokenizer import Tokenizer
 
@@ -80,6 +80,7 @@ class Config:
             raise ValueError("wait = '': at least one character")
         if not self.checkpoints or not self.limits:
             raise ValueError("checkpoints, limits: at least one of each")
+        new_folder(self, "out")
         no_training(self, "out")
 
 

@@ -29,7 +29,7 @@ from minir1.files import replace_text, write_json
 from minir1.judge import Answer, rights, sample_answers
 from minir1.log import table
 from minir1.model import hf
-from minir1.settings import above, at_least, no_training
+from minir1.settings import above, at_least, new_folder, no_training
 from minir1.templates import TEMPLATES
 
 FILES = ("train.jsonl", "held_out.jsonl")
@@ -64,6 +64,7 @@ class Config:
         at_least(self, 0, "format_weight", "seed")
         at_least(self, 1e-6, "temperature")  # or the answers to a problem are all the same
         above(self, 0, "min_gap")
+        new_folder(self, "out")
         no_training(self, "out")
 
 

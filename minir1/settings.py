@@ -49,6 +49,14 @@ def new_file(config, *names: str) -> None:
                 raise ValueError(f"{name} = {path}: name a file, in a folder that can be written to")
 
 
+def new_folder(config, *names: str) -> None:
+    """None of these paths is a file: a script makes a folder there when its work is done."""
+    for name in names:
+        path = getattr(config, name)
+        if path is not None and path.exists() and not path.is_dir():
+            raise ValueError(f"{name} = {path} is a file: choose a folder")
+
+
 def no_training(config, *names: str) -> None:
     """None of these folders holds a training: the script would overwrite its result.json."""
     for name in names:
