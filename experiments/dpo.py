@@ -61,6 +61,7 @@ class Config:
     eval_every: int = 30  # steps
     task: str | None = "countdown"  # whose problems the policy answers at each evaluation; None: no task
     data: str | None = None  # the folder or file that the task reads
+    allow_code: bool = False  # the task may run programs that the model wrote, in a sandbox
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
     eval_answers: int = 2  # per problem
@@ -151,7 +152,7 @@ def main(config: Config) -> dict[str, float]:
     device = pick(config.device)
     folder = config.out / "checkpoint"
     resumed = checkpoint.resume(folder) if config.resume else None
-    task = tasks.load(config.task, config.data) if config.task else None
+    task = tasks.load(config.task, config.data, allow_code=config.allow_code) if config.task else None
     problems = tasks.spread(task.problems(config.eval_split), config.eval_problems) if task else []
     dtype = pick_dtype(config.dtype, device)
     start = policy.origin(config.checkpoint, resumed)
