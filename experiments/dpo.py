@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from experiments import preference_figures
-from minir1 import checkpoint, cli, policy, tasks
+from minir1 import checkpoint, cli, policy, tasks, templates
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.judge import sample_answers, summary
@@ -157,6 +157,7 @@ def main(config: Config) -> dict[str, float]:
     dtype = pick_dtype(config.dtype, device)
     start = policy.origin(config.checkpoint, resumed)
     model, tokenizer, _ = load_policy(start, device, dtype, recompute=config.recompute)
+    templates.encode(tokenizer, problems, config.template)  # what it has no tokens for is refused before the training
     reference = frozen_copy(model)
     opening = tokenizer, config.max_length, config.template
     train, held_out = (load(path, *opening) for path in (config.pairs, config.held_out))
