@@ -43,7 +43,7 @@ from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.rollout import BUDGET, answers_of, collect
 from minir1.seed import stream
-from minir1.settings import at_least
+from minir1.settings import at_least, new_folder, no_training
 from minir1.templates import TEMPLATES, encode
 from minir1.tokenizer import Tokenizer
 
@@ -80,6 +80,8 @@ class Config:
             raise ValueError("wait = '': at least one character")
         if not self.checkpoints or not self.limits:
             raise ValueError("checkpoints, limits: at least one of each")
+        new_folder(self, "out")
+        no_training(self, "out")
 
 
 def thought(tokenizer: Tokenizer, answer: Sequence[int]) -> int | None:

@@ -231,7 +231,7 @@ def about(documents: list[Document], vocab: int, config: Config) -> dict[str, st
     texts = hashlib.sha256(repr([(document.tokens, document.trained) for document in documents]).encode()).hexdigest()
     teacher = checkpoint.digests(checkpoint.resolve(config.teacher, prefer="best"))
     values = {"teacher": teacher, "k": config.top_k, "temperature": config.temperature, "texts": texts}
-    values |= {"vocabulary": vocab, "dtype": config.teacher_dtype or config.dtype}
+    values |= {"vocabulary": vocab, "dtype": pick_dtype(config.teacher_dtype or config.dtype, pick(config.device))}
     return {name: str(value) for name, value in values.items()}
 
 
@@ -275,9 +275,8 @@ def main(config: Config) -> dict[str, float]:
 
     state = policy.restore(resumed, model, parts) if resumed else {"step": 0, "steps": end, "seconds": 0.0, "tokens": 0}
     same_steps(end, state["steps"])
-    run.start(state["step"] if resumed else -1)
     began = time.perf_counter() - state["seconds"]
-    if config.top_k:
+    if config.top_k:  # before `start` writes to the folder of the run, so that a refusal leaves nothing behind
         if teacher is not None:
             store(teacher, model.config.vocab, [*train, *held_out], config, path)
             teacher = None  # its memory is free for the training
@@ -285,6 +284,7 @@ def main(config: Config) -> dict[str, float]:
     else:
         examples = [Example(document, None) for document in (*train, *held_out)]
     train, held_out = examples[: len(train)], examples[len(train) :]
+    run.start(state["step"] if resumed else -1)
     tokens = earlier = state["tokens"]
     if not resumed:
         run.log(0, measure(model, teacher, held_out, config))

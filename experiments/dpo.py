@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from experiments import preference_figures
-from minir1 import checkpoint, cli, policy, tasks
+from minir1 import checkpoint, cli, policy, tasks, templates
 from minir1.data import passes
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.judge import sample_answers, summary
@@ -61,6 +61,7 @@ class Config:
     eval_every: int = 30  # steps
     task: str | None = "countdown"  # whose problems the policy answers at each evaluation; None: no task
     data: str | None = None  # the folder or file that the task reads
+    allow_code: bool = False  # the task may run programs that the model wrote, in a sandbox
     eval_split: str = "validation"
     eval_problems: int = 200  # at most
     eval_answers: int = 2  # per problem
@@ -151,11 +152,12 @@ def main(config: Config) -> dict[str, float]:
     device = pick(config.device)
     folder = config.out / "checkpoint"
     resumed = checkpoint.resume(folder) if config.resume else None
-    task = tasks.load(config.task, config.data) if config.task else None
+    task = tasks.load(config.task, config.data, allow_code=config.allow_code) if config.task else None
     problems = tasks.spread(task.problems(config.eval_split), config.eval_problems) if task else []
     dtype = pick_dtype(config.dtype, device)
     start = policy.origin(config.checkpoint, resumed)
     model, tokenizer, _ = load_policy(start, device, dtype, recompute=config.recompute)
+    templates.encode(tokenizer, problems, config.template)  # what it has no tokens for is refused before the training
     reference = frozen_copy(model)
     opening = tokenizer, config.max_length, config.template
     train, held_out = (load(path, *opening) for path in (config.pairs, config.held_out))

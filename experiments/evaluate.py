@@ -51,7 +51,7 @@ from minir1.metrics import bootstrap, share_interval
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.seed import python_random
-from minir1.settings import at_least, zero_or_at_least
+from minir1.settings import at_least, new_folder, no_training, zero_or_at_least
 from minir1.templates import TEMPLATES
 from minir1.tokenizer import Tokenizer
 
@@ -94,10 +94,8 @@ class Config:
         at_least(self, 1, "k")
         if self.k and not self.rescore and max(self.k) > self.num_generations:
             raise ValueError(f"k = {self.k}: at most num_generations = {self.num_generations}")
-        if self.out and self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"out = {self.out} is a file: choose a folder")
-        if self.out and (self.out / "config.json").exists():
-            raise ValueError(f"out = {self.out} holds a training, whose result.json would be lost: choose another")
+        new_folder(self, "out")
+        no_training(self, "out")
 
 
 def examples(task: tasks.Task, problems: Sequence[tasks.Problem], config: Config) -> list[list[tasks.Problem]]:

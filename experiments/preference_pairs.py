@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from minir1 import checkpoint, cli, tasks
 from minir1.device import pick, pick_dtype
 from minir1.files import replace_text, write_json
-from minir1.judge import Answer, sample_answers
+from minir1.judge import Answer, rights, sample_answers
 from minir1.log import table
 from minir1.model import hf
-from minir1.settings import above, at_least
+from minir1.settings import above, at_least, new_folder, no_training
 from minir1.templates import TEMPLATES
 
 FILES = ("train.jsonl", "held_out.jsonl")
@@ -62,6 +64,8 @@ class Config:
         at_least(self, 0, "format_weight", "seed")
         at_least(self, 1e-6, "temperature")  # or the answers to a problem are all the same
         above(self, 0, "min_gap")
+        new_folder(self, "out")
+        no_training(self, "out")
 
 
 def ranked(*answers: Answer) -> bool:
@@ -99,15 +103,17 @@ def pair_up(model, tokenizer, task: tasks.Task, split: str, config: Config) -> t
     grid = sample_answers(model, tokenizer, task, problems, **sampling)
     rng = random.Random(f"pairs {split} {config.seed}")
     pairs = [(p, *two) for p, row in zip(problems, grid) for two in couples(row, config.pairs, rng, config.min_gap)]
-    right, total = sum(a.right for row in grid for a in row), len(problems) * config.num_generations
     if not pairs:
+        flat = [a for row in grid for a in row]
+        right, unjudged = sum(a.right for a in flat), sum(a.unjudged for a in flat)
         raise ValueError(
-            f"{right} of {total} answers to {split} problems are right, and no problem has both kinds, or preferences "
-            f"that differ by {config.min_gap}: start from another base, or raise --num-generations"
+            f"{right} of {len(flat)} answers to {split} problems are right, and no problem has both kinds, or "
+            f"preferences that differ by {config.min_gap}: start from another base, or raise --num-generations"
+            + (f"; {unjudged} could not be judged" if unjudged else "")
         )
     values = {
         "problems": len(problems),
-        "pass@1": right / total,
+        "pass@1": np.nanmean(rights(grid)),
         "mixed": len({p.prompt for p, *_ in pairs}) / len(problems),
         "pairs": len(pairs),
         "tokens": sum(a.tokens for row in grid for a in row),

@@ -123,12 +123,15 @@ def check_vocabulary(config: Config, task: tasks.Task, tokenizer: Tokenizer) -> 
 
 
 def token_batches(config: Config, task: tasks.Task, tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
-    """Endless batches of tokenised documents of the corpus, a function of the seed alone."""
+    """Batches of tokenised documents of the corpus, a function of the seed alone. ValueError for one without text."""
     texts = task.documents(config.seed, **config.mix)
 
     def documents() -> Iterator[list[int]]:
         while chunk := [text + tokenizer.eos_token for text in itertools.islice(texts, 512)]:
-            yield from tokenizer.encode_batch(chunk)
+            for text, row in zip(chunk, tokenizer.encode_batch(chunk)):
+                if len(row) < 2:  # the end token alone: nothing is predicted
+                    raise ValueError(f"task {config.task}: documents() yields one without text, {text!r}")
+                yield row
 
     return batches(documents(), config.batch, pool=16, rng=random.Random(f"batches {config.seed}"))
 
@@ -227,7 +230,7 @@ def main(config: Config) -> dict[str, float]:
     print(f"pre-training {parameters / 1e6:.2f}M parameters for {config.steps} steps of {config.batch} tokens")
     memory.show(memory.step_memory(model, microbatch=config.microbatch, muon=True, recompute=config.recompute), device)
     began, trained = time.perf_counter() - spent, 0
-    batches = itertools.islice(corpus, start, config.steps)
+    batches, step = itertools.islice(corpus, start, config.steps), start
     for step, rows in zip(steps(start, config.steps, "pre-training"), batches):
         factor = warmup_stable_decay(step - 1, config.steps, config.warmup)
         parts["muon"].param_groups[0]["lr"] = config.muon_lr * factor
@@ -257,6 +260,8 @@ def main(config: Config) -> dict[str, float]:
             state |= {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(folder, step, lambda path: hf.save(model, tokenizer, path), state)
 
+    if step < config.steps:
+        raise ValueError(f"task {config.task}: documents() ended after step {step}, before steps = {config.steps}")
     result = skills(model, tokenizer, task.probes()) if task.probes else {}
     seconds = time.perf_counter() - began
     print("  ".join(f"{name.removeprefix('skill/')} {value:.1%}" for name, value in result.items()))

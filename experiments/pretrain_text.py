@@ -183,7 +183,7 @@ def main(config: Config) -> dict[str, float]:
         documents = text_files.documents(config.data, config.skip)
 
         def write() -> None:
-            text_data.write(config.out / "tokens", documents, tokenizer)
+            text_data.write(config.out / "tokens", documents, tokenizer, config.held_out)
 
         on_first(write)
     corpus = text_data.read(config.out / "tokens")

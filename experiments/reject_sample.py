@@ -55,7 +55,7 @@ from minir1.metrics import share_interval
 from minir1.model import hf
 from minir1.model.transformer import Transformer
 from minir1.seed import python_random
-from minir1.settings import at_least, fraction
+from minir1.settings import at_least, fraction, new_folder, no_training
 from minir1.tasks import Problem, Task
 from minir1.tasks.published import records
 from minir1.templates import TEMPLATES
@@ -108,10 +108,8 @@ class Config:
             raise ValueError(f"general_share = {self.general_share}: give the general data with --general")
         if self.general_share == 1:
             raise ValueError("general_share = 1.0: below 1, or no sampled answer has a share")
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"out = {self.out} is a file: choose a folder")
-        if (self.out / "config.json").exists():
-            raise ValueError(f"out = {self.out} holds a training, whose result.json would be lost: choose another")
+        new_folder(self, "out")
+        no_training(self, "out")
 
 
 # ---- what is written ---------------------------------------------------------------------------

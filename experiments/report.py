@@ -32,6 +32,7 @@ from minir1.model import hf
 from minir1.model.config import ModelConfig
 from minir1.model.hf_config import from_hf_config
 from minir1.model.transformer import Transformer
+from minir1.settings import new_folder
 
 ROOT = Path(__file__).parent.parent
 ASKED = 3  # questions whose answers are shown
@@ -47,8 +48,7 @@ class Config:
     measure: bool = True  # time decoding steps with the last checkpoint, on the CPU
 
     def __post_init__(self):
-        if self.out and self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"out = {self.out} is a file: choose a folder")
+        new_folder(self, "out")
 
 
 # ---- what else is shown ------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from minir1 import cli, text_files
 from minir1.files import write_json
 from minir1.log import markdown_table, table
 from minir1.seed import hashed
-from minir1.settings import at_least, fraction
+from minir1.settings import at_least, fraction, new_folder
 from minir1.tokenizer_training import DIGITS, PRESETS, Recipe, train
 
 MEASURED = 2_000_000  # bytes of each kind that are measured, the first ones
@@ -63,6 +63,7 @@ class Config:
         at_least(self, 1, "size")
         at_least(self, 9, "bound")
         fraction(self, "held_out")
+        new_folder(self, "out")
         if not self.data:
             raise ValueError("data = (): at least one file or folder")
         if self.bound is not None and (self.digits or PRESETS[self.preset].digits) != "whole":
@@ -174,8 +175,6 @@ def main(config: Config) -> dict:
     """Train, save, measure, draw; return the report."""
     if (config.out / "tokenizer.json").exists():
         raise ValueError(f"{config.out} already holds a tokenizer: choose another --out")
-    if config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"out = {config.out} is a file: choose a folder")
     made = recipe(config)
     others = dict(zip(names(config.against), map(backend_of, config.against)))
     for path in config.kinds.values():

@@ -30,7 +30,7 @@ class Curriculum:
         """`count` different problems. ValueError if there are fewer."""
         if self.window is None:
             return rng.sample(self.problems, count)
-        shares = map(self.shares.get, range(len(self.problems)))
+        shares = (self.shares.get(self.index[problem]) for problem in self.problems)  # copies of a problem have one
         return [self.problems[i] for i in draw(rng, weights(shares, *self.window), count)]
 
     def measured(self, problems: Sequence[Problem], answers: Sequence[Sequence[Answer]]) -> None:

@@ -172,36 +172,49 @@ class Rows(NamedTuple):
         """Tokens of the longer row."""
         return max(len(self.chosen), len(self.rejected))
 
+    @property
+    def answers(self) -> list[int]:
+        """The tokens of both answers, without the end token."""
+        return self.chosen[self.prompt_len : -1] + self.rejected[self.prompt_len : -1]
+
 
 def load(path: Path, tokenizer: Tokenizer, most: int, template: str = "chat") -> list[Rows]:
-    """The pairs of a file as tokens, without those that compare nothing or have over `most` tokens; prints how many.
+    """The pairs of a file as tokens, without those that compare nothing, have over `most` tokens, or an answer that the
+    tokenizer has no tokens for; prints how many.
 
-    ValueError as `read_pairs` and `tokenise`, and if every pair is too long.
+    ValueError as `read_pairs` and `tokenise`, and if no pair is left.
     """
     left_out: list[str] = []
     pairs = [tokenise(pair, tokenizer, template) for pair in read_pairs(path, left_out)]
-    rows = [pair for pair in pairs if pair.longest <= most]
+    short = [pair for pair in pairs if pair.longest <= most]
+    rows = [pair for pair in short if tokenizer.unknown not in pair.answers]
     if not rows:
-        raise ValueError(f"{path}: every pair has an answer that ends beyond {most} tokens")
+        beyond = f"that ends beyond {most} tokens, or that the tokenizer has no tokens for"
+        raise ValueError(f"{path}: every pair has an answer {beyond}")
     left_out += [f"a pair of {pair.longest} tokens" for pair in pairs if pair.longest > most]
-    print(f"{path}: {len(rows):,} pairs" + (f", {len(left_out):,} left out ({left_out[0]})" if left_out else ""))
+    told = f", {len(left_out):,} left out ({left_out[0]})" if left_out else ""
+    if unknown := len(short) - len(rows):
+        told += f", {unknown:,} left out (an answer that the tokenizer has no tokens for)"
+    print(f"{path}: {len(rows):,} pairs{told}")
     return rows
 
 
 def tokenise(pair: Pair, tokenizer: Tokenizer, template: str = "chat") -> Rows:
     """Prompt by the template and answer, tokenised separately, as the sampler sees them, and the end token.
 
-    An answer does not repeat a <think> with which the template ends. ValueError for a dialogue of several turns
-    with a template that asks one question.
+    An answer does not repeat a <think> with which the template ends. Special tokens written in an answer are quoted, as
+    in chat_data.py. ValueError for a dialogue of several turns with a template that asks one question.
     """
+    said = lambda text: tokenizer.quote(text, assistant=True)
     if template == "chat":
-        text = tokenizer.render(pair.prompt)
+        asked = [m | {"content": said(m["content"])} if m["role"] == "assistant" else m for m in pair.prompt]
+        text = tokenizer.render(asked)
     elif len(pair.messages) == 1:
         text = templates.prompt(tokenizer, pair.messages[0][1], template)
     else:
         raise ValueError(f"template {template!r} asks one question, not {len(pair.messages)} turns; allowed: chat")
     prompt, begun = tokenizer.encode(text), templates.opened(text)
-    answers = (answer.removeprefix(begun) for answer in (pair.chosen, pair.rejected))
+    answers = (said(answer.removeprefix(begun)) for answer in (pair.chosen, pair.rejected))
     rows = ([*prompt, *tokenizer.encode(answer), tokenizer.eos] for answer in answers)
     return Rows(*rows, len(prompt), pair.score_gap)
 

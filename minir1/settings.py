@@ -49,6 +49,22 @@ def new_file(config, *names: str) -> None:
                 raise ValueError(f"{name} = {path}: name a file, in a folder that can be written to")
 
 
+def new_folder(config, *names: str) -> None:
+    """None of these paths is a file: a script makes a folder there when its work is done."""
+    for name in names:
+        path = getattr(config, name)
+        if path is not None and path.exists() and not path.is_dir():
+            raise ValueError(f"{name} = {path} is a file: choose a folder")
+
+
+def no_training(config, *names: str) -> None:
+    """None of these folders holds a training: the script would overwrite its result.json."""
+    for name in names:
+        path = getattr(config, name)
+        if path is not None and (path / "config.json").exists():
+            raise ValueError(f"{name} = {path} holds a training, whose result.json would be lost: choose another")
+
+
 def same_steps(steps: int, began_with: int, why: str = "the learning rate follows it") -> None:
     """A resumed run has as many steps as it began with. why: what depends on their number."""
     if steps != began_with:

@@ -44,27 +44,34 @@ def start_token(tokenizer: Tokenizer) -> int:
     return tokenizer.id(tokenizer.bos_token) if tokenizer.bos_token else tokenizer.eos
 
 
-def write(folder: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Corpus:
-    """Tokenise documents (where they stand, text) into `folder`, which is replaced, and open it.
+def write(folder: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer, held_out: float = 0.0) -> Corpus:
+    """Tokenise documents (where they stand, text) into `folder`, in place of a corpus that is there, and open it.
 
-    Special tokens written in a text become plain text; think and answer tags become tokens. ValueError if there is no
-    document, and for one that the tokenizer has no tokens for: bits per byte would not count what is left out. After
-    an error nothing is left behind.
+    Special tokens written in a text become plain text; think and answer tags become tokens. ValueError if the folder
+    holds something else, if there is no document, if `held_out`, the share for `split`, leaves none to train on, and
+    for a document that the tokenizer has no tokens for: bits per byte would not count what is left out. After an error
+    everything is as it was.
     """
+    if folder.exists() and not (folder / ABOUT).exists() and os.listdir(folder):
+        raise ValueError(f"{folder} is there and holds no {ABOUT}, so it is no corpus: move it away")
     missing = [parent for parent in folder.parents if not parent.exists()]
     aside = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     aside.mkdir(parents=True)
     try:
         _write(aside, texts, tokenizer)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        corpus = read(aside)
+        split(corpus, held_out)
+        folder.mkdir(exist_ok=True)
+        for name in (ABOUT, INDEX, TOKENS):  # the first marks the folder as a corpus; `read` refuses a part of one
+            (aside / name).replace(folder / name)
+        aside.rmdir()
     except BaseException:
         shutil.rmtree(aside)
         with contextlib.suppress(OSError):  # another process writes there
             for parent in missing:
                 parent.rmdir()
         raise
-    return read(folder)
+    return corpus
 
 
 def _write(folder: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> None:

@@ -54,6 +54,14 @@ def test_a_curriculum_draws_problems_inside_its_window():
     assert 0.85 < sum(i >= 50 for i in drawn) / 2000 < 0.93  # 50 / (50 + 50 · 0.1) = 0.909, less as those run out
 
 
+def test_copies_of_a_problem_share_what_was_measured():
+    """Each of four copies of a solved problem has weight 0.1 then, the other problem 1."""
+    curriculum = Curriculum([PROBLEMS[0]] * 4 + [PROBLEMS[1]], (0.1, 0.9))
+    curriculum.measured(PROBLEMS[:1], [group(True, True)])
+    drawn = [curriculum.draw(random.Random(step), 1)[0] for step in range(1000)]
+    assert 0.65 < sum(problem == PROBLEMS[1] for problem in drawn) / 1000 < 0.78  # 1 / 1.4 = 0.714
+
+
 def test_unjudged_answers_measure_nothing():
     unjudged = Answer("", 1, False, False, True, unjudged=True)
     curriculum = Curriculum(PROBLEMS, (0.1, 0.9))

@@ -127,6 +127,30 @@ def test_stored_log_probs_of_all_but_one_token_are_the_teacher(config, tmp_path)
         distill.main(replace(few, out=tmp_path / "trained"))
 
 
+def test_a_refused_store_leaves_nothing_behind(config, tmp_path):
+    """So that the corrected command can start."""
+    stored, out = tmp_path / "stored.safetensors", tmp_path / "run"
+    run = replace(config, top_k=3, stored=stored, out=out)
+    with pytest.raises(ValueError, match="k = 100000: from 1 to "):
+        distill.main(replace(run, top_k=100_000))
+    assert not list(tmp_path.iterdir())
+    stored.write_bytes(b"junk")
+    with pytest.raises(ValueError, match="is no file of stored log-probs"):
+        distill.main(run)
+    assert not out.exists()
+    stored.unlink()
+    distill.main(run)
+
+
+def test_a_store_says_the_dtype_that_its_teacher_had(config, tmp_path):
+    """Not the option, whose None is another dtype on another device."""
+    _, _, examples = opened(config)
+    documents = [example.document for example in examples]
+    ask = lambda **changes: distill.about(documents, 9, replace(config, **changes))["dtype"]
+    assert ask() == ask(dtype="float32") == ask(dtype="bfloat16", teacher_dtype="float32") == "torch.float32"
+    assert ask(dtype="bfloat16") == ask(teacher_dtype="bfloat16") == "torch.bfloat16"
+
+
 def test_a_file_of_something_else_is_no_store(config, tmp_path):
     for name, content in (("junk", b"junk"), ("other", None)):
         path = tmp_path / f"{name}.safetensors"

@@ -170,6 +170,34 @@ def test_with_a_task_the_policy_is_sampled(config, tmp_path):
     assert 0 <= result["before/pass@1"] <= 1 and "after/pass@1_low" in result
 
 
+def test_a_problem_that_the_tokenizer_cannot_encode_is_refused_with_nothing_left_behind(config, tmp_path):
+    path = tmp_path / "accents.py"
+    path.write_text(
+        "from minir1.tasks import Problem, Verdict\n"
+        "SPLITS = ('validation',)\n"
+        "problems = lambda split, data: [Problem('make é', '3')]\n"
+        "verify = lambda problem, text: Verdict('wrong', {})\n"
+    )
+    with pytest.raises(ValueError, match="the tokenizer has no token for 'é' in the prompt"):
+        dpo.main(replace(config, task=str(path), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_that_runs_programs_is_allowed_by_the_option_that_its_refusal_names(config, tmp_path):
+    path = tmp_path / "programs.py"
+    path.write_text(
+        "from minir1.tasks import Problem, Verdict\n"
+        "RUNS_CODE = True\n"
+        "SPLITS = ('validation',)\n"
+        "problems = lambda split, data: [Problem('make 3 from 1,2', '3')]\n"
+        "verify = lambda problem, text: Verdict('wrong', {})\n"
+    )
+    run = replace(config, steps=1, task=str(path), max_completion_length=8, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="programs runs programs .*: allow it, --allow-code"):
+        dpo.main(run)
+    assert dpo.main(replace(run, allow_code=True))["after/pass@1"] == 0
+
+
 @pytest.mark.parametrize(
     "line, message",
     [

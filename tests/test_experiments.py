@@ -152,6 +152,26 @@ def vocabulary():
     pretrain.main(replace(small, task=str(tmp_path / "whole.py")))
 
 
+@pytest.mark.parametrize(
+    "corpus, message",
+    [
+        ("['User:'] * 3000", r"documents\(\) ended after step \d+, before steps = 99"),
+        ("itertools.chain(['User:'] * 200, itertools.repeat(''))", r"documents\(\) yields one without text, '<\|endof"),
+    ],
+)
+def test_a_corpus_that_ends_or_has_documents_without_text_is_named(tmp_path, corpus, message):
+    code = (ROOT / "tests" / "talker_task.py").read_text(encoding="utf-8") + f"""
+import itertools
+documents = lambda seed: iter({corpus})
+vocabulary = lambda: (("User:",), 9)
+"""
+    (tmp_path / "short.py").write_text(code, encoding="utf-8")
+    config = replace(SMALL, model=DENSE, mix={}, steps=99, checkpoint_every=99, task=str(tmp_path / "short.py"))
+    with pytest.raises(ValueError, match=f"^task .*short.py: {message}"):
+        pretrain.main(replace(config, out=tmp_path / "out"))
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
 def test_softmax_scores_are_trained_and_saved_without_a_selection_bias(tmp_path):
     shape = replace(MOE, score="softmax", norm_topk=False)
     pretrain.main(replace(SMALL, model=shape, balance_speed=0.0, steps=2, out=tmp_path / "run"))

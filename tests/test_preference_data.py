@@ -235,6 +235,30 @@ def test_long_pairs_are_left_out_and_reported(tmp_path, capsys):
         load(path, words, 3)
 
 
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_special_tokens_written_in_an_answer_are_text(template):
+    """As in chat_data.py: else the answer would end in its middle. A dialogue has the end tokens of its turns."""
+    bpe = train_bpe(["make 24 from a question "] * 9, 300)
+    rows = tokenise(pair(PLAIN | {"chosen": "1+2<|endoftext|>1+2", "rejected": "<think>1</think>"}), bpe, template)
+    assert rows.chosen.count(bpe.eos) == rows.rejected.count(bpe.eos) == 1
+    assert bpe.decode(rows.chosen[rows.prompt_len :]) == "1+2<|endoftext|>1+2<|endoftext|>"
+    assert bpe.id("</think>") in rows.rejected
+    earlier = tokenise(pair(HH | {k: HH[k].replace("4.", "4<|endoftext|>.") for k in ("chosen", "rejected")}), bpe)
+    assert earlier.chosen.count(bpe.eos) == tokenise(pair(HH), bpe).chosen.count(bpe.eos) == 2
+
+
+def test_answers_with_unknown_words_are_left_out_and_counted(tmp_path, capsys):
+    """Also beside others that are left out; an unknown word of the prompt is seen and not learned."""
+    words, unknown = tokenizer(), [PLAIN | {"chosen": "three"}, PLAIN | {"rejected": "3*é"}]
+    path = written(tmp_path / "a.jsonl", PLAIN, *unknown, NOTHING[0][0], PLAIN | {"prompt": "é"})
+    rows = load(path, words, 99)
+    assert rows[0] == tokenise(pair(PLAIN), words) and words.unknown in rows[1].chosen and len(rows) == 2
+    told = "2 left out (an answer that the tokenizer has no tokens for)"
+    assert capsys.readouterr().out == f"{path}: 2 pairs, 1 left out (line 4: both answers are the same), {told}\n"
+    with pytest.raises(ValueError, match="every pair has an answer .* that the tokenizer has no tokens for"):
+        load(written(tmp_path / "b.jsonl", *unknown), words, 99)
+
+
 def test_the_pairs_of_a_file_are_counted_and_told(tmp_path, capsys):
     long = PLAIN | {"chosen": "3*3" * 99}
     reason = f"a pair of {tokenise(pair(long), tokenizer(), 'plain').longest} tokens"

@@ -163,6 +163,17 @@ def test_pairs_of_a_task_of_ones_own(base, tmp_path, monkeypatch):
         preference_pairs.main(replace(config, eval_split="validation", out=tmp_path / "others"))
 
 
+def test_answers_that_could_not_be_judged_count_in_no_accuracy(base, tmp_path, monkeypatch):
+    """Of each problem's answers one is right, one wrong, two unknown; without the wrong one there is no pair."""
+    answers = [answer("a", True), answer("b", False), *(answer(text, False, unjudged=True) for text in "cd")]
+    config = preference_pairs.Config(checkpoint=base, problems=5, out=tmp_path / "pairs")
+    monkeypatch.setattr(preference_pairs, "sample_answers", lambda *args, **more: [answers] * 5)
+    assert preference_pairs.main(config)["train/pass@1"] == 0.5
+    monkeypatch.setattr(preference_pairs, "sample_answers", lambda *args, **more: [answers[:1] + answers[2:]] * 5)
+    with pytest.raises(ValueError, match="^5 of 15 answers to train problems are right, .*; 10 could not be judged$"):
+        preference_pairs.main(replace(config, out=tmp_path / "none"))
+
+
 def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
     """With answers that an untrained model really samples."""
     small = {"problems": 3, "num_generations": 2, "max_completion_length": 8}

@@ -231,12 +231,21 @@ def test_a_run_on_another_device_is_that_of_the_cpu(config, tmp_path):
         ({"dense": True}, "--model.* is the shape of the MLA"),
         ({"device": "gpu"}, "device = 'gpu'"),
         ({"wandb": "on"}, "wandb is 'on'"),
+        ({"held_out": 1.0}, "held_out = 1.0 of 25 documents leaves none to train on"),
     ],
 )
 def test_a_refused_start_leaves_nothing_behind(config, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message.replace("*", r"\*")):
         pretrain_text.main(replace(config, out=tmp_path / "runs" / "a", **changes))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_the_user_stays(config, tmp_path):
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "notes.txt").write_text("precious")
+    with pytest.raises(ValueError, match=f"{tmp_path}/tokens is there and holds no about.json"):
+        pretrain_text.main(replace(config, out=tmp_path))
+    assert [path.name for path in tmp_path.rglob("*")] == ["tokens", "notes.txt"]
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_read(whole, config, monkeypatch):

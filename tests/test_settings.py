@@ -9,7 +9,17 @@ from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
-from minir1.settings import above, at_least, below_folders, fraction, new_file, same_steps, zero_or_at_least
+from minir1.settings import (
+    above,
+    at_least,
+    below_folders,
+    fraction,
+    new_file,
+    new_folder,
+    no_training,
+    same_steps,
+    zero_or_at_least,
+)
 
 NAN, INF = float("nan"), float("inf")
 CONFIG = SimpleNamespace(
@@ -58,6 +68,22 @@ def test_a_new_file_lies_in_a_folder_that_can_be_written_to(tmp_path, monkeypatc
     monkeypatch.setattr("os.access", lambda folder, mode: folder != tmp_path)
     with pytest.raises(ValueError, match="^out = .*new: name a file, in a folder that can be written to$"):
         new_file(SimpleNamespace(out=tmp_path / "new"), "out")
+
+
+def test_a_new_folder_is_no_file(tmp_path):
+    (tmp_path / "file").write_text("old")
+    for path in (None, tmp_path, tmp_path / "new"):
+        new_folder(SimpleNamespace(out=path), "out")
+    with pytest.raises(ValueError, match=f"^out = {tmp_path}/file is a file: choose a folder$"):
+        new_folder(SimpleNamespace(out=tmp_path / "file"), "out")
+
+
+def test_the_folder_of_a_training_is_not_written_to(tmp_path):
+    for path in (None, tmp_path, tmp_path / "new"):
+        no_training(SimpleNamespace(out=path), "out")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"^out = {tmp_path} holds a training, whose result.json would be lost"):
+        no_training(SimpleNamespace(out=tmp_path), "out")
 
 
 def test_zero_or_at_least_excludes_what_lies_between():
@@ -145,6 +171,26 @@ def test_no_field_takes_a_senseless_number(name):
             except ValueError as error:
                 assert str(error).startswith(f"{field.name} = "), error
     assert not taken, f"{name} takes {taken}: check the field in __post_init__, or state here why it may"
+
+
+@pytest.mark.parametrize("name", configs())
+def test_what_a_script_cannot_write_to_is_refused_before_its_work(name, tmp_path):
+    """A file where it makes a folder, or a folder where it writes a file; a run does it in `open_run`."""
+    config = configs()[name]
+    given = {f.name: REQUIRED[f.name] for f in fields(config) if f.default is f.default_factory is MISSING}
+    source = Path(importlib.import_module(config.__module__).__file__).read_text(encoding="utf-8")
+    if "out" in {f.name for f in fields(config)} and "open_run(config.out" not in source:
+        (tmp_path / "file").write_text("old")
+        with pytest.raises(ValueError, match="^out = "):
+            for path in (tmp_path / "file", tmp_path):
+                config(**given | {"out": path})
+
+
+@pytest.mark.parametrize("name", ["budget", "evaluate", "preference_pairs", "reject_sample"])
+def test_no_script_that_writes_a_result_of_its_own_takes_the_folder_of_a_training(name, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a training, whose result.json would be lost"):
+        configs()[f"experiments.{name}.Config"](out=tmp_path)
 
 
 def test_no_script_takes_a_temperature_that_the_sampler_refuses():

@@ -75,6 +75,27 @@ def test_an_error_leaves_nothing_behind(tmp_path):
     assert len(read(tmp_path / "tokens").sizes) == 1 and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    """Not even its files, by those of the same name; a corpus is, and what lies beside it stays."""
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    write(folder, [("", "first")], BPE)
+    (folder / "notes.txt").write_text("precious")
+    assert len(write(folder, [("", "first"), ("", "second")], BPE).sizes) == len(read(folder).sizes) == 2
+    (folder / "about.json").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=f"^{folder} is there and holds no about.json, so it is no corpus"):
+        write(folder, [("", "third")], BPE)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and "notes.txt" in before
+
+
+def test_a_share_that_leaves_nothing_to_train_on_replaces_nothing(corpus, tmp_path):
+    with pytest.raises(ValueError, match="held_out = 1.0 of 1 documents leaves none to train on"):
+        write(tmp_path / "tokens", [("", "other")], BPE, 1.0)
+    assert np.array_equal(read(tmp_path / "tokens").hashes, corpus.hashes)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
+
+
 @pytest.mark.parametrize("name", ["tokens.bin", "documents.npz", "about.json"])
 def test_what_has_changed_is_not_read(name, corpus, tmp_path):
     path = tmp_path / "tokens" / name

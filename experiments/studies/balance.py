@@ -40,7 +40,7 @@ from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, muon, split_parameters, warmup_stable_decay
 from minir1.reduction import token_mean, weighted_sum
 from minir1.seed import seed_everything
-from minir1.settings import at_least, new_file
+from minir1.settings import at_least, new_file, new_folder
 from minir1.tokenizer import word_level
 
 SHAPE = ModelConfig(
@@ -71,6 +71,7 @@ class Config:
         at_least(self, 1, "steps", "batch", "eval_every", "eval_batches")
         at_least(self, 0, "seeds")
         new_file(self, "results", "figure")
+        new_folder(self, "out")
 
 
 @dataclass(frozen=True)

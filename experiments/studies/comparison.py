@@ -33,7 +33,7 @@ from minir1.log import progress, read_metrics
 from minir1.metrics import with_interval
 from minir1.policy import load_policy, logprobs
 from minir1.rollout import collect
-from minir1.settings import at_least, new_file
+from minir1.settings import at_least, new_file, new_folder
 from minir1.templates import TEMPLATES, encode
 
 PACKAGE = "experiments"  # the package of the scripts
@@ -91,6 +91,7 @@ class Config:
         at_least(self, 1, "test_answers", "jobs")
         at_least(self, 0, "seeds", "learning_rate")
         new_file(self, "results", "figure")
+        new_folder(self, "out")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}: each once")
 

@@ -35,7 +35,7 @@ from minir1 import answer_file, checkpoint, cli
 from minir1.files import read_json, write_json
 from minir1.log import markdown_table, read_metrics, table
 from minir1.metrics import over_seeds
-from minir1.settings import at_least, new_file
+from minir1.settings import at_least, new_file, new_folder
 
 STUDENT = "--model.attention gqa --model.experts 0 --model.dim 80 --model.layers 3 --model.heads 4 --model.kv-heads 2"
 WAYS = {
@@ -66,6 +66,7 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "max_completion_length", "problems", "num_generations", "jobs")
         new_file(self, "results", "figure")
+        new_folder(self, "out")
         if not self.teachers:
             raise ValueError("teachers: at least one folder of r1.py")
 

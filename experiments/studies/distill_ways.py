@@ -46,7 +46,7 @@ from minir1.optim import adamw, clip_gradients, warmup_cosine
 from minir1.policy import logprobs
 from minir1.rollout import Rollout, collect
 from minir1.seed import python_random, seed_everything, stream
-from minir1.settings import above, at_least, new_file
+from minir1.settings import above, at_least, new_file, new_folder
 
 
 class Way(NamedTuple):
@@ -94,6 +94,7 @@ class Config:
         at_least(self, 0, "seeds")
         above(self, 0, "learning_rate")
         new_file(self, "results", "figure")
+        new_folder(self, "out")
         if unknown := set(self.ways) - WAYS.keys():
             raise ValueError(f"ways = {', '.join(sorted(unknown))}: allowed are {', '.join(WAYS)}")
 

@@ -24,7 +24,7 @@ from minir1.log import table
 from minir1.metrics import over_seeds, with_interval
 from minir1.model import heads
 from minir1.preference_data import accuracy, in_parts, read_pairs, tokenise
-from minir1.settings import at_least, new_file
+from minir1.settings import at_least, new_file, new_folder
 from minir1.templates import TEMPLATES
 
 NO, YES = " no\n</think>", " yes\n</think>"  # the last verdict before the answer
@@ -49,6 +49,7 @@ class Config:
     def __post_init__(self):
         at_least(self, 0, "seeds")
         new_file(self, "results")
+        new_folder(self, "out")
 
 
 def run(config: Config, seed: int) -> dict[str, float]:

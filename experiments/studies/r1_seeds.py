@@ -27,7 +27,7 @@ from minir1 import answer_file, cli
 from minir1.files import read_json, write_json
 from minir1.log import markdown_table, table
 from minir1.metrics import over_seeds
-from minir1.settings import at_least, new_file
+from minir1.settings import at_least, new_file, new_folder
 
 TESTED = {name: STAGES[name][0] for name in r1.TESTED} | {r1.PLAIN: "RL 1 without language reward"}
 
@@ -47,6 +47,7 @@ class Config:
         at_least(self, 1, "jobs")
         at_least(self, 0, "seeds")
         new_file(self, "results", "figure")
+        new_folder(self, "out")
 
 
 def run(config: Config, seed: int, threads: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from minir1 import cli, tasks
 from minir1.files import write_json
 from minir1.log import table
 from minir1.metrics import over_seeds
-from minir1.settings import at_least, new_file
+from minir1.settings import at_least, new_file, new_folder
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Config:
         at_least(self, 1, "jobs")
         at_least(self, 0, "seeds")
         new_file(self, "results", "figure")
+        new_folder(self, "out")
 
     def folder(self, seed: int, no_think: bool = False) -> Path:
         """The folder of one run."""

@@ -30,7 +30,7 @@ from minir1.files import plain, read_json, write_json
 from minir1.judge import EASE
 from minir1.log import markdown_table, table
 from minir1.metrics import over_seeds, seed_interval
-from minir1.settings import at_least, new_file
+from minir1.settings import at_least, new_file, new_folder
 
 ZERO, STUDENT = "R1-Zero", "the student"
 WAYS = {"limit": "thinking stopped at", "wait": "“wait” for the end", "majority": "majority of", "any": "any of"}
@@ -57,6 +57,7 @@ class Config:
         at_least(self, 1, "max_completion_length", "train_problems", "problems", "jobs")
         at_least(self, 2, "num_generations")
         new_file(self, "results", "verify_figure", "budget_figure")
+        new_folder(self, "out")
         if not self.pipelines or len(self.students) not in (0, len(self.pipelines)):
             raise ValueError("pipelines, students: a pipeline for each seed, and as many students or none")
 

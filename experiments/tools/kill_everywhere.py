@@ -36,7 +36,7 @@ from experiments.tools.kill_trainings import SCRIPTS, training
 from minir1 import checkpoint, cli
 from minir1.log import progress, read_metrics, table
 from minir1.model import hf, lora
-from minir1.settings import at_least
+from minir1.settings import at_least, new_folder
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate")
@@ -56,6 +56,7 @@ class Config:
     def __post_init__(self):
         at_least(self, 1, "every")
         at_least(self, 0, "double", "seed")
+        new_folder(self, "out")
 
 
 # ---- killing -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from experiments.tools.kill_everywhere import content, names
 from experiments.tools.kill_trainings import BASE
 from minir1 import cli, sharded_state
 from minir1.log import progress, table
-from minir1.settings import at_least
+from minir1.settings import at_least, new_folder
 
 ROOT = Path(__file__).parent.parent.parent
 TASK = '''
@@ -52,6 +52,7 @@ class Config:
         at_least(self, 1, "kills")
         at_least(self, 2, "ranks")
         at_least(self, 0, "seed")
+        new_folder(self, "out")
 
 
 def start(out: Path, ranks: int) -> subprocess.Popen:
