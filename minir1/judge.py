@@ -195,8 +195,10 @@ def unjudged_to_mean(rewards: Tensor, answers: list[list[Answer]]) -> Tensor:
     """An answer whose verifier failed gets the mean reward of the judged ones of its group, or, if there are none, of
     the batch, so that it is neither praised nor blamed. rewards: fp32 [P, G]."""
     judged = torch.tensor([[not a.unjudged for a in group] for group in answers])
-    mean = lambda dims: (rewards * judged).sum(dims, keepdim=True) / judged.sum(dims, keepdim=True).clamp(min=1)
-    return torch.where(judged, rewards, torch.where(judged.any(1, keepdim=True), mean(1), mean((0, 1))))
+    known = rewards.double() * judged  # in fp32 the mean of equal rewards need not round to themselves
+    mean = lambda dims: known.sum(dims, keepdim=True) / judged.sum(dims, keepdim=True).clamp(min=1)
+    filled = torch.where(judged.any(1, keepdim=True), mean(1), mean((0, 1)))
+    return torch.where(judged, rewards, filled.to(rewards.dtype))
 
 
 def rights(grid: list[list[Answer]]) -> np.ndarray:

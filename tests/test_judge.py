@@ -514,3 +514,14 @@ def test_an_unjudged_answer_gets_the_mean_of_the_judged_ones_of_its_group():
     groups = [[right, wrong, unjudged], [unjudged] * 3]
     rewards = judge.unjudged_to_mean(torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]), groups)
     assert rewards.tolist() == [[1.0, 0.5, 0.75], [0.75, 0.75, 0.75]]  # none was judged: the mean of the batch
+
+
+@pytest.mark.parametrize("reward", [1.1, 0.1, 1 / 3])
+def test_unjudged_answers_leave_equal_rewards_equal(reward):
+    """To the bit, whatever the sizes: otherwise a group of equal rewards would hold a signal."""
+    judged, unjudged = Answer("", 1, False, True, True), Answer("", 1, False, False, False, unjudged=True)
+    for G in range(2, 65):
+        for k in {1, G // 3, G // 2, G - 1} - {0}:
+            groups = [[judged] * (G - k) + [unjudged] * k, [unjudged] * G]
+            rewards = torch.tensor([[0.0 if a.unjudged else reward for a in group] for group in groups])
+            assert torch.equal(judge.unjudged_to_mean(rewards, groups), torch.full((2, G), reward))
