@@ -30,7 +30,7 @@ from minir1.advantages import at_last_token, batch_centered, discounted_returns,
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.distributed import deal
-from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
+from minir1.judge import Answer, any_judged, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import entropy_bonus, kl_k3, reinforce
 from minir1.model.shards import shard
@@ -217,9 +217,10 @@ def main(config: Config) -> dict[str, float]:
         clock.lap("judge")
 
         advantage = advantages(subtract_baseline(rewards, average, config), ref_logp, rollout, config)
-        average = moving_average(average, rewards, config.baseline_decay)
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
-        metrics |= learn(model, optimizer, rollout, advantage, config, step)
+        if any_judged(answers):
+            average = moving_average(average, rewards, config.baseline_decay)
+            metrics |= learn(model, optimizer, rollout, advantage, config, step)
         if config.beta:
             weight = token_mean(rollout.mask, int(rollout.mask.sum()))
             metrics["train/kl"] = weighted_sum(weight, kl_k3(rollout.logp, ref_logp)).item()

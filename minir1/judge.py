@@ -201,6 +201,11 @@ def unjudged_to_mean(rewards: Tensor, answers: list[list[Answer]]) -> Tensor:
     return torch.where(judged, rewards, filled.to(rewards.dtype))
 
 
+def any_judged(answers: list[list[Answer]]) -> bool:
+    """Whether at least one answer could be judged; otherwise no reward is known."""
+    return not all(a.unjudged for group in answers for a in group)
+
+
 def rights(grid: list[list[Answer]]) -> np.ndarray:
     """The share of right answers among the judged ones of each problem, float64 [P]; NaN where none was judged."""
     return np.array([np.mean([a.right for a in row if not a.unjudged] or [np.nan]) for row in grid])
@@ -222,7 +227,7 @@ def summary(
     if ks and max(ks) > n:
         raise ValueError(f"k = {max(ks)}: needs as many answers per problem, but there are {n}")
     flat = [a for row in grid for a in row]
-    if all(a.unjudged for a in flat):
+    if not any_judged(grid):
         raise RuntimeError(f"none of {len(flat)} answers could be judged: {flat[0].reason or 'no reason given'}")
     known = [(problem, [a for a in row if not a.unjudged]) for problem, row in zip(problems, grid)]
     formed = [a.right for _, row in known for a in row if a.format]
@@ -346,7 +351,7 @@ def by_group(
     values = {}
     for name, indices in groups_of(task, problems).items():
         part = [grid[p] for p in indices]
-        if any(not a.unjudged for row in part for a in row):
+        if any_judged(part):
             figures = summary(task, [problems[p] for p in indices], part, seed, ks)
             values |= {f"{key}_{name}": value for key, value in figures.items()}
     return values

@@ -89,6 +89,7 @@ def test_report_by_hand():
     })  # fmt: skip
     unknown = [[answer(unjudged=True)] * 2] * 2
     assert "train/accuracy" not in report(task(), PROBLEMS, rollout(), unknown, torch.zeros(2, 2))
+    assert "train/reward" not in report(task(), PROBLEMS, rollout(), unknown, torch.zeros(2, 2))
     counted = task(behaviour=lambda problem, text: {"words": len(text), "e": 6.0}, rates={"e": "words"})
     metrics = report(counted, PROBLEMS, rollout(), grid, rewards)
     assert metrics["behaviour/words"] == 3.0 and metrics["behaviour/e"] == 2.0

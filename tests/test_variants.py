@@ -13,7 +13,7 @@ import pytest
 import standin
 import torch
 import tyro
-from runs import assert_equal_bits, assert_same_run, plain_metrics, stop
+from runs import assert_equal_bits, assert_learns_nothing_unjudged, assert_same_run, plain_metrics, stop
 from toys import MOE
 
 from experiments import r1_zero, reinforce
@@ -257,6 +257,14 @@ def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbat
     (weight * (gain + 0.3 * entropy) * mask).sum().backward()
     assert_same(found, [p.grad for p in policy.parameters()])
     assert measured.get("train/clip_fraction", 0.0) == pytest.approx((weight * clipped * mask).sum().item())
+
+
+@pytest.mark.parametrize("name, baseline", [("reinforce", "moving"), ("rloo", None), ("reinforce_pp", None)])
+def test_a_step_in_which_no_answer_was_judged_is_not_learned_from(base, tmp_path, monkeypatch, name, baseline):
+    script = importlib.import_module(NAMES[name])
+    config = config_of(name, checkpoint=base, beta=0.01, **({"baseline": baseline} if baseline else {}))
+    row = assert_learns_nothing_unjudged(monkeypatch, script, config, tmp_path)
+    assert not {"train/reward", "train/accuracy", "train/grad_norm"} & row.keys() and row["train/kl"] >= 0
 
 
 @pytest.mark.parametrize("name", ALL)
