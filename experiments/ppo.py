@@ -208,7 +208,8 @@ def learn(model, critic, optimizers, rollout: Rollout, estimated: Estimate, conf
     for epoch in range(config.epochs):
         order = torch.randperm(len(rollout.length), generator=generator(config.seed, step, epoch)).to(device)
         for minibatch in order.tensor_split(config.num_minibatches):
-            tokens = int(rollout.mask[minibatch].sum())
+            if (tokens := int(rollout.mask[minibatch].sum())) == 0:  # fewer answers than minibatches
+                continue
             for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)

@@ -131,6 +131,8 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config,
     averages, device = Averages(), rollout.tokens.device
     order = torch.randperm(len(advantage), generator=generator(config.seed, step)).to(device)
     for minibatch in order.tensor_split(config.num_minibatches):
+        if not len(minibatch):  # fewer answers than minibatches
+            continue
         for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
             rows = minibatch[rows]
             batch = rollout.select(rows)

@@ -170,6 +170,18 @@ def test_while_the_value_warms_up_the_policy_stays(sampled, kind):
     assert_same(critic, moving)  # what the critic learns is the same
 
 
+@pytest.mark.parametrize("kind", ["trunk", "own"])
+def test_fewer_answers_than_minibatches_are_as_many_updates(sampled, kind):
+    """No update of an empty mini-batch, whose norms of 0 would be averaged in."""
+    model, critics, rollout, rewards, estimated = sampled
+    rows = torch.arange(2)
+    few = rollout.select(rows)
+    part = ppo.Estimate(*(x[rows, : few.tokens.shape[1]] for x in estimated))
+    fewer = model, critics, few, rewards[:1], part
+    enough, many = (step(fewer, kind, num_minibatches=count) for count in (2, 5))
+    assert enough[0] == many[0] and enough[0]["train/value_grad_norm"] > 0
+
+
 def test_entropy_is_computed_only_when_asked_for(sampled):
     model, critics, rollout, *_ = sampled
     for critic in critics.values():

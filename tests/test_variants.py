@@ -259,6 +259,19 @@ def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbat
     assert measured.get("train/clip_fraction", 0.0) == pytest.approx((weight * clipped * mask).sum().item())
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_fewer_answers_than_minibatches_are_as_many_updates(sampled, documents, name):
+    """No update of an empty mini-batch, whose norm of 0 would be averaged in; of SFT alone neither."""
+    model, rollout, rewards = sampled
+    few, advantage = rollout.select(torch.arange(2)), rewards[0, :2]
+    if variants.COPIES.get(name, "reinforce") == "reinforce":
+        advantage = advantage.unsqueeze(1) * few.mask
+    changes = {"documents": documents, "alpha": 0.5, "sft_batch": 3} if name == "hybrid" else {}
+    enough, many = (learned(name, model, few, advantage, **changes, num_minibatches=count) for count in (2, 5))
+    assert enough[0] == many[0] and enough[0]["train/grad_norm"] > 0
+    assert_equal_bits(enough[1], many[1])
+
+
 @pytest.mark.parametrize("name, baseline", [("reinforce", "moving"), ("rloo", None), ("reinforce_pp", None)])
 def test_a_step_in_which_no_answer_was_judged_is_not_learned_from(base, tmp_path, monkeypatch, name, baseline):
     script = importlib.import_module(NAMES[name])

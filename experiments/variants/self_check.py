@@ -138,6 +138,8 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
         order = torch.randperm(len(advantage), generator=generator(config.seed, step, epoch)).to(device)
         for minibatch in order.tensor_split(config.num_minibatches):
             answers, tokens = int(rollout.mask[minibatch].any(1).sum()), int(rollout.mask[minibatch].sum())
+            if tokens == 0:  # fewer answers than minibatches
+                continue
             for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
