@@ -292,6 +292,7 @@ def main(config: Config) -> dict[str, float]:
         rewards = reward(answers, config, consistency)
         advantage = group_advantages(rewards)
         metrics |= report(task, problems, reasoned, answers, rewards)
+        metrics["train/sampled_tokens"] = int(rollout.mask.sum())  # general answers included
         if consistency is not None:
             metrics["train/language_consistency"] = consistency.mean().item()
         if general:

@@ -154,6 +154,8 @@ def test_what_is_logged(toy, whole):
     for row, answers in zip(rows[1:], reasoning):
         flat = [a for group in answers for a in group]
         assert row["train/accuracy"] == sum(a.right for a in flat) / len(flat)
+    trained = [args[2] for name, args, _ in calls if name == "learn"]
+    assert [row["train/sampled_tokens"] for row in rows[1:]] == [int(rollout.mask.sum()) for rollout in trained]
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     assert [s["step"] for s in samples] == [2] * 4 + [4] * 4
 
