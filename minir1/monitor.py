@@ -60,10 +60,10 @@ class Averages:
             self._add(name, value, 1.0)
 
     def metrics(self) -> dict[str, float]:
-        """train/NAME: Σ weight · value / Σ weight, over all ranks."""
+        """train/NAME: Σ weight · value / Σ weight, over all ranks; absent where no weight is above 0."""
         sums = [[float(x) for x in pair] for pair in self.sums.values()]
         sums = sum_of_ranks(torch.tensor(sums, dtype=torch.float64))
-        return {f"train/{name}": value / weight for name, (value, weight) in zip(self.sums, sums.tolist())}
+        return {f"train/{name}": value / weight for name, (value, weight) in zip(self.sums, sums.tolist()) if weight}
 
 
 def report(

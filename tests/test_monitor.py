@@ -48,6 +48,10 @@ def test_averages_over_updates_with_the_weights_of_the_loss():
     assert averages.metrics() == {"train/kl": 3.375, "train/grad_norm": 3.5}
     assert Averages().metrics() == {}  # every answer was masked
     averages = Averages()
+    averages.add(torch.zeros(1, 2), check_error=torch.ones(1, 2))
+    averages.update(grad_norm=3.0)
+    assert averages.metrics() == {"train/grad_norm": 3.0}  # no answer was judged
+    averages = Averages()
     averages.add(torch.tensor([[1.0, 0.0]]), kl=torch.tensor([[2.0, float("nan")]]), clip=torch.tensor([[True, True]]))
     assert averages.metrics() == {"train/kl": 2.0, "train/clip": 1.0}  # whatever stands at padding
 

@@ -639,6 +639,15 @@ def test_dapo_refuses_what_cannot_be_refilled_or_penalised():
             config_of("dapo", overlong_buffer=buffer)
 
 
+def test_the_error_that_is_logged_is_of_the_judged_answers(sampled):
+    """A head of zero says ½: ¼ from 0 and from 1 alike, however many could be judged."""
+    model, rollout, rewards = sampled
+    advantage, right = group_advantages(rewards).flatten(), (torch.arange(16) % 2).float()
+    few = torch.where(torch.arange(16) < 12, torch.nan, right)
+    logged = [learned("self_check", model, rollout, advantage, right=one)[0] for one in (right, few, right * torch.nan)]
+    assert [m.get("train/check_error") for m in logged] == [pytest.approx(0.25), pytest.approx(0.25), None]
+
+
 @pytest.mark.parametrize("name", ["gspo", "sequence_grpo"])
 def test_an_answer_is_clipped_where_it_has_no_gradient(sampled, name):
     """The fraction that is logged is of the tokens that the loss of their answer leaves alone."""

@@ -157,7 +157,7 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
                 if config.check_weight:
                     error = (torch.sigmoid(e) - right[rows].nan_to_num().unsqueeze(1)).square() * judged[rows]
                     loss = loss + config.check_weight * error
-                    averages.add(weight, check_error=error)
+                    averages.add(weight * judged[rows], check_error=error)
                 weighted_sum(weight, loss).backward()
                 averages.add(weight, clip_fraction=clipped)
             averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
