@@ -42,6 +42,11 @@ class Answer:
     reason: str = ""  # the verifier's, in words
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)  # the verifier's rewards by name
 
+    @property
+    def judged_right(self) -> bool | None:
+        """Whether it is right; None if it could not be judged."""
+        return None if self.unjudged else self.right
+
 
 def sample_answers(
     model: Transformer,

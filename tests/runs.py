@@ -156,4 +156,6 @@ def assert_learns_nothing_unjudged(monkeypatch, script, config, out: Path) -> di
     assert_equal_bits({key: one[key] for key in kept}, {key: two[key] for key in kept})
     weights = [hf.load(checkpoint.latest(out / run / "checkpoint"))[0].state_dict() for run in ("one", "two")]
     assert_equal_bits(*weights)
+    samples = [json.loads(line) for line in (out / "two" / "samples.jsonl").read_text().splitlines()]
+    assert {sample["right"] for sample in samples if sample["step"] == 2} == {None}  # neither right nor wrong
     return read_metrics(out / "two")[2]

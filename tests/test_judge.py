@@ -242,6 +242,11 @@ def inside(text):
         assert none.reason.endswith("which is no Verdict\")") and {library.status, worker.status} == {"unjudged"}
 
 
+def test_an_unjudged_answer_is_neither_right_nor_wrong():
+    right, wrong = Answer("7", 1, False, True, True), Answer("4", 1, False, False, True)
+    assert [a.judged_right for a in (right, wrong, replace(wrong, unjudged=True))] == [True, False, None]
+
+
 def test_several_verdicts_are_waited_for_at_once():
     running, most = set(), []
 
