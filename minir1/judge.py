@@ -223,7 +223,8 @@ def summary(
 
     pass@1, and pass@k and maj@k for each k in `ks` above 1 (None: n), each with _low and _high; format; pass@1_formed
     (among well-formed answers, if any could be judged); length (tokens); truncated; unjudged; entropy; and what the
-    task counts in the thinking (`behaviour`). Unjudged answers count in no accuracy, and problems with fewer than k judged ones in none at k.
+    task counts in the thinking (`behaviour`). Unjudged answers count in no accuracy, and problems with fewer than k
+    judged ones in none at k.
     ValueError for no problems and a k above n; RuntimeError if no answer was judged.
     """
     if not grid:
