@@ -292,6 +292,7 @@ def main(config: Config) -> dict[str, float]:
         rewards = reward(answers, config, consistency)
         advantage = group_advantages(rewards)
         metrics |= report(task, problems, reasoned, answers, rewards)
+        metrics["train/sampled_tokens"] = int(rollout.mask.sum())  # general answers included
         if consistency is not None:
             metrics["train/language_consistency"] = consistency.mean().item()
         if general:
@@ -319,7 +320,7 @@ def main(config: Config) -> dict[str, float]:
         if due:
             both = [*zip(problems[:8], answers), *(zip(general[:8], replies) if general else ())]
             shown = [(p.prompt, group[0]) for p, group in both]
-            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
+            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.judged_right} for prompt, a in shown])
             state |= {"step": step, "seconds": time.perf_counter() - began}
             saved = state | {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(folder, step, lambda path: policy.save(model, tokenizer, path, source), saved)

@@ -236,7 +236,7 @@ def main(config: Config) -> dict[str, float]:
         show(step, config.steps, metrics)
         if due:
             shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
-            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
+            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.judged_right} for prompt, a in shown])
             best = metrics["eval/pass@1"] > state["best"]
             state |= {"step": step, "best": max(state["best"], metrics["eval/pass@1"]), "tokens": tokens}
             state["seconds"] = time.perf_counter() - began

@@ -40,7 +40,7 @@ from minir1.advantages import at_last_token, discounted_returns, explained_varia
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.distributed import deal, my_share, sum_of_ranks
-from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
+from minir1.judge import Answer, any_judged, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3, value_loss
 from minir1.model.heads import ScalarModel, ValueHead
@@ -208,7 +208,8 @@ def learn(model, critic, optimizers, rollout: Rollout, estimated: Estimate, conf
     for epoch in range(config.epochs):
         order = torch.randperm(len(rollout.length), generator=generator(config.seed, step, epoch)).to(device)
         for minibatch in order.tensor_split(config.num_minibatches):
-            tokens = int(rollout.mask[minibatch].sum())
+            if (tokens := int(rollout.mask[minibatch].sum())) == 0:  # fewer answers than minibatches
+                continue
             for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
@@ -310,9 +311,10 @@ def main(config: Config) -> dict[str, float]:
         model.requires_grad_(step > config.value_warmup)
         factor = min(1.0, (step - config.value_warmup) / max(1, config.warmup))
         optimizer.param_groups[0]["lr"] = config.learning_rate * max(0.0, factor)
-        metrics |= learn(model, critic, (optimizer, value_optimizer), rollout, estimated, config, step)
-        returns = discounted_returns(earned, rollout.mask, config.gamma)
-        metrics["train/explained_variance"] = explained_variance(values, returns, rollout.mask)
+        if learned is not None or any_judged(answers):
+            metrics |= learn(model, critic, (optimizer, value_optimizer), rollout, estimated, config, step)
+            returns = discounted_returns(earned, rollout.mask, config.gamma)
+            metrics["train/explained_variance"] = explained_variance(values, returns, rollout.mask)
         if config.beta:
             weight = token_mean(rollout.mask, int(rollout.mask.sum()))
             metrics["train/kl"] = weighted_sum(weight, kl_k3(rollout.logp, ref_logp)).item()
@@ -326,7 +328,7 @@ def main(config: Config) -> dict[str, float]:
             store(config.out, step, model, tokenizer, rollout, (problems, answers, rewards), **settings)
         metrics |= report(task, problems, rollout, answers, rewards) | clock.speeds(rollout, config.epochs)
         if learned is not None:
-            metrics["train/proxy"] = metrics["train/reward"]
+            metrics["train/reward"] = metrics["train/proxy"] = rewards.mean().item()
             if "train/accuracy" in metrics:  # some answers could be judged
                 metrics["train/gold"] = metrics["train/accuracy"]
         due = step % config.eval_every == 0 or step == config.steps
@@ -336,7 +338,7 @@ def main(config: Config) -> dict[str, float]:
         show(step, config.steps, metrics)
         if due:
             shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
-            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
+            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.judged_right} for prompt, a in shown])
             best = metrics["eval/pass@1"] > state["best"]
             state |= {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
             state["seconds"] = time.perf_counter() - began

@@ -42,6 +42,11 @@ class Answer:
     reason: str = ""  # the verifier's, in words
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)  # the verifier's rewards by name
 
+    @property
+    def judged_right(self) -> bool | None:
+        """Whether it is right; None if it could not be judged."""
+        return None if self.unjudged else self.right
+
 
 def sample_answers(
     model: Transformer,
@@ -195,8 +200,15 @@ def unjudged_to_mean(rewards: Tensor, answers: list[list[Answer]]) -> Tensor:
     """An answer whose verifier failed gets the mean reward of the judged ones of its group, or, if there are none, of
     the batch, so that it is neither praised nor blamed. rewards: fp32 [P, G]."""
     judged = torch.tensor([[not a.unjudged for a in group] for group in answers])
-    mean = lambda dims: (rewards * judged).sum(dims, keepdim=True) / judged.sum(dims, keepdim=True).clamp(min=1)
-    return torch.where(judged, rewards, torch.where(judged.any(1, keepdim=True), mean(1), mean((0, 1))))
+    known = rewards.double() * judged  # in fp32 the mean of equal rewards need not round to themselves
+    mean = lambda dims: known.sum(dims, keepdim=True) / judged.sum(dims, keepdim=True).clamp(min=1)
+    filled = torch.where(judged.any(1, keepdim=True), mean(1), mean((0, 1)))
+    return torch.where(judged, rewards, filled.to(rewards.dtype))
+
+
+def any_judged(answers: list[list[Answer]]) -> bool:
+    """Whether at least one answer could be judged; otherwise no reward is known."""
+    return not all(a.unjudged for group in answers for a in group)
 
 
 def rights(grid: list[list[Answer]]) -> np.ndarray:
@@ -210,8 +222,9 @@ def summary(
     """Flat figures over P problems with n answers each; accuracies with bootstrap intervals over problems.
 
     pass@1, and pass@k and maj@k for each k in `ks` above 1 (None: n), each with _low and _high; format; pass@1_formed
-    (among well-formed answers); length (tokens); truncated; unjudged; entropy; and what the task counts in the thinking
-    (`behaviour`). Unjudged answers count in no accuracy, and problems with fewer than k judged ones in none at k.
+    (among well-formed answers, if any could be judged); length (tokens); truncated; unjudged; entropy; and what the
+    task counts in the thinking (`behaviour`). Unjudged answers count in no accuracy, and problems with fewer than k
+    judged ones in none at k.
     ValueError for no problems and a k above n; RuntimeError if no answer was judged.
     """
     if not grid:
@@ -220,7 +233,7 @@ def summary(
     if ks and max(ks) > n:
         raise ValueError(f"k = {max(ks)}: needs as many answers per problem, but there are {n}")
     flat = [a for row in grid for a in row]
-    if all(a.unjudged for a in flat):
+    if not any_judged(grid):
         raise RuntimeError(f"none of {len(flat)} answers could be judged: {flat[0].reason or 'no reason given'}")
     known = [(problem, [a for a in row if not a.unjudged]) for problem, row in zip(problems, grid)]
     formed = [a.right for _, row in known for a in row if a.format]
@@ -233,12 +246,13 @@ def summary(
             values |= _with_interval(f"maj@{k}", [majority_vote(task, *one, k) for one in enough], seed)
     values |= {
         "format": float(np.mean([a.format for a in flat])),
-        "pass@1_formed": float(np.mean(formed)) if formed else 0.0,
         "length": float(np.mean([a.tokens for a in flat])),
         "truncated": float(np.mean([a.truncated for a in flat])),
         "unjudged": float(np.mean([a.unjudged for a in flat])),
         "entropy": float(np.mean([a.entropy for a in flat])),
     }
+    if formed:
+        values["pass@1_formed"] = float(np.mean(formed))
     counts = behaviour(task, problems, grid)
     if taken := sorted(counts.keys() & values.keys()):
         raise ValueError(f"task {task.name}: its behaviour reports {', '.join(taken)}, which names another figure here")
@@ -344,7 +358,7 @@ def by_group(
     values = {}
     for name, indices in groups_of(task, problems).items():
         part = [grid[p] for p in indices]
-        if any(not a.unjudged for row in part for a in row):
+        if any_judged(part):
             figures = summary(task, [problems[p] for p in indices], part, seed, ks)
             values |= {f"{key}_{name}": value for key, value in figures.items()}
     return values

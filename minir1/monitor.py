@@ -60,10 +60,10 @@ class Averages:
             self._add(name, value, 1.0)
 
     def metrics(self) -> dict[str, float]:
-        """train/NAME: Σ weight · value / Σ weight, over all ranks."""
+        """train/NAME: Σ weight · value / Σ weight, over all ranks; absent where no weight is above 0."""
         sums = [[float(x) for x in pair] for pair in self.sums.values()]
         sums = sum_of_ranks(torch.tensor(sums, dtype=torch.float64))
-        return {f"train/{name}": value / weight for name, (value, weight) in zip(self.sums, sums.tolist())}
+        return {f"train/{name}": value / weight for name, (value, weight) in zip(self.sums, sums.tolist()) if weight}
 
 
 def report(
@@ -71,14 +71,13 @@ def report(
 ) -> dict[str, float]:
     """What the sampled answers were like. rewards: fp32 [P, G].
 
-    accuracy: of the answers that were judged; absent where none was.
+    accuracy: of the answers that were judged. It and the reward are absent where none was.
     endless: the share of answers that were truncated in further text after their `</answer>`. Those truncated directly
     after the tag do not count: they may have lacked the budget of one token, the end token.
     """
     flat = [a for group in answers for a in group]
     judged = [a for a in flat if not a.unjudged]
     metrics = {
-        "reward": rewards.mean().item(),
         "format": sum(a.format for a in flat) / len(flat),
         "length": sum(a.tokens for a in flat) / len(flat),
         "truncated": sum(a.truncated for a in flat) / len(flat),
@@ -90,6 +89,7 @@ def report(
         "sampled_tokens": int(rollout.mask.sum()),
     }
     if judged:
+        metrics["reward"] = rewards.mean().item()
         metrics["accuracy"] = sum(a.right for a in judged) / len(judged)
     thinking = {f"behaviour/{name}": value for name, value in behaviour(task, problems, answers).items()}
     return {f"train/{name}": value for name, value in metrics.items()} | thinking

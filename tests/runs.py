@@ -17,6 +17,7 @@ import torch
 
 from minir1 import checkpoint
 from minir1.log import read_metrics
+from minir1.model import hf
 
 ROOT = Path(__file__).parent.parent
 LETHAL = """
@@ -136,3 +137,25 @@ def assert_resumes_by_itself(main, config, whole: Path, folder: Path) -> None:
             main(resumed)
     finally:
         away.rename(config.checkpoint)
+
+
+def assert_learns_nothing_unjudged(monkeypatch, script, config, out: Path) -> dict:
+    """A second step none of whose answers could be judged changes no state of a run; returns its metrics."""
+    script.main(replace(config, steps=1, out=out / "one"))
+    real, calls = script.judge_rollout, []
+
+    def down(*args):
+        calls.append(args)
+        judged = real(*args)
+        return judged if len(calls) == 1 else [[replace(a, right=False, unjudged=True) for a in g] for g in judged]
+
+    monkeypatch.setattr(script, "judge_rollout", down)
+    script.main(replace(config, steps=2, out=out / "two"))
+    one, two = (checkpoint.load_state(checkpoint.latest(out / run / "checkpoint")) for run in ("one", "two"))
+    kept = one.keys() - {"step", "best", "seconds"}
+    assert_equal_bits({key: one[key] for key in kept}, {key: two[key] for key in kept})
+    weights = [hf.load(checkpoint.latest(out / run / "checkpoint"))[0].state_dict() for run in ("one", "two")]
+    assert_equal_bits(*weights)
+    samples = [json.loads(line) for line in (out / "two" / "samples.jsonl").read_text().splitlines()]
+    assert {sample["right"] for sample in samples if sample["step"] == 2} == {None}  # neither right nor wrong
+    return read_metrics(out / "two")[2]

@@ -154,6 +154,8 @@ def test_what_is_logged(toy, whole):
     for row, answers in zip(rows[1:], reasoning):
         flat = [a for group in answers for a in group]
         assert row["train/accuracy"] == sum(a.right for a in flat) / len(flat)
+    trained = [args[2] for name, args, _ in calls if name == "learn"]
+    assert [row["train/sampled_tokens"] for row in rows[1:]] == [int(rollout.mask.sum()) for rollout in trained]
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     assert [s["step"] for s in samples] == [2] * 4 + [4] * 4
 
@@ -172,6 +174,9 @@ def test_general_prompts_without_a_verifier_are_learned_from(toy, tmp_path):
     assert "eval/general" not in first and "train/general" not in row and "train/general_preference" not in row
     assert "train/reward_model" in row and "eval/general_length" in first and row["train/grad_norm"] > 0
     assert "train/language_consistency" not in row and row["train/unjudged"] == 0
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [s["right"] in (True, False) for s in samples] == [True] * 2 + [False] * 2
+    assert [s["right"] for s in samples[2:]] == [None] * 2
 
 
 @pytest.mark.parametrize("count", [2, 4])

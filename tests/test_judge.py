@@ -242,6 +242,11 @@ def inside(text):
         assert none.reason.endswith("which is no Verdict\")") and {library.status, worker.status} == {"unjudged"}
 
 
+def test_an_unjudged_answer_is_neither_right_nor_wrong():
+    right, wrong = Answer("7", 1, False, True, True), Answer("4", 1, False, False, True)
+    assert [a.judged_right for a in (right, wrong, replace(wrong, unjudged=True))] == [True, False, None]
+
+
 def test_several_verdicts_are_waited_for_at_once():
     running, most = set(), []
 
@@ -344,7 +349,7 @@ def test_summary_by_hand():
     one = summary(PROBLEMS[:3], [row[:1] for row in grid])
     assert not any(name.startswith(("maj", "pass@")) for name in one if "pass@1" not in name)
     assert one["pass@1"] == pytest.approx(2 / 3)
-    assert summary(PROBLEMS[:1], [[cut]])["pass@1_formed"] == 0.0  # none was formed
+    assert "pass@1_formed" not in summary(PROBLEMS[:1], [[cut]])  # none was formed
 
 
 def test_majority_may_be_wrong_where_one_answer_is_right():
@@ -514,3 +519,14 @@ def test_an_unjudged_answer_gets_the_mean_of_the_judged_ones_of_its_group():
     groups = [[right, wrong, unjudged], [unjudged] * 3]
     rewards = judge.unjudged_to_mean(torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]), groups)
     assert rewards.tolist() == [[1.0, 0.5, 0.75], [0.75, 0.75, 0.75]]  # none was judged: the mean of the batch
+
+
+@pytest.mark.parametrize("reward", [1.1, 0.1, 1 / 3])
+def test_unjudged_answers_leave_equal_rewards_equal(reward):
+    """To the bit, whatever the sizes: otherwise a group of equal rewards would hold a signal."""
+    judged, unjudged = Answer("", 1, False, True, True), Answer("", 1, False, False, False, unjudged=True)
+    for G in range(2, 65):
+        for k in {1, G // 3, G // 2, G - 1} - {0}:
+            groups = [[judged] * (G - k) + [unjudged] * k, [unjudged] * G]
+            rewards = torch.tensor([[0.0 if a.unjudged else reward for a in group] for group in groups])
+            assert torch.equal(judge.unjudged_to_mean(rewards, groups), torch.full((2, G), reward))

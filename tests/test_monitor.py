@@ -48,6 +48,10 @@ def test_averages_over_updates_with_the_weights_of_the_loss():
     assert averages.metrics() == {"train/kl": 3.375, "train/grad_norm": 3.5}
     assert Averages().metrics() == {}  # every answer was masked
     averages = Averages()
+    averages.add(torch.zeros(1, 2), check_error=torch.ones(1, 2))
+    averages.update(grad_norm=3.0)
+    assert averages.metrics() == {"train/grad_norm": 3.0}  # no answer was judged
+    averages = Averages()
     averages.add(torch.tensor([[1.0, 0.0]]), kl=torch.tensor([[2.0, float("nan")]]), clip=torch.tensor([[True, True]]))
     assert averages.metrics() == {"train/kl": 2.0, "train/clip": 1.0}  # whatever stands at padding
 
@@ -89,6 +93,7 @@ def test_report_by_hand():
     })  # fmt: skip
     unknown = [[answer(unjudged=True)] * 2] * 2
     assert "train/accuracy" not in report(task(), PROBLEMS, rollout(), unknown, torch.zeros(2, 2))
+    assert "train/reward" not in report(task(), PROBLEMS, rollout(), unknown, torch.zeros(2, 2))
     counted = task(behaviour=lambda problem, text: {"words": len(text), "e": 6.0}, rates={"e": "words"})
     metrics = report(counted, PROBLEMS, rollout(), grid, rewards)
     assert metrics["behaviour/words"] == 3.0 and metrics["behaviour/e"] == 2.0

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import standin
 import torch
-from runs import assert_same_run, plain_metrics, stop
+from runs import assert_learns_nothing_unjudged, assert_same_run, plain_metrics, stop
 from test_preference_pairs import assert_bad_option
 
 from experiments import ppo
@@ -170,6 +170,18 @@ def test_while_the_value_warms_up_the_policy_stays(sampled, kind):
     assert_same(critic, moving)  # what the critic learns is the same
 
 
+@pytest.mark.parametrize("kind", ["trunk", "own"])
+def test_fewer_answers_than_minibatches_are_as_many_updates(sampled, kind):
+    """No update of an empty mini-batch, whose norms of 0 would be averaged in."""
+    model, critics, rollout, rewards, estimated = sampled
+    rows = torch.arange(2)
+    few = rollout.select(rows)
+    part = ppo.Estimate(*(x[rows, : few.tokens.shape[1]] for x in estimated))
+    fewer = model, critics, few, rewards[:1], part
+    enough, many = (step(fewer, kind, num_minibatches=count) for count in (2, 5))
+    assert enough[0] == many[0] and enough[0]["train/value_grad_norm"] > 0
+
+
 def test_entropy_is_computed_only_when_asked_for(sampled):
     model, critics, rollout, *_ = sampled
     for critic in critics.values():
@@ -284,6 +296,22 @@ def test_a_run_against_a_reward_model(base, reward_folder, tmp_path, monkeypatch
     first = followed.gather(1, mask.int().argmax(1, keepdim=True))
     torch.testing.assert_close(followed, first * mask)
     assert values[mask].std() > 0 and first.mean().item() == pytest.approx(last["train/proxy"])
+
+
+def test_a_step_in_which_no_answer_was_judged_is_not_learned_from(base, tmp_path, monkeypatch):
+    row = assert_learns_nothing_unjudged(monkeypatch, ppo, replace(PPO, checkpoint=base, value_warmup=0), tmp_path)
+    unknown = {"train/reward", "train/accuracy", "train/grad_norm", "train/value_loss", "train/explained_variance"}
+    assert not unknown & row.keys()
+
+
+def test_a_learned_reward_needs_no_verdict(base, reward_folder, tmp_path, monkeypatch):
+    config = replace(PPO, checkpoint=base, value_warmup=0, reward=f"model:{reward_folder}", steps=1, out=tmp_path)
+    real = ppo.judge_rollout
+    unjudged = lambda *args: [[replace(a, right=False, unjudged=True) for a in group] for group in real(*args)]
+    monkeypatch.setattr(ppo, "judge_rollout", unjudged)
+    row = ppo.main(config)
+    assert row["train/reward"] == row["train/proxy"] and row["train/value_grad_norm"] > 0
+    assert not {"train/accuracy", "train/gold"} & row.keys()
 
 
 def test_one_answer_a_problem_is_compared_with_all(capsys):

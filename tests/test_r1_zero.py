@@ -428,6 +428,15 @@ def test_options_reach_the_run(toy_base, tmp_path):
     assert any(text.endswith("</answer>") for text in texts)
 
 
+def test_an_unjudged_sample_is_neither_right_nor_wrong(toy_base, tmp_path, monkeypatch):
+    real = r1_zero.judge_rollout
+    unjudged = lambda *args: [[replace(a, right=False, unjudged=True) for a in group] for group in real(*args)]
+    monkeypatch.setattr(r1_zero, "judge_rollout", unjudged)
+    r1_zero.main(config_of("moe", toy_base, tmp_path, steps=1))
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [sample["right"] for sample in samples] == [None] * 4
+
+
 def test_recomputing_activations_changes_no_bit(toy_base, tmp_path):
     for name in ("kept", "again"):
         r1_zero.main(config_of("moe", toy_base, tmp_path / name, steps=2, eval_every=2, recompute=name == "again"))

@@ -13,7 +13,7 @@ import pytest
 import standin
 import torch
 import tyro
-from runs import assert_equal_bits, assert_same_run, plain_metrics, stop
+from runs import assert_equal_bits, assert_learns_nothing_unjudged, assert_same_run, plain_metrics, stop
 from toys import MOE
 
 from experiments import r1_zero, reinforce
@@ -257,6 +257,27 @@ def test_the_gradient_of_those_with_an_advantage_a_token(sampled, name, microbat
     (weight * (gain + 0.3 * entropy) * mask).sum().backward()
     assert_same(found, [p.grad for p in policy.parameters()])
     assert measured.get("train/clip_fraction", 0.0) == pytest.approx((weight * clipped * mask).sum().item())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fewer_answers_than_minibatches_are_as_many_updates(sampled, documents, name):
+    """No update of an empty mini-batch, whose norm of 0 would be averaged in; of SFT alone neither."""
+    model, rollout, rewards = sampled
+    few, advantage = rollout.select(torch.arange(2)), rewards[0, :2]
+    if variants.COPIES.get(name, "reinforce") == "reinforce":
+        advantage = advantage.unsqueeze(1) * few.mask
+    changes = {"documents": documents, "alpha": 0.5, "sft_batch": 3} if name == "hybrid" else {}
+    enough, many = (learned(name, model, few, advantage, **changes, num_minibatches=count) for count in (2, 5))
+    assert enough[0] == many[0] and enough[0]["train/grad_norm"] > 0
+    assert_equal_bits(enough[1], many[1])
+
+
+@pytest.mark.parametrize("name, baseline", [("reinforce", "moving"), ("rloo", None), ("reinforce_pp", None)])
+def test_a_step_in_which_no_answer_was_judged_is_not_learned_from(base, tmp_path, monkeypatch, name, baseline):
+    script = importlib.import_module(NAMES[name])
+    config = config_of(name, checkpoint=base, beta=0.01, **({"baseline": baseline} if baseline else {}))
+    row = assert_learns_nothing_unjudged(monkeypatch, script, config, tmp_path)
+    assert not {"train/reward", "train/accuracy", "train/grad_norm"} & row.keys() and row["train/kl"] >= 0
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -616,6 +637,15 @@ def test_dapo_refuses_what_cannot_be_refilled_or_penalised():
     for buffer in (0, 33):
         with pytest.raises(ValueError, match=f"overlong_buffer = {buffer}: 1 to 32, the budget"):
             config_of("dapo", overlong_buffer=buffer)
+
+
+def test_the_error_that_is_logged_is_of_the_judged_answers(sampled):
+    """A head of zero says ½: ¼ from 0 and from 1 alike, however many could be judged."""
+    model, rollout, rewards = sampled
+    advantage, right = group_advantages(rewards).flatten(), (torch.arange(16) % 2).float()
+    few = torch.where(torch.arange(16) < 12, torch.nan, right)
+    logged = [learned("self_check", model, rollout, advantage, right=one)[0] for one in (right, few, right * torch.nan)]
+    assert [m.get("train/check_error") for m in logged] == [pytest.approx(0.25), pytest.approx(0.25), None]
 
 
 @pytest.mark.parametrize("name", ["gspo", "sequence_grpo"])

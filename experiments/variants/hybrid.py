@@ -148,6 +148,8 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
         rng = python_random(config.seed, step, epoch)
         for minibatch in order.tensor_split(config.num_minibatches):
             answers, tokens = int(rollout.mask[minibatch].any(1).sum()), int(rollout.mask[minibatch].sum())
+            if tokens == 0:  # fewer answers than minibatches
+                continue
             for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
@@ -260,7 +262,7 @@ def main(config: Config) -> dict[str, float]:
         show(step, config.steps, metrics)
         if due:
             shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
-            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
+            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.judged_right} for prompt, a in shown])
             best = metrics["eval/pass@1"] > state["best"]
             state |= {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
             state["seconds"] = time.perf_counter() - began

@@ -25,7 +25,7 @@ from minir1.advantages import at_last_token, discounted_returns, kl_in_reward, w
 from minir1.data import by_tokens
 from minir1.device import peak_memory_gib, pick, pick_dtype
 from minir1.distributed import deal
-from minir1.judge import Answer, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
+from minir1.judge import Answer, any_judged, beside, judge_rollout, sample_answers, summary, unjudged_to_mean
 from minir1.log import open_run, read_metrics, steps
 from minir1.losses import clipped_surrogate, entropy_bonus, is_clipped, kl_k3
 from minir1.model.shards import shard
@@ -119,6 +119,8 @@ def learn(model, optimizer, rollout: Rollout, advantage: Tensor, config: Config,
     averages, device = Averages(), rollout.tokens.device
     order = torch.randperm(len(advantage), generator=generator(config.seed, step)).to(device)
     for minibatch in order.tensor_split(config.num_minibatches):
+        if not len(minibatch):  # fewer answers than minibatches
+            continue
         for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
             rows = minibatch[rows]
             batch = rollout.select(rows)
@@ -207,7 +209,8 @@ def main(config: Config) -> dict[str, float]:
 
         advantage = advantages(rewards, ref_logp, rollout, config)
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup))
-        metrics |= learn(model, optimizer, rollout, advantage, config, step)
+        if any_judged(answers):
+            metrics |= learn(model, optimizer, rollout, advantage, config, step)
         if config.beta:
             weight = token_mean(rollout.mask, int(rollout.mask.sum()))
             metrics["train/kl"] = weighted_sum(weight, kl_k3(rollout.logp, ref_logp)).item()
@@ -226,7 +229,7 @@ def main(config: Config) -> dict[str, float]:
         show(step, config.steps, metrics)
         if due:
             shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
-            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
+            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.judged_right} for prompt, a in shown])
             best = metrics["eval/pass@1"] > state["best"]
             state |= {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
             state["seconds"] = time.perf_counter() - began

@@ -138,6 +138,8 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
         order = torch.randperm(len(advantage), generator=generator(config.seed, step, epoch)).to(device)
         for minibatch in order.tensor_split(config.num_minibatches):
             answers, tokens = int(rollout.mask[minibatch].any(1).sum()), int(rollout.mask[minibatch].sum())
+            if tokens == 0:  # fewer answers than minibatches
+                continue
             for rows, share in deal(by_tokens(rollout.length[minibatch].tolist(), config.microbatch)):
                 rows = minibatch[rows]
                 batch = rollout.select(rows)
@@ -155,7 +157,7 @@ def learn(model, optimizer, rollout: Rollout, advantage, ref_logp, config: Confi
                 if config.check_weight:
                     error = (torch.sigmoid(e) - right[rows].nan_to_num().unsqueeze(1)).square() * judged[rows]
                     loss = loss + config.check_weight * error
-                    averages.add(weight, check_error=error)
+                    averages.add(weight * judged[rows], check_error=error)
                 weighted_sum(weight, loss).backward()
                 averages.add(weight, clip_fraction=clipped)
             averages.update(grad_norm=clip_gradients(model, config.grad_clip, step))
@@ -257,7 +259,7 @@ def main(config: Config) -> dict[str, float]:
         show(step, config.steps, metrics)
         if due:
             shown = [(p.prompt, group[0]) for p, group in zip(problems[:8], answers)]
-            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.right} for prompt, a in shown])
+            run.samples(step, [{"problem": prompt, "text": a.text, "right": a.judged_right} for prompt, a in shown])
             best = metrics["eval/pass@1"] > state["best"]
             state |= {"step": step, "best": max(state["best"], metrics["eval/pass@1"])}
             state["seconds"] = time.perf_counter() - began
