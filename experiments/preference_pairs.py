@@ -87,7 +87,7 @@ def line(problem: tasks.Problem, chosen: Answer, rejected: Answer, format_weight
     """One comparison as JSON, the gold rewards beside it."""
     both = {"chosen": chosen, "rejected": rejected}
     reward = lambda a: a.scores["preference"] if ranked(chosen, rejected) else a.right + format_weight * a.format
-    gold = {f"score_{name}": reward(a) for name, a in both.items()}
+    gold = {f"score_{name}": float(reward(a)) for name, a in both.items()}
     return json.dumps({"prompt": problem.prompt, **{name: a.text for name, a in both.items()}, **gold})
 
 
