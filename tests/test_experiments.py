@@ -468,6 +468,7 @@ def test_a_refused_start_leaves_nothing_behind(base, tmp_path, name):
     elif name != "pretrain":
         refused += [({"eval_split": "dev"}, "no split 'dev'"), ({"template": "r1_zero"}, "has no tokens for its words")]
         refused += [({"prompts": 10**6}, "prompts = 1000000"), ({"min_mixed": 1.0}, "so there is no signal")]
+        refused.append(({"task": str(ROOT / "tests" / "odd_prompt_task.py")}, "no token for 'é' in the prompt"))
     small = {"checkpoint": base / "checkpoint", "prompts": 2, "num_generations": 2, "max_completion_length": 4}
     small |= {"overlong_buffer": 2, "alpha": 1.0}
     small = {key: value for key, value in small.items() if key in script.Config.__dataclass_fields__}
