@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minir1 import rewards
-from minir1.tasks import Problem, Task, Verdict, countdown, load, share, spread
+from minir1.tasks import Problem, Task, Verdict, countdown, load, problems_of, share, spread
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "docs" / "example_task.py"
@@ -321,6 +321,16 @@ def test_spread():
     for most, given in ((0, problems), (3, [])):
         with pytest.raises(ValueError, match=f"{most} of {len(given)} problems: need at least one"):
             spread(given, most)
+
+
+def test_the_problems_of_several_splits(tmp_path):
+    task = load("countdown")
+    assert problems_of(task, ("unseen", "test")) == task.problems("unseen") + task.problems("test")
+    with pytest.raises(ValueError, match="task countdown has no split 'dev'"):
+        problems_of(task, ("test", "dev"))
+    empty = load(own(tmp_path, more="def problems(split, data): return []\n"))
+    with pytest.raises(ValueError, match="task own: split 'test' has no problems"):
+        problems_of(empty, ["test"])
 
 
 def test_shares_are_even_and_never_change():

@@ -148,6 +148,14 @@ def spread(problems: Sequence[Problem], most: int) -> list[Problem]:
     return list(problems) if n <= most else [problems[i * n // most] for i in range(most)]
 
 
+def problems_of(task: Task, splits: Iterable[str]) -> list[Problem]:
+    """The problems of several splits. ValueError for a split that the task lacks, or that has no problems."""
+    listed = {split: task.problems(split) for split in splits}
+    if empty := [split for split, problems in listed.items() if not problems]:
+        raise ValueError(f"task {task.name}: split {empty[0]!r} has no problems")
+    return [problem for problems in listed.values() for problem in problems]
+
+
 def share(text: str) -> float:
     """A hash of the text in [0, 1), equal on every machine: a share p of all texts is below p."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
