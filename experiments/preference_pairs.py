@@ -101,9 +101,11 @@ def pair_up(model, tokenizer, task: tasks.Task, split: str, config: Config) -> t
     pairs = [(p, *two) for p, row in zip(problems, grid) for two in couples(row, config.pairs, rng, config.min_gap)]
     right, total = sum(a.right for row in grid for a in row), len(problems) * config.num_generations
     if not pairs:
+        failed = [a.reason for row in grid for a in row if a.unjudged]
         raise ValueError(
             f"{right} of {total} answers to {split} problems are right, and no problem has both kinds, or preferences "
             f"that differ by {config.min_gap}: start from another base, or raise --num-generations"
+            + (f"; {len(failed)} answers could not be judged: {failed[0]}" if failed else "")
         )
     values = {
         "problems": len(problems),

@@ -163,6 +163,19 @@ def test_pairs_of_a_task_of_ones_own(base, tmp_path, monkeypatch):
         preference_pairs.main(replace(config, eval_split="validation", out=tmp_path / "others"))
 
 
+def test_scores_that_are_no_numbers_are_named_where_they_leave_no_pairs(base, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from minir1.tasks import Verdict, countdown\n"
+        "def problems(split, data):\n    return countdown.problems(split)\n"
+        "def verify(problem, text):\n    return Verdict('right', {'preference': 'good'})\n"
+    )
+    small = {"problems": 3, "num_generations": 2, "max_completion_length": 8, "eval_split": "test"}
+    config = preference_pairs.Config(checkpoint=base, task=str(path), **small, out=tmp_path / "pairs")
+    with pytest.raises(ValueError, match="; 6 answers could not be judged: .*task own: verify returns scores = "):
+        preference_pairs.main(config)
+
+
 def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):
     """With answers that an untrained model really samples."""
     small = {"problems": 3, "num_generations": 2, "max_completion_length": 8}
