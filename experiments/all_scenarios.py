@@ -250,8 +250,7 @@ def main(config: Config) -> dict[str, float]:
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 
-    asked = [*held_out, *held_out_prompts, *tasks.spread(train, 200), *tasks.spread(prompts, 200)]
-    asked = encode(tokenizer, asked, config.template)
+    asked = encode(tokenizer, [*held_out, *held_out_prompts, *train, *prompts], config.template)
     longest = config.max_completion_length + max(map(len, asked))
     shape = {"microbatch": config.microbatch, "rows": config.prompts * config.num_generations, "length": longest}
     shape |= {"reference": reference is not model, "recompute": config.recompute}

@@ -27,7 +27,7 @@ from minir1.metrics import paired_bootstrap
 from minir1.model import hf
 from minir1.settings import at_least
 from minir1.templates import encode
-from minir1.tokenizer import word_level
+from minir1.tokenizer import Tokenizer, word_level
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,13 @@ def main(config: Config) -> dict[str, float]:
     run = open_run(config.out, config, resume=config.resume, wandb=config.wandb)
     allowed = {"allow_code": rl.allow_code}
     task = tasks.load(config.task, config.data, **allowed) if config.base_from else pretrain.task_of(base)
-    for split in (rl.eval_split, *held_out_splits(task, rl)):  # fail before anything is trained
-        task.problems(split)
+    # everything that can be refused is refused before the trainings
+    asked = tasks.problems_of(task, ("train", rl.eval_split, *held_out_splits(task, rl)))
     if rl.prompts > len(train := task.problems("train")):
         raise ValueError(f"--rl.prompts {rl.prompts}: the task has {len(train)} training problems")
-    if config.base_from is None:
-        encode(word_level(*task.vocabulary()), train[:1], rl.template)
+    given = config.base_from and checkpoint.resolve(config.base_from)
+    encode(Tokenizer.load(given) if given else word_level(*task.vocabulary()), asked, rl.template)
+    if not given:
         pretrain.main(base)
     r1_zero.main(rl)
     run.start()  # not before: what the two trainings refuse leaves nothing behind

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from minir1.diagnosis import SURPLUS
 from minir1.figures import BLUE, GREY, MUTED, RED, STYLE, caption, percent, tall_headline, wide_figure, write
@@ -89,6 +89,8 @@ def draw(name: str, results: dict, path: Path) -> Figure:
         if telltale.curve == "drift":
             left.set_yscale("log")
             left.set_ylim(bottom=0.1)
+            left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            left.yaxis.set_minor_formatter(NullFormatter())
             beyond = SURPLUS * max(1.0, -np.log(broken[0]["before"][0]))
         if beyond is not None:
             left.axhline(beyond, color=GREY, lw=1.2, ls=(0, (4, 3)))

@@ -91,7 +91,7 @@ def line(problem: tasks.Problem, chosen: Answer, rejected: Answer, format_weight
     """One comparison as JSON, the gold rewards beside it."""
     both = {"chosen": chosen, "rejected": rejected}
     reward = lambda a: a.scores["preference"] if ranked(chosen, rejected) else a.right + format_weight * a.format
-    gold = {f"score_{name}": reward(a) for name, a in both.items()}
+    gold = {f"score_{name}": float(reward(a)) for name, a in both.items()}
     return json.dumps({"prompt": problem.prompt, **{name: a.text for name, a in both.items()}, **gold})
 
 
@@ -105,11 +105,11 @@ def pair_up(model, tokenizer, task: tasks.Task, split: str, config: Config) -> t
     pairs = [(p, *two) for p, row in zip(problems, grid) for two in couples(row, config.pairs, rng, config.min_gap)]
     if not pairs:
         flat = [a for row in grid for a in row]
-        right, unjudged = sum(a.right for a in flat), sum(a.unjudged for a in flat)
+        right, failed = sum(a.right for a in flat), [a.reason for a in flat if a.unjudged]
         raise ValueError(
             f"{right} of {len(flat)} answers to {split} problems are right, and no problem has both kinds, or "
             f"preferences that differ by {config.min_gap}: start from another base, or raise --num-generations"
-            + (f"; {unjudged} could not be judged" if unjudged else "")
+            + (f"; {len(failed)} could not be judged: {failed[0] or 'no reason given'}" if failed else "")
         )
     values = {
         "problems": len(problems),

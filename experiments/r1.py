@@ -50,7 +50,10 @@ from minir1.device import peak_memory_gib, pick
 from minir1.files import read_json
 from minir1.log import Run, open_run, table
 from minir1.metrics import with_interval
+from minir1.rewards import language_consistency
 from minir1.settings import at_least
+from minir1.templates import encode
+from minir1.tokenizer import Tokenizer, word_level
 
 TESTED = ("base", "r1-zero", "sft-1", "rl-1", "sft-2", "rl-2")  # stages that make a policy
 PLAIN = "rl-1-plain"  # RL 1 without its language reward
@@ -204,6 +207,30 @@ def refuse_stale(every: dict[str, Stage]) -> None:
                 raise ValueError(f"stage {name} is done with steps = {steps}, not {own.steps}: choose another --out")
 
 
+def refuse_tasks(every: dict[str, Stage]) -> None:
+    """ValueError for what a stage, perhaps the last, would refuse of its tasks."""
+    tokenizer = word_level(*pretrain.task_of(every["base"].settings).vocabulary())
+    for name, (_, own) in every.items():
+        if hasattr(own, "task") and name != "base":
+            refuse_task(name, own, own.task, getattr(own, "prompts", 0), tokenizer)
+        if hasattr(own, "general_task"):
+            refuse_task(name, own, own.general_task, own.general_prompts, tokenizer)
+
+
+def refuse_task(name: str, own: Any, spec: str, prompts: int, tokenizer: Tokenizer) -> None:
+    """As `refuse_tasks`, of one task of a stage. own: the stage's settings; prompts: how many a step trains on."""
+    task, splits = tasks.load(spec), [getattr(own, key) for key in ("split", "eval_split") if hasattr(own, key)]
+    asked = tasks.problems_of(task, splits if hasattr(own, "split") else ["train", *splits])
+    if prompts > (count := len(task.problems("train"))):
+        raise ValueError(f"stage {name}: {prompts} prompts of task {task.name}, which has {count} training problems")
+    if getattr(own, "rewrite", False) and task.rewrite is None:
+        raise ValueError(f"stage {name}: task {task.name} has no rewrite(problem, text): add --{name}.no-rewrite")
+    encode(tokenizer, asked, own.template)
+    if getattr(own, "min_language", 0) or getattr(own, "language_weight", 0):
+        for language in {problem.language for problem in asked}:
+            language_consistency("", language)  # refuses one without a known script
+
+
 def run_stages(every: dict[str, Stage], run: Run) -> None:
     """Run what is not done, in order; the seconds of each stage go into the run's result.json.
 
@@ -242,10 +269,7 @@ def main(config: Config) -> dict[str, float]:
     every = stages(config)
     run = open_run(config.out, config, resume=config.resume, wandb="off")
     refuse_stale(every)
-    for spec in (config.task, config.general_task):  # fail before anything is trained
-        task = tasks.load(spec)
-        for split in ("train", "validation", "test"):
-            task.problems(split)
+    refuse_tasks(every)  # before anything is trained
     run.start()
     run_stages(every, run)
     result = read_json(config.out / "result.json")

@@ -174,9 +174,12 @@ def train(head: SelfCheckHead, data: list[Trace], config: Config, run) -> None:
         clip_gradients(head, float("inf"), step)  # stops where one is not finite
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        run.log(step, {"train/answer": of_answer.item(), "train/try": of_tries.item()})
+        errors = {"train/answer": of_answer.item()}
+        if any(data[row].tries for row in rows):
+            errors["train/try"] = of_tries.item()
+        run.log(step, errors)
         if step % 50 == 0 or step == config.steps:
-            shown = [("squared error, answers", f"{of_answer:.3f}"), ("tries", f"{of_tries:.3f}")]
+            shown = [(f"squared error, {key.removeprefix('train/')}", f"{error:.3f}") for key, error in errors.items()]
             progress_line(step, config.steps, shown)
 
 
@@ -187,25 +190,28 @@ def main(config: Config) -> dict[str, float]:
     seed_everything(config.seed)
     device = pick(config.device)
     task = tasks.load(config.task, config.data, allow_code=config.allow_code)
-    listed, held_out = task.problems("train"), task.problems("test")
+    if absent := [split for split in ("train", "test") if split not in task.splits]:
+        raise ValueError(f"task {task.name} has no split {absent[0]!r}; it has {', '.join(task.splits)}")
+    listed, held_out = (tasks.problems_of(task, [split]) for split in ("train", "test"))
     asked = tasks.spread(listed, min(config.problems, len(listed)))
     tested = tasks.spread(held_out, min(config.test_problems, len(held_out)))
     source = checkpoint.resolve(config.checkpoint, prefer="best")
     model, tokenizer = hf.load(source, device, pick_dtype(config.dtype, device))
+    encode(tokenizer, [*asked, *tested], config.template)  # refuses what the tokenizer lacks
     data = traces(model, tokenizer, task, asked, config.answers, config, stream(config.seed, 1))
     flat = [trace for row in data for trace in row if not trace.answer.unjudged and len(trace.states)]
     rights = [trace.answer.right for trace in flat]
     if len(set(rights)) < 2:
         raise ValueError(f"{sum(rights)} of {len(rights)} answers are right: there is nothing to tell apart")
-    run.start(-1)
-    head = SelfCheckHead(model.config.dim, config.inner)
-    train(head, flat, config, run)
-
     grid = traces(model, tokenizer, task, tested, config.num_generations, config, stream(config.seed, 2))
     judged = [p for p, row in enumerate(grid) if not any(trace.answer.unjudged for trace in row)]
     tested, grid = [tested[p] for p in judged], [grid[p] for p in judged]
     if not grid:
         raise ValueError("each test problem has an answer that could not be judged")
+
+    run.start(-1)
+    head = SelfCheckHead(model.config.dim, config.inner)
+    train(head, flat, config, run)
     with torch.no_grad():
         known = [[torch.sigmoid(head(trace.states)).numpy() for trace in row] for row in grid]
     answers, tries = ([[x[:, i] for x in row] for row in known] for i in (0, 1))
@@ -223,11 +229,11 @@ def main(config: Config) -> dict[str, float]:
     values["calibration_error"] = sum(n * abs(c - s) for n, c, s in bins.values()) / len(ends)
 
     torch.save(head.state_dict(), config.out / "head.pt")
-    title = f"{task.name}, {len(tested)} test problems"
-    self_verify_figure.draw(values, title, config.out / "figures" / "self_verify.png")
-    show(values, config)
     run.result(values | {"seconds": time.perf_counter() - began, "memory/peak_gib": peak_memory_gib(device)})
     run.close()
+    show(values, config)
+    title = f"{task.name}, {len(tested)} test problems"
+    self_verify_figure.draw(values, title, config.out / "figures" / "self_verify.png")
     return values
 
 

@@ -38,7 +38,8 @@ def draw(values: dict[str, float], title: str, path: Path) -> Figure:
         _calibration(panels[0, 1], values)
         _picks(panels[1, 0], values)
         _restarts(panels[1, 1], values)
-        heading = f"At the end the head's AUC is {values['end/auc']:.2f}"
+        auc = f"the head's AUC is {values['end/auc']:.2f}" if "end/auc" in values else "no AUC: answers of one kind"
+        heading = f"At the end {auc}"
         heading += f", within a problem {values['end/within']:.2f}" if "end/within" in values else ""
         tall_headline(figure, heading, f"{title}; {values['random']:.0%} of the answers are right", left=0.07)
         return write(figure, path)
@@ -46,6 +47,9 @@ def draw(values: dict[str, float], title: str, path: Path) -> Figure:
 
 def _position(panel, values) -> None:
     at = sorted(int(key.split("/")[1]) for key in values if key.startswith("after/") and key.endswith("/running"))
+    if not at:
+        caption(panel, "Will it be right?", [])
+        return
     end = 2 * at[-1]  # where the ends are drawn
     for key, (_, colour) in LINES.items():
         known = [n for n in at if f"after/{n}/{key}" in values]

@@ -21,6 +21,7 @@ BLUE, ORANGE, GREEN, RED, VIOLET, GREY = "#2f6fb3", "#d9722e", "#2f8f6b", "#c039
 STYLE = {
     "font.size": 12,
     "text.color": INK,
+    "text.parse_math": False,  # a $ in the name of a level or a file is no formula
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.linewidth": 0.8,

@@ -97,9 +97,18 @@ class Run:
             _append(self.out / "samples.jsonl", [_row(step, record) for record in records])
 
     def result(self, values: dict) -> None:
-        """Merge `values` (flat keys such as "after/pass@1") into result.json, atomically."""
-        path = self.out / "result.json"
-        on_first(lambda: write_json(path, (read_json(path) if path.exists() else {}) | values))
+        """Merge `values` (flat keys such as "after/pass@1") into result.json, atomically.
+
+        Of seconds/… and memory/… the larger value stays: a finished run that is resumed measures a fraction of both.
+        """
+
+        def merge() -> None:
+            path = self.out / "result.json"
+            stored = read_json(path) if path.exists() else {}
+            costs = [key for key in values if key.startswith(("seconds/", "memory/"))]
+            write_json(path, stored | values | {key: max(values[key], stored.get(key, 0.0)) for key in costs})
+
+        on_first(merge)
 
 
 def open_run(out: Path, config, *, resume: bool = False, wandb: str = "off") -> Run:

@@ -19,6 +19,7 @@ from minir1.model import heads, hf
 from minir1.model.heads import ScalarModel, ValueHead
 from minir1.tasks import Problem
 
+ODD = str(Path(__file__).parent / "odd_prompt_task.py")
 standin.register()  # before the first backward pass of the process
 TALK = """
 from minir1.tasks import Problem, Verdict
@@ -211,6 +212,8 @@ def test_a_run_resumes_with_its_own_number_of_steps(toy, tmp_path, monkeypatch):
         ({"language_weight": 0.1, "general_task": "unknown.py"}, "language 'xx': no script is known for it"),
         ({"prompts": 100000}, "prompts = 100000: the task has"),
         ({"reward_model": Path("nowhere")}, "nowhere is no folder"),
+        ({"task": ODD}, "no token for 'é' in the prompt"),
+        ({"general_task": ODD}, "no token for 'é' in the prompt"),
     ],
 )
 def test_a_refused_start_leaves_nothing_behind(toy, tmp_path, monkeypatch, changes, message):

@@ -232,6 +232,13 @@ def test_a_killed_run_on_policy_continues_to_the_same_end(on_policy, tmp_path, m
     assert bool(adapters(hf.load(checkpoint.latest(whole.out / "checkpoint"))[0])) == bool(changes.get("lora_rank"))
 
 
+def test_a_training_prompt_that_cannot_be_encoded_is_refused_before_the_first_step(on_policy, tmp_path):
+    odd = str(Path(__file__).parent / "odd_prompt_task.py")
+    with pytest.raises(ValueError, match="no token for 'é' in the prompt"):
+        distill_on_policy.main(replace(on_policy, task=odd, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_student_comes_closer_on_its_own_samples(on_policy, tmp_path):
     for name, beta in (("sampled", None), ("exact", 1.0)):
         config = replace(on_policy, out=tmp_path / name, beta=beta, steps=25, prompts=16, eval_every=25)

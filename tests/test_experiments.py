@@ -435,6 +435,31 @@ def test_the_demonstration_refuses_before_it_trains(tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
+OWN = """from dataclasses import replace
+from minir1.tasks import countdown
+from minir1.tasks.countdown import *
+def problems(split, data, variant):
+    listed = countdown.problems(split, data, variant)
+    return {changed} if split == {split!r} else listed
+"""
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test", "unseen"])
+@pytest.mark.parametrize("given", [False, True])
+def test_the_demonstration_refuses_problems_that_it_could_not_ask(demonstration, tmp_path, monkeypatch, split, given):
+    monkeypatch.setattr(demo.pretrain, "main", None)
+    monkeypatch.setattr(demo.r1_zero, "main", None)
+    config = replace(DEMO, task=str(tmp_path / "own.py"), out=tmp_path / "run")
+    config = replace(config, base_from=demonstration[0] / "base") if given else config
+    cases = {"[]": f"task own: split '{split}' has no problems"}
+    cases["[*listed[:9], replace(listed[9], prompt='make é')]"] = "the tokenizer has no token for 'é' in the prompt"
+    for changed, message in cases.items():
+        (tmp_path / "own.py").write_text(OWN.format(changed=changed, split=split))
+        with pytest.raises(ValueError, match=message):
+            demo.main(config)
+    assert not config.out.exists()
+
+
 def test_a_task_without_a_split_to_test_on_is_refused(demonstration, tmp_path):
     path = tmp_path / "two.py"
     path.write_text("def problems(split, data):\n    return []\ndef verify(problem, text):\n    return None\n")
@@ -490,6 +515,7 @@ def test_a_refused_start_leaves_nothing_behind(base, tmp_path, name):
     elif name != "pretrain":
         refused += [({"eval_split": "dev"}, "no split 'dev'"), ({"template": "r1_zero"}, "has no tokens for its words")]
         refused += [({"prompts": 10**6}, "prompts = 1000000"), ({"min_mixed": 1.0}, "so there is no signal")]
+        refused.append(({"task": str(ROOT / "tests" / "odd_prompt_task.py")}, "no token for 'é' in the prompt"))
     small = {"checkpoint": base / "checkpoint", "prompts": 2, "num_generations": 2, "max_completion_length": 4}
     small |= {"overlong_buffer": 2, "alpha": 1.0}
     small = {key: value for key, value in small.items() if key in script.Config.__dataclass_fields__}

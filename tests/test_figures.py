@@ -154,3 +154,14 @@ def test_a_figure_for_a_notebook_is_the_png_that_would_be_written(tmp_path):
     panel.plot([1, 2])
     figures.write(figure, tmp_path / "a.png")
     assert figures.png(figure) == (tmp_path / "a.png").read_bytes()
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+    with matplotlib.rc_context(figures.STYLE):
+        figure, (panel,) = figures.wide_figure()
+        panel.set_yticks([0, 1], ["$x_$", "a\nb$_{$"])
+        panel.annotate("^_$$", (0, 0))
+        figures.caption(panel, "$", [("$\\nosuch$", figures.BLUE)])
+        figures.headline(figure, "$x_$", "runs/b$_{$")
+        figures.write(figure, tmp_path / "a.png")
+    assert size(tmp_path / "a.png")[0] >= 1200

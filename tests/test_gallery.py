@@ -113,6 +113,16 @@ def test_options_of_a_command_line():
     assert math.isclose(gallery.options("x --beta 0.0 ")["beta"], 0)
 
 
+def test_ticks_of_a_logarithmic_axis_are_plain_numbers(tmp_path):
+    """STYLE parses no formula, and those of matplotlib's own ticks on such an axis are formulas."""
+    curves = {"drift": [0.5, 40.0], "accuracy": [0.1, 0.2], "before": [0.1]}
+    run = {"curves": curves, "after": 0.2, "findings": []}
+    results = {"broken": {"learning rate too high": {"0": run}}, "healthy": {}}
+    figure = gallery_figure.draw("learning rate too high", results, tmp_path / "a.png")
+    ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels(which="both")]
+    assert {"1", "10"} <= set(ticks) and not any("$" in tick for tick in ticks)
+
+
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "gallery.json"
 
 

@@ -381,6 +381,15 @@ def test_a_training_with_no_step_left_says_so(capsys):
     assert capsys.readouterr().out == said.format("1,200") + said.format(40)
 
 
+def test_a_second_look_at_a_run_leaves_its_seconds_and_memory(tmp_path):
+    run = log.open_run(tmp_path / "run", Config()).start()
+    run.result({"seconds/rl": 90.0, "memory/peak_gib": 2.0, "after/pass@1": 0.5})
+    run.result({"seconds/rl": 3.0, "memory/peak_gib": 4.0, "after/pass@1": 0.25, "seconds/test": 1.0})
+    want = {"seconds/rl": 90.0, "memory/peak_gib": 4.0, "after/pass@1": 0.25, "seconds/test": 1.0}
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == want
+    run.close()
+
+
 def test_results_are_written_as_plain_json(tmp_path):
     path = tmp_path / "new" / "a.json"
     files.write_json(path, {"ε": np.float32(0.5), "loss": math.nan, "rows": torch.tensor([1, 2]), "out": Path("b")})

@@ -170,8 +170,22 @@ def test_answers_that_could_not_be_judged_count_in_no_accuracy(base, tmp_path, m
     monkeypatch.setattr(preference_pairs, "sample_answers", lambda *args, **more: [answers] * 5)
     assert preference_pairs.main(config)["train/pass@1"] == 0.5
     monkeypatch.setattr(preference_pairs, "sample_answers", lambda *args, **more: [answers[:1] + answers[2:]] * 5)
-    with pytest.raises(ValueError, match="^5 of 15 answers to train problems are right, .*; 10 could not be judged$"):
+    said = "^5 of 15 answers to train problems are right, .*; 10 could not be judged: no reason given$"
+    with pytest.raises(ValueError, match=said):
         preference_pairs.main(replace(config, out=tmp_path / "none"))
+
+
+def test_scores_that_are_no_numbers_are_named_where_they_leave_no_pairs(base, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from minir1.tasks import Verdict, countdown\n"
+        "def problems(split, data):\n    return countdown.problems(split)\n"
+        "def verify(problem, text):\n    return Verdict('right', {'preference': 'good'})\n"
+    )
+    small = {"problems": 3, "num_generations": 2, "max_completion_length": 8, "eval_split": "test"}
+    config = preference_pairs.Config(checkpoint=base, task=str(path), **small, out=tmp_path / "pairs")
+    with pytest.raises(ValueError, match="; 6 could not be judged: .*task own: verify returns scores = "):
+        preference_pairs.main(config)
 
 
 def test_a_base_that_is_never_right_makes_no_pairs(base, tmp_path):

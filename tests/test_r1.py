@@ -64,12 +64,31 @@ def test_all_stages_share_seed_device_and_budget():
         ({"rl_1": r1_zero.Config(max_completion_length=8)}, "--rl-1.max-completion-length: r1.py sets it"),
         ({"task": "no"}, "unknown task 'no'"),
         ({"general_task": "world:quiet"}, "has no variant 'quiet'"),
+        ({"task": "countdown"}, "stage cold-start: task countdown has no rewrite.*: add --cold-start.no-rewrite"),
+        ({"task": "countdown", "cold_start": reject_sample.Config()}, "the tokenizer has no token for 'tell ' in the"),
+        ({"zero": r1_zero.Config(prompts=9999)}, "stage r1-zero: 9999 prompts of task world, which has [0-9]+ "),
+        ({"rl_2": all_scenarios.Config(prompts=200, general_prompts=150)}, "stage rl-2: 150 prompts of task world:ta"),
+        ({"rl_1": r1_zero.Config(eval_split="dev")}, "task world has no split 'dev'"),
+        ({"pairs": preference_pairs.Config(eval_split="dev")}, "task world:talk has no split 'dev'"),
+        ({"zero": r1_zero.Config(template="r1_zero")}, "template 'r1_zero': the tokenizer has no tokens for its words"),
     ],
 )
 def test_what_the_pipeline_sets_and_unknown_tasks_are_refused_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         r1.main(replace(r1.Config(out=tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_task_of_which_a_stage_could_ask_nothing_is_refused_before_anything_is_written(tmp_path):
+    toy = Path(TOY).read_text().replace("def problems(", "def listed(")
+    cases = {"[] if split == 'test' else listed(split, data, variant)": "task own: split 'test' has no problems",
+             "9 * [Problem('say 1', '1', language='xx')]": "language 'xx': no script is known for it"}  # fmt: skip
+    config = replace(CONFIG, task=f"{tmp_path / 'own.py'}", out=tmp_path / "run")
+    for value, message in cases.items():
+        (tmp_path / "own.py").write_text(f"{toy}\ndef problems(split, data, variant): return {value}\n")
+        with pytest.raises(ValueError, match=message):
+            r1.main(config)
+    assert not config.out.exists()
 
 
 def test_finished_stages_are_not_repeated_others_resume_and_their_seconds_are_kept(tmp_path, capsys):

@@ -675,6 +675,7 @@ def test_resuming_a_finished_run_changes_nothing(whole, toy_base, tmp_path, monk
     assert r1_zero.main(config_of("moe", toy_base, out, resume=True))
     assert_same_run(out, whole("moe"))
     assert result_of(out)["seconds/rl"] > 0.5 * seconds  # of the training, not of this look
+    assert result_of(out)["seconds/rl"] == seconds
 
 
 @pytest.mark.parametrize("name", ["r1_zero", "reinforce", "ppo", "variants.rloo", "variants.ema_reference"])

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from experiments import pretrain, self_verify
 from experiments.self_verify import Trace
 from minir1 import checkpoint, tasks
 from minir1.judge import Answer
+from minir1.log import read_metrics
 from minir1.model import hf
 from minir1.model.heads import SelfCheckHead
 from minir1.tasks import Problem
@@ -132,6 +134,74 @@ def test_a_run_at_toy_size(toy_base, tmp_path, monkeypatch, task):
     head.load_state_dict(torch.load(config.out / "head.pt", weights_only=True))
     assert (config.out / "figures" / "self_verify.png").stat().st_size > 10_000
     assert json.loads((config.out / "config.json").read_text())["task"] == task
+
+
+@pytest.fixture
+def small(toy_base, tmp_path):
+    return self_verify.Config(
+        checkpoint=toy_base() / "checkpoint", task=str(tmp_path / "own.py"), problems=8, answers=2, test_problems=4,
+        num_generations=4, max_completion_length=8, steps=4, batch=4, out=tmp_path / "run", device="cpu",
+    )  # fmt: skip
+
+
+OWN = """from minir1.tasks import Verdict, countdown
+SPLITS = ("train", "test")
+def problems(split, data):
+    return countdown.problems(split)[:9]
+TESTED = {p.prompt for p in problems("test", None)}
+def verify(problem, text):
+    test, odd = problem.prompt in TESTED, sum(map(ord, problem.prompt + text)) % 2
+    return Verdict(STATUS, {})
+"""
+
+
+def write_task(config, status: str, more: str = "") -> None:
+    Path(config.task).write_text(OWN.replace("STATUS", status) + more)
+
+
+@pytest.mark.parametrize("length", [1, 8])
+@pytest.mark.parametrize("right, share", [("test or odd", 1), ("odd and not test", 0)])
+def test_test_answers_of_one_kind_are_measured_without_an_auc(small, right, share, length):
+    write_task(small, f"'right' if {right} else 'wrong'")
+    values = self_verify.main(replace(small, max_completion_length=length))
+    assert not {"end/auc", "end/within"} & values.keys() and values["random"] == values["pass@1"] == share
+    assert result_of(small.out)["random"] == values["random"] and (small.out / "head.pt").exists()
+    assert (small.out / "figures" / "self_verify.png").stat().st_size > 10_000
+
+
+def test_answers_of_one_token_are_measured_at_their_end_alone(small):
+    write_task(small, "'right' if odd else 'wrong'")
+    values = self_verify.main(replace(small, max_completion_length=1))
+    assert "end/auc" in values and not any(key.startswith("after/") for key in values)
+    assert (small.out / "figures" / "self_verify.png").stat().st_size > 10_000
+
+
+def test_a_test_whose_answers_cannot_be_judged_is_refused_before_the_training(small, monkeypatch):
+    monkeypatch.setattr(self_verify, "train", None)
+    write_task(small, "'unjudged' if test else 'right' if odd else 'wrong'")
+    with pytest.raises(ValueError, match="each test problem has an answer that could not be judged"):
+        self_verify.main(small)
+    assert not small.out.exists()
+
+
+def test_the_error_of_tries_is_logged_only_where_there_are_tries(small):
+    for name, more in (("without", ""), ("with", "def attempts(problem, text): return [(0, len(text), True)]\n")):
+        write_task(small, "'right' if odd else 'wrong'", more)
+        self_verify.main(replace(small, out=small.out / name))
+        assert all(("train/try" in row) == (name == "with") for row in read_metrics(small.out / name))
+
+
+def test_splits_and_prompts_that_are_missing_are_named_before_anything_is_sampled(small, monkeypatch):
+    monkeypatch.setattr(self_verify, "traces", None)
+    for more, message in (
+        ("SPLITS = ('train', 'dev')", "^task own has no split 'test'; it has train, dev$"),  # no option chooses another
+        ("problems = lambda split, data: []", "^task own: split 'train' has no problems$"),
+        ("problems = lambda split, data: [Problem('é', '')]", "the tokenizer has no token for 'é'"),
+    ):
+        write_task(small, "'wrong'", f"from minir1.tasks import Problem\n{more}\n")
+        with pytest.raises(ValueError, match=message):
+            self_verify.main(small)
+    assert not small.out.exists()
 
 
 def test_answers_of_one_kind_are_refused(toy_base, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minir1 import rewards
-from minir1.tasks import Problem, Task, Verdict, countdown, load, share, spread
+from minir1.tasks import Problem, Task, Verdict, countdown, load, problems_of, share, spread
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "docs" / "example_task.py"
@@ -138,6 +138,9 @@ WRONG = [
     ("def verify(problem, text): pass", "task own: verify returns 'None', which is no Verdict"),
     ("def verify(problem, text): return Verdict('yes', {})", "verify returns .*status='yes'.*, which is no Verdict"),
     ("def verify(problem, text): return Verdict('wrong', {}, None)", "returns reason = None, which is no text"),
+    ("def verify(problem, text): return Verdict('right', None)", "returns scores = None, which is no mapping of names"),
+    ("def verify(problem, text): return Verdict('right', {'a': 'good'})", "'good'}, which is no mapping of names to"),
+    ("def verify(problem, text): return Verdict('right', {'a': float('nan')})", "nan}, which is no mapping of names"),
     ("def problems(split, data): return [Problem('1+1', 2)]", "with reference = 2, which is no text"),
     ("def problems(split, data): return [Problem('1+1', None)]", "with reference = None, which is no text"),
     ("def problems(split, data): return [Problem('1+\\ud83d', '2')]", r"with prompt = '1\+\\ud83d', which is no text"),
@@ -166,6 +169,37 @@ def test_what_a_file_gets_wrong_is_named(tmp_path, line, match):
     with pytest.raises(ValueError, match=match):  # in a mixture too
         task = load(f"countdown+{tmp_path / 'own.py'}")
         task.verify(task.problems("test")[-1], "a b")
+
+
+OPTIONAL = {  # returned by a function of (problem, text), or raised there: what is said
+    "behaviour": {"{'x': 1 / 0}": r"raises ZeroDivisionError\('division by zero'\)", "{'x': float('nan')}": "finite",
+                  "3": "returns '3', which is no mapping", "{'x': 'many'}": "which is no mapping of names to finite"},
+    "baselines": {"{}['x']": r"raises KeyError\('x'\)", "None": "returns 'None', which is no mapping of names"},
+    "attempts": {"None": "returns 'None', which is no list", "[][0]": "raises IndexError"},
+    "rewrite": {"3": "returns '3', which is neither text nor None", "text + 1": "raises TypeError"},
+    "final": {"3": "returns '3', which is neither text nor None", "text[99]": "raises IndexError"},
+    "difficulty": {"3": "returns '3', which is no text"},
+    "same": {"1 / 0": "raises ZeroDivisionError"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OPTIONAL)
+def test_an_error_of_an_optional_function_names_it(tmp_path, key):
+    arguments = {"difficulty": ("a",), "same": ("a", "b", "c")}.get(key, ("a", "b"))
+    for value, said in OPTIONAL[key].items():
+        named = ", ".join(("problem", "text", "other")[: len(arguments)])
+        path = own(tmp_path, more=f"def {key}({named}):\n    return {value}\n")
+        for task in (load(path), load(f"countdown+{path}")):
+            problem = task.problems("test")[-1]
+            with pytest.raises((RuntimeError, ValueError), match=f"^task own: {key} .*{said}") as error:
+                getattr(task, key)(problem, *arguments[1:])
+            assert (error.type is RuntimeError) == (error.value.__cause__ is not None) == ("raises" in said)
+
+
+def test_optional_functions_may_return_numbers_of_numpy(tmp_path):
+    numbers = "{'x': np.float32(2), 'y': np.int64(3), 'z': True}"
+    more = f"import numpy as np\ndef behaviour(problem, text):\n    return {numbers}\n"
+    assert load(own(tmp_path, more=more)).behaviour(None, "") == {"x": 2, "y": 3, "z": 1}
 
 
 def test_paths_with_a_plus(tmp_path):
@@ -287,6 +321,16 @@ def test_spread():
     for most, given in ((0, problems), (3, [])):
         with pytest.raises(ValueError, match=f"{most} of {len(given)} problems: need at least one"):
             spread(given, most)
+
+
+def test_the_problems_of_several_splits(tmp_path):
+    task = load("countdown")
+    assert problems_of(task, ("unseen", "test")) == task.problems("unseen") + task.problems("test")
+    with pytest.raises(ValueError, match="task countdown has no split 'dev'"):
+        problems_of(task, ("test", "dev"))
+    empty = load(own(tmp_path, more="def problems(split, data): return []\n"))
+    with pytest.raises(ValueError, match="task own: split 'test' has no problems"):
+        problems_of(empty, ["test"])
 
 
 def test_shares_are_even_and_never_change():

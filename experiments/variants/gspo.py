@@ -179,7 +179,7 @@ def main(config: Config) -> dict[str, float]:
     optimizer = adamw(model.parameters(), config.learning_rate)
     parts = {"optimizer": optimizer} | ({} if reference is model else {"reference": reference})
 
-    asked = encode(tokenizer, [*held_out, *tasks.spread(train, 200)], config.template)
+    asked = encode(tokenizer, [*held_out, *train], config.template)
     longest = config.max_completion_length + max(map(len, asked))
     shape = {"microbatch": config.microbatch, "rows": config.prompts * config.num_generations, "length": longest}
     shape |= {"reference": reference is not model, "recompute": config.recompute}

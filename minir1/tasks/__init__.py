@@ -51,6 +51,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -146,6 +148,14 @@ def spread(problems: Sequence[Problem], most: int) -> list[Problem]:
     return list(problems) if n <= most else [problems[i * n // most] for i in range(most)]
 
 
+def problems_of(task: Task, splits: Iterable[str]) -> list[Problem]:
+    """The problems of several splits. ValueError for a split that the task lacks, or that has no problems."""
+    listed = {split: task.problems(split) for split in splits}
+    if empty := [split for split, problems in listed.items() if not problems]:
+        raise ValueError(f"task {task.name}: split {empty[0]!r} has no problems")
+    return [problem for problems in listed.values() for problem in problems]
+
+
 def share(text: str) -> float:
     """A hash of the text in [0, 1), equal on every machine: a share p of all texts is below p."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
@@ -203,6 +213,33 @@ def _is_text(value) -> bool:
     return isinstance(value, str) and not SURROGATE.search(value)
 
 
+def _are_numbers(value) -> bool:
+    """Whether a value is a mapping of names to finite numbers."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return False
+    return all(isinstance(number, Real) and isfinite(number) for number in value.values())
+
+
+NUMBERS, TEXT = (_are_numbers, "no mapping of names to finite numbers"), (_is_text, "no text")
+TEXT_OR_NONE = (lambda value: value is None or _is_text(value), "neither text nor None")
+RETURNED = {  # by an optional function: a condition, and what a value is that does not meet it
+    "behaviour": NUMBERS, "attempts": (lambda value: isinstance(value, Iterable), "no list"), "difficulty": TEXT,
+    "baselines": NUMBERS, "rewrite": TEXT_OR_NONE, "final": TEXT_OR_NONE, "same": (lambda _: True, ""),
+}  # fmt: skip
+
+
+def _checked(task: str, key: str, function: Callable, *args):
+    """What an optional function of a task returns. Errors name both, also that for what it must not return."""
+    try:
+        value = function(*args)
+    except Exception as error:
+        raise RuntimeError(f"task {task}: {key} raises {error!r}") from error
+    meets, what = RETURNED[key]
+    if not meets(value):
+        raise ValueError(f"task {task}: {key} returns {str(value)[:60]!r}, which is {what}")
+    return value
+
+
 def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
     for key in ("SPLITS", "VARIANTS"):
         if not isinstance(value := getattr(module, key, ()), (tuple, list)):
@@ -237,15 +274,17 @@ def _bind(name: str, module: ModuleType, variant: str | None, data) -> Task:
             raise ValueError(f"task {full_name}: verify returns {str(verdict)[:60]!r}, which is no Verdict")
         if not _is_text(verdict.reason):
             raise ValueError(f"task {full_name}: verify returns reason = {verdict.reason!r:.60}, which is no text")
+        if not _are_numbers(verdict.scores):
+            what = f"scores = {verdict.scores!r:.60}, which is {NUMBERS[1]}"
+            raise ValueError(f"task {full_name}: verify returns {what}")
         return verdict
 
-    optional = ("behaviour", "attempts", "difficulty", "baselines", "rewrite")
-    of_text = {key: getattr(module, key, None) for key in optional}
+    optional = {key: getattr(module, key) for key in RETURNED if hasattr(module, key)}
+    of_text = {key: partial(_checked, full_name, key, function) for key, function in optional.items()}
     of_variant = {key: getattr(module, key, None) for key in ("documents", "vocabulary", "probes", "recognise")}
     of_variant = {key: function and partial(function, **bound) for key, function in of_variant.items()}
-    own = {key: getattr(module, key) for key in ("same",) if hasattr(module, key)}
-    final, rates = getattr(module, "final", _final), getattr(module, "RATES", {})
-    return Task(full_name, splits, problems, verify, final, rates, **own, **of_text, **of_variant)
+    rates = getattr(module, "RATES", {})
+    return Task(full_name, splits, problems, verify, rates=rates, **{"final": _final} | of_text, **of_variant)
 
 
 def _other(split: str) -> str:
