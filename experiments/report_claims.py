@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.report_run import Pipeline
-from minir1 import answer_file, tasks
+from minir1 import tasks
 from minir1.answer_file import Saved
 from minir1.judge import EASE, Answer, behaviour, majority_vote, rights
 from minir1.metrics import paired_bootstrap, with_interval
@@ -144,16 +144,17 @@ def _tested(run: Pipeline, name: str) -> tuple[tasks.Task, dict[int, tuple[tasks
     Also None where the answers do not say their task, its file is no longer there, or it has other problems now.
     """
     saved = run.answers.get(name)
-    if not saved or "task" not in saved.settings:
+    if not saved or not {"task", "split"} <= saved.settings.keys():
         return None
     try:
         task = tasks.load(saved.settings["task"], saved.settings.get("data"))
-        listed = task.problems(saved.settings["split"])
-        problems = tasks.spread(listed, saved.settings["problems"] or len(listed))
-        answer_file.same_problems(saved, problems)
+        listed = {(p.prompt, p.reference): p for p in task.problems(saved.settings["split"])}
     except ValueError:
         return None
-    return task, {index: (problems[index], row) for index, row in saved.answers.get("sampled", {}).items()}
+    sampled = saved.answers.get("sampled", {})
+    if any(saved.asked[index] not in listed for index in sampled):
+        return None
+    return task, {index: (listed[saved.asked[index]], row) for index, row in sampled.items()}
 
 
 def _counted(run: Pipeline, name: str, key: str) -> dict[int, float]:

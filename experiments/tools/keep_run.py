@@ -86,7 +86,7 @@ def test(source: Path, target: Path, problems: int, answers: int) -> None:
     sampled = [record for record in records if record["kind"] == "sampled"]
     some = tasks.spread(sorted(sampled, key=lambda record: record["index"]), problems)  # the same ones of every stage
     chosen = [short(record | {"answers": record["answers"][:answers]}) for record in some]
-    settings = {key: saved.settings[key] for key in ("task", "data") if key in saved.settings}
+    settings = {key: saved.settings[key] for key in ("task", "data", "split") if key in saved.settings}
     replace_text(target / "answers.jsonl", lines([{"settings": settings}, *chosen]))
 
 
