@@ -36,7 +36,7 @@ from minir1.answer_text import CLOSE, OPEN
 from minir1.conversation import forced_end, unreadable
 from minir1.device import pick, pick_dtype
 from minir1.files import plain, read_json, write_json
-from minir1.judge import Answer, groups_of, judge, majority_vote, rights
+from minir1.judge import Answer, any_judged, groups_of, judge, majority_vote, rights
 from minir1.log import progress, table
 from minir1.metrics import pass_at_k, share_interval, with_interval
 from minir1.model import hf
@@ -221,9 +221,9 @@ def curves(path: Path, task: tasks.Task, problems: list[tasks.Problem], config: 
     samples = sampled(policy, tokenizer, problems, config)
     judged = lambda rows: measured(task, problems, tokenizer, opened, samples, rows)
     grid, tokens = judged([sample.answer for sample in samples])
-    flat = [answer for row in grid for answer in row]
-    if all(answer.unjudged for answer in flat):
-        raise RuntimeError(f"none of {len(flat)} answers could be judged: {flat[0].reason or 'no reason given'}")
+    if not any_judged(grid):
+        reason = grid[0][0].reason or "no reason given"
+        raise RuntimeError(f"none of {len(samples)} answers could be judged: {reason}")
     result: dict[str, dict[str, dict]] = {"limit": {}, "wait": {}, "majority": {}, "any": {}}
     for limit in sorted(set(config.limits)):
         answers = closed_at(policy, tokenizer, samples, opened, limit, config)

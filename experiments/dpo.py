@@ -35,7 +35,7 @@ from minir1.model.shards import gathered, shard
 from minir1.model.transformer import Transformer
 from minir1.optim import adamw, clip_gradients, warmup_stable_decay
 from minir1.policy import frozen_copy, load_policy
-from minir1.preference import agreement, dpo, implicit_reward
+from minir1.preference import dpo, implicit_reward
 from minir1.preference_data import Rows, accuracy, in_parts, load, padded
 from minir1.seed import seed_everything
 from minir1.settings import above, at_least, same_steps, zero_or_at_least
@@ -99,9 +99,9 @@ def score(model: Transformer, reference: Transformer, pairs: list[Rows], config:
 
 
 def means(scores: dict[str, Tensor], prefix: str) -> dict[str, float]:
-    """Averages over pairs, also of the gap of the rewards and of how often it is positive; a tie counts as ½."""
-    chosen, rejected = scores["reward_chosen"], scores["reward_rejected"]
-    scores = scores | {"gap": chosen - rejected, "accuracy": agreement(chosen, rejected)}
+    """Averages over pairs, also of the gap of the rewards and of how often it is positive."""
+    gap = scores["reward_chosen"] - scores["reward_rejected"]
+    scores = scores | {"gap": gap, "accuracy": (gap > 0).float()}
     return {f"{prefix}/{name}": values.mean().item() for name, values in scores.items()}
 
 

@@ -32,8 +32,7 @@ def rows(values: Mapping[str, float], rates: Mapping[str, str]) -> list[tuple[st
     others = {*COMMON, "preference", *READABLE, *methods, *at_k, "pass@1", "pass@1_formed"}
     counts = [key for key in whole if key not in others and not key.startswith("over_")]
 
-    lines = [("pass@1, sampled", "pass@1", "", ".1%")]
-    lines += [("  among well-formed answers", "pass@1_formed", "", ".1%")] if "pass@1_formed" in values else []
+    lines = [("pass@1, sampled", "pass@1", "", ".1%"), ("  among well-formed answers", "pass@1_formed", "", ".1%")]
     lines += [(f"  {group_name(group)}", "pass@1", group, ".1%") for group in groups]
     lines += [(key, key, "", ".1%") for key in at_k]
     lines += [("pass@1, greedy", "greedy", "", ".1%")]

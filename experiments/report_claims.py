@@ -141,7 +141,7 @@ def _checks(run: Pipeline) -> Claim | None:
 def _tested(run: Pipeline, name: str) -> tuple[tasks.Task, dict[int, tuple[tasks.Problem, list[Answer]]]] | None:
     """The task of a stage's test, and by index each problem with its sampled answers; None without answers.
 
-    Also None where the answers do not say their task, its file is no longer there, or it has other problems now.
+    Also None where the answers do not say their task and split, or the task is no longer there or has other problems.
     """
     saved = run.answers.get(name)
     if not saved or not {"task", "split"} <= saved.settings.keys():

@@ -36,7 +36,7 @@ from minir1.model.heads import ScalarModel, ValueHead
 from minir1.model.shards import gathered, shard
 from minir1.optim import adamw, clip_gradients, warmup_stable_decay
 from minir1.policy import load_policy, put_back
-from minir1.preference import agreement, bradley_terry, calibration, calibration_error
+from minir1.preference import bradley_terry, calibration, calibration_error
 from minir1.preference_data import Rows, accuracy, in_parts, load, padded
 from minir1.seed import seed_everything
 from minir1.settings import above, at_least, same_steps
@@ -101,8 +101,8 @@ def learn(model: ScalarModel, optimizer, pairs: list[Rows], config: Config, step
     norm = clip_gradients(model, config.grad_clip, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    chosen, rejected = scores["chosen"], scores["rejected"]
-    means = {"loss": scores["loss"], "gap": chosen - rejected, "accuracy": agreement(chosen, rejected)}
+    gap = scores["chosen"] - scores["rejected"]
+    means = {"loss": scores["loss"], "gap": gap, "accuracy": (gap > 0).float()}
     return {f"train/{name}": x.mean().item() for name, x in means.items()} | {"train/grad_norm": norm}
 
 

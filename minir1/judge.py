@@ -222,9 +222,9 @@ def summary(
     """Flat figures over P problems with n answers each; accuracies with bootstrap intervals over problems.
 
     pass@1, and pass@k and maj@k for each k in `ks` above 1 (None: n), each with _low and _high; format; pass@1_formed
-    (among well-formed answers, if any could be judged); length (tokens); truncated; unjudged; entropy; and what the
-    task counts in the thinking (`behaviour`). Unjudged answers count in no accuracy, and problems with fewer than k
-    judged ones in none at k.
+    (among well-formed answers, 0 without any); length (tokens); truncated; unjudged; entropy; and what the task counts
+    in the thinking (`behaviour`). Unjudged answers count in no accuracy, and problems with fewer than k judged ones in
+    none at k.
     ValueError for no problems and a k above n; RuntimeError if no answer was judged.
     """
     if not grid:
@@ -246,13 +246,12 @@ def summary(
             values |= _with_interval(f"maj@{k}", [majority_vote(task, *one, k) for one in enough], seed)
     values |= {
         "format": float(np.mean([a.format for a in flat])),
+        "pass@1_formed": float(np.mean(formed)) if formed else 0.0,
         "length": float(np.mean([a.tokens for a in flat])),
         "truncated": float(np.mean([a.truncated for a in flat])),
         "unjudged": float(np.mean([a.unjudged for a in flat])),
         "entropy": float(np.mean([a.entropy for a in flat])),
     }
-    if formed:
-        values["pass@1_formed"] = float(np.mean(formed))
     counts = behaviour(task, problems, grid)
     if taken := sorted(counts.keys() & values.keys()):
         raise ValueError(f"task {task.name}: its behaviour reports {', '.join(taken)}, which names another figure here")

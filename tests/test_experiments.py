@@ -303,8 +303,6 @@ def test_the_table_of_a_task_has_rows_for_what_it_offers():
         "pass@1, sampled", "  among well-formed answers", "pass@4", "maj@4", "pass@1, greedy",
         "pass@1, forced to answer at once", "well-formed", "truncated by the budget", "tokens",
     ]  # fmt: skip
-    unformed = evaluate_table.rows({key: value for key, value in plain.items() if key != "pass@1_formed"}, {})
-    assert [label for label, *_ in unformed] == [labels[0], *labels[2:]]
     more = {"steps": 2.0, "slips": 0.1, "guess": 0.2, "guess_low": 0.1, "guess_high": 0.3, "over_guess": 0.3}
     groups = ("easy", "very_hard")
     grouped = {f"{key}_{group}": value for group in groups for key, value in (plain | {"steps": 1}).items()}
